@@ -1,0 +1,247 @@
+//! Where the codes of a quantized matrix lie in the file, so that both back ends read them in place.
+//!
+//! A `b`-bit code is cut into bit planes of 1, 2, 4 or 8 bits ([`Bits::planes`], low bits first). A plane of `p` bits
+//! is made of 16-byte **units**; a unit holds `128 / p` consecutive codes of one row: code `k` of the unit sits in
+//! byte `k % 16` at bit `(k / 16) * p`. The units of sixteen rows are adjacent (row-block, then unit index, then row
+//! in block), so a 128-bit SIMD lane is one row and a byte shuffle has one table per row. Rows are padded to a
+//! multiple of 16 and columns to whole units, once, at the end; padding codes are zero and are never used.
+//!
+//! The tensor's bytes are five blobs, each starting on a 64-byte boundary: planes (one after another), codebooks,
+//! row scales, row offsets, and tap sums. `tap_sums[t][r]` is the sum over input channels of the *integer table
+//! entries* of row `r` at kernel tap `t`; it lets a padded convolution with a real zero point stay exact.
+
+use super::{Bits, Grain, QuantizedMatrix, TableValues};
+use half::f16;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Rows whose units are adjacent in a plane.
+pub const ROW_BLOCK: usize = 16;
+/// Bytes of one unit.
+pub const UNIT_BYTES: usize = 16;
+/// Alignment of every blob.
+pub const BLOB_ALIGN: usize = 64;
+
+/// `n` rounded up to a multiple of `to`.
+pub const fn round_up(n: usize, to: usize) -> usize {
+    n.div_ceil(to) * to
+}
+
+/// Everything that fixes the size and place of a quantized tensor's blobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Output channels.
+    pub rows: usize,
+    /// Inputs per output channel, all taps together.
+    pub cols: usize,
+    /// Kernel taps: 1 for a linear layer, 9 for a 3x3 convolution.
+    pub taps: usize,
+    /// One codebook or one per row.
+    pub grain: Grain,
+    /// Whether the codebooks hold `i8` (else `f16`).
+    pub int8: bool,
+}
+
+/// Byte ranges of the five blobs, relative to the tensor's first byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blobs {
+    /// Each plane's range; the second is empty when the width has a single plane.
+    pub planes: [std::ops::Range<usize>; 2],
+    /// Codebooks.
+    pub table: std::ops::Range<usize>,
+    /// `rows` (padded) f32 scales.
+    pub scale: std::ops::Range<usize>,
+    /// `rows` (padded) f32 offsets.
+    pub offset: std::ops::Range<usize>,
+    /// `taps * rows` (padded) i32 sums; empty for `f16` codebooks.
+    pub tap_sums: std::ops::Range<usize>,
+    /// Bytes of the whole tensor, a multiple of [`BLOB_ALIGN`].
+    pub total: usize,
+}
+
+/// Units per row of a plane of `plane_bits`.
+pub const fn units(cols: usize, plane_bits: u8) -> usize {
+    cols.div_ceil(128 / plane_bits as usize)
+}
+
+impl Layout {
+    /// Rows padded to whole row blocks.
+    pub fn padded_rows(&self) -> usize {
+        round_up(self.rows, ROW_BLOCK)
+    }
+
+    /// Number of codebooks.
+    pub fn tables(&self) -> usize {
+        match self.grain {
+            Grain::Tensor => 1,
+            Grain::Row => self.padded_rows(),
+        }
+    }
+
+    /// The blobs' places. Sizes are bounded by the caller: `rows * cols` must not exceed 2^40.
+    pub fn blobs(&self) -> Blobs {
+        let mut end = 0;
+        let mut blob = |bytes: usize| {
+            let start = end;
+            end = round_up(start + bytes, BLOB_ALIGN);
+            start..start + bytes
+        };
+        let rows = self.padded_rows();
+        let planes = self.bits.planes();
+        let plane = |i: usize| planes.get(i).map_or(0, |&p| rows * units(self.cols, p) * UNIT_BYTES);
+        let planes = [blob(plane(0)), blob(plane(1))];
+        let entry_bytes = if self.int8 { 1 } else { 2 };
+        let table = blob(self.tables() * self.bits.levels() * entry_bytes);
+        let scale = blob(rows * 4);
+        let offset = blob(rows * 4);
+        let tap_sums = blob(if self.int8 { self.taps * rows * 4 } else { 0 });
+        Blobs { planes, table, scale, offset, tap_sums, total: end }
+    }
+}
+
+/// Codebooks as they lie in the file.
+#[derive(Clone, Copy, Debug)]
+pub enum Tables<'a> {
+    /// Integer entries.
+    I8(&'a [i8]),
+    /// Exact centroids.
+    F16(&'a [f16]),
+}
+
+/// A quantized matrix as it lies in the file: borrowed, checked for length, otherwise untouched.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedMatrix<'a> {
+    /// Shape and codec.
+    pub layout: Layout,
+    /// Bit planes, low bits first; the second may be empty.
+    pub planes: [&'a [u8]; 2],
+    /// Codebooks.
+    pub tables: Tables<'a>,
+    /// One scale per padded row.
+    pub scale: &'a [f32],
+    /// One offset per padded row.
+    pub offset: &'a [f32],
+    /// `taps * padded rows` sums of table entries; empty for `f16` codebooks.
+    pub tap_sums: &'a [i32],
+}
+
+impl<'a> PackedMatrix<'a> {
+    /// Views `bytes` under `layout`. `None` if the length is not the layout's, or the base is not 64-byte aligned.
+    pub fn new(layout: Layout, bytes: &'a [u8]) -> Option<Self> {
+        let blobs = layout.blobs();
+        if bytes.len() != blobs.total {
+            return None;
+        }
+        let table = &bytes[blobs.table];
+        Some(PackedMatrix {
+            layout,
+            planes: blobs.planes.map(|range| &bytes[range]),
+            tables: if layout.int8 {
+                Tables::I8(<[i8]>::ref_from_bytes(table).ok()?)
+            } else {
+                Tables::F16(<[f16]>::ref_from_bytes(table).ok()?)
+            },
+            scale: <[f32]>::ref_from_bytes(&bytes[blobs.scale]).ok()?,
+            offset: <[f32]>::ref_from_bytes(&bytes[blobs.offset]).ok()?,
+            tap_sums: <[i32]>::ref_from_bytes(&bytes[blobs.tap_sums]).ok()?,
+        })
+    }
+
+    /// The code at (`row`, `col`): the scalar truth of the layout.
+    pub fn code(&self, row: usize, col: usize) -> u8 {
+        let mut code = 0;
+        let mut low = 0;
+        for (&plane_bits, plane) in self.layout.bits.planes().iter().zip(self.planes) {
+            let per_unit = 128 / usize::from(plane_bits);
+            let (unit, k) = (col / per_unit, col % per_unit);
+            let units = units(self.layout.cols, plane_bits);
+            let at = ((row / ROW_BLOCK * units + unit) * ROW_BLOCK + row % ROW_BLOCK) * UNIT_BYTES + k % 16;
+            let shift = (k / 16) * usize::from(plane_bits);
+            let mask = ((1u16 << plane_bits) - 1) as u8;
+            code |= (plane[at] >> shift & mask) << low;
+            low += plane_bits;
+        }
+        code
+    }
+
+    /// The codebook of `row` as the index of its first entry.
+    pub fn table_start(&self, row: usize) -> usize {
+        match self.layout.grain {
+            Grain::Tensor => 0,
+            Grain::Row => row * self.layout.bits.levels(),
+        }
+    }
+
+    /// The dequantized weight at (`row`, `col`).
+    pub fn weight(&self, row: usize, col: usize) -> f32 {
+        let at = self.table_start(row) + usize::from(self.code(row, col));
+        let entry = match self.tables {
+            Tables::I8(t) => f32::from(t[at]),
+            Tables::F16(t) => t[at].to_f32(),
+        };
+        self.scale[row] * (entry + self.offset[row])
+    }
+}
+
+/// Packs `matrix` for a kernel of `taps` taps; returns the layout and the tensor's bytes.
+///
+/// # Panics
+/// If `matrix` breaks its own invariants (lengths, codes below `levels`, `taps` dividing `cols`): a bug of the
+/// quantizer, not of its input.
+pub fn pack(matrix: &QuantizedMatrix, taps: usize) -> (Layout, Vec<u8>) {
+    let QuantizedMatrix { bits, rows, cols, ref codes, ref table, grain, ref scale, ref offset } = *matrix;
+    assert_eq!(codes.len(), rows * cols, "one code per weight");
+    assert_eq!(cols % taps, 0, "{cols} columns in {taps} taps");
+    assert!(scale.len() == rows && offset.len() == rows, "one scale and offset per row");
+    assert!(codes.iter().all(|&c| usize::from(c) < bits.levels()), "a code does not fit {bits} bits");
+    let layout = Layout { bits, rows, cols, taps, grain, int8: matches!(table, TableValues::I8(_)) };
+    let blobs = layout.blobs();
+    let mut bytes = vec![0; blobs.total];
+
+    let mut low = 0;
+    for (&plane_bits, range) in bits.planes().iter().zip(&blobs.planes) {
+        let plane = &mut bytes[range.clone()];
+        let per_unit = 128 / usize::from(plane_bits);
+        let units = units(cols, plane_bits);
+        let mask = ((1u16 << plane_bits) - 1) as u8;
+        for (row, codes) in codes.chunks_exact(cols.max(1)).enumerate() {
+            for (col, &code) in codes.iter().enumerate() {
+                let (unit, k) = (col / per_unit, col % per_unit);
+                let at = ((row / ROW_BLOCK * units + unit) * ROW_BLOCK + row % ROW_BLOCK) * UNIT_BYTES + k % 16;
+                plane[at] |= (code >> low & mask) << ((k / 16) * usize::from(plane_bits));
+            }
+        }
+        low += plane_bits;
+    }
+
+    let levels = bits.levels();
+    let used = match grain {
+        Grain::Tensor => levels,
+        Grain::Row => levels * rows,
+    };
+    let at = blobs.table.start;
+    match table {
+        TableValues::I8(t) => bytes[at..at + used].copy_from_slice(t[..used].as_bytes()),
+        TableValues::F16(t) => bytes[at..at + 2 * used].copy_from_slice(t[..used].as_bytes()),
+    }
+    bytes[blobs.scale.start..blobs.scale.start + 4 * rows].copy_from_slice(scale.as_bytes());
+    bytes[blobs.offset.start..blobs.offset.start + 4 * rows].copy_from_slice(offset.as_bytes());
+    if let TableValues::I8(t) = table {
+        let padded = layout.padded_rows();
+        let per_tap = cols / taps;
+        for row in 0..rows {
+            let table = match grain {
+                Grain::Tensor => &t[..levels],
+                Grain::Row => &t[row * levels..][..levels],
+            };
+            for tap in 0..taps {
+                let codes = &codes[row * cols + tap * per_tap..][..per_tap];
+                let sum: i32 = codes.iter().map(|&c| i32::from(table[usize::from(c)])).sum();
+                let at = blobs.tap_sums.start + 4 * (tap * padded + row);
+                bytes[at..at + 4].copy_from_slice(&sum.to_le_bytes());
+            }
+        }
+    }
+    (layout, bytes)
+}

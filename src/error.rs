@@ -1,0 +1,118 @@
+//! The one error type of the library.
+//!
+//! Every variant says what was wrong, where, what was expected and what was found; the message of a
+//! request error also names the remedy. The library never prints and never exits: that is the command line's duty.
+
+use std::{fmt, io, path::PathBuf};
+
+/// Shorthand for results of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Anything that can go wrong between a file on disk and a picture.
+#[derive(Debug)]
+pub enum Error {
+    /// The bytes are not a sound `.aqt` file.
+    Format {
+        /// The section (or `header`) in which the fault lies.
+        section: &'static str,
+        /// Byte offset of the fault from the start of that section.
+        offset: u64,
+        /// The field or record that is at fault.
+        what: String,
+        /// What a sound file has there.
+        expected: String,
+        /// What this file has there.
+        got: String,
+    },
+    /// A program cannot be bound: an operand's shape or type breaks a rule of its op.
+    Shape {
+        /// Module path of the node, as the source model names it.
+        path: String,
+        /// The operand or attribute at fault.
+        what: String,
+        /// What the shape rule asks for.
+        expected: String,
+        /// What the operand has.
+        got: String,
+    },
+    /// The caller asked for something this model or machine cannot do.
+    Request {
+        /// The option or input at fault.
+        what: String,
+        /// What would be accepted.
+        expected: String,
+        /// What was asked for.
+        got: String,
+    },
+    /// The operating system refused an operation on a file.
+    Io {
+        /// What was being done, as a verb phrase: `read`, `write`, `map`.
+        action: &'static str,
+        /// The file it was done to.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// A format error; `offset` counts bytes from the start of `section`.
+    pub fn format(
+        section: &'static str,
+        offset: impl TryInto<u64>,
+        what: impl Into<String>,
+        expected: impl fmt::Display,
+        got: impl fmt::Display,
+    ) -> Self {
+        Error::Format {
+            section,
+            offset: offset.try_into().unwrap_or(u64::MAX),
+            what: what.into(),
+            expected: expected.to_string(),
+            got: got.to_string(),
+        }
+    }
+
+    /// A shape error of the node at module path `path`.
+    pub fn shape(
+        path: impl Into<String>,
+        what: impl Into<String>,
+        expected: impl fmt::Display,
+        got: impl fmt::Display,
+    ) -> Self {
+        Error::Shape { path: path.into(), what: what.into(), expected: expected.to_string(), got: got.to_string() }
+    }
+
+    /// A request error.
+    pub fn request(what: impl Into<String>, expected: impl fmt::Display, got: impl fmt::Display) -> Self {
+        Error::Request { what: what.into(), expected: expected.to_string(), got: got.to_string() }
+    }
+
+    /// An I/O error on `path`; for use with `map_err`.
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Error::Io { action, path, source }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Format { section, offset, what, expected, got } => {
+                write!(f, "not a sound .aqt file: {section} section, byte {offset}: {what}: expected {expected}, got {got}")
+            }
+            Error::Shape { path, what, expected, got } => write!(f, "{path}: {what}: expected {expected}, got {got}"),
+            Error::Request { what, expected, got } => write!(f, "{what}: expected {expected}, got {got}"),
+            Error::Io { action, path, source } => write!(f, "cannot {action} {}: {source}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The reader: [`Packed::new`] for structure, [`Packed::verify`] for everything.
+
+use super::header::{self, HEAD_BYTES, SectionKind};
+use super::program::{NodeRecord, ProgramRecord, decode_node, decode_program};
+use super::tensor::{Cursor, TensorInfo, TensorKind, TensorRecord};
+use super::{MAX_META, MAX_NODES, MAX_PROGRAMS, MAX_TENSORS, Meta};
+use crate::codec::layout::PackedMatrix;
+use crate::error::{Error, Result};
+use crate::program::{Dims, Program, Role, shape};
+use half::f16;
+use std::ops::Range;
+use xxhash_rust::xxh3::xxh3_128;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+/// A packed model over bytes that live wherever `D` keeps them: a map, a `static`, an aligned buffer.
+pub struct Packed<D> {
+    bytes: D,
+    data: Range<usize>,
+    data_hash: u128,
+    ranges: [Range<usize>; 6],
+    root_hash: u128,
+    tensors: Vec<TensorInfo>,
+    programs: Vec<Program>,
+    meta: Meta,
+}
+
+/// A tensor's elements, borrowed from the file.
+#[derive(Clone, Copy, Debug)]
+pub enum TensorView<'a> {
+    /// Plain 32-bit floats.
+    F32(&'a [f32]),
+    /// Plain 16-bit floats.
+    F16(&'a [f16]),
+    /// Codes, codebooks and scales.
+    Codes(PackedMatrix<'a>),
+}
+
+impl<D: AsRef<[u8]>> Packed<D> {
+    /// Opens a packed model: reads and checks header, tables, programs and META, and their hashes. Touches no weight,
+    /// so the cost does not grow with the size of the model. Allocates no more than a small multiple of the tables.
+    ///
+    /// # Errors
+    /// [`Error::Format`] names the first unsound field. The bytes must start on a 64-byte boundary.
+    pub fn new(bytes: D) -> Result<Self> {
+        let file = bytes.as_ref();
+        if file.as_ptr().addr() % 64 != 0 {
+            return Err(Error::format("header", 0u64, "address in memory", "a multiple of 64", "another"));
+        }
+        let sections = header::decode(file)?;
+        for (i, kind) in SectionKind::ALL.into_iter().enumerate().skip(1) {
+            let got = xxh3_128(&file[sections.ranges[i].clone()]);
+            if got != sections.hashes[i] {
+                let expected = format!("{:032x}", sections.hashes[i]);
+                return Err(Error::format(kind.name(), 0u64, "hash", expected, format!("{got:032x}; the file is damaged")));
+            }
+        }
+        let section = |kind: SectionKind| &file[sections.ranges[kind as usize - 1].clone()];
+        let strings = section(SectionKind::Strings);
+        let data = sections.ranges[0].clone();
+
+        let records: &[TensorRecord] = table(section(SectionKind::Tensors), "TENSORS", MAX_TENSORS)?;
+        let mut cursor = Cursor::default();
+        let mut tensors = Vec::with_capacity(records.len());
+        for (i, record) in records.iter().enumerate() {
+            tensors.push(cursor.tensor(i, record, strings, data.len())?);
+        }
+        if cursor.data != data.len() as u64 {
+            let expected = format!("{} bytes, the end of the last tensor", cursor.data);
+            return Err(Error::format("DATA", cursor.data, "size", expected, data.len()));
+        }
+
+        let records: &[ProgramRecord] = table(section(SectionKind::Programs), "PROGRAMS", MAX_PROGRAMS)?;
+        let nodes: &[NodeRecord] = table(section(SectionKind::Nodes), "NODES", MAX_NODES)?;
+        let mut programs: Vec<Program> = Vec::with_capacity(records.len());
+        let mut next_node = 0;
+        for (i, record) in records.iter().enumerate() {
+            let (mut program, run) = decode_program(i, record)?;
+            let at = (i * size_of::<ProgramRecord>()) as u64;
+            if run.start != next_node || run.end > nodes.len() {
+                let expected = format!("nodes from {next_node}, at most {}", nodes.len());
+                return Err(Error::format("PROGRAMS", at + 8, "node range", expected, format!("{run:?}")));
+            }
+            if programs.iter().any(|p| p.role == program.role) {
+                return Err(Error::format("PROGRAMS", at, "role", "each role once", program.role.name()));
+            }
+            next_node = run.end;
+            for index in run {
+                let own = program.n_values();
+                let node = decode_node(index, &nodes[index], own, tensors.len(), strings, &mut cursor)?;
+                program.nodes.push(node);
+            }
+            programs.push(program);
+        }
+        if next_node != nodes.len() {
+            let at = (next_node * size_of::<NodeRecord>()) as u64;
+            return Err(Error::format("NODES", at, "node count", next_node, nodes.len()));
+        }
+        if cursor.strings != strings.len() {
+            return Err(Error::format("STRINGS", cursor.strings as u64, "size", cursor.strings, strings.len()));
+        }
+
+        let json = section(SectionKind::Meta);
+        if json.len() > MAX_META {
+            return Err(Error::format("META", 0u64, "size", format!("at most {MAX_META}"), json.len()));
+        }
+        let meta: Meta = serde_json::from_slice(json)
+            .map_err(|e| Error::format("META", e.column() as u64, "JSON", "the fields of this version", e))?;
+        let (ranges, data_hash, root_hash) = (sections.ranges, sections.hashes[0], sections.root_hash);
+        Ok(Packed { bytes, data, data_hash, ranges, root_hash, tensors, programs, meta })
+    }
+
+    /// Checks everything that [`new`](Self::new) took on trust: the hash of every weight, that all padding is zero,
+    /// that all scales are finite, and that every program obeys the shape rules at the model's own size.
+    pub fn verify(&self) -> Result<()> {
+        let file = self.bytes.as_ref();
+        let got = xxh3_128(&file[self.data.clone()]);
+        if got != self.data_hash {
+            let expected = format!("{:032x}", self.data_hash);
+            return Err(Error::format("DATA", 0u64, "hash", expected, format!("{got:032x}; the file is damaged")));
+        }
+        let mut end = HEAD_BYTES;
+        for range in &self.ranges {
+            if let Some(i) = file[end..range.start].iter().position(|&b| b != 0) {
+                return Err(Error::format("padding", (end + i) as u64, "byte between sections", 0, file[end + i]));
+            }
+            end = range.end;
+        }
+        for info in &self.tensors {
+            let finite = match self.view(info) {
+                TensorView::F32(x) => x.iter().all(|v| v.is_finite()),
+                TensorView::F16(x) => x.iter().all(|v| v.is_finite()),
+                TensorView::Codes(m) => m.scale.iter().chain(m.offset).all(|v| v.is_finite()),
+            };
+            if !finite {
+                return Err(Error::format("DATA", info.offset as u64, info.name.as_str(), "finite numbers", "NaN or infinity"));
+            }
+        }
+        let types: Vec<_> = self.tensors.iter().map(TensorInfo::ty).collect();
+        let [height, width] = self.meta.pipeline.latent_size.map(|n| n as usize);
+        for program in &self.programs {
+            shape::infer(program, &types, &Dims { batch: 1, conditions: 1, height, width })?;
+        }
+        Ok(())
+    }
+
+    /// Tensors, in file order.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// Elements of tensor `index`.
+    ///
+    /// # Panics
+    /// If there is no such tensor; programs of an opened file name only tensors that exist.
+    pub fn tensor(&self, index: usize) -> TensorView<'_> {
+        self.view(&self.tensors[index])
+    }
+
+    fn view(&self, info: &TensorInfo) -> TensorView<'_> {
+        let data = &self.bytes.as_ref()[self.data.clone()];
+        let bytes = &data[info.offset..info.offset + info.bytes];
+        // `new` proved the length against the kind and axes, and the alignment: DATA starts on 4096, tensors on 64.
+        let proof = "checked when opened";
+        match info.kind {
+            TensorKind::F32 => TensorView::F32(<[f32]>::ref_from_bytes(bytes).expect(proof)),
+            TensorKind::F16 => TensorView::F16(<[f16]>::ref_from_bytes(bytes).expect(proof)),
+            TensorKind::Codes { .. } => {
+                let layout = info.layout().expect(proof);
+                TensorView::Codes(PackedMatrix::new(layout, bytes).expect(proof))
+            }
+        }
+    }
+
+    /// Programs.
+    pub fn programs(&self) -> &[Program] {
+        &self.programs
+    }
+
+    /// The program of `role`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the file has none.
+    pub fn program(&self, role: Role) -> Result<&Program> {
+        self.programs.iter().find(|p| p.role == role).ok_or_else(|| {
+            let have: Vec<_> = self.programs.iter().map(|p| p.role.name()).collect();
+            Error::request("this file", format!("a {} program", role.name()), have.join(", "))
+        })
+    }
+
+    /// META.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// The root hash: xxh3-128 of header and section table, which hold the hashes of everything else.
+    pub fn hash(&self) -> u128 {
+        self.root_hash
+    }
+
+    /// Bytes of all tensors.
+    pub fn data_bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// The file itself.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+/// A section as a table of records.
+fn table<'a, T: FromBytes + Immutable + KnownLayout + Unaligned>(
+    bytes: &'a [u8],
+    section: &'static str,
+    max: usize,
+) -> Result<&'a [T]> {
+    let Ok(records) = <[T]>::ref_from_bytes(bytes) else {
+        let expected = format!("a multiple of {}", size_of::<T>());
+        return Err(Error::format(section, 0u64, "size", expected, bytes.len()));
+    };
+    if records.len() > max {
+        return Err(Error::format(section, 0u64, "record count", format!("at most {max}"), records.len()));
+    }
+    Ok(records)
+}

@@ -1,0 +1,162 @@
+//! The streaming writer: tensors pass through to a temporary file; the target appears, whole, at the end.
+
+use super::header::{self, HEAD_BYTES, SectionKind, align_section};
+use super::program::{encode_node, encode_program};
+use super::tensor::{TensorInfo, TensorKind};
+use super::{MAX_NAME, MAX_NODES, MAX_TENSORS, Meta, Packed};
+use crate::codec::layout::{BLOB_ALIGN, round_up};
+use crate::error::{Error, Result};
+use crate::program::Program;
+use std::fs::{self, File};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use zerocopy::IntoBytes;
+
+/// What a tensor is, before its place is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSpec {
+    /// The source checkpoint's name.
+    pub name: String,
+    /// Axes, outermost first.
+    pub dims: Vec<usize>,
+    /// Storage.
+    pub kind: TensorKind,
+}
+
+/// Writes one packed file. Nothing appears at the target path before [`finish`](Self::finish) has succeeded; if the
+/// writer is dropped earlier, for whatever reason, its temporary file is removed and an older target stays untouched.
+pub struct Writer {
+    out: BufWriter<File>,
+    temporary: PathBuf,
+    target: PathBuf,
+    finished: bool,
+    tensors: Vec<TensorInfo>,
+    data_bytes: usize,
+    data_hash: Xxh3,
+}
+
+impl Writer {
+    /// Starts a file that will appear at `target`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be made beside `target`.
+    pub fn create(target: &Path) -> Result<Self> {
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.tmp", std::process::id()));
+        let temporary = target.with_file_name(name);
+        let io = |path: &Path| Error::io("create", path.to_owned());
+        if target.is_dir() || target.file_name().is_none() {
+            return Err(io(target)(std::io::Error::other("the output must be a file, not a directory")));
+        }
+        let file = File::options().write(true).read(true).create_new(true).open(&temporary).map_err(io(target))?;
+        let mut writer = Writer {
+            out: BufWriter::with_capacity(1 << 20, file),
+            temporary,
+            target: target.to_owned(),
+            finished: false,
+            tensors: Vec::new(),
+            data_bytes: 0,
+            data_hash: Xxh3::new(),
+        };
+        let start = align_section(HEAD_BYTES as u64).unwrap_or_default();
+        writer.write_zeros(start as usize)?;
+        Ok(writer)
+    }
+
+    /// Appends a tensor; returns its number.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the disk is full or fails.
+    ///
+    /// # Panics
+    /// If `bytes` is not as long as the kind and axes demand, or a limit of the format is passed: a bug of the caller.
+    pub fn tensor(&mut self, spec: TensorSpec, bytes: &[u8]) -> Result<u32> {
+        assert!(self.tensors.len() < MAX_TENSORS, "too many tensors");
+        assert!((1..=MAX_NAME).contains(&spec.name.len()), "name of {} bytes", spec.name.len());
+        let pad = round_up(self.data_bytes, BLOB_ALIGN) - self.data_bytes;
+        let zeros = [0; BLOB_ALIGN];
+        self.data(&zeros[..pad])?;
+        let TensorSpec { name, dims, kind } = spec;
+        let info = TensorInfo { name, dims, kind, offset: self.data_bytes, bytes: bytes.len() };
+        assert_eq!(info.expected_bytes(), bytes.len(), "bytes of {}", info.name);
+        self.data(bytes)?;
+        self.tensors.push(info);
+        Ok(self.tensors.len() as u32 - 1)
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write(bytes)?;
+        self.data_hash.update(bytes);
+        self.data_bytes += bytes.len();
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).map_err(Error::io("write", &self.target))
+    }
+
+    fn write_zeros(&mut self, n: usize) -> Result<()> {
+        let zeros = [0; 4096];
+        debug_assert!(n <= zeros.len());
+        self.write(&zeros[..n])
+    }
+
+    /// Writes the tables, checks the whole file with the reader's own eyes, and moves it to its place.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the disk is full or fails; [`Error::Shape`] or [`Error::Format`] if the programs are unsound.
+    pub fn finish(mut self, programs: &[Program], meta: &Meta) -> Result<()> {
+        let n_nodes: usize = programs.iter().map(|p| p.nodes.len()).sum();
+        assert!(n_nodes <= MAX_NODES, "{n_nodes} nodes");
+        let mut strings = Vec::new();
+        let mut tensors = Vec::new();
+        for info in &self.tensors {
+            tensors.extend_from_slice(info.encode().as_bytes());
+            strings.extend_from_slice(info.name.as_bytes());
+        }
+        let (mut records, mut nodes) = (Vec::new(), Vec::new());
+        let mut first_node = 0;
+        for program in programs {
+            records.extend_from_slice(encode_program(program, first_node).as_bytes());
+            first_node += program.nodes.len();
+            for node in &program.nodes {
+                nodes.extend_from_slice(encode_node(node).as_bytes());
+                strings.extend_from_slice(node.path.as_bytes());
+            }
+        }
+        let json = serde_json::to_vec(meta).map_err(|e| Error::format("META", 0u64, "JSON", "values JSON can hold", e))?;
+
+        let start = align_section(HEAD_BYTES as u64).unwrap_or_default();
+        let mut at = start + self.data_bytes as u64;
+        let mut sections: [_; 6] = std::array::from_fn(|_| (0..0, 0));
+        sections[0] = (start..at, self.data_hash.digest128());
+        for (i, bytes) in [tensors, records, nodes, strings, json].iter().enumerate() {
+            let next = align_section(at).unwrap_or_default();
+            self.write_zeros((next - at) as usize)?;
+            self.write(bytes)?;
+            at = next + bytes.len() as u64;
+            sections[i + 1] = (next..at, xxh3_128(bytes));
+        }
+        debug_assert_eq!(SectionKind::ALL.len(), sections.len());
+        let io = |e| Error::io("write", &self.target)(e);
+        self.out.flush().map_err(io)?;
+        let file = self.out.get_mut();
+        file.seek(SeekFrom::Start(0)).map_err(io)?;
+        file.write_all(&header::encode(&sections)).map_err(io)?;
+        file.sync_all().map_err(io)?;
+        Packed::new(crate::mmap::map(&self.temporary)?)?.verify()?;
+        fs::rename(&self.temporary, &self.target).map_err(io)?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Nothing can be done if this fails too; the error that brought us here is already on its way.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}

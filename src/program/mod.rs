@@ -1,0 +1,168 @@
+//! Programs: networks as flat lists of coarse ops.
+//!
+//! A [`Program`] is in SSA form and has no control flow. Values are numbered: the program's inputs come first, then
+//! one value per node, in order; a node reads only values with smaller numbers. Quantization is not a property of a
+//! program but of its tensors and of the `quantize` attributes: there is no quantized twin of any op.
+//!
+//! Axes, by one letter each: `n` samples in the batch, `h` and `w` rows and columns of pixels, `c` channels,
+//! `t` tokens, `d` features. Activations are channels-last: `(n, h, w, c)` or `(n, t, d)`, so that a linear layer is a
+//! 1x1 convolution and pixels become tokens without moving.
+
+mod op;
+pub mod shape;
+
+pub use op::{
+    Act, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value,
+};
+
+/// What a program computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// One evaluation of the denoising network.
+    Denoiser,
+    /// Latents to an image.
+    VaeDecoder,
+}
+
+impl Role {
+    /// The role's name in messages and listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Denoiser => "denoiser",
+            Role::VaeDecoder => "vae decoder",
+        }
+    }
+}
+
+/// How often a value changes while an image is made; slower rates are computed outside the step loop.
+///
+/// The order matters: a node's rate is the fastest of its inputs' rates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rate {
+    /// Depends on shapes only: computed once per bind.
+    Bind,
+    /// Depends on the prompt or class: computed once per prompt.
+    Prompt,
+    /// Depends on the timestep (and perhaps the prompt): computed for many steps at once, before they are needed.
+    Step,
+    /// Depends on the latents: computed in the loop.
+    Loop,
+}
+
+/// A program input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// Latents `(n, h, w, c)`, already scaled for the model.
+    Sample,
+    /// Timesteps `(conditions)`, as f32.
+    Timestep,
+    /// Class numbers `(conditions)`, as i32.
+    ClassLabels,
+}
+
+impl InputKind {
+    /// How often the input changes.
+    pub fn rate(self) -> Rate {
+        match self {
+            InputKind::Sample => Rate::Loop,
+            InputKind::Timestep => Rate::Step,
+            InputKind::ClassLabels => Rate::Prompt,
+        }
+    }
+}
+
+/// One axis of a program input: fixed, or filled in when the program is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// Known when packing.
+    Fixed(u32),
+    /// Samples in the batch.
+    Batch,
+    /// Distinct conditions (prompt or class rows) in the batch.
+    Conditions,
+    /// Rows of the latents.
+    Height,
+    /// Columns of the latents.
+    Width,
+}
+
+/// Values of the symbolic axes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dims {
+    /// Samples in the batch.
+    pub batch: usize,
+    /// Distinct conditions.
+    pub conditions: usize,
+    /// Rows of the latents.
+    pub height: usize,
+    /// Columns of the latents.
+    pub width: usize,
+}
+
+impl Dims {
+    /// The length of axis `dim`.
+    pub fn resolve(&self, dim: Dim) -> usize {
+        match dim {
+            Dim::Fixed(n) => n as usize,
+            Dim::Batch => self.batch,
+            Dim::Conditions => self.conditions,
+            Dim::Height => self.height,
+            Dim::Width => self.width,
+        }
+    }
+}
+
+/// A declared input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// What it is.
+    pub kind: InputKind,
+    /// Its axes, outermost first; 1 to 4.
+    pub dims: Vec<Dim>,
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What to compute, with its operands.
+    pub op: Op,
+    /// Module path in the source model; errors, traces and reports speak with it.
+    pub path: String,
+    /// Whether the result must be kept in 32 bits on back ends whose activations are narrower.
+    pub wide: bool,
+}
+
+/// A network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// What it computes.
+    pub role: Role,
+    /// Inputs; values `0..inputs.len()`.
+    pub inputs: Vec<Input>,
+    /// Operations; values `inputs.len()..`.
+    pub nodes: Vec<Node>,
+    /// The result.
+    pub output: Value,
+}
+
+impl Program {
+    /// Number of values.
+    pub fn n_values(&self) -> usize {
+        self.inputs.len() + self.nodes.len()
+    }
+
+    /// The value that node `node` makes.
+    pub fn value_of(&self, node: usize) -> Value {
+        Value((self.inputs.len() + node) as u32)
+    }
+
+    /// The node that makes `value`; `None` for an input.
+    pub fn node_of(&self, value: Value) -> Option<usize> {
+        (value.0 as usize).checked_sub(self.inputs.len())
+    }
+
+    /// The input of `kind`, if the program has one.
+    pub fn input(&self, kind: InputKind) -> Option<Value> {
+        self.inputs.iter().position(|i| i.kind == kind).map(|i| Value(i as u32))
+    }
+}
