@@ -1,0 +1,256 @@
+//! Pictures: from the decoder's values to PNG files.
+//!
+//! Owns rounding to bytes, contact sheets, the text that image tools read back, and writing files so that a failure
+//! leaves nothing behind. Refuses other file formats.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// An 8-bit RGB picture, rows from the top.
+pub use ::image::RgbImage as Image;
+use ::image::{Rgb, imageops};
+
+use crate::error::{Error, Result};
+
+/// Pixels between the pictures of a [`grid`].
+pub const GAP: u32 = 2;
+
+/// The pictures in `values`, shape (n, h, w, 3), channels last, nominally 0..1.
+///
+/// A value v becomes round(255 v), halves to even, after clamping to 0..1: what diffusers' `numpy_to_pil` gives.
+///
+/// # Errors
+/// A request error when the length of `values` is not n h w 3, when a side is 0, or when a value is not finite (a
+/// black picture would hide an overflow in the model).
+pub fn from_nhwc(values: &[f32], n: usize, height: u32, width: u32) -> Result<Vec<Image>> {
+    let len = (height as usize).checked_mul(width as usize).and_then(|p| p.checked_mul(3)).unwrap_or(usize::MAX);
+    if len == 0 || len.checked_mul(n) != Some(values.len()) {
+        let expected = format!("{n} x {height} x {width} x 3 values, sides above 0");
+        return Err(Error::request("image", expected, format!("{} values", values.len())));
+    }
+    if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+        return Err(Error::request(
+            "image",
+            "finite values",
+            format!("{} at value {} of picture {}", values[bad], bad % len, bad / len),
+        ));
+    }
+    let byte = |&v: &f32| (v.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+    let picture = |values: &[f32]| {
+        let bytes = values.iter().map(byte).collect();
+        Image::from_raw(width, height, bytes).expect("the length was checked above")
+    };
+    Ok(values.chunks_exact(len).map(picture).collect())
+}
+
+/// One picture with all of `images`, `columns` to a row, on white with [`GAP`] pixels between them. Cells have the size
+/// of the largest picture; fewer pictures than columns make a narrower grid.
+///
+/// # Errors
+/// A request error when there is no picture or no column.
+pub fn grid(images: &[Image], columns: usize) -> Result<Image> {
+    let columns = columns.min(images.len());
+    let (Some(width), Some(height)) = (images.iter().map(|i| i.width()).max(), images.iter().map(|i| i.height()).max())
+    else {
+        return Err(Error::request("grid", "at least one picture", "none"));
+    };
+    if columns == 0 {
+        return Err(Error::request("grid columns", "at least 1", 0));
+    }
+    let side = |cells: usize, size: u32| {
+        let pixels = cells as u64 * u64::from(size + GAP) - u64::from(GAP);
+        u32::try_from(pixels).map_err(|_| Error::request("grid", "a side below 2^32 pixels", pixels))
+    };
+    let (full_width, full_height) = (side(columns, width)?, side(images.len().div_ceil(columns), height)?);
+    let mut sheet = Image::from_pixel(full_width, full_height, Rgb([255; 3]));
+    for (i, picture) in images.iter().enumerate() {
+        let (x, y) = ((i % columns) as i64, (i / columns) as i64);
+        imageops::replace(&mut sheet, picture, x * i64::from(width + GAP), y * i64::from(height + GAP));
+    }
+    Ok(sheet)
+}
+
+/// Writes `image` to `path` as PNG with the given (keyword, text) pairs.
+///
+/// The file appears whole or not at all: it is written beside `path` under a temporary name, flushed to the disk and
+/// renamed, replacing a file that is there; on any error the temporary file is removed. Text goes into a tEXt chunk,
+/// or into an iTXt chunk when it is not Latin-1.
+///
+/// # Errors
+/// An I/O error that names `path` and the reason; a request error when a keyword or a text cannot stand in a PNG.
+pub fn write_png(path: impl AsRef<Path>, image: &Image, text: &[(&str, &str)]) -> Result<()> {
+    let path = path.as_ref();
+    for (keyword, value) in text {
+        let fits = (1..=79).contains(&keyword.chars().count()) && latin1(keyword) && !keyword.contains('\0');
+        if !fits {
+            return Err(Error::request("PNG keyword", "1 to 79 Latin-1 characters", format!("{keyword:?}")));
+        }
+        if value.contains('\0') {
+            return Err(Error::request(format!("PNG text {keyword}"), "text without NUL", format!("{value:?}")));
+        }
+    }
+    write_whole(path, |file| encode(file, image, text)).map_err(Error::io("write", path))
+}
+
+/// Encodes `image` as PNG into `to`. The `image` crate's own encoder cannot write text.
+fn encode(to: &mut dyn Write, image: &Image, text: &[(&str, &str)]) -> io::Result<()> {
+    let mut encoder = png::Encoder::new(to, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    for &(keyword, value) in text {
+        let (keyword, plain) = (keyword.to_string(), latin1(value));
+        let added = match plain {
+            true => encoder.add_text_chunk(keyword, value.to_string()),
+            false => encoder.add_itxt_chunk(keyword, value.to_string()),
+        };
+        added.map_err(reason)?;
+    }
+    let mut writer = encoder.write_header().map_err(reason)?;
+    writer.write_image_data(image.as_raw()).map_err(reason)?;
+    writer.finish().map_err(reason)
+}
+
+/// The I/O error inside an encoding error, or one that says the same.
+fn reason(error: png::EncodingError) -> io::Error {
+    match error {
+        png::EncodingError::IoError(error) => error,
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+/// Whether every character exists in Latin-1, that is, whether a tEXt chunk can hold the text.
+fn latin1(text: &str) -> bool {
+    text.chars().all(|c| u32::from(c) < 256)
+}
+
+/// A file that is removed when dropped.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Nothing to remove after the rename; and nothing to be done about a failure.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Writes a file through `fill` so that `path` gets all of it or stays as it was.
+fn write_whole(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it names no file"))?;
+    if path.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
+    }
+    // Beside the target, since a rename cannot leave a file system; the name differs between threads and processes.
+    let unique = format!(".{}.{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+    let mut beside = name.to_os_string();
+    beside.push(unique);
+    let beside = path.with_file_name(beside);
+    let file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
+    let temporary = Temporary(beside);
+    let mut buffer = BufWriter::new(file);
+    fill(&mut buffer)?;
+    let file: File = buffer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&temporary.0, path)
+}
+
+/// What made a picture, for [`parameters`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recipe<'a> {
+    /// The prompt; may have several lines.
+    pub prompt: &'a str,
+    /// The negative prompt; left out when empty.
+    pub negative: &'a str,
+    /// Sampling steps.
+    pub steps: usize,
+    /// The sampler's title, for example `DPM++ 2M`.
+    pub sampler: &'a str,
+    /// Guidance scale.
+    pub cfg_scale: f32,
+    /// The seed of this very picture.
+    pub seed: u64,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Hash of the model file, hexadecimal; left out when empty.
+    pub model_hash: &'a str,
+    /// Name of the model; left out when empty.
+    pub model: &'a str,
+}
+
+/// The text of the `parameters` chunk, in the layout of the Stable Diffusion web UI, which image tools read back:
+///
+/// ```text
+/// <prompt>
+/// Negative prompt: <negative>
+/// Steps: 20, Sampler: DDIM, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 0123abcd, Model: name
+/// ```
+pub fn parameters(recipe: &Recipe) -> String {
+    let Recipe { prompt, negative, steps, sampler, cfg_scale, seed, width, height, model_hash, model } = *recipe;
+    let mut text = format!("{prompt}\n");
+    if !negative.is_empty() {
+        text += &format!("Negative prompt: {negative}\n");
+    }
+    let sampler = quoted(sampler);
+    text +=
+        &format!("Steps: {steps}, Sampler: {sampler}, CFG scale: {cfg_scale}, Seed: {seed}, Size: {width}x{height}");
+    for (key, value) in [("Model hash", model_hash), ("Model", model)] {
+        if !value.is_empty() {
+            text += &format!(", {key}: {}", quoted(value));
+        }
+    }
+    text
+}
+
+/// `text` as the web UI's parser wants a value: a JSON string when it holds a separator.
+fn quoted(text: &str) -> String {
+    match text.contains([',', ':', '\n']) {
+        true => serde_json::Value::from(text).to_string(),
+        false => text.to_string(),
+    }
+}
+
+/// The output name for picture `index`: `%d` in `pattern` becomes the index, `%03d` the index with at least three
+/// digits, `%%` a percent sign. Without a number in the pattern, picture 0 has the pattern itself and picture k gets
+/// `_k` before the extension, so no two pictures share a name.
+///
+/// # Errors
+/// A request error when `pattern` has another `%` sequence.
+pub fn numbered(pattern: &str, index: usize) -> Result<String> {
+    let wrong = || Error::request("output name", "%d, %03d or %% after which the name goes on", pattern);
+    let mut name = String::new();
+    let mut numbers = 0;
+    let mut rest = pattern;
+    while let Some((before, after)) = rest.split_once('%') {
+        name += before;
+        let end = after.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (digits, tail) = after.split_at(end);
+        if let Some(tail) = tail.strip_prefix('%').filter(|_| digits.is_empty()) {
+            name.push('%');
+            rest = tail;
+            continue;
+        }
+        // As in C, a width without a leading zero pads with blanks: not wanted in file names.
+        let width = match digits.strip_prefix('0') {
+            Some(width) => width.parse().ok().filter(|w| *w <= 20).ok_or_else(wrong)?,
+            None if digits.is_empty() => 0,
+            None => return Err(wrong()),
+        };
+        rest = tail.strip_prefix('d').ok_or_else(wrong)?;
+        name += &format!("{index:0width$}");
+        numbers += 1;
+    }
+    name += rest;
+    if numbers == 0 && index > 0 {
+        let file_off = name.rfind(['/', '\\']).map_or(0, |i| i + 1);
+        let dot = name[file_off..].rfind('.').filter(|&i| i > 0).map_or(name.len(), |i| file_off + i);
+        name.insert_str(dot, &format!("_{index}"));
+    }
+    Ok(name)
+}

@@ -1,0 +1,47 @@
+//! DDIM (Song, Meng and Ermon, arXiv 2010.02502, formulas 12 and 16), as diffusers' scheduling_ddim.py has it.
+//!
+//! With a = alphas_cumprod at the timestep and a' one stride (`train_steps / steps`) earlier:
+//! `x' = sqrt(a') x0 + sqrt(1 - a' - s^2) eps + s noise`, with `s^2 = eta^2 (1 - a') / (1 - a) (1 - a / a')`.
+//! Like diffusers, eps is that of the unclamped prediction, and the stride is the same for every spacing.
+
+use super::config::{Config, Prediction, Spacing};
+use super::{NOISE, OUTPUT, Row, Table, X0, schedule};
+use crate::error::Result;
+
+/// The rows of DDIM; one state.
+pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
+    let alphas = schedule::alphas_cumprod(config);
+    let spacing = config.spacing.unwrap_or(Spacing::Leading);
+    let stride = config.train_steps / steps;
+    let final_alpha = if config.set_alpha_to_one.unwrap_or(true) { 1.0 } else { f64::from(alphas[0]) };
+    let timesteps = schedule::timesteps(config, spacing, steps, 0)?;
+    let row = |&t: &usize| {
+        let previous = t.checked_sub(stride).map_or(final_alpha, |t| f64::from(alphas[t]));
+        row(config, t, f64::from(alphas[t]), previous)
+    };
+    Ok(Table::new(timesteps.iter().map(row).collect(), 1))
+}
+
+/// The step from noise level `a` (at timestep `t`) to `previous`, both as alphas_cumprod.
+fn row(config: &Config, t: usize, a: f64, previous: f64) -> Row {
+    let (signal, sigma) = (a.sqrt(), (1.0 - a).sqrt());
+    // Coefficients of (state, output) in x0 and in eps.
+    let (x0, eps) = match config.prediction {
+        Prediction::Epsilon => ([1.0 / signal, -sigma / signal], [0.0, 1.0]),
+        Prediction::VPrediction => ([signal, -sigma], [sigma, signal]),
+        Prediction::Sample => ([0.0, 1.0], [1.0 / sigma, -signal / sigma]),
+    };
+    let variance = (1.0 - previous) / (1.0 - a) * (1.0 - a / previous);
+    let noise = f64::from(config.eta) * variance.max(0.0).sqrt();
+    // With eta = 1 the difference is a rounding error away from 0 near the clean end.
+    let direction = (1.0 - previous - noise * noise).max(0.0).sqrt();
+
+    let mut row = Row::new(t);
+    row.x0 = x0.map(|c| c as f32);
+    row.clamp = config.clamp();
+    row.next[0][0] = (direction * eps[0]) as f32;
+    row.next[0][OUTPUT] = (direction * eps[1]) as f32;
+    row.next[0][X0] = previous.sqrt() as f32;
+    row.next[0][NOISE] = noise as f32;
+    row
+}

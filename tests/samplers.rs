@@ -1,0 +1,295 @@
+//! Sampler tables against whole traces of diffusers' schedulers, and their properties.
+
+use aquatint::sampler::{BetaSchedule, Config, Kind, NOISE, OUTPUT, Prediction, SolverType, Spacing, Table, X0};
+use serde_json::{Value, json};
+
+/// Values per state in the fixture.
+const N: usize = 8;
+
+/// Half a unit in the last place of an f32 near 1: what rounding a coefficient costs, relatively.
+const HALF_UNIT: f64 = 1.0 / (1 << 24) as f64;
+
+fn fixture() -> Value {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/samplers.json");
+    serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect(path)
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("an array").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+/// A fixture entry's configuration, as its `scheduler_config.json` would have it.
+fn config(entry: &Value) -> Config {
+    let mut json = entry["config"].clone();
+    json["_class_name"] = entry["class"].clone();
+    let mut config = Config::from_diffusers(&json).expect("a supported configuration");
+    config.eta = entry["eta"].as_f64().expect("eta") as f32;
+    config
+}
+
+/// Runs the table in f64 with the fixture's formulas: after every call the latents, and the largest magnitude of any
+/// product of a coefficient and a value up to then.
+fn trace(table: &Table) -> Vec<(Vec<f64>, f64)> {
+    let mut states = vec![0.0; table.states * N];
+    for (j, x) in states[..N].iter_mut().enumerate() {
+        *x = (0.4 * j as f64 + 0.3).sin() * f64::from(table.init_scale);
+    }
+    let mut input = [0.0; N];
+    let mut scale: f64 = 1.0;
+    let mut call = |i: usize| {
+        table.input(i, &states[..N], &mut input);
+        let wave = |j: usize| (0.7 * i as f64 + 1.3 * j as f64 + 0.5).sin() + 0.1 * input[j];
+        let output: [f64; N] = std::array::from_fn(wave);
+        let noise: [f64; N] = std::array::from_fn(|j| (1.1 * i as f64 + 0.9 * j as f64).cos());
+        let row = &table.rows[i];
+        for j in 0..N {
+            let terms = [states[j] * f64::from(row.x0[0]), output[j] * f64::from(row.x0[1])];
+            scale = terms.iter().fold(scale, |scale, term| scale.max(term.abs() * f64::from(row.next[0][X0])));
+        }
+        table.step(i, &mut states, &output, &noise);
+        scale = states[..N].iter().fold(scale, |scale, x| scale.max(x.abs()));
+        (states[..N].to_vec(), scale)
+    };
+    (0..table.rows.len()).map(&mut call).collect()
+}
+
+#[test]
+fn traces_match_diffusers() {
+    // The fixture's trace is diffusers' own formulas in f64 on its f32 schedule, so all that can differ is the rounding
+    // of our coefficients to f32: 2^-24 of each product, of which a call sums up to four. The errors of the calls
+    // add up a little: four half-units of the largest product hold for 50 calls, seven for 999.
+    let fixture = fixture();
+    let entries = fixture["entries"].as_array().expect("entries");
+    assert!(entries.len() > 200, "only {} entries", entries.len());
+    let mut worst: f64 = 0.0;
+    for entry in entries {
+        let label = format!("{} {} steps {} eta {}", entry["class"], entry["config"], entry["steps"], entry["eta"]);
+        let table = config(entry).table(entry["steps"].as_u64().expect("steps") as usize).expect(&label);
+        assert_eq!(f64::from(table.init_scale), entry["init_noise_sigma"].as_f64().unwrap(), "{label}");
+        let timesteps: Vec<f64> = table.rows.iter().map(|r| r.timestep.into()).collect();
+        assert_eq!(timesteps, numbers(&entry["timesteps"]), "{label}: timesteps");
+        assert_eq!(table.noise, entry["eta"] != 0.0 && table.rows.iter().any(|r| r.noise()), "{label}: noise");
+
+        let got = trace(&table);
+        let first = entry["trace_from"].as_u64().expect("trace_from") as usize;
+        let want = entry["trace"].as_array().expect("trace");
+        assert_eq!(got.len(), first + want.len(), "{label}: calls");
+        for (call, (got, scale)) in got.iter().enumerate() {
+            let Some(want) = call.checked_sub(first).map(|r| numbers(&want[r])) else { continue };
+            for (j, (got, want)) in got.iter().zip(&want).enumerate() {
+                let error = (got - want).abs() / scale;
+                worst = worst.max(error);
+                assert!(
+                    error < 8.0 * HALF_UNIT,
+                    "{label}\ncall {call} value {j}: expected {want}, got {got}, scale {scale}"
+                );
+            }
+        }
+        // diffusers as it runs, its coefficients in f32: the logarithms in DPM-Solver++ cancel to about 1e-5.
+        let (last, scale) = &got[got.len() - 1];
+        for (got, want) in last.iter().zip(numbers(&entry["final_plain"])) {
+            assert!((got - want).abs() / scale < 2e-5, "{label}: final_plain {want}, got {got}");
+        }
+    }
+    println!("worst error {:.2} half-units over {} entries", worst / HALF_UNIT, entries.len());
+}
+
+/// Every sampler, spacing and prediction that ends at no noise.
+fn variants() -> Vec<Config> {
+    let mut all = vec![];
+    for &kind in Kind::ALL {
+        for &spacing in Spacing::ALL {
+            for &prediction in Prediction::ALL {
+                let spacing = Some(spacing);
+                let plain = Config { kind, spacing, prediction, clip_sample: Some(false), ..Config::default() };
+                all.push(Config { solver_type: SolverType::Heun, eta: 0.5, ..plain.clone() });
+                all.push(Config { use_karras_sigmas: true, clip_sample: None, ..plain.clone() });
+                all.push(Config { solver_order: 1, beta_schedule: BetaSchedule::ScaledLinear, ..plain.clone() });
+                all.push(plain);
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn perfect_model_is_sampled_exactly() {
+    // A model that always sees the same clean value: whatever the sampler, the run must end there.
+    let target = -0.625;
+    for config in variants() {
+        for steps in [1, 2, 3, 20, 100] {
+            let table = config.table(steps).expect("a table");
+            let mut states = vec![0.0; table.states];
+            states[0] = 1.75 * f64::from(table.init_scale);
+            for (call, row) in table.rows.iter().enumerate() {
+                let x0 = row.x0.map(f64::from);
+                let output = (target - x0[0] * states[0]) / x0[1];
+                table.step(call, &mut states, &[output], &[0.3]);
+            }
+            assert!((states[0] - target).abs() < 2.0 * HALF_UNIT, "{config:?} {steps} steps: {}", states[0]);
+        }
+    }
+}
+
+#[test]
+fn deterministic_steps_keep_the_noise() {
+    // With a perfect model a deterministic sampler follows x = alpha x0 + sigma e with one e for the whole run; alpha
+    // and sigma at a call are read off its own x0 row.
+    let (target, noise) = (0.4, -1.3);
+    for kind in Kind::ALL {
+        let config = Config { kind: *kind, clip_sample: Some(false), ..Config::default() };
+        let table = config.table(25).expect("a table");
+        let level = |call: usize| {
+            let x0 = table.rows[call].x0.map(f64::from);
+            (1.0 / x0[0], -x0[1] / x0[0])
+        };
+        let on_path = |call| level(call).0 * target + level(call).1 * noise;
+        let mut states = vec![0.0; table.states];
+        states[0] = on_path(0);
+        for call in 0..table.rows.len() - 1 {
+            table.step(call, &mut states, &[noise], &[]);
+            let want = on_path(call + 1);
+            // Up to four rounded products of magnitude below 2 in each call so far; a wrong formula is off by 1e-3.
+            let limit = 8.0 * HALF_UNIT * (call + 1) as f64;
+            assert!((states[0] - want).abs() < limit, "{kind} call {call}: {} for {want}", states[0]);
+        }
+    }
+}
+
+#[test]
+fn rows_are_as_many_as_steps_and_go_down() {
+    for config in variants().iter().filter(|c| c.prediction == Prediction::Epsilon) {
+        for steps in (1..40).chain([61, 103, 250, 333, 499, 500, 501, 998]) {
+            let table = config.table(steps).unwrap_or_else(|e| panic!("{config:?} {steps} steps: {e}"));
+            assert_eq!(table.rows.len(), steps, "{config:?}");
+            let falls = |w: &[aquatint::sampler::Row]| {
+                w[0].timestep > w[1].timestep || (config.use_karras_sigmas && w[0].timestep == w[1].timestep)
+            };
+            assert!(table.rows.windows(2).all(falls), "{config:?} {steps} steps");
+            let finite = |row: &aquatint::sampler::Row| row.next.iter().flatten().chain(&row.x0).all(|c| c.is_finite());
+            assert!(table.rows.iter().all(finite), "{config:?} {steps} steps");
+        }
+    }
+}
+
+#[test]
+fn noise_only_where_asked() {
+    let eta = |eta| Config { eta, ..Config::default() }.table(10).expect("a table");
+    assert!(!eta(0.0).noise);
+    assert!(eta(1.0).noise);
+    assert_eq!(eta(1.0).rows[9].next[0][NOISE], 0.0, "the last step ends at no noise");
+    // eta = 1 is ancestral sampling: the noise takes all of the variance that the signal leaves, near the clean end.
+    assert!(eta(1.0).rows[8].next[0][NOISE] > eta(0.5).rows[8].next[0][NOISE]);
+    let karras = Config { kind: Kind::DpmSolverPp2M, eta: 1.0, ..Config::default() };
+    assert!(!karras.table(10).expect("a table").noise, "eta is DDIM's");
+}
+
+#[test]
+fn one_row_by_hand() {
+    let mut table = Config { clip_sample_range: 0.5, ..Config::default() }.table(1).expect("a table");
+    table.states = 2;
+    let row = &mut table.rows[0];
+    row.x0 = [2.0, -1.0];
+    row.next = Default::default();
+    row.next[0][0] = 0.25;
+    row.next[0][1] = 4.0;
+    row.next[0][OUTPUT] = 3.0;
+    row.next[0][X0] = 10.0;
+    row.next[0][NOISE] = -1.0;
+    row.next[1][X0] = 1.0;
+    // x = (1, -1, 0.25): x0 = 2x - m = (1.5, -2.25, 0.25), clamped to (0.5, -0.5, 0.25).
+    let mut states = [1.0f32, -1.0, 0.25, 0.5, 0.0, 1.0];
+    table.step(0, &mut states, &[0.5, 0.25, 0.25], &[1.0, 2.0, 3.0]);
+    assert_eq!(
+        states,
+        [0.25 + 2.0 + 1.5 + 5.0 - 1.0, -0.25 + 0.75 - 5.0 - 2.0, 0.0625 + 4.0 + 0.75 + 2.5 - 3.0, 0.5, -0.5, 0.25]
+    );
+
+    let mut nan = [f32::NAN, 0.0];
+    table.step(0, &mut nan, &[0.0], &[0.0]);
+    assert!(nan[0].is_nan() && nan[1].is_nan(), "a clamp must not hide NaN");
+    let mut first = Config { kind: Kind::DpmSolverPp2M, ..Config::default() }.table(4).expect("a table");
+    first.rows.truncate(1);
+    let mut unread = [0.5f32, f32::NAN];
+    first.step(0, &mut unread, &[0.1], &[]);
+    assert!(unread[0].is_finite(), "the first call has no call before it");
+}
+
+/// A DPM-Solver++ file as diffusers writes it, -Infinity and all.
+const DPM_FILE: &str = r#"{
+  "_class_name": "DPMSolverMultistepScheduler",
+  "_diffusers_version": "0.22.0",
+  "algorithm_type": "dpmsolver++",
+  "beta_end": 0.012,
+  "beta_schedule": "scaled_linear",
+  "beta_start": 0.00085,
+  "lambda_min_clipped": -Infinity,
+  "prediction_type": "v_prediction",
+  "solver_type": "heun",
+  "thresholding": false,
+  "trained_betas": null,
+  "use_karras_sigmas": true,
+  "variance_type": null
+}"#;
+
+#[test]
+fn scheduler_files_are_read() {
+    let dpm = Config::parse_diffusers(DPM_FILE).expect("a supported file");
+    assert_eq!(dpm.kind, Kind::DpmSolverPp2M);
+    assert_eq!((dpm.beta_start, dpm.beta_end, dpm.beta_schedule), (0.00085, 0.012, BetaSchedule::ScaledLinear));
+    assert_eq!((dpm.prediction, dpm.solver_type, dpm.spacing), (Prediction::VPrediction, SolverType::Heun, None));
+    assert!(dpm.use_karras_sigmas && dpm.lower_order_final && !dpm.euler_at_final);
+
+    let text = serde_json::to_string(&dpm).expect("serializable");
+    assert_eq!(serde_json::from_str::<Config>(&text).expect("its own text"), dpm);
+    assert!(text.contains(r#""kind":"dpm++2m""#), "{text}");
+    assert!(serde_json::from_str::<Config>(r#"{"kind":"ddim","later_field":1}"#).is_err());
+
+    // The other sampler keeps the schedule and takes its own spacing: leading ends at 0, linspace above it.
+    let ddim = dpm.with_kind(Kind::Ddim);
+    let last = |config: &Config| config.table(10).expect("a table").rows[9].clone();
+    assert_eq!((ddim.beta_end, ddim.prediction), (0.012, Prediction::VPrediction));
+    assert_eq!((last(&ddim).timestep, last(&ddim).clamp), (0.0, Some(1.0)));
+    let even = Config { use_karras_sigmas: false, ..dpm.clone() };
+    assert_eq!((last(&even).timestep, last(&even).clamp), (100.0, None));
+    assert_eq!("ddim".parse::<Kind>().expect("a name"), Kind::Ddim);
+    assert_eq!(Kind::DpmSolverPp2M.to_string(), "dpm++2m");
+}
+
+#[test]
+fn requests_that_cannot_be_met_say_so() {
+    let told = |json: Value, words: [&str; 2]| {
+        let text = Config::from_diffusers(&json).expect_err("refused").to_string();
+        assert!(words.iter().all(|w| text.contains(w)), "{text:?} lacks one of {words:?}");
+    };
+    let ddim = |name: &str, value: Value| json!({ "_class_name": "DDIMScheduler", name: value });
+    let dpm = |name: &str, value: Value| json!({ "_class_name": "DPMSolverMultistepScheduler", name: value });
+    told(json!({}), ["DDIMScheduler, DPMSolverMultistepScheduler", "none"]);
+    told(json!([1]), ["DDIMScheduler, DPMSolverMultistepScheduler", "none"]);
+    told(json!({"_class_name": "PNDMScheduler"}), ["_class_name", "PNDMScheduler"]);
+    told(ddim("beta_schedule", json!("squaredcos_cap_v2")), ["linear, scaled_linear", "squaredcos_cap_v2"]);
+    told(ddim("prediction_type", json!("flow_prediction")), ["epsilon, v_prediction, sample", "flow_prediction"]);
+    told(ddim("timestep_spacing", json!("log")), ["leading, linspace, trailing", "log"]);
+    told(ddim("thresholding", json!(true)), ["thresholding", "true"]);
+    told(ddim("trained_betas", json!([0.1, 0.2])), ["trained_betas", "[0.1,0.2]"]);
+    told(ddim("num_train_timesteps", json!("many")), ["num_train_timesteps", "many"]);
+    told(ddim("num_train_timesteps", json!(u64::MAX)), ["num_train_timesteps", "18446744073709551615"]);
+    told(ddim("beta_end", json!(1.5)), ["beta_end", "1.5"]);
+    told(ddim("clip_sample_range", json!(-1)), ["clip_sample_range", "-1"]);
+    told(ddim("steps_offset", json!(-1)), ["steps_offset", "-1"]);
+    told(dpm("algorithm_type", json!("sde-dpmsolver++")), ["dpmsolver++", "sde-dpmsolver++"]);
+    told(dpm("solver_order", json!(3)), ["1 or 2", "3"]);
+    told(dpm("lambda_min_clipped", json!(-5.1)), ["-Infinity", "-5.1"]);
+    told(dpm("variance_type", json!("learned_range")), ["variance_type", "learned_range"]);
+    told(dpm("use_lu_lambdas", json!(true)), ["use_lu_lambdas", "true"]);
+    assert!(Config::parse_diffusers("{").expect_err("refused").to_string().contains("JSON"));
+
+    let steps = |config: &Config, steps| config.table(steps).expect_err("refused").to_string();
+    let offset = Config { steps_offset: 1, ..Config::default() };
+    assert!(steps(&Config::default(), 0).contains("1 to 1000"));
+    assert!(steps(&Config::default(), 1001).contains("1001"));
+    assert!(steps(&offset, 1000).contains("timestep 1000"));
+    assert!(steps(&offset.with_kind(Kind::DpmSolverPp2M), 1000).contains("same timestep"));
+    let unknown = "plms2".parse::<Kind>().expect_err("refused").to_string();
+    assert!(unknown.contains("ddim, dpm++2m") && unknown.contains("plms2"), "{unknown}");
+}
