@@ -39,7 +39,8 @@ pub fn from_nhwc(values: &[f32], n: usize, height: u32, width: u32) -> Result<Ve
             format!("{} at value {} of picture {}", values[bad], bad % len, bad / len),
         ));
     }
-    let byte = |&v: &f32| (v.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+    // `as` saturates, which is the clamp.
+    let byte = |&v: &f32| (v * 255.0).round_ties_even() as u8;
     let picture = |values: &[f32]| {
         let bytes = values.iter().map(byte).collect();
         Image::from_raw(width, height, bytes).expect("the length was checked above")

@@ -1,6 +1,8 @@
 //! Sampler tables against whole traces of diffusers' schedulers, and their properties.
 
-use aquatint::sampler::{BetaSchedule, Config, Kind, NOISE, OUTPUT, Prediction, SolverType, Spacing, Table, X0};
+use aquatint::sampler::{
+    BetaSchedule, Config, FinalSigma, Kind, NOISE, OUTPUT, Prediction, Row, SolverType, Spacing, Table, X0,
+};
 use serde_json::{Value, json};
 
 /// Values per state in the fixture.
@@ -162,13 +164,37 @@ fn rows_are_as_many_as_steps_and_go_down() {
         for steps in (1..40).chain([61, 103, 250, 333, 499, 500, 501, 998]) {
             let table = config.table(steps).unwrap_or_else(|e| panic!("{config:?} {steps} steps: {e}"));
             assert_eq!(table.rows.len(), steps, "{config:?}");
-            let falls = |w: &[aquatint::sampler::Row]| {
+            let falls = |w: &[Row]| {
                 w[0].timestep > w[1].timestep || (config.use_karras_sigmas && w[0].timestep == w[1].timestep)
             };
             assert!(table.rows.windows(2).all(falls), "{config:?} {steps} steps");
-            let finite = |row: &aquatint::sampler::Row| row.next.iter().flatten().chain(&row.x0).all(|c| c.is_finite());
+            let finite = |row: &Row| row.next.iter().flatten().chain(&row.x0).all(|c| c.is_finite());
             assert!(table.rows.iter().all(finite), "{config:?} {steps} steps");
         }
+    }
+}
+
+#[test]
+fn degenerate_steps_stay_finite() {
+    let finite = |config: &Config, steps: usize| {
+        let table = config.table(steps).unwrap_or_else(|e| panic!("{config:?} {steps} steps: {e}"));
+        let ok = |row: &Row| row.next.iter().flatten().chain(&row.x0).all(|c| c.is_finite());
+        assert!(table.rows.iter().all(ok), "{config:?} {steps} steps");
+    };
+    // The last step of Karras' levels to sigma_min has no width.
+    for &solver_type in SolverType::ALL {
+        let (use_karras_sigmas, final_sigma) = (true, FinalSigma::SigmaMin);
+        let kind = Kind::DpmSolverPp2M;
+        let last = Config { kind, solver_type, use_karras_sigmas, final_sigma, ..Config::default() };
+        for steps in [1, 2, 14, 15, 30, 1000] {
+            finite(&Config { lower_order_final: false, ..last.clone() }, steps);
+            finite(&last, steps);
+        }
+    }
+    // Ancestral DDIM takes a root of what the noise leaves over.
+    for set_alpha_to_one in [false, true] {
+        let ancestral = Config { eta: 1.0, set_alpha_to_one: Some(set_alpha_to_one), ..Config::default() };
+        (1..=1000).step_by(9).for_each(|steps| finite(&ancestral, steps));
     }
 }
 
@@ -237,7 +263,7 @@ fn scheduler_files_are_read() {
     let dpm = Config::parse_diffusers(DPM_FILE).expect("a supported file");
     assert_eq!(dpm.kind, Kind::DpmSolverPp2M);
     assert_eq!((dpm.beta_start, dpm.beta_end, dpm.beta_schedule), (0.00085, 0.012, BetaSchedule::ScaledLinear));
-    assert_eq!((dpm.prediction, dpm.solver_type, dpm.spacing), (Prediction::VPrediction, SolverType::Heun, None));
+    assert_eq!((dpm.prediction, dpm.solver_type, dpm.spacing), (Prediction::VPrediction, Row, SolverType::Heun, None));
     assert!(dpm.use_karras_sigmas && dpm.lower_order_final && !dpm.euler_at_final);
 
     let text = serde_json::to_string(&dpm).expect("serializable");

@@ -32,9 +32,9 @@ fn row(config: &Config, t: usize, a: f64, previous: f64) -> Row {
         Prediction::Sample => ([0.0, 1.0], [1.0 / sigma, -signal / sigma]),
     };
     let variance = (1.0 - previous) / (1.0 - a) * (1.0 - a / previous);
-    let noise = f64::from(config.eta) * variance.max(0.0).sqrt();
-    // With eta = 1 the difference is a rounding error away from 0 near the clean end.
-    let direction = (1.0 - previous - noise * noise).max(0.0).sqrt();
+    let noise = f64::from(config.eta) * variance.sqrt();
+    // Not negative: for eta = 1 it is (1 - a')^2 a / (a' (1 - a)), and 0 - 0 at the clean end.
+    let direction = (1.0 - previous - noise * noise).sqrt();
 
     let mut row = Row::new(t);
     row.x0 = x0.map(|c| c as f32);

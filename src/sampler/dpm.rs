@@ -69,7 +69,7 @@ fn split(s: f64) -> (f64, f64) {
 
 /// The timesteps and the ratios sigma / alpha of a run, the latter with the final one appended.
 ///
-/// The ratios are f32 numbers: diffusers rounds them, and at the clean end that rounding is not negligible.
+/// The ratios are f32 numbers, as in diffusers.
 fn noise_levels(config: &Config, steps: usize) -> Result<(Vec<usize>, Vec<f64>)> {
     let alphas = schedule::alphas_cumprod(config);
     let table: Vec<f32> = alphas.iter().map(|a| ((1.0 - a) / a).sqrt()).collect();
