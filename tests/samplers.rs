@@ -263,7 +263,7 @@ fn scheduler_files_are_read() {
     let dpm = Config::parse_diffusers(DPM_FILE).expect("a supported file");
     assert_eq!(dpm.kind, Kind::DpmSolverPp2M);
     assert_eq!((dpm.beta_start, dpm.beta_end, dpm.beta_schedule), (0.00085, 0.012, BetaSchedule::ScaledLinear));
-    assert_eq!((dpm.prediction, dpm.solver_type, dpm.spacing), (Prediction::VPrediction, Row, SolverType::Heun, None));
+    assert_eq!((dpm.prediction, dpm.solver_type, dpm.spacing), (Prediction::VPrediction, SolverType::Heun, None));
     assert!(dpm.use_karras_sigmas && dpm.lower_order_final && !dpm.euler_at_final);
 
     let text = serde_json::to_string(&dpm).expect("serializable");
