@@ -165,6 +165,27 @@ impl<'a> PackedMatrix<'a> {
         code
     }
 
+    /// The codes at columns `16 * chunk..16 * chunk + 16` of `row`; columns beyond the matrix give 0.
+    ///
+    /// A chunk of sixteen codes is sixteen bytes of one unit in each plane, shifted alike.
+    #[inline(always)]
+    pub fn codes16(&self, row: usize, chunk: usize) -> [u8; 16] {
+        let mut codes = [0; 16];
+        let mut low = 0;
+        for (&plane_bits, plane) in self.layout.bits.planes().iter().zip(self.planes) {
+            let per_unit = 8 / usize::from(plane_bits);
+            let units = units(self.layout.cols, plane_bits);
+            let at = ((row / ROW_BLOCK * units + chunk / per_unit) * ROW_BLOCK + row % ROW_BLOCK) * UNIT_BYTES;
+            let shift = chunk % per_unit * usize::from(plane_bits);
+            let mask = ((1u16 << plane_bits) - 1) as u8;
+            for (code, &byte) in codes.iter_mut().zip(&plane[at..at + UNIT_BYTES]) {
+                *code |= (byte >> shift & mask) << low;
+            }
+            low += plane_bits;
+        }
+        codes
+    }
+
     /// The codebook of `row` as the index of its first entry.
     pub fn table_start(&self, row: usize) -> usize {
         match self.layout.grain {

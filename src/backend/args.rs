@@ -1,0 +1,330 @@
+//! Arguments of ops after binding: places in the arena and plain numbers.
+
+use crate::codec::layout::round_up;
+use crate::program::{Act, QuantizeGrain};
+
+/// A place in the arena. Values that a table holds once per model call lie `stride` bytes apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// First byte, a multiple of 64.
+    pub at: usize,
+    /// Bytes from one call's value to the next one's; 0 if all calls share it.
+    pub stride: usize,
+}
+
+impl Slot {
+    /// First byte at call `call` of the table's window.
+    pub fn of(&self, call: usize) -> usize {
+        self.at + call * self.stride
+    }
+}
+
+/// A float matrix, row-major, without gaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Floats {
+    /// Where.
+    pub slot: Slot,
+    /// Product of all axes but the last.
+    pub rows: usize,
+    /// The last axis.
+    pub cols: usize,
+}
+
+impl Floats {
+    /// Bytes in the arena.
+    pub fn bytes(&self) -> usize {
+        self.rows * self.cols * 4
+    }
+}
+
+/// A matrix of activation codes with what is needed to read them: `x = scale * (q - zero)`.
+///
+/// In the arena: codes, `rows` times `stride` bytes; then f32 scales and zero points, one each per group of
+/// `rows / groups` rows; then the i32 sum of each row's codes. Columns beyond `cols` hold code 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Codes {
+    /// Where.
+    pub slot: Slot,
+    /// Rows: tokens or pixels.
+    pub rows: usize,
+    /// Features or channels.
+    pub cols: usize,
+    /// Number of scales.
+    pub groups: usize,
+    /// 8 or 6.
+    pub bits: u8,
+}
+
+impl Codes {
+    /// Bytes from one row of codes to the next.
+    pub fn stride(&self) -> usize {
+        round_up(self.cols, 16)
+    }
+
+    /// Offset of the scales from the first code.
+    pub fn scale_at(&self) -> usize {
+        round_up(self.rows * self.stride(), 64)
+    }
+
+    /// Offset of the zero points.
+    pub fn zero_at(&self) -> usize {
+        self.scale_at() + round_up(self.groups * 4, 64)
+    }
+
+    /// Offset of the row sums.
+    pub fn sum_at(&self) -> usize {
+        self.zero_at() + round_up(self.groups * 4, 64)
+    }
+
+    /// Bytes in the arena.
+    pub fn bytes(&self) -> usize {
+        self.sum_at() + self.rows * 4
+    }
+}
+
+/// Activations of a matrix product: float or codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Real numbers.
+    Floats(Floats),
+    /// Integer codes.
+    Codes(Codes),
+}
+
+impl Input {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Input::Floats(f) => f.rows,
+            Input::Codes(c) => c.rows,
+        }
+    }
+
+    /// Bytes in the arena.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Input::Floats(f) => f.bytes(),
+            Input::Codes(c) => c.bytes(),
+        }
+    }
+
+    /// Where it lies.
+    pub fn slot(&self) -> Slot {
+        match self {
+            Input::Floats(f) => f.slot,
+            Input::Codes(c) => c.slot,
+        }
+    }
+}
+
+/// Columns of a per-condition matrix, looked up per sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerSample {
+    /// `(conditions, columns)`.
+    pub table: Floats,
+    /// The u32 condition of each sample.
+    pub condition: Slot,
+    /// Samples in the batch.
+    pub samples: usize,
+    /// Rows of the op's result per sample.
+    pub rows_per_sample: usize,
+}
+
+/// Fixed scales for a quantization, from a curve over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedRange {
+    /// `(calls, 2)`: scale and zero point.
+    pub table: Slot,
+    /// Rows of the quantized matrix per entry of the table.
+    pub rows_per_entry: usize,
+}
+
+/// How an op quantizes its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantizeTo {
+    /// The result.
+    pub codes: Codes,
+    /// What shares a scale.
+    pub grain: QuantizeGrain,
+    /// Scales from a curve; otherwise from the data.
+    pub fixed: Option<FixedRange>,
+}
+
+/// The result of an op that may quantize.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Real numbers.
+    Floats(Floats),
+    /// Codes.
+    Codes(QuantizeTo),
+}
+
+#[allow(missing_docs)] // Fields carry the names and meanings of the ops in `program::op`.
+mod structs {
+    use super::*;
+
+    /// Linear layer.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct LinearArgs {
+        pub x: Input,
+        pub y: Floats,
+        pub act: Act,
+        /// Gate and its first column.
+        pub gate: Option<(PerSample, usize)>,
+        pub residual: Option<Floats>,
+    }
+
+    /// 3x3 convolution; `height` and `width` are the input's.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct Conv2dArgs {
+        pub x: Input,
+        pub y: Floats,
+        pub samples: usize,
+        pub height: usize,
+        pub width: usize,
+        pub upsample: usize,
+        pub residual: Option<Floats>,
+    }
+
+    /// Attention over all rows of a sample.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct AttentionArgs {
+        pub q: Floats,
+        pub k: Floats,
+        pub v: Floats,
+        pub y: Floats,
+        pub samples: usize,
+        pub heads: usize,
+        pub scale: f32,
+    }
+
+    /// Layer norm.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct LayerNormArgs {
+        pub x: Floats,
+        pub y: Output,
+        pub eps: f32,
+        /// Modulation and the first columns of scale and shift.
+        pub modulation: Option<(PerSample, usize, usize)>,
+    }
+
+    /// Group norm. `workspace` is as large as `Backend::workspace` asked.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct GroupNormArgs {
+        pub x: Floats,
+        pub y: Output,
+        pub samples: usize,
+        pub groups: usize,
+        pub eps: f32,
+        pub act: Act,
+        pub workspace: Slot,
+    }
+
+    /// Pointwise function.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct PointwiseArgs {
+        pub x: Floats,
+        pub y: Floats,
+        pub act: Act,
+        pub mul: f32,
+        pub add: f32,
+    }
+
+    /// Sum; rows of `b` repeat.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct AddArgs {
+        pub a: Floats,
+        pub b: Floats,
+        pub y: Floats,
+    }
+
+    /// Float to codes.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct QuantizeArgs {
+        pub x: Floats,
+        pub y: QuantizeTo,
+    }
+
+    /// Rows of a table; `index` holds u32.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct EmbeddingArgs {
+        pub index: Slot,
+        pub y: Floats,
+    }
+
+    /// Sinusoids of timesteps.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct TimestepEmbeddingArgs {
+        pub t: Slot,
+        pub y: Floats,
+        pub cos_first: bool,
+        pub shift: f32,
+    }
+
+    /// Sinusoids of grid positions.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct PositionEmbeddingArgs {
+        pub y: Floats,
+        pub height: usize,
+        pub width: usize,
+        pub base: usize,
+        pub interpolation: f32,
+    }
+
+    /// Patchify, or back; `height`, `width` and `channels` are the pixels'.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct PatchArgs {
+        pub x: Floats,
+        pub y: Floats,
+        pub samples: usize,
+        pub height: usize,
+        pub width: usize,
+        pub channels: usize,
+        pub patch: usize,
+        pub inverse: bool,
+    }
+
+    /// Scaled copies of the latents.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct ModelInputArgs {
+        pub state: Slot,
+        /// Floats per copy.
+        pub len: usize,
+        pub copies: usize,
+        pub scale: f32,
+        pub sample: Slot,
+    }
+
+    /// One sampler step on `len` floats per state; states lie `len * 4` bytes apart.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct SamplerStepArgs {
+        pub states: Slot,
+        pub n_states: usize,
+        pub len: usize,
+        /// Latent channels; the model's output may have more, which are skipped.
+        pub channels: usize,
+        /// The model's output; with guidance, conditional samples first and unconditional ones after.
+        pub model: Floats,
+        pub guidance: Option<f32>,
+        pub noise: Option<Slot>,
+    }
+}
+pub use structs::*;
+
+/// Any op of a bound program.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum OpArgs {
+    Linear(LinearArgs),
+    Conv2d(Conv2dArgs),
+    Attention(AttentionArgs),
+    LayerNorm(LayerNormArgs),
+    GroupNorm(GroupNormArgs),
+    Pointwise(PointwiseArgs),
+    Add(AddArgs),
+    Quantize(QuantizeArgs),
+    Embedding(EmbeddingArgs),
+    TimestepEmbedding(TimestepEmbeddingArgs),
+    PositionEmbedding(PositionEmbeddingArgs),
+    Patch(PatchArgs),
+}

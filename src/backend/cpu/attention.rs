@@ -1,0 +1,172 @@
+//! Softmax attention, tiled: scores of at most 8 queries by 192 keys exist at a time.
+//!
+//! A task is one head of one sample and up to 256 queries. It walks over blocks of keys; for each block it lays out
+//! keys and values as panels for the float micro-kernel, and folds every query's scores into a running maximum, sum
+//! and weighted value (online softmax, Milakov & Gimelshein 2018). Blocks begin at fixed keys, so a query's result
+//! does not depend on batch, threads or the other queries.
+
+use super::arena::{Arena, floats_mut};
+use super::math::{exp, sum};
+use super::scratch;
+use super::simd::tiles::{TileMut, for_each_tile};
+use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile};
+use crate::backend::args::AttentionArgs;
+
+/// Keys per block.
+const KEYS: usize = 4 * NR;
+/// Queries per task.
+const QUERIES: usize = 256;
+
+/// Floats of private memory by purpose, for heads of `e` features.
+struct Sizes {
+    keys: usize,
+    values: usize,
+    sums: usize,
+    scores: usize,
+}
+
+impl Sizes {
+    fn new(e: usize) -> Self {
+        let wide = e.next_multiple_of(GROUP);
+        Sizes { keys: KEYS * e, values: wide * KEYS, sums: QUERIES * (wide + 2), scores: MR * KEYS }
+    }
+
+    fn total(&self) -> usize {
+        self.keys + self.values + self.sums + self.scores
+    }
+}
+
+/// Bytes of private memory.
+pub fn scratch_bytes(args: &AttentionArgs) -> usize {
+    Sizes::new(args.q.cols / args.heads).total() * 4
+}
+
+/// See [`Op::Attention`](crate::program::Op::Attention).
+pub fn attention<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &AttentionArgs) {
+    let (out, reads) = arena.write_floats(&args.y, call);
+    let (q, k, v) = (reads.floats(&args.q, call), reads.floats(&args.k, call), reads.floats(&args.v, call));
+    let (d, e) = (args.q.cols, args.q.cols / args.heads);
+    let (tq, tk) = (args.q.rows / args.samples, args.k.rows / args.samples);
+    let sizes = Sizes::new(e);
+    // Tiles must not straddle samples, so each sample's rows are cut on their own.
+    for (sample, out) in out.chunks_exact_mut(tq * d).enumerate() {
+        let (q, k, v) = (&q[sample * tq * d..], &k[sample * tk * d..][..tk * d], &v[sample * tk * d..][..tk * d]);
+        for_each_tile(out, d, QUERIES, e, |tile| {
+            scratch::with(sizes.total() * 4, |bytes| {
+                Head { isa, d, e, tk, scale: args.scale, q, k, v }.run(&sizes, floats_mut(bytes), tile);
+            });
+        });
+    }
+}
+
+/// One head of one sample.
+struct Head<'a, I: Isa> {
+    isa: I,
+    d: usize,
+    e: usize,
+    tk: usize,
+    scale: f32,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+}
+
+impl<I: Isa> Head<'_, I> {
+    fn run(&self, sizes: &Sizes, memory: &mut [f32], mut tile: TileMut) {
+        let (d, e) = (self.d, self.e);
+        let column = tile.cols.start;
+        let wide = e.next_multiple_of(GROUP);
+        let (keys, rest) = memory.split_at_mut(sizes.keys);
+        let (values, rest) = rest.split_at_mut(sizes.values);
+        let (sums, scores) = rest.split_at_mut(sizes.sums);
+        // Per query: weighted values, then running maximum and sum.
+        for state in sums.chunks_exact_mut(wide + 2) {
+            state.fill(0.0);
+            state[wide] = f32::NEG_INFINITY;
+        }
+        let mut acc: Tile<f32> = [[0.0; NR]; MR];
+        for first in (0..self.tk).step_by(KEYS) {
+            let n = KEYS.min(self.tk - first);
+            self.isa.run(|| self.lay_out(first, n, column, keys, values));
+            for q0 in tile.rows.clone().step_by(MR) {
+                let count = (tile.rows.end - q0).min(MR);
+                let queries: [&[f32]; MR] =
+                    std::array::from_fn(|i| &self.q[(q0 + i.min(count - 1)) * d + column..][..e]);
+                for key in (0..n).step_by(NR) {
+                    let groups = (n - key).div_ceil(GROUP).min(GROUPS);
+                    self.isa.tile_f32(&queries, e, &keys[key * e..][..groups * GROUP * e], groups, &mut acc);
+                    for (row, acc) in scores.chunks_exact_mut(KEYS).zip(&acc) {
+                        row[key..key + NR].copy_from_slice(acc);
+                    }
+                }
+                let states = &mut sums[(q0 - tile.rows.start) * (wide + 2)..][..count * (wide + 2)];
+                self.isa.run(|| {
+                    for (row, state) in scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2)) {
+                        soften::<I>(&mut row[..n], self.scale, state, wide);
+                    }
+                });
+                let weights: [&[f32]; MR] = std::array::from_fn(|i| &scores[i * KEYS..][..n]);
+                for c in (0..wide).step_by(NR) {
+                    let groups = ((wide - c) / GROUP).min(GROUPS);
+                    self.isa.tile_f32(&weights, n, &values[c * n..][..groups * GROUP * n], groups, &mut acc);
+                    for (state, acc) in states.chunks_exact_mut(wide + 2).zip(&acc) {
+                        for (s, a) in state[c..c + groups * GROUP].iter_mut().zip(acc) {
+                            *s += a;
+                        }
+                    }
+                }
+            }
+        }
+        for (row, state) in tile.rows.clone().zip(sums.chunks_exact(wide + 2)) {
+            let inverse = 1.0 / state[wide + 1];
+            for (out, s) in tile.row(row).iter_mut().zip(state) {
+                *out = s * inverse;
+            }
+        }
+    }
+
+    /// Keys from `first` as panels (group of keys, feature, key); values as panels (group of features, key, feature).
+    #[inline(always)]
+    fn lay_out(&self, first: usize, n: usize, column: usize, keys: &mut [f32], values: &mut [f32]) {
+        let (d, e) = (self.d, self.e);
+        for (g, panel) in keys.chunks_exact_mut(GROUP * e).enumerate().take(n.div_ceil(GROUP)) {
+            for r in 0..GROUP {
+                // Keys beyond the block repeat its last one; their scores are not used.
+                let key = (g * GROUP + r).min(n - 1);
+                let row = &self.k[(first + key) * d + column..][..e];
+                for (j, &x) in row.iter().enumerate() {
+                    panel[j * GROUP + r] = x;
+                }
+            }
+        }
+        let wide = e.next_multiple_of(GROUP);
+        for (g, panel) in values[..wide * n].chunks_exact_mut(GROUP * n).enumerate() {
+            for (key, out) in panel.chunks_exact_mut(GROUP).enumerate() {
+                let row = &self.v[(first + key) * d + column..][..e];
+                let part = &row[g * GROUP..e.min((g + 1) * GROUP)];
+                out[..part.len()].copy_from_slice(part);
+                out[part.len()..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// Turns a query's scores against a block of keys into weights, and brings the query's state to the new maximum.
+#[inline(always)]
+fn soften<I: Isa>(scores: &mut [f32], scale: f32, state: &mut [f32], wide: usize) {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for (i, s) in scores.iter_mut().enumerate() {
+        *s *= scale;
+        lanes[i % 16] = lanes[i % 16].max(*s);
+    }
+    let highest = lanes.into_iter().fold(state[wide], f32::max);
+    let shrink = exp::<I>(state[wide] - highest);
+    for s in scores.iter_mut() {
+        *s = exp::<I>(*s - highest);
+    }
+    for s in &mut state[..wide] {
+        *s *= shrink;
+    }
+    state[wide] = highest;
+    state[wide + 1] = state[wide + 1] * shrink + sum(scores.iter().copied());
+}

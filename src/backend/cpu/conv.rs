@@ -1,0 +1,103 @@
+//! 3x3 convolutions as implicit matrix products over channels-last images.
+
+use super::arena::{Arena, CodesView};
+use super::gemm::{MAX_TAPS, Rows, product_f32, product_i8};
+use super::linear::epilogue;
+use super::simd::{Isa, MR};
+use crate::backend::args::{Conv2dArgs, Input};
+use crate::format::TensorView;
+use crate::program::Act;
+
+/// Most channels of a convolution's input: what the row of padding holds.
+pub const MAX_CHANNELS: usize = 1 << 14;
+
+/// What taps outside the image read: raw code 0, or 0.0.
+static ZERO_CODES: [u8; MAX_CHANNELS] = [0; MAX_CHANNELS];
+static ZERO_FLOATS: [f32; MAX_CHANNELS] = [0.0; MAX_CHANNELS];
+
+/// Where the nine taps of an output pixel lie in the input.
+#[derive(Clone, Copy)]
+struct Window {
+    height: usize,
+    width: usize,
+    upsample: usize,
+}
+
+impl Window {
+    /// The input pixel, counted over the whole batch, under tap `tap` of output pixel `m`; `None` in the padding.
+    /// Upsampling is nearest-neighbour: output coordinates are divided by the factor.
+    #[inline(always)]
+    fn pixel(&self, m: usize, tap: usize) -> Option<usize> {
+        let (h, w) = (self.height * self.upsample, self.width * self.upsample);
+        let (sample, y, x) = (m / (h * w), m / w % h, m % w);
+        let (y, x) = ((y + tap / 3).checked_sub(1)?, (x + tap % 3).checked_sub(1)?);
+        if y >= h || x >= w {
+            return None;
+        }
+        Some((sample * self.height + y / self.upsample) * self.width + x / self.upsample)
+    }
+}
+
+/// Rows of an implicit convolution matrix.
+struct Pixels<'a, T> {
+    data: &'a [T],
+    stride: usize,
+    channels: usize,
+    zeros: &'a [T],
+    window: Window,
+}
+
+impl<T: Sync> Rows<T> for Pixels<'_, T> {
+    fn taps(&self) -> usize {
+        9
+    }
+
+    fn len(&self) -> usize {
+        self.channels
+    }
+
+    fn fill<'a>(&'a self, first: usize, count: usize, out: &mut [&'a [T]; MAX_TAPS * MR]) {
+        for i in 0..MR {
+            let m = first + i.min(count - 1);
+            for tap in 0..9 {
+                out[tap * MR + i] = match self.window.pixel(m, tap) {
+                    Some(pixel) => &self.data[pixel * self.stride..][..self.channels],
+                    None => &self.zeros[..self.channels],
+                };
+            }
+        }
+    }
+}
+
+/// See [`Op::Conv2d`](crate::program::Op::Conv2d).
+pub fn conv2d<I: Isa>(
+    isa: I,
+    arena: &mut Arena,
+    call: usize,
+    args: &Conv2dArgs,
+    weight: &TensorView,
+    bias: Option<&TensorView>,
+) {
+    let (out, reads) = arena.write_floats(&args.y, call);
+    let epilogue = epilogue(&reads, call, bias, Act::None, None, args.residual);
+    let window = Window { height: args.height, width: args.width, upsample: args.upsample };
+    match (&args.x, weight) {
+        (Input::Codes(x), TensorView::Codes(w)) => {
+            let codes: CodesView = reads.codes(x, call);
+            let rows = Pixels { data: codes.codes, stride: codes.stride, channels: x.cols, zeros: &ZERO_CODES, window };
+            let sums = |m: usize| {
+                (0..9).fold((0, 0), |(valid, sum), tap| match window.pixel(m, tap) {
+                    Some(pixel) => (valid | 1 << tap, sum + codes.sum[pixel]),
+                    None => (valid, sum),
+                })
+            };
+            product_i8(isa, &rows, &codes, &sums, w, out, &epilogue);
+        }
+        (Input::Floats(x), _) => {
+            let data = reads.floats(x, call);
+            let rows = Pixels { data, stride: x.cols, channels: x.cols, zeros: &ZERO_FLOATS, window };
+            product_f32(isa, &rows, args.y.cols, weight, out, &epilogue);
+        }
+        (Input::Codes(_), _) => unreachable!("the shape rules pair codes with integer weights only"),
+    }
+}

@@ -1,0 +1,56 @@
+//! Embeddings: of classes, timesteps and positions. None of them runs in the step loop.
+
+use super::arena::Arena;
+use crate::backend::args::{EmbeddingArgs, PositionEmbeddingArgs, TimestepEmbeddingArgs};
+use crate::format::TensorView;
+
+/// See [`Op::Embedding`](crate::program::Op::Embedding).
+pub fn embedding(arena: &mut Arena, call: usize, args: &EmbeddingArgs, table: &TensorView) {
+    let (out, reads) = arena.write_floats(&args.y, call);
+    let index: &[u32] = reads.slice(args.index.of(call), args.y.rows);
+    let cols = args.y.cols;
+    for (out, &i) in out.chunks_exact_mut(cols).zip(index) {
+        let at = i as usize * cols;
+        match table {
+            TensorView::F32(t) => out.copy_from_slice(&t[at..at + cols]),
+            TensorView::F16(t) => out.iter_mut().zip(&t[at..]).for_each(|(o, v)| *o = v.to_f32()),
+            TensorView::Codes(_) => unreachable!("the shape rules keep tables of rows uncoded"),
+        }
+    }
+}
+
+/// See [`Op::TimestepEmbedding`](crate::program::Op::TimestepEmbedding). Frequencies and angles are rounded to f32
+/// where diffusers' `get_timestep_embedding` rounds them; sines are taken in f64.
+pub fn timestep_embedding(arena: &mut Arena, call: usize, args: &TimestepEmbeddingArgs) {
+    let (out, reads) = arena.write_floats(&args.y, call);
+    let t: &[f32] = reads.slice(args.t.of(call), args.y.rows);
+    let half = args.y.cols / 2;
+    for (out, &t) in out.chunks_exact_mut(args.y.cols).zip(t) {
+        let (first, second) = out.split_at_mut(half);
+        let (cos, sin) = if args.cos_first { (first, second) } else { (second, first) };
+        for i in 0..half {
+            let exponent = -(10_000f32.ln()) * i as f32 / (half as f32 - args.shift);
+            let angle = t * (f64::from(exponent).exp() as f32);
+            (sin[i], cos[i]) = (f64::from(angle).sin() as f32, f64::from(angle).cos() as f32);
+        }
+    }
+}
+
+/// See [`Op::PositionEmbedding`](crate::program::Op::PositionEmbedding). First half of the features: columns; second
+/// half: rows; each sines then cosines; all in f64, as diffusers' `get_2d_sincos_pos_embed`.
+pub fn position_embedding(arena: &mut Arena, call: usize, args: &PositionEmbeddingArgs) {
+    let (out, _) = arena.write_floats(&args.y, call);
+    let quarter = args.y.cols / 4;
+    let position = |i: usize, n: usize| i as f32 as f64 / (n as f64 / args.base as f64) / f64::from(args.interpolation);
+    for (token, out) in out.chunks_exact_mut(args.y.cols).enumerate() {
+        let column = position(token % args.width, args.width);
+        let row = position(token / args.width, args.height);
+        for (half, p) in out.chunks_exact_mut(2 * quarter).zip([column, row]) {
+            for k in 0..quarter {
+                let angle = p / 10_000f64.powf(k as f64 / quarter as f64);
+                half[k] = angle.sin() as f32;
+                half[quarter + k] = angle.cos() as f32;
+            }
+        }
+    }
+}

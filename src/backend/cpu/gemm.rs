@@ -1,0 +1,344 @@
+//! Matrix products of activations by packed weights: the loop nest around the micro-kernels.
+//!
+//! ```text
+//! for each tile of the output (48 channels by some hundred rows), in parallel:
+//!     decode the weights of these channels into a panel in private memory      (once per tile)
+//!     for each 8 rows: micro-kernel over all inputs; epilogue; store
+//! ```
+//!
+//! The panel of 48 channels stays in the second-level cache while the tile's rows pass by, and decoding it costs less
+//! than 1 % of the products of 512 rows. Nothing of the weight is ever kept decoded beyond its tile.
+//!
+//! A convolution is the same product: row `m` is an output pixel, and its inputs are nine slices of the image, found
+//! by [`Rows`]; nothing is copied.
+
+use super::arena::CodesView;
+use super::math::{activate, fma};
+use super::scratch;
+use super::simd::tiles::{TileMut, for_each_tile};
+use super::simd::{GROUP, Isa, MR, NR, Tile, panel_len};
+use crate::backend::args::Input;
+use crate::codec::layout::{PackedMatrix, Tables};
+use crate::format::TensorView;
+use crate::program::Act;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+/// Most kernel taps.
+pub const MAX_TAPS: usize = 9;
+
+/// Finds the slices of activations that make an output row.
+pub trait Rows<T>: Sync {
+    /// Slices per row.
+    fn taps(&self) -> usize;
+    /// Length of each.
+    fn len(&self) -> usize;
+    /// Puts the slices of rows `first..first + count` (at most `MR`) into `out[tap * MR + i]`; repeats a row to fill
+    /// the tile.
+    fn fill<'a>(&'a self, first: usize, count: usize, out: &mut [&'a [T]; MAX_TAPS * MR]);
+}
+
+/// Rows that lie one after another.
+pub struct Matrix<'a, T> {
+    /// The elements.
+    pub data: &'a [T],
+    /// Elements from row to row.
+    pub stride: usize,
+    /// Elements of a row that count.
+    pub len: usize,
+}
+
+impl<T: Sync> Rows<T> for Matrix<'_, T> {
+    fn taps(&self) -> usize {
+        1
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn fill<'a>(&'a self, first: usize, count: usize, out: &mut [&'a [T]; MAX_TAPS * MR]) {
+        for (i, slot) in out[..MR].iter_mut().enumerate() {
+            *slot = &self.data[(first + i.min(count - 1)) * self.stride..][..self.stride];
+        }
+    }
+}
+
+/// What happens to a product before it is stored.
+pub struct Epilogue<'a> {
+    /// Added per channel.
+    pub bias: Option<&'a [f32]>,
+    /// Applied after the bias.
+    pub act: Act,
+    /// Multiplies, after the activation.
+    pub gate: Option<Gate<'a>>,
+    /// Added last: a matrix of as many columns as the output; its rows repeat.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// A gate per sample and channel.
+pub struct Gate<'a> {
+    /// `(conditions, cols)`.
+    pub table: &'a [f32],
+    /// Columns of the table.
+    pub cols: usize,
+    /// Column of the first channel.
+    pub offset: usize,
+    /// The condition of each sample.
+    pub condition: &'a [u32],
+    /// Output rows per sample.
+    pub rows_per_sample: usize,
+}
+
+impl Epilogue<'_> {
+    /// Finishes row `m` of a tile, `v`, and stores it into `out`, which begins at channel `n0`; `n` channels in all.
+    #[inline(always)]
+    fn apply<I: Isa>(&self, m: usize, n0: usize, n: usize, v: &mut [f32; NR], out: &mut [f32]) {
+        let cols = out.len();
+        if let Some(bias) = self.bias {
+            for (v, b) in v.iter_mut().zip(&bias[n0..n0 + cols]) {
+                *v += b;
+            }
+        }
+        activate::<I>(self.act, v);
+        if let Some(g) = &self.gate {
+            let condition = g.condition[m / g.rows_per_sample] as usize;
+            for (v, g) in v.iter_mut().zip(&g.table[condition * g.cols + g.offset + n0..][..cols]) {
+                *v *= g;
+            }
+        }
+        match self.residual {
+            Some(r) => {
+                let row = m % (r.len() / n);
+                for ((out, v), r) in out.iter_mut().zip(v).zip(&r[row * n + n0..][..cols]) {
+                    *out = *v + r;
+                }
+            }
+            None => out.copy_from_slice(&v[..cols]),
+        }
+    }
+}
+
+/// Rows of output per tile: enough to pay for decoding a panel, few enough that the activations of a tile stay near,
+/// and that there are tiles for all threads. Does not change any result.
+fn row_step(m: usize, n: usize, bytes_per_row: usize, near: usize) -> usize {
+    let mut step = (near / bytes_per_row.max(1)).clamp(128, 1024).min(m.max(1));
+    let panels = n.div_ceil(NR);
+    while step > 64 && panels * m.div_ceil(step) < 4 * rayon::current_num_threads() {
+        step = step.div_ceil(2);
+    }
+    step.next_multiple_of(MR)
+}
+
+/// Bytes of private memory a product needs.
+pub fn scratch_bytes(x: &Input, taps: usize) -> usize {
+    match x {
+        Input::Codes(c) => NR * panel_len(c.cols * taps),
+        Input::Floats(f) => (NR * f.cols * taps + GROUP * f.cols * taps) * 4,
+    }
+}
+
+/// What a panel of 48 channels needs beside its weights.
+struct Constants {
+    scale: [f32; NR],
+    offset: [f32; NR],
+    /// Sum of table entries over all taps.
+    weight_sum: [f32; NR],
+}
+
+/// `out (m, n) = epilogue(x W^T)` with integer codes on both sides.
+///
+/// With `x = s (q - z)` and `w = r (c + o)`, the product of a row is
+/// `s r (sum q c + o sum q - z (sum c + o K))`, where sums run over valid taps and `K` counts their inputs.
+/// `valid(m)` gives the set of valid taps of a row as bits.
+pub fn product_i8<I: Isa>(
+    isa: I,
+    rows: &impl Rows<u8>,
+    codes: &CodesView<'_>,
+    window_sum: &(impl Fn(usize) -> (u32, i32) + Sync),
+    weight: &PackedMatrix<'_>,
+    out: &mut [f32],
+    epilogue: &Epilogue<'_>,
+) {
+    let n = weight.layout.rows;
+    let m = out.len() / n;
+    let (taps, len) = (rows.taps(), rows.len());
+    let k = taps * len;
+    let group = GROUP * panel_len(k);
+    let padded = weight.layout.padded_rows();
+    // The weight may have more taps than the rows: a patch embedding is a linear layer to its input.
+    let weight_taps = weight.layout.taps;
+    let all_taps = (1u32 << taps) - 1;
+    let tap_sum = |tap: usize, channel: usize| weight.tap_sums[tap * padded + channel];
+    for_each_tile(out, n, row_step(m, n, k, 1 << 20), NR, |mut tile: TileMut| {
+        let n0 = tile.cols.start;
+        let cols = tile.cols.len();
+        let groups = cols.div_ceil(GROUP);
+        scratch::with(groups * group, |panel| {
+            let panel: &mut [i8] = super::arena::typed_mut(panel);
+            for (g, part) in panel.chunks_exact_mut(group).enumerate() {
+                isa.decode(weight, n0 / GROUP + g, part);
+            }
+            let mut c = Constants { scale: [0.0; NR], offset: [0.0; NR], weight_sum: [0.0; NR] };
+            let wide = groups * GROUP;
+            c.scale[..wide].copy_from_slice(&weight.scale[n0..n0 + wide]);
+            c.offset[..wide].copy_from_slice(&weight.offset[n0..n0 + wide]);
+            for (j, sum) in c.weight_sum[..wide].iter_mut().enumerate() {
+                *sum = (0..weight_taps).map(|t| tap_sum(t, n0 + j)).sum::<i32>() as f32;
+            }
+            let mut slices: [&[u8]; MAX_TAPS * MR] = [&[]; MAX_TAPS * MR];
+            let mut acc: Tile<i32> = [[0; NR]; MR];
+            for m0 in tile.rows.clone().step_by(MR) {
+                let count = (tile.rows.end - m0).min(MR);
+                rows.fill(m0, count, &mut slices);
+                isa.tile_i8(&slices[..taps * MR], len.div_ceil(4), panel, groups, &mut acc);
+                isa.run(|| {
+                    for (i, acc) in acc[..count].iter().enumerate() {
+                        let row = m0 + i;
+                        let at = row / codes.rows_per_group_out(m);
+                        let (scale, zero) = (codes.scale[at], codes.zero[at]);
+                        let (valid, sum_q) = window_sum(row);
+                        let inputs = (valid.count_ones() as usize * len) as f32;
+                        let mut border = [0.0; NR];
+                        let weight_sum = if valid == all_taps {
+                            &c.weight_sum
+                        } else {
+                            for (j, b) in border[..wide].iter_mut().enumerate() {
+                                let taps = (0..taps).filter(|t| valid >> t & 1 == 1);
+                                *b = taps.map(|t| tap_sum(t, n0 + j)).sum::<i32>() as f32;
+                            }
+                            &border
+                        };
+                        // sum q - z K multiplies o; both factors are exact for integral zero points.
+                        let shifted = fma::<I>(-zero, inputs, sum_q as f32);
+                        let mut v = [0.0; NR];
+                        for j in 0..NR {
+                            let product = fma::<I>(-zero, weight_sum[j], acc[j] as f32);
+                            v[j] = scale * c.scale[j] * fma::<I>(c.offset[j], shifted, product);
+                        }
+                        epilogue.apply::<I>(row, n0, n, &mut v, tile.row(row));
+                    }
+                });
+            }
+        });
+    });
+}
+
+impl CodesView<'_> {
+    /// Output rows that share a scale, when the product has `m` rows.
+    fn rows_per_group_out(&self, m: usize) -> usize {
+        m / self.scale.len()
+    }
+}
+
+/// `out (m, n) = epilogue(x W^T)` in floats, for any kind of weight.
+pub fn product_f32<I: Isa>(
+    isa: I,
+    rows: &impl Rows<f32>,
+    n: usize,
+    weight: &TensorView<'_>,
+    out: &mut [f32],
+    epilogue: &Epilogue<'_>,
+) {
+    let m = out.len() / n;
+    let (taps, len) = (rows.taps(), rows.len());
+    let k = taps * len;
+    let group = GROUP * k;
+    for_each_tile(out, n, row_step(m, n, 4 * k, 4 << 20), NR, |mut tile: TileMut| {
+        let n0 = tile.cols.start;
+        let groups = tile.cols.len().div_ceil(GROUP);
+        scratch::with((groups * group + group) * 4, |bytes| {
+            let (panel, wide) = super::arena::floats_mut(bytes).split_at_mut(groups * group);
+            for (g, part) in panel.chunks_exact_mut(group).enumerate() {
+                fill_panel(isa, weight, n0 + g * GROUP, n, k, wide, part);
+            }
+            let mut slices: [&[f32]; MAX_TAPS * MR] = [&[]; MAX_TAPS * MR];
+            let mut acc: Tile<f32> = [[0.0; NR]; MR];
+            for m0 in tile.rows.clone().step_by(MR) {
+                let count = (tile.rows.end - m0).min(MR);
+                rows.fill(m0, count, &mut slices);
+                isa.tile_f32(&slices[..taps * MR], len, panel, groups, &mut acc);
+                isa.run(|| {
+                    for (i, v) in acc[..count].iter_mut().enumerate() {
+                        epilogue.apply::<I>(m0 + i, n0, n, v, tile.row(m0 + i));
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// Writes sixteen channels from `first` as floats into `panel`, in the order (input, channel). `wide` holds the
+/// channels row by row on the way.
+fn fill_panel<I: Isa>(
+    isa: I,
+    weight: &TensorView<'_>,
+    first: usize,
+    n: usize,
+    k: usize,
+    wide: &mut [f32],
+    panel: &mut [f32],
+) {
+    let rows = GROUP.min(n - first);
+    let source: &[f32] = match weight {
+        TensorView::F32(w) => &w[first * k..][..rows * k],
+        TensorView::F16(w) => {
+            isa.run(|| w[first * k..][..rows * k].convert_to_f32_slice(&mut wide[..rows * k]));
+            wide
+        }
+        TensorView::Codes(matrix) => {
+            dequantize(isa, matrix, first, &mut wide[..rows * k]);
+            wide
+        }
+    };
+    isa.run(|| transpose(&source[..rows * k], rows, k, panel));
+}
+
+/// `panel[j][r] = source[r][j]`, rows beyond `rows` 0. In blocks, so that both sides stay in the nearest cache.
+#[inline(always)]
+fn transpose(source: &[f32], rows: usize, k: usize, panel: &mut [f32]) {
+    if rows < GROUP {
+        panel.fill(0.0);
+    }
+    for (block, out) in panel.chunks_mut(16 * GROUP).enumerate() {
+        let width = out.len() / GROUP;
+        for r in 0..rows {
+            let row = &source[r * k + block * 16..][..width];
+            for (j, &x) in row.iter().enumerate() {
+                out[j * GROUP + r] = x;
+            }
+        }
+    }
+}
+
+/// Dequantizes the rows of `matrix` from `first` into `out`.
+fn dequantize<I: Isa>(isa: I, matrix: &PackedMatrix<'_>, first: usize, out: &mut [f32]) {
+    let cols = matrix.layout.cols;
+    let levels = matrix.layout.bits.levels();
+    isa.run(|| {
+        for (r, out) in out.chunks_exact_mut(cols).enumerate() {
+            let row = first + r;
+            let start = matrix.table_start(row);
+            let (scale, offset) = (matrix.scale[row], matrix.offset[row]);
+            let mut table = [0.0f32; 256];
+            match matrix.tables {
+                Tables::I8(t) => {
+                    for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
+                        *to = scale * (f32::from(c) + offset);
+                    }
+                }
+                Tables::F16(t) => {
+                    for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
+                        *to = scale * (f16::to_f32(c) + offset);
+                    }
+                }
+            }
+            for (chunk, out) in out.chunks_mut(16).enumerate() {
+                let codes = matrix.codes16(row, chunk);
+                for (x, code) in out.iter_mut().zip(codes) {
+                    *x = table[usize::from(code)];
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,24 @@
+//! Ops that only move data.
+
+use super::arena::Arena;
+use crate::backend::args::PatchArgs;
+
+/// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
+///
+/// Both walk over runs of `patch * channels` floats, which are contiguous on either side.
+pub fn patch(arena: &mut Arena, call: usize, args: &PatchArgs) {
+    let (out, reads) = arena.write_floats(&args.y, call);
+    let x = reads.floats(&args.x, call);
+    let (p, run) = (args.patch, args.patch * args.channels);
+    let (down, across) = (args.height / p, args.width / p);
+    for sample in 0..args.samples {
+        for y in 0..args.height {
+            for j in 0..across {
+                let pixels = ((sample * args.height + y) * across + j) * run;
+                let patches = (((sample * down + y / p) * across + j) * p + y % p) * run;
+                let (to, from) = if args.inverse { (pixels, patches) } else { (patches, pixels) };
+                out[to..to + run].copy_from_slice(&x[from..from + run]);
+            }
+        }
+    }
+}

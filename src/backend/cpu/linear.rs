@@ -1,0 +1,60 @@
+//! Linear layers.
+
+use super::arena::{Arena, CodesView, Reads};
+use super::gemm::{Epilogue, Gate, Matrix, product_f32, product_i8};
+use super::simd::Isa;
+use super::vector;
+use crate::backend::args::{Floats, Input, LinearArgs, PerSample};
+use crate::format::TensorView;
+use crate::program::Act;
+
+/// See [`Op::Linear`](crate::program::Op::Linear).
+pub fn linear<I: Isa>(
+    isa: I,
+    arena: &mut Arena,
+    call: usize,
+    args: &LinearArgs,
+    weight: &TensorView,
+    bias: Option<&TensorView>,
+) {
+    let (out, reads) = arena.write_floats(&args.y, call);
+    let epilogue = epilogue(&reads, call, bias, args.act, args.gate, args.residual);
+    match (&args.x, weight) {
+        (Input::Codes(x), TensorView::Codes(w)) => {
+            let codes = reads.codes(x, call);
+            product_i8(isa, &matrix_of(&codes), &codes, &|m| (1, codes.sum[m]), w, out, &epilogue);
+        }
+        (Input::Floats(x), _) => {
+            let rows = Matrix { data: reads.floats(x, call), stride: x.cols, len: x.cols };
+            product_f32(isa, &rows, args.y.cols, weight, out, &epilogue);
+        }
+        (Input::Codes(_), _) => unreachable!("the shape rules pair codes with integer weights only"),
+    }
+}
+
+fn matrix_of<'a>(codes: &CodesView<'a>) -> Matrix<'a, u8> {
+    Matrix { data: codes.codes, stride: codes.stride, len: codes.cols }
+}
+
+/// Resolves what comes after a product.
+pub fn epilogue<'a>(
+    reads: &Reads<'a>,
+    call: usize,
+    bias: Option<&TensorView<'a>>,
+    act: Act,
+    gate: Option<(PerSample, usize)>,
+    residual: Option<Floats>,
+) -> Epilogue<'a> {
+    Epilogue {
+        bias: bias.map(vector),
+        act,
+        gate: gate.map(|(g, offset)| Gate {
+            table: reads.floats(&g.table, call),
+            cols: g.table.cols,
+            offset,
+            condition: reads.slice(g.condition.at, g.samples),
+            rows_per_sample: g.rows_per_sample,
+        }),
+        residual: residual.map(|r| reads.floats(&r, call)),
+    }
+}

@@ -1,0 +1,243 @@
+//! The CPU back end: rayon over tiles, SIMD micro-kernels inside.
+//!
+//! [`Cpu`] is generic over its instruction set and knows no other; [`Tier`] chooses one at the edge. Results do not
+//! depend on the number of threads: every output element is made by one task, in an order that depends on its own
+//! length only.
+
+mod arena;
+mod attention;
+mod conv;
+mod embed;
+mod gemm;
+mod layout;
+mod linear;
+pub mod math;
+mod norm;
+mod pointwise;
+mod quantize;
+mod sampler;
+mod scratch;
+pub mod simd;
+
+pub use arena::Arena;
+
+use super::Backend;
+use super::args::*;
+use crate::error::Result;
+use crate::format::TensorView;
+use crate::sampler::Row;
+use simd::Isa;
+use simd::scalar::Scalar;
+
+/// The CPU, with instruction set `I`.
+pub struct Cpu<I: Isa> {
+    isa: I,
+}
+
+impl<I: Isa> Cpu<I> {
+    /// A back end that uses `isa` on the current rayon pool.
+    pub fn new(isa: I) -> Self {
+        Cpu { isa }
+    }
+}
+
+/// The instruction sets, best first; a value is proof that this processor has it.
+#[derive(Clone, Copy)]
+pub enum Tier {
+    /// AVX-512 with VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(simd::avx512::Avx512),
+    /// AVX2 with FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(simd::avx2::Avx2),
+    /// Plain Rust.
+    Portable(Scalar),
+}
+
+impl Tier {
+    /// All tiers of this processor, best first.
+    pub fn available() -> Vec<Tier> {
+        let mut tiers = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            tiers.extend(simd::avx512::Avx512::new().map(Tier::Avx512));
+            tiers.extend(simd::avx2::Avx2::new().map(Tier::Avx2));
+        }
+        tiers.push(Tier::Portable(Scalar));
+        tiers
+    }
+
+    /// The name in reports and options.
+    pub fn name(&self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(_) => simd::avx512::Avx512::NAME,
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(_) => simd::avx2::Avx2::NAME,
+            Tier::Portable(_) => Scalar::NAME,
+        }
+    }
+}
+
+/// Runs `$body` with `$cpu` bound to the back end of `$tier`: the one place where the instruction set is chosen, after
+/// which everything is monomorphised.
+#[macro_export]
+macro_rules! with_cpu {
+    ($tier:expr, $cpu:ident => $body:expr) => {
+        match $tier {
+            #[cfg(target_arch = "x86_64")]
+            $crate::backend::cpu::Tier::Avx512(isa) => {
+                let mut $cpu = $crate::backend::cpu::Cpu::new(isa);
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::backend::cpu::Tier::Avx2(isa) => {
+                let mut $cpu = $crate::backend::cpu::Cpu::new(isa);
+                $body
+            }
+            $crate::backend::cpu::Tier::Portable(isa) => {
+                let mut $cpu = $crate::backend::cpu::Cpu::new(isa);
+                $body
+            }
+        }
+    };
+}
+
+impl<I: Isa> Backend for Cpu<I> {
+    type Arena = Arena;
+    type Weight<'a> = TensorView<'a>;
+
+    fn name(&self) -> String {
+        format!("cpu ({}, {} threads)", I::NAME, rayon::current_num_threads())
+    }
+
+    fn arena(&self, bytes: usize) -> Result<Arena> {
+        Ok(Arena::new(bytes))
+    }
+
+    fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<TensorView<'a>> {
+        Ok(tensor)
+    }
+
+    fn workspace(&self, op: &OpArgs) -> usize {
+        match op {
+            OpArgs::GroupNorm(a) => norm::group_norm_workspace(a),
+            _ => 0,
+        }
+    }
+
+    fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>) {
+        scratch::reserve(ops.map(scratch_bytes).max().unwrap_or(0));
+    }
+
+    fn write_f32(&self, arena: &mut Arena, at: usize, data: &[f32]) {
+        arena::floats_mut(&mut arena.bytes_mut()[at..at + data.len() * 4]).copy_from_slice(data);
+    }
+
+    fn write_u32(&self, arena: &mut Arena, at: usize, data: &[u32]) {
+        arena::typed_mut::<u32>(&mut arena.bytes_mut()[at..at + data.len() * 4]).copy_from_slice(data);
+    }
+
+    fn read_f32(&self, arena: &Arena, at: usize, out: &mut [f32]) {
+        use zerocopy::IntoBytes;
+        let bytes = out.as_mut_bytes();
+        bytes.copy_from_slice(&arena.bytes()[at..at + bytes.len()]);
+    }
+
+    fn linear(
+        &self,
+        arena: &mut Arena,
+        call: usize,
+        args: &LinearArgs,
+        weight: &TensorView,
+        bias: Option<&TensorView>,
+    ) {
+        linear::linear(self.isa, arena, call, args, weight, bias);
+    }
+
+    fn conv2d(
+        &self,
+        arena: &mut Arena,
+        call: usize,
+        args: &Conv2dArgs,
+        weight: &TensorView,
+        bias: Option<&TensorView>,
+    ) {
+        conv::conv2d(self.isa, arena, call, args, weight, bias);
+    }
+
+    fn attention(&self, arena: &mut Arena, call: usize, args: &AttentionArgs) {
+        attention::attention(self.isa, arena, call, args);
+    }
+
+    fn layer_norm(
+        &self,
+        arena: &mut Arena,
+        call: usize,
+        args: &LayerNormArgs,
+        weight: Option<&TensorView>,
+        bias: Option<&TensorView>,
+    ) {
+        norm::layer_norm(self.isa, arena, call, args, weight.map(vector), bias.map(vector));
+    }
+
+    fn group_norm(&self, arena: &mut Arena, call: usize, args: &GroupNormArgs, weight: &TensorView, bias: &TensorView) {
+        norm::group_norm(self.isa, arena, call, args, vector(weight), vector(bias));
+    }
+
+    fn pointwise(&self, arena: &mut Arena, call: usize, args: &PointwiseArgs) {
+        pointwise::pointwise(self.isa, arena, call, args);
+    }
+
+    fn add(&self, arena: &mut Arena, call: usize, args: &AddArgs) {
+        pointwise::add(self.isa, arena, call, args);
+    }
+
+    fn quantize(&self, arena: &mut Arena, call: usize, args: &QuantizeArgs) {
+        quantize::quantize(self.isa, arena, call, args);
+    }
+
+    fn embedding(&self, arena: &mut Arena, call: usize, args: &EmbeddingArgs, table: &TensorView) {
+        embed::embedding(arena, call, args, table);
+    }
+
+    fn timestep_embedding(&self, arena: &mut Arena, call: usize, args: &TimestepEmbeddingArgs) {
+        embed::timestep_embedding(arena, call, args);
+    }
+
+    fn position_embedding(&self, arena: &mut Arena, call: usize, args: &PositionEmbeddingArgs) {
+        embed::position_embedding(arena, call, args);
+    }
+
+    fn patch(&self, arena: &mut Arena, call: usize, args: &PatchArgs) {
+        layout::patch(arena, call, args);
+    }
+
+    fn model_input(&self, arena: &mut Arena, args: &ModelInputArgs) {
+        sampler::model_input(arena, args);
+    }
+
+    fn sampler_step(&self, arena: &mut Arena, call: usize, args: &SamplerStepArgs, row: &Row) {
+        sampler::sampler_step(arena, call, args, row);
+    }
+}
+
+/// A tensor that the shape rules proved to be a plain f32 vector.
+fn vector<'a>(tensor: &TensorView<'a>) -> &'a [f32] {
+    match tensor {
+        TensorView::F32(v) => v,
+        other => unreachable!("the shape rules let only f32 vectors through, not {other:?}"),
+    }
+}
+
+/// Private memory of each thread that an op needs, in bytes.
+pub fn scratch_bytes(op: &OpArgs) -> usize {
+    match op {
+        OpArgs::Linear(a) => gemm::scratch_bytes(&a.x, 1),
+        OpArgs::Conv2d(a) => gemm::scratch_bytes(&a.x, 9),
+        OpArgs::Attention(a) => attention::scratch_bytes(a),
+        OpArgs::LayerNorm(a) => a.x.cols * 4,
+        OpArgs::GroupNorm(a) => norm::group_norm_scratch(a),
+        _ => 0,
+    }
+}

@@ -1,0 +1,224 @@
+//! Layer norm and group norm, with modulation, activation and quantization fused.
+
+use super::arena::{Arena, CodesMut, floats_mut, typed_mut};
+use super::math::{activate, fma, sum};
+use super::quantize::{Fixed, Range, encode, extent, quantize_rows};
+use super::scratch;
+use super::simd::Isa;
+use crate::backend::args::{GroupNormArgs, LayerNormArgs, Output};
+use rayon::prelude::*;
+
+/// See [`Op::LayerNorm`](crate::program::Op::LayerNorm).
+pub fn layer_norm<I: Isa>(
+    isa: I,
+    arena: &mut Arena,
+    call: usize,
+    args: &LayerNormArgs,
+    weight: Option<&[f32]>,
+    bias: Option<&[f32]>,
+) {
+    let (at, bytes) = match &args.y {
+        Output::Floats(y) => (y.slot.of(call), y.bytes()),
+        Output::Codes(to) => (to.codes.slot.of(call), to.codes.bytes()),
+    };
+    let (out, reads) = arena.write(at..at + bytes);
+    let x = reads.floats(&args.x, call);
+    let cols = args.x.cols;
+    let modulation = args.modulation.map(|(m, scale, shift)| {
+        let condition: &[u32] = reads.slice(m.condition.at, m.samples);
+        (reads.floats(&m.table, call), m.table.cols, condition, m.rows_per_sample, scale, shift)
+    });
+    let normalize = |row: usize, y: &mut [f32]| {
+        isa.run(|| {
+            let x = &x[row * cols..][..cols];
+            let mean = sum(x.iter().copied()) / cols as f32;
+            let variance = sum(x.iter().map(|v| (v - mean) * (v - mean))) / cols as f32;
+            let inverse = 1.0 / (variance + args.eps).sqrt();
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = (x - mean) * inverse;
+            }
+            if let Some(w) = weight {
+                y.iter_mut().zip(w).for_each(|(y, w)| *y *= w);
+            }
+            if let Some(b) = bias {
+                y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
+            }
+            if let Some((table, table_cols, condition, rows_per_sample, scale, shift)) = modulation {
+                let table = &table[condition[row / rows_per_sample] as usize * table_cols..][..table_cols];
+                let (scale, shift) = (&table[scale..][..cols], &table[shift..][..cols]);
+                for ((y, scale), shift) in y.iter_mut().zip(scale).zip(shift) {
+                    *y = fma::<I>(*y, 1.0 + scale, *shift);
+                }
+            }
+        });
+    };
+    match &args.y {
+        Output::Floats(_) => {
+            floats_mut(out)
+                .par_chunks_exact_mut(cols)
+                .with_min_len(16)
+                .enumerate()
+                .for_each(|(row, y)| normalize(row, y));
+        }
+        Output::Codes(to) => {
+            let fixed = Fixed::new(&reads, to, call);
+            let make = |row: usize, scratch: &mut [f32], f: &mut dyn FnMut(&[f32])| {
+                normalize(row, scratch);
+                f(scratch);
+            };
+            quantize_rows(isa, to, &fixed, CodesMut::new(out, &to.codes), make, cols * 4);
+        }
+    }
+}
+
+/// Rows per partial sum; fixed, so that sums do not depend on threads.
+const BLOCK: usize = 64;
+
+fn blocks(args: &GroupNormArgs) -> usize {
+    (args.x.rows / args.samples).div_ceil(BLOCK)
+}
+
+/// Bytes of arena for partial sums: (sample, block, group, sum and sum of squares), then (sample, channel, factor and
+/// summand), then (sample, block, minimum and maximum).
+pub fn group_norm_workspace(args: &GroupNormArgs) -> usize {
+    let partial = args.samples * blocks(args) * args.groups * 16;
+    let affine = args.samples * args.x.cols * 8;
+    let extents = args.samples * blocks(args) * 8;
+    partial + affine + extents
+}
+
+/// Bytes of private memory: sums per channel in f64, or one row of floats.
+pub fn group_norm_scratch(args: &GroupNormArgs) -> usize {
+    args.x.cols * 16
+}
+
+/// See [`Op::GroupNorm`](crate::program::Op::GroupNorm).
+///
+/// Statistics are summed in f64, by blocks of 64 pixels. With them the norm is one factor and summand per sample and
+/// channel, which a second pass applies. When the result is quantized, that pass runs twice, first for the extent:
+/// computing again is cheaper than storing floats.
+pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNormArgs, weight: &[f32], bias: &[f32]) {
+    let (at, bytes) = match &args.y {
+        Output::Floats(y) => (y.slot.of(call), y.bytes()),
+        Output::Codes(to) => (to.codes.slot.of(call), to.codes.bytes()),
+    };
+    let work_at = args.workspace.at;
+    let (out, work, reads) = arena.split(at..at + bytes, work_at..work_at + group_norm_workspace(args));
+    let x = reads.floats(&args.x, call);
+    let cols = args.x.cols;
+    let pixels = args.x.rows / args.samples;
+    let (n_blocks, groups) = (blocks(args), args.groups);
+    let per_group = cols / groups;
+    let (partial, rest) = work.split_at_mut(args.samples * n_blocks * groups * 16);
+    let (affine, extents) = rest.split_at_mut(args.samples * cols * 8);
+    let partial: &mut [f64] = typed_mut(partial);
+    let (affine, extents) = (floats_mut(affine), floats_mut(extents));
+    // Rows of block `b`, counted over all samples: blocks do not straddle samples.
+    let rows_of = |b: usize| {
+        let (sample, block) = (b / n_blocks, b % n_blocks);
+        let first = block * BLOCK;
+        sample * pixels + first..sample * pixels + (first + BLOCK).min(pixels)
+    };
+
+    partial.par_chunks_exact_mut(groups * 2).enumerate().for_each(|(b, partial)| {
+        scratch::with(cols * 16, |bytes| {
+            let sums: &mut [f64] = typed_mut(bytes);
+            sums.fill(0.0);
+            let (s1, s2) = sums.split_at_mut(cols);
+            isa.run(|| {
+                for row in x[rows_of(b).start * cols..rows_of(b).end * cols].chunks_exact(cols) {
+                    for ((s1, s2), &v) in s1.iter_mut().zip(s2.iter_mut()).zip(row) {
+                        let v = f64::from(v);
+                        *s1 += v;
+                        *s2 += v * v;
+                    }
+                }
+            });
+            for (g, out) in partial.chunks_exact_mut(2).enumerate() {
+                let channels = g * per_group..(g + 1) * per_group;
+                out[0] = s1[channels.clone()].iter().sum();
+                out[1] = s2[channels].iter().sum();
+            }
+        });
+    });
+    for (sample, affine) in affine.chunks_exact_mut(cols * 2).enumerate() {
+        let (factors, summands) = affine.split_at_mut(cols);
+        for g in 0..groups {
+            let of =
+                |i: usize| (0..n_blocks).map(|b| partial[((sample * n_blocks + b) * groups + g) * 2 + i]).sum::<f64>();
+            let count = (pixels * per_group) as f64;
+            let mean = of(0) / count;
+            let variance = (of(1) / count - mean * mean).max(0.0);
+            let inverse = 1.0 / (variance + f64::from(args.eps)).sqrt();
+            for c in g * per_group..(g + 1) * per_group {
+                let factor = inverse * f64::from(weight[c]);
+                factors[c] = factor as f32;
+                summands[c] = (f64::from(bias[c]) - mean * factor) as f32;
+            }
+        }
+    }
+    let affine = &*affine;
+    let apply = |row: usize, y: &mut [f32]| {
+        let (factors, summands) = affine[row / pixels * cols * 2..][..cols * 2].split_at(cols);
+        for (((y, x), a), b) in y.iter_mut().zip(&x[row * cols..]).zip(factors).zip(summands) {
+            *y = fma::<I>(*x, *a, *b);
+        }
+        activate::<I>(args.act, y);
+    };
+    let to = match &args.y {
+        Output::Floats(_) => {
+            floats_mut(out).par_chunks_mut(BLOCK * cols).enumerate().for_each(|(b, y)| {
+                isa.run(|| y.chunks_exact_mut(cols).enumerate().for_each(|(i, y)| apply(b * BLOCK + i, y)));
+            });
+            return;
+        }
+        Output::Codes(to) => to,
+    };
+    let fixed = Fixed::new(&reads, to, call);
+    let codes = CodesMut::new(out, &to.codes);
+    if to.codes.groups == to.codes.rows {
+        let make = |row: usize, scratch: &mut [f32], f: &mut dyn FnMut(&[f32])| {
+            isa.run(|| apply(row, &mut scratch[..cols]));
+            f(&scratch[..cols]);
+        };
+        return quantize_rows(isa, to, &fixed, codes, make, cols * 4);
+    }
+    let with_row = |f: &mut dyn FnMut(&mut [f32])| scratch::with(cols * 4, |bytes| f(floats_mut(bytes)));
+    extents.par_chunks_exact_mut(2).enumerate().for_each(|(b, out)| {
+        with_row(&mut |y| {
+            isa.run(|| {
+                let mut seen = (f32::INFINITY, f32::NEG_INFINITY);
+                for row in rows_of(b) {
+                    apply(row, y);
+                    let (low, high) = extent(y);
+                    seen = (seen.0.min(low), seen.1.max(high));
+                }
+                (out[0], out[1]) = seen;
+            });
+        });
+    });
+    for (sample, e) in extents.chunks_exact(n_blocks * 2).enumerate() {
+        let range = fixed.get(sample * pixels).unwrap_or_else(|| {
+            let low = e.iter().step_by(2).copied().fold(f32::INFINITY, f32::min);
+            let high = e.iter().skip(1).step_by(2).copied().fold(f32::NEG_INFINITY, f32::max);
+            Range::dynamic(low, high, to.codes.bits)
+        });
+        (codes.scale[sample], codes.zero[sample]) = (range.scale, range.zero);
+    }
+    let (scale, zero) = (&*codes.scale, &*codes.zero);
+    let stride = to.codes.stride();
+    codes.codes.par_chunks_mut(BLOCK * stride).zip(codes.sum.par_chunks_mut(BLOCK)).enumerate().for_each(
+        |(block, (codes, sums))| {
+            with_row(&mut |y| {
+                isa.run(|| {
+                    for (i, (codes, sum)) in codes.chunks_exact_mut(stride).zip(sums.iter_mut()).enumerate() {
+                        let row = block * BLOCK + i;
+                        apply(row, y);
+                        let range = Range { scale: scale[row / pixels], zero: zero[row / pixels] };
+                        *sum = encode(y, range, to.codes.bits, codes);
+                    }
+                });
+            });
+        },
+    );
+}

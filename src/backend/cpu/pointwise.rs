@@ -1,0 +1,34 @@
+//! Elementwise ops.
+
+use super::arena::Arena;
+use super::math::activate;
+use super::simd::Isa;
+use crate::backend::args::{AddArgs, PointwiseArgs};
+use rayon::prelude::*;
+
+/// Elements per task: large enough to hide the cost of a task, small enough to stay in the first-level cache.
+const CHUNK: usize = 1 << 13;
+
+/// See [`Op::Pointwise`](crate::program::Op::Pointwise).
+pub fn pointwise<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &PointwiseArgs) {
+    let (out, reads) = arena.write_floats(&args.y, call);
+    let x = reads.floats(&args.x, call);
+    out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+        isa.run(|| {
+            y.copy_from_slice(x);
+            activate::<I>(args.act, y);
+            y.iter_mut().for_each(|v| *v = *v * args.mul + args.add);
+        });
+    });
+}
+
+/// See [`Op::Add`](crate::program::Op::Add).
+pub fn add<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &AddArgs) {
+    let (out, reads) = arena.write_floats(&args.y, call);
+    let (a, b) = (reads.floats(&args.a, call), reads.floats(&args.b, call));
+    let cols = args.y.cols;
+    out.par_chunks_mut(cols).with_min_len(CHUNK.div_ceil(cols)).enumerate().for_each(|(row, y)| {
+        let (a, b) = (&a[row * cols..], &b[row % args.b.rows * cols..]);
+        isa.run(|| y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = a + b));
+    });
+}

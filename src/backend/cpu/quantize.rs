@@ -1,0 +1,217 @@
+//! Float activations to integer codes.
+//!
+//! Asymmetric, as Qua2SeDiMo quantizes online: `delta = (max - min) / (2^b - 1)`, `zero = round(-min / delta)`,
+//! `q = clamp(round(x / delta) + zero, 0, 2^b - 1)`, ties to even. A group of equal values has no range; its delta is
+//! the value's magnitude (or 1 for 0), which represents it exactly.
+
+use super::arena::{Arena, CodesMut, Reads};
+use super::simd::Isa;
+use crate::backend::args::{QuantizeArgs, QuantizeTo};
+use crate::program::QuantizeGrain;
+use rayon::prelude::*;
+
+/// Adding and subtracting this rounds to an integer, ties to even, for magnitudes below 2^22.
+const ROUND: f32 = 12_582_912.0;
+
+/// Scale and zero point of a group of activations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range {
+    /// Step between codes.
+    pub scale: f32,
+    /// The code of 0, which may lie outside the codes' range.
+    pub zero: f32,
+}
+
+impl Range {
+    /// The range of values from `min` to `max` in `bits`.
+    #[inline(always)]
+    pub fn dynamic(min: f32, max: f32, bits: u8) -> Self {
+        let levels = f32::from((1u16 << bits) - 1);
+        let mut scale = (max - min) / levels;
+        // Equal values, or so nearly equal that the zero point would lose whole codes to rounding.
+        if scale <= max.abs().max(min.abs()) * 1e-6 {
+            scale = if max == 0.0 { 1.0 } else { max.abs() };
+        }
+        Range { scale, zero: (-min / scale).round_ties_even() }
+    }
+}
+
+/// Lowest and highest of `x`, in lanes.
+#[inline(always)]
+pub fn extent(x: &[f32]) -> (f32, f32) {
+    let mut low = [f32::INFINITY; 16];
+    let mut high = [f32::NEG_INFINITY; 16];
+    let chunks = x.chunks_exact(16);
+    for (i, &v) in chunks.remainder().iter().enumerate() {
+        low[i] = v;
+        high[i] = v;
+    }
+    for chunk in chunks {
+        for i in 0..16 {
+            low[i] = low[i].min(chunk[i]);
+            high[i] = high[i].max(chunk[i]);
+        }
+    }
+    (low.into_iter().fold(f32::INFINITY, f32::min), high.into_iter().fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// Quantizes `x` into `codes`, whose spare bytes become 0; returns the sum of the codes.
+#[inline(always)]
+pub fn encode(x: &[f32], range: Range, bits: u8, codes: &mut [u8]) -> i32 {
+    let inverse = 1.0 / range.scale;
+    let top = f32::from((1u16 << bits) - 1);
+    let (used, spare) = codes.split_at_mut(x.len());
+    let mut sum = 0i32;
+    for (code, &v) in used.iter_mut().zip(x) {
+        // Two roundings, as in the definition: first the value, then the sum, which is exact within the clamp.
+        let q = ((v * inverse).clamp(-4e6, 4e6) + ROUND - ROUND + range.zero).clamp(0.0, top);
+        let q = (q + ROUND).to_bits() as u8;
+        *code = q;
+        sum += i32::from(q);
+    }
+    spare.fill(0);
+    sum
+}
+
+/// See [`Op::Quantize`](crate::program::Op::Quantize).
+pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &QuantizeArgs) {
+    let at = args.y.codes.slot.of(call);
+    let (out, reads) = arena.write(at..at + args.y.codes.bytes());
+    let x = reads.floats(&args.x, call);
+    let cols = args.x.cols;
+    let ranges = Fixed::new(&reads, &args.y, call);
+    let out = CodesMut::new(out, &args.y.codes);
+    let rows_per_group = args.y.codes.rows / args.y.codes.groups;
+    if args.y.grain == QuantizeGrain::Row {
+        return quantize_rows(isa, &args.y, &ranges, out, |row, _, f| f(&x[row * cols..][..cols]), 0);
+    }
+    // One scale per sample: the extent of blocks of rows, then of samples, then codes. Minimum and maximum do not
+    // depend on the order in which they are taken.
+    let sample = rows_per_group * cols;
+    for (i, (scale, zero)) in out.scale.iter_mut().zip(out.zero.iter_mut()).enumerate() {
+        let range = ranges.get(i * rows_per_group).unwrap_or_else(|| {
+            let (low, high) = x[i * sample..][..sample]
+                .par_chunks(64 * cols)
+                .map(|block| isa.run(|| extent(block)))
+                .reduce(|| (f32::INFINITY, f32::NEG_INFINITY), |a, b| (a.0.min(b.0), a.1.max(b.1)));
+            Range::dynamic(low, high, args.y.codes.bits)
+        });
+        (*scale, *zero) = (range.scale, range.zero);
+    }
+    let (scale, zero, bits) = (&*out.scale, &*out.zero, args.y.codes.bits);
+    let stride = args.y.codes.stride();
+    out.codes.par_chunks_mut(64 * stride).zip(out.sum.par_chunks_mut(64)).enumerate().for_each(
+        |(block, (codes, sums))| {
+            isa.run(|| {
+                for (i, (codes, sum)) in codes.chunks_exact_mut(stride).zip(sums).enumerate() {
+                    let row = block * 64 + i;
+                    let group = row / rows_per_group;
+                    let range = Range { scale: scale[group], zero: zero[group] };
+                    *sum = encode(&x[row * cols..][..cols], range, bits, codes);
+                }
+            });
+        },
+    );
+}
+
+/// Scales taken from a curve instead of the data.
+pub struct Fixed<'a> {
+    /// Scale and zero point per entry.
+    table: Option<(&'a [f32], usize)>,
+}
+
+impl<'a> Fixed<'a> {
+    /// Resolves the table of `to`, if it has one.
+    pub fn new(reads: &Reads<'a>, to: &QuantizeTo, call: usize) -> Self {
+        let table = to.fixed.map(|f| {
+            let entries = to.codes.rows.div_ceil(f.rows_per_entry);
+            (reads.slice(f.table.of(call), 2 * entries), f.rows_per_entry)
+        });
+        Fixed { table }
+    }
+
+    /// The range of row `row`, if it is fixed.
+    #[inline(always)]
+    pub fn get(&self, row: usize) -> Option<Range> {
+        self.table.map(|(t, rows)| {
+            let at = row / rows * 2;
+            Range { scale: t[at], zero: t[at + 1] }
+        })
+    }
+}
+
+/// Quantizes row by row. `make(row, scratch, f)` must call `f` with the row's values; `scratch` is the thread's, of
+/// `scratch_bytes`.
+pub fn quantize_rows<I: Isa>(
+    isa: I,
+    to: &QuantizeTo,
+    fixed: &Fixed<'_>,
+    out: CodesMut<'_>,
+    make: impl Fn(usize, &mut [f32], &mut dyn FnMut(&[f32])) + Sync,
+    scratch_bytes: usize,
+) {
+    const BLOCK: usize = 16;
+    let (stride, bits) = (to.codes.stride(), to.codes.bits);
+    let ranges = out.scale.par_chunks_mut(BLOCK).zip(out.zero.par_chunks_mut(BLOCK));
+    let rows = out.codes.par_chunks_mut(BLOCK * stride).zip(out.sum.par_chunks_mut(BLOCK));
+    rows.zip(ranges).enumerate().for_each(|(block, ((codes, sums), (scales, zeros)))| {
+        super::scratch::with(scratch_bytes, |bytes| {
+            let scratch = super::arena::floats_mut(bytes);
+            for (i, codes) in codes.chunks_exact_mut(stride).enumerate() {
+                let row = block * BLOCK + i;
+                make(row, scratch, &mut |x| {
+                    isa.run(|| {
+                        let range = fixed.get(row).unwrap_or_else(|| {
+                            let (low, high) = extent(x);
+                            Range::dynamic(low, high, bits)
+                        });
+                        (scales[i], zeros[i]) = (range.scale, range.zero);
+                        sums[i] = encode(x, range, bits, codes);
+                    });
+                });
+            }
+        });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constant_groups_are_exact() {
+        for v in [0.0f32, 1.0, -3.5, 1e-20, -7e8, 123.456] {
+            let x = [v; 20];
+            let (low, high) = extent(&x);
+            let range = Range::dynamic(low, high, 8);
+            let mut codes = [9u8; 32];
+            let sum = encode(&x, range, 8, &mut codes);
+            assert_eq!(range.scale * (f32::from(codes[0]) - range.zero), v);
+            assert_eq!(sum, 20 * i32::from(codes[0]));
+            assert!(codes[20..].iter().all(|&c| c == 0));
+        }
+    }
+
+    #[test]
+    fn codes_are_within_half_a_step() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for bits in [6, 8] {
+            for len in [1, 15, 16, 17, 100] {
+                let x: Vec<f32> = (0..len).map(|_| rng.f32() * 7.0 - 1.5).collect();
+                let (low, high) = extent(&x);
+                assert_eq!(low, x.iter().copied().fold(f32::INFINITY, f32::min));
+                assert_eq!(high, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                let range = Range::dynamic(low, high, bits);
+                let mut codes = vec![0; len];
+                let sum = encode(&x, range, bits, &mut codes);
+                assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());
+                for (&x, &q) in x.iter().zip(&codes) {
+                    assert!(u16::from(q) < 1 << bits);
+                    let back = range.scale * (f32::from(q) - range.zero);
+                    // Half a step, and up to half a step more at the ends, where the zero point's rounding bites.
+                    assert!((back - x).abs() <= range.scale * 1.0001, "{x} -> {q} -> {back}");
+                }
+            }
+        }
+    }
+}

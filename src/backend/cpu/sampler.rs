@@ -1,0 +1,57 @@
+//! What happens to the latents between model calls.
+
+use super::arena::{Arena, floats_mut};
+use crate::backend::args::{ModelInputArgs, SamplerStepArgs};
+use crate::sampler::{MAX_STATES, NOISE, OUTPUT, Row, X0};
+
+/// See [`Backend::model_input`](crate::backend::Backend::model_input).
+pub fn model_input(arena: &mut Arena, args: &ModelInputArgs) {
+    let bytes = args.len * args.copies * 4;
+    let (out, reads) = arena.write(args.sample.at..args.sample.at + bytes);
+    let state: &[f32] = reads.slice(args.state.at, args.len);
+    for copy in floats_mut(out).chunks_exact_mut(args.len) {
+        for (to, from) in copy.iter_mut().zip(state) {
+            *to = args.scale * from;
+        }
+    }
+}
+
+/// See [`Backend::sampler_step`](crate::backend::Backend::sampler_step).
+pub fn sampler_step(arena: &mut Arena, call: usize, args: &SamplerStepArgs, row: &Row) {
+    let at = args.states.at;
+    let (states, reads) = arena.write(at..at + args.n_states * args.len * 4);
+    let states = floats_mut(states);
+    let model = reads.floats(&args.model, 0);
+    let noise: Option<&[f32]> = args.noise.map(|n| reads.slice(n.of(call), args.len));
+    let (channels, cols) = (args.channels, args.model.cols);
+    let unconditional = args.len / channels * cols;
+    for i in 0..args.len {
+        let at = i / channels * cols + i % channels;
+        let output = match args.guidance {
+            Some(scale) => {
+                let (c, u) = (model[at], model[unconditional + at]);
+                u + scale * (c - u)
+            }
+            None => model[at],
+        };
+        let mut old = [0.0; MAX_STATES];
+        for (s, old) in old[..args.n_states].iter_mut().enumerate() {
+            *old = states[s * args.len + i];
+        }
+        let mut x0 = row.x0[0] * old[0] + row.x0[1] * output;
+        if let Some(most) = row.clamp {
+            x0 = x0.clamp(-most, most);
+        }
+        for (s, next) in row.next[..args.n_states].iter().enumerate() {
+            let mut new = next[OUTPUT] * output + next[X0] * x0;
+            for (c, old) in next[..args.n_states].iter().zip(&old) {
+                // A term that does not count is not read: a state may be unset before its first use.
+                new += if *c == 0.0 { 0.0 } else { c * old };
+            }
+            if let Some(noise) = noise {
+                new += next[NOISE] * noise[i];
+            }
+            states[s * args.len + i] = new;
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The AVX-512-VNNI tier.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+pub use imp::Avx512;
+
+#[cfg(target_arch = "x86_64")]
+mod imp {
+    use super::super::{
+        GROUP, GROUPS, Isa, MR, Tile, check_decode, check_f32, check_i8, clear_tail, gather_tables, panel_len,
+        scalar::Scalar,
+    };
+    use crate::codec::layout::{PackedMatrix, UNIT_BYTES, units};
+    use std::arch::x86_64::*;
+
+    /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Avx512(());
+
+    impl Avx512 {
+        /// `None` if the processor lacks an instruction.
+        pub fn new() -> Option<Self> {
+            let has = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            has.then_some(Avx512(()))
+        }
+    }
+
+    impl Isa for Avx512 {
+        const NAME: &'static str = "avx512-vnni";
+        const FMA: bool = true;
+
+        fn run<R>(self, f: impl FnOnce() -> R) -> R {
+            // SAFETY: building an `Avx512` means the features are there.
+            unsafe { with_features(f) }
+        }
+
+        fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
+            check_i8(rows, quads, panel, groups);
+            // SAFETY: building an `Avx512` means the features are there; `check_i8` proved the lengths that
+            // `tile_i8` reads, for this number of groups.
+            unsafe {
+                match groups {
+                    1 => tile_i8::<1>(rows, quads, panel, acc),
+                    2 => tile_i8::<2>(rows, quads, panel, acc),
+                    _ => tile_i8::<GROUPS>(rows, quads, panel, acc),
+                }
+            }
+        }
+
+        fn tile_f32(self, rows: &[&[f32]], len: usize, panel: &[f32], groups: usize, acc: &mut Tile<f32>) {
+            check_f32(rows, len, panel, groups);
+            // SAFETY: as in `tile_i8`, with `check_f32`.
+            unsafe {
+                match groups {
+                    1 => tile_f32::<1>(rows, len, panel, acc),
+                    2 => tile_f32::<2>(rows, len, panel, acc),
+                    _ => tile_f32::<GROUPS>(rows, len, panel, acc),
+                }
+            }
+        }
+
+        fn decode(self, matrix: &PackedMatrix<'_>, block: usize, panel: &mut [i8]) {
+            let tables = check_decode(matrix, block, panel);
+            let bits = matrix.layout.bits.get();
+            let identity = bits == 8 && tables.len() == 256 && (0..256).all(|i| i32::from(tables[i]) == i as i32 - 128);
+            if bits == 8 && !identity {
+                // 256 arbitrary entries do not fit a byte shuffle; the packer writes the identity for 8 bits.
+                return Scalar.decode(matrix, block, panel);
+            }
+            let tables = if bits == 8 { [[0; 64]; GROUP] } else { gather_tables(matrix, tables, block) };
+            // SAFETY: building an `Avx512` means the features are there; `check_decode` proved that the block exists
+            // and the panel is `GROUP * panel_len(cols)` long.
+            unsafe {
+                match bits {
+                    2..=4 => decode::<1>(matrix, block, &tables, panel),
+                    5 => decode::<2>(matrix, block, &tables, panel),
+                    6 => decode::<4>(matrix, block, &tables, panel),
+                    _ => decode::<0>(matrix, block, &tables, panel),
+                }
+            }
+            clear_tail(matrix.layout.cols, panel);
+        }
+    }
+
+    /// # Safety
+    /// The processor must have the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    unsafe fn with_features<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    /// # Safety
+    /// The processor must have the features; every row must hold `4 * quads` bytes and the panel `G` groups.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn tile_i8<const G: usize>(rows: &[&[u8]], quads: usize, panel: &[i8], acc: &mut Tile<i32>) {
+        let taps = rows.len() / MR;
+        let group = panel_len(taps * quads * 4) * GROUP;
+        let mut sums = [[_mm512_setzero_si512(); G]; MR];
+        for tap in 0..taps {
+            let x: [*const u8; MR] = std::array::from_fn(|i| rows[tap * MR + i].as_ptr());
+            // SAFETY: group g of the panel has `group` bytes, of which this tap's are the `quads * 64` from
+            // `tap * quads * 64`; each row has `4 * quads` bytes. All loads are unaligned.
+            unsafe {
+                let weights = panel.as_ptr().add(tap * quads * 64);
+                for q in 0..quads {
+                    let w: [__m512i; G] =
+                        std::array::from_fn(|g| _mm512_loadu_si512(weights.add(g * group + q * 64).cast()));
+                    for i in 0..MR {
+                        let a = _mm512_set1_epi32(x[i].add(4 * q).cast::<i32>().read_unaligned());
+                        for g in 0..G {
+                            sums[i][g] = _mm512_dpbusd_epi32(sums[i][g], a, w[g]);
+                        }
+                    }
+                }
+            }
+        }
+        for i in 0..MR {
+            for g in 0..G {
+                let out = &mut acc[i][g * GROUP..][..GROUP];
+                // SAFETY: `out` is 16 integers long.
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sums[i][g]) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor must have the features; every row must hold `len` floats and the panel `G` groups.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn tile_f32<const G: usize>(rows: &[&[f32]], len: usize, panel: &[f32], acc: &mut Tile<f32>) {
+        let taps = rows.len() / MR;
+        let group = taps * len * GROUP;
+        let mut sums = [[_mm512_setzero_ps(); G]; MR];
+        for tap in 0..taps {
+            let x: [*const f32; MR] = std::array::from_fn(|i| rows[tap * MR + i].as_ptr());
+            // SAFETY: group g of the panel has `group` floats, of which this tap's are the `len * 16` from
+            // `tap * len * 16`; each row has `len` floats.
+            unsafe {
+                let weights = panel.as_ptr().add(tap * len * GROUP);
+                for k in 0..len {
+                    let w: [__m512; G] = std::array::from_fn(|g| _mm512_loadu_ps(weights.add(g * group + k * GROUP)));
+                    for i in 0..MR {
+                        let a = _mm512_set1_ps(*x[i].add(k));
+                        for g in 0..G {
+                            sums[i][g] = _mm512_fmadd_ps(a, w[g], sums[i][g]);
+                        }
+                    }
+                }
+            }
+        }
+        for i in 0..MR {
+            for g in 0..G {
+                let out = &mut acc[i][g * GROUP..][..GROUP];
+                // SAFETY: `out` is 16 floats long.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sums[i][g]) };
+            }
+        }
+    }
+
+    /// Decodes sixteen rows with codebooks of `16 * T` entries; `T = 0` means the 8-bit identity.
+    ///
+    /// A 128-bit lane is one row, so a byte shuffle looks up sixteen codes of four rows at once. Vector `j` holds rows
+    /// `j, j + 4, j + 8, j + 12`; transposing four vectors as 4x4 double words within lanes then gives, for each quad
+    /// of inputs, rows 0 to 15 in order.
+    ///
+    /// # Safety
+    /// The processor must have the features; the block must exist and the panel be `GROUP * panel_len(cols)` long.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn decode<const T: usize>(
+        matrix: &PackedMatrix<'_>,
+        block: usize,
+        tables: &[[i8; 64]; GROUP],
+        panel: &mut [i8],
+    ) {
+        let cols = matrix.layout.cols;
+        // SAFETY (both uses): lanes are 16 bytes at `p + 64 i`; the callers name memory that long.
+        let lanes = |p: *const u8| unsafe {
+            let v = _mm512_castsi128_si512(_mm_loadu_si128(p.cast()));
+            let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(p.add(64).cast()));
+            let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(p.add(128).cast()));
+            _mm512_inserti32x4::<3>(v, _mm_loadu_si128(p.add(192).cast()))
+        };
+        let mut table = [[_mm512_setzero_si512(); 4]; 4];
+        for (t, table) in table.iter_mut().enumerate().take(T) {
+            let mut rows = [[0u8; 16]; GROUP];
+            for r in 0..GROUP {
+                for (to, &from) in rows[r].iter_mut().zip(&tables[r][t * 16..]) {
+                    *to = from as u8;
+                }
+            }
+            for (j, v) in table.iter_mut().enumerate() {
+                *v = lanes(rows[j].as_ptr());
+            }
+        }
+        let planes = matrix.layout.bits.planes();
+        let masks = [0, 1].map(|p| _mm512_set1_epi8(planes.get(p).map_or(0, |&b| ((1u16 << b) - 1) as u8) as i8));
+        let low_nibble = _mm512_set1_epi8(15);
+        let mut base = [std::ptr::null::<u8>(); 2];
+        let mut per_unit = [1; 2];
+        for (p, &bits) in planes.iter().enumerate() {
+            base[p] = matrix.planes[p][block * units(cols, bits) * GROUP * UNIT_BYTES..].as_ptr();
+            per_unit[p] = 8 / usize::from(bits);
+        }
+        let second = planes.len() == 2;
+        let low = _mm_cvtsi32_si128(i32::from(planes[0]));
+        let (bits0, bits1) = (usize::from(planes[0]), usize::from(*planes.get(1).unwrap_or(&8)));
+        for chunk in 0..panel_len(cols) / 16 {
+            let shift0 = _mm_cvtsi32_si128((chunk % per_unit[0] * bits0) as i32);
+            let shift1 = _mm_cvtsi32_si128((chunk % per_unit[1] * bits1) as i32);
+            let mut rows = [_mm512_setzero_si512(); 4];
+            for (j, row) in rows.iter_mut().enumerate() {
+                // SAFETY: chunk `c` of 16 columns lies in unit `c / per_unit`, and a row block has
+                // `units * 16 rows * 16 bytes` per plane, checked when the matrix was viewed.
+                let mut code = unsafe {
+                    let unit = base[0].add((chunk / per_unit[0] * GROUP + j) * UNIT_BYTES);
+                    _mm512_and_si512(_mm512_srl_epi16(lanes(unit), shift0), masks[0])
+                };
+                if second {
+                    // SAFETY: as above.
+                    let high = unsafe {
+                        let unit = base[1].add((chunk / per_unit[1] * GROUP + j) * UNIT_BYTES);
+                        _mm512_and_si512(_mm512_srl_epi16(lanes(unit), shift1), masks[1])
+                    };
+                    code = _mm512_or_si512(code, _mm512_sll_epi16(high, low));
+                }
+                *row = if T == 0 {
+                    _mm512_xor_si512(code, _mm512_set1_epi8(-128))
+                } else {
+                    let index = _mm512_and_si512(code, low_nibble);
+                    let mut value = _mm512_shuffle_epi8(table[0][j], index);
+                    for t in 1..T {
+                        let here = _mm512_srli_epi16::<4>(_mm512_andnot_si512(low_nibble, code));
+                        let mask = _mm512_cmpeq_epi8_mask(here, _mm512_set1_epi8(t as i8));
+                        value = _mm512_mask_shuffle_epi8(value, mask, table[t][j], index);
+                    }
+                    value
+                };
+            }
+            let ab = (_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[0], rows[1]));
+            let cd = (_mm512_unpacklo_epi32(rows[2], rows[3]), _mm512_unpackhi_epi32(rows[2], rows[3]));
+            let quads = [
+                _mm512_unpacklo_epi64(ab.0, cd.0),
+                _mm512_unpackhi_epi64(ab.0, cd.0),
+                _mm512_unpacklo_epi64(ab.1, cd.1),
+                _mm512_unpackhi_epi64(ab.1, cd.1),
+            ];
+            let out = &mut panel[chunk * 256..][..256];
+            for (q, v) in quads.into_iter().enumerate() {
+                // SAFETY: `out` is 256 bytes long.
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(q * 64).cast(), v) };
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! SIMD island: the only `unsafe` code of the CPU back end.
+//!
+//! [`Isa`] is what an instruction set must offer: two micro-kernels, a decoder, and a way to compile ordinary Rust
+//! with its features on. A value of an implementing type is the proof that the processor has the instructions: the
+//! only constructors check. Everything above is generic over `I: Isa` and safe.
+//!
+//! Tests of all tiers against the scalar one are in `tests/kernels.rs`.
+
+pub mod avx2;
+pub mod avx512;
+pub mod scalar;
+pub mod tiles;
+
+use crate::codec::layout::{PackedMatrix, round_up};
+
+/// Rows of activations per micro-kernel tile.
+pub const MR: usize = 8;
+/// Output channels per group: one vector of 32-bit lanes on AVX-512, one row block of the file.
+pub const GROUP: usize = 16;
+/// Most groups per tile. 8 x 3 accumulators and 3 weight vectors fill AVX-512's 32 registers; 6 x 4 measured the same
+/// on long rows and worse on short ones, where its panels fall out of the first-level cache.
+pub const GROUPS: usize = 3;
+/// Most output channels per tile.
+pub const NR: usize = GROUP * GROUPS;
+
+/// Results of one tile: rows of activations by output channels.
+pub type Tile<T> = [[T; NR]; MR];
+
+/// Inputs of a panel of integer weights, padded: codes are decoded sixteen at a time.
+pub const fn panel_len(k: usize) -> usize {
+    round_up(k, 16)
+}
+
+/// An instruction set. See the module's documentation.
+pub trait Isa: Copy + Send + Sync + 'static {
+    /// The name in reports.
+    const NAME: &'static str;
+    /// Whether `f32::mul_add` is one instruction.
+    const FMA: bool;
+
+    /// Runs `f` compiled with this instruction set, as far as the compiler inlines it.
+    fn run<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// `acc[i][n] = sum over taps t, inputs k of rows[t * MR + i][k] * panel[n, t, k]`, exact in 32 bits.
+    ///
+    /// `rows` holds `MR` slices per tap, each at least `4 * quads` long. `panel` holds `groups` groups, each of
+    /// `panel_len(taps * 4 * quads)` inputs by 16 channels in the order (quad, channel, input in quad).
+    ///
+    /// # Panics
+    /// If a length is wrong.
+    fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>);
+
+    /// The same in floats: rows at least `len` long, `panel` in the order (group, tap, input, channel). Each sum is
+    /// taken in ascending order of tap and input, by fused multiply-adds where the tier has them.
+    ///
+    /// # Panics
+    /// If a length is wrong.
+    fn tile_f32(self, rows: &[&[f32]], len: usize, panel: &[f32], groups: usize, acc: &mut Tile<f32>);
+
+    /// Decodes sixteen rows of `matrix`, from row `16 * block`, into `panel` in the order of [`tile_i8`](Self::tile_i8).
+    /// Inputs beyond the matrix's columns become 0.
+    ///
+    /// # Panics
+    /// If the matrix has `f16` codebooks, the block does not exist, or `panel` is not `16 * panel_len(cols)` long.
+    fn decode(self, matrix: &PackedMatrix<'_>, block: usize, panel: &mut [i8]);
+}
+
+/// Checks the lengths that the integer micro-kernels rely on; returns the number of taps and a group's bytes.
+fn check_i8(rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize) -> (usize, usize) {
+    let taps = rows.len() / MR;
+    let group = panel_len(taps * quads * 4) * GROUP;
+    assert!(rows.len() == taps * MR && (1..=GROUPS).contains(&groups), "{} rows, {groups} groups", rows.len());
+    assert!(rows.iter().all(|r| r.len() >= quads * 4), "a row is shorter than {quads} quads");
+    assert!(panel.len() >= groups * group, "panel of {} bytes for {groups} groups of {group}", panel.len());
+    (taps, group)
+}
+
+/// The same for floats; a group's length in floats.
+fn check_f32(rows: &[&[f32]], len: usize, panel: &[f32], groups: usize) -> (usize, usize) {
+    let taps = rows.len() / MR;
+    let group = taps * len * GROUP;
+    assert!(rows.len() == taps * MR && (1..=GROUPS).contains(&groups), "{} rows, {groups} groups", rows.len());
+    assert!(rows.iter().all(|r| r.len() >= len), "a row is shorter than {len}");
+    assert!(panel.len() >= groups * group, "panel of {} floats for {groups} groups of {group}", panel.len());
+    (taps, group)
+}
+
+/// Checks what the decoders rely on; returns the integer codebooks.
+fn check_decode<'a>(matrix: &PackedMatrix<'a>, block: usize, panel: &[i8]) -> &'a [i8] {
+    let crate::codec::layout::Tables::I8(tables) = matrix.tables else {
+        panic!("integer panel of a matrix with float codebooks")
+    };
+    assert!(block * GROUP < matrix.layout.padded_rows(), "row block {block} of {} rows", matrix.layout.rows);
+    assert_eq!(panel.len(), GROUP * panel_len(matrix.layout.cols), "panel length");
+    tables
+}
+
+/// The codebooks of sixteen rows, each padded to 64 entries (for widths up to 6 bits).
+fn gather_tables(matrix: &PackedMatrix<'_>, tables: &[i8], block: usize) -> [[i8; 64]; GROUP] {
+    let levels = matrix.layout.bits.levels();
+    std::array::from_fn(|r| {
+        let mut table = [0; 64];
+        let start = matrix.table_start(block * GROUP + r);
+        table[..levels].copy_from_slice(&tables[start..start + levels]);
+        table
+    })
+}
+
+/// Zeroes the inputs of a panel from `cols` on.
+fn clear_tail(cols: usize, panel: &mut [i8]) {
+    for k in cols..panel_len(cols) {
+        for r in 0..GROUP {
+            panel[(k / 4) * 64 + r * 4 + k % 4] = 0;
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The portable tier, and the definition of what the others must compute.
+
+use super::{GROUP, Isa, MR, NR, Tile, check_decode, check_f32, check_i8, clear_tail, panel_len};
+use crate::codec::layout::PackedMatrix;
+
+/// Plain Rust; runs everywhere.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scalar;
+
+impl Isa for Scalar {
+    const NAME: &'static str = "portable";
+    const FMA: bool = false;
+
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
+        let (taps, group) = check_i8(rows, quads, panel, groups);
+        *acc = [[0; NR]; MR];
+        for g in 0..groups {
+            for i in 0..MR {
+                let sums = &mut acc[i][g * GROUP..][..GROUP];
+                for tap in 0..taps {
+                    let row = rows[tap * MR + i];
+                    for q in 0..quads {
+                        let weights = &panel[g * group + (tap * quads + q) * 64..][..64];
+                        let x: [i32; 4] = std::array::from_fn(|j| i32::from(row[4 * q + j]));
+                        for (sum, w) in sums.iter_mut().zip(weights.chunks_exact(4)) {
+                            *sum += (0..4).map(|j| x[j] * i32::from(w[j])).sum::<i32>();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn tile_f32(self, rows: &[&[f32]], len: usize, panel: &[f32], groups: usize, acc: &mut Tile<f32>) {
+        let (taps, group) = check_f32(rows, len, panel, groups);
+        *acc = [[0.0; NR]; MR];
+        for g in 0..groups {
+            for i in 0..MR {
+                let sums = &mut acc[i][g * GROUP..][..GROUP];
+                for tap in 0..taps {
+                    for (k, &x) in rows[tap * MR + i][..len].iter().enumerate() {
+                        let weights = &panel[g * group + (tap * len + k) * GROUP..][..GROUP];
+                        for (sum, w) in sums.iter_mut().zip(weights) {
+                            *sum += x * w;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn decode(self, matrix: &PackedMatrix<'_>, block: usize, panel: &mut [i8]) {
+        let tables = check_decode(matrix, block, panel);
+        let cols = matrix.layout.cols;
+        for r in 0..GROUP {
+            let start = matrix.table_start(block * GROUP + r);
+            for k in 0..cols {
+                let code = matrix.code(block * GROUP + r, k);
+                panel[(k / 4) * 64 + r * 4 + k % 4] = tables[start + usize::from(code)];
+            }
+        }
+        debug_assert_eq!(panel.len(), GROUP * panel_len(cols));
+        clear_tail(cols, panel);
+    }
+}

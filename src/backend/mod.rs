@@ -1,0 +1,101 @@
+//! What a back end must do: one method per op, over one arena.
+//!
+//! A back end sees matrices in an arena and weights in the file; it never sees a tensor name, a symbolic axis or a
+//! model. The shape rules have proved every length before a back end is called. All methods are required: an op that a
+//! back end lacks is a compile error, never a surprise in the loop.
+
+pub mod args;
+pub mod cpu;
+
+use crate::error::Result;
+use crate::format::TensorView;
+use crate::sampler;
+use args::*;
+
+/// Executes ops.
+pub trait Backend {
+    /// Working memory for one bound program.
+    type Arena;
+    /// A tensor made ready for use; for the CPU, the file's own bytes.
+    type Weight<'a>: Copy;
+
+    /// The instruction set or device, for reports.
+    fn name(&self) -> String;
+
+    /// Allocates working memory. Called once per bind.
+    fn arena(&self, bytes: usize) -> Result<Self::Arena>;
+
+    /// Makes a tensor ready. Called once per tensor and bind.
+    fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<Self::Weight<'a>>;
+
+    /// Bytes of arena an op needs beside its operands and result, while it runs.
+    fn workspace(&self, op: &OpArgs) -> usize;
+
+    /// Called once per bind with every op that will run, before the first does: the place to size private memory.
+    fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>);
+
+    /// Copies floats into the arena, starting at byte `at`.
+    fn write_f32(&self, arena: &mut Self::Arena, at: usize, data: &[f32]);
+    /// Copies integers into the arena, starting at byte `at`.
+    fn write_u32(&self, arena: &mut Self::Arena, at: usize, data: &[u32]);
+    /// Copies floats out of the arena, starting at byte `at`.
+    fn read_f32(&self, arena: &Self::Arena, at: usize, out: &mut [f32]);
+
+    /// See [`Op::Linear`](crate::program::Op::Linear).
+    fn linear(
+        &self,
+        arena: &mut Self::Arena,
+        call: usize,
+        args: &LinearArgs,
+        weight: &Self::Weight<'_>,
+        bias: Option<&Self::Weight<'_>>,
+    );
+    /// See [`Op::Conv2d`](crate::program::Op::Conv2d).
+    fn conv2d(
+        &self,
+        arena: &mut Self::Arena,
+        call: usize,
+        args: &Conv2dArgs,
+        weight: &Self::Weight<'_>,
+        bias: Option<&Self::Weight<'_>>,
+    );
+    /// See [`Op::Attention`](crate::program::Op::Attention).
+    fn attention(&self, arena: &mut Self::Arena, call: usize, args: &AttentionArgs);
+    /// See [`Op::LayerNorm`](crate::program::Op::LayerNorm).
+    fn layer_norm(
+        &self,
+        arena: &mut Self::Arena,
+        call: usize,
+        args: &LayerNormArgs,
+        weight: Option<&Self::Weight<'_>>,
+        bias: Option<&Self::Weight<'_>>,
+    );
+    /// See [`Op::GroupNorm`](crate::program::Op::GroupNorm).
+    fn group_norm(
+        &self,
+        arena: &mut Self::Arena,
+        call: usize,
+        args: &GroupNormArgs,
+        weight: &Self::Weight<'_>,
+        bias: &Self::Weight<'_>,
+    );
+    /// See [`Op::Pointwise`](crate::program::Op::Pointwise).
+    fn pointwise(&self, arena: &mut Self::Arena, call: usize, args: &PointwiseArgs);
+    /// See [`Op::Add`](crate::program::Op::Add).
+    fn add(&self, arena: &mut Self::Arena, call: usize, args: &AddArgs);
+    /// See [`Op::Quantize`](crate::program::Op::Quantize).
+    fn quantize(&self, arena: &mut Self::Arena, call: usize, args: &QuantizeArgs);
+    /// See [`Op::Embedding`](crate::program::Op::Embedding).
+    fn embedding(&self, arena: &mut Self::Arena, call: usize, args: &EmbeddingArgs, table: &Self::Weight<'_>);
+    /// See [`Op::TimestepEmbedding`](crate::program::Op::TimestepEmbedding).
+    fn timestep_embedding(&self, arena: &mut Self::Arena, call: usize, args: &TimestepEmbeddingArgs);
+    /// See [`Op::PositionEmbedding`](crate::program::Op::PositionEmbedding).
+    fn position_embedding(&self, arena: &mut Self::Arena, call: usize, args: &PositionEmbeddingArgs);
+    /// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
+    fn patch(&self, arena: &mut Self::Arena, call: usize, args: &PatchArgs);
+
+    /// Writes `scale * state` into the model's sample input, `copies` times over the batch.
+    fn model_input(&self, arena: &mut Self::Arena, args: &ModelInputArgs);
+    /// Applies guidance and one row of the sampler's table to the states, in place.
+    fn sampler_step(&self, arena: &mut Self::Arena, call: usize, args: &SamplerStepArgs, row: &sampler::Row);
+}

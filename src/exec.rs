@@ -1,0 +1,251 @@
+//! Runs a bound program on a back end.
+//!
+//! After [`Executor::bind`] nothing is allocated: the arena is as large as the plan said, ops and their arguments are
+//! in lists by rate, and a model call walks one list.
+
+use crate::backend::args::OpArgs;
+use crate::backend::{Backend, args::Slot};
+use crate::error::{Error, Result};
+use crate::format::{Packed, TensorView};
+use crate::plan::{self, Plan, Planned, Shape};
+use crate::program::{CurveAxis, InputKind, Program, QuantizeRange, Rate, Role};
+
+/// A program bound to dims, weights and memory.
+pub struct Executor<'m, B: Backend> {
+    backend: &'m mut B,
+    program: &'m Program,
+    plan: Plan,
+    shape: Shape,
+    weights: Vec<Option<B::Weight<'m>>>,
+    curves: Vec<(Curve<'m>, usize)>,
+    arena: B::Arena,
+    timesteps: Vec<f32>,
+    /// One window of values to copy into the arena.
+    staging: Vec<f32>,
+    /// First call of the window that the tables hold.
+    filled: Option<usize>,
+}
+
+/// Scale and zero point over time.
+struct Curve<'m> {
+    axis: CurveAxis,
+    /// Rows of (position, scale, zero), positions ascending.
+    points: &'m [f32],
+}
+
+impl Curve<'_> {
+    fn at(&self, timestep: f32, fraction: f32) -> [f32; 2] {
+        let position = if self.axis == CurveAxis::Timestep { timestep } else { fraction };
+        let n = self.points.chunks_exact(3).take_while(|p| p[0] <= position).count().max(1);
+        [self.points[3 * n - 2], self.points[3 * n - 1]]
+    }
+}
+
+/// Plans the program of `role` without binding it: exact memory, no allocation of it.
+pub fn plan<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>, role: Role, shape: &Shape) -> Result<Plan> {
+    let types: Vec<_> = packed.tensors().iter().map(|t| t.ty()).collect();
+    plan::plan(packed.program(role)?, &types, shape, &|op| backend.workspace(op))
+}
+
+impl<'m, B: Backend> Executor<'m, B> {
+    /// Binds the program of `role` to `shape`: works out the plan, allocates the arena, readies the weights, and
+    /// computes what depends on shapes alone.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the file has no such program, [`Error::Shape`] if it cannot take these dims.
+    pub fn bind<D: AsRef<[u8]>>(backend: &'m mut B, packed: &'m Packed<D>, role: Role, shape: Shape) -> Result<Self> {
+        let program = packed.program(role)?;
+        let plan = plan(backend, packed, role, &shape)?;
+        let mut weights = vec![None; packed.tensors().len()];
+        let mut curves = Vec::new();
+        for tensor in program.nodes.iter().flat_map(|n| n.op.tensors()) {
+            let i = tensor.0 as usize;
+            if weights[i].is_none() {
+                weights[i] = Some(backend.weight(packed.tensor(i))?);
+            }
+        }
+        for curve in &plan.curves {
+            if let QuantizeRange::Curve(tensor, axis) = curve.range
+                && let TensorView::F32(points) = packed.tensor(tensor.0 as usize)
+            {
+                curves.push((Curve { axis, points }, curve.at));
+            }
+        }
+        backend.prepare(&mut plan.ops.iter().flatten().map(|p| &p.args));
+        let arena = backend.arena(plan.arena)?;
+        let identity: Vec<u32> = (0..shape.dims.batch as u32).map(|i| i % shape.dims.conditions as u32).collect();
+        let staging = vec![0.0; plan.window * shape.dims.conditions.max(2)];
+        let timesteps = vec![0.0; shape.calls];
+        let mut executor =
+            Executor { backend, program, plan, shape, weights, curves, arena, timesteps, staging, filled: None };
+        executor.set_conditions(&identity)?;
+        executor.run(Rate::Bind, 0, &mut |_| ());
+        Ok(executor)
+    }
+
+    /// Tells which condition each sample of the batch has; without this call, sample `i` has condition
+    /// `i % conditions`.
+    pub fn set_conditions(&mut self, condition_of_sample: &[u32]) -> Result<()> {
+        let dims = &self.shape.dims;
+        let ok = condition_of_sample.len() == dims.batch
+            && condition_of_sample.iter().all(|&c| (c as usize) < dims.conditions);
+        if !ok {
+            let expected = format!("{} numbers below {}", dims.batch, dims.conditions);
+            return Err(Error::request("conditions of samples", expected, format!("{condition_of_sample:?}")));
+        }
+        self.backend.write_u32(&mut self.arena, self.plan.condition.at, condition_of_sample);
+        Ok(())
+    }
+
+    /// Sets the class of each condition and computes what depends on it.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there are not as many labels as conditions, or the program has no classes. Labels must
+    /// be below the number of rows of the class table; the pipeline checks that.
+    pub fn set_class_labels(&mut self, labels: &[u32]) -> Result<()> {
+        let Some(value) = self.program.input(InputKind::ClassLabels) else {
+            return Err(Error::request("class labels", "a class-conditional model", "a model without classes"));
+        };
+        if labels.len() != self.shape.dims.conditions {
+            return Err(Error::request("class labels", self.shape.dims.conditions, labels.len()));
+        }
+        let at = self.plan.inputs[value.0 as usize].at;
+        self.backend.write_u32(&mut self.arena, at, labels);
+        self.run(Rate::Prompt, 0, &mut |_| ());
+        self.filled = None;
+        Ok(())
+    }
+
+    /// Sets the timestep of every model call.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there are not as many as the program was bound for.
+    pub fn set_timesteps(&mut self, timesteps: impl ExactSizeIterator<Item = f32>) -> Result<()> {
+        if timesteps.len() != self.shape.calls {
+            return Err(Error::request("timesteps", self.shape.calls, timesteps.len()));
+        }
+        for (to, from) in self.timesteps.iter_mut().zip(timesteps) {
+            *to = from;
+        }
+        self.filled = None;
+        Ok(())
+    }
+
+    /// Runs model call `call` on the sample input. Tables are filled when the call opens a new window.
+    pub fn call(&mut self, call: usize) {
+        self.call_with(call, &mut |_| ());
+    }
+
+    /// Like [`call`](Self::call), telling `seen` the index of each node after it ran: for profiles and traces.
+    pub fn call_with(&mut self, call: usize, seen: &mut dyn FnMut(usize)) {
+        let first = call - call % self.plan.window;
+        if self.filled != Some(first) {
+            self.fill(first, seen);
+        }
+        self.run(Rate::Loop, call - first, seen);
+    }
+
+    /// Fills the tables for the window of calls from `first`.
+    fn fill(&mut self, first: usize, seen: &mut dyn FnMut(usize)) {
+        let (window, conditions) = (self.plan.window, self.shape.dims.conditions);
+        // The last window may be short; its spare rows repeat the last call and are never read.
+        let calls = |i: usize| (first + i).min(self.shape.calls.saturating_sub(1));
+        if let Some(value) = self.program.input(InputKind::Timestep) {
+            for i in 0..window {
+                let t = self.timesteps[calls(i)];
+                self.staging[i * conditions..][..conditions].fill(t);
+            }
+            let at = self.plan.inputs[value.0 as usize].at;
+            self.backend.write_f32(&mut self.arena, at, &self.staging[..window * conditions]);
+        }
+        for (curve, at) in &self.curves {
+            for i in 0..window {
+                let fraction = calls(i) as f32 / self.shape.calls as f32;
+                let range = curve.at(self.timesteps[calls(i)], fraction);
+                self.staging[2 * i..2 * i + 2].copy_from_slice(&range);
+            }
+            self.backend.write_f32(&mut self.arena, *at, &self.staging[..2 * window]);
+        }
+        self.run(Rate::Step, 0, seen);
+        self.filled = Some(first);
+    }
+
+    /// Where the sample input lies, for [`Backend::model_input`].
+    pub fn sample(&self) -> Slot {
+        let value = self.program.input(InputKind::Sample).map_or(0, |v| v.0 as usize);
+        self.plan.inputs[value]
+    }
+
+    /// Writes the sample input, `(n, h, w, c)`.
+    pub fn write_sample(&mut self, data: &[f32]) {
+        let at = self.sample().at;
+        self.backend.write_f32(&mut self.arena, at, data);
+    }
+
+    /// Reads the result, `(n, h, w, c)`.
+    pub fn read_output(&self, out: &mut [f32]) {
+        self.backend.read_f32(&self.arena, self.plan.output.slot.at, out);
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Program {
+        self.program
+    }
+
+    /// The back end and the arena, for what a pipeline does between calls.
+    pub fn parts(&mut self) -> (&B, &mut B::Arena) {
+        (self.backend, &mut self.arena)
+    }
+
+    fn run(&mut self, rate: Rate, call: usize, seen: &mut dyn FnMut(usize)) {
+        for planned in &self.plan.ops[rate as usize] {
+            dispatch(self.backend, self.program, &self.weights, &mut self.arena, call, planned);
+            seen(planned.node);
+        }
+    }
+}
+
+/// Calls the back end's method for one op.
+fn dispatch<B: Backend>(
+    backend: &B,
+    program: &Program,
+    weights: &[Option<B::Weight<'_>>],
+    arena: &mut B::Arena,
+    call: usize,
+    planned: &Planned,
+) {
+    // The shape rules let an op have only these tensors, required ones first; see `Op::tensors`.
+    use crate::program::Op;
+    let weight = |t: crate::program::Tensor| weights[t.0 as usize].as_ref();
+    let bound = "every tensor of the program was readied when it was bound";
+    match (&planned.args, &program.nodes[planned.node].op) {
+        (OpArgs::Linear(a), &Op::Linear { weight: w, bias, .. }) => {
+            backend.linear(arena, call, a, weight(w).expect(bound), bias.and_then(weight));
+        }
+        (OpArgs::Conv2d(a), &Op::Conv2d { weight: w, bias, .. }) => {
+            backend.conv2d(arena, call, a, weight(w).expect(bound), bias.and_then(weight));
+        }
+        (OpArgs::LayerNorm(a), &Op::LayerNorm { weight: w, bias, .. }) => {
+            backend.layer_norm(arena, call, a, w.and_then(weight), bias.and_then(weight));
+        }
+        (OpArgs::GroupNorm(a), &Op::GroupNorm { weight: w, bias, .. }) => {
+            backend.group_norm(arena, call, a, weight(w).expect(bound), weight(bias).expect(bound));
+        }
+        (OpArgs::Embedding(a), &Op::Embedding { table, .. }) => {
+            backend.embedding(arena, call, a, weight(table).expect(bound));
+        }
+        (OpArgs::Attention(a), _) => backend.attention(arena, call, a),
+        (OpArgs::Pointwise(a), _) => backend.pointwise(arena, call, a),
+        (OpArgs::Add(a), _) => backend.add(arena, call, a),
+        (OpArgs::Quantize(a), _) => backend.quantize(arena, call, a),
+        (OpArgs::TimestepEmbedding(a), _) => backend.timestep_embedding(arena, call, a),
+        (OpArgs::PositionEmbedding(a), _) => backend.position_embedding(arena, call, a),
+        (OpArgs::Patch(a), _) => backend.patch(arena, call, a),
+        (args, op) => unreachable!("{args:?} planned for {}", op.name()),
+    }
+}
