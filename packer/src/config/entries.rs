@@ -1,0 +1,264 @@
+//! Reading a configuration file of any format into one list of entries.
+
+use super::{Activations, ConfigError, QConfig, SpecFault, spec};
+use crate::source::pickle::{self, Pickle, Value};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use std::{collections::HashSet, fmt, fs, path::Path};
+
+/// Longest file read. The largest published configuration has 50 KB, a cache of 500 samples about 20 MB.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Any format's data, in the file's order.
+#[derive(Clone, Debug)]
+enum Raw {
+    Text(String),
+    Int(i64),
+    List(Vec<Raw>),
+    Map(Vec<(String, Raw)>),
+    /// Something no configuration holds, by the name of its kind.
+    Other(&'static str),
+}
+
+pub(super) fn read(path: &Path) -> Result<QConfig, ConfigError> {
+    let origin = path.display().to_string();
+    let io = |source| ConfigError::Io { path: path.into(), source };
+    let syntax = |reason: String| ConfigError::Syntax { origin: origin.clone(), reason };
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+    let length = fs::metadata(path).map_err(io)?.len();
+    if length > MAX_BYTES {
+        return Err(syntax(format!(
+            "a configuration of at most {MAX_BYTES} bytes is expected, this file has {length}"
+        )));
+    }
+    let bytes = fs::read(path).map_err(io)?;
+    let raw = match extension.as_str() {
+        "json" => serde_json::from_slice::<Raw>(&bytes).map_err(|e| syntax(format!("not JSON: {e}")))?,
+        "toml" => {
+            let text = std::str::from_utf8(&bytes).map_err(|e| syntax(format!("not UTF-8: {e}")))?;
+            toml::from_str::<Raw>(text).map_err(|e| syntax(format!("not TOML: {e}")))?
+        }
+        "yaml" | "yml" => serde_norway::from_slice::<Raw>(&bytes).map_err(|e| syntax(format!("not YAML: {e}")))?,
+        "pkl" | "pickle" => from_pickle(&pickle::read(&bytes).map_err(|e| syntax(format!("not a plain pickle: {e}")))?),
+        _ => {
+            let reason = format!("a .json, .toml, .yaml, .yml or .pkl file is expected, got extension `{extension}`");
+            return Err(syntax(reason));
+        }
+    };
+    build(origin, raw)
+}
+
+/// The configuration a file's data spells.
+fn build(origin: String, raw: Raw) -> Result<QConfig, ConfigError> {
+    let syntax = |reason: &str| ConfigError::Syntax { origin: origin.clone(), reason: reason.into() };
+    let mut top = match raw {
+        Raw::Map(map) => map,
+        // A cache of sampled configurations: one is a configuration, several are a choice to make.
+        Raw::List(mut list) if list.len() == 1 => match list.pop() {
+            Some(Raw::Map(map)) => map,
+            _ => return Err(syntax("a map from layers to precisions is expected, this is a list")),
+        },
+        Raw::List(_) => {
+            return Err(syntax("this is a list of configurations (a quant_cache); save one element's `config`"));
+        }
+        _ => return Err(syntax("a map from layers to precisions is expected")),
+    };
+    // One sample of a quant_cache: the measurements beside `config` do not matter here.
+    if let Some(at) = top.iter().position(|(key, value)| key == "config" && matches!(value, Raw::Map(_))) {
+        let Raw::Map(map) = top.swap_remove(at).1 else { unreachable!("matched above") };
+        top = map;
+    }
+    let mut take = |name: &str| top.iter().position(|(key, _)| key == name).map(|at| top.remove(at).1);
+
+    let activations = match take("activations") {
+        None => Activations::Float,
+        Some(value) => {
+            let text = match value {
+                Raw::Int(bits) => bits.to_string(),
+                other => text_of(&origin, "activations", other)?,
+            };
+            spec::activations(&text).map_err(|fault| value_error(&origin, "activations", &text, fault))?
+        }
+    };
+    let layer = |key: &str, value: Raw| {
+        let text = text_of(&origin, key, value)?;
+        spec::parse_value(&text, activations).map_err(|fault| value_error(&origin, key, &text, fault))
+    };
+    let default = take("default").map(|value| layer("default", value)).transpose()?;
+    let map = match take("layers") {
+        Some(Raw::Map(map)) => {
+            if let Some((key, _)) = top.first() {
+                let reason = format!("beside `layers` only `default` and `activations` are expected, got `{key}`");
+                return Err(ConfigError::Syntax { origin, reason });
+            }
+            map
+        }
+        Some(other) => {
+            let text = text_of(&origin, "layers", other)?;
+            let expected = "a map from layers to precisions";
+            return Err(value_error(
+                &origin,
+                "layers",
+                &text,
+                SpecFault { what: "layers", expected, got: text.clone() },
+            ));
+        }
+        None => top,
+    };
+    let mut entries = Vec::with_capacity(map.len());
+    flatten(String::new(), map, &mut |key, value| {
+        let spec = layer(&key, value)?;
+        entries.push((key, spec));
+        Ok(())
+    })?;
+    Ok(QConfig { origin, default, entries })
+}
+
+fn value_error(origin: &str, key: &str, value: &str, fault: SpecFault) -> ConfigError {
+    ConfigError::Value {
+        origin: origin.into(),
+        key: spec::shorten(key),
+        value: spec::shorten(value),
+        fault: fault.into(),
+    }
+}
+
+/// The text of a value; of a list, its first element's: a cache has `[method, bytes, bytes, error]`.
+fn text_of(origin: &str, key: &str, value: Raw) -> Result<String, ConfigError> {
+    let got = match value {
+        Raw::Text(text) => return Ok(text),
+        Raw::List(list) => match list.into_iter().next() {
+            Some(Raw::Text(text)) => return Ok(text),
+            _ => "a list that does not begin with text".into(),
+        },
+        Raw::Int(n) => n.to_string(),
+        Raw::Map(_) => "a map".into(),
+        Raw::Other(kind) => kind.into(),
+    };
+    let fault = SpecFault { what: "value", expected: "text such as \"w4a8\" or \"kmeans-4\"", got: got.clone() };
+    Err(value_error(origin, key, &got, fault))
+}
+
+/// Joins the keys of nested maps with dots: unquoted TOML keys and indented YAML spell paths that way.
+fn flatten(
+    prefix: String,
+    map: Vec<(String, Raw)>,
+    emit: &mut impl FnMut(String, Raw) -> Result<(), ConfigError>,
+) -> Result<(), ConfigError> {
+    for (key, value) in map {
+        let path = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+        match value {
+            // The readers bound the depth of nesting (and with it this recursion).
+            Raw::Map(inner) => flatten(path, inner, emit)?,
+            value => emit(path, value)?,
+        }
+    }
+    Ok(())
+}
+
+/// The part of a pickle that a configuration can hold. What is shared inside the pickle is not multiplied here: lists
+/// are cut to their first element, and only one level of maps is followed.
+fn from_pickle(pickle: &Pickle<'_>) -> Raw {
+    let leaf = |value: &Value<'_>| match value {
+        Value::Str(text) => Raw::Text((*text).into()),
+        Value::Int(n) => Raw::Int(*n),
+        Value::None => Raw::Other("None"),
+        Value::Bool(_) => Raw::Other("a boolean"),
+        Value::Float(_) => Raw::Other("a number with a fraction"),
+        Value::Bytes(_) => Raw::Other("bytes"),
+        Value::List(_) | Value::Tuple(_) => Raw::Other("a list"),
+        Value::Dict(_) => Raw::Other("a dict"),
+    };
+    let entry = |value: &Value<'_>| match value {
+        Value::List(items) | Value::Tuple(items) => {
+            Raw::List(items.first().map(|&id| leaf(pickle.get(id))).into_iter().collect())
+        }
+        other => leaf(other),
+    };
+    let map = |value: &Value<'_>, convert: &dyn Fn(&str, &Value<'_>) -> Raw| match value {
+        Value::Dict(items) => {
+            // As in Python, the last of equal keys counts.
+            let mut seen = HashSet::new();
+            let mut map: Vec<(String, Raw)> = items
+                .iter()
+                .rev()
+                .filter_map(|&(key, value)| match pickle.get(key) {
+                    Value::Str(key) => seen.insert(*key).then(|| ((*key).into(), convert(key, pickle.get(value)))),
+                    _ => Some(("a key that is not text".into(), Raw::Other("unusable"))),
+                })
+                .collect();
+            map.reverse();
+            Raw::Map(map)
+        }
+        other => entry(other),
+    };
+    let sample = |value: &Value<'_>| {
+        map(value, &|key, value| match key {
+            "config" | "layers" => map(value, &|_, value| entry(value)),
+            _ => entry(value),
+        })
+    };
+    match pickle.root() {
+        Value::List(items) | Value::Tuple(items) if items.len() == 1 => Raw::List(vec![sample(pickle.get(items[0]))]),
+        Value::List(_) | Value::Tuple(_) => Raw::List(Vec::new()),
+        root => sample(root),
+    }
+}
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = Raw;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text, a number, a list or a map")
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Raw, E> {
+        Ok(Raw::Other("a boolean"))
+    }
+
+    fn visit_i64<E: de::Error>(self, v: i64) -> Result<Raw, E> {
+        Ok(Raw::Int(v))
+    }
+
+    fn visit_u64<E: de::Error>(self, v: u64) -> Result<Raw, E> {
+        Ok(i64::try_from(v).map_or(Raw::Other("a very large number"), Raw::Int))
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Raw, E> {
+        Ok(Raw::Other("a number with a fraction"))
+    }
+
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Raw, E> {
+        Ok(Raw::Text(v.into()))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Raw, E> {
+        Ok(Raw::Other("nothing"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            list.push(item);
+        }
+        Ok(Raw::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Raw, A::Error> {
+        let (mut map, mut seen) = (Vec::new(), HashSet::new());
+        while let Some((key, value)) = access.next_entry::<String, Raw>()? {
+            if !seen.insert(key.clone()) {
+                return Err(de::Error::custom(format_args!("key `{}` appears twice", spec::shorten(&key))));
+            }
+            map.push((key, value));
+        }
+        Ok(Raw::Map(map))
+    }
+}

@@ -1,0 +1,154 @@
+//! Which layer gets which precision: `--q-config FILE|SPEC`.
+//!
+//! A SPEC is one precision for every layer: `f32`, `f16`, or `w<bits>a<bits>` with an optional method, as in `w4a8`,
+//! `w3a16` or `w4a8:kmeans_c`; the method is `uaq` if none is named.
+//!
+//! A FILE is JSON, TOML, YAML or a pickle (by extension), either the map from layers to values itself, or:
+//!
+//! ```toml
+//! default = "w4a8"            # for layers that nothing else names
+//! activations = "a8"          # for values that do not say; 16 (floating point) if absent
+//! [layers]
+//! "*.ff.*" = "kmeans-4"       # method-bits, as Qua2SeDiMo writes it
+//! proj_out_2 = "f16"
+//! ```
+//!
+//! A key is a module path, or a glob over module paths (`*` crosses dots). Nested maps spell a path in pieces.
+//! Qua2SeDiMo's decorations, `model.` before and `.weight_quantizer` behind, may be left on. **An exact name beats every
+//! glob; among globs the one with more literal characters wins, and an equally literal one with another value is an
+//! error**, so the order of a map never matters. A layer that nothing matches is an error, and so is a key that matches
+//! no layer.
+//!
+//! In a split layer the second half is called by its path with `.weight_quantizer_0` behind, and follows the first half
+//! unless the configuration names it.
+
+mod entries;
+mod error;
+mod resolve;
+mod spec;
+
+pub use error::{ConfigError, SpecFault};
+
+use crate::quantize::Method;
+use aquatint::codec::Bits;
+use std::{fmt, path::Path};
+
+/// What a layer's weights become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Kept, or widened to, f32.
+    F32,
+    /// Rounded to f16.
+    F16,
+    /// Quantized to codes.
+    Codes {
+        /// How the levels are chosen.
+        method: Method,
+        /// Width of a code.
+        bits: Bits,
+    },
+}
+
+/// What a layer's input becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// Stays floating point (`a16`).
+    Float,
+    /// Quantized while running to integers of 8 or 6 bits.
+    Int(u8),
+}
+
+/// The precision of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Precision of the weights.
+    pub weights: Weights,
+    /// Precision of the input; [`Activations::Float`] wherever the weights are floating point.
+    pub activations: Activations,
+}
+
+impl fmt::Display for LayerSpec {
+    /// Writes the SPEC that parses to this value; the method is always written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let activations = match self.activations {
+            Activations::Float => 16,
+            Activations::Int(bits) => bits,
+        };
+        match self.weights {
+            Weights::F32 => f.write_str("f32"),
+            Weights::F16 => f.write_str("f16"),
+            Weights::Codes { method, bits } => write!(f, "w{bits}a{activations}:{method}"),
+        }
+    }
+}
+
+/// A parsed quantization configuration, not yet matched against a model.
+#[derive(Clone, Debug)]
+pub struct QConfig {
+    /// The file, or the SPEC, for messages.
+    origin: String,
+    default: Option<LayerSpec>,
+    entries: Vec<(String, LayerSpec)>,
+}
+
+impl QConfig {
+    /// Parses the argument of `--q-config`: a SPEC if it reads as one, else the path of a file.
+    ///
+    /// # Errors
+    /// If it is neither; if the file cannot be read, is not what its extension says, or holds a value that is not a
+    /// precision.
+    pub fn parse(arg: &str) -> Result<QConfig, ConfigError> {
+        match spec::parse(arg) {
+            Ok(layer) => Ok(QConfig::uniform(layer)),
+            Err(fault) if !Path::new(arg).exists() => {
+                Err(ConfigError::Argument { got: arg.into(), fault: fault.into() })
+            }
+            Err(_) => QConfig::from_file(Path::new(arg)),
+        }
+    }
+
+    /// One precision for every layer.
+    pub fn uniform(layer: LayerSpec) -> QConfig {
+        QConfig { origin: layer.to_string(), default: Some(layer), entries: Vec::new() }
+    }
+
+    /// Reads a JSON, TOML, YAML or pickle file, by its extension.
+    ///
+    /// # Errors
+    /// As [`QConfig::parse`].
+    pub fn from_file(path: &Path) -> Result<QConfig, ConfigError> {
+        entries::read(path)
+    }
+
+    /// The same with other activations in every layer whose weights are codes (`--act_bit` on the command line).
+    #[must_use]
+    pub fn with_activations(mut self, activations: Activations) -> QConfig {
+        for layer in self.default.iter_mut().chain(self.entries.iter_mut().map(|(_, layer)| layer)) {
+            if matches!(layer.weights, Weights::Codes { .. }) {
+                layer.activations = activations;
+            }
+        }
+        self
+    }
+
+    /// The same with another value for layers that no entry names.
+    #[must_use]
+    pub fn with_default(mut self, layer: LayerSpec) -> QConfig {
+        self.default = Some(layer);
+        self
+    }
+
+    /// The precision of each of `layers`, in their order: the names of all quantizable layers of a model.
+    ///
+    /// `aliases` are (duplicate, canonical) names of layers that a configuration may list again though they are one
+    /// and the same, as Qua2SeDiMo's do for the timestep embedders of DiT blocks 1 to 27; canonical names are among
+    /// `layers`. The canonical's own entry wins over its duplicates', as upstream copies block 0's choice to all
+    /// others; without one, the first duplicate that has an entry decides.
+    ///
+    /// # Errors
+    /// If a layer is matched by nothing, a key matches no layer, two keys name the same layer with different values,
+    /// or two equally literal globs disagree about a layer.
+    pub fn resolve(&self, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<LayerSpec>, ConfigError> {
+        resolve::resolve(self, layers, aliases)
+    }
+}

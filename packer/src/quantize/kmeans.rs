@@ -1,0 +1,405 @@
+//! Optimal 1-D k-means, deterministic.
+//!
+//! In one dimension an optimal clustering cuts the sorted values into k runs, so dynamic programming finds it: layer q
+//! holds, for every prefix, the best cost with q runs. The cost has the Monge property, so the start of the last run
+//! never moves left as the prefix grows, nor as q grows; divide and conquer over prefixes then costs
+//! O(k n log n) (Grønlund et al., "Fast exact k-means, k-medians and Bregman divergence clustering in 1D", 2017).
+//!
+//! Minimising squared error is maximising the sum over runs of (sum of values)^2 / (number of values), so two prefix
+//! sums suffice. They are f64 and centred on the median, which keeps cancellation small even with outliers.
+//!
+//! Above [`EXACT`] cells (whole tensors) the values are first gathered into fine bins, each kept as its count and its
+//! mean; the same program runs on the bins, and two Lloyd passes over the values themselves then settle the cuts that
+//! fell inside a bin. Tests hold that path within 1e-3 of the exact squared error; it is about 1e-6 in practice.
+
+use super::levels::Levels;
+use rayon::prelude::*;
+
+/// Values x clusters up to which the exact program runs; above, values are binned first.
+const EXACT: usize = 1 << 20;
+/// Bins x clusters at most in the binned program; bins are merged in pairs until they fit.
+const BINNED: usize = 1 << 23;
+/// Bins per unit of spread next to the median, as a power of two; half as many in each further octave.
+const BIN_BITS: u32 = 11;
+/// Bins on each side of the median that a finite or infinite f32 distance can reach, `BIN_BITS` per octave above 1.
+const BINS: usize = ((0x7f80_0000 - 0x3f80_0000) >> (23 - BIN_BITS)) + 1;
+/// Values per piece of a pass over a tensor. Fixed, so that sums do not depend on the number of threads.
+const PIECE: usize = 1 << 16;
+
+/// Clusters in ascending order: at most the number asked for, at least one.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Clusters {
+    /// Means.
+    pub(super) centroids: Vec<f64>,
+    /// Number of values in each.
+    pub(super) counts: Vec<f64>,
+}
+
+/// Buffers that are kept from row to row.
+#[derive(Default)]
+pub(super) struct Scratch {
+    sorted: Vec<i32>,
+    atoms: Atoms,
+    layer: [Vec<f64>; 2],
+    starts: Vec<u32>,
+}
+
+/// Distinct values (or bins) in ascending order, as prefix sums with a leading 0.
+#[derive(Default)]
+struct Atoms {
+    center: f64,
+    /// Sums of (value - center).
+    sum: Vec<f64>,
+    /// Numbers of values; strictly increasing.
+    count: Vec<f64>,
+}
+
+impl Atoms {
+    fn clear(&mut self, center: f64) {
+        self.center = center;
+        for v in [&mut self.sum, &mut self.count] {
+            v.clear();
+            v.push(0.0);
+        }
+    }
+
+    fn push(&mut self, sum: f64, count: f64) {
+        let n = self.len();
+        self.sum.push(self.sum[n] + sum);
+        self.count.push(self.count[n] + count);
+    }
+
+    fn len(&self) -> usize {
+        self.sum.len() - 1
+    }
+
+    /// Joins neighbours two by two.
+    fn halve(&mut self) {
+        let n = self.len();
+        for v in [&mut self.sum, &mut self.count] {
+            for i in 0..n.div_ceil(2) {
+                v[i + 1] = v[(2 * i + 2).min(n)];
+            }
+            v.truncate(n.div_ceil(2) + 1);
+        }
+    }
+}
+
+/// The best clustering of `values` (not empty, finite) into at most `k` clusters, 1 <= k <= 256; fewer only if there
+/// are fewer distinct values.
+pub(super) fn cluster(values: &[f32], k: usize, scratch: &mut Scratch) -> Clusters {
+    if values.len().saturating_mul(k) <= EXACT { exact(values, k, scratch) } else { binned(values, k, scratch) }
+}
+
+/// [`cluster`] without binning, whatever the size.
+fn exact(values: &[f32], k: usize, scratch: &mut Scratch) -> Clusters {
+    // Integers that sort as the floats do; sorting them is branch-free.
+    let flip = |b: i32| b ^ (((b >> 31) as u32) >> 1) as i32;
+    scratch.sorted.clear();
+    scratch.sorted.extend(values.iter().map(|v| flip((v + 0.0).to_bits() as i32)));
+    scratch.sorted.sort_unstable();
+    let value = |key: i32| f64::from(f32::from_bits(flip(key) as u32));
+    let center = value(scratch.sorted[scratch.sorted.len() / 2]);
+    scratch.atoms.clear(center);
+    for run in scratch.sorted.chunk_by(|a, b| a == b) {
+        let count = run.len() as f64;
+        scratch.atoms.push((value(run[0]) - center) * count, count);
+    }
+    program(k, scratch)
+}
+
+/// [`cluster`] by binning.
+fn binned(values: &[f32], k: usize, scratch: &mut Scratch) -> Clusters {
+    let (median, spread) = location(values);
+    let mut bins = vec![(0f64, 0f64); 2 * BINS];
+    let per_spread = (1.0 / spread) as f32;
+    for &v in values {
+        let distance = v - median;
+        // Adding 1 makes bins equally wide up to one spread, then relative to the distance: fine where the values
+        // are, and never too many.
+        let octave = ((distance * per_spread).abs() + 1.0).to_bits().min(0x7f80_0000) - 0x3f80_0000;
+        let bin = (octave >> (23 - BIN_BITS)) as usize;
+        let bin = &mut bins[if distance < 0.0 { BINS - 1 - bin } else { BINS + bin }];
+        bin.0 += f64::from(v) - f64::from(median);
+        bin.1 += 1.0;
+    }
+    scratch.atoms.clear(f64::from(median));
+    for (sum, count) in bins {
+        if count > 0.0 {
+            scratch.atoms.push(sum, count);
+        }
+    }
+    while scratch.atoms.len() * k > BINNED {
+        scratch.atoms.halve();
+    }
+    let coarse = program(k, scratch);
+    refine(values, refine(values, coarse))
+}
+
+/// Median of a sample and the median distance from it: a centre and a scale that outliers do not move.
+fn location(values: &[f32]) -> (f32, f64) {
+    let mut sample: Vec<f32> = values.iter().copied().step_by((values.len() / 4096).max(1)).collect();
+    sample.sort_unstable_by(f32::total_cmp);
+    let median = sample[sample.len() / 2];
+    let mut distances: Vec<f64> = sample.iter().map(|&v| (f64::from(v) - f64::from(median)).abs()).collect();
+    distances.sort_unstable_by(f64::total_cmp);
+    let typical = distances[distances.len() / 2];
+    if typical > 1e-30 {
+        return (median, typical);
+    }
+    // More than half the sample is one value (pruned weights): fall back to the mean distance of all.
+    let total: f64 = values.iter().map(|&v| (f64::from(v) - f64::from(median)).abs()).sum();
+    (median, (total / values.len() as f64).max(1e-30))
+}
+
+/// One Lloyd pass: assigns every value to its nearest centroid, and moves the centroids to the means.
+fn refine(values: &[f32], from: Clusters) -> Clusters {
+    let k = from.centroids.len();
+    let levels = Levels::new(from.centroids.iter().map(|&c| c as f32).collect());
+    let pieces: Vec<(Vec<f64>, Vec<f64>)> = values
+        .par_chunks(PIECE)
+        .map(|piece| {
+            let mut codes = vec![0u8; piece.len()];
+            levels.encode(piece, &mut codes);
+            let (mut sums, mut counts) = (vec![0f64; k], vec![0f64; k]);
+            for (&v, &c) in piece.iter().zip(&codes) {
+                sums[usize::from(c)] += f64::from(v) - from.centroids[usize::from(c)];
+                counts[usize::from(c)] += 1.0;
+            }
+            (sums, counts)
+        })
+        .collect();
+    let mut to = Clusters { counts: vec![0.0; k], ..from };
+    let mut moves = vec![0f64; k];
+    for (sums, counts) in pieces {
+        moves.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        to.counts.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
+    }
+    for ((centroid, sum), &count) in to.centroids.iter_mut().zip(moves).zip(&to.counts) {
+        if count > 0.0 {
+            *centroid += sum / count;
+        }
+    }
+    to
+}
+
+/// The dynamic program over `scratch.atoms`.
+fn program(k: usize, scratch: &mut Scratch) -> Clusters {
+    let Scratch { atoms, layer: [prev, next], starts, .. } = scratch;
+    let n = atoms.len();
+    let k = k.min(n);
+    let width = n + 1;
+    // starts[q * width + i]: where the last of q + 1 runs over the first i atoms begins.
+    starts.clear();
+    starts.resize(k * width, 0);
+    prev.clear();
+    prev.extend(atoms.sum.iter().zip(&atoms.count).map(|(s, c)| if *c > 0.0 { s * s / c } else { 0.0 }));
+    next.clear();
+    next.resize(width, 0.0);
+    for q in 1..k {
+        let (before, after) = starts.split_at_mut(q * width);
+        let mut pass = Pass {
+            atoms,
+            prev,
+            next,
+            floor: &before[(q - 1) * width..],
+            start: &mut after[..width],
+            q,
+            // A prefix that leaves too few atoms for the remaining runs is of no use.
+            last: n - (k - 1 - q),
+        };
+        // The last layer is needed for the whole only.
+        let first = if q + 1 == k { n } else { q + 1 };
+        pass.fill(first, pass.last, q, n);
+        std::mem::swap(prev, next);
+    }
+    let mut ends = vec![n];
+    for q in (1..k).rev() {
+        ends.push(starts[q * width + ends[ends.len() - 1]] as usize);
+    }
+    ends.push(0);
+    ends.reverse();
+    let (mut centroids, mut counts) = (Vec::with_capacity(k), Vec::with_capacity(k));
+    for run in ends.windows(2) {
+        let count = atoms.count[run[1]] - atoms.count[run[0]];
+        centroids.push(atoms.center + (atoms.sum[run[1]] - atoms.sum[run[0]]) / count);
+        counts.push(count);
+    }
+    Clusters { centroids, counts }
+}
+
+/// One layer of the program: `next[i]` = max over j of `prev[j]` + gain of the run j..i.
+struct Pass<'a> {
+    atoms: &'a Atoms,
+    prev: &'a [f64],
+    next: &'a mut [f64],
+    /// The starts of the layer before, a lower bound on this one's.
+    floor: &'a [u32],
+    start: &'a mut [u32],
+    /// Runs before the last one.
+    q: usize,
+    /// The longest prefix of use.
+    last: usize,
+}
+
+impl Pass<'_> {
+    /// Fills `from..=to`, whose starts lie in `low..=high`.
+    fn fill(&mut self, from: usize, to: usize, low: usize, high: usize) {
+        if from > to {
+            return;
+        }
+        let i = from + (to - from) / 2;
+        // The layer before stopped one prefix earlier.
+        let floor = if i < self.last { self.floor[i] as usize } else { 0 };
+        let lo = low.max(floor).max(self.q);
+        let hi = high.min(i - 1).max(lo);
+        let (gain, j) = self.best(i, lo, hi);
+        self.next[i] = gain;
+        self.start[i] = j as u32;
+        self.fill(from, i - 1, low, j);
+        self.fill(i + 1, to, j, high);
+    }
+
+    /// The leftmost best start of the last run in `lo..=hi`, and its value.
+    #[inline]
+    fn best(&self, i: usize, lo: usize, hi: usize) -> (f64, usize) {
+        const LANES: usize = 8;
+        let (sum_i, count_i) = (self.atoms.sum[i], self.atoms.count[i]);
+        let (prev, sum, count) = (&self.prev[lo..=hi], &self.atoms.sum[lo..=hi], &self.atoms.count[lo..=hi]);
+        let (mut best, mut at) = (f64::NEG_INFINITY, lo);
+        let gain = |p: f64, s: f64, c: f64| p + (sum_i - s) * (sum_i - s) / (count_i - c);
+        let whole = prev.len() / LANES * LANES;
+        for base in (0..whole).step_by(LANES) {
+            let (p, s, c) = (&prev[base..base + LANES], &sum[base..base + LANES], &count[base..base + LANES]);
+            let mut gains = [0f64; LANES];
+            for l in 0..LANES {
+                gains[l] = gain(p[l], s[l], c[l]);
+            }
+            let mut top = [0f64; LANES / 2];
+            for l in 0..LANES / 2 {
+                top[l] = if gains[l] > gains[l + 4] { gains[l] } else { gains[l + 4] };
+            }
+            let top = top[0].max(top[1]).max(top[2].max(top[3]));
+            if top > best {
+                best = top;
+                at = lo + base + gains.iter().position(|&g| g == top).unwrap_or(0);
+            }
+        }
+        for l in whole..prev.len() {
+            let g = gain(prev[l], sum[l], count[l]);
+            if g > best {
+                (best, at) = (g, lo + l);
+            }
+        }
+        (best, at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = move || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        (0..n).map(|_| (0..6).map(|_| next()).sum::<f32>() * 0.03).collect()
+    }
+
+    fn sse(values: &[f32], clusters: &Clusters) -> f64 {
+        let nearest = |&v: &f32| clusters.centroids.iter().map(|c| (c - f64::from(v)).powi(2)).fold(f64::MAX, f64::min);
+        values.iter().map(nearest).sum()
+    }
+
+    /// Every way of cutting sorted values into k runs, by the textbook recurrence in O(k n^2), two-pass variances.
+    fn by_definition(values: &[f32], k: usize) -> f64 {
+        let mut sorted: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
+        sorted.sort_by(f64::total_cmp);
+        let cost = |run: &[f64]| {
+            let mean = run.iter().sum::<f64>() / run.len() as f64;
+            run.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
+        };
+        let n = sorted.len();
+        let mut best: Vec<f64> = (0..=n).map(|i| if i == 0 { 0.0 } else { cost(&sorted[..i]) }).collect();
+        for _ in 1..k {
+            best = (0..=n).map(|i| (0..i).map(|j| best[j] + cost(&sorted[j..i])).fold(best[i], f64::min)).collect();
+        }
+        best[n]
+    }
+
+    #[test]
+    fn matches_the_quadratic_recurrence() {
+        let mut cases: Vec<Vec<f32>> = (1..40).map(|n| random(n, n as u64)).collect();
+        cases.push(random(120, 3));
+        cases.push(random(90, 4).iter().map(|v| (v * 200.0).round() / 200.0).collect()); // many ties
+        cases.push(random(90, 5).iter().map(|v| v * v * v * 1e3 + 7.0).collect());
+        cases.push([random(60, 6), vec![50.0, -30.0]].concat()); // outliers of a thousand sigma
+        for values in &cases {
+            for k in [1, 2, 3, 4, 8, 16] {
+                let clusters = cluster(values, k, &mut Scratch::default());
+                let (got, expected) = (sse(values, &clusters), by_definition(values, k));
+                let slack = expected * 1e-9 + 1e-13;
+                assert!((got - expected).abs() <= slack, "n {} k {k}: {got:e}, expected {expected:e}", values.len());
+                assert!(clusters.centroids.is_sorted() && clusters.centroids.len() <= k);
+                assert_eq!(clusters.counts.iter().sum::<f64>(), values.len() as f64);
+            }
+        }
+    }
+
+    #[test]
+    fn few_distinct_values_become_the_centroids() {
+        let clusters = cluster(&[0.25, -0.0, 0.25, 0.0, -3.5], 8, &mut Scratch::default());
+        assert_eq!(clusters, Clusters { centroids: vec![-3.5, 0.0, 0.25], counts: vec![1.0, 2.0, 2.0] });
+    }
+
+    #[test]
+    fn scratch_of_a_larger_row_does_not_leak_into_a_smaller_one() {
+        let mut scratch = Scratch::default();
+        for n in [700, 20, 300, 5, 299] {
+            let values = random(n, n as u64);
+            for k in [16, 4] {
+                assert_eq!(cluster(&values, k, &mut scratch), cluster(&values, k, &mut Scratch::default()));
+            }
+        }
+    }
+
+    #[test]
+    fn binning_stays_close_to_the_exact_optimum() {
+        let base = random(30_000, 11);
+        let heavy: Vec<f32> = base.iter().map(|v| v * v * v * 500.0).collect();
+        let far: Vec<f32> = base.iter().map(|v| v + 9.0).collect();
+        let spiked: Vec<f32> = base.iter().enumerate().map(|(i, v)| if i % 1000 == 0 { v * 2e3 } else { *v }).collect();
+        let pruned: Vec<f32> = base.iter().enumerate().map(|(i, v)| if i % 3 > 0 { 0.0 } else { *v }).collect();
+        for (name, values) in
+            [("normal", &base), ("heavy", &heavy), ("far", &far), ("spiked", &spiked), ("pruned", &pruned)]
+        {
+            for k in [4, 8, 16, 64, 256] {
+                let best = sse(values, &exact(values, k, &mut Scratch::default()));
+                let got = sse(values, &binned(values, k, &mut Scratch::default()));
+                assert!(got >= best * (1.0 - 1e-7), "{name} {k}: below the optimum, {got:e} < {best:e}");
+                assert!(got <= best * (1.0 + 1e-3), "{name} {k}: {got:e}, exact {best:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn binning_keeps_few_distinct_values_exact() {
+        let values: Vec<f32> = (0..100_000).map(|i| ((i * 7919) % 13) as f32 * 0.037 - 0.2).collect();
+        assert!(sse(&values, &cluster(&values, 16, &mut Scratch::default())) < 1e-12);
+    }
+
+    #[test]
+    fn halving_keeps_totals() {
+        for n in [1usize, 2, 5, 8] {
+            let mut atoms = Atoms::default();
+            atoms.clear(0.0);
+            (0..n).for_each(|i| atoms.push(i as f64, 2.0));
+            atoms.halve();
+            assert_eq!(atoms.len(), n.div_ceil(2));
+            assert_eq!(atoms.count.last(), Some(&(2.0 * n as f64)));
+            assert_eq!(atoms.sum.last(), Some(&((n * (n - 1) / 2) as f64)));
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What quantization did to each layer, and what it costs by the paper's accounting.
+
+use super::Method;
+use aquatint::codec::Bits;
+use serde::{Deserialize, Serialize};
+
+/// One layer of a packed model's error report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Module path of the layer, as the source model names it.
+    pub name: String,
+    /// How its levels were chosen; `None` if its weights stay floating point.
+    pub method: Option<Method>,
+    /// Bits per weight: of a code, or 16 or 32.
+    pub bits: u8,
+    /// Output channels.
+    pub rows: u64,
+    /// Inputs per output channel.
+    pub cols: u64,
+    /// `||W - Wq|| / ||W||` of what the runtime uses, table rounding included.
+    pub error: f64,
+    /// The same for the levels before they were rounded to table entries.
+    pub exact_error: f64,
+    /// Bytes of the layer's weight in the file: codes, tables, scales, offsets, sums and padding.
+    pub bytes: u64,
+}
+
+/// Bytes of `weights` weights before quantization, in a type of `precision` bits (16; 32 for Stable Diffusion 1.5).
+/// Source: quantization.md §1.6 (`fp_bytes`).
+pub fn raw_bytes(weights: u64, precision: u64) -> u64 {
+    weights * precision / 8
+}
+
+/// What a method stores besides the codes, in bits: step and zero point per channel, or a codebook per channel, or one
+/// codebook. Source: quantization.md §1.6 (`overhead_bits`).
+pub fn overhead_bits(rows: u64, method: Method, bits: Bits, precision: u64) -> u64 {
+    match method {
+        Method::Uaq => 2 * precision * rows,
+        Method::KMeansRow => bits.levels() as u64 * precision * rows,
+        Method::KMeansTensor => bits.levels() as u64 * precision,
+    }
+}
+
+/// Bytes of a (rows, cols) layer as the paper counts them. The halves of a split layer count separately, each with its
+/// own rows. This is not the size in the file ([`LayerReport::bytes`]), but what published average bits are made of.
+/// Source: quantization.md §1.6 (`q_bytes`).
+pub fn quantized_bytes(rows: u64, cols: u64, method: Method, bits: Bits, precision: u64) -> u64 {
+    rows * cols * u64::from(bits.get()) / 8 + overhead_bits(rows, method, bits, precision) / 8
+}
+
+/// Average bits per weight: `precision * quantized / raw`, both in bytes, summed over layers; 0 for no layers.
+/// Source: quantization.md §1.6 (`avg_bits`).
+pub fn average_bits(quantized: u64, raw: u64, precision: u64) -> f64 {
+    if raw == 0 { 0.0 } else { precision as f64 * quantized as f64 / raw as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THREE: Bits = Bits::ALL[1];
+    const FOUR: Bits = Bits::ALL[2];
+
+    #[test]
+    fn overhead_per_weight_is_the_published_one() {
+        // quantization.md §1.6, K = 1152 at 16 bits, and Stable Diffusion 1.5's K = 320 at 32 bits.
+        let per_weight =
+            |k: u64, method, bits, precision| overhead_bits(640, method, bits, precision) as f64 / (640 * k) as f64;
+        for (got, expected, digits) in [
+            (per_weight(1152, Method::Uaq, FOUR, 16), 0.028, 1e3),
+            (per_weight(1152, Method::Uaq, THREE, 16), 0.028, 1e3),
+            (per_weight(1152, Method::KMeansRow, THREE, 16), 0.111, 1e3),
+            (per_weight(1152, Method::KMeansRow, FOUR, 16), 0.222, 1e3),
+            (per_weight(320, Method::KMeansRow, FOUR, 32), 1.6, 1e1),
+        ] {
+            assert_eq!((got * digits).round() / digits, expected);
+        }
+        assert_eq!(overhead_bits(640, Method::KMeansTensor, FOUR, 16), 256);
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_published_cache() {
+        // quantization.md §1.5: ['mse-3', 589824, 115200, _], ['kmeans-4', 589824, 184320, _]. 589824 bytes are
+        // 256 x 1152 weights; 1152 rows of 256 give the two sizes.
+        assert_eq!(raw_bytes(256 * 1152, 16), 589_824);
+        assert_eq!(quantized_bytes(1152, 256, Method::Uaq, THREE, 16), 115_200);
+        assert_eq!(quantized_bytes(1152, 256, Method::KMeansRow, FOUR, 16), 184_320);
+        assert_eq!(average_bits(184_320, 589_824, 16), 5.0);
+        assert_eq!(average_bits(0, 0, 16), 0.0);
+    }
+
+    #[test]
+    fn a_record_survives_json() {
+        let record = LayerReport {
+            name: "transformer_blocks.0.attn1.to_q".into(),
+            method: Some(Method::KMeansRow),
+            bits: 4,
+            rows: 1152,
+            cols: 1152,
+            error: 0.0987,
+            exact_error: 0.0983,
+            bytes: 700_000,
+        };
+        let text = serde_json::to_string(&record).unwrap();
+        assert!(text.contains(r#""method":"kmeans_c""#), "{text}");
+        assert_eq!(serde_json::from_str::<LayerReport>(&text).unwrap(), record);
+    }
+}
