@@ -1,0 +1,91 @@
+//! Plain text tables and numbers for people.
+
+use std::fmt;
+
+/// A table with a heading; the first column is set left, the others right.
+pub struct Table<const N: usize> {
+    rows: Vec<[String; N]>,
+}
+
+impl<const N: usize> Table<N> {
+    /// A table without rows.
+    pub fn new(heading: [&str; N]) -> Self {
+        Table { rows: vec![heading.map(str::to_owned)] }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: [String; N]) {
+        self.rows.push(cells);
+    }
+}
+
+impl<const N: usize> fmt::Display for Table<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = |column: usize| self.rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
+        let widths: [usize; N] = std::array::from_fn(width);
+        for (i, row) in self.rows.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+                if column == 0 {
+                    write!(f, "{cell:<width$}")?;
+                } else {
+                    write!(f, "  {cell:>width$}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A share in percent, with three significant digits: `0.0123 %`.
+pub fn percent(share: f64) -> String {
+    let percent = 100.0 * share;
+    if percent == 0.0 {
+        return "0 %".into();
+    }
+    let digits = (2 - percent.abs().log10().floor() as i32).clamp(0, 9) as usize;
+    format!("{percent:.digits$} %")
+}
+
+/// A number of bytes in the largest unit that leaves at least 1: `1.43 GB`. Units are powers of 1000.
+pub fn bytes(n: u64) -> String {
+    let units = ["kB", "MB", "GB", "TB"];
+    if n < 1000 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.digits$} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let mut table = Table::new(["layer", "bits"]);
+        table.row(["a".into(), "4".into()]);
+        table.row(["longer".into(), "16".into()]);
+        assert_eq!(table.to_string(), "layer   bits\na          4\nlonger    16");
+    }
+
+    #[test]
+    fn numbers_keep_three_digits() {
+        for (n, text) in [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (12_345, "12.3 kB"), (999_600, "1.00 MB")] {
+            assert_eq!(bytes(n), text);
+        }
+        assert_eq!(bytes(1_433_972_736), "1.43 GB");
+        for (share, text) in [(0.0, "0 %"), (0.0973, "9.73 %"), (0.000123, "0.0123 %"), (0.5, "50.0 %"), (1.5, "150 %")]
+        {
+            assert_eq!(percent(share), text);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The packer turns a full-precision diffusion model into one quantized, memory-mapped file, on a build machine.
+//!
+//! ```text
+//! model directory                                        quantization configuration
+//!        |                                                          |
+//!     source  ->  lower  ->  recipe  <---------------------------  config
+//!        |      (programs)  (per weight)
+//!        |          |           |
+//!        |        pass          |        assign and fuse activation quantizers
+//!        |          |           |
+//!        +------>  emit  <---- quantize  weight by weight
+//!                   |
+//!               model.aqt
+//! ```
+//!
+//! * [`source`] reads models as others publish them; it knows no network.
+//! * [`lower`] turns a configuration into programs and a list of weights; it knows no quantization.
+//! * [`config`] reads what to quantize how; [`recipe`] joins it with the model's layers.
+//! * [`pass`] rewrites programs; it knows no model.
+//! * [`quantize`] turns a matrix into codes; it knows neither.
+//! * [`emit`] runs all of it. [`unpack`] goes the other way, and [`synth`] makes models of true size to try it on.
+//! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
+#![deny(unsafe_code, missing_docs)]
+
+pub mod cli;
+pub mod config;
+pub mod emit;
+pub mod error;
+pub mod lower;
+pub mod pass;
+pub mod quantize;
+pub mod recipe;
+pub mod source;
+
+pub use error::{Error, Result};

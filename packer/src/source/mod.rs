@@ -1,0 +1,43 @@
+//! Reading models as others publish them: directories, weights, configurations.
+//!
+//! Nothing here knows a network; [`crate::lower`] does. Every file that is read is recorded with its size and hash.
+
+pub mod diffusers;
+pub mod pickle;
+pub mod safetensors;
+
+use aquatint::error::{Error, Result};
+use aquatint::format::meta::SourceMeta;
+use serde::de::DeserializeOwned;
+use std::path::Path;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// A file that was read.
+#[derive(Clone, Debug)]
+pub struct SourceFile {
+    /// Path below the model directory, size and hash.
+    pub meta: SourceMeta,
+    /// Whether it holds weights.
+    pub weights: bool,
+}
+
+impl SourceFile {
+    /// The record of a file whose contents are `bytes`; `file` is its path below the model directory.
+    pub fn of(file: String, bytes: &[u8], weights: bool) -> Self {
+        let meta = SourceMeta { file, bytes: bytes.len() as u64, xxh3: format!("{:032x}", xxh3_128(bytes)) };
+        SourceFile { meta, weights }
+    }
+}
+
+/// Reads `root/relative` as JSON and records it.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read; [`Error::Request`] if it is not JSON of the right form.
+pub fn read_json<T: DeserializeOwned>(root: &Path, relative: &str, sources: &mut Vec<SourceFile>) -> Result<T> {
+    let path = root.join(relative);
+    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    let value =
+        serde_json::from_slice(&bytes).map_err(|e| Error::request(path.display().to_string(), "a JSON object", e))?;
+    sources.push(SourceFile::of(relative.to_owned(), &bytes, false));
+    Ok(value)
+}
