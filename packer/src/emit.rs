@@ -9,12 +9,12 @@ use crate::pass;
 use crate::quantize::{Measured, Tables, average_bits, quantize_measured, quantized_bytes, raw_bytes};
 use crate::recipe::{Recipe, Store, Treatment};
 use crate::source::diffusers::Model;
+use crate::weights::halves;
 use aquatint::codec::layout;
 use aquatint::error::Error;
 use aquatint::format::meta::{LayerMeta, QuantizationMeta};
 use aquatint::format::{Meta, TensorKind, TensorSpec, Writer};
 use aquatint::program::{Dims, shape};
-use half::f16;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -216,11 +216,7 @@ fn store(weight: &Weight, values: &[f32], treatment: Treatment) -> Result<Stored
             Ok(Stored { kind: TensorKind::F32, bytes: values.as_bytes().to_vec(), error: 0.0, exact_error: 0.0 })
         }
         Store::F16 => {
-            let halves: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
-            if let Some(i) = halves.iter().position(|v| !v.is_finite()) {
-                let expected = "weights within the range of f16, 65504; pack with --q-config f32";
-                return Err(Error::request(weight.name(), expected, format!("{} at index {i}", values[i])).into());
-            }
+            let halves = halves(&weight.name(), values)?;
             let (mut sse, mut energy) = (0.0, 0.0);
             for (&v, h) in values.iter().zip(&halves) {
                 sse += f64::from(v - h.to_f32()).powi(2);

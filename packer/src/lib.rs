@@ -18,7 +18,8 @@
 //! * [`config`] reads what to quantize how; [`recipe`] joins it with the model's layers.
 //! * [`pass`] rewrites programs; it knows no model.
 //! * [`quantize`] turns a matrix into codes; it knows neither.
-//! * [`emit`] runs all of it. [`unpack`] goes the other way, and [`synth`] makes models of true size to try it on.
+//! * [`emit`] runs all of it. [`unpack`] goes the other way, and [`synth`] makes models of true size to try it on;
+//!   both write through [`weights`].
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
 #![deny(unsafe_code, missing_docs)]
 
@@ -31,5 +32,8 @@ pub mod pass;
 pub mod quantize;
 pub mod recipe;
 pub mod source;
+pub mod synth;
+pub mod unpack;
+pub mod weights;
 
 pub use error::{Error, Result};

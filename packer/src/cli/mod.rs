@@ -5,7 +5,10 @@ mod pack;
 mod table;
 
 use crate::error::Result;
-use clap::{Args, Parser, Subcommand};
+use crate::synth::Architecture;
+use crate::unpack;
+use crate::weights::Float;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -65,6 +68,70 @@ enum Command {
         /// The packed file.
         file: PathBuf,
     },
+    /// Write the dequantized weights under their original names.
+    Unpack {
+        /// The packed file.
+        file: PathBuf,
+        /// The safetensors file to write.
+        #[arg(short, long, value_name = "W.safetensors")]
+        output: PathBuf,
+        /// Whose weights: a folder of the model directory.
+        #[arg(long, default_value = unpack::DEFAULT_COMPONENT)]
+        component: String,
+        /// Element type.
+        #[arg(long, value_enum, default_value = "f32")]
+        dtype: Dtype,
+    },
+    /// Make a diffusers directory of a model's true size with random weights.
+    Synth {
+        /// The model.
+        #[arg(value_enum)]
+        arch: Arch,
+        /// The directory to make.
+        #[arg(short, long, value_name = "DIR")]
+        output: PathBuf,
+        /// Another seed makes other weights.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+}
+
+/// Models that can be made up.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Arch {
+    /// DiT-XL/2 for 256 x 256 pixels.
+    #[value(name = "dit-xl-2-256")]
+    DitXl2256,
+    /// DiT-XL/2 for 512 x 512 pixels.
+    #[value(name = "dit-xl-2-512")]
+    DitXl2512,
+}
+
+impl Arch {
+    fn architecture(self) -> Architecture {
+        match self {
+            Arch::DitXl2256 => Architecture::dit_xl_2(32),
+            Arch::DitXl2512 => Architecture::dit_xl_2(64),
+        }
+    }
+}
+
+/// Element types of unpacked weights.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Dtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    F16,
+}
+
+impl From<Dtype> for Float {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Float::F32,
+            Dtype::F16 => Float::F16,
+        }
+    }
 }
 
 /// Runs the command line; 0 if all is well, 2 after an error.
@@ -74,6 +141,13 @@ pub fn main() -> ExitCode {
     let done = match (cli.command, cli.pack) {
         (Some(Command::Inspect { file, json }), _) => inspect::inspect(&file, json),
         (Some(Command::Verify { file }), _) => inspect::verify(&file),
+        (Some(Command::Unpack { file, output, component, dtype }), _) => {
+            unpack::unpack(&file, &output, &component, dtype.into())
+                .map(|count| say(format!("{}: {count} tensors", output.display())))
+        }
+        (Some(Command::Synth { arch, output, seed }), _) => {
+            arch.architecture().write(&output, seed).map(|()| say(output.display()))
+        }
         (None, Some(args)) => pack::pack(&args),
         (None, None) => Ok(()),
     };

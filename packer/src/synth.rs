@@ -1,0 +1,309 @@
+//! Models of true size with random weights: genuine diffusers directories, to try the packer and runtime on.
+//!
+//! The tensors are those of the real checkpoints, copies included. Weights are drawn so that activations stay near unit
+//! size at every depth and the denoiser predicts roughly its input, as a trained one does at high noise; otherwise the
+//! sampler, which divides by alpha, would amplify noise a hundredfold and the decoder would see nothing like latents.
+//! A tensor depends on the seed and its name alone, so the same command writes the same bytes.
+
+use crate::error::Result;
+use crate::lower::{DENOISER, VAE, Weight, dit, vae};
+use crate::source::diffusers::Object;
+use crate::weights::{self, Float};
+use aquatint::error::Error;
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Elements drawn by one task.
+const CHUNK: usize = 1 << 16;
+/// Second moment of `silu(x)` for a standard normal `x`.
+const SILU_ENERGY: f32 = 0.36;
+/// Spread of a token entering the last norm, about; its inverse is what that norm multiplies by.
+const TOKEN_SPREAD: f32 = 1.3;
+
+/// A model to make.
+#[derive(Clone, Debug)]
+pub struct Architecture {
+    /// `transformer/config.json`.
+    pub transformer: Object,
+    /// `vae/config.json`.
+    pub vae: Object,
+}
+
+/// A tensor to write.
+struct Tensor {
+    key: String,
+    dims: Vec<usize>,
+    /// The name that decides its values: its own, or that of the tensor it is a copy of.
+    of: String,
+}
+
+impl Architecture {
+    /// DiT-XL/2 for latents of `sample_size` (32 for 256 pixels, 64 for 512), with the KL-f8 autoencoder.
+    pub fn dit_xl_2(sample_size: u32) -> Self {
+        let transformer = json!({
+            "_class_name": "DiTTransformer2DModel",
+            "activation_fn": "gelu-approximate",
+            "attention_bias": true,
+            "attention_head_dim": 72,
+            "dropout": 0.0,
+            "in_channels": 4,
+            "norm_elementwise_affine": false,
+            "norm_eps": 1e-5,
+            "norm_num_groups": 32,
+            "norm_type": "ada_norm_zero",
+            "num_attention_heads": 16,
+            "num_embeds_ada_norm": 1000,
+            "num_layers": 28,
+            "out_channels": 8,
+            "patch_size": 2,
+            "sample_size": sample_size,
+            "upcast_attention": false,
+        });
+        let vae = json!({
+            "_class_name": "AutoencoderKL",
+            "act_fn": "silu",
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": vec!["DownEncoderBlock2D"; 4],
+            "in_channels": 3,
+            "latent_channels": 4,
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+            "out_channels": 3,
+            "sample_size": sample_size * 8,
+            "scaling_factor": 0.18215,
+            "up_block_types": vec!["UpDecoderBlock2D"; 4],
+        });
+        Architecture { transformer: object(transformer), vae: object(vae) }
+    }
+
+    /// Names and axes of all tensors of `component`, in the order they are written.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a configuration is not one that the packer supports.
+    pub fn tensors(&self, component: &str) -> Result<Vec<(String, Vec<usize>)>> {
+        Ok(self.list(component)?.into_iter().map(|t| (t.key, t.dims)).collect())
+    }
+
+    fn list(&self, component: &str) -> Result<Vec<Tensor>> {
+        let mut weights = Vec::new();
+        let mut tensors = Vec::new();
+        if component == DENOISER {
+            dit::lower(&dit::Config::read(class(&self.transformer), &self.transformer)?, &mut weights);
+        } else {
+            let config = vae::Config::read(class(&self.vae), &self.vae)?;
+            encoder(&config, &mut |key, dims: &[usize]| {
+                tensors.push(Tensor { of: key.clone(), key, dims: dims.to_vec() });
+            });
+            vae::lower(&config, &|_| false, &mut weights);
+        }
+        for Weight { key, source_dims: dims, copies, .. } in weights {
+            tensors.extend(copies.into_iter().map(|copy| Tensor { key: copy, dims: dims.clone(), of: key.clone() }));
+            tensors.push(Tensor { of: key.clone(), key, dims });
+        }
+        Ok(tensors)
+    }
+
+    /// Writes the model directory at `dir`, which must not exist or be empty. Weights are f16.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is something at `dir`; [`Error::Io`] if it cannot be written. Nothing is left
+    /// behind.
+    pub fn write(&self, dir: &Path, seed: u64) -> Result<()> {
+        if fs::read_dir(dir).map_or(dir.exists(), |mut entries| entries.next().is_some()) {
+            let expected = "a directory that does not exist or is empty";
+            return Err(Error::request(format!("output {}", dir.display()), expected, "something there").into());
+        }
+        let mut name = dir.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.tmp", std::process::id()));
+        let pending = Pending(dir.with_file_name(name));
+        let at = &pending.0;
+        let index = json!({
+            "_class_name": "DiTPipeline",
+            "_diffusers_version": "0.30.0",
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "transformer": ["diffusers", class(&self.transformer)],
+            "vae": ["diffusers", class(&self.vae)],
+        });
+        let scheduler = json!({
+            "_class_name": "DDIMScheduler",
+            "beta_end": 0.02,
+            "beta_schedule": "linear",
+            "beta_start": 0.0001,
+            "clip_sample": false,
+            "num_train_timesteps": 1000,
+            "prediction_type": "epsilon",
+            "set_alpha_to_one": true,
+            "steps_offset": 0,
+            "timestep_spacing": "leading",
+        });
+        write_json(&at.join("model_index.json"), &index)?;
+        write_json(&at.join("scheduler/scheduler_config.json"), &scheduler)?;
+        for (component, config) in [(DENOISER, &self.transformer), (VAE, &self.vae)] {
+            let folder = at.join(component);
+            write_json(&folder.join("config.json"), &Value::Object(config.clone()))?;
+            let list = self.list(component)?;
+            let names: Vec<_> = list.iter().map(|t| (t.key.clone(), t.dims.clone())).collect();
+            let file = folder.join("diffusion_pytorch_model.safetensors");
+            weights::write(&file, &names, Float::F16, &mut |i| Ok(self.values(component, &list[i], seed)))?;
+        }
+        // An empty directory may be there; a rename replaces it.
+        fs::rename(at, dir).map_err(Error::io("write", dir))?;
+        Ok(())
+    }
+
+    fn values(&self, component: &str, tensor: &Tensor, seed: u64) -> Vec<f32> {
+        let count = tensor.dims.iter().product();
+        let fan_in: usize = tensor.dims[1..].iter().product();
+        let normal = |name: &str, count| normal(name, seed, count);
+        let mut x = normal(&format!("{component}/{}", tensor.of), count);
+        let spread = match (component, tensor.of.as_str(), tensor.dims.len()) {
+            // Norm parameters: scales near 1, shifts and biases near 0.
+            (_, key, 1) if key.ends_with("weight") => {
+                x.iter_mut().for_each(|v| *v = 1.0 + 0.05 * *v);
+                return x;
+            }
+            (_, _, 1) => 0.02,
+            (_, key, _) if key.ends_with("embedding_table.weight") => 0.5,
+            (DENOISER, "proj_out_2.weight", _) => {
+                let patches = &self.transformer["patch_size"];
+                let (p, channels) = (patches.as_u64().unwrap_or(1) as usize, tensor.dims[0]);
+                let c = self.transformer["in_channels"].as_u64().unwrap_or(1) as usize;
+                let d = tensor.dims[1];
+                let embed = normal(&format!("{component}/pos_embed.proj.weight"), d * c * p * p);
+                x.iter_mut().for_each(|v| *v *= 0.3 / (d as f32).sqrt());
+                // The embedding W has W^T W = d / fan_in, so this is its inverse from the left, undoing the last norm.
+                let scale = TOKEN_SPREAD * ((c * p * p) as f32).sqrt() / d as f32;
+                let per_pixel = channels / (p * p);
+                for (row, to) in x.chunks_exact_mut(d).enumerate() {
+                    let (pixel, channel) = (row / per_pixel, row % per_pixel);
+                    if channel < c {
+                        let column = channel * p * p + pixel;
+                        to.iter_mut().zip(embed[column..].iter().step_by(c * p * p)).for_each(|(v, w)| *v += scale * w);
+                    }
+                }
+                return x;
+            }
+            (VAE, "decoder.conv_out.weight", _) => 0.5 / (SILU_ENERGY * fan_in as f32).sqrt(),
+            (VAE, key, 4) if key.contains(".resnets.") && !key.contains("shortcut") => {
+                (SILU_ENERGY * fan_in as f32).sqrt().recip()
+            }
+            _ => (fan_in as f32).sqrt().recip(),
+        };
+        x.iter_mut().for_each(|v| *v *= spread);
+        x
+    }
+}
+
+/// A directory that is removed unless it was renamed.
+struct Pending(PathBuf);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // After the rename there is nothing to remove, and before it an error is already on its way.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The encoder's tensors, which the packer ignores and diffusers does not.
+fn encoder(config: &vae::Config, add: &mut dyn FnMut(String, &[usize])) {
+    let mut layer = |path: &str, dims: &[usize]| {
+        add(format!("{path}.weight"), dims);
+        add(format!("{path}.bias"), &dims[..1]);
+    };
+    let resnet = |layer: &mut dyn FnMut(&str, &[usize]), path: &str, i: usize, o: usize| {
+        layer(&format!("{path}.norm1"), &[i]);
+        layer(&format!("{path}.conv1"), &[o, i, 3, 3]);
+        layer(&format!("{path}.norm2"), &[o]);
+        layer(&format!("{path}.conv2"), &[o, o, 3, 3]);
+        if i != o {
+            layer(&format!("{path}.conv_shortcut"), &[o, i, 1, 1]);
+        }
+    };
+    let latents = 2 * config.latent_channels as usize;
+    let levels: Vec<usize> = config.channels.iter().map(|&c| c as usize).collect();
+    let mut width = levels[0];
+    layer("encoder.conv_in", &[width, 3, 3, 3]);
+    for (level, &channels) in levels.iter().enumerate() {
+        let path = format!("encoder.down_blocks.{level}");
+        for i in 0..config.layers {
+            resnet(&mut layer, &format!("{path}.resnets.{i}"), width, channels);
+            width = channels;
+        }
+        if level + 1 < levels.len() {
+            layer(&format!("{path}.downsamplers.0.conv"), &[width, width, 3, 3]);
+        }
+    }
+    if config.mid_attention {
+        let path = "encoder.mid_block.attentions.0";
+        layer(&format!("{path}.group_norm"), &[width]);
+        for name in ["to_q", "to_k", "to_v", "to_out.0"] {
+            layer(&format!("{path}.{name}"), &[width, width]);
+        }
+    }
+    for i in 0..2 {
+        resnet(&mut layer, &format!("encoder.mid_block.resnets.{i}"), width, width);
+    }
+    layer("encoder.conv_norm_out", &[width]);
+    layer("encoder.conv_out", &[latents, width, 3, 3]);
+    layer("quant_conv", &[latents, latents, 1, 1]);
+}
+
+/// `count` nearly normal numbers of mean 0 and variance 1, by name and seed: sums of four 16-bit uniforms, each taken
+/// from one step of splitmix64, so any chunk can be drawn on its own.
+fn normal(name: &str, seed: u64, count: usize) -> Vec<f32> {
+    let start = xxh3_64_with_seed(name.as_bytes(), seed);
+    let mut out = vec![0.0; count];
+    out.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, to)| {
+        for (i, v) in to.iter_mut().enumerate() {
+            let n = (chunk * CHUNK + i) as u64 + 1;
+            let mut z = start.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^= z >> 31;
+            let sum = (z & 0xffff) + (z >> 16 & 0xffff) + (z >> 32 & 0xffff) + (z >> 48);
+            // Four uniforms have mean 2 and variance 1/3; half a unit each centres the 16-bit steps.
+            *v = ((sum as f32 + 2.0) / 65536.0 - 2.0) * 1.732_050_8;
+        }
+    });
+    out
+}
+
+fn object(value: Value) -> Object {
+    match value {
+        Value::Object(object) => object,
+        _ => Object::new(),
+    }
+}
+
+fn class(config: &Object) -> &str {
+    config.get("_class_name").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let mut text = format!("{value:#}");
+    text.push('\n');
+    fs::write(path, text).map_err(Error::io("write", path))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_normal_enough_and_follow_name_and_seed() {
+        let x = normal("a", 1, 200_000);
+        let moment = |k| x.iter().map(|&v| f64::from(v).powi(k)).sum::<f64>() / x.len() as f64;
+        assert!(moment(1).abs() < 0.01, "mean {}", moment(1));
+        assert!((moment(2) - 1.0).abs() < 0.01, "variance {}", moment(2));
+        assert!((moment(4) - 2.7).abs() < 0.05, "fourth moment {}", moment(4));
+        assert_eq!(x[..100], normal("a", 1, 100)[..]);
+        assert_ne!(x[..100], normal("b", 1, 100)[..]);
+        assert_ne!(x[..100], normal("a", 2, 100)[..]);
+    }
+}
