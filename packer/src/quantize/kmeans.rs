@@ -8,23 +8,21 @@
 //! Minimising squared error is maximising the sum over runs of (sum of values)^2 / (number of values), so two prefix
 //! sums suffice. They are f64 and centred on the median, which keeps cancellation small even with outliers.
 //!
-//! Above [`EXACT`] cells (whole tensors) the values are first gathered into fine bins, each kept as its count and its
-//! mean; the same program runs on the bins, and two Lloyd passes over the values themselves then settle the cuts that
-//! fell inside a bin. Tests hold that path within 1e-3 of the exact squared error; it is about 1e-6 in practice.
-
-use super::levels::Levels;
-use rayon::prelude::*;
+//! Above [`EXACT`] cells (whole tensors) the values are first gathered into fine bins, each kept as its count and sum,
+//! and the same program runs on the bins. A cut inside a bin is missed by less than a bin, which costs its square;
+//! codes are then given to the nearest centroid as always. Tests hold the squared error within 1e-5 of the exact
+//! one at up to 16 clusters and 1e-3 at up to 256. (Lloyd passes over the values afterwards gained nothing there.)
 
 /// Values x clusters up to which the exact program runs; above, values are binned first.
 const EXACT: usize = 1 << 20;
 /// Bins x clusters at most in the binned program; bins are merged in pairs until they fit.
 const BINNED: usize = 1 << 23;
+/// Occupied bins per cluster below which bins are too coarse.
+const FEW_BINS: usize = 16;
 /// Bins per unit of spread next to the median, as a power of two; half as many in each further octave.
 const BIN_BITS: u32 = 11;
 /// Bins on each side of the median that a finite or infinite f32 distance can reach, `BIN_BITS` per octave above 1.
 const BINS: usize = ((0x7f80_0000 - 0x3f80_0000) >> (23 - BIN_BITS)) + 1;
-/// Values per piece of a pass over a tensor. Fixed, so that sums do not depend on the number of threads.
-const PIECE: usize = 1 << 16;
 
 /// Clusters in ascending order: at most the number asked for, at least one.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +91,12 @@ pub(super) fn cluster(values: &[f32], k: usize, scratch: &mut Scratch) -> Cluste
 
 /// [`cluster`] without binning, whatever the size.
 fn exact(values: &[f32], k: usize, scratch: &mut Scratch) -> Clusters {
+    gather(values, scratch);
+    program(k, scratch)
+}
+
+/// Makes an atom of every distinct value.
+fn gather(values: &[f32], scratch: &mut Scratch) {
     // Integers that sort as the floats do; sorting them is branch-free.
     let flip = |b: i32| b ^ (((b >> 31) as u32) >> 1) as i32;
     scratch.sorted.clear();
@@ -105,7 +109,6 @@ fn exact(values: &[f32], k: usize, scratch: &mut Scratch) -> Clusters {
         let count = run.len() as f64;
         scratch.atoms.push((value(run[0]) - center) * count, count);
     }
-    program(k, scratch)
 }
 
 /// [`cluster`] by binning.
@@ -129,11 +132,14 @@ fn binned(values: &[f32], k: usize, scratch: &mut Scratch) -> Clusters {
             scratch.atoms.push(sum, count);
         }
     }
+    if scratch.atoms.len() < FEW_BINS * k {
+        // A few narrow spikes, or few values: bins cannot tell them apart, so sort after all.
+        gather(values, scratch);
+    }
     while scratch.atoms.len() * k > BINNED {
         scratch.atoms.halve();
     }
-    let coarse = program(k, scratch);
-    refine(values, refine(values, coarse))
+    program(k, scratch)
 }
 
 /// Median of a sample and the median distance from it: a centre and a scale that outliers do not move.
@@ -150,37 +156,6 @@ fn location(values: &[f32]) -> (f32, f64) {
     // More than half the sample is one value (pruned weights): fall back to the mean distance of all.
     let total: f64 = values.iter().map(|&v| (f64::from(v) - f64::from(median)).abs()).sum();
     (median, (total / values.len() as f64).max(1e-30))
-}
-
-/// One Lloyd pass: assigns every value to its nearest centroid, and moves the centroids to the means.
-fn refine(values: &[f32], from: Clusters) -> Clusters {
-    let k = from.centroids.len();
-    let levels = Levels::new(from.centroids.iter().map(|&c| c as f32).collect());
-    let pieces: Vec<(Vec<f64>, Vec<f64>)> = values
-        .par_chunks(PIECE)
-        .map(|piece| {
-            let mut codes = vec![0u8; piece.len()];
-            levels.encode(piece, &mut codes);
-            let (mut sums, mut counts) = (vec![0f64; k], vec![0f64; k]);
-            for (&v, &c) in piece.iter().zip(&codes) {
-                sums[usize::from(c)] += f64::from(v) - from.centroids[usize::from(c)];
-                counts[usize::from(c)] += 1.0;
-            }
-            (sums, counts)
-        })
-        .collect();
-    let mut to = Clusters { counts: vec![0.0; k], ..from };
-    let mut moves = vec![0f64; k];
-    for (sums, counts) in pieces {
-        moves.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
-        to.counts.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
-    }
-    for ((centroid, sum), &count) in to.centroids.iter_mut().zip(moves).zip(&to.counts) {
-        if count > 0.0 {
-            *centroid += sum / count;
-        }
-    }
-    to
 }
 
 /// The dynamic program over `scratch.atoms`.
@@ -264,32 +239,39 @@ impl Pass<'_> {
     #[inline]
     fn best(&self, i: usize, lo: usize, hi: usize) -> (f64, usize) {
         const LANES: usize = 8;
-        let (sum_i, count_i) = (self.atoms.sum[i], self.atoms.count[i]);
-        let (prev, sum, count) = (&self.prev[lo..=hi], &self.atoms.sum[lo..=hi], &self.atoms.count[lo..=hi]);
+        let atoms = self.atoms;
+        let (sum_i, count_i) = (atoms.sum[i], atoms.count[i]);
+        let gain =
+            |j: usize| self.prev[j] + (sum_i - atoms.sum[j]) * (sum_i - atoms.sum[j]) / (count_i - atoms.count[j]);
         let (mut best, mut at) = (f64::NEG_INFINITY, lo);
-        let gain = |p: f64, s: f64, c: f64| p + (sum_i - s) * (sum_i - s) / (count_i - c);
-        let whole = prev.len() / LANES * LANES;
-        for base in (0..whole).step_by(LANES) {
-            let (p, s, c) = (&prev[base..base + LANES], &sum[base..base + LANES], &count[base..base + LANES]);
+        let mut base = lo;
+        while base <= hi {
+            if base + LANES > i {
+                // Too near the end of the prefix for a whole block.
+                for j in base..=hi {
+                    let g = gain(j);
+                    (best, at) = if g > best { (g, j) } else { (best, at) };
+                }
+                break;
+            }
+            // A block may reach past `hi`: those starts are as valid, and a loop without a tail is predictable.
+            let (prev, sum, count) =
+                (&self.prev[base..base + LANES], &atoms.sum[base..base + LANES], &atoms.count[base..base + LANES]);
             let mut gains = [0f64; LANES];
             for l in 0..LANES {
-                gains[l] = gain(p[l], s[l], c[l]);
+                gains[l] = prev[l] + (sum_i - sum[l]) * (sum_i - sum[l]) / (count_i - count[l]);
             }
+            let max = |a: f64, b: f64| if a > b { a } else { b };
             let mut top = [0f64; LANES / 2];
             for l in 0..LANES / 2 {
-                top[l] = if gains[l] > gains[l + 4] { gains[l] } else { gains[l + 4] };
+                top[l] = max(gains[l], gains[l + LANES / 2]);
             }
-            let top = top[0].max(top[1]).max(top[2].max(top[3]));
+            let top = max(max(top[0], top[2]), max(top[1], top[3]));
             if top > best {
-                best = top;
-                at = lo + base + gains.iter().position(|&g| g == top).unwrap_or(0);
+                let hits = gains.iter().enumerate().fold(0u32, |hits, (l, &g)| hits | u32::from(g == top) << l);
+                (best, at) = (top, base + hits.trailing_zeros() as usize);
             }
-        }
-        for l in whole..prev.len() {
-            let g = gain(prev[l], sum[l], count[l]);
-            if g > best {
-                (best, at) = (g, lo + l);
-            }
+            base += LANES;
         }
         (best, at)
     }
@@ -368,18 +350,23 @@ mod tests {
     #[test]
     fn binning_stays_close_to_the_exact_optimum() {
         let base = random(30_000, 11);
-        let heavy: Vec<f32> = base.iter().map(|v| v * v * v * 500.0).collect();
-        let far: Vec<f32> = base.iter().map(|v| v + 9.0).collect();
-        let spiked: Vec<f32> = base.iter().enumerate().map(|(i, v)| if i % 1000 == 0 { v * 2e3 } else { *v }).collect();
-        let pruned: Vec<f32> = base.iter().enumerate().map(|(i, v)| if i % 3 > 0 { 0.0 } else { *v }).collect();
-        for (name, values) in
-            [("normal", &base), ("heavy", &heavy), ("far", &far), ("spiked", &spiked), ("pruned", &pruned)]
-        {
+        let change =
+            |f: &dyn Fn(usize, f32) -> f32| base.iter().enumerate().map(|(i, &v)| f(i, v)).collect::<Vec<f32>>();
+        for (name, values) in [
+            ("normal", change(&|_, v| v)),
+            ("heavy tails", change(&|_, v| v * v * v * 500.0)),
+            ("far from zero", change(&|_, v| v + 9.0)),
+            ("outliers", change(&|i, v| if i % 1000 == 0 { v * 2e3 } else { v })),
+            ("pruned", change(&|i, v| if i % 3 > 0 { 0.0 } else { v })),
+            ("wide and narrow", change(&|i, v| if i % 5 < 3 { v * 1e-3 } else { v })),
+            ("three narrow spikes", change(&|i, v| (i % 3) as f32 - 1.0 + v * 1e-4)),
+        ] {
             for k in [4, 8, 16, 64, 256] {
-                let best = sse(values, &exact(values, k, &mut Scratch::default()));
-                let got = sse(values, &binned(values, k, &mut Scratch::default()));
+                let best = sse(&values, &exact(&values, k, &mut Scratch::default()));
+                let got = sse(&values, &binned(&values, k, &mut Scratch::default()));
+                let limit = if k <= 16 { 1e-5 } else { 1e-3 };
                 assert!(got >= best * (1.0 - 1e-7), "{name} {k}: below the optimum, {got:e} < {best:e}");
-                assert!(got <= best * (1.0 + 1e-3), "{name} {k}: {got:e}, exact {best:e}");
+                assert!(got <= best * (1.0 + limit), "{name} {k}: {got:e}, exact {best:e}, {:e}", got / best - 1.0);
             }
         }
     }

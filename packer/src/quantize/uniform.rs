@@ -188,6 +188,24 @@ mod tests {
     }
 
     #[test]
+    fn the_narrowest_range_is_tried() {
+        let mut row: Vec<f32> = (0..4000).map(|i| (i % 201) as f32 * 0.001 - 0.1).collect();
+        row[17] = 1.0;
+        row[18] = -1.0;
+        let map = search(&row, Bits::ALL[0]).unwrap();
+        assert_eq!((map.step, map.zero), by_definition(&row, Bits::ALL[0]));
+        assert!((map.step - 0.2 / 3.0).abs() < 1e-6, "{map:?}");
+    }
+
+    #[test]
+    fn a_zero_point_between_two_integers_goes_to_the_even_one() {
+        // 2 bits: the step is 2 and -low / step is 1/2.
+        let row = [vec![-1.0f32, 5.0], [0.0, 2.0, 4.0].repeat(40)].concat();
+        let map = search(&row, Bits::ALL[0]).unwrap();
+        assert_eq!((map.step, map.zero), (2.0, 0.0));
+    }
+
+    #[test]
     fn rows_far_from_zero_take_the_slow_rounding_and_agree() {
         let row: Vec<f32> = rows(1, 50)[0].iter().map(|v| 5000.0 + v * 0.01).collect();
         for bits in Bits::ALL {
