@@ -9,6 +9,7 @@ pub mod format;
 mod hoist;
 pub mod image;
 pub mod mmap;
+pub mod pipeline;
 pub mod plan;
 pub mod program;
 pub mod rng;

@@ -87,7 +87,7 @@ impl<I: Isa> Head<'_, I> {
         let mut acc: Tile<f32> = [[0.0; NR]; MR];
         for first in (0..self.tk).step_by(KEYS) {
             let n = KEYS.min(self.tk - first);
-            self.isa.run(|| self.lay_out(first, n, column, keys, values));
+            self.isa.run(Self::lay_out, (self, first, n, column, keys, values));
             for q0 in tile.rows.clone().step_by(MR) {
                 let count = (tile.rows.end - q0).min(MR);
                 let queries: [&[f32]; MR] =
@@ -100,11 +100,9 @@ impl<I: Isa> Head<'_, I> {
                     }
                 }
                 let states = &mut sums[(q0 - tile.rows.start) * (wide + 2)..][..count * (wide + 2)];
-                self.isa.run(|| {
-                    for (row, state) in scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2)) {
-                        soften::<I>(&mut row[..n], self.scale, state, wide);
-                    }
-                });
+                for (row, state) in scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2)) {
+                    self.isa.run(soften::<I>, (&mut row[..n], self.scale, state, wide));
+                }
                 let weights: [&[f32]; MR] = std::array::from_fn(|i| &scores[i * KEYS..][..n]);
                 for c in (0..wide).step_by(NR) {
                     let groups = ((wide - c) / GROUP).min(GROUPS);
@@ -127,13 +125,13 @@ impl<I: Isa> Head<'_, I> {
 
     /// Keys from `first` as panels (group of keys, feature, key); values as panels (group of features, key, feature).
     #[inline(always)]
-    fn lay_out(&self, first: usize, n: usize, column: usize, keys: &mut [f32], values: &mut [f32]) {
-        let (d, e) = (self.d, self.e);
+    fn lay_out((head, first, n, column, keys, values): (&Self, usize, usize, usize, &mut [f32], &mut [f32])) {
+        let (d, e) = (head.d, head.e);
         for (g, panel) in keys.chunks_exact_mut(GROUP * e).enumerate().take(n.div_ceil(GROUP)) {
             for r in 0..GROUP {
                 // Keys beyond the block repeat its last one; their scores are not used.
                 let key = (g * GROUP + r).min(n - 1);
-                let row = &self.k[(first + key) * d + column..][..e];
+                let row = &head.k[(first + key) * d + column..][..e];
                 for (j, &x) in row.iter().enumerate() {
                     panel[j * GROUP + r] = x;
                 }
@@ -142,7 +140,7 @@ impl<I: Isa> Head<'_, I> {
         let wide = e.next_multiple_of(GROUP);
         for (g, panel) in values[..wide * n].chunks_exact_mut(GROUP * n).enumerate() {
             for (key, out) in panel.chunks_exact_mut(GROUP).enumerate() {
-                let row = &self.v[(first + key) * d + column..][..e];
+                let row = &head.v[(first + key) * d + column..][..e];
                 let part = &row[g * GROUP..e.min((g + 1) * GROUP)];
                 out[..part.len()].copy_from_slice(part);
                 out[part.len()..].fill(0.0);
@@ -153,7 +151,7 @@ impl<I: Isa> Head<'_, I> {
 
 /// Turns a query's scores against a block of keys into weights, and brings the query's state to the new maximum.
 #[inline(always)]
-fn soften<I: Isa>(scores: &mut [f32], scale: f32, state: &mut [f32], wide: usize) {
+fn soften<I: Isa>((scores, scale, state, wide): (&mut [f32], f32, &mut [f32], usize)) {
     let mut lanes = [f32::NEG_INFINITY; 16];
     for (i, s) in scores.iter_mut().enumerate() {
         *s *= scale;

@@ -169,6 +169,7 @@ pub fn product_i8<I: Isa>(
     // The weight may have more taps than the rows: a patch embedding is a linear layer to its input.
     let weight_taps = weight.layout.taps;
     let all_taps = (1u32 << taps) - 1;
+    let rows_per_scale = m / codes.scale.len();
     let tap_sum = |tap: usize, channel: usize| weight.tap_sums[tap * padded + channel];
     for_each_tile(out, n, row_step(m, n, k, 1 << 20), NR, |mut tile: TileMut| {
         let n0 = tile.cols.start;
@@ -192,43 +193,61 @@ pub fn product_i8<I: Isa>(
                 let count = (tile.rows.end - m0).min(MR);
                 rows.fill(m0, count, &mut slices);
                 isa.tile_i8(&slices[..taps * MR], len.div_ceil(4), panel, groups, &mut acc);
-                isa.run(|| {
-                    for (i, acc) in acc[..count].iter().enumerate() {
-                        let row = m0 + i;
-                        let at = row / codes.rows_per_group_out(m);
-                        let (scale, zero) = (codes.scale[at], codes.zero[at]);
-                        let (valid, sum_q) = window_sum(row);
-                        let inputs = (valid.count_ones() as usize * len) as f32;
-                        let mut border = [0.0; NR];
-                        let weight_sum = if valid == all_taps {
-                            &c.weight_sum
-                        } else {
-                            for (j, b) in border[..wide].iter_mut().enumerate() {
-                                let taps = (0..taps).filter(|t| valid >> t & 1 == 1);
-                                *b = taps.map(|t| tap_sum(t, n0 + j)).sum::<i32>() as f32;
-                            }
-                            &border
-                        };
-                        // sum q - z K multiplies o; both factors are exact for integral zero points.
-                        let shifted = fma::<I>(-zero, inputs, sum_q as f32);
-                        let mut v = [0.0; NR];
-                        for j in 0..NR {
-                            let product = fma::<I>(-zero, weight_sum[j], acc[j] as f32);
-                            v[j] = scale * c.scale[j] * fma::<I>(c.offset[j], shifted, product);
+                for (i, acc) in acc[..count].iter().enumerate() {
+                    let row = m0 + i;
+                    let at = row / rows_per_scale;
+                    let (valid, sum_q) = window_sum(row);
+                    let mut border = [0.0; NR];
+                    let weight_sum = if valid == all_taps {
+                        &c.weight_sum
+                    } else {
+                        for (j, b) in border[..wide].iter_mut().enumerate() {
+                            let taps = (0..taps).filter(|t| valid >> t & 1 == 1);
+                            *b = taps.map(|t| tap_sum(t, n0 + j)).sum::<i32>() as f32;
                         }
-                        epilogue.apply::<I>(row, n0, n, &mut v, tile.row(row));
-                    }
-                });
+                        &border
+                    };
+                    let inputs = (valid.count_ones() as usize * len) as f32;
+                    let x = RowConstants { scale: codes.scale[at], zero: codes.zero[at], sum: sum_q as f32, inputs };
+                    isa.run(rescale::<I>, (acc, &c, weight_sum, x, epilogue, [row, n0, n], tile.row(row)));
+                }
             }
         });
     });
 }
 
-impl CodesView<'_> {
-    /// Output rows that share a scale, when the product has `m` rows.
-    fn rows_per_group_out(&self, m: usize) -> usize {
-        m / self.scale.len()
+/// What a row of activations needs beside its codes.
+struct RowConstants {
+    scale: f32,
+    zero: f32,
+    /// Sum of the codes under the window.
+    sum: f32,
+    /// Number of inputs under the window, padding not counted.
+    inputs: f32,
+}
+
+/// Turns the integer sums of a row into floats and finishes it.
+#[inline(always)]
+#[allow(clippy::type_complexity)] // the tuple is an argument list; see `Isa::run`
+fn rescale<I: Isa>(
+    (acc, c, weight_sum, x, epilogue, [row, n0, n], out): (
+        &[i32; NR],
+        &Constants,
+        &[f32; NR],
+        RowConstants,
+        &Epilogue<'_>,
+        [usize; 3],
+        &mut [f32],
+    ),
+) {
+    // sum q - z K multiplies o; both factors are exact for integral zero points.
+    let shifted = fma::<I>(-x.zero, x.inputs, x.sum);
+    let mut v = [0.0; NR];
+    for j in 0..NR {
+        let product = fma::<I>(-x.zero, weight_sum[j], acc[j] as f32);
+        v[j] = x.scale * c.scale[j] * fma::<I>(c.offset[j], shifted, product);
     }
+    epilogue.apply::<I>(row, n0, n, &mut v, out);
 }
 
 /// `out (m, n) = epilogue(x W^T)` in floats, for any kind of weight.
@@ -258,14 +277,18 @@ pub fn product_f32<I: Isa>(
                 let count = (tile.rows.end - m0).min(MR);
                 rows.fill(m0, count, &mut slices);
                 isa.tile_f32(&slices[..taps * MR], len, panel, groups, &mut acc);
-                isa.run(|| {
-                    for (i, v) in acc[..count].iter_mut().enumerate() {
-                        epilogue.apply::<I>(m0 + i, n0, n, v, tile.row(m0 + i));
-                    }
-                });
+                for (i, v) in acc[..count].iter_mut().enumerate() {
+                    isa.run(finish::<I>, (epilogue, m0 + i, n0, n, v, tile.row(m0 + i)));
+                }
             }
         });
     });
+}
+
+/// [`Epilogue::apply`] as [`Isa::run`] wants it.
+#[inline(always)]
+fn finish<I: Isa>((epilogue, m, n0, n, v, out): (&Epilogue<'_>, usize, usize, usize, &mut [f32; NR], &mut [f32])) {
+    epilogue.apply::<I>(m, n0, n, v, out);
 }
 
 /// Writes sixteen channels from `first` as floats into `panel`, in the order (input, channel). `wide` holds the
@@ -283,20 +306,21 @@ fn fill_panel<I: Isa>(
     let source: &[f32] = match weight {
         TensorView::F32(w) => &w[first * k..][..rows * k],
         TensorView::F16(w) => {
-            isa.run(|| w[first * k..][..rows * k].convert_to_f32_slice(&mut wide[..rows * k]));
+            // `half` chooses its own conversion instructions at run time.
+            w[first * k..][..rows * k].convert_to_f32_slice(&mut wide[..rows * k]);
             wide
         }
         TensorView::Codes(matrix) => {
-            dequantize(isa, matrix, first, &mut wide[..rows * k]);
+            isa.run(dequantize, (matrix, first, &mut wide[..rows * k]));
             wide
         }
     };
-    isa.run(|| transpose(&source[..rows * k], rows, k, panel));
+    isa.run(transpose, (&source[..rows * k], rows, k, panel));
 }
 
 /// `panel[j][r] = source[r][j]`, rows beyond `rows` 0. In blocks, so that both sides stay in the nearest cache.
 #[inline(always)]
-fn transpose(source: &[f32], rows: usize, k: usize, panel: &mut [f32]) {
+fn transpose((source, rows, k, panel): (&[f32], usize, usize, &mut [f32])) {
     if rows < GROUP {
         panel.fill(0.0);
     }
@@ -312,33 +336,32 @@ fn transpose(source: &[f32], rows: usize, k: usize, panel: &mut [f32]) {
 }
 
 /// Dequantizes the rows of `matrix` from `first` into `out`.
-fn dequantize<I: Isa>(isa: I, matrix: &PackedMatrix<'_>, first: usize, out: &mut [f32]) {
+#[inline(always)]
+fn dequantize((matrix, first, out): (&PackedMatrix<'_>, usize, &mut [f32])) {
     let cols = matrix.layout.cols;
     let levels = matrix.layout.bits.levels();
-    isa.run(|| {
-        for (r, out) in out.chunks_exact_mut(cols).enumerate() {
-            let row = first + r;
-            let start = matrix.table_start(row);
-            let (scale, offset) = (matrix.scale[row], matrix.offset[row]);
-            let mut table = [0.0f32; 256];
-            match matrix.tables {
-                Tables::I8(t) => {
-                    for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
-                        *to = scale * (f32::from(c) + offset);
-                    }
-                }
-                Tables::F16(t) => {
-                    for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
-                        *to = scale * (f16::to_f32(c) + offset);
-                    }
+    for (r, out) in out.chunks_exact_mut(cols).enumerate() {
+        let row = first + r;
+        let start = matrix.table_start(row);
+        let (scale, offset) = (matrix.scale[row], matrix.offset[row]);
+        let mut table = [0.0f32; 256];
+        match matrix.tables {
+            Tables::I8(t) => {
+                for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
+                    *to = scale * (f32::from(c) + offset);
                 }
             }
-            for (chunk, out) in out.chunks_mut(16).enumerate() {
-                let codes = matrix.codes16(row, chunk);
-                for (x, code) in out.iter_mut().zip(codes) {
-                    *x = table[usize::from(code)];
+            Tables::F16(t) => {
+                for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
+                    *to = scale * (f16::to_f32(c) + offset);
                 }
             }
         }
-    });
+        for (chunk, out) in out.chunks_mut(16).enumerate() {
+            let codes = matrix.codes16(row, chunk);
+            for (x, code) in out.iter_mut().zip(codes) {
+                *x = table[usize::from(code)];
+            }
+        }
+    }
 }

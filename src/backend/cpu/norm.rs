@@ -6,6 +6,7 @@ use super::quantize::{Fixed, Range, encode, extent, quantize_rows};
 use super::scratch;
 use super::simd::Isa;
 use crate::backend::args::{GroupNormArgs, LayerNormArgs, Output};
+use crate::program::Act;
 use rayon::prelude::*;
 
 /// See [`Op::LayerNorm`](crate::program::Op::LayerNorm).
@@ -29,28 +30,11 @@ pub fn layer_norm<I: Isa>(
         (reads.floats(&m.table, call), m.table.cols, condition, m.rows_per_sample, scale, shift)
     });
     let normalize = |row: usize, y: &mut [f32]| {
-        isa.run(|| {
-            let x = &x[row * cols..][..cols];
-            let mean = sum(x.iter().copied()) / cols as f32;
-            let variance = sum(x.iter().map(|v| (v - mean) * (v - mean))) / cols as f32;
-            let inverse = 1.0 / (variance + args.eps).sqrt();
-            for (y, x) in y.iter_mut().zip(x) {
-                *y = (x - mean) * inverse;
-            }
-            if let Some(w) = weight {
-                y.iter_mut().zip(w).for_each(|(y, w)| *y *= w);
-            }
-            if let Some(b) = bias {
-                y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
-            }
-            if let Some((table, table_cols, condition, rows_per_sample, scale, shift)) = modulation {
-                let table = &table[condition[row / rows_per_sample] as usize * table_cols..][..table_cols];
-                let (scale, shift) = (&table[scale..][..cols], &table[shift..][..cols]);
-                for ((y, scale), shift) in y.iter_mut().zip(scale).zip(shift) {
-                    *y = fma::<I>(*y, 1.0 + scale, *shift);
-                }
-            }
+        let modulation = modulation.map(|(table, table_cols, condition, rows_per_sample, scale, shift)| {
+            let table = &table[condition[row / rows_per_sample] as usize * table_cols..][..table_cols];
+            (&table[scale..][..cols], &table[shift..][..cols])
         });
+        isa.run(normalize_row::<I>, (&x[row * cols..][..cols], args.eps, weight, bias, modulation, y));
     };
     match &args.y {
         Output::Floats(_) => {
@@ -67,6 +51,38 @@ pub fn layer_norm<I: Isa>(
                 f(scratch);
             };
             quantize_rows(isa, to, &fixed, CodesMut::new(out, &to.codes), make, cols * 4);
+        }
+    }
+}
+
+/// Layer norm of one row; `modulation` is (scale, shift).
+#[inline(always)]
+#[allow(clippy::type_complexity)] // the tuple is an argument list; see `Isa::run`
+fn normalize_row<I: Isa>(
+    (x, eps, weight, bias, modulation, y): (
+        &[f32],
+        f32,
+        Option<&[f32]>,
+        Option<&[f32]>,
+        Option<(&[f32], &[f32])>,
+        &mut [f32],
+    ),
+) {
+    let mean = sum(x.iter().copied()) / x.len() as f32;
+    let variance = sum(x.iter().map(|v| (v - mean) * (v - mean))) / x.len() as f32;
+    let inverse = 1.0 / (variance + eps).sqrt();
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = (x - mean) * inverse;
+    }
+    if let Some(w) = weight {
+        y.iter_mut().zip(w).for_each(|(y, w)| *y *= w);
+    }
+    if let Some(b) = bias {
+        y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
+    }
+    if let Some((scale, shift)) = modulation {
+        for ((y, scale), shift) in y.iter_mut().zip(scale).zip(shift) {
+            *y = fma::<I>(*y, 1.0 + scale, *shift);
         }
     }
 }
@@ -125,15 +141,9 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
             let sums: &mut [f64] = typed_mut(bytes);
             sums.fill(0.0);
             let (s1, s2) = sums.split_at_mut(cols);
-            isa.run(|| {
-                for row in x[rows_of(b).start * cols..rows_of(b).end * cols].chunks_exact(cols) {
-                    for ((s1, s2), &v) in s1.iter_mut().zip(s2.iter_mut()).zip(row) {
-                        let v = f64::from(v);
-                        *s1 += v;
-                        *s2 += v * v;
-                    }
-                }
-            });
+            for row in x[rows_of(b).start * cols..rows_of(b).end * cols].chunks_exact(cols) {
+                isa.run(accumulate, (row, &mut *s1, &mut *s2));
+            }
             for (g, out) in partial.chunks_exact_mut(2).enumerate() {
                 let channels = g * per_group..(g + 1) * per_group;
                 out[0] = s1[channels.clone()].iter().sum();
@@ -159,16 +169,13 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
     }
     let affine = &*affine;
     let apply = |row: usize, y: &mut [f32]| {
-        let (factors, summands) = affine[row / pixels * cols * 2..][..cols * 2].split_at(cols);
-        for (((y, x), a), b) in y.iter_mut().zip(&x[row * cols..]).zip(factors).zip(summands) {
-            *y = fma::<I>(*x, *a, *b);
-        }
-        activate::<I>(args.act, y);
+        let affine = affine[row / pixels * cols * 2..][..cols * 2].split_at(cols);
+        isa.run(apply_row::<I>, (&x[row * cols..][..cols], affine, args.act, y));
     };
     let to = match &args.y {
         Output::Floats(_) => {
             floats_mut(out).par_chunks_mut(BLOCK * cols).enumerate().for_each(|(b, y)| {
-                isa.run(|| y.chunks_exact_mut(cols).enumerate().for_each(|(i, y)| apply(b * BLOCK + i, y)));
+                y.chunks_exact_mut(cols).enumerate().for_each(|(i, y)| apply(b * BLOCK + i, y));
             });
             return;
         }
@@ -178,7 +185,7 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
     let codes = CodesMut::new(out, &to.codes);
     if to.codes.groups == to.codes.rows {
         let make = |row: usize, scratch: &mut [f32], f: &mut dyn FnMut(&[f32])| {
-            isa.run(|| apply(row, &mut scratch[..cols]));
+            apply(row, &mut scratch[..cols]);
             f(&scratch[..cols]);
         };
         return quantize_rows(isa, to, &fixed, codes, make, cols * 4);
@@ -186,15 +193,13 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
     let with_row = |f: &mut dyn FnMut(&mut [f32])| scratch::with(cols * 4, |bytes| f(floats_mut(bytes)));
     extents.par_chunks_exact_mut(2).enumerate().for_each(|(b, out)| {
         with_row(&mut |y| {
-            isa.run(|| {
-                let mut seen = (f32::INFINITY, f32::NEG_INFINITY);
-                for row in rows_of(b) {
-                    apply(row, y);
-                    let (low, high) = extent(y);
-                    seen = (seen.0.min(low), seen.1.max(high));
-                }
-                (out[0], out[1]) = seen;
-            });
+            let mut seen = (f32::INFINITY, f32::NEG_INFINITY);
+            for row in rows_of(b) {
+                apply(row, y);
+                let (low, high) = isa.run(extent, &*y);
+                seen = (seen.0.min(low), seen.1.max(high));
+            }
+            (out[0], out[1]) = seen;
         });
     });
     for (sample, e) in extents.chunks_exact(n_blocks * 2).enumerate() {
@@ -210,15 +215,33 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
     codes.codes.par_chunks_mut(BLOCK * stride).zip(codes.sum.par_chunks_mut(BLOCK)).enumerate().for_each(
         |(block, (codes, sums))| {
             with_row(&mut |y| {
-                isa.run(|| {
-                    for (i, (codes, sum)) in codes.chunks_exact_mut(stride).zip(sums.iter_mut()).enumerate() {
-                        let row = block * BLOCK + i;
-                        apply(row, y);
-                        let range = Range { scale: scale[row / pixels], zero: zero[row / pixels] };
-                        *sum = encode(y, range, to.codes.bits, codes);
-                    }
-                });
+                for (i, (codes, sum)) in codes.chunks_exact_mut(stride).zip(sums.iter_mut()).enumerate() {
+                    let row = block * BLOCK + i;
+                    apply(row, y);
+                    let range = Range { scale: scale[row / pixels], zero: zero[row / pixels] };
+                    *sum = isa.run(encode, (&*y, range, to.codes.bits, codes));
+                }
             });
         },
     );
+}
+
+/// Adds a row and its squares to sums per channel.
+#[inline(always)]
+fn accumulate((row, s1, s2): (&[f32], &mut [f64], &mut [f64])) {
+    for ((s1, s2), &v) in s1.iter_mut().zip(s2).zip(row) {
+        let v = f64::from(v);
+        *s1 += v;
+        *s2 += v * v;
+    }
+}
+
+/// Normalizes one row with a factor and a summand per channel, then activates it.
+#[inline(always)]
+#[allow(clippy::type_complexity)] // the tuple is an argument list; see `Isa::run`
+fn apply_row<I: Isa>((x, (factors, summands), act, y): (&[f32], (&[f32], &[f32]), Act, &mut [f32])) {
+    for (((y, x), a), b) in y.iter_mut().zip(x).zip(factors).zip(summands) {
+        *y = fma::<I>(*x, *a, *b);
+    }
+    activate::<I>(act, y);
 }

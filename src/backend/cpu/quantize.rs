@@ -57,7 +57,7 @@ pub fn extent(x: &[f32]) -> (f32, f32) {
 
 /// Quantizes `x` into `codes`, whose spare bytes become 0; returns the sum of the codes.
 #[inline(always)]
-pub fn encode(x: &[f32], range: Range, bits: u8, codes: &mut [u8]) -> i32 {
+pub fn encode((x, range, bits, codes): (&[f32], Range, u8, &mut [u8])) -> i32 {
     let inverse = 1.0 / range.scale;
     let top = f32::from((1u16 << bits) - 1);
     let (used, spare) = codes.split_at_mut(x.len());
@@ -92,7 +92,7 @@ pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &QuantizeA
         let range = ranges.get(i * rows_per_group).unwrap_or_else(|| {
             let (low, high) = x[i * sample..][..sample]
                 .par_chunks(64 * cols)
-                .map(|block| isa.run(|| extent(block)))
+                .map(|block| isa.run(extent, block))
                 .reduce(|| (f32::INFINITY, f32::NEG_INFINITY), |a, b| (a.0.min(b.0), a.1.max(b.1)));
             Range::dynamic(low, high, args.y.codes.bits)
         });
@@ -102,14 +102,12 @@ pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &QuantizeA
     let stride = args.y.codes.stride();
     out.codes.par_chunks_mut(64 * stride).zip(out.sum.par_chunks_mut(64)).enumerate().for_each(
         |(block, (codes, sums))| {
-            isa.run(|| {
-                for (i, (codes, sum)) in codes.chunks_exact_mut(stride).zip(sums).enumerate() {
-                    let row = block * 64 + i;
-                    let group = row / rows_per_group;
-                    let range = Range { scale: scale[group], zero: zero[group] };
-                    *sum = encode(&x[row * cols..][..cols], range, bits, codes);
-                }
-            });
+            for (i, (codes, sum)) in codes.chunks_exact_mut(stride).zip(sums).enumerate() {
+                let row = block * 64 + i;
+                let group = row / rows_per_group;
+                let range = Range { scale: scale[group], zero: zero[group] };
+                *sum = isa.run(encode, (&x[row * cols..][..cols], range, bits, codes));
+            }
         },
     );
 }
@@ -160,14 +158,12 @@ pub fn quantize_rows<I: Isa>(
             for (i, codes) in codes.chunks_exact_mut(stride).enumerate() {
                 let row = block * BLOCK + i;
                 make(row, scratch, &mut |x| {
-                    isa.run(|| {
-                        let range = fixed.get(row).unwrap_or_else(|| {
-                            let (low, high) = extent(x);
-                            Range::dynamic(low, high, bits)
-                        });
-                        (scales[i], zeros[i]) = (range.scale, range.zero);
-                        sums[i] = encode(x, range, bits, codes);
+                    let range = fixed.get(row).unwrap_or_else(|| {
+                        let (low, high) = isa.run(extent, x);
+                        Range::dynamic(low, high, bits)
                     });
+                    (scales[i], zeros[i]) = (range.scale, range.zero);
+                    sums[i] = isa.run(encode, (x, range, bits, &mut *codes));
                 });
             }
         });
@@ -185,7 +181,7 @@ mod tests {
             let (low, high) = extent(&x);
             let range = Range::dynamic(low, high, 8);
             let mut codes = [9u8; 32];
-            let sum = encode(&x, range, 8, &mut codes);
+            let sum = encode((&x, range, 8, &mut codes));
             assert_eq!(range.scale * (f32::from(codes[0]) - range.zero), v);
             assert_eq!(sum, 20 * i32::from(codes[0]));
             assert!(codes[20..].iter().all(|&c| c == 0));
@@ -203,7 +199,7 @@ mod tests {
                 assert_eq!(high, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
                 let range = Range::dynamic(low, high, bits);
                 let mut codes = vec![0; len];
-                let sum = encode(&x, range, bits, &mut codes);
+                let sum = encode((&x, range, bits, &mut codes));
                 assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());
                 for (&x, &q) in x.iter().zip(&codes) {
                     assert!(u16::from(q) < 1 << bits);

@@ -15,6 +15,7 @@ mod imp {
     };
     use crate::codec::layout::{PackedMatrix, UNIT_BYTES, units};
     use std::arch::x86_64::*;
+    use std::hint::black_box;
 
     /// Proof that the processor has AVX2, FMA and F16C.
     #[derive(Clone, Copy, Debug)]
@@ -33,9 +34,9 @@ mod imp {
         const NAME: &'static str = "avx2";
         const FMA: bool = true;
 
-        fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        fn run<A, R>(self, f: impl FnOnce(A) -> R, arguments: A) -> R {
             // SAFETY: building an `Avx2` means the features are there.
-            unsafe { with_features(f) }
+            unsafe { with_features(f, arguments) }
         }
 
         fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
@@ -72,13 +73,53 @@ mod imp {
             unsafe { decode(matrix, block, &tables, panel) };
             clear_tail(matrix.layout.cols, panel);
         }
+
+        fn spin_i8(self, rounds: usize) -> usize {
+            // SAFETY: building an `Avx2` means the features are there.
+            unsafe { spin_i8(rounds) }
+            rounds * 8 * 16 * 2
+        }
+
+        fn spin_f32(self, rounds: usize) -> usize {
+            // SAFETY: building an `Avx2` means the features are there.
+            unsafe { spin_f32(rounds) }
+            rounds * 12 * 8 * 2
+        }
+    }
+
+    /// # Safety
+    /// The processor must have the features.
+    #[target_feature(enable = "avx2")]
+    unsafe fn spin_i8(rounds: usize) {
+        let (a, b) = (black_box(_mm256_set1_epi16(1)), black_box(_mm256_set1_epi16(2)));
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, black_box(b)));
+            }
+        }
+        black_box(sums);
+    }
+
+    /// # Safety
+    /// The processor must have the features.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn spin_f32(rounds: usize) {
+        let (a, b) = (black_box(_mm256_set1_ps(1.0)), black_box(_mm256_set1_ps(2.0)));
+        let mut sums = [_mm256_setzero_ps(); 12];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
     }
 
     /// # Safety
     /// The processor must have the features.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn with_features<R>(f: impl FnOnce() -> R) -> R {
-        f()
+    unsafe fn with_features<A, R>(f: impl FnOnce(A) -> R, arguments: A) -> R {
+        f(arguments)
     }
 
     /// Two rows of activations by one group.

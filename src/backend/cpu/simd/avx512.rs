@@ -12,6 +12,7 @@ mod imp {
     };
     use crate::codec::layout::{PackedMatrix, UNIT_BYTES, units};
     use std::arch::x86_64::*;
+    use std::hint::black_box;
 
     /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
     #[derive(Clone, Copy, Debug)]
@@ -35,9 +36,9 @@ mod imp {
         const NAME: &'static str = "avx512-vnni";
         const FMA: bool = true;
 
-        fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        fn run<A, R>(self, f: impl FnOnce(A) -> R, arguments: A) -> R {
             // SAFETY: building an `Avx512` means the features are there.
-            unsafe { with_features(f) }
+            unsafe { with_features(f, arguments) }
         }
 
         fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
@@ -86,13 +87,53 @@ mod imp {
             }
             clear_tail(matrix.layout.cols, panel);
         }
+
+        fn spin_i8(self, rounds: usize) -> usize {
+            // SAFETY: building an `Avx512` means the features are there.
+            unsafe { spin_i8(rounds) }
+            rounds * 24 * 64 * 2
+        }
+
+        fn spin_f32(self, rounds: usize) -> usize {
+            // SAFETY: building an `Avx512` means the features are there.
+            unsafe { spin_f32(rounds) }
+            rounds * 24 * 16 * 2
+        }
+    }
+
+    /// # Safety
+    /// The processor must have the features.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn spin_i8(rounds: usize) {
+        let (a, b) = (black_box(_mm512_set1_epi8(1)), black_box(_mm512_set1_epi8(2)));
+        let mut sums = [_mm512_setzero_si512(); 24];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+
+    /// # Safety
+    /// The processor must have the features.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn spin_f32(rounds: usize) {
+        let (a, b) = (black_box(_mm512_set1_ps(1.0)), black_box(_mm512_set1_ps(2.0)));
+        let mut sums = [_mm512_setzero_ps(); 24];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
     }
 
     /// # Safety
     /// The processor must have the features.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn with_features<R>(f: impl FnOnce() -> R) -> R {
-        f()
+    unsafe fn with_features<A, R>(f: impl FnOnce(A) -> R, arguments: A) -> R {
+        f(arguments)
     }
 
     /// # Safety

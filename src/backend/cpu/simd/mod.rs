@@ -38,8 +38,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Whether `f32::mul_add` is one instruction.
     const FMA: bool;
 
-    /// Runs `f` compiled with this instruction set, as far as the compiler inlines it.
-    fn run<R>(self, f: impl FnOnce() -> R) -> R;
+    /// Calls `f` compiled with this instruction set, so that its loops become this tier's vectors.
+    ///
+    /// `f` must be a function marked `#[inline(always)]`, not a closure: only what is inlined gets the features, and
+    /// the compiler declines to inline large closures (measured: the epilogue of a product took 14 ns an element
+    /// instead of 0.3).
+    fn run<A, R>(self, f: impl FnOnce(A) -> R, arguments: A) -> R;
 
     /// `acc[i][n] = sum over taps t, inputs k of rows[t * MR + i][k] * panel[n, t, k]`, exact in 32 bits.
     ///
@@ -63,6 +67,13 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// # Panics
     /// If the matrix has `f16` codebooks, the block does not exist, or `panel` is not `16 * panel_len(cols)` long.
     fn decode(self, matrix: &PackedMatrix<'_>, block: usize, panel: &mut [i8]);
+
+    /// Multiplies and adds in registers alone, `rounds` times 24 vectors, and returns the number of operations
+    /// (a multiply and an add count as two): this instruction set's peak, for benches to compare with.
+    fn spin_i8(self, rounds: usize) -> usize;
+
+    /// The same in floats.
+    fn spin_f32(self, rounds: usize) -> usize;
 }
 
 /// Checks the lengths that the integer micro-kernels rely on; returns the number of taps and a group's bytes.

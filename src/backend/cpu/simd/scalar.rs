@@ -2,6 +2,7 @@
 
 use super::{GROUP, Isa, MR, NR, Tile, check_decode, check_f32, check_i8, clear_tail, panel_len};
 use crate::codec::layout::PackedMatrix;
+use std::hint::black_box;
 
 /// Plain Rust; runs everywhere.
 #[derive(Clone, Copy, Debug, Default)]
@@ -11,8 +12,8 @@ impl Isa for Scalar {
     const NAME: &'static str = "portable";
     const FMA: bool = false;
 
-    fn run<R>(self, f: impl FnOnce() -> R) -> R {
-        f()
+    fn run<A, R>(self, f: impl FnOnce(A) -> R, arguments: A) -> R {
+        f(arguments)
     }
 
     fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
@@ -65,5 +66,29 @@ impl Isa for Scalar {
         }
         debug_assert_eq!(panel.len(), GROUP * panel_len(cols));
         clear_tail(cols, panel);
+    }
+
+    fn spin_i8(self, rounds: usize) -> usize {
+        let (a, b) = black_box(([1u8; 64], [2i8; 64]));
+        let mut sums = [0i32; 16];
+        for _ in 0..rounds {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum += (0..4).map(|j| i32::from(a[4 * i + j]) * i32::from(b[4 * i + j])).sum::<i32>();
+            }
+            black_box(&mut sums);
+        }
+        rounds * 64 * 2
+    }
+
+    fn spin_f32(self, rounds: usize) -> usize {
+        let (a, b) = black_box(([1f32; 32], [2f32; 32]));
+        let mut sums = [0f32; 32];
+        for _ in 0..rounds {
+            for ((sum, a), b) in sums.iter_mut().zip(&a).zip(&b) {
+                *sum += a * b;
+            }
+            black_box(&mut sums);
+        }
+        rounds * 32 * 2
     }
 }
