@@ -21,7 +21,7 @@ const CHUNK: usize = 1 << 16;
 /// Second moment of `silu(x)` for a standard normal `x`.
 const SILU_ENERGY: f32 = 0.36;
 /// Spread of a token entering the last norm, about; its inverse is what that norm multiplies by.
-const TOKEN_SPREAD: f32 = 1.3;
+const TOKEN_SPREAD: f32 = 1.45;
 
 /// A model to make.
 #[derive(Clone, Debug)]
@@ -186,6 +186,9 @@ impl Architecture {
                 }
                 return x;
             }
+            // Modulations and gates: moderate, so that no block drowns what went before.
+            (DENOISER, key, _) if key.ends_with("norm1.linear.weight") => 0.5 / (fan_in as f32).sqrt(),
+            (DENOISER, "proj_out_1.weight", _) => 0.3 / (fan_in as f32).sqrt(),
             (VAE, "decoder.conv_out.weight", _) => 0.5 / (SILU_ENERGY * fan_in as f32).sqrt(),
             (VAE, key, 4) if key.contains(".resnets.") && !key.contains("shortcut") => {
                 (SILU_ENERGY * fan_in as f32).sqrt().recip()
