@@ -127,7 +127,7 @@ pub struct PackedMatrix<'a> {
 }
 
 impl<'a> PackedMatrix<'a> {
-    /// Views `bytes` under `layout`. `None` if the length is not the layout's, or the base is not 64-byte aligned.
+    /// Views `bytes` under `layout`. `None` if the length is not the layout's, or the base is not aligned for f32.
     pub fn new(layout: Layout, bytes: &'a [u8]) -> Option<Self> {
         let blobs = layout.blobs();
         if bytes.len() != blobs.total {
@@ -203,6 +203,75 @@ impl<'a> PackedMatrix<'a> {
         };
         self.scale[row] * (entry + self.offset[row])
     }
+}
+
+/// What is wrong with `bytes` that no length or hash tells: `None` if they are what [`pack`] makes of some matrix of
+/// finite numbers, else what they should have had. Reads every code once.
+pub fn fault(layout: Layout, bytes: &[u8]) -> Option<&'static str> {
+    let Some(matrix) = PackedMatrix::new(layout, bytes) else { return Some("the bytes of its layout") };
+    let Layout { bits, rows, cols, taps, .. } = layout;
+    let (padded, levels, blobs) = (layout.padded_rows(), bits.levels(), layout.blobs());
+
+    let ends = [&blobs.planes[0], &blobs.planes[1], &blobs.table, &blobs.scale, &blobs.offset, &blobs.tap_sums];
+    let starts = ends[1..].iter().map(|blob| blob.start).chain([blobs.total]);
+    let used = levels * if layout.grain == Grain::Row { rows } else { 1 };
+    let unused_entries = match matrix.tables {
+        Tables::I8(t) => t[used..].as_bytes(),
+        Tables::F16(t) => t[used..].as_bytes(),
+    };
+    let unused = [unused_entries, matrix.scale[rows..].as_bytes(), matrix.offset[rows..].as_bytes()];
+    let mut padding = ends.iter().zip(starts).map(|(blob, next)| &bytes[blob.end..next]).chain(unused);
+    let mut planes = bits.planes().iter().zip(matrix.planes);
+    let clean = padding.all(|bytes| bytes.iter().all(|&b| b == 0))
+        && planes.all(|(&plane_bits, plane)| unused_codes_are_zero(plane, plane_bits, rows, cols));
+    if !clean {
+        return Some("zeros as padding");
+    }
+
+    let centroids_are_finite = match matrix.tables {
+        Tables::I8(_) => true,
+        Tables::F16(t) => t.iter().all(|v| v.is_finite()),
+    };
+    if !centroids_are_finite || !matrix.scale.iter().chain(matrix.offset).all(|v| v.is_finite()) {
+        return Some("finite numbers");
+    }
+
+    let Tables::I8(table) = matrix.tables else { return None };
+    let mut sums = vec![0i64; taps];
+    for row in 0..padded {
+        sums.fill(0);
+        if row < rows {
+            let table = &table[matrix.table_start(row)..][..levels];
+            let (per_tap, mut tap, mut left) = (cols / taps, 0, cols / taps);
+            for chunk in 0..cols.div_ceil(16) {
+                for &code in &matrix.codes16(row, chunk)[..(cols - 16 * chunk).min(16)] {
+                    if left == 0 {
+                        (tap, left) = (tap + 1, per_tap);
+                    }
+                    sums[tap] += i64::from(table[usize::from(code)]);
+                    left -= 1;
+                }
+            }
+        }
+        if sums.iter().enumerate().any(|(tap, &sum)| i64::from(matrix.tap_sums[tap * padded + row]) != sum) {
+            return Some("the tap sums of its codes");
+        }
+    }
+    None
+}
+
+/// Whether a plane of `rows` by `cols` codes has zeros beyond its last column and row.
+fn unused_codes_are_zero(plane: &[u8], plane_bits: u8, rows: usize, cols: usize) -> bool {
+    let (per_unit, units) = (128 / usize::from(plane_bits), units(cols, plane_bits));
+    let mask = ((1u16 << plane_bits) - 1) as u8;
+    (0..round_up(rows, ROW_BLOCK)).all(|row| {
+        let first = if row < rows { cols } else { 0 };
+        (first..units * per_unit).all(|col| {
+            let (unit, k) = (col / per_unit, col % per_unit);
+            let at = ((row / ROW_BLOCK * units + unit) * ROW_BLOCK + row % ROW_BLOCK) * UNIT_BYTES + k % 16;
+            plane[at] >> ((k / 16) * usize::from(plane_bits)) & mask == 0
+        })
+    })
 }
 
 /// Packs `matrix` for a kernel of `taps` taps; returns the layout and the tensor's bytes.

@@ -7,7 +7,7 @@
 //! offset 0     Header (64 bytes)          magic, version, required features, section count, file size, root hash
 //! offset 64    SectionRecord (48 bytes)*  kind, offset, bytes, hash; in the order below, each kind at most once
 //! ...          zeros up to 4096
-//! DATA         tensors, one after another, each padded with zeros to 64 bytes   (see codec::layout)
+//! DATA         tensors, one after another, zeros between them up to 64 bytes    (see codec::layout)
 //! TENSORS      TensorRecord (64 bytes)*   name, element kind, axes, place in DATA
 //! PROGRAMS     ProgramRecord (128 bytes)*  role, declared inputs, run of nodes, output
 //! NODES        NodeRecord (80 bytes)*     op, operands, tensors, attributes, module path
@@ -22,8 +22,8 @@
 //! * `hash` of a section is the xxh3-128 of its bytes. The **root hash** in the header is the xxh3-128 of the header
 //!   (with the hash field zero) and the section table: it names the whole file and is checked when it is opened.
 //! * [`Packed::new`] checks structure: header, table, every record, every offset, and the hashes of all sections but
-//!   DATA. It reads no weight. [`Packed::verify`] also checks the hash of DATA and that all padding is zero, and runs
-//!   the shape rules over every program.
+//!   DATA. It reads no weight. [`Packed::verify`] also checks the hash of DATA, that all padding is zero, all numbers
+//!   are finite and all tap sums are right, and runs the shape rules over every program.
 //!
 //! Versions: readers accept exactly [`VERSION`]. A change that old readers could misread gets a new version; one that
 //! they must refuse only when it is used gets a bit in `required_features`.

@@ -169,7 +169,12 @@ pub fn decode_program(index: usize, r: &ProgramRecord) -> Result<(Program, std::
         let kind = usize::from(record.kind).checked_sub(1).and_then(|k| INPUT_KINDS.get(k));
         let rank = usize::from(record.rank);
         let (Some(&kind), 1..=4) = (kind, rank) else {
-            return err(24 + 20 * i, "input", "a known kind and 1 to 4 axes", format!("kind {} rank {rank}", record.kind));
+            return err(
+                24 + 20 * i,
+                "input",
+                "a known kind and 1 to 4 axes",
+                format!("kind {} rank {rank}", record.kind),
+            );
         };
         let dims: Option<Vec<Dim>> = record.dims[..rank].iter().map(|d| dim_of(d.get())).collect();
         let Some(dims) = dims else {

@@ -4,7 +4,7 @@ use super::header::{self, HEAD_BYTES, SectionKind};
 use super::program::{NodeRecord, ProgramRecord, decode_node, decode_program};
 use super::tensor::{Cursor, TensorInfo, TensorKind, TensorRecord};
 use super::{MAX_META, MAX_NODES, MAX_PROGRAMS, MAX_TENSORS, Meta};
-use crate::codec::layout::PackedMatrix;
+use crate::codec::layout::{PackedMatrix, fault};
 use crate::error::{Error, Result};
 use crate::program::{Dims, Program, Role, shape};
 use half::f16;
@@ -51,7 +51,13 @@ impl<D: AsRef<[u8]>> Packed<D> {
             let got = xxh3_128(&file[sections.ranges[i].clone()]);
             if got != sections.hashes[i] {
                 let expected = format!("{:032x}", sections.hashes[i]);
-                return Err(Error::format(kind.name(), 0u64, "hash", expected, format!("{got:032x}; the file is damaged")));
+                return Err(Error::format(
+                    kind.name(),
+                    0u64,
+                    "hash",
+                    expected,
+                    format!("{got:032x}; the file is damaged"),
+                ));
             }
         }
         let section = |kind: SectionKind| &file[sections.ranges[kind as usize - 1].clone()];
@@ -104,13 +110,14 @@ impl<D: AsRef<[u8]>> Packed<D> {
             return Err(Error::format("META", 0u64, "size", format!("at most {MAX_META}"), json.len()));
         }
         let meta: Meta = serde_json::from_slice(json)
-            .map_err(|e| Error::format("META", e.column() as u64, "JSON", "the fields of this version", e))?;
+            .map_err(|e| Error::format("META", at_line(json, &e), "JSON", "the fields of this version", e))?;
         let (ranges, data_hash, root_hash) = (sections.ranges, sections.hashes[0], sections.root_hash);
         Ok(Packed { bytes, data, data_hash, ranges, root_hash, tensors, programs, meta })
     }
 
     /// Checks everything that [`new`](Self::new) took on trust: the hash of every weight, that all padding is zero,
-    /// that all scales are finite, and that every program obeys the shape rules at the model's own size.
+    /// that all numbers are finite, that tap sums are those of their codes, and that every program obeys the shape
+    /// rules at the model's own size.
     pub fn verify(&self) -> Result<()> {
         let file = self.bytes.as_ref();
         let got = xxh3_128(&file[self.data.clone()]);
@@ -125,14 +132,20 @@ impl<D: AsRef<[u8]>> Packed<D> {
             }
             end = range.end;
         }
+        let data = &file[self.data.clone()];
+        let mut end = 0;
         for info in &self.tensors {
-            let finite = match self.view(info) {
-                TensorView::F32(x) => x.iter().all(|v| v.is_finite()),
-                TensorView::F16(x) => x.iter().all(|v| v.is_finite()),
-                TensorView::Codes(m) => m.scale.iter().chain(m.offset).all(|v| v.is_finite()),
+            if let Some(i) = data[end..info.offset].iter().position(|&b| b != 0) {
+                return Err(Error::format("DATA", (end + i) as u64, "byte between tensors", 0, data[end + i]));
+            }
+            end = info.offset + info.bytes;
+            let expected = match self.view(info) {
+                TensorView::F32(x) => x.iter().any(|v| !v.is_finite()).then_some("finite numbers"),
+                TensorView::F16(x) => x.iter().any(|v| !v.is_finite()).then_some("finite numbers"),
+                TensorView::Codes(m) => fault(m.layout, &data[info.offset..end]),
             };
-            if !finite {
-                return Err(Error::format("DATA", info.offset as u64, info.name.as_str(), "finite numbers", "NaN or infinity"));
+            if let Some(expected) = expected {
+                return Err(Error::format("DATA", info.offset as u64, info.name.as_str(), expected, "others"));
             }
         }
         let types: Vec<_> = self.tensors.iter().map(TensorInfo::ty).collect();
@@ -206,6 +219,12 @@ impl<D: AsRef<[u8]>> Packed<D> {
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.as_ref()
     }
+}
+
+/// Byte offset of a fault in `json`, which is told as a line and a column.
+fn at_line(json: &[u8], e: &serde_json::Error) -> u64 {
+    let lines = json.split_inclusive(|&b| b == b'\n').take(e.line().saturating_sub(1));
+    (lines.map(<[u8]>::len).sum::<usize>() + e.column().saturating_sub(1)) as u64
 }
 
 /// A section as a table of records.

@@ -132,7 +132,9 @@ impl TensorInfo {
         let (kind, bits, grain) = match self.kind {
             TensorKind::F32 => (0, 0, 0),
             TensorKind::F16 => (1, 0, 0),
-            TensorKind::Codes { bits, grain, int8 } => (if int8 { 2 } else { 3 }, bits.get(), u8::from(grain == Grain::Row)),
+            TensorKind::Codes { bits, grain, int8 } => {
+                (if int8 { 2 } else { 3 }, bits.get(), u8::from(grain == Grain::Row))
+            }
         };
         TensorRecord {
             dims,
@@ -160,7 +162,8 @@ pub struct Cursor {
 impl Cursor {
     /// Takes the next `len` bytes of STRINGS as a name.
     pub fn string(&mut self, strings: &[u8], len: usize) -> Result<String> {
-        let err = |expected: String, got: String| Err(Error::format("STRINGS", self.strings as u64, "name", expected, got));
+        let err =
+            |expected: String, got: String| Err(Error::format("STRINGS", self.strings as u64, "name", expected, got));
         if len == 0 || len > MAX_NAME {
             return err(format!("1 to {MAX_NAME} bytes"), format!("{len} bytes"));
         }
@@ -226,7 +229,14 @@ impl Cursor {
         }
         match expected_offset.checked_add(bytes) {
             Some(end) if end <= data_bytes => self.data = end as u64,
-            _ => return err(32, "end", format!("within DATA of {data_bytes} bytes"), format!("{bytes} bytes from {expected_offset}")),
+            _ => {
+                return err(
+                    32,
+                    "end",
+                    format!("within DATA of {data_bytes} bytes"),
+                    format!("{bytes} bytes from {expected_offset}"),
+                );
+            }
         }
         Ok(TensorInfo { bytes, ..info })
     }

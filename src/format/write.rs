@@ -125,7 +125,8 @@ impl Writer {
                 strings.extend_from_slice(node.path.as_bytes());
             }
         }
-        let json = serde_json::to_vec(meta).map_err(|e| Error::format("META", 0u64, "JSON", "values JSON can hold", e))?;
+        let json =
+            serde_json::to_vec(meta).map_err(|e| Error::format("META", 0u64, "JSON", "values JSON can hold", e))?;
 
         let start = align_section(HEAD_BYTES as u64).unwrap_or_default();
         let mut at = start + self.data_bytes as u64;

@@ -3,11 +3,13 @@
 //! The one place that knows which operands an op accepts. The packer runs it before it writes a file, `verify` runs it
 //! over a file, and `bind` runs it with the caller's dims; a back end may therefore trust every length it is given.
 
-use super::{Dims, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value};
+use super::{Dims, Input, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value};
 use crate::error::{Error, Result};
 
 /// Largest number of elements of one value; keeps every later product of a few factors within 64 bits.
 pub const MAX_ELEMENTS: usize = 1 << 36;
+/// Most products of 8-bit codes and table entries in one sum: the largest that cannot leave 32 bits.
+pub const MAX_INTEGER_PRODUCTS: usize = i32::MAX as usize / (255 * 128);
 
 /// What a value's elements are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,26 +92,53 @@ pub struct TensorType {
 /// `tensors` describes the file's tensors. Errors name the node's module path, the operand, and both shapes.
 pub fn infer(program: &Program, tensors: &[TensorType], dims: &Dims) -> Result<Vec<Type>> {
     let mut types: Vec<Type> = Vec::with_capacity(program.n_values());
-    for input in &program.inputs {
-        let axes: Vec<usize> = input.dims.iter().map(|&d| dims.resolve(d)).collect();
-        let kind = if input.kind == InputKind::ClassLabels { Kind::Index } else { Kind::Float };
-        let path = format!("{} input {:?}", program.role.name(), input.kind);
-        types.push(check_size(Type::new(&axes, kind), &path)?);
+    for (i, input) in program.inputs.iter().enumerate() {
+        types.push(declared(program, i, input, dims)?);
     }
     for (i, node) in program.nodes.iter().enumerate() {
-        let rule = Rule { path: &node.path, types: &types, tensors };
+        let rule = Rule { path: &node.path, types: &types, tensors, dims };
         let ty = rule.apply(&node.op).map_err(|e| match e {
-            Error::Shape { path, what, expected, got } => {
-                Error::Shape { path: format!("{path} ({} node {i}, {})", program.role.name(), node.op.name()), what, expected, got }
-            }
+            Error::Shape { path, what, expected, got } => Error::Shape {
+                path: format!("{path} ({} node {i}, {})", program.role.name(), node.op.name()),
+                what,
+                expected,
+                got,
+            },
             other => other,
         })?;
         types.push(check_size(ty, &node.path)?);
     }
-    if program.output.0 as usize >= types.len() {
-        return Err(Error::shape(program.role.name(), "output", format!("a value below {}", types.len()), program.output.0));
+    let role = program.role.name();
+    match types.get(program.output.0 as usize) {
+        None => Err(Error::shape(role, "output", format!("a value below {}", types.len()), program.output.0)),
+        Some(ty) if ty.kind != Kind::Float => {
+            Err(Error::shape(role, "output", "float elements", format!("{:?}", ty.kind)))
+        }
+        Some(_) => Ok(types),
     }
-    Ok(types)
+}
+
+/// The type of input `index`: the axes that its kind has, since whoever fills the input knows nothing of the file.
+fn declared(program: &Program, index: usize, input: &Input, dims: &Dims) -> Result<Type> {
+    let path = || format!("{} input {:?}", program.role.name(), input.kind);
+    if program.inputs[..index].iter().any(|i| i.kind == input.kind) {
+        return Err(Error::shape(path(), "input", "each kind once", "a second one"));
+    }
+    let axes: Vec<usize> = input.dims.iter().map(|&d| dims.resolve(d)).collect();
+    let Dims { batch, conditions, height, width } = *dims;
+    let (kind, fits) = match input.kind {
+        InputKind::Sample => (Kind::Float, matches!(axes[..], [n, h, w, _] if [n, h, w] == [batch, height, width])),
+        InputKind::Timestep => (Kind::Float, axes == [conditions]),
+        InputKind::ClassLabels => (Kind::Index, axes == [conditions]),
+    };
+    if !fits {
+        let expected = match input.kind {
+            InputKind::Sample => format!("[{batch}, {height}, {width}, channels]"),
+            _ => format!("[{conditions}]"),
+        };
+        return Err(Error::shape(path(), "axes", expected, format!("{axes:?}")));
+    }
+    check_size(Type::new(&axes, kind), &path())
 }
 
 fn check_size(ty: Type, path: &str) -> Result<Type> {
@@ -125,6 +154,7 @@ struct Rule<'a> {
     path: &'a str,
     types: &'a [Type],
     tensors: &'a [TensorType],
+    dims: &'a Dims,
 }
 
 impl Rule<'_> {
@@ -172,10 +202,13 @@ impl Rule<'_> {
         Ok(())
     }
 
-    /// Checks that codes meet an integer weight.
-    fn matched(&self, x: &Type, weight: &TensorType) -> Result<()> {
+    /// Checks that codes meet an integer weight, and that sums of `k` of their products fit 32 bits.
+    fn matched(&self, x: &Type, weight: &TensorType, k: usize) -> Result<()> {
         match x.kind {
             Kind::Float => Ok(()),
+            Kind::Codes(_) if weight.integer && k > MAX_INTEGER_PRODUCTS => {
+                self.err("x", format!("codes summed over at most {MAX_INTEGER_PRODUCTS} products"), k)
+            }
             Kind::Codes(_) if weight.integer => Ok(()),
             _ => self.err("x", "float elements, or codes and a weight with an integer codebook", x.kind),
         }
@@ -191,11 +224,16 @@ impl Rule<'_> {
         Ok(())
     }
 
-    /// `count` columns from `offset` of a per-condition value.
-    fn columns(&self, what: &str, value: Value, offset: u32, count: usize) -> Result<()> {
+    /// As many columns as `y` has, from `offset` of a value with a row per condition, for the samples of `y`.
+    fn columns(&self, what: &str, value: Value, offset: u32, y: &Type) -> Result<()> {
         let ty = self.float(what, value)?;
-        if ty.rank != 2 || (offset as usize).saturating_add(count) > ty.cols() {
-            return self.err(what, format!("(conditions, at least {})", offset as usize + count), ty.dims());
+        let end = offset as usize + y.cols();
+        let Dims { batch, conditions, .. } = *self.dims;
+        if ty.rank != 2 || ty.dims[0] != conditions || end > ty.cols() {
+            return self.err(what, format!("({conditions} conditions, at least {end})"), ty.dims());
+        }
+        if y.rank < 2 || y.dims[0] != batch {
+            return self.err(what, format!("a result for each of the {batch} samples"), y.dims());
         }
         Ok(())
     }
@@ -230,12 +268,12 @@ impl Rule<'_> {
                 if x.cols() != k {
                     return self.err("x", format!("{k} features, as weight {:?}", w.dims), x.dims());
                 }
-                self.matched(&x, w)?;
+                self.matched(&x, w, k)?;
                 self.vector("bias", bias, o)?;
                 let mut y = Type { kind: Kind::Float, ..x };
                 y.dims[y.rank - 1] = o;
                 if let Some(gate) = gate {
-                    self.columns("gate", gate.value, gate.offset, o)?;
+                    self.columns("gate", gate.value, gate.offset, &y)?;
                 }
                 self.residual(residual, &y, true)?;
                 Ok(y)
@@ -251,7 +289,7 @@ impl Rule<'_> {
                     [o, 3, 3, i] if i == c => o,
                     _ => return self.err("weight", format!("[o, 3, 3, {c}]"), &w.dims),
                 };
-                self.matched(&x, w)?;
+                self.matched(&x, w, 9 * c)?;
                 if let Kind::Codes(spec) = x.kind {
                     if spec.grain != QuantizeGrain::Sample {
                         return self.err("x", "codes with one scale per sample", spec.grain);
@@ -291,8 +329,8 @@ impl Rule<'_> {
                 self.vector("bias", bias, x.cols())?;
                 self.eps(eps)?;
                 if let Some(m) = modulation {
-                    self.columns("scale", m.value, m.scale, x.cols())?;
-                    self.columns("shift", m.value, m.shift, x.cols())?;
+                    self.columns("scale", m.value, m.scale, &x)?;
+                    self.columns("shift", m.value, m.shift, &x)?;
                 }
                 self.quantized(x, quantize)
             }
@@ -333,7 +371,11 @@ impl Rule<'_> {
                     return self.err("t", "(conditions)", t.dims());
                 }
                 if dim < 4 || dim % 2 != 0 || !(shift.is_finite() && shift < dim as f32 / 2.0) {
-                    return self.err("dim, shift", "an even dim of at least 4 and a shift below half of it", (dim, shift));
+                    return self.err(
+                        "dim, shift",
+                        "an even dim of at least 4 and a shift below half of it",
+                        (dim, shift),
+                    );
                 }
                 Ok(Type::new(&[t.dims[0], dim as usize], Kind::Float))
             }
@@ -343,7 +385,11 @@ impl Rule<'_> {
                     return self.err("x", "(n, h, w, c)", x.dims());
                 }
                 if dim == 0 || dim % 4 != 0 || base == 0 || !(interpolation.is_finite() && interpolation > 0.0) {
-                    return self.err("dim, base, interpolation", "a multiple of 4, and two positive numbers", (dim, base, interpolation));
+                    return self.err(
+                        "dim, base, interpolation",
+                        "a multiple of 4, and two positive numbers",
+                        (dim, base, interpolation),
+                    );
                 }
                 Ok(Type::new(&[x.dims[1], x.dims[2], dim as usize], Kind::Float))
             }

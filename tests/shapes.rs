@@ -1,0 +1,566 @@
+//! The shape rules: for each op what it accepts, and every way in which it refuses, by its message.
+
+use aquatint::program::shape::{Kind, MAX_ELEMENTS, MAX_INTEGER_PRODUCTS, TensorType, Type, infer};
+use aquatint::program::{
+    Act, Columns, CurveAxis, Dim, Dims, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
+    QuantizeRange, Role, Tensor, Value,
+};
+
+const DIMS: Dims = Dims { batch: 2, conditions: 3, height: 6, width: 10 };
+const MUCH: u32 = 1 << 31;
+
+// Values of every program here; its nodes follow.
+const SAMPLE: Value = Value(0); // (2, 6, 10, 8)
+const TIME: Value = Value(1); // (3)
+const LABELS: Value = Value(2); // (3)
+const TABLE: Value = Value(3); // (3, 9): an embedding of the labels
+const LAST: Value = Value(4);
+
+// Tensors.
+const V8: Tensor = Tensor(0);
+const V5: Tensor = Tensor(1);
+const W: Tensor = Tensor(2); // (5, 8)
+const W_I8: Tensor = Tensor(3);
+const W_CODES: Tensor = Tensor(4);
+const CONV: Tensor = Tensor(5); // (5, 3, 3, 8)
+const CONV_I8: Tensor = Tensor(6);
+const CONV_1: Tensor = Tensor(7); // (5, 1, 2, 4)
+const ROWS: Tensor = Tensor(8); // (7, 9)
+const CURVE: Tensor = Tensor(9);
+const HALF_V8: Tensor = Tensor(10);
+const CUBE: Tensor = Tensor(11);
+const TO_6: Tensor = Tensor(12); // (6, 8)
+const WIDE_I8: Tensor = Tensor(13);
+const MANY: Tensor = Tensor(14); // (2^31, 8)
+const CONV_6_I8: Tensor = Tensor(15); // (5, 3, 3, 6)
+const MANY_CONV: Tensor = Tensor(16); // (2^31, 3, 3, 8)
+const NO_TENSOR: Tensor = Tensor(99);
+const NO_VALUE: Value = Value(99);
+
+fn tensors() -> Vec<TensorType> {
+    let of = |dims: &[usize], f32, codes, integer| TensorType { dims: dims.to_vec(), integer, f32, codes };
+    let f32 = |dims| of(dims, true, false, false);
+    let f16 = |dims| of(dims, false, false, false);
+    let i8 = |dims| of(dims, false, true, true);
+    vec![
+        f32(&[8]),
+        f32(&[5]),
+        f16(&[5, 8]),
+        i8(&[5, 8]),
+        of(&[5, 8], false, true, false),
+        f16(&[5, 3, 3, 8]),
+        i8(&[5, 3, 3, 8]),
+        f16(&[5, 1, 2, 4]),
+        f16(&[7, 9]),
+        f32(&[2, 3]),
+        f16(&[8]),
+        f32(&[2, 2, 2]),
+        f16(&[6, 8]),
+        i8(&[1, MAX_INTEGER_PRODUCTS + 1]),
+        f16(&[MUCH as usize, 8]),
+        i8(&[5, 3, 3, 6]),
+        f16(&[MUCH as usize, 3, 3, 8]),
+    ]
+}
+
+fn inputs() -> Vec<Input> {
+    let input = |kind, dims| Input { kind, dims };
+    vec![
+        input(InputKind::Sample, vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(8)]),
+        input(InputKind::Timestep, vec![Dim::Conditions]),
+        input(InputKind::ClassLabels, vec![Dim::Conditions]),
+    ]
+}
+
+/// Types of a program of the given ops after the embedding of the labels.
+fn types(ops: &[Op]) -> aquatint::Result<Vec<Type>> {
+    let embedding = Op::Embedding { index: LABELS, table: ROWS };
+    let ops = [embedding].into_iter().chain(ops.iter().cloned());
+    let nodes: Vec<_> = ops.map(|op| Node { op, path: "a.b".into(), wide: false }).collect();
+    infer(&Program { role: Role::Denoiser, inputs: inputs(), nodes, output: TABLE }, &tensors(), &DIMS)
+}
+
+#[track_caller]
+fn accept(ops: &[Op], dims: &[usize], kind: Kind) {
+    match types(ops) {
+        Ok(types) => assert_eq!(types.last(), Some(&Type::new(dims, kind)), "{ops:?}"),
+        Err(e) => panic!("{e}: {ops:?}"),
+    }
+}
+
+/// The last op must be refused, with the whole message after its place.
+#[track_caller]
+fn refuse(ops: &[Op], message: &str) {
+    let place = format!("a.b (denoiser node {}, {}): ", ops.len(), ops[ops.len() - 1].name());
+    match types(ops) {
+        Ok(types) => panic!("accepted as {:?}: {ops:?}", types.last()),
+        Err(e) => assert_eq!(e.to_string(), format!("{place}{message}"), "{ops:?}"),
+    }
+}
+
+/// The result of the last op must be refused for its size, which is checked once for all ops.
+#[track_caller]
+fn refuse_size(ops: &[Op], shape: &str) {
+    match types(ops) {
+        Ok(types) => panic!("accepted as {:?}: {ops:?}", types.last()),
+        Err(e) => {
+            let e = e.to_string();
+            assert!(e.ends_with(&format!("number of elements: expected 1 to 2^36, got shape {shape}")), "{e}");
+        }
+    }
+}
+
+fn spec(bits: u8, grain: QuantizeGrain, range: QuantizeRange) -> Quantize {
+    Quantize { bits, grain, range }
+}
+
+const ROW8: Quantize = Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
+const SAMPLE6: Quantize = Quantize { bits: 6, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
+
+fn quantize(x: Value, spec: Quantize) -> Op {
+    Op::Quantize { x, spec }
+}
+
+fn pointwise(x: Value) -> Op {
+    Op::Pointwise { x, act: Act::Silu, mul: 1.0, add: 0.0 }
+}
+
+fn linear(x: Value, weight: Tensor) -> Op {
+    Op::Linear { x, weight, bias: None, act: Act::None, gate: None, residual: None }
+}
+
+fn biased(x: Value, weight: Tensor, bias: Tensor) -> Op {
+    Op::Linear { x, weight, bias: Some(bias), act: Act::None, gate: None, residual: None }
+}
+
+fn gated(x: Value, value: Value, offset: u32) -> Op {
+    let gate = Some(Columns { value, offset });
+    Op::Linear { x, weight: W, bias: None, act: Act::None, gate, residual: None }
+}
+
+fn summed(x: Value, residual: Value) -> Op {
+    Op::Linear { x, weight: W, bias: None, act: Act::None, gate: None, residual: Some(residual) }
+}
+
+#[test]
+fn linear_takes_rows_of_any_shape() {
+    accept(&[linear(SAMPLE, W)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[biased(SAMPLE, W, V5)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[linear(SAMPLE, W_I8)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[linear(SAMPLE, W_CODES)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[linear(SAMPLE, CONV_1)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[quantize(SAMPLE, ROW8), linear(LAST, W_I8)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[gated(SAMPLE, TABLE, 4)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[linear(SAMPLE, W), summed(SAMPLE, LAST)], &[2, 6, 10, 5], Kind::Float);
+    // A grid of positions repeats over the samples.
+    let position = Op::PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 };
+    accept(&[position, linear(LAST, W), summed(SAMPLE, Value(5))], &[2, 6, 10, 5], Kind::Float);
+}
+
+#[test]
+fn linear_refuses() {
+    refuse(&[linear(NO_VALUE, W)], "x: expected a value below 4, got 99");
+    refuse(&[linear(SAMPLE, NO_TENSOR)], "weight: expected a tensor below 17, got 99");
+    refuse(&[linear(SAMPLE, V8)], "weight: expected [o, k], got [8]");
+    refuse(&[linear(SAMPLE, CUBE)], "weight: expected [o, k], got [2, 2, 2]");
+    refuse(&[linear(TABLE, W)], "x: expected 8 features, as weight [5, 8], got [3, 9]");
+    refuse(&[linear(SAMPLE, CONV)], "x: expected 72 features, as weight [5, 3, 3, 8], got [2, 6, 10, 8]");
+    let matched = "x: expected float elements, or codes and a weight with an integer codebook, got ";
+    let row8 = "Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    refuse(&[quantize(SAMPLE, ROW8), linear(LAST, W)], &format!("{matched}{row8}"));
+    refuse(&[quantize(SAMPLE, ROW8), linear(LAST, W_CODES)], &format!("{matched}{row8}"));
+    refuse(&[biased(SAMPLE, W, NO_TENSOR)], "bias: expected a tensor below 17, got 99");
+    refuse(&[biased(SAMPLE, W, V8)], "bias: expected f32 [5], got ([8], \"f32\")");
+    refuse(&[biased(SAMPLE, TO_6, HALF_V8)], "bias: expected f32 [6], got ([8], \"not f32\")");
+    refuse(&[gated(SAMPLE, TABLE, 5)], "gate: expected (3 conditions, at least 10), got [3, 9]");
+    refuse(&[gated(SAMPLE, TABLE, u32::MAX)], "gate: expected (3 conditions, at least 4294967300), got [3, 9]");
+    refuse(&[gated(SAMPLE, SAMPLE, 0)], "gate: expected (3 conditions, at least 5), got [2, 6, 10, 8]");
+    refuse(&[gated(SAMPLE, LABELS, 0)], "gate: expected float elements, got Index");
+    let on_table = Op::TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 };
+    refuse(&[on_table, gated(LAST, TABLE, 0)], "gate: expected a result for each of the 2 samples, got [3, 5]");
+    refuse(&[summed(SAMPLE, SAMPLE)], "residual: expected rows dividing those of [2, 6, 10, 5], got [2, 6, 10, 8]");
+    refuse(&[summed(SAMPLE, NO_VALUE)], "residual: expected a value below 4, got 99");
+    let odd = Op::TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 };
+    let message = "residual: expected rows dividing those of [3, 5], got [2, 6, 10, 5]";
+    refuse(&[linear(SAMPLE, W), odd, summed(Value(5), LAST)], message);
+    refuse_size(&[linear(SAMPLE, MANY)], "[2, 6, 10, 2147483648]");
+}
+
+#[test]
+fn sums_of_codes_stay_within_32_bits() {
+    let cols = MAX_INTEGER_PRODUCTS as u32;
+    assert!(i64::from(cols) * 255 * 128 <= i64::from(i32::MAX));
+    assert!((i64::from(cols) + 1) * 255 * 128 > i64::from(i32::MAX));
+    let mut program = Program { role: Role::Denoiser, inputs: inputs(), nodes: Vec::new(), output: Value(3) };
+    let mut tensors = tensors();
+    for (k, fits) in [(cols, true), (cols + 1, false)] {
+        program.inputs[0].dims[3] = Dim::Fixed(k);
+        tensors[WIDE_I8.0 as usize].dims[1] = k as usize;
+        let node = |op| Node { op, path: "a".into(), wide: false };
+        program.nodes = vec![node(quantize(SAMPLE, ROW8)), node(linear(Value(3), WIDE_I8))];
+        program.output = Value(4);
+        match infer(&program, &tensors, &DIMS) {
+            Ok(_) => assert!(fits),
+            Err(e) => {
+                let want =
+                    "a (denoiser node 1, linear): x: expected codes summed over at most 65793 products, got 65794";
+                assert_eq!((e.to_string().as_str(), fits), (want, false));
+            }
+        }
+        // Floats have no such limit.
+        program.nodes = vec![node(linear(SAMPLE, WIDE_I8))];
+        program.output = Value(3);
+        infer(&program, &tensors, &DIMS).expect("floats");
+    }
+}
+
+fn conv(x: Value, weight: Tensor, bias: Option<Tensor>, upsample: u32, residual: Option<Value>) -> Op {
+    Op::Conv2d { x, weight, bias, upsample, residual }
+}
+
+#[test]
+fn conv2d_keeps_or_doubles_the_pixels() {
+    accept(&[conv(SAMPLE, CONV, None, 1, None)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[conv(SAMPLE, CONV, Some(V5), 2, None)], &[2, 12, 20, 5], Kind::Float);
+    accept(&[linear(SAMPLE, W), conv(SAMPLE, CONV, None, 1, Some(LAST))], &[2, 6, 10, 5], Kind::Float);
+    accept(&[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV_I8, None, 1, None)], &[2, 6, 10, 5], Kind::Float);
+}
+
+#[test]
+fn conv2d_refuses() {
+    refuse(&[conv(NO_VALUE, CONV, None, 1, None)], "x: expected a value below 4, got 99");
+    refuse(&[conv(TABLE, CONV, None, 1, None)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[conv(SAMPLE, NO_TENSOR, None, 1, None)], "weight: expected a tensor below 17, got 99");
+    refuse(&[conv(SAMPLE, W, None, 1, None)], "weight: expected [o, 3, 3, 8], got [5, 8]");
+    refuse(&[conv(SAMPLE, CONV_1, None, 1, None)], "weight: expected [o, 3, 3, 8], got [5, 1, 2, 4]");
+    refuse(&[conv(SAMPLE, CONV_6_I8, None, 1, None)], "weight: expected [o, 3, 3, 8], got [5, 3, 3, 6]");
+    refuse(
+        &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV, None, 1, None)],
+        "x: expected float elements, or codes and a weight with an integer codebook, got \
+         Codes(Quantize { bits: 6, grain: Sample, range: Dynamic })",
+    );
+    let by_row = [quantize(SAMPLE, ROW8), conv(LAST, CONV_I8, None, 1, None)];
+    refuse(&by_row, "x: expected codes with one scale per sample, got Row");
+    let six = [linear(SAMPLE, TO_6), quantize(LAST, SAMPLE6), conv(Value(5), CONV_6_I8, None, 1, None)];
+    refuse(&six, "x: expected codes with a multiple of 4 channels, got 6");
+    refuse(&[conv(SAMPLE, CONV, None, 0, None)], "upsample: expected 1 or 2, got 0");
+    refuse(&[conv(SAMPLE, CONV, None, 3, None)], "upsample: expected 1 or 2, got 3");
+    refuse(&[conv(SAMPLE, CONV, Some(V8), 1, None)], "bias: expected f32 [5], got ([8], \"f32\")");
+    let doubled = [linear(SAMPLE, W), conv(SAMPLE, CONV, None, 2, Some(LAST))];
+    refuse(&doubled, "residual: expected rows dividing those of [2, 12, 20, 5], got [2, 6, 10, 5]");
+    refuse_size(&[conv(SAMPLE, MANY_CONV, None, 1, None)], "[2, 6, 10, 2147483648]");
+}
+
+fn attention(q: Value, k: Value, v: Value, heads: u32, scale: f32) -> Op {
+    Op::Attention { q, k, v, heads, scale }
+}
+
+#[test]
+fn attention_takes_keys_of_another_length() {
+    accept(&[attention(SAMPLE, SAMPLE, SAMPLE, 4, 0.5)], &[2, 6, 10, 8], Kind::Float);
+    let smaller = Op::Unpatchify { x: SAMPLE, patch: 2 };
+    let patches = Op::Patchify { x: LAST, patch: 2 };
+    accept(&[smaller, patches, attention(SAMPLE, Value(5), Value(5), 8, 0.5)], &[2, 6, 10, 8], Kind::Float);
+}
+
+#[test]
+fn attention_refuses() {
+    refuse(&[attention(NO_VALUE, SAMPLE, SAMPLE, 1, 1.0)], "q: expected a value below 4, got 99");
+    refuse(&[attention(SAMPLE, LABELS, SAMPLE, 1, 1.0)], "k: expected float elements, got Index");
+    let codes = [quantize(SAMPLE, ROW8), attention(SAMPLE, SAMPLE, LAST, 1, 1.0)];
+    refuse(&codes, "v: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })");
+    let equal = "q, k, v: expected (n, .., d) with equal n and d, got ";
+    let got = "([3, 9], [3, 9], [3, 9])";
+    refuse(&[attention(TABLE, TABLE, TABLE, 1, 1.0)], &format!("{equal}{got}"));
+    let got = "([2, 6, 10, 8], [2, 6, 10, 5], [2, 6, 10, 5])";
+    refuse(&[linear(SAMPLE, W), attention(SAMPLE, LAST, LAST, 1, 1.0)], &format!("{equal}{got}"));
+    let got = "([2, 6, 10, 8], [2, 6, 10, 8], [2, 6, 10, 5])";
+    refuse(&[linear(SAMPLE, W), attention(SAMPLE, SAMPLE, LAST, 1, 1.0)], &format!("{equal}{got}"));
+    refuse(&[attention(SAMPLE, SAMPLE, SAMPLE, 0, 1.0)], "heads: expected a divisor of 8, got 0");
+    refuse(&[attention(SAMPLE, SAMPLE, SAMPLE, 3, 1.0)], "heads: expected a divisor of 8, got 3");
+    refuse(&[attention(SAMPLE, SAMPLE, SAMPLE, 2, f32::NAN)], "scale: expected a finite number, got NaN");
+}
+
+fn layer_norm(x: Value, weight: Option<Tensor>, eps: f32, modulation: Option<Modulation>, q: Option<Quantize>) -> Op {
+    Op::LayerNorm { x, weight, bias: weight, eps, modulation, quantize: q }
+}
+
+#[test]
+fn layer_norm_keeps_the_shape() {
+    accept(&[layer_norm(SAMPLE, None, 0.0, None, None)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[layer_norm(SAMPLE, Some(V8), 1e-6, None, Some(ROW8))], &[2, 6, 10, 8], Kind::Codes(ROW8));
+    let modulation = Some(Modulation { value: TABLE, scale: 0, shift: 1 });
+    accept(&[layer_norm(SAMPLE, None, 1e-6, modulation, None)], &[2, 6, 10, 8], Kind::Float);
+}
+
+#[test]
+fn layer_norm_refuses() {
+    refuse(&[layer_norm(LABELS, None, 0.0, None, None)], "x: expected float elements, got Index");
+    refuse(&[layer_norm(SAMPLE, Some(V5), 0.0, None, None)], "weight: expected f32 [8], got ([5], \"f32\")");
+    let bias = Some(HALF_V8);
+    let norm = Op::LayerNorm { x: SAMPLE, weight: None, bias, eps: 0.0, modulation: None, quantize: None };
+    refuse(&[norm], "bias: expected f32 [8], got ([8], \"not f32\")");
+    for (eps, got) in [(-1.0, "-1.0"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let message = format!("eps: expected a finite number, not negative, got {got}");
+        refuse(&[layer_norm(SAMPLE, None, eps, None, None)], &message);
+    }
+    let modulated = |value, scale, shift| layer_norm(SAMPLE, None, 0.0, Some(Modulation { value, scale, shift }), None);
+    refuse(&[modulated(TABLE, 2, 0)], "scale: expected (3 conditions, at least 10), got [3, 9]");
+    refuse(&[modulated(TABLE, 0, 2)], "shift: expected (3 conditions, at least 10), got [3, 9]");
+    refuse(&[modulated(SAMPLE, 0, 0)], "scale: expected (3 conditions, at least 8), got [2, 6, 10, 8]");
+    let per_condition = layer_norm(TABLE, None, 0.0, Some(Modulation { value: TABLE, scale: 0, shift: 0 }), None);
+    refuse(&[per_condition], "scale: expected a result for each of the 2 samples, got [3, 9]");
+    let seven = spec(7, QuantizeGrain::Row, QuantizeRange::Dynamic);
+    refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(seven))], "quantize bits: expected 6 or 8, got 7");
+}
+
+#[test]
+fn group_norm_divides_channels_evenly() {
+    let norm = |x, weight, bias, groups, eps, quantize| Op::GroupNorm {
+        x,
+        weight,
+        bias,
+        groups,
+        eps,
+        act: Act::Silu,
+        quantize,
+    };
+    accept(&[norm(SAMPLE, V8, V8, 4, 1e-6, None)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[norm(SAMPLE, V8, V8, 1, 1e-6, Some(SAMPLE6))], &[2, 6, 10, 8], Kind::Codes(SAMPLE6));
+    refuse(&[norm(NO_VALUE, V8, V8, 4, 0.0, None)], "x: expected a value below 4, got 99");
+    refuse(&[norm(TABLE, V8, V8, 4, 0.0, None)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[norm(SAMPLE, V5, V8, 4, 0.0, None)], "weight: expected f32 [8], got ([5], \"f32\")");
+    refuse(&[norm(SAMPLE, V8, V5, 4, 0.0, None)], "bias: expected f32 [8], got ([5], \"f32\")");
+    refuse(&[norm(SAMPLE, V8, V8, 0, 0.0, None)], "groups: expected a divisor of 8, got 0");
+    refuse(&[norm(SAMPLE, V8, V8, 3, 0.0, None)], "groups: expected a divisor of 8, got 3");
+    refuse(&[norm(SAMPLE, V8, V8, 4, -0.5, None)], "eps: expected a finite number, not negative, got -0.5");
+    let four = spec(4, QuantizeGrain::Sample, QuantizeRange::Dynamic);
+    refuse(&[norm(SAMPLE, V8, V8, 4, 0.0, Some(four))], "quantize bits: expected 6 or 8, got 4");
+}
+
+#[test]
+fn pointwise_takes_any_floats() {
+    accept(&[pointwise(SAMPLE)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[pointwise(TIME)], &[3], Kind::Float);
+    refuse(&[pointwise(LABELS)], "x: expected float elements, got Index");
+    refuse(&[pointwise(NO_VALUE)], "x: expected a value below 4, got 99");
+}
+
+#[test]
+fn add_repeats_rows_of_the_second_operand() {
+    let add = |a, b| Op::Add { a, b };
+    accept(&[add(SAMPLE, SAMPLE)], &[2, 6, 10, 8], Kind::Float);
+    let position = Op::PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 };
+    accept(&[position.clone(), add(SAMPLE, LAST)], &[2, 6, 10, 8], Kind::Float);
+    let message = "residual: expected rows dividing those of [6, 10, 8], got [2, 6, 10, 8]";
+    refuse(&[position, add(LAST, SAMPLE)], message);
+    refuse(&[add(LABELS, SAMPLE)], "a: expected float elements, got Index");
+    refuse(&[add(SAMPLE, LABELS)], "residual: expected float elements, got Index");
+    refuse(&[add(SAMPLE, TABLE)], "residual: expected rows dividing those of [2, 6, 10, 8], got [3, 9]");
+}
+
+#[test]
+fn quantize_gives_codes_of_its_own_spec() {
+    for range in [QuantizeRange::Dynamic, QuantizeRange::Curve(CURVE, CurveAxis::Timestep)] {
+        for (bits, grain) in [(6, QuantizeGrain::Row), (8, QuantizeGrain::Sample)] {
+            let spec = spec(bits, grain, range);
+            accept(&[quantize(SAMPLE, spec)], &[2, 6, 10, 8], Kind::Codes(spec));
+        }
+    }
+    accept(&[quantize(TIME, ROW8)], &[3], Kind::Codes(ROW8));
+    refuse(&[quantize(LABELS, ROW8)], "x: expected float elements, got Index");
+    let twice = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    refuse(&[quantize(SAMPLE, ROW8), quantize(LAST, ROW8)], twice);
+    for bits in [1, 4, 7, 16] {
+        let spec = spec(bits, QuantizeGrain::Row, QuantizeRange::Dynamic);
+        refuse(&[quantize(SAMPLE, spec)], &format!("quantize bits: expected 6 or 8, got {bits}"));
+    }
+    refuse(&[quantize(TIME, SAMPLE6)], "quantize grain: expected a value with samples, got [3]");
+    let curve = |tensor| spec(8, QuantizeGrain::Row, QuantizeRange::Curve(tensor, CurveAxis::StepFraction));
+    refuse(&[quantize(SAMPLE, curve(NO_TENSOR))], "curve: expected a tensor below 17, got 99");
+    refuse(&[quantize(SAMPLE, curve(W))], "curve: expected f32 [points, 3], got [5, 8]");
+    refuse(&[quantize(SAMPLE, curve(V8))], "curve: expected f32 [points, 3], got [8]");
+    refuse(&[quantize(SAMPLE, curve(CUBE))], "curve: expected f32 [points, 3], got [2, 2, 2]");
+}
+
+#[test]
+fn embedding_takes_row_numbers() {
+    let embedding = |index, table| Op::Embedding { index, table };
+    accept(&[embedding(LABELS, W)], &[3, 8], Kind::Float);
+    refuse(&[embedding(NO_VALUE, W)], "index: expected a value below 4, got 99");
+    refuse(&[embedding(TIME, W)], "index: expected (conditions) row numbers, got ([3], Float)");
+    refuse(&[embedding(LABELS, NO_TENSOR)], "table: expected a tensor below 17, got 99");
+    refuse(&[embedding(LABELS, V8)], "table: expected f16 or f32 [rows, d], got [8]");
+    refuse(&[embedding(LABELS, W_I8)], "table: expected f16 or f32 [rows, d], got [5, 8]");
+    refuse(&[embedding(LABELS, CUBE)], "table: expected f16 or f32 [rows, d], got [2, 2, 2]");
+}
+
+#[test]
+fn timestep_embedding_has_a_sine_for_each_cosine() {
+    let embedding = |t, dim, shift| Op::TimestepEmbedding { t, dim, cos_first: false, shift };
+    accept(&[embedding(TIME, 6, 1.0)], &[3, 6], Kind::Float);
+    refuse(&[embedding(LABELS, 6, 1.0)], "t: expected float elements, got Index");
+    refuse(&[embedding(SAMPLE, 6, 1.0)], "t: expected (conditions), got [2, 6, 10, 8]");
+    let even = "dim, shift: expected an even dim of at least 4 and a shift below half of it, got ";
+    let cases = [
+        (0, 0.0, "(0, 0.0)"),
+        (2, 0.0, "(2, 0.0)"),
+        (5, 0.0, "(5, 0.0)"),
+        (6, 3.0, "(6, 3.0)"),
+        (6, f32::NAN, "(6, NaN)"),
+        (6, f32::NEG_INFINITY, "(6, -inf)"),
+    ];
+    for (dim, shift, got) in cases {
+        refuse(&[embedding(TIME, dim, shift)], &format!("{even}{got}"));
+    }
+}
+
+#[test]
+fn position_embedding_has_the_grid_of_its_operand() {
+    let embedding = |x, dim, base, interpolation| Op::PositionEmbedding { x, dim, base, interpolation };
+    accept(&[embedding(SAMPLE, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
+    accept(&[quantize(SAMPLE, ROW8), embedding(LAST, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
+    refuse(&[embedding(NO_VALUE, 8, 4, 1.0)], "x: expected a value below 4, got 99");
+    refuse(&[embedding(TABLE, 8, 4, 1.0)], "x: expected (n, h, w, c), got [3, 9]");
+    let positive = "dim, base, interpolation: expected a multiple of 4, and two positive numbers, got ";
+    let cases = [
+        (0, 4, 1.0, "(0, 4, 1.0)"),
+        (6, 4, 1.0, "(6, 4, 1.0)"),
+        (8, 0, 1.0, "(8, 0, 1.0)"),
+        (8, 4, 0.0, "(8, 4, 0.0)"),
+        (8, 4, -1.0, "(8, 4, -1.0)"),
+        (8, 4, f32::NAN, "(8, 4, NaN)"),
+        (8, 4, f32::INFINITY, "(8, 4, inf)"),
+    ];
+    for (dim, base, interpolation, got) in cases {
+        refuse(&[embedding(SAMPLE, dim, base, interpolation)], &format!("{positive}{got}"));
+    }
+    refuse_size(&[embedding(SAMPLE, MUCH, 4, 1.0)], "[6, 10, 2147483648]");
+}
+
+#[test]
+fn patches_divide_the_size() {
+    let patchify = |x, patch| Op::Patchify { x, patch };
+    accept(&[patchify(SAMPLE, 1)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[patchify(SAMPLE, 2)], &[2, 3, 5, 32], Kind::Float);
+    for patch in [0, 3, 4, 5, 6, 10, u32::MAX] {
+        let multiples = format!("x: expected height and width in multiples of the patch size {patch}");
+        refuse(&[patchify(SAMPLE, patch)], &format!("{multiples}, got [2, 6, 10, 8]"));
+    }
+    refuse(&[patchify(TABLE, 1)], "x: expected (n, h, w, c), got [3, 9]");
+    let codes = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    refuse(&[quantize(SAMPLE, ROW8), patchify(LAST, 1)], codes);
+}
+
+#[test]
+fn unpatchify_undoes_patchify() {
+    let unpatchify = |x, patch| Op::Unpatchify { x, patch };
+    accept(&[unpatchify(SAMPLE, 2)], &[2, 12, 20, 2], Kind::Float);
+    accept(&[Op::Patchify { x: SAMPLE, patch: 2 }, unpatchify(LAST, 2)], &[2, 6, 10, 8], Kind::Float);
+    for patch in [0, 3, 4, 1 << 12, 1 << 16, u32::MAX] {
+        let multiples = format!("x: expected features in multiples of {patch} x {patch}");
+        refuse(&[unpatchify(SAMPLE, patch)], &format!("{multiples}, got [2, 6, 10, 8]"));
+    }
+    refuse(&[unpatchify(TABLE, 1)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[unpatchify(LABELS, 1)], "x: expected float elements, got Index");
+}
+
+/// Types of a program without nodes.
+fn declared(inputs: Vec<Input>, output: u32, dims: Dims) -> Result<Vec<Type>, String> {
+    let program = Program { role: Role::VaeDecoder, inputs, nodes: Vec::new(), output: Value(output) };
+    infer(&program, &tensors(), &dims).map_err(|e| e.to_string())
+}
+
+#[test]
+fn inputs_have_the_axes_of_their_kind() {
+    let types = declared(inputs(), 0, DIMS).expect("sound");
+    let want = [(&[2, 6, 10, 8][..], Kind::Float), (&[3], Kind::Float), (&[3], Kind::Index)];
+    assert_eq!(types, want.map(|(dims, kind)| Type::new(dims, kind)));
+
+    use Dim::*;
+    let refused: [(InputKind, &[Dim], &str); 9] = [
+        (InputKind::Sample, &[], "Sample: axes: expected [2, 6, 10, channels], got []"),
+        (InputKind::Sample, &[Batch, Fixed(8)], "Sample: axes: expected [2, 6, 10, channels], got [2, 8]"),
+        (
+            InputKind::Sample,
+            &[Fixed(1), Height, Width, Fixed(8)],
+            "Sample: axes: expected [2, 6, 10, channels], got [1, 6, 10, 8]",
+        ),
+        (
+            InputKind::Sample,
+            &[Batch, Width, Height, Fixed(8)],
+            "Sample: axes: expected [2, 6, 10, channels], got [2, 10, 6, 8]",
+        ),
+        (
+            InputKind::Sample,
+            &[Batch, Height, Width, Fixed(0)],
+            "Sample: number of elements: expected 1 to 2^36, got shape [2, 6, 10, 0]",
+        ),
+        (
+            InputKind::Sample,
+            &[Batch, Height, Width, Fixed(MUCH - 1)],
+            "Sample: number of elements: expected 1 to 2^36, got shape [2, 6, 10, 2147483647]",
+        ),
+        (InputKind::Timestep, &[Batch], "Timestep: axes: expected [3], got [2]"),
+        (InputKind::Timestep, &[Conditions, Fixed(1)], "Timestep: axes: expected [3], got [3, 1]"),
+        (InputKind::ClassLabels, &[Fixed(4)], "ClassLabels: axes: expected [3], got [4]"),
+    ];
+    for (kind, dims, message) in refused {
+        let got = declared(vec![Input { kind, dims: dims.to_vec() }], 0, DIMS);
+        assert_eq!(got, Err(format!("vae decoder input {message}")));
+    }
+    // A model of one size only says so by fixed axes; another size is refused by name.
+    let fixed = vec![Input { kind: InputKind::Sample, dims: vec![Batch, Fixed(6), Fixed(10), Fixed(4)] }];
+    declared(fixed.clone(), 0, DIMS).expect("its own size");
+    let got = declared(fixed, 0, Dims { height: 7, ..DIMS });
+    assert_eq!(got, Err("vae decoder input Sample: axes: expected [2, 7, 10, channels], got [2, 6, 10, 4]".into()));
+    let twice = vec![inputs()[1].clone(), inputs()[1].clone()];
+    assert_eq!(
+        declared(twice, 0, DIMS),
+        Err("vae decoder input Timestep: input: expected each kind once, got a second one".into())
+    );
+}
+
+#[test]
+fn no_axis_is_empty_and_no_size_overflows() {
+    for dims in [
+        Dims { batch: 0, ..DIMS },
+        Dims { conditions: 0, ..DIMS },
+        Dims { height: 0, ..DIMS },
+        Dims { width: 0, ..DIMS },
+        Dims { batch: usize::MAX, ..DIMS },
+        Dims { conditions: usize::MAX, ..DIMS },
+        Dims { height: 1 << 32, width: 1 << 32, ..DIMS },
+        Dims { batch: usize::MAX, conditions: usize::MAX, height: usize::MAX, width: usize::MAX },
+    ] {
+        let got = declared(inputs(), 0, dims).expect_err("refused");
+        assert!(got.contains("number of elements: expected 1 to 2^36, got shape ["), "{dims:?}: {got}");
+    }
+    let most = Dims { batch: MAX_ELEMENTS / 8, conditions: 1, height: 1, width: 1 };
+    declared(inputs(), 0, most).expect("the most that is allowed");
+    declared(inputs(), 0, Dims { batch: MAX_ELEMENTS / 8 + 1, ..most }).expect_err("one more");
+}
+
+#[test]
+fn the_output_is_a_float_value() {
+    let got = declared(inputs(), 3, DIMS);
+    assert_eq!(got, Err("vae decoder: output: expected a value below 3, got 3".into()));
+    let got = declared(inputs(), 2, DIMS);
+    assert_eq!(got, Err("vae decoder: output: expected float elements, got Index".into()));
+}
+
+#[test]
+fn odd_sizes_pass_through() {
+    for (batch, height, width) in [(1, 1, 1), (3, 5, 7), (2, 17, 33)] {
+        let dims = Dims { batch, height, width, conditions: 1 };
+        let ops = [conv(SAMPLE, CONV, None, 2, None), pointwise(Value(3)), Op::Patchify { x: Value(4), patch: 2 }];
+        let nodes = ops.map(|op| Node { op, path: "n".into(), wide: false }).to_vec();
+        let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: Value(5) };
+        let types = infer(&program, &tensors(), &dims).expect("sound");
+        assert_eq!(types[4].dims(), [batch, 2 * height, 2 * width, 5]);
+        assert_eq!(types[5].dims(), [batch, height, width, 20]);
+        assert_eq!(types[5].rows(), batch * height * width);
+        assert_eq!(types[5].rows_per_sample(), height * width);
+        assert_eq!(types[5].len(), batch * height * width * 20);
+    }
+}
