@@ -170,6 +170,25 @@ impl<'m, B: Backend> Executor<'m, B> {
         self.filled = Some(first);
     }
 
+    /// Runs the loop's ops of call `call` up to the node at module path `path`, and gives that node's floats: for
+    /// traces and tests. Call [`call`](Self::call) first, which fills the tables.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if no node of the loop has that path or its result is not float.
+    pub fn run_until(&mut self, call: usize, path: &str) -> Result<Vec<f32>> {
+        let last = self.plan.ops[Rate::Loop as usize].iter().rposition(|p| self.program.nodes[p.node].path == path);
+        let found = last.and_then(|i| self.plan.ops[Rate::Loop as usize][i].args.result().map(|y| (i, y)));
+        let Some((last, y)) = found else {
+            return Err(Error::request("node", "a module path in the loop with a float result", path));
+        };
+        for planned in &self.plan.ops[Rate::Loop as usize][..=last] {
+            dispatch(self.backend, self.program, &self.weights, &mut self.arena, call % self.plan.window, planned);
+        }
+        let mut out = vec![0.0; y.rows * y.cols];
+        self.backend.read_f32(&self.arena, y.slot.at, &mut out);
+        Ok(out)
+    }
+
     /// Where the sample input lies, for [`Backend::model_input`].
     pub fn sample(&self) -> Slot {
         let value = self.program.input(InputKind::Sample).map_or(0, |v| v.0 as usize);

@@ -1,1 +1,8 @@
-fn main() {}
+//! The runtime's command line; see `cli`.
+#![deny(unsafe_code)]
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -328,3 +328,23 @@ pub enum OpArgs {
     PositionEmbedding(PositionEmbeddingArgs),
     Patch(PatchArgs),
 }
+
+impl OpArgs {
+    /// Where the result lies, if it is float.
+    pub fn result(&self) -> Option<Floats> {
+        Some(match self {
+            OpArgs::Linear(a) => a.y,
+            OpArgs::Conv2d(a) => a.y,
+            OpArgs::Attention(a) => a.y,
+            OpArgs::LayerNorm(LayerNormArgs { y: Output::Floats(y), .. }) => *y,
+            OpArgs::GroupNorm(GroupNormArgs { y: Output::Floats(y), .. }) => *y,
+            OpArgs::Pointwise(a) => a.y,
+            OpArgs::Add(a) => a.y,
+            OpArgs::Embedding(a) => a.y,
+            OpArgs::TimestepEmbedding(a) => a.y,
+            OpArgs::PositionEmbedding(a) => a.y,
+            OpArgs::Patch(a) => a.y,
+            OpArgs::LayerNorm(_) | OpArgs::GroupNorm(_) | OpArgs::Quantize(_) => return None,
+        })
+    }
+}

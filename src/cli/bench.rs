@@ -1,0 +1,161 @@
+//! `aquatint bench`: where the time goes.
+
+use super::{Device, model, say, say_json};
+use aquatint::backend::Backend;
+use aquatint::backend::cpu::{Cpu, simd::Isa};
+use aquatint::exec::Executor;
+use aquatint::format::Packed;
+use aquatint::pipeline::TABLE_BYTES;
+use aquatint::plan::Shape;
+use aquatint::program::{Dims, Program, Role};
+use aquatint::{Error, Result, with_cpu};
+use clap::Args;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Time loading, steps and decoding, op by op.
+#[derive(Args)]
+pub struct Bench {
+    /// A packed model [default: the embedded one]
+    model: Option<PathBuf>,
+    /// Samples per denoiser call; a guided image is two
+    #[arg(short, long, default_value_t = 2, value_name = "N")]
+    batch_size: usize,
+    /// Calls to time
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    repeat: usize,
+    /// Leave the decoder out
+    #[arg(long)]
+    no_decode: bool,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: Device,
+}
+
+/// Times of one program.
+struct Times {
+    bind: f64,
+    /// The first call, which touches the weights and fills tables.
+    first: f64,
+    /// The other calls, fastest first.
+    calls: Vec<f64>,
+    /// Seconds per call by op, of the call with the median time or thereabouts.
+    ops: Vec<(String, f64)>,
+}
+
+impl Times {
+    fn median(&self) -> f64 {
+        self.calls[self.calls.len() / 2]
+    }
+}
+
+impl Bench {
+    /// Runs the command.
+    pub fn run(&self) -> Result<()> {
+        if self.batch_size == 0 || self.repeat == 0 {
+            return Err(Error::request("--batch-size, --repeat", "at least 1", 0));
+        }
+        let tier = self.device.tier()?;
+        let begin = Instant::now();
+        let packed = model::open(self.model.as_deref())?;
+        let open = begin.elapsed().as_secs_f64();
+        self.device.install(|| with_cpu!(tier, cpu => self.measure(&mut cpu, &packed, open)))?
+    }
+
+    fn measure<I: Isa>(&self, cpu: &mut Cpu<I>, packed: &Packed<model::Bytes>, open: f64) -> Result<()> {
+        let name = cpu.name();
+        let denoiser = self.time(cpu, packed, Role::Denoiser, self.batch_size)?;
+        let decoder = if self.no_decode { None } else { Some(self.time(cpu, packed, Role::VaeDecoder, 1)?) };
+        if self.json {
+            let show = |t: &Times| {
+                let ops: BTreeMap<_, _> = t.ops.iter().cloned().collect();
+                json!({ "bind": t.bind, "first": t.first, "median": t.median(), "best": t.calls[0], "ops": ops })
+            };
+            say_json(&json!({
+                "device": name, "open_seconds": open, "batch": self.batch_size,
+                "denoiser": show(&denoiser), "decoder": decoder.as_ref().map(show),
+            }));
+            return Ok(());
+        }
+        say(format_args!("{name}; open {:.2} ms", open * 1e3));
+        let what = format!("denoiser call, batch {}", self.batch_size);
+        for (what, t) in [(what.as_str(), Some(&denoiser)), ("decoder call, batch 1", decoder.as_ref())] {
+            let Some(t) = t else { continue };
+            say(format_args!(
+                "{what}: median {:.2} ms, best {:.2} ms of {}; bind {:.2} ms, first call {:.2} ms",
+                t.median() * 1e3,
+                t.calls[0] * 1e3,
+                t.calls.len(),
+                t.bind * 1e3,
+                t.first * 1e3
+            ));
+            let total: f64 = t.ops.iter().map(|o| o.1).sum();
+            for (op, seconds) in &t.ops {
+                say(format_args!("  {op:<20} {:9.3} ms  {:5.1} %", seconds * 1e3, 100.0 * seconds / total));
+            }
+        }
+        Ok(())
+    }
+
+    fn time<I: Isa>(&self, cpu: &mut Cpu<I>, packed: &Packed<model::Bytes>, role: Role, batch: usize) -> Result<Times> {
+        let meta = &packed.meta().pipeline;
+        let [height, width] = meta.latent_size.map(|n| n as usize);
+        let conditions = batch.min(2);
+        let shape = Shape {
+            dims: Dims { batch, conditions, height, width },
+            calls: self.repeat + 1,
+            table_bytes: TABLE_BYTES,
+            reserve: 0,
+        };
+        let begin = Instant::now();
+        let mut executor = Executor::bind(cpu, packed, role, shape)?;
+        let bind = begin.elapsed().as_secs_f64();
+        let mut rng = aquatint::rng::FastRng::new(1);
+        let mut sample = vec![0.0; batch * height * width * meta.latent_channels as usize];
+        rng.randn(&mut sample);
+        if role == Role::Denoiser {
+            let labels: Vec<u32> = [meta.classes / 2, meta.null_class].into_iter().take(conditions).collect();
+            executor.set_class_labels(&labels)?;
+            executor.set_timesteps((0..self.repeat + 1).map(|i| (999 - i * 7 % 900) as f32))?;
+        }
+        executor.write_sample(&sample);
+        let begin = Instant::now();
+        executor.call(0);
+        let first = begin.elapsed().as_secs_f64();
+        let mut out = vec![0.0; executor.plan().output.rows * executor.plan().output.cols];
+        executor.read_output(&mut out);
+        if !out.iter().all(|v| v.is_finite()) {
+            return Err(Error::request("model", "finite results", "NaN or infinity; nothing was timed"));
+        }
+        let mut calls: Vec<f64> = (1..=self.repeat)
+            .map(|i| {
+                let begin = Instant::now();
+                executor.call(i);
+                begin.elapsed().as_secs_f64()
+            })
+            .collect();
+        calls.sort_by(f64::total_cmp);
+        let program = executor.program();
+        let mut by_op: BTreeMap<String, f64> = BTreeMap::new();
+        let mut last = Instant::now();
+        executor.call_with(self.repeat, &mut |node| {
+            let now = Instant::now();
+            *by_op.entry(kind(program, node)).or_default() += (now - last).as_secs_f64();
+            last = now;
+        });
+        let mut ops: Vec<_> = by_op.into_iter().collect();
+        ops.sort_by(|a, b| b.1.total_cmp(&a.1));
+        Ok(Times { bind, first, calls, ops })
+    }
+}
+
+/// The op of a node, and whether it quantizes.
+fn kind(program: &Program, node: usize) -> String {
+    let op = &program.nodes[node].op;
+    let fused = op.quantizes().is_some() && op.name() != "quantize";
+    if fused { format!("{} + quantize", op.name()) } else { op.name().into() }
+}

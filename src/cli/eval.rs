@@ -1,0 +1,51 @@
+//! `aquatint eval`: one denoiser call.
+
+use super::tensors::{Inputs, Named, write};
+use super::{Device, model};
+use aquatint::pipeline::Pipeline;
+use aquatint::{Error, Result, with_cpu};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Run the denoiser once: no guidance, no sampler.
+#[derive(Args)]
+pub struct Eval {
+    /// A packed model [default: the embedded one]
+    model: Option<PathBuf>,
+    /// Timestep the model receives
+    #[arg(long, value_name = "T")]
+    timestep: f32,
+    /// safetensors with latents [n,c,h,w] and class_labels [n]
+    #[arg(long, value_name = "FILE")]
+    inputs: PathBuf,
+    /// safetensors to write: sample [n, channels out, h, w]
+    #[arg(long, value_name = "FILE")]
+    outputs: PathBuf,
+    #[command(flatten)]
+    device: Device,
+}
+
+impl Eval {
+    /// Runs the command.
+    pub fn run(&self) -> Result<()> {
+        let tier = self.device.tier()?;
+        let packed = model::open(self.model.as_deref())?;
+        let pipeline = Pipeline::new(&packed)?;
+        if !self.timestep.is_finite() {
+            return Err(Error::request("--timestep", "a finite number", self.timestep));
+        }
+        let mut inputs = Inputs::read(&self.inputs, &["latents", "class_labels"])?;
+        let shown = self.inputs.display().to_string();
+        let missing = |name| Error::request(shown.as_str(), format!("a tensor `{name}`"), "none");
+        let ([n, _, h, w], latents) =
+            inputs.latents(packed.meta().pipeline.latent_channels)?.ok_or_else(|| missing("latents"))?;
+        let labels = inputs.class_labels()?.ok_or_else(|| missing("class_labels"))?;
+        if labels.len() != n {
+            return Err(Error::request(format!("{shown}: class_labels"), format!("{n}, one per image"), labels.len()));
+        }
+        let (values, channels) = self
+            .device
+            .install(|| with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &latents, [h, w], &labels, self.timestep)))??;
+        write(&self.outputs, &[Named { name: "sample", dims: vec![n, channels, h, w], values }])
+    }
+}

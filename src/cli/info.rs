@@ -1,0 +1,151 @@
+//! `aquatint info`: what a file holds, and exactly how much memory it needs.
+
+use super::{Device, bytes, model, say, say_json};
+use aquatint::format::TensorKind;
+use aquatint::pipeline::Pipeline;
+use aquatint::{Result, with_cpu};
+use clap::Args;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Show what a file holds and how much memory it needs.
+#[derive(Args)]
+pub struct Info {
+    /// A packed model [default: the embedded one]
+    model: Option<PathBuf>,
+    /// Images per batch, for the memory plan
+    #[arg(short, long, default_value_t = 1, value_name = "N")]
+    batch_size: usize,
+    /// Sampler steps, for the memory plan [default: the model's]
+    #[arg(short, long, value_name = "N")]
+    steps: Option<usize>,
+    /// Also list every tensor
+    #[arg(short, long)]
+    verbose: bool,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: Device,
+}
+
+/// Number, weights and bytes of tensors.
+#[derive(Default)]
+struct Sum {
+    tensors: usize,
+    weights: usize,
+    bytes: usize,
+}
+
+impl Info {
+    /// Runs the command.
+    pub fn run(&self) -> Result<()> {
+        let tier = self.device.tier()?;
+        let packed = model::open(self.model.as_deref())?;
+        let pipeline = Pipeline::new(&packed)?;
+        let meta = packed.meta();
+        let mut codecs: BTreeMap<String, Sum> = BTreeMap::new();
+        for t in packed.tensors() {
+            let sum = codecs.entry(t.kind.name()).or_default();
+            sum.tensors += 1;
+            sum.weights += t.len();
+            sum.bytes += t.bytes;
+        }
+        // The classes of a batch are taken to differ, which needs the most memory.
+        let classes = meta.pipeline.classes.max(1);
+        let mut request = pipeline.request((0..self.batch_size as u32).map(|i| i % classes).collect());
+        request.steps = self.steps.unwrap_or(request.steps);
+        request.batch_size = self.batch_size;
+        let [denoiser, decoder] = with_cpu!(tier, cpu => {
+            use aquatint::backend::Backend;
+            let plans = pipeline.plans(&cpu, &request)?;
+            let _ = cpu.name();
+            plans
+        });
+        let [h, w] = meta.pipeline.latent_size.map(|n| n * meta.pipeline.pixels_per_latent);
+        if self.json {
+            let codecs: BTreeMap<_, _> = codecs
+                .iter()
+                .map(|(k, s)| (k, json!({ "tensors": s.tensors, "weights": s.weights, "bytes": s.bytes })))
+                .collect();
+            let programs: BTreeMap<_, _> = packed
+                .programs()
+                .iter()
+                .map(|p| (p.role.name(), json!({ "nodes": p.nodes.len(), "ops": ops(p) })))
+                .collect();
+            say_json(&json!({
+                "hash": format!("{:032x}", packed.hash()),
+                "file_bytes": packed.as_bytes().len(),
+                "weight_bytes": packed.data_bytes(),
+                "model": meta.pipeline,
+                "quantization": { "config": meta.quantization.config, "average_bits": meta.quantization.average_bits },
+                "codecs": codecs,
+                "programs": programs,
+                "memory": {
+                    "batch": self.batch_size, "steps": request.steps,
+                    "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables, "decoder_arena": decoder.arena,
+                    "peak_arena": denoiser.arena.max(decoder.arena),
+                },
+            }));
+            return Ok(());
+        }
+        say(format_args!(
+            "{} ({}), {h} x {w} pixels, {} classes",
+            meta.pipeline.name, meta.pipeline.class, meta.pipeline.classes
+        ));
+        say(format_args!(
+            "file    {}, hash {:032x}, made by {}",
+            bytes(packed.as_bytes().len()),
+            packed.hash(),
+            meta.tool
+        ));
+        say(format_args!(
+            "sampler {}, {} steps, guidance {}",
+            meta.pipeline.sampler.kind, meta.pipeline.steps, meta.pipeline.guidance_scale
+        ));
+        say(format_args!(
+            "config  {}, {:.2} bits on average, codebooks included",
+            meta.quantization.config, meta.quantization.average_bits
+        ));
+        say("\ncodec          tensors      weights        bytes  bits/weight");
+        for (name, s) in &codecs {
+            let bits = 8.0 * s.bytes as f64 / s.weights as f64;
+            say(format_args!("{name:<14} {:>7} {:>12} {:>12} {bits:>12.2}", s.tensors, s.weights, s.bytes));
+        }
+        for p in packed.programs() {
+            let ops: Vec<String> = ops(p).into_iter().map(|(op, n)| format!("{n} {op}")).collect();
+            say(format_args!("\n{}: {} nodes: {}", p.role.name(), p.nodes.len(), ops.join(", ")));
+        }
+        say(format_args!(
+            "\nmemory beside the mapped weights, batch {}, {} steps, guided: {}",
+            self.batch_size,
+            request.steps,
+            bytes(denoiser.arena.max(decoder.arena))
+        ));
+        say(format_args!(
+            "  step loop {} ({} of it tables, {} calls a window), then decoder {}",
+            bytes(denoiser.arena),
+            bytes(denoiser.tables),
+            denoiser.window,
+            bytes(decoder.arena)
+        ));
+        if self.verbose {
+            say("");
+            for t in packed.tensors() {
+                let kind = if let TensorKind::F32 = t.kind { "f32".into() } else { t.kind.name() };
+                say(format_args!("{kind:<14} {:>20} {:>12}  {}", format!("{:?}", t.dims), t.bytes, t.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Number of nodes by op.
+fn ops(program: &aquatint::program::Program) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for node in &program.nodes {
+        *counts.entry(node.op.name()).or_default() += 1;
+    }
+    counts
+}

@@ -1,0 +1,53 @@
+//! Finding the model: a file, or the one inside the binary.
+
+use aquatint::format::Packed;
+use aquatint::mmap::map;
+use aquatint::{Error, Result};
+use memmap2::Mmap;
+use std::path::Path;
+
+/// Bytes that start on a 64-byte boundary, as the format demands.
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+/// The glyph model, W4A8: letters in colour, made to be looked at. `tests/glyphs.rs` proves that packing
+/// `models/glyphs` again gives exactly these bytes.
+static GLYPHS: &Aligned<[u8]> = &Aligned(*include_bytes!("../../models/glyphs-w4a8.aqt"));
+
+/// Where the bytes of a model are.
+pub enum Bytes {
+    /// In a mapped file.
+    Mapped(Mmap),
+    /// In the binary.
+    Embedded(&'static [u8]),
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+/// Opens the model at `path`, or the embedded one.
+pub fn open(path: Option<&Path>) -> Result<Packed<Bytes>> {
+    let Some(path) = path else { return Packed::new(Bytes::Embedded(&GLYPHS.0)) };
+    if path.is_dir() {
+        let expected = "a packed .aqt file";
+        let got = format!("the directory {}; pack it first: packer {} -o model.aqt", path.display(), path.display());
+        return Err(Error::request("model", expected, got));
+    }
+    Packed::new(Bytes::Mapped(map(path)?)).map_err(|e| match e {
+        Error::Format { section, offset, what, expected, got } => {
+            Error::Format { section, offset, what: format!("{}: {what}", path.display()), expected, got }
+        }
+        other => other,
+    })
+}
+
+/// A name for the model, for people.
+pub fn name(path: Option<&Path>) -> String {
+    path.and_then(|p| p.file_stem()).map_or("glyphs (embedded)".into(), |s| s.to_string_lossy().into_owned())
+}
