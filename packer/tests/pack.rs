@@ -60,6 +60,20 @@ fn every_layer_can_be_quantized_when_named() {
 }
 
 #[test]
+fn a_default_spares_small_layers_and_an_entry_does_not() {
+    let scratch = Scratch::new("default");
+    let config = scratch.path("q.toml");
+    fs::write(&config, "default = \"w4a8\"\n[layers]\n\"*.attn1.to_q\" = \"w8a8\"\nproj_out_2 = \"f32\"\n").unwrap();
+    let report = pack_as(&model("d2"), config.to_str(), &scratch.path("m.aqt")).unwrap();
+    let method =
+        |layer: &str| report.layers.iter().find(|l| l.name == format!("transformer/{layer}")).unwrap().method.clone();
+    assert_eq!(method("transformer_blocks.1.attn1.to_q"), "mse-8", "32 inputs, named by a glob");
+    assert_eq!(method("transformer_blocks.1.attn1.to_k"), "f16", "32 inputs, not named");
+    assert_eq!(method("transformer_blocks.1.ff.net.2"), "mse-4", "128 inputs, not named");
+    assert_eq!(method("proj_out_2"), "f32");
+}
+
+#[test]
 fn the_same_input_gives_the_same_bytes() {
     let scratch = Scratch::new("determinism");
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -161,7 +175,7 @@ fn configurations_of_qua2sedimo_apply() {
     // The average by hand: (rows, inputs, method) of each layer, copies counted again.
     let tables = |rows: u64, method: &str| match method.rsplit_once('-').unwrap() {
         ("mse", _) => 4 * rows,
-        ("kmeans", b) => 2 * rows << b.parse::<u64>().unwrap(),
+        ("kmeans", b) => (2 * rows) << b.parse::<u64>().unwrap(),
         (_, b) => 2 << b.parse::<u64>().unwrap(),
     };
     let (mut quantized, mut raw) = (0, 0);

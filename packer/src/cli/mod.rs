@@ -44,7 +44,7 @@ struct Pack {
     /// Print nothing but errors.
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
-    /// Also list source files and the reasons of exceptions.
+    /// Also say why layers are not as the configuration asks, where they are not.
     #[arg(short, long)]
     verbose: bool,
     /// Print the report as JSON.
