@@ -52,8 +52,9 @@ pub const SECTION_ALIGN: u64 = 4096;
 pub const MAX_TENSORS: usize = 1 << 16;
 /// Most programs in a file.
 pub const MAX_PROGRAMS: usize = 16;
-/// Most nodes in all programs together.
-pub const MAX_NODES: usize = 1 << 17;
+/// Most nodes in all programs together. Planning memory takes time quadratic in it, so this also bounds what
+/// a hostile file can cost; ops are coarse, and a few thousand make a large pipeline.
+pub const MAX_NODES: usize = 1 << 14;
 /// Most bytes of one name or module path.
 pub const MAX_NAME: usize = 255;
 /// Most bytes of META.

@@ -1,0 +1,853 @@
+//! Hostile files: whatever the bytes are, opening them gives a sound model or an error that names the fault. It never
+//! panics, never hangs, and never allocates more than a small multiple of the file.
+//!
+//! A damaged file is tried twice: raw, when hashes tell on it, and *resealed*, with all hashes made right again, when
+//! only the structure can.
+
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use aquatint::Error;
+use aquatint::backend::cpu::{Cpu, simd::scalar::Scalar};
+use aquatint::exec::{Executor, plan};
+use aquatint::format::{Packed, SectionKind};
+use aquatint::plan::Shape;
+use aquatint::program::{Dims, InputKind, Role};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use tiny::{AlignedBytes, Noise, build, reseal, reseal_root, reseal_section, sections, split};
+
+/// Counts the bytes that each thread asks for.
+struct Counting;
+
+thread_local! {
+    static ASKED: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system allocator unchanged; counting touches a constant-initialised thread-local of
+// a type without a destructor, which allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ASKED.try_with(|n| n.set(n.get() + layout.size()));
+        // SAFETY: the caller's promise about `layout` is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: `ptr` came from `System` with this `layout`, as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let _ = ASKED.try_with(|n| n.set(n.get() + size));
+        // SAFETY: as for `dealloc`, and `size` is the caller's.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const DATA: usize = 0;
+const TENSORS: usize = 1;
+const PROGRAMS: usize = 2;
+const NODES: usize = 3;
+const STRINGS: usize = 4;
+const META: usize = 5;
+/// Bytes of header and section table.
+const HEAD: usize = 352;
+const TENSOR: usize = 64;
+const PROGRAM: usize = 128;
+const NODE: usize = 80;
+
+/// The sound file that all others are made from.
+fn sound() -> AlignedBytes {
+    static FILE: OnceLock<AlignedBytes> = OnceLock::new();
+    FILE.get_or_init(|| tiny::bytes("hostile")).clone()
+}
+
+/// First byte of section `i` in the sound file.
+fn start(i: usize) -> usize {
+    sections(sound().as_ref())[i].0 as usize
+}
+
+/// The place and the message of a format error.
+#[track_caller]
+fn fault<T>(result: aquatint::Result<T>, case: &str) -> (&'static str, u64, String) {
+    match result {
+        Ok(_) => panic!("{case}: accepted"),
+        Err(ref e @ Error::Format { section, offset, .. }) => (section, offset, e.to_string()),
+        Err(other) => panic!("{case}: {other}"),
+    }
+}
+
+/// Asserts that opening `file` fails at `offset` of `section` with a message that has `text`.
+#[track_caller]
+fn refused(file: &AlignedBytes, section: &str, offset: u64, text: &str) {
+    let (got_section, got_offset, message) = fault(Packed::new(file), text);
+    assert_eq!((got_section, got_offset), (section, offset), "{text}: {message}");
+    assert!(message.contains(text), "{text}: {message}");
+}
+
+/// The same of a file that opens and fails when verified.
+#[track_caller]
+fn unverified(file: &AlignedBytes, section: &str, offset: u64, text: &str) {
+    let packed = Packed::new(file).expect(text);
+    let (got_section, got_offset, message) = fault(packed.verify(), text);
+    assert_eq!((got_section, got_offset), (section, offset), "{text}: {message}");
+    assert!(message.contains(text), "{text}: {message}");
+}
+
+/// The sound file with `bytes` at `at`.
+fn with(at: usize, bytes: &[u8]) -> AlignedBytes {
+    let mut file = sound();
+    file.as_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+    file
+}
+
+/// The same, resealed.
+fn sealed(at: usize, bytes: &[u8]) -> AlignedBytes {
+    let mut file = with(at, bytes);
+    reseal(file.as_mut());
+    file
+}
+
+fn le(n: u32) -> [u8; 4] {
+    n.to_le_bytes()
+}
+
+const SHAPE: Shape =
+    Shape { dims: Dims { batch: 2, conditions: 2, height: 4, width: 6 }, calls: 3, table_bytes: 1 << 12, reserve: 64 };
+
+/// Bytes that a file of `len` bytes may make a single operation ask for, all its allocations added up.
+fn most_asked(len: usize) -> usize {
+    4 * len + (64 << 10)
+}
+
+/// Opens, verifies and plans `file`; returns whether it opened. Fails with `case` on a panic or a great allocation.
+fn survive(file: &AlignedBytes, case: impl Fn() -> String) -> bool {
+    let most = most_asked(file.as_ref().len());
+    let step = |name: &str, before: usize| {
+        let asked = ASKED.get() - before;
+        assert!(asked <= most, "{}: {name} asked for {asked} bytes", case());
+    };
+    let tried = catch_unwind(AssertUnwindSafe(|| {
+        let before = ASKED.get();
+        let opened = Packed::new(file);
+        step("opening", before);
+        let Ok(packed) = opened else { return false };
+        let before = ASKED.get();
+        // Either outcome is fine: a resealed file may be another sound one.
+        let _ = packed.verify();
+        step("verifying", before);
+        for role in [Role::Denoiser, Role::VaeDecoder] {
+            let before = ASKED.get();
+            let _ = plan(&Cpu::new(Scalar), &packed, role, &SHAPE);
+            step("planning", before);
+        }
+        true
+    }));
+    tried.unwrap_or_else(|_| panic!("{}", case()))
+}
+
+#[test]
+fn the_file_that_all_damage_starts_from_is_sound() {
+    let file = sound();
+    assert!(survive(&file, || "sound".into()));
+    Packed::new(&file).expect("sound").verify().expect("sound");
+    let mut resealed = sound();
+    reseal(resealed.as_mut());
+    assert!(resealed.as_ref() == file.as_ref());
+}
+
+#[test]
+fn header_faults_are_named() {
+    let len = sound().as_ref().len() as u64;
+    let cases: &[(usize, &[u8], u64, &str)] = &[
+        (0, b"PK\x03\x04", 0, "magic: expected an .aqt file"),
+        (7, b"\r", 0, "magic"),
+        (8, &le(2), 8, "version: expected 1, got 2; use a newer aquatint"),
+        (8, &le(u32::MAX), 8, "use a newer aquatint"),
+        (8, &le(0), 8, "version: expected 1, got 0; pack the model again"),
+        (12, &le(0), 12, "section count: expected 6, got 0"),
+        (12, &le(5), 12, "section count"),
+        (12, &le(7), 12, "section count"),
+        (12, &le(u32::MAX), 12, "section count"),
+        (16, &[1], 16, "required features: expected none, got 0x1; use a newer aquatint"),
+        (23, &[0x80], 16, "got 0x8000000000000000; use a newer aquatint"),
+        (24, &(len - 1).to_le_bytes(), 24, "the file is cut short or has been appended to; copy or pack it again"),
+        (24, &(len + 1).to_le_bytes(), 24, "file size"),
+        (24, &[0; 8], 24, "file size"),
+        (24, &[0xff; 8], 24, "file size"),
+        (48, &[1], 48, "reserved"),
+        (63, &[0x80], 48, "reserved"),
+    ];
+    for &(at, bytes, offset, text) in cases {
+        let mut file = with(at, bytes);
+        reseal_root(file.as_mut());
+        refused(&file, "header", offset, text);
+    }
+    for at in 32..48 {
+        let flipped = sound().as_ref()[at] ^ 1;
+        refused(&with(at, &[flipped]), "header", 32, "the file is damaged");
+    }
+}
+
+#[test]
+fn section_table_faults_are_named() {
+    let table = sections(sound().as_ref());
+    let len = sound().as_ref().len() as u64;
+    for (i, &(at, bytes)) in table.iter().enumerate() {
+        let record = 64 + 48 * i;
+        let first = record as u64;
+        let mut cases: Vec<(usize, Vec<u8>, u64, &str)> = vec![
+            (0, le(0).into(), first, "section kind"),
+            (0, le(7).into(), first, "section kind"),
+            (0, le((i as u32 + 1) % 6 + 1).into(), first, "section kind"),
+            (4, le(1).into(), first + 4, "reserved"),
+            (40, vec![1], first + 4, "reserved"),
+        ];
+        for offset in [0, at - 4096, at - 64, at + 1, at + 4096, len, u64::MAX - 4095, u64::MAX] {
+            cases.push((8, offset.to_le_bytes().into(), first + 8, "section offset"));
+        }
+        // Sizes that end behind the file, overflow 64 bits, or come round to the same place.
+        for bytes in [len, len - at + 1, u64::MAX, u64::MAX - at, u64::MAX - at + 1, (1 << 63) + bytes] {
+            cases.push((16, bytes.to_le_bytes().into(), first + 16, "section size"));
+        }
+        if i < META {
+            // One that swallows the next section.
+            let swallow = (table[i + 1].0 - at + 1).to_le_bytes();
+            cases.push((16, swallow.into(), first + 48 + 8, "section offset"));
+        } else {
+            cases.push((16, (bytes - 1).to_le_bytes().into(), 24, "the end of the last section"));
+            cases.push((16, [0; 8].into(), 24, "the end of the last section"));
+        }
+        for (field, bytes, offset, text) in cases {
+            let mut file = with(record + field, &bytes);
+            reseal_root(file.as_mut());
+            refused(&file, "header", offset, text);
+        }
+        // A hash that is not that of the bytes.
+        let mut file = sound();
+        file.as_mut()[record + 24] ^= 1;
+        reseal_root(file.as_mut());
+        let name = SectionKind::ALL[i].name();
+        if i == DATA {
+            unverified(&file, name, 0, "hash");
+        } else {
+            refused(&file, name, 0, "hash");
+        }
+    }
+}
+
+#[test]
+fn tensor_faults_are_named() {
+    let s = start(TENSORS);
+    let n = split(sound().as_ref())[TENSORS].len() / TENSOR;
+    let last = (n - 1) * TENSOR; // f32 [3]
+    let vast = [0xff; 16];
+    // Record 0 is f32 [8, 8], record 1 is f32 [8], record 3 is codes (24, 8).
+    let (codes, rank1) = (3 * TENSOR, TENSOR);
+    let cases: &[(usize, &[u8], u64, &str)] = &[
+        (16, &[0], 16, "tensor 0 rank: expected 1 to 4, got 0"),
+        (16, &[5], 16, "tensor 0 rank"),
+        (16, &[255], 16, "tensor 0 rank"),
+        (16, &[1], 0, "tensor 0 dims: expected 1 beyond rank 1"),
+        (8, &le(2), 0, "tensor 0 dims: expected 1 beyond rank 2"),
+        (12, &le(0), 0, "tensor 0 dims: expected 1 beyond rank 2"),
+        (0, &le(0), 0, "tensor 0 dims: expected 1 to 2^36 weights, got [0, 8]"),
+        (0, &[vast.as_slice(), &[4]].concat(), 0, "tensor 0 dims: expected 1 to 2^36 weights"),
+        (0, &[le(1 << 20), le((1 << 16) + 1)].concat(), 0, "tensor 0 dims: expected 1 to 2^36 weights"),
+        (17, &[4, 0, 0], 17, "kind, bits, grain: expected a known combination, got (4, 0, 0)"),
+        (17, &[255, 4, 0], 17, "kind, bits, grain"),
+        (17, &[0, 4, 0], 17, "kind, bits, grain"),
+        (17, &[0, 0, 1], 17, "kind, bits, grain"),
+        (17, &[1, 8, 0], 17, "kind, bits, grain"),
+        (codes + 19, &[2], (codes + 17) as u64, "tensor 3 kind, bits, grain"),
+        (codes + 18, &[0], (codes + 18) as u64, "tensor 3 bits: expected 2, 3, 4, 5, 6 or 8, got 0"),
+        (codes + 18, &[1], (codes + 18) as u64, "tensor 3 bits"),
+        (codes + 18, &[7], (codes + 18) as u64, "tensor 3 bits"),
+        (codes + 18, &[16], (codes + 18) as u64, "tensor 3 bits"),
+        (rank1 + 17, &[2, 4, 0], (rank1 + 16) as u64, "tensor 1 rank: expected 2 or 4 for codes, got 1"),
+        (40, &[1], 40, "tensor 0 reserved"),
+        (63, &[1], 40, "tensor 0 reserved"),
+        (24, &[64], 24, "tensor 0 offset: expected 0, got 64"),
+        (24, &[0xff; 8], 24, "tensor 0 offset"),
+        (rank1 + 24, &[0; 8], (rank1 + 24) as u64, "tensor 1 offset: expected 256, got 0"),
+        (32, &[255], 32, "tensor 0 bytes: expected 256, got 511"),
+        (32, &[0xff; 8], 32, "tensor 0 bytes"),
+        (32, &[0; 8], 32, "tensor 0 bytes"),
+        (17, &[1], 32, "tensor 0 bytes: expected 128, got 256"),
+        (0, &le(9), 32, "tensor 0 bytes: expected 288, got 256"),
+        (codes + 18, &[8], (codes + 32) as u64, "tensor 3 bytes"),
+        (codes + 17, &[2], (codes + 32) as u64, "tensor 3 bytes"),
+    ];
+    for &(at, bytes, offset, text) in cases {
+        refused(&sealed(s + at, bytes), "TENSORS", offset, text);
+    }
+    for len in [0, 256, u32::MAX] {
+        refused(&sealed(s + 20, &le(len)), "STRINGS", 0, &format!("name: expected 1 to 255 bytes, got {len} bytes"));
+    }
+    // A last tensor that is consistent in itself and larger than DATA.
+    let mut file = with(s + last, &le(1000));
+    file.as_mut()[s + last + 32..][..8].copy_from_slice(&4000u64.to_le_bytes());
+    reseal(file.as_mut());
+    refused(&file, "TENSORS", last as u64 + 32, "end: expected within DATA");
+
+    let cut = |section: usize, change: fn(&mut Vec<u8>)| {
+        let mut sections = split(sound().as_ref());
+        change(&mut sections[section]);
+        build(&sections)
+    };
+    let size = split(sound().as_ref())[DATA].len() as u64;
+    refused(&cut(DATA, |d| d.push(0)), "DATA", size, "the end of the last tensor");
+    refused(&cut(DATA, |d| d.extend([0; 64])), "DATA", size, "the end of the last tensor");
+    refused(&cut(DATA, |d| d.truncate(d.len() - 1)), "TENSORS", last as u64 + 32, "end");
+    refused(&cut(DATA, Vec::clear), "TENSORS", 32, "end");
+    refused(&cut(TENSORS, |t| t.push(0)), "TENSORS", 0, "size: expected a multiple of 64");
+    refused(&cut(TENSORS, |t| t.resize((1 << 16) * 64 + 64, 0)), "TENSORS", 0, "record count: expected at most 65536");
+    refused(&cut(PROGRAMS, |p| p.push(0)), "PROGRAMS", 0, "size: expected a multiple of 128");
+    refused(&cut(PROGRAMS, |p| p.resize(17 * 128, 0)), "PROGRAMS", 0, "record count: expected at most 16, got 17");
+    refused(&cut(NODES, |n| n.push(0)), "NODES", 0, "size: expected a multiple of 80");
+    refused(&cut(NODES, |n| n.resize((1 << 14) * 80 + 80, 0)), "NODES", 0, "record count: expected at most 16384");
+}
+
+#[test]
+fn program_faults_are_named() {
+    let s = start(PROGRAMS);
+    let second = PROGRAM;
+    let slot = |i: usize| 24 + 20 * i;
+    let cases: &[(usize, &[u8], u64, &str)] = &[
+        (0, &le(2), 0, "program 0 role: expected a known role, got 2"),
+        (0, &le(u32::MAX), 0, "program 0 role"),
+        (second, &le(0), 128, "role: expected each role once, got denoiser"),
+        (4, &le(5), 4, "program 0 input count: expected at most 4, got 5"),
+        (4, &le(u32::MAX), 4, "program 0 input count"),
+        (4, &le(2), 16, "program 0 output: expected one of its values, got 47 of 47"),
+        (4, &le(4), slot(3) as u64, "program 0 input: expected a known kind and 1 to 4 axes, got kind 0 rank 0"),
+        (slot(0), &[0], slot(0) as u64, "program 0 input"),
+        (slot(0), &[4], slot(0) as u64, "program 0 input"),
+        (slot(1) + 1, &[0], slot(1) as u64, "program 0 input"),
+        (slot(1) + 1, &[5], slot(1) as u64, "program 0 input"),
+        (slot(2) + 4, &le(1 << 31 | 4), slot(2) as u64, "program 0 input axes: expected known symbols"),
+        (slot(2) + 4, &le(u32::MAX), slot(2) as u64, "program 0 input axes"),
+        (slot(2) + 2, &[1], 20, "program 0 unused fields"),
+        (slot(2) + 8, &[1], 20, "program 0 unused fields"),
+        (slot(3), &[1], 20, "program 0 unused fields"),
+        (slot(3) + 16, &[1], 20, "program 0 unused fields"),
+        (20, &[1], 20, "program 0 unused fields"),
+        (104, &[1], 20, "program 0 unused fields"),
+        (127, &[1], 20, "program 0 unused fields"),
+        (8, &le(1), 8, "node range: expected nodes from 0, at most 53, got 1..46"),
+        (8, &le(u32::MAX), 8, "node range"),
+        (12, &le(54), 8, "node range"),
+        (12, &le(u32::MAX), 8, "node range"),
+        (second + 8, &le(44), 136, "node range"),
+        (second + 12, &le(9), 136, "node range"),
+        (16, &le(48), 16, "program 0 output: expected one of its values, got 48 of 48"),
+        (16, &le(u32::MAX), 16, "program 0 output"),
+    ];
+    for &(at, bytes, offset, text) in cases {
+        refused(&sealed(s + at, bytes), "PROGRAMS", offset, text);
+    }
+    // One node of the second program left over, with its path.
+    refused(&sealed(s + second + 12, &le(7)), "PROGRAMS", 144, "program 1 output");
+    let mut file = with(s + second + 12, &le(7));
+    file.as_mut()[s + second + 16..][..4].copy_from_slice(&le(0));
+    reseal(file.as_mut());
+    refused(&file, "NODES", 52 * NODE as u64, "node count: expected 52, got 53");
+    // No program at all.
+    let mut sections = split(sound().as_ref());
+    sections[PROGRAMS].clear();
+    refused(&build(&sections), "NODES", 0, "node count: expected 0, got 53");
+    // An input that is declared twice, or with the axes of another kind, opens and is refused by the shape rules.
+    for (at, byte) in [(slot(2), 2), (slot(1), 3), (slot(1) + 1, 2)] {
+        let file = sealed(s + at, &[byte]);
+        match Packed::new(&file).map(|p| p.verify()) {
+            Ok(Err(Error::Shape { path, .. })) => assert!(path.starts_with("denoiser input"), "{path}"),
+            Ok(other) => panic!("{other:?}"),
+            Err(e) => assert!(at == slot(1) + 1 && e.to_string().contains("node"), "{e}"),
+        }
+    }
+}
+
+#[test]
+fn node_faults_are_named() {
+    let s = start(NODES);
+    // Nodes of the first program.
+    let [time, embed, add, norm1, q, attention, out, norm2, quantize] = [0, 2, 3, 9, 10, 13, 14, 15, 17];
+    let none = &[0xff; 4][..];
+    let cases: &[(usize, usize, &[u8], u64, &str)] = &[
+        (time, 0, &[0], 0, "op: expected 1 to 13, got 0; use a newer aquatint"),
+        (time, 0, &[14], 0, "op: expected 1 to 13, got 14; use a newer aquatint"),
+        (time, 0, &[255], 0, "op"),
+        (time, 1, &[2], 0, "unused fields: expected neutral values"),
+        (out, 1, &[3], 0, "unused fields"),
+        (q, 2, &[3], 2, "activation: expected a known activation, got 3"),
+        (q, 2, &[255], 2, "activation"),
+        (add, 2, &[1], 0, "unused fields"),
+        (q, 3, &[8], 0, "unused fields"),
+        (quantize, 3, &[0], 3, "quantize bits: expected 6 or 8, got 0"),
+        (norm1, 3, &[0], 0, ""),
+        (norm1, 4, &[2], 4, "quantize grain: expected 0 or 1, got 2"),
+        (q, 4, &[1], 0, "unused fields"),
+        (norm1, 5, &[3], 5, "quantize range: expected 0, 1 or 2, got 3"),
+        (norm1, 5, &[1], 28, "tensor: expected below 54, got 4294967295"),
+        (norm2, 5, &[0], 0, "unused fields"),
+        (q, 5, &[1], 0, "unused fields"),
+        (q, 6, &[1], 0, "unused fields"),
+        (q, 7, &[1], 0, "unused fields"),
+        (norm1, 8, &le(0), 0, "unused fields"),
+        (norm2, 8, &le(54), 28, "tensor: expected below 54, got 54"),
+        (norm2, 8, none, 28, "tensor"),
+        (time, 16, &le(3), 16, "operand: expected a value below 3, got 3"),
+        (time, 16, none, 16, "operand: expected a value below 3, got 4294967295"),
+        (add, 20, &le(6), 16, "operand: expected a value below 6, got 6"),
+        (add, 20, &le(47), 16, "operand"),
+        (add, 20, none, 16, "operand"),
+        (add, 24, &le(0), 0, "unused fields"),
+        (attention, 24, &le(16), 16, "operand: expected a value below 16, got 16"),
+        (out, 20, &le(17), 16, "operand"),
+        (q, 28, &le(54), 28, "tensor: expected below 54, got 54"),
+        (q, 28, none, 28, "tensor"),
+        (q, 32, &le(54), 28, "tensor"),
+        (embed, 28, none, 28, "tensor"),
+        (embed, 32, &le(0), 0, "unused fields"),
+        (add, 28, &le(0), 0, "unused fields"),
+        (add, 36, &le(1), 0, "unused fields"),
+        (q, 36, &le(1), 0, "unused fields"),
+        (time, 40, &le(2), 0, "unused fields"),
+        (add, 44, &le(1), 0, "unused fields"),
+        (attention, 48, &le(1), 0, "unused fields"),
+        (add, 47, &[0x80], 0, "unused fields"),
+        (add, 52, &le(1), 0, "unused fields"),
+        (add, 56, &[1], 0, "unused fields"),
+        (add, 79, &[1], 0, "unused fields"),
+    ];
+    for &(node, field, bytes, offset, text) in cases {
+        let file = sealed(s + node * NODE + field, bytes);
+        if text.is_empty() {
+            // A norm that does not quantize has neutral fields for it, so this is another sound structure.
+            Packed::new(&file).expect("sound");
+            continue;
+        }
+        refused(&file, "NODES", (node * NODE) as u64 + offset, &format!("node {node} {text}"));
+    }
+    for len in [0, 256, u32::MAX] {
+        let (section, _, message) = fault(Packed::new(&sealed(s + 12, &le(len))), "path");
+        assert!(section == "STRINGS" && message.contains("name: expected 1 to 255 bytes"), "{message}");
+    }
+}
+
+#[test]
+fn string_faults_are_named() {
+    let s = start(STRINGS);
+    let cases: &[(&[u8], &str)] = &[
+        (&[0xff], "name: expected UTF-8, got [ff,"),
+        (&[0xc0, 0x80], "name: expected UTF-8"),
+        (&[0xed, 0xa0, 0x80], "name: expected UTF-8"),
+        (b"\n", "name: expected no control characters"),
+        (b"\0", "name: expected no control characters"),
+        (b"\x1b[31m", "name: expected no control characters, got \"\\u{1b}[31m"),
+        (b"\x7f", "name: expected no control characters"),
+        ("\u{85}".as_bytes(), "name: expected no control characters"),
+    ];
+    for &(bytes, text) in cases {
+        let file = sealed(s, bytes);
+        refused(&file, "STRINGS", 0, text);
+        // No message carries the control character itself to a terminal.
+        let (_, _, message) = fault(Packed::new(&file), text);
+        assert!(!message.chars().any(char::is_control), "{message:?}");
+    }
+    let changed = |change: fn(&mut Vec<u8>)| {
+        let mut sections = split(sound().as_ref());
+        change(&mut sections[STRINGS]);
+        build(&sections)
+    };
+    let len = split(sound().as_ref())[STRINGS].len() as u64;
+    refused(&changed(|s| s.push(b'x')), "STRINGS", len, "size");
+    refused(&changed(Vec::clear), "STRINGS", 0, "name: expected 23 bytes, got a section of 0 bytes");
+    let short = changed(|s| s.truncate(s.len() - 1));
+    refused(&short, "STRINGS", len - 3, "name: expected 3 bytes"); // the last path is `out`
+}
+
+#[test]
+fn meta_faults_are_named() {
+    let of = |json: Vec<u8>| {
+        let mut sections = split(sound().as_ref());
+        sections[META] = json;
+        build(&sections)
+    };
+    let good = String::from_utf8(split(sound().as_ref())[META].clone()).expect("JSON is UTF-8");
+    let swap = |from: &str, to: &str| {
+        assert_eq!(good.matches(from).count(), 1, "{from}");
+        of(good.replace(from, to).into_bytes())
+    };
+    let json = "JSON: expected the fields of this version, got ";
+    let refuse = |file: &AlignedBytes, text: &str| {
+        let (section, offset, message) = fault(Packed::new(file), text);
+        let len = split(file.as_ref())[META].len() as u64;
+        assert!(section == "META" && offset <= len, "{message}");
+        assert!(message.contains(&format!("{json}{text}")), "{text}: {message}");
+        assert!(!survive(file, || text.into()));
+    };
+    refuse(&of(b"x".to_vec()), "expected value");
+    refuse(&of(b"{".to_vec()), "EOF");
+    refuse(&of(b"null".to_vec()), "invalid type: null, expected struct Meta");
+    refuse(&of(b"{}".to_vec()), "missing field");
+    refuse(&of(b"[[]]".to_vec()), "invalid type");
+    refuse(&of([0xff; 100].to_vec()), "expected value");
+    refuse(&of(vec![b'['; 1 << 20]), "invalid type");
+    let deep = format!("\"tiny\",\"class\":{}", "[".repeat(1 << 20));
+    refuse(&swap("\"tiny\",\"class\":\"DiTPipeline\"", &deep), "invalid type: sequence, expected a string");
+    refuse(&of(format!("{good}x").into_bytes()), "trailing characters");
+    refuse(&of(good[..good.len() - 1].into()), "EOF");
+    refuse(&swap("\"tool\":", "\"tools\":"), "unknown field `tools`");
+    refuse(&swap("\"steps\":4", "\"steps\":4,\"steps\":4"), "duplicate field `steps`");
+    refuse(&swap("\"steps\":4", "\"steps\":-4"), "invalid value: integer `-4`, expected u32");
+    refuse(&swap("\"steps\":4", "\"steps\":4294967296"), "invalid value: integer `4294967296`, expected u32");
+    refuse(&swap("\"guidance_scale\":1.5", "\"guidance_scale\":NaN"), "expected value");
+    refuse(&swap("\"guidance_scale\":1.5", "\"guidance_scale\":1e999"), "number out of range");
+    refuse(&swap("[4,6]", "[4]"), "invalid length 1");
+    refuse(&swap("[4,6]", "[4,6,8]"), "trailing characters");
+    refuse(&swap("\"kind\":\"ddim\"", "\"kind\":\"dream\""), "unknown variant `dream`");
+    refuse(&swap("κύκλος", "\u{1}"), "control character");
+
+    let mut huge = good.clone().into_bytes();
+    huge.resize((64 << 20) + 1, b' ');
+    refused(&of(huge), "META", 0, "size: expected at most 67108864, got 67108865");
+    // The offset is that of the fault, over several lines too.
+    let lines = good.replace(',', ",\n").replace("\"steps\"", "\"stops\"");
+    let at = lines.find("\"stops\"").expect("just put there") as u64;
+    let (_, offset, message) = fault(Packed::new(&of(lines.into_bytes())), "stops");
+    assert!((at..at + 8).contains(&offset), "{message}: {at}");
+    // White space is no fault; a size that no program can take is found by `verify`.
+    Packed::new(&of(good.replace(',', ",\n").into_bytes())).expect("JSON");
+    for size in ["[0,6]", "[4294967295,4294967295]", "[3,6]"] {
+        let file = swap("[4,6]", size);
+        let Err(Error::Shape { .. }) = Packed::new(&file).expect("opens").verify() else { panic!("{size}") };
+    }
+}
+
+/// A view of `bytes` under another address or length.
+struct View<'a>(&'a [u8]);
+
+impl AsRef<[u8]> for View<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self.0
+    }
+}
+
+#[test]
+fn the_base_address_must_be_aligned() {
+    let file = sound();
+    let mut padded = vec![0; 64];
+    padded.extend_from_slice(file.as_ref());
+    for shift in 1..=64 {
+        let mut moved = AlignedBytes::new(&padded);
+        let len = file.as_ref().len();
+        moved.as_mut()[shift..shift + len].copy_from_slice(file.as_ref());
+        let view = View(&moved.as_ref()[shift..shift + len]);
+        if shift == 64 {
+            Packed::new(view).expect("aligned").verify().expect("aligned");
+        } else {
+            let (section, offset, message) = fault(Packed::new(view), "shifted");
+            assert_eq!((section, offset), ("header", 0));
+            assert!(message.contains("address in memory: expected a multiple of 64"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn no_truncation_opens() {
+    let file = sound();
+    let mut lying = sound();
+    for len in 0..file.as_ref().len() {
+        let (section, _, message) = fault(Packed::new(View(&file.as_ref()[..len])), "cut");
+        assert!(section == "header" && message.contains("file size"), "{len}: {message}");
+        // The same with a header that tells the new size, and a right root hash.
+        lying.as_mut()[24..32].copy_from_slice(&(len as u64).to_le_bytes());
+        reseal_root(lying.as_mut());
+        let (section, _, message) = fault(Packed::new(View(&lying.as_ref()[..len])), "cut");
+        let told = ["file size", "section size", "section offset"].iter().any(|what| message.contains(what));
+        assert!(section == "header" && told, "{len}: {message}");
+    }
+}
+
+#[test]
+fn appended_bytes_are_refused() {
+    for more in [1, 63, 64, 4095, 4096, 4097] {
+        let mut bytes = sound().as_ref().to_vec();
+        bytes.resize(bytes.len() + more, 0);
+        refused(&AlignedBytes::new(&bytes), "header", 24, "the file is cut short or has been appended to");
+        let len = bytes.len() as u64;
+        bytes[24..32].copy_from_slice(&len.to_le_bytes());
+        reseal_root(&mut bytes);
+        refused(&AlignedBytes::new(&bytes), "header", 24, "the end of the last section");
+    }
+}
+
+#[test]
+fn damaged_weights_are_found_by_verify_alone() {
+    let (at, len) = sections(sound().as_ref())[DATA];
+    for i in (0..len).step_by(997) {
+        let at = (at + i) as usize;
+        let flipped = sound().as_ref()[at] ^ 1;
+        unverified(&with(at, &[flipped]), "DATA", 0, "the file is damaged");
+    }
+}
+
+#[test]
+fn padding_is_zero() {
+    let file = sound();
+    let table = sections(file.as_ref());
+    let mut end = HEAD as u64;
+    for (at, len) in table {
+        for i in [end, at - 1] {
+            unverified(&with(i as usize, &[1]), "padding", i, "byte between sections: expected 0, got 1");
+        }
+        end = at + len;
+    }
+    let packed = Packed::new(&file).expect("sound");
+    let mut gaps = 0;
+    for pair in packed.tensors().windows(2) {
+        let (end, next) = (pair[0].offset + pair[0].bytes, pair[1].offset);
+        if end < next {
+            gaps += 1;
+            for i in [end, next - 1] {
+                unverified(&sealed(4096 + i, &[9]), "DATA", i as u64, "byte between tensors: expected 0, got 9");
+            }
+        }
+    }
+    assert!(gaps > 10, "{gaps}");
+}
+
+#[test]
+fn numbers_are_finite_and_sums_are_right() {
+    let file = sound();
+    let packed = Packed::new(&file).expect("sound");
+    let nan = f32::NAN.to_le_bytes();
+    let mut tried = 0;
+    for info in packed.tensors() {
+        let at = 4096 + info.offset;
+        let mut cases: Vec<(usize, &[u8], &str)> = Vec::new();
+        match info.layout() {
+            None if info.ty().f32 => cases.push((info.bytes - 4, &nan, "finite numbers")),
+            None => cases.push((info.bytes - 2, &[0x00, 0xfc], "finite numbers")),
+            Some(layout) => {
+                let blobs = layout.blobs();
+                cases.push((blobs.scale.start, &nan, "finite numbers"));
+                cases.push((blobs.offset.start + 4 * (layout.rows - 1), &[0, 0, 0x80, 0x7f], "finite numbers"));
+                if layout.rows % 16 != 0 {
+                    cases.push((blobs.scale.start + 4 * layout.rows + 3, &[0x80], "zeros as padding"));
+                }
+                cases.push(match layout.int8 {
+                    true => (blobs.tap_sums.start + 2, &[0x55], "the tap sums of its codes"),
+                    false => (blobs.table.start, &[0x01, 0x7e], "finite numbers"),
+                });
+            }
+        }
+        for (i, bytes, text) in cases {
+            unverified(&sealed(at + i, bytes), "DATA", info.offset as u64, &format!("{}: expected {text}", info.name));
+            tried += 1;
+        }
+    }
+    assert!(tried > 100, "{tried}");
+}
+
+/// Header and tables, as (section to seal again, range of the file); the header has no section.
+fn structure() -> Vec<(Option<usize>, std::ops::Range<usize>)> {
+    let table = sections(sound().as_ref());
+    let tables = (TENSORS..=META).map(|i| (Some(i), table[i].0 as usize..(table[i].0 + table[i].1) as usize));
+    [(None, 0..HEAD)].into_iter().chain(tables).collect()
+}
+
+/// Makes the hashes agree with a change in `section`.
+fn seal(file: &mut AlignedBytes, section: Option<usize>) {
+    if let Some(i) = section {
+        reseal_section(file.as_mut(), i);
+    }
+    reseal_root(file.as_mut());
+}
+
+/// Flips every bit, and every byte, of some sections; `None` is the header.
+fn flip_all(of: &[Option<usize>]) {
+    let pristine = sound();
+    let mut file = sound();
+    let (mut opened, mut refused) = (0, 0);
+    for (section, range) in structure().into_iter().filter(|(section, _)| of.contains(section)) {
+        for at in range {
+            for flip in (0..8).map(|bit| 1u8 << bit).chain([0xff]) {
+                file.as_mut()[at] ^= flip;
+                assert!(Packed::new(&file).is_err(), "byte {at} ^ {flip:#x} is not seen");
+                seal(&mut file, section);
+                // Only a flip in the root hash is undone by sealing.
+                let same = file.as_ref()[..HEAD] == pristine.as_ref()[..HEAD];
+                assert_eq!(same, (32..48).contains(&at), "byte {at} ^ {flip:#x}");
+                match survive(&file, || format!("resealed byte {at} ^ {flip:#x}")) {
+                    true => opened += 1,
+                    false => refused += 1,
+                }
+                file.as_mut()[..HEAD].copy_from_slice(&pristine.as_ref()[..HEAD]);
+                file.as_mut()[at] = pristine.as_ref()[at];
+            }
+        }
+    }
+    assert!(file.as_ref() == pristine.as_ref());
+    assert!(opened > 100 && refused > 1000, "{opened} opened, {refused} refused");
+}
+
+#[test]
+fn every_flip_in_header_and_tensors_is_caught_raw_and_survived_resealed() {
+    flip_all(&[None, Some(TENSORS)]);
+}
+
+#[test]
+fn every_flip_in_programs_and_nodes_is_caught_raw_and_survived_resealed() {
+    flip_all(&[Some(PROGRAMS), Some(NODES)]);
+}
+
+#[test]
+fn every_flip_in_strings_and_meta_is_caught_raw_and_survived_resealed() {
+    flip_all(&[Some(STRINGS), Some(META)]);
+}
+
+#[test]
+fn random_damage_is_survived() {
+    let pristine = sound();
+    let mut file = sound();
+    let mut noise = Noise(7);
+    // Lengths, signs, limits and not-a-numbers: values that break arithmetic more often than noise does.
+    let words = [0, 1, 2, 3, 0x7f, 0xff, 0x100, 1 << 12, 1 << 16, 1 << 31, u32::MAX, u32::MAX - 1, 0x7f80_0000, 54];
+    let areas = structure();
+    let (mut opened, mut refused) = (0, 0);
+    for round in 0..ROUNDS {
+        let (section, range) = &areas[noise.below(areas.len())];
+        let n = 1 + noise.below(6);
+        for _ in 0..n {
+            let at = range.start + noise.below(range.len());
+            match noise.below(3) {
+                0 => file.as_mut()[at] = noise.bits() as u8,
+                1 => file.as_mut()[at] ^= 1 << noise.below(8),
+                _ => {
+                    let at = (at & !3).max(range.start);
+                    let len = 4.min(range.end - at);
+                    let word = le(words[noise.below(words.len())]);
+                    file.as_mut()[at..at + len].copy_from_slice(&word[..len]);
+                }
+            }
+        }
+        seal(&mut file, *section);
+        match survive(&file, || format!("round {round}, section {section:?}")) {
+            true => opened += 1,
+            false => refused += 1,
+        }
+        file.as_mut()[range.clone()].copy_from_slice(&pristine.as_ref()[range.clone()]);
+        file.as_mut()[..HEAD].copy_from_slice(&pristine.as_ref()[..HEAD]);
+    }
+    assert!(opened > ROUNDS / 100 && refused > ROUNDS / 10, "{opened} opened, {refused} refused");
+}
+
+const ROUNDS: usize = 200_000;
+
+/// What the shape rules accept must also run: they have proved every length to the back end.
+#[test]
+fn whatever_is_accepted_runs() {
+    let pristine = sound();
+    let mut file = sound();
+    let mut noise = Noise(8);
+    let mut ran = 0;
+    for (section, range) in structure().into_iter().filter(|(s, _)| [Some(PROGRAMS), Some(NODES)].contains(s)) {
+        for at in range.flat_map(|at| [at; 4]) {
+            let flip = 1u8 << noise.below(8);
+            file.as_mut()[at] ^= flip;
+            seal(&mut file, section);
+            let run = catch_unwind(AssertUnwindSafe(|| run(&file)));
+            ran += run.unwrap_or_else(|_| panic!("byte {at} ^ {flip:#x}"));
+            file.as_mut()[..HEAD].copy_from_slice(&pristine.as_ref()[..HEAD]);
+            file.as_mut()[at] = pristine.as_ref()[at];
+        }
+    }
+    assert!(ran > 1000, "{ran}");
+}
+
+/// Runs each program of `file` that binds within a mebibyte; returns how many did.
+fn run(file: &AlignedBytes) -> usize {
+    let Ok(packed) = Packed::new(file) else { return 0 };
+    let mut ran = 0;
+    for role in [Role::Denoiser, Role::VaeDecoder] {
+        let mut cpu = Cpu::new(Scalar);
+        match plan(&cpu, &packed, role, &SHAPE) {
+            Ok(plan) if plan.arena < 1 << 20 => {}
+            _ => continue,
+        }
+        let mut executor = Executor::bind(&mut cpu, &packed, role, SHAPE).expect("it was planned");
+        if executor.program().input(InputKind::ClassLabels).is_some() {
+            executor.set_class_labels(&[0, 0]).expect("as many as conditions");
+        }
+        executor.set_timesteps([900.0, 500.0, 100.0].into_iter()).expect("as many as calls");
+        if let Some(value) = executor.program().input(InputKind::Sample) {
+            let channels = executor.program().inputs[value.0 as usize].dims[3];
+            executor.write_sample(&vec![0.5; 2 * 4 * 6 * SHAPE.dims.resolve(channels)]);
+        }
+        for call in 0..SHAPE.calls {
+            executor.call(call);
+        }
+        let mut out = vec![0.0; executor.plan().output_type.len()];
+        executor.read_output(&mut out);
+        ran += 1;
+    }
+    ran
+}
+
+/// The slowest programs to plan must not hang: as many nodes as a file may have, all alive at once or forced into the
+/// loop one after another.
+#[test]
+fn planning_the_largest_programs_ends() {
+    use aquatint::format::MAX_NODES;
+    use aquatint::program::{
+        Act, Dim, Input, Node, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value,
+    };
+    let input = |kind, dims| Input { kind, dims };
+    let inputs = vec![
+        input(InputKind::Sample, vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(4)]),
+        input(InputKind::Timestep, vec![Dim::Conditions]),
+    ];
+    let pointwise = |x| Op::Pointwise { x, act: Act::None, mul: 1.0, add: 0.0 };
+    let node = |op| Node { op, path: "n".into(), wide: false };
+    let program = |ops: Vec<Op>| {
+        let output = Value(ops.len() as u32 + 1);
+        Program { role: Role::Denoiser, inputs: inputs.clone(), nodes: ops.into_iter().map(node).collect(), output }
+    };
+    let weight = aquatint::program::shape::TensorType { dims: vec![4, 4], integer: true, f32: false, codes: true };
+
+    let chain = program((1..=MAX_NODES as u32).map(|v| pointwise(Value(if v == 1 { 0 } else { v }))).collect());
+
+    // A fan out and in again: half of the values live at the same time.
+    let half = MAX_NODES as u32 / 2;
+    let fan_out = (0..half).map(|_| pointwise(Value(0)));
+    let fan_in = (0..half).map(|i| Op::Add { a: Value(2 + i), b: Value(1 + half + i.min(1) * i) });
+    let fan = program(fan_out.chain(fan_in).collect());
+
+    // Pairs of a quantization of the timestep and two readers. The last quantization has a reader in the loop, so it
+    // and its other reader move there, which is an operand of a reader of the one before, and so on.
+    let spec = Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
+    let linear = |x, residual| Op::Linear { x, weight: Tensor(0), bias: None, act: Act::None, gate: None, residual };
+    let n = MAX_NODES as u32 / 3 - 1;
+    let mut ops = vec![Op::TimestepEmbedding { t: Value(1), dim: 4, cos_first: true, shift: 0.0 }];
+    ops.extend((0..n).map(|_| Op::Quantize { x: Value(2), spec }));
+    ops.extend((0..n).map(|i| linear(Value(3 + i), None)));
+    ops.push(linear(Value(2 + n), Some(Value(0))));
+    ops.extend((1..n).map(|i| linear(Value(2 + n - i), Some(Value(2 + 2 * n - i + 1)))));
+    let backwards = program(ops);
+
+    let plan = |program| aquatint::plan::plan(&program, std::slice::from_ref(&weight), &SHAPE, &|_| 64);
+    let one = 2 * 4 * 6 * 4 * 4;
+    assert!(plan(chain).expect("sound").arena < 8 * one);
+    assert!(plan(fan).expect("sound").arena > half as usize / 2 * one);
+    // The first reader in the loop has a residual of another shape, which is found after rates are known.
+    assert!(matches!(plan(backwards), Err(Error::Shape { .. })));
+}
