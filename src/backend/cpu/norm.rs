@@ -94,11 +94,11 @@ fn blocks(args: &GroupNormArgs) -> usize {
     (args.x.rows / args.samples).div_ceil(BLOCK)
 }
 
-/// Bytes of arena for partial sums: (sample, block, group, sum and sum of squares), then (sample, channel, factor and
-/// summand), then (sample, block, minimum and maximum).
+/// Bytes of arena for partial sums: (sample, block, group, sum and sum of squares), then (sample, channel, mean, factor
+/// and summand), then (sample, block, minimum and maximum).
 pub fn group_norm_workspace(args: &GroupNormArgs) -> usize {
     let partial = args.samples * blocks(args) * args.groups * 16;
-    let affine = args.samples * args.x.cols * 8;
+    let affine = args.samples * args.x.cols * 12;
     let extents = args.samples * blocks(args) * 8;
     partial + affine + extents
 }
@@ -110,9 +110,10 @@ pub fn group_norm_scratch(args: &GroupNormArgs) -> usize {
 
 /// See [`Op::GroupNorm`](crate::program::Op::GroupNorm).
 ///
-/// Statistics are summed in f64, by blocks of 64 pixels. With them the norm is one factor and summand per sample and
-/// channel, which a second pass applies. When the result is quantized, that pass runs twice, first for the extent:
-/// computing again is cheaper than storing floats.
+/// Statistics are summed in f64, by blocks of 64 pixels. With them the norm is `(x - mean) * factor + summand` per sample
+/// and channel, which a second pass applies; folding the mean into the summand would cancel badly where the mean is
+/// large. When the result is quantized, that pass runs twice, first for the extent: computing again is cheaper than
+/// storing floats.
 pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNormArgs, weight: &[f32], bias: &[f32]) {
     let (at, bytes) = match &args.y {
         Output::Floats(y) => (y.slot.of(call), y.bytes()),
@@ -126,7 +127,7 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
     let (n_blocks, groups) = (blocks(args), args.groups);
     let per_group = cols / groups;
     let (partial, rest) = work.split_at_mut(args.samples * n_blocks * groups * 16);
-    let (affine, extents) = rest.split_at_mut(args.samples * cols * 8);
+    let (affine, extents) = rest.split_at_mut(args.samples * cols * 12);
     let partial: &mut [f64] = typed_mut(partial);
     let (affine, extents) = (floats_mut(affine), floats_mut(extents));
     // Rows of block `b`, counted over all samples: blocks do not straddle samples.
@@ -151,7 +152,8 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
             }
         });
     });
-    for (sample, affine) in affine.chunks_exact_mut(cols * 2).enumerate() {
+    for (sample, affine) in affine.chunks_exact_mut(cols * 3).enumerate() {
+        let (means, affine) = affine.split_at_mut(cols);
         let (factors, summands) = affine.split_at_mut(cols);
         for g in 0..groups {
             let of =
@@ -162,14 +164,16 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
             let inverse = 1.0 / (variance + f64::from(args.eps)).sqrt();
             for c in g * per_group..(g + 1) * per_group {
                 let factor = inverse * f64::from(weight[c]);
+                means[c] = mean as f32;
                 factors[c] = factor as f32;
-                summands[c] = (f64::from(bias[c]) - mean * factor) as f32;
+                // The summand makes up for the rounding of the mean.
+                summands[c] = (f64::from(bias[c]) - (mean - f64::from(means[c])) * factor) as f32;
             }
         }
     }
     let affine = &*affine;
     let apply = |row: usize, y: &mut [f32]| {
-        let affine = affine[row / pixels * cols * 2..][..cols * 2].split_at(cols);
+        let affine = &affine[row / pixels * cols * 3..][..cols * 3];
         isa.run(apply_row::<I>, (&x[row * cols..][..cols], affine, args.act, y));
     };
     let to = match &args.y {
@@ -236,12 +240,13 @@ fn accumulate((row, s1, s2): (&[f32], &mut [f64], &mut [f64])) {
     }
 }
 
-/// Normalizes one row with a factor and a summand per channel, then activates it.
+/// Normalizes one row with a mean, a factor and a summand per channel, then activates it.
 #[inline(always)]
-#[allow(clippy::type_complexity)] // the tuple is an argument list; see `Isa::run`
-fn apply_row<I: Isa>((x, (factors, summands), act, y): (&[f32], (&[f32], &[f32]), Act, &mut [f32])) {
-    for (((y, x), a), b) in y.iter_mut().zip(x).zip(factors).zip(summands) {
-        *y = fma::<I>(*x, *a, *b);
+fn apply_row<I: Isa>((x, affine, act, y): (&[f32], &[f32], Act, &mut [f32])) {
+    let (means, affine) = affine.split_at(x.len());
+    let (factors, summands) = affine.split_at(x.len());
+    for ((((y, x), m), a), b) in y.iter_mut().zip(x).zip(means).zip(factors).zip(summands) {
+        *y = fma::<I>(*x - *m, *a, *b);
     }
     activate::<I>(act, y);
 }

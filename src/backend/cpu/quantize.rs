@@ -13,6 +13,9 @@ use rayon::prelude::*;
 /// Adding and subtracting this rounds to an integer, ties to even, for magnitudes below 2^22.
 const ROUND: f32 = 12_582_912.0;
 
+/// How many steps from 0 a value may lie.
+const FURTHEST: f32 = 4e6;
+
 /// Scale and zero point of a group of activations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Range {
@@ -27,11 +30,13 @@ impl Range {
     #[inline(always)]
     pub fn dynamic(min: f32, max: f32, bits: u8) -> Self {
         let levels = f32::from((1u16 << bits) - 1);
-        let mut scale = (max - min) / levels;
-        // Equal values, or so nearly equal that the zero point would lose whole codes to rounding.
-        if scale <= max.abs().max(min.abs()) * 1e-6 {
-            scale = if max == 0.0 { 1.0 } else { max.abs() };
-        }
+        let scale = match (max == min, max == 0.0) {
+            (true, true) => 1.0,
+            (true, false) => max.abs(),
+            // A narrower step is finer than f32 resolves here, and would push the zero point beyond what `encode`
+            // rounds exactly.
+            _ => ((max - min) / levels).max(max.abs().max(min.abs()) / FURTHEST),
+        };
         Range { scale, zero: (-min / scale).round_ties_even() }
     }
 }
