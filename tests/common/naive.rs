@@ -1,0 +1,344 @@
+//! The oracle: every op in plain f64, straight from its definition in `src/program/op.rs`. Slow and obvious.
+//!
+//! Codes are dequantized before use (`x = scale * (q - zero)`, `w = scale * (entry + offset)`): what the integer kernels
+//! do in a roundabout way is, by definition, the product of these real numbers. The oracle is tested on hand-computed
+//! cases in `tests/oracle.rs`.
+
+use aquatint::codec::QuantizedMatrix;
+use aquatint::program::{
+    Act, CurveAxis, Dims, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value,
+};
+
+/// A dense array of real numbers, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array {
+    /// Axes, outermost first.
+    pub dims: Vec<usize>,
+    /// Elements.
+    pub data: Vec<f64>,
+}
+
+impl Array {
+    /// An array whose element number `i` is `f(i)`.
+    pub fn new(dims: &[usize], f: impl FnMut(usize) -> f64) -> Self {
+        Array { dims: dims.to_vec(), data: (0..dims.iter().product()).map(f).collect() }
+    }
+
+    /// The same numbers in f64.
+    pub fn of(dims: &[usize], data: &[f32]) -> Self {
+        assert_eq!(dims.iter().product::<usize>(), data.len());
+        Array::new(dims, |i| data[i].into())
+    }
+
+    /// The real numbers that the codes of `matrix` stand for.
+    pub fn dequantized(dims: &[usize], matrix: &QuantizedMatrix) -> Self {
+        Array::new(dims, |i| {
+            let row = i / matrix.cols;
+            let entry = f64::from(matrix.entry(row, matrix.codes[i]));
+            f64::from(matrix.scale[row]) * (entry + f64::from(matrix.offset[row]))
+        })
+    }
+
+    /// Length of the last axis.
+    pub fn cols(&self) -> usize {
+        self.dims[self.dims.len() - 1]
+    }
+
+    /// Product of the other axes.
+    pub fn rows(&self) -> usize {
+        self.data.len() / self.cols()
+    }
+
+    /// Row `i`; rows beyond the last repeat cyclically.
+    pub fn row(&self, i: usize) -> &[f64] {
+        &self.data[i % self.rows() * self.cols()..][..self.cols()]
+    }
+
+    fn map(&self, f: impl Fn(f64) -> f64) -> Self {
+        Array { dims: self.dims.clone(), data: self.data.iter().map(|&v| f(v)).collect() }
+    }
+
+    fn with_cols(&self, cols: usize, f: impl FnMut(usize) -> f64) -> Self {
+        let mut dims = self.dims.clone();
+        *dims.last_mut().unwrap() = cols;
+        Array::new(&dims, f)
+    }
+}
+
+/// What a run is given.
+pub struct Inputs {
+    /// Axes.
+    pub dims: Dims,
+    /// The sample.
+    pub sample: Vec<f32>,
+    /// The timestep of this call.
+    pub timestep: f32,
+    /// The fraction of calls done.
+    pub fraction: f32,
+    /// A class per condition.
+    pub labels: Vec<u32>,
+    /// A condition per sample.
+    pub conditions: Vec<u32>,
+}
+
+/// Every value of `program`, in order. Codes appear as the real numbers they stand for.
+pub fn run(program: &Program, tensors: &[Array], inputs: &Inputs) -> Vec<Array> {
+    let mut values: Vec<Array> = Vec::new();
+    for input in &program.inputs {
+        let dims: Vec<usize> = input.dims.iter().map(|&d| inputs.dims.resolve(d)).collect();
+        values.push(match input.kind {
+            InputKind::Sample => Array::of(&dims, &inputs.sample),
+            InputKind::Timestep => Array::new(&dims, |_| inputs.timestep.into()),
+            InputKind::ClassLabels => Array::new(&dims, |i| inputs.labels[i].into()),
+        });
+    }
+    for node in &program.nodes {
+        let value = apply(&node.op, &values, tensors, inputs);
+        values.push(value);
+    }
+    values
+}
+
+fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array {
+    let value = |v: Value| &values[v.0 as usize];
+    let tensor = |t: Tensor| &tensors[t.0 as usize];
+    // The row of a per-condition value that belongs to the sample of row `row` of `x`.
+    let of_sample = |x: &Array, table: Value, row: usize| {
+        let rows_per_sample = x.rows() / x.dims[0];
+        let condition = inputs.conditions[row / rows_per_sample] as usize;
+        value(table).row(condition).to_vec()
+    };
+    let quantized = |y: Array, spec: Option<Quantize>| match spec {
+        None => y,
+        Some(spec) => {
+            let fixed = match spec.range {
+                QuantizeRange::Dynamic => None,
+                QuantizeRange::Curve(t, axis) => {
+                    let at = if axis == CurveAxis::Timestep { inputs.timestep } else { inputs.fraction };
+                    Some(curve(tensor(t), at.into()))
+                }
+            };
+            quantize(&y, spec.bits, spec.grain, fixed)
+        }
+    };
+    match *op {
+        Op::Linear { x, weight, bias, act, gate, residual } => {
+            let (x, w) = (value(x), tensor(weight));
+            let o = w.dims[0];
+            let k = w.data.len() / o;
+            x.with_cols(o, |i| {
+                let (row, channel) = (i / o, i % o);
+                let mut y: f64 = (0..k).map(|j| x.row(row)[j] * w.data[channel * k + j]).sum();
+                y = activate(act, y + bias.map_or(0.0, |b| tensor(b).data[channel]));
+                y *= gate.map_or(1.0, |g| of_sample(x, g.value, row)[g.offset as usize + channel]);
+                y + residual.map_or(0.0, |r| value(r).row(row)[channel])
+            })
+        }
+        Op::Conv2d { x, weight, bias, upsample, residual } => {
+            let y = conv3x3(value(x), tensor(weight), upsample as usize);
+            let o = y.cols();
+            Array::new(&y.dims, |i| {
+                y.data[i] + bias.map_or(0.0, |b| tensor(b).data[i % o]) + residual.map_or(0.0, |r| value(r).data[i])
+            })
+        }
+        Op::Attention { q, k, v, heads, scale } => {
+            attention(value(q), value(k), value(v), heads as usize, scale.into())
+        }
+        Op::LayerNorm { x, weight, bias, eps, modulation, quantize } => {
+            let x = value(x);
+            let d = x.cols();
+            let y = Array::new(&x.dims, |i| {
+                let (row, c) = (i / d, i % d);
+                let (mean, variance) = statistics(x.row(row));
+                let mut y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
+                y = y * weight.map_or(1.0, |w| tensor(w).data[c]) + bias.map_or(0.0, |b| tensor(b).data[c]);
+                if let Some(m) = modulation {
+                    let columns = of_sample(x, m.value, row);
+                    y = y * (1.0 + columns[m.scale as usize + c]) + columns[m.shift as usize + c];
+                }
+                y
+            });
+            quantized(y, quantize)
+        }
+        Op::GroupNorm { x, weight, bias, groups, eps, act, quantize } => {
+            let (x, w, b) = (value(x), tensor(weight), tensor(bias));
+            let (n, c) = (x.dims[0], x.cols());
+            let (pixels, per_group) = (x.rows() / n, c / groups as usize);
+            let group_of = |i: usize| (i / c / pixels, i % c / per_group);
+            let mut members = vec![vec![Vec::new(); groups as usize]; n];
+            for (i, &v) in x.data.iter().enumerate() {
+                let (sample, group) = group_of(i);
+                members[sample][group].push(v);
+            }
+            let stats: Vec<Vec<_>> = members.iter().map(|s| s.iter().map(|g| statistics(g)).collect()).collect();
+            let y = Array::new(&x.dims, |i| {
+                let (sample, group) = group_of(i);
+                let (mean, variance) = stats[sample][group];
+                let y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
+                activate(act, y * w.data[i % c] + b.data[i % c])
+            });
+            quantized(y, quantize)
+        }
+        Op::Pointwise { x, act, mul, add } => value(x).map(|v| activate(act, v) * f64::from(mul) + f64::from(add)),
+        Op::Add { a, b } => {
+            let (a, b) = (value(a), value(b));
+            let d = a.cols();
+            Array::new(&a.dims, |i| a.data[i] + b.row(i / d)[i % d])
+        }
+        Op::Quantize { x, spec } => quantized(value(x).clone(), Some(spec)),
+        Op::Embedding { index, table } => {
+            let (index, table) = (value(index), tensor(table));
+            let d = table.cols();
+            Array::new(&[index.data.len(), d], |i| table.row(index.data[i / d] as usize)[i % d])
+        }
+        Op::TimestepEmbedding { t, dim, cos_first, shift } => {
+            let (t, dim) = (value(t), dim as usize);
+            let half = dim / 2;
+            Array::new(&[t.data.len(), dim], |i| {
+                let (row, column) = (i / dim, i % dim);
+                let frequency = (-(10_000f64.ln()) * (column % half) as f64 / (half as f64 - f64::from(shift))).exp();
+                let angle = t.data[row] * frequency;
+                if (column < half) == cos_first { angle.cos() } else { angle.sin() }
+            })
+        }
+        Op::PositionEmbedding { x, dim, base, interpolation } => {
+            let (h, w, dim) = (value(x).dims[1], value(x).dims[2], dim as usize);
+            let quarter = dim / 4;
+            Array::new(&[h, w, dim], |i| {
+                let (row, column, feature) = (i / dim / w, i / dim % w, i % dim);
+                let (at, size) = if feature < 2 * quarter { (column, w) } else { (row, h) };
+                let position = at as f64 / (size as f64 / f64::from(base)) / f64::from(interpolation);
+                let angle = position / 10_000f64.powf((feature % quarter) as f64 / quarter as f64);
+                if feature / quarter % 2 == 0 { angle.sin() } else { angle.cos() }
+            })
+        }
+        Op::Patchify { x, patch } => patchify(value(x), patch as usize),
+        Op::Unpatchify { x, patch } => unpatchify(value(x), patch as usize),
+    }
+}
+
+/// The activation functions.
+pub fn activate(act: Act, x: f64) -> f64 {
+    match act {
+        Act::None => x,
+        Act::Silu => x / (1.0 + (-x).exp()),
+        Act::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
+    }
+}
+
+/// Mean and (biased) variance.
+fn statistics(x: &[f64]) -> (f64, f64) {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    (mean, x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
+}
+
+/// 3x3 convolution, stride 1, zero padding, after nearest-neighbour upsampling.
+fn conv3x3(x: &Array, weight: &Array, upsample: usize) -> Array {
+    let [n, h, w, c] = x.dims[..] else { panic!("not an image: {:?}", x.dims) };
+    let (h, w, o) = (h * upsample, w * upsample, weight.dims[0]);
+    let pixel = |sample: usize, y: usize, x_: usize, channel: usize| {
+        let row = (sample * x.dims[1] + y / upsample) * x.dims[2] + x_ / upsample;
+        x.data[row * c + channel]
+    };
+    Array::new(&[n, h, w, o], |i| {
+        let (sample, y, x_, out) = (i / o / w / h, i / o / w % h, i / o % w, i % o);
+        let mut sum = 0.0;
+        for (ky, kx) in (0..9).map(|tap| (tap / 3, tap % 3)) {
+            // Position in the image padded by one on each side.
+            let inside = (1..=h).contains(&(y + ky)) && (1..=w).contains(&(x_ + kx));
+            for channel in (0..c).filter(|_| inside) {
+                let weight = weight.data[((out * 3 + ky) * 3 + kx) * c + channel];
+                sum += weight * pixel(sample, y + ky - 1, x_ + kx - 1, channel);
+            }
+        }
+        sum
+    })
+}
+
+/// `softmax(q k^T * scale) v` per sample and head.
+fn attention(q: &Array, k: &Array, v: &Array, heads: usize, scale: f64) -> Array {
+    let (n, d) = (q.dims[0], q.cols());
+    let (e, queries, keys) = (d / heads, q.rows() / n, k.rows() / n);
+    let mut out = Array::new(&q.dims, |_| 0.0);
+    for (row, head) in (0..q.rows()).flat_map(|row| (0..heads).map(move |head| (row, head))) {
+        let columns = head * e..(head + 1) * e;
+        let first_key = row / queries * keys;
+        let score = |key: usize| -> f64 {
+            let products = q.row(row)[columns.clone()].iter().zip(&k.row(first_key + key)[columns.clone()]);
+            products.map(|(a, b)| a * b).sum::<f64>() * scale
+        };
+        let scores: Vec<f64> = (0..keys).map(score).collect();
+        let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for c in columns {
+            out.data[row * d + c] = (0..keys).map(|key| weights[key] / total * v.row(first_key + key)[c]).sum();
+        }
+    }
+    out
+}
+
+/// Real numbers to codes and back: `delta = (max - min) / (2^b - 1)`, `zero = round(-min / delta)`,
+/// `q = clamp(round(x / delta) + zero, 0, 2^b - 1)`. A group of equal values is represented exactly. With `fixed`,
+/// delta and zero are given.
+pub fn quantize(x: &Array, bits: u8, grain: QuantizeGrain, fixed: Option<(f64, f64)>) -> Array {
+    let group = match grain {
+        QuantizeGrain::Row => x.cols(),
+        QuantizeGrain::Sample => x.data.len() / x.dims[0],
+    };
+    let top = f64::from((1u32 << bits) - 1);
+    let mut y = x.clone();
+    for group in y.data.chunks_exact_mut(group) {
+        let low = group.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = group.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if low == high && fixed.is_none() {
+            continue;
+        }
+        let delta = (high - low) / top;
+        let (delta, zero) = fixed.unwrap_or((delta, (-low / delta).round_ties_even()));
+        for v in group {
+            let q = ((*v / delta).round_ties_even() + zero).round_ties_even().clamp(0.0, top);
+            *v = delta * (q - zero);
+        }
+    }
+    y
+}
+
+/// Scale and zero point at `position`: those of the last point not after it, or of the first.
+fn curve(points: &Array, position: f64) -> (f64, f64) {
+    let mut found = points.row(0);
+    for i in 0..points.rows() {
+        if points.row(i)[0] <= position {
+            found = points.row(i);
+        }
+    }
+    (found[1], found[2])
+}
+
+/// `(n, h, w, c) -> (n, h / p, w / p, p * p * c)`.
+fn patchify(x: &Array, p: usize) -> Array {
+    let [n, h, w, c] = x.dims[..] else { panic!("not an image: {:?}", x.dims) };
+    let mut out = Array::new(&[n, h / p, w / p, p * p * c], |_| 0.0);
+    each_pixel(&[n, h, w, c], p, |pixel, patch| out.data[patch] = x.data[pixel]);
+    out
+}
+
+/// `(n, h, w, p * p * c) -> (n, h * p, w * p, c)`.
+fn unpatchify(x: &Array, p: usize) -> Array {
+    let [n, h, w, f] = x.dims[..] else { panic!("not an image: {:?}", x.dims) };
+    let mut out = Array::new(&[n, h * p, w * p, f / p / p], |_| 0.0);
+    let dims = out.dims.clone();
+    each_pixel(&dims, p, |pixel, patch| out.data[pixel] = x.data[patch]);
+    out
+}
+
+/// Pairs the place of each element of an image with its place among patches.
+fn each_pixel(dims: &[usize], p: usize, mut f: impl FnMut(usize, usize)) {
+    let [n, h, w, c] = *dims else { panic!("not an image: {dims:?}") };
+    for i in 0..n * h * w * c {
+        let (sample, y, x, channel) = (i / c / w / h, i / c / w % h, i / c % w, i % c);
+        let patch = (sample * (h / p) + y / p) * (w / p) + x / p;
+        f(i, ((patch * p + y % p) * p + x % p) * c + channel);
+    }
+}
