@@ -145,7 +145,7 @@ fn check_size(ty: Type, path: &str) -> Result<Type> {
     let elements = ty.dims().iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     match elements {
         Some(n) if (1..=MAX_ELEMENTS).contains(&n) => Ok(ty),
-        _ => Err(Error::shape(path, "number of elements", format!("1 to 2^36"), format!("shape {:?}", ty.dims()))),
+        _ => Err(Error::shape(path, "number of elements", "1 to 2^36", format!("shape {:?}", ty.dims()))),
     }
 }
 
@@ -217,7 +217,7 @@ impl Rule<'_> {
     fn residual(&self, residual: Option<Value>, y: &Type, cyclic: bool) -> Result<()> {
         let Some(residual) = residual else { return Ok(()) };
         let r = self.float("residual", residual)?;
-        let rows_fit = if cyclic { y.rows() % r.rows() == 0 } else { r.rows() == y.rows() };
+        let rows_fit = if cyclic { y.rows().is_multiple_of(r.rows()) } else { r.rows() == y.rows() };
         if r.cols() != y.cols() || !rows_fit {
             return self.err("residual", format!("rows dividing those of {:?}", y.dims()), r.dims());
         }
