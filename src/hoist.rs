@@ -4,7 +4,7 @@
 //! once, as a table with one row per (call, condition): one matrix product with many rows instead of many with one.
 //! In DiT this takes a third of all weights out of the loop.
 
-use crate::program::{Op, Program, QuantizeGrain, Rate, Value};
+use crate::program::{Op, Program, Quantize, QuantizeGrain, QuantizeRange, Rate, Value};
 
 /// The rate of every value of `program`, inputs first.
 ///
@@ -36,7 +36,11 @@ fn makes_codes(program: &Program, value: Value) -> bool {
 fn assign(program: &Program, in_loop: &[bool]) -> Vec<Rate> {
     let mut rates: Vec<Rate> = program.inputs.iter().map(|i| i.kind.rate()).collect();
     for (i, node) in program.nodes.iter().enumerate() {
-        let rate = node.op.reads().map(|v| rates[v.0 as usize]).max().unwrap_or(Rate::Bind);
+        let mut rate = node.op.reads().map(|v| rates[v.0 as usize]).max().unwrap_or(Rate::Bind);
+        if let Some(Quantize { range: QuantizeRange::Curve(..), .. }) = node.op.quantizes() {
+            // The scale changes with time, whatever it scales.
+            rate = rate.max(Rate::Step);
+        }
         let forced = in_loop[program.value_of(i).0 as usize];
         let demote = rate == Rate::Step && (forced || !tabulates(&node.op, &rates));
         rates.push(if demote { Rate::Loop } else { rate });
@@ -115,8 +119,21 @@ mod tests {
     }
 
     #[test]
+    fn a_scale_that_changes_with_time_keeps_its_node_from_the_prompt() {
+        use crate::program::CurveAxis;
+        let range = QuantizeRange::Curve(Tensor(1), CurveAxis::StepFraction);
+        let spec = Quantize { bits: 8, grain: QuantizeGrain::Row, range };
+        let p = program(vec![
+            Op::Embedding { index: Value(2), table: Tensor(0) }, // 3: prompt
+            Op::Quantize { x: Value(3), spec },                  // 4: no table to begin with, so the loop
+            linear(4),                                           // 5
+        ]);
+        use Rate::*;
+        assert_eq!(rates(&p)[3..], [Prompt, Loop, Loop]);
+    }
+
+    #[test]
     fn codes_read_by_the_loop_are_made_in_the_loop() {
-        use crate::program::{Quantize, QuantizeRange};
         let spec = Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
         let gated = |x| Op::Linear {
             x: Value(x),

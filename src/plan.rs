@@ -250,8 +250,16 @@ pub fn plan(
     let calls = shape.calls.max(1);
     let window = if per_call == 0 { calls } else { (shape.table_bytes / per_call).clamp(1, calls) };
     let conditions = shape.dims.conditions;
-    let table_dims = Dims { conditions: conditions * window, ..shape.dims };
-    let tables = infer(program, tensors, &table_dims)?;
+    // What becomes a table works row by row on rows of conditions, so only the first axis grows.
+    let tables: Vec<Type> = types
+        .iter()
+        .zip(&rates)
+        .map(|(ty, rate)| {
+            let mut dims = ty.dims().to_vec();
+            dims[0] *= if *rate == Rate::Step { window } else { 1 };
+            Type::new(&dims, ty.kind)
+        })
+        .collect();
     let size = |i: usize| bytes_of(if rates[i] == Rate::Step { &tables[i] } else { &types[i] });
 
     let mut end = 0;

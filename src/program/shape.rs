@@ -332,6 +332,9 @@ impl Rule<'_> {
                     self.columns("scale", m.value, m.scale, &x)?;
                     self.columns("shift", m.value, m.shift, &x)?;
                 }
+                if quantize.is_some_and(|q| q.grain != QuantizeGrain::Row) {
+                    return self.err("quantize grain", "one scale per row", quantize);
+                }
                 self.quantized(x, quantize)
             }
             Op::GroupNorm { x, weight, bias, groups, eps, quantize, .. } => {
