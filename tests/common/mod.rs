@@ -4,6 +4,7 @@
 pub mod cases;
 pub mod cases_norm;
 pub mod naive;
+pub mod networks;
 
 use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::{Isa, avx2::Avx2, avx512::Avx512};
