@@ -312,6 +312,8 @@ fn layer_norm_refuses() {
     refuse(&[per_condition], "scale: expected a result for each of the 2 samples, got [3, 9]");
     let seven = spec(7, QuantizeGrain::Row, QuantizeRange::Dynamic);
     refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(seven))], "quantize bits: expected 6 or 8, got 7");
+    let message = format!("quantize grain: expected one scale per row, got {:?}", Some(SAMPLE6));
+    refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(SAMPLE6))], &message);
 }
 
 #[test]
