@@ -1,6 +1,6 @@
 //! Folds a `quantize` op into the norm whose result it takes.
 
-use aquatint::program::{Op, Program, Quantize, Value};
+use aquatint::program::{Node, Op, Program, Quantize, QuantizeGrain, Value};
 
 /// Lets norms make codes themselves, where nothing else reads their result.
 pub fn fuse(program: &mut Program) {
@@ -33,9 +33,14 @@ pub fn fuse(program: &mut Program) {
     program.output = numbers[program.output.0 as usize];
 }
 
-/// Makes the norm `node` quantize its result; false if it is no norm or does so already.
-fn take(node: &mut aquatint::program::Node, spec: Quantize) -> bool {
-    let (Op::LayerNorm { quantize, .. } | Op::GroupNorm { quantize, .. }) = &mut node.op else { return false };
+/// Makes the norm `node` quantize its result; false if it is no norm, does so already, or is a layer norm, which works
+/// row by row, and the codes want a scale per sample.
+fn take(node: &mut Node, spec: Quantize) -> bool {
+    let quantize = match &mut node.op {
+        Op::GroupNorm { quantize, .. } => quantize,
+        Op::LayerNorm { quantize, .. } if spec.grain == QuantizeGrain::Row => quantize,
+        _ => return false,
+    };
     if quantize.is_some() {
         return false;
     }
@@ -46,7 +51,7 @@ fn take(node: &mut aquatint::program::Node, spec: Quantize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aquatint::program::{Act, Dim, Input, InputKind, Node, QuantizeGrain, QuantizeRange, Role, Tensor};
+    use aquatint::program::{Act, Dim, Input, InputKind, QuantizeRange, Role, Tensor};
 
     const SPEC: Quantize = Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
 
@@ -83,6 +88,15 @@ mod tests {
     fn a_norm_with_a_float_reader_stays_apart() {
         let ops = vec![norm(0), Op::Quantize { x: Value(1), spec: SPEC }, linear(2, Some(1))];
         let before = program(ops);
+        let mut after = before.clone();
+        fuse(&mut after);
+        assert_eq!(after, before);
+    }
+
+    #[test]
+    fn a_layer_norm_takes_no_scale_per_sample() {
+        let spec = Quantize { grain: QuantizeGrain::Sample, ..SPEC };
+        let before = program(vec![norm(0), Op::Quantize { x: Value(1), spec }, linear(2, None)]);
         let mut after = before.clone();
         fuse(&mut after);
         assert_eq!(after, before);
