@@ -99,7 +99,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Format { section, offset, what, expected, got } => {
-                write!(f, "not a sound .aqt file: {section} section, byte {offset}: {what}: expected {expected}, got {got}")
+                write!(
+                    f,
+                    "not a sound .aqt file: {section} section, byte {offset}: {what}: expected {expected}, got {got}"
+                )
             }
             Error::Shape { path, what, expected, got } => write!(f, "{path}: {what}: expected {expected}, got {got}"),
             Error::Request { what, expected, got } => write!(f, "{what}: expected {expected}, got {got}"),

@@ -212,7 +212,7 @@ impl<'m, B: Backend> Executor<'m, B> {
     }
 
     /// The program.
-    pub fn program(&self) -> &Program {
+    pub fn program(&self) -> &'m Program {
         self.program
     }
 

@@ -11,9 +11,7 @@
 mod op;
 pub mod shape;
 
-pub use op::{
-    Act, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value,
-};
+pub use op::{Act, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value};
 
 /// What a program computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

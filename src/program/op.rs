@@ -274,9 +274,7 @@ impl Op {
     /// Mutable access to every operand, shapes included; used to renumber values.
     pub fn operands_mut(&mut self) -> impl Iterator<Item = &mut Value> {
         let list = match self {
-            Op::Linear { x, gate, residual, .. } => {
-                [Some(x), gate.as_mut().map(|g| &mut g.value), residual.as_mut()]
-            }
+            Op::Linear { x, gate, residual, .. } => [Some(x), gate.as_mut().map(|g| &mut g.value), residual.as_mut()],
             Op::Conv2d { x, residual, .. } => [Some(x), residual.as_mut(), None],
             Op::Attention { q, k, v, .. } => [Some(q), Some(k), Some(v)],
             Op::LayerNorm { x, modulation, .. } => [Some(x), modulation.as_mut().map(|m| &mut m.value), None],

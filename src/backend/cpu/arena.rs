@@ -1,32 +1,42 @@
 //! The CPU's arena: one allocation, viewed as disjoint typed slices.
 
 use crate::backend::args::{Codes, Floats, Slot};
+use crate::error::{Error, Result};
+use memmap2::MmapMut;
 use std::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Working memory, 64-byte aligned.
+/// Working memory: anonymous pages, zeroed, touched when first used.
+///
+/// Large pages are asked for: activations are walked along columns of tiles, one row of 18 KiB after another, and with
+/// 4 KiB pages every row of a tile is a page of its own.
 pub struct Arena {
-    bytes: Vec<u8>,
-    start: usize,
+    pages: MmapMut,
     len: usize,
 }
 
 impl Arena {
-    /// Zeroed memory. Pages are not touched before they are used.
-    pub fn new(len: usize) -> Self {
-        let bytes = vec![0; len + 63];
-        let start = bytes.as_ptr().align_offset(64);
-        Arena { bytes, start, len }
+    /// `len` bytes of memory.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the system has no room for so much.
+    pub fn new(len: usize) -> Result<Self> {
+        let pages = MmapMut::map_anon(len.max(1))
+            .map_err(|e| Error::request("working memory", format!("room for {len} bytes"), e))?;
+        // Advice may be refused, and nothing depends on it.
+        #[cfg(target_os = "linux")]
+        let _ = pages.advise(memmap2::Advice::HugePage);
+        Ok(Arena { pages, len })
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.len]
+        &self.pages[..self.len]
     }
 
     /// All bytes.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
+        &mut self.pages[..self.len]
     }
 
     /// Separates what an op writes, `out` and `work`, from what it may read: everything else.

@@ -6,10 +6,10 @@
 //! does not depend on batch, threads or the other queries.
 
 use super::arena::{Arena, floats_mut};
-use super::math::{exp, sum};
+use super::math::{exp, greater, greatest, sum};
 use super::scratch;
 use super::simd::tiles::{TileMut, for_each_tile};
-use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile};
+use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile, vectorized};
 use crate::backend::args::AttentionArgs;
 
 /// Keys per block.
@@ -87,7 +87,7 @@ impl<I: Isa> Head<'_, I> {
         let mut acc: Tile<f32> = [[0.0; NR]; MR];
         for first in (0..self.tk).step_by(KEYS) {
             let n = KEYS.min(self.tk - first);
-            self.isa.run(Self::lay_out, (self, first, n, column, keys, values));
+            self.isa.run(LayOut, (self.k, self.v, [d, e, first, n, column], keys, values));
             for q0 in tile.rows.clone().step_by(MR) {
                 let count = (tile.rows.end - q0).min(MR);
                 let queries: [&[f32]; MR] =
@@ -101,7 +101,7 @@ impl<I: Isa> Head<'_, I> {
                 }
                 let states = &mut sums[(q0 - tile.rows.start) * (wide + 2)..][..count * (wide + 2)];
                 for (row, state) in scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2)) {
-                    self.isa.run(soften::<I>, (&mut row[..n], self.scale, state, wide));
+                    self.isa.run(Soften, (&mut row[..n], self.scale, state, wide));
                 }
                 let weights: [&[f32]; MR] = std::array::from_fn(|i| &scores[i * KEYS..][..n]);
                 for c in (0..wide).step_by(NR) {
@@ -122,16 +122,17 @@ impl<I: Isa> Head<'_, I> {
             }
         }
     }
+}
 
+vectorized! {
     /// Keys from `first` as panels (group of keys, feature, key); values as panels (group of features, key, feature).
-    #[inline(always)]
-    fn lay_out((head, first, n, column, keys, values): (&Self, usize, usize, usize, &mut [f32], &mut [f32])) {
-        let (d, e) = (head.d, head.e);
+    fn LayOut<'a, I>(k: &'a [f32], v: &'a [f32], sizes: [usize; 5], keys: &'a mut [f32], values: &'a mut [f32]) {
+        let [d, e, first, n, column] = sizes;
         for (g, panel) in keys.chunks_exact_mut(GROUP * e).enumerate().take(n.div_ceil(GROUP)) {
             for r in 0..GROUP {
                 // Keys beyond the block repeat its last one; their scores are not used.
                 let key = (g * GROUP + r).min(n - 1);
-                let row = &head.k[(first + key) * d + column..][..e];
+                let row = &k[(first + key) * d + column..][..e];
                 for (j, &x) in row.iter().enumerate() {
                     panel[j * GROUP + r] = x;
                 }
@@ -140,7 +141,7 @@ impl<I: Isa> Head<'_, I> {
         let wide = e.next_multiple_of(GROUP);
         for (g, panel) in values[..wide * n].chunks_exact_mut(GROUP * n).enumerate() {
             for (key, out) in panel.chunks_exact_mut(GROUP).enumerate() {
-                let row = &head.v[(first + key) * d + column..][..e];
+                let row = &v[(first + key) * d + column..][..e];
                 let part = &row[g * GROUP..e.min((g + 1) * GROUP)];
                 out[..part.len()].copy_from_slice(part);
                 out[part.len()..].fill(0.0);
@@ -149,22 +150,19 @@ impl<I: Isa> Head<'_, I> {
     }
 }
 
-/// Turns a query's scores against a block of keys into weights, and brings the query's state to the new maximum.
-#[inline(always)]
-fn soften<I: Isa>((scores, scale, state, wide): (&mut [f32], f32, &mut [f32], usize)) {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    for (i, s) in scores.iter_mut().enumerate() {
-        *s *= scale;
-        lanes[i % 16] = lanes[i % 16].max(*s);
+vectorized! {
+    /// Turns a query's scores against a block of keys into weights, and brings the query's state to the new maximum.
+    fn Soften<'a, I>(scores: &'a mut [f32], scale: f32, state: &'a mut [f32], wide: usize) {
+        scores.iter_mut().for_each(|s| *s *= scale);
+        let highest = greater(greatest(scores), state[wide]);
+        let shrink = exp::<I>(state[wide] - highest);
+        for s in scores.iter_mut() {
+            *s = exp::<I>(*s - highest);
+        }
+        for s in &mut state[..wide] {
+            *s *= shrink;
+        }
+        state[wide] = highest;
+        state[wide + 1] = state[wide + 1] * shrink + sum(scores, |s| s);
     }
-    let highest = lanes.into_iter().fold(state[wide], f32::max);
-    let shrink = exp::<I>(state[wide] - highest);
-    for s in scores.iter_mut() {
-        *s = exp::<I>(*s - highest);
-    }
-    for s in &mut state[..wide] {
-        *s *= shrink;
-    }
-    state[wide] = highest;
-    state[wide + 1] = state[wide + 1] * shrink + sum(scores.iter().copied());
 }

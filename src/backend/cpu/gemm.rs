@@ -6,8 +6,10 @@
 //!     for each 8 rows: micro-kernel over all inputs; epilogue; store
 //! ```
 //!
-//! The panel of 48 channels stays in the second-level cache while the tile's rows pass by, and decoding it costs less
-//! than 1 % of the products of 512 rows. Nothing of the weight is ever kept decoded beyond its tile.
+//! Decoding costs 2 to 3 % of the products of 512 rows. Nothing of the weight is ever kept decoded beyond its tile.
+//! Cutting the inputs into blocks whose panel fits the first-level cache was tried and lost, for codes and floats
+//! alike (bench `linear`, blocks of 288, 576 and 1152 inputs): the panel streams well from the second level, and sums
+//! carried from block to block cost more than they save.
 //!
 //! A convolution is the same product: row `m` is an output pixel, and its inputs are nine slices of the image, found
 //! by [`Rows`]; nothing is copied.
@@ -16,7 +18,7 @@ use super::arena::CodesView;
 use super::math::{activate, fma};
 use super::scratch;
 use super::simd::tiles::{TileMut, for_each_tile};
-use super::simd::{GROUP, Isa, MR, NR, Tile, panel_len};
+use super::simd::{GROUP, Isa, MR, NR, Tile, panel_len, vectorized};
 use crate::backend::args::Input;
 use crate::codec::layout::{PackedMatrix, Tables};
 use crate::format::TensorView;
@@ -119,10 +121,12 @@ impl Epilogue<'_> {
     }
 }
 
+/// Most rows of output per tile.
+const MOST_ROWS: usize = 1024;
 /// Rows of output per tile: enough to pay for decoding a panel, few enough that the activations of a tile stay near,
 /// and that there are tiles for all threads. Does not change any result.
 fn row_step(m: usize, n: usize, bytes_per_row: usize, near: usize) -> usize {
-    let mut step = (near / bytes_per_row.max(1)).clamp(128, 1024).min(m.max(1));
+    let mut step = (near / bytes_per_row.max(1)).clamp(128, MOST_ROWS).min(m.max(1));
     let panels = n.div_ceil(NR);
     while step > 64 && panels * m.div_ceil(step) < 4 * rayon::current_num_threads() {
         step = step.div_ceil(2);
@@ -188,29 +192,30 @@ pub fn product_i8<I: Isa>(
                 *sum = (0..weight_taps).map(|t| tap_sum(t, n0 + j)).sum::<i32>() as f32;
             }
             let mut slices: [&[u8]; MAX_TAPS * MR] = [&[]; MAX_TAPS * MR];
+            let mut borders = [[0.0; NR]; MR];
             let mut acc: Tile<i32> = [[0; NR]; MR];
             for m0 in tile.rows.clone().step_by(MR) {
                 let count = (tile.rows.end - m0).min(MR);
                 rows.fill(m0, count, &mut slices);
                 isa.tile_i8(&slices[..taps * MR], len.div_ceil(4), panel, groups, &mut acc);
-                for (i, acc) in acc[..count].iter().enumerate() {
-                    let row = m0 + i;
-                    let at = row / rows_per_scale;
+                let mut full = [true; MR];
+                let x: [RowConstants; MR] = std::array::from_fn(|i| {
+                    let row = m0 + i.min(count - 1);
                     let (valid, sum_q) = window_sum(row);
-                    let mut border = [0.0; NR];
-                    let weight_sum = if valid == all_taps {
-                        &c.weight_sum
-                    } else {
-                        for (j, b) in border[..wide].iter_mut().enumerate() {
+                    if valid != all_taps {
+                        full[i] = false;
+                        for (j, b) in borders[i][..wide].iter_mut().enumerate() {
                             let taps = (0..taps).filter(|t| valid >> t & 1 == 1);
                             *b = taps.map(|t| tap_sum(t, n0 + j)).sum::<i32>() as f32;
                         }
-                        &border
-                    };
+                    }
                     let inputs = (valid.count_ones() as usize * len) as f32;
-                    let x = RowConstants { scale: codes.scale[at], zero: codes.zero[at], sum: sum_q as f32, inputs };
-                    isa.run(rescale::<I>, (acc, &c, weight_sum, x, epilogue, [row, n0, n], tile.row(row)));
-                }
+                    let at = row / rows_per_scale;
+                    RowConstants { scale: codes.scale[at], zero: codes.zero[at], sum: sum_q as f32, inputs }
+                });
+                let weight_sums: [&[f32; NR]; MR] =
+                    std::array::from_fn(|i| if full[i] { &c.weight_sum } else { &borders[i] });
+                isa.run(Rescale, (&acc, count, &c, &weight_sums, &x, epilogue, [m0, n0, n], tile.reborrow()));
             }
         });
     });
@@ -226,28 +231,31 @@ struct RowConstants {
     inputs: f32,
 }
 
-/// Turns the integer sums of a row into floats and finishes it.
-#[inline(always)]
-#[allow(clippy::type_complexity)] // the tuple is an argument list; see `Isa::run`
-fn rescale<I: Isa>(
-    (acc, c, weight_sum, x, epilogue, [row, n0, n], out): (
-        &[i32; NR],
-        &Constants,
-        &[f32; NR],
-        RowConstants,
-        &Epilogue<'_>,
-        [usize; 3],
-        &mut [f32],
-    ),
-) {
-    // sum q - z K multiplies o; both factors are exact for integral zero points.
-    let shifted = fma::<I>(-x.zero, x.inputs, x.sum);
-    let mut v = [0.0; NR];
-    for j in 0..NR {
-        let product = fma::<I>(-x.zero, weight_sum[j], acc[j] as f32);
-        v[j] = x.scale * c.scale[j] * fma::<I>(c.offset[j], shifted, product);
+vectorized! {
+    /// Turns the integer sums of `count` rows into floats and finishes them.
+    fn Rescale<'a, I>(
+        acc: &'a Tile<i32>,
+        count: usize,
+        c: &'a Constants,
+        weight_sums: &'a [&'a [f32; NR]; MR],
+        x: &'a [RowConstants; MR],
+        epilogue: &'a Epilogue<'a>,
+        place: [usize; 3],
+        tile: TileMut<'a>,
+    ) {
+        let ([m0, n0, n], mut tile) = (place, tile);
+        for i in 0..count {
+            let (x, acc, weight_sum) = (&x[i], &acc[i], weight_sums[i]);
+            // sum q - z K multiplies o; both factors are exact for integral zero points.
+            let shifted = fma::<I>(-x.zero, x.inputs, x.sum);
+            let mut v = [0.0; NR];
+            for j in 0..NR {
+                let product = fma::<I>(-x.zero, weight_sum[j], acc[j] as f32);
+                v[j] = x.scale * c.scale[j] * fma::<I>(c.offset[j], shifted, product);
+            }
+            epilogue.apply::<I>(m0 + i, n0, n, &mut v, tile.row(m0 + i));
+        }
     }
-    epilogue.apply::<I>(row, n0, n, &mut v, out);
 }
 
 /// `out (m, n) = epilogue(x W^T)` in floats, for any kind of weight.
@@ -277,18 +285,20 @@ pub fn product_f32<I: Isa>(
                 let count = (tile.rows.end - m0).min(MR);
                 rows.fill(m0, count, &mut slices);
                 isa.tile_f32(&slices[..taps * MR], len, panel, groups, &mut acc);
-                for (i, v) in acc[..count].iter_mut().enumerate() {
-                    isa.run(finish::<I>, (epilogue, m0 + i, n0, n, v, tile.row(m0 + i)));
-                }
+                isa.run(Finish, (&mut acc[..count], epilogue, [m0, n0, n], tile.reborrow()));
             }
         });
     });
 }
 
-/// [`Epilogue::apply`] as [`Isa::run`] wants it.
-#[inline(always)]
-fn finish<I: Isa>((epilogue, m, n0, n, v, out): (&Epilogue<'_>, usize, usize, usize, &mut [f32; NR], &mut [f32])) {
-    epilogue.apply::<I>(m, n0, n, v, out);
+vectorized! {
+    /// Finishes the rows of a tile.
+    fn Finish<'a, I>(acc: &'a mut [[f32; NR]], epilogue: &'a Epilogue<'a>, place: [usize; 3], tile: TileMut<'a>) {
+        let ([m0, n0, n], mut tile) = (place, tile);
+        for (i, v) in acc.iter_mut().enumerate() {
+            epilogue.apply::<I>(m0 + i, n0, n, v, tile.row(m0 + i));
+        }
+    }
 }
 
 /// Writes sixteen channels from `first` as floats into `panel`, in the order (input, channel). `wide` holds the
@@ -311,56 +321,58 @@ fn fill_panel<I: Isa>(
             wide
         }
         TensorView::Codes(matrix) => {
-            isa.run(dequantize, (matrix, first, &mut wide[..rows * k]));
+            isa.run(Dequantize, (matrix, first, &mut wide[..rows * k]));
             wide
         }
     };
-    isa.run(transpose, (&source[..rows * k], rows, k, panel));
+    isa.run(Transpose, (&source[..rows * k], rows, k, panel));
 }
 
-/// `panel[j][r] = source[r][j]`, rows beyond `rows` 0. In blocks, so that both sides stay in the nearest cache.
-#[inline(always)]
-fn transpose((source, rows, k, panel): (&[f32], usize, usize, &mut [f32])) {
-    if rows < GROUP {
-        panel.fill(0.0);
-    }
-    for (block, out) in panel.chunks_mut(16 * GROUP).enumerate() {
-        let width = out.len() / GROUP;
-        for r in 0..rows {
-            let row = &source[r * k + block * 16..][..width];
-            for (j, &x) in row.iter().enumerate() {
-                out[j * GROUP + r] = x;
-            }
+vectorized! {
+    /// `panel[j][r] = source[r][j]`, rows beyond `rows` 0. In blocks, so that both sides stay in the nearest cache.
+    fn Transpose<'a, I>(source: &'a [f32], rows: usize, k: usize, panel: &'a mut [f32]) {
+        if rows < GROUP {
+            panel.fill(0.0);
         }
-    }
-}
-
-/// Dequantizes the rows of `matrix` from `first` into `out`.
-#[inline(always)]
-fn dequantize((matrix, first, out): (&PackedMatrix<'_>, usize, &mut [f32])) {
-    let cols = matrix.layout.cols;
-    let levels = matrix.layout.bits.levels();
-    for (r, out) in out.chunks_exact_mut(cols).enumerate() {
-        let row = first + r;
-        let start = matrix.table_start(row);
-        let (scale, offset) = (matrix.scale[row], matrix.offset[row]);
-        let mut table = [0.0f32; 256];
-        match matrix.tables {
-            Tables::I8(t) => {
-                for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
-                    *to = scale * (f32::from(c) + offset);
-                }
-            }
-            Tables::F16(t) => {
-                for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
-                    *to = scale * (f16::to_f32(c) + offset);
+        for (block, out) in panel.chunks_mut(16 * GROUP).enumerate() {
+            let width = out.len() / GROUP;
+            for r in 0..rows {
+                let row = &source[r * k + block * 16..][..width];
+                for (j, &x) in row.iter().enumerate() {
+                    out[j * GROUP + r] = x;
                 }
             }
         }
-        for (chunk, out) in out.chunks_mut(16).enumerate() {
-            let codes = matrix.codes16(row, chunk);
-            for (x, code) in out.iter_mut().zip(codes) {
-                *x = table[usize::from(code)];
+    }
+}
+
+vectorized! {
+    /// Dequantizes the rows of `matrix` from `first` into `out`.
+    fn Dequantize<'a, I>(matrix: &'a PackedMatrix<'a>, first: usize, out: &'a mut [f32]) {
+        let cols = matrix.layout.cols;
+        let levels = matrix.layout.bits.levels();
+        for (r, out) in out.chunks_exact_mut(cols).enumerate() {
+            let row = first + r;
+            let start = matrix.table_start(row);
+            let (scale, offset) = (matrix.scale[row], matrix.offset[row]);
+            let mut table = [0.0f32; 256];
+            match matrix.tables {
+                Tables::I8(t) => {
+                    for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
+                        *to = scale * (f32::from(c) + offset);
+                    }
+                }
+                Tables::F16(t) => {
+                    for (to, &c) in table.iter_mut().zip(&t[start..start + levels]) {
+                        *to = scale * (f16::to_f32(c) + offset);
+                    }
+                }
+            }
+            for (chunk, out) in out.chunks_mut(16).enumerate() {
+                let codes = matrix.codes16(row, chunk);
+                for (x, code) in out.iter_mut().zip(codes) {
+                    *x = table[usize::from(code)];
+                }
             }
         }
     }

@@ -18,7 +18,7 @@ pub fn exp<I: Isa>(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.clamp(-87.0, 88.0);
+    let x = greater(lesser(x, 88.0), -87.0);
     let shifted = fma::<I>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = fma::<I>(n, -LN2_LOW, fma::<I>(n, -LN2_HIGH, x));
@@ -53,19 +53,60 @@ pub fn activate<I: Isa>(act: Act, x: &mut [f32]) {
     }
 }
 
-/// Sum in 16 interleaved lanes, then pairwise: vectorizes, and the order depends on the length only.
+/// The greater of two; unlike `f32::max` a single instruction, because it does not care for NaN.
 #[inline(always)]
-pub fn sum(x: impl ExactSizeIterator<Item = f32>) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    for (i, v) in x.enumerate() {
-        lanes[i % 16] += v;
+pub fn greater(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// The lesser of two; see [`greater`].
+#[inline(always)]
+pub fn lesser(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+/// Lanes of a reduction. Chunks of this many elements are folded lane by lane, which vectorizes; then lanes are folded
+/// pairwise. The order depends on the length only.
+pub const LANES: usize = 16;
+
+/// Folds `f(x)` over a slice with `join`, from `start`.
+#[inline(always)]
+pub fn fold(x: &[f32], start: f32, f: impl Fn(f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = join(lanes[i], f(chunk[i]));
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(rest) {
+        *lane = join(*lane, f(v));
     }
     for half in [8, 4, 2, 1] {
         for i in 0..half {
-            lanes[i] += lanes[i + half];
+            lanes[i] = join(lanes[i], lanes[i + half]);
         }
     }
     lanes[0]
+}
+
+/// Sum of `f(x)`.
+#[inline(always)]
+pub fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    fold(x, 0.0, f, |a, b| a + b)
+}
+
+/// Greatest element.
+#[inline(always)]
+pub fn greatest(x: &[f32]) -> f32 {
+    fold(x, f32::NEG_INFINITY, |v| v, greater)
+}
+
+/// Least element.
+#[inline(always)]
+pub fn least(x: &[f32]) -> f32 {
+    fold(x, f32::INFINITY, |v| v, lesser)
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl<I: Isa> Backend for Cpu<I> {
     }
 
     fn arena(&self, bytes: usize) -> Result<Arena> {
-        Ok(Arena::new(bytes))
+        Arena::new(bytes)
     }
 
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<TensorView<'a>> {

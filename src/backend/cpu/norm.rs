@@ -2,9 +2,9 @@
 
 use super::arena::{Arena, CodesMut, floats_mut, typed_mut};
 use super::math::{activate, fma, sum};
-use super::quantize::{Fixed, Range, encode, extent, quantize_rows};
+use super::quantize::{Encode, Extent, Fixed, Range, quantize_rows};
 use super::scratch;
-use super::simd::Isa;
+use super::simd::{Isa, vectorized};
 use crate::backend::args::{GroupNormArgs, LayerNormArgs, Output};
 use crate::program::Act;
 use rayon::prelude::*;
@@ -34,7 +34,7 @@ pub fn layer_norm<I: Isa>(
             let table = &table[condition[row / rows_per_sample] as usize * table_cols..][..table_cols];
             (&table[scale..][..cols], &table[shift..][..cols])
         });
-        isa.run(normalize_row::<I>, (&x[row * cols..][..cols], args.eps, weight, bias, modulation, y));
+        isa.run(NormalizeRow, (&x[row * cols..][..cols], args.eps, weight, bias, modulation, y));
     };
     match &args.y {
         Output::Floats(_) => {
@@ -55,34 +55,32 @@ pub fn layer_norm<I: Isa>(
     }
 }
 
-/// Layer norm of one row; `modulation` is (scale, shift).
-#[inline(always)]
-#[allow(clippy::type_complexity)] // the tuple is an argument list; see `Isa::run`
-fn normalize_row<I: Isa>(
-    (x, eps, weight, bias, modulation, y): (
-        &[f32],
-        f32,
-        Option<&[f32]>,
-        Option<&[f32]>,
-        Option<(&[f32], &[f32])>,
-        &mut [f32],
-    ),
-) {
-    let mean = sum(x.iter().copied()) / x.len() as f32;
-    let variance = sum(x.iter().map(|v| (v - mean) * (v - mean))) / x.len() as f32;
-    let inverse = 1.0 / (variance + eps).sqrt();
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = (x - mean) * inverse;
-    }
-    if let Some(w) = weight {
-        y.iter_mut().zip(w).for_each(|(y, w)| *y *= w);
-    }
-    if let Some(b) = bias {
-        y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
-    }
-    if let Some((scale, shift)) = modulation {
-        for ((y, scale), shift) in y.iter_mut().zip(scale).zip(shift) {
-            *y = fma::<I>(*y, 1.0 + scale, *shift);
+vectorized! {
+    /// Layer norm of one row; `modulation` is (scale, shift).
+    fn NormalizeRow<'a, I>(
+        x: &'a [f32],
+        eps: f32,
+        weight: Option<&'a [f32]>,
+        bias: Option<&'a [f32]>,
+        modulation: Option<(&'a [f32], &'a [f32])>,
+        y: &'a mut [f32],
+    ) {
+        let mean = sum(x, |v| v) / x.len() as f32;
+        let variance = sum(x, |v| (v - mean) * (v - mean)) / x.len() as f32;
+        let inverse = 1.0 / (variance + eps).sqrt();
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = (x - mean) * inverse;
+        }
+        if let Some(w) = weight {
+            y.iter_mut().zip(w).for_each(|(y, w)| *y *= w);
+        }
+        if let Some(b) = bias {
+            y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
+        }
+        if let Some((scale, shift)) = modulation {
+            for ((y, scale), shift) in y.iter_mut().zip(scale).zip(shift) {
+                *y = fma::<I>(*y, 1.0 + scale, *shift);
+            }
         }
     }
 }
@@ -143,7 +141,7 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
             sums.fill(0.0);
             let (s1, s2) = sums.split_at_mut(cols);
             for row in x[rows_of(b).start * cols..rows_of(b).end * cols].chunks_exact(cols) {
-                isa.run(accumulate, (row, &mut *s1, &mut *s2));
+                isa.run(Accumulate, (row, &mut *s1, &mut *s2));
             }
             for (g, out) in partial.chunks_exact_mut(2).enumerate() {
                 let channels = g * per_group..(g + 1) * per_group;
@@ -174,7 +172,7 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
     let affine = &*affine;
     let apply = |row: usize, y: &mut [f32]| {
         let affine = &affine[row / pixels * cols * 3..][..cols * 3];
-        isa.run(apply_row::<I>, (&x[row * cols..][..cols], affine, args.act, y));
+        isa.run(ApplyRow, (&x[row * cols..][..cols], affine, args.act, y));
     };
     let to = match &args.y {
         Output::Floats(_) => {
@@ -200,7 +198,7 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
             let mut seen = (f32::INFINITY, f32::NEG_INFINITY);
             for row in rows_of(b) {
                 apply(row, y);
-                let (low, high) = isa.run(extent, &*y);
+                let (low, high) = isa.run(Extent, (&*y,));
                 seen = (seen.0.min(low), seen.1.max(high));
             }
             (out[0], out[1]) = seen;
@@ -223,30 +221,32 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
                     let row = block * BLOCK + i;
                     apply(row, y);
                     let range = Range { scale: scale[row / pixels], zero: zero[row / pixels] };
-                    *sum = isa.run(encode, (&*y, range, to.codes.bits, codes));
+                    *sum = isa.run(Encode, (&*y, range, to.codes.bits, codes));
                 }
             });
         },
     );
 }
 
-/// Adds a row and its squares to sums per channel.
-#[inline(always)]
-fn accumulate((row, s1, s2): (&[f32], &mut [f64], &mut [f64])) {
-    for ((s1, s2), &v) in s1.iter_mut().zip(s2).zip(row) {
-        let v = f64::from(v);
-        *s1 += v;
-        *s2 += v * v;
+vectorized! {
+    /// Adds a row and its squares to sums per channel.
+    fn Accumulate<'a, I>(row: &'a [f32], s1: &'a mut [f64], s2: &'a mut [f64]) {
+        for ((s1, s2), &v) in s1.iter_mut().zip(s2).zip(row) {
+            let v = f64::from(v);
+            *s1 += v;
+            *s2 += v * v;
+        }
     }
 }
 
-/// Normalizes one row with a mean, a factor and a summand per channel, then activates it.
-#[inline(always)]
-fn apply_row<I: Isa>((x, affine, act, y): (&[f32], &[f32], Act, &mut [f32])) {
-    let (means, affine) = affine.split_at(x.len());
-    let (factors, summands) = affine.split_at(x.len());
-    for ((((y, x), m), a), b) in y.iter_mut().zip(x).zip(means).zip(factors).zip(summands) {
-        *y = fma::<I>(*x - *m, *a, *b);
+vectorized! {
+    /// Normalizes one row with a mean, a factor and a summand per channel, then activates it.
+    fn ApplyRow<'a, I>(x: &'a [f32], affine: &'a [f32], act: Act, y: &'a mut [f32]) {
+        let (means, affine) = affine.split_at(x.len());
+        let (factors, summands) = affine.split_at(x.len());
+        for ((((y, x), m), a), b) in y.iter_mut().zip(x).zip(means).zip(factors).zip(summands) {
+            *y = fma::<I>(*x - *m, *a, *b);
+        }
+        activate::<I>(act, y);
     }
-    activate::<I>(act, y);
 }

@@ -2,7 +2,7 @@
 
 use super::arena::Arena;
 use super::math::activate;
-use super::simd::Isa;
+use super::simd::{Isa, vectorized};
 use crate::backend::args::{AddArgs, PointwiseArgs};
 use rayon::prelude::*;
 
@@ -14,15 +14,16 @@ pub fn pointwise<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &Pointwis
     let (out, reads) = arena.write_floats(&args.y, call);
     let x = reads.floats(&args.x, call);
     out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-        isa.run(apply::<I>, (args, x, y));
+        isa.run(Apply, (args, x, y));
     });
 }
 
-#[inline(always)]
-fn apply<I: Isa>((args, x, y): (&PointwiseArgs, &[f32], &mut [f32])) {
-    y.copy_from_slice(x);
-    activate::<I>(args.act, y);
-    y.iter_mut().for_each(|v| *v = *v * args.mul + args.add);
+vectorized! {
+    fn Apply<'a, I>(args: &'a PointwiseArgs, x: &'a [f32], y: &'a mut [f32]) {
+        y.copy_from_slice(x);
+        activate::<I>(args.act, y);
+        y.iter_mut().for_each(|v| *v = *v * args.mul + args.add);
+    }
 }
 
 /// See [`Op::Add`](crate::program::Op::Add).
@@ -32,11 +33,12 @@ pub fn add<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &AddArgs) {
     let cols = args.y.cols;
     out.par_chunks_mut(cols).with_min_len(CHUNK.div_ceil(cols)).enumerate().for_each(|(row, y)| {
         let (a, b) = (&a[row * cols..], &b[row % args.b.rows * cols..]);
-        isa.run(sum, (a, b, y));
+        isa.run(Sum, (a, b, y));
     });
 }
 
-#[inline(always)]
-fn sum((a, b, y): (&[f32], &[f32], &mut [f32])) {
-    y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = a + b);
+vectorized! {
+    fn Sum<'a, I>(a: &'a [f32], b: &'a [f32], y: &'a mut [f32]) {
+        y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = a + b);
+    }
 }

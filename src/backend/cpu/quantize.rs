@@ -5,7 +5,8 @@
 //! the value's magnitude (or 1 for 0), which represents it exactly.
 
 use super::arena::{Arena, CodesMut, Reads};
-use super::simd::Isa;
+use super::math::{LANES, greater, greatest, least, lesser};
+use super::simd::{Isa, vectorized};
 use crate::backend::args::{QuantizeArgs, QuantizeTo};
 use crate::program::QuantizeGrain;
 use rayon::prelude::*;
@@ -41,41 +42,41 @@ impl Range {
     }
 }
 
-/// Lowest and highest of `x`, in lanes.
-#[inline(always)]
-pub fn extent(x: &[f32]) -> (f32, f32) {
-    let mut low = [f32::INFINITY; 16];
-    let mut high = [f32::NEG_INFINITY; 16];
-    let chunks = x.chunks_exact(16);
-    for (i, &v) in chunks.remainder().iter().enumerate() {
-        low[i] = v;
-        high[i] = v;
+vectorized! {
+    /// Lowest and highest of `x`, in lanes.
+    pub fn Extent<'a, I>(x: &'a [f32]) -> (f32, f32) {
+        (least(x), greatest(x))
     }
-    for chunk in chunks {
-        for i in 0..16 {
-            low[i] = low[i].min(chunk[i]);
-            high[i] = high[i].max(chunk[i]);
-        }
-    }
-    (low.into_iter().fold(f32::INFINITY, f32::min), high.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
-/// Quantizes `x` into `codes`, whose spare bytes become 0; returns the sum of the codes.
-#[inline(always)]
-pub fn encode((x, range, bits, codes): (&[f32], Range, u8, &mut [u8])) -> i32 {
-    let inverse = 1.0 / range.scale;
-    let top = f32::from((1u16 << bits) - 1);
-    let (used, spare) = codes.split_at_mut(x.len());
-    let mut sum = 0i32;
-    for (code, &v) in used.iter_mut().zip(x) {
+vectorized! {
+    /// Quantizes `x` into `codes`, whose spare bytes become 0; returns the sum of the codes.
+    pub fn Encode<'a, I>(x: &'a [f32], range: Range, bits: u8, codes: &'a mut [u8]) -> i32 {
+        let inverse = 1.0 / range.scale;
+        let top = f32::from((1u16 << bits) - 1);
+        let (used, spare) = codes.split_at_mut(x.len());
         // Two roundings, as in the definition: first the value, then the sum, which is exact within the clamp.
-        let q = ((v * inverse).clamp(-4e6, 4e6) + ROUND - ROUND + range.zero).clamp(0.0, top);
-        let q = (q + ROUND).to_bits() as u8;
-        *code = q;
-        sum += i32::from(q);
+        let code = |v: f32| {
+            let q = greater(lesser(v * inverse, 4e6), -4e6) + ROUND - ROUND + range.zero;
+            (greater(lesser(q, top), 0.0) + ROUND).to_bits() as u8
+        };
+        let mut sums = [0i32; LANES];
+        let mut chunks = used.chunks_exact_mut(LANES);
+        for (codes, x) in chunks.by_ref().zip(x.chunks_exact(LANES)) {
+            for i in 0..LANES {
+                let q = code(x[i]);
+                codes[i] = q;
+                sums[i] += i32::from(q);
+            }
+        }
+        let rest = x.chunks_exact(LANES).remainder();
+        for ((code_at, &v), sum) in chunks.into_remainder().iter_mut().zip(rest).zip(&mut sums) {
+            *code_at = code(v);
+            *sum += i32::from(*code_at);
+        }
+        spare.fill(0);
+        sums.iter().sum()
     }
-    spare.fill(0);
-    sum
 }
 
 /// See [`Op::Quantize`](crate::program::Op::Quantize).
@@ -97,7 +98,7 @@ pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &QuantizeA
         let range = ranges.get(i * rows_per_group).unwrap_or_else(|| {
             let (low, high) = x[i * sample..][..sample]
                 .par_chunks(64 * cols)
-                .map(|block| isa.run(extent, block))
+                .map(|block| isa.run(Extent, (block,)))
                 .reduce(|| (f32::INFINITY, f32::NEG_INFINITY), |a, b| (a.0.min(b.0), a.1.max(b.1)));
             Range::dynamic(low, high, args.y.codes.bits)
         });
@@ -111,7 +112,7 @@ pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &QuantizeA
                 let row = block * 64 + i;
                 let group = row / rows_per_group;
                 let range = Range { scale: scale[group], zero: zero[group] };
-                *sum = isa.run(encode, (&x[row * cols..][..cols], range, bits, codes));
+                *sum = isa.run(Encode, (&x[row * cols..][..cols], range, bits, codes));
             }
         },
     );
@@ -164,11 +165,11 @@ pub fn quantize_rows<I: Isa>(
                 let row = block * BLOCK + i;
                 make(row, scratch, &mut |x| {
                     let range = fixed.get(row).unwrap_or_else(|| {
-                        let (low, high) = isa.run(extent, x);
+                        let (low, high) = isa.run(Extent, (x,));
                         Range::dynamic(low, high, bits)
                     });
                     (scales[i], zeros[i]) = (range.scale, range.zero);
-                    sums[i] = isa.run(encode, (x, range, bits, &mut *codes));
+                    sums[i] = isa.run(Encode, (x, range, bits, &mut *codes));
                 });
             }
         });
@@ -178,15 +179,16 @@ pub fn quantize_rows<I: Isa>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::simd::scalar::Scalar;
 
     #[test]
     fn constant_groups_are_exact() {
         for v in [0.0f32, 1.0, -3.5, 1e-20, -7e8, 123.456] {
             let x = [v; 20];
-            let (low, high) = extent(&x);
+            let (low, high) = Scalar.run(Extent, (&x,));
             let range = Range::dynamic(low, high, 8);
             let mut codes = [9u8; 32];
-            let sum = encode((&x, range, 8, &mut codes));
+            let sum = Scalar.run(Encode, (&x, range, 8, &mut codes));
             assert_eq!(range.scale * (f32::from(codes[0]) - range.zero), v);
             assert_eq!(sum, 20 * i32::from(codes[0]));
             assert!(codes[20..].iter().all(|&c| c == 0));
@@ -199,12 +201,12 @@ mod tests {
         for bits in [6, 8] {
             for len in [1, 15, 16, 17, 100] {
                 let x: Vec<f32> = (0..len).map(|_| rng.f32() * 7.0 - 1.5).collect();
-                let (low, high) = extent(&x);
+                let (low, high) = Scalar.run(Extent, (&x,));
                 assert_eq!(low, x.iter().copied().fold(f32::INFINITY, f32::min));
                 assert_eq!(high, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
                 let range = Range::dynamic(low, high, bits);
                 let mut codes = vec![0; len];
-                let sum = encode((&x, range, bits, &mut codes));
+                let sum = Scalar.run(Encode, (&x, range, bits, &mut codes));
                 assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());
                 for (&x, &q) in x.iter().zip(&codes) {
                     assert!(u16::from(q) < 1 << bits);

@@ -10,7 +10,7 @@ pub use imp::Avx2;
 #[cfg(target_arch = "x86_64")]
 mod imp {
     use super::super::{
-        GROUP, Isa, MR, NR, Tile, check_decode, check_f32, check_i8, clear_tail, gather_tables, panel_len,
+        GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, clear_tail, gather_tables, panel_len,
         scalar::Scalar,
     };
     use crate::codec::layout::{PackedMatrix, UNIT_BYTES, units};
@@ -34,9 +34,9 @@ mod imp {
         const NAME: &'static str = "avx2";
         const FMA: bool = true;
 
-        fn run<A, R>(self, f: impl FnOnce(A) -> R, arguments: A) -> R {
+        fn run<V: Vectorized>(self, _: V, arguments: V::Arguments<'_>) -> V::Output {
             // SAFETY: building an `Avx2` means the features are there.
-            unsafe { with_features(f, arguments) }
+            unsafe { with_features::<V>(arguments) }
         }
 
         fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
@@ -118,8 +118,8 @@ mod imp {
     /// # Safety
     /// The processor must have the features.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn with_features<A, R>(f: impl FnOnce(A) -> R, arguments: A) -> R {
-        f(arguments)
+    unsafe fn with_features<V: Vectorized>(arguments: V::Arguments<'_>) -> V::Output {
+        V::call::<Avx2>(arguments)
     }
 
     /// Two rows of activations by one group.

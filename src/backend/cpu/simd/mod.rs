@@ -31,6 +31,40 @@ pub const fn panel_len(k: usize) -> usize {
     round_up(k, 16)
 }
 
+/// A function that [`Isa::run`] compiles for each instruction set. Defined with [`vectorized!`].
+///
+/// Only what is inlined into a function with an instruction set's features is compiled with them. Closures and function
+/// items go through shims that the compiler declines to inline when they are large; a method marked `inline(always)` is
+/// always inlined. (Measured: epilogues that were not inlined took 14 ns an element instead of 0.3.)
+pub trait Vectorized {
+    /// What it takes, as a tuple.
+    type Arguments<'a>;
+    /// What it gives.
+    type Output;
+    /// Does it.
+    fn call<I: Isa>(arguments: Self::Arguments<'_>) -> Self::Output;
+}
+
+/// Defines a [`Vectorized`] function: `Name<'a, I>(argument: Type, ..) -> Output { .. }`, to be called as
+/// `isa.run(Name, (argument, ..))`. References in the types are `'a`; `I` is the instruction set.
+macro_rules! vectorized {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident<$life:lifetime, $isa:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
+        $(#[$doc])*
+        $vis struct $name;
+
+        impl $crate::backend::cpu::simd::Vectorized for $name {
+            type Arguments<$life> = ($($ty,)*);
+            type Output = vectorized!(@output $($out)?);
+
+            #[inline(always)]
+            fn call<$isa: $crate::backend::cpu::simd::Isa>(($($arg,)*): Self::Arguments<'_>) -> Self::Output $body
+        }
+    };
+    (@output) => { () };
+    (@output $out:ty) => { $out };
+}
+pub(crate) use vectorized;
+
 /// An instruction set. See the module's documentation.
 pub trait Isa: Copy + Send + Sync + 'static {
     /// The name in reports.
@@ -38,12 +72,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Whether `f32::mul_add` is one instruction.
     const FMA: bool;
 
-    /// Calls `f` compiled with this instruction set, so that its loops become this tier's vectors.
-    ///
-    /// `f` must be a function marked `#[inline(always)]`, not a closure: only what is inlined gets the features, and
-    /// the compiler declines to inline large closures (measured: the epilogue of a product took 14 ns an element
-    /// instead of 0.3).
-    fn run<A, R>(self, f: impl FnOnce(A) -> R, arguments: A) -> R;
+    /// Calls a [`Vectorized`] function compiled with this instruction set, so that its loops become this tier's vectors.
+    fn run<V: Vectorized>(self, function: V, arguments: V::Arguments<'_>) -> V::Output;
 
     /// `acc[i][n] = sum over taps t, inputs k of rows[t * MR + i][k] * panel[n, t, k]`, exact in 32 bits.
     ///

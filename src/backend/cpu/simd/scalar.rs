@@ -1,6 +1,6 @@
 //! The portable tier, and the definition of what the others must compute.
 
-use super::{GROUP, Isa, MR, NR, Tile, check_decode, check_f32, check_i8, clear_tail, panel_len};
+use super::{GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, clear_tail, panel_len};
 use crate::codec::layout::PackedMatrix;
 use std::hint::black_box;
 
@@ -12,8 +12,8 @@ impl Isa for Scalar {
     const NAME: &'static str = "portable";
     const FMA: bool = false;
 
-    fn run<A, R>(self, f: impl FnOnce(A) -> R, arguments: A) -> R {
-        f(arguments)
+    fn run<V: Vectorized>(self, _: V, arguments: V::Arguments<'_>) -> V::Output {
+        V::call::<Scalar>(arguments)
     }
 
     fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {

@@ -20,10 +20,16 @@ pub struct TileMut<'a> {
 unsafe impl Send for TileMut<'_> {}
 
 impl TileMut<'_> {
+    /// The same tile for a shorter time, to be given away.
+    pub fn reborrow(&mut self) -> TileMut<'_> {
+        TileMut { rows: self.rows.clone(), cols: self.cols.clone(), matrix: PhantomData, ..*self }
+    }
+
     /// Row `row` of the matrix within the tile's columns.
     ///
     /// # Panics
     /// If the tile does not contain the row.
+    #[inline(always)]
     pub fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(self.rows.contains(&row), "row {row} of a tile of rows {:?}", self.rows);
         // SAFETY: `first` points at (rows.start, cols.start) of a live matrix with `stride` columns that contains the
