@@ -248,7 +248,7 @@ pub fn plan(
         .map(|i| round_up(bytes_of(&types[i]), ALIGN))
         .sum();
     let calls = shape.calls.max(1);
-    let window = if per_call == 0 { calls } else { (shape.table_bytes / per_call).clamp(1, calls) };
+    let window = shape.table_bytes.checked_div(per_call).map_or(calls, |fit| fit.clamp(1, calls));
     let conditions = shape.dims.conditions;
     // What becomes a table works row by row on rows of conditions, so only the first axis grows.
     let tables: Vec<Type> = types

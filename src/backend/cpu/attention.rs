@@ -1,4 +1,4 @@
-//! Softmax attention, tiled: scores of at most 8 queries by 192 keys exist at a time.
+//! Softmax attention, tiled: scores of at most 8 queries by 288 keys exist at a time.
 //!
 //! A task is one head of one sample and up to 256 queries. It walks over blocks of keys; for each block it lays out
 //! keys and values as panels for the float micro-kernel, and folds every query's scores into a running maximum, sum
@@ -13,7 +13,7 @@ use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile, vectorized};
 use crate::backend::args::AttentionArgs;
 
 /// Keys per block.
-const KEYS: usize = 4 * NR;
+const KEYS: usize = 6 * NR;
 /// Queries per task.
 const QUERIES: usize = 256;
 

@@ -38,7 +38,7 @@ pub fn silu<I: Isa>(x: f32) -> f32 {
 /// The tanh approximation of GELU (Hendrycks & Gimpel 2016), `x sigmoid(2 u)` with `u = sqrt(2/pi)(x + 0.044715 x^3)`.
 #[inline(always)]
 pub fn gelu_tanh<I: Isa>(x: f32) -> f32 {
-    const TWO_SQRT_2_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_PI: f32 = 1.595_769_2;
     let u = x * fma::<I>(x * x, 0.044715 * TWO_SQRT_2_PI, TWO_SQRT_2_PI);
     x / (1.0 + exp::<I>(-u))
 }

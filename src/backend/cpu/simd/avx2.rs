@@ -3,6 +3,7 @@
 //! Its byte multiply-add (`vpmaddubsw`) saturates at 16 bits and would be wrong for 8-bit codes, so bytes are widened
 //! to 16 bits and multiplied pairwise into 32: half the rate, and exact.
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop)] // indices name registers here, and several arrays share them
 
 #[cfg(target_arch = "x86_64")]
 pub use imp::Avx2;

@@ -1,5 +1,6 @@
 //! The AVX-512-VNNI tier.
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop)] // indices name registers here, and several arrays share them
 
 #[cfg(target_arch = "x86_64")]
 pub use imp::Avx512;
@@ -203,6 +204,21 @@ mod imp {
         }
     }
 
+    /// Four 128-bit lanes, 64 bytes apart in memory.
+    ///
+    /// # Safety
+    /// The processor must have the features; 16 bytes must be readable at `p`, `p + 64`, `p + 128` and `p + 192`.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn lanes(p: *const u8) -> __m512i {
+        // SAFETY: the caller's duty.
+        unsafe {
+            let v = _mm512_castsi128_si512(_mm_loadu_si128(p.cast()));
+            let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(p.add(64).cast()));
+            let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(p.add(128).cast()));
+            _mm512_inserti32x4::<3>(v, _mm_loadu_si128(p.add(192).cast()))
+        }
+    }
+
     /// Decodes sixteen rows with codebooks of `16 * T` entries; `T = 0` means the 8-bit identity.
     ///
     /// A 128-bit lane is one row, so a byte shuffle looks up sixteen codes of four rows at once. Vector `j` holds rows
@@ -219,13 +235,6 @@ mod imp {
         panel: &mut [i8],
     ) {
         let cols = matrix.layout.cols;
-        // SAFETY (both uses): lanes are 16 bytes at `p + 64 i`; the callers name memory that long.
-        let lanes = |p: *const u8| unsafe {
-            let v = _mm512_castsi128_si512(_mm_loadu_si128(p.cast()));
-            let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(p.add(64).cast()));
-            let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(p.add(128).cast()));
-            _mm512_inserti32x4::<3>(v, _mm_loadu_si128(p.add(192).cast()))
-        };
         let mut table = [[_mm512_setzero_si512(); 4]; 4];
         for (t, table) in table.iter_mut().enumerate().take(T) {
             let mut rows = [[0u8; 16]; GROUP];
@@ -235,7 +244,8 @@ mod imp {
                 }
             }
             for (j, v) in table.iter_mut().enumerate() {
-                *v = lanes(rows[j].as_ptr());
+                // SAFETY: rows j, j + 4, j + 8 and j + 12 of `rows` are 64 bytes apart.
+                *v = unsafe { lanes(rows[j].as_ptr()) };
             }
         }
         let planes = matrix.layout.bits.planes();
