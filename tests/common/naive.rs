@@ -147,9 +147,10 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
         Op::LayerNorm { x, weight, bias, eps, modulation, quantize } => {
             let x = value(x);
             let d = x.cols();
+            let stats: Vec<_> = (0..x.rows()).map(|row| statistics(x.row(row))).collect();
             let y = Array::new(&x.dims, |i| {
                 let (row, c) = (i / d, i % d);
-                let (mean, variance) = statistics(x.row(row));
+                let (mean, variance) = stats[row];
                 let mut y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
                 y = y * weight.map_or(1.0, |w| tensor(w).data[c]) + bias.map_or(0.0, |b| tensor(b).data[c]);
                 if let Some(m) = modulation {
