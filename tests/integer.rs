@@ -4,26 +4,21 @@
 //! scales and offsets, activations are quantized by the definition in `program::op`, everything else is f64. Globs in
 //! the configurations count as explicit, so that the small layers of the fixtures are quantized as well.
 //!
-//! Two runs are compared with every tier, because rounding to codes is discontinuous. An activation that lies on a tie
-//! but for f32's rounding may get either of two neighbouring codes; one such flip is a legitimate difference of
-//! a whole step, moves the activations after it and flips more codes there (about 1e-3 to 1e-2 of the result in these
-//! tiny models, whose rows have few elements). Hence:
+//! Rounding to codes is discontinuous: an activation on a tie may get either of two neighbouring codes in f32 and f64.
+//! One such flip is a legitimate difference of a whole step and flips more codes after it, up to 1e-2 of the result in
+//! these tiny models. Hence every tier is compared with two runs of the simulation:
 //!
-//! * *Free*: the simulation chooses its own codes. Where none flips, results agree to 1e-5, far within the 1e-3 that
-//!   the integer path is held to. Where some do, nothing is asserted of the result, but most runs must be free of it.
-//! * *Guided*: every quantization of the simulation is still computed, and compared code by code with the tier's:
-//!   all must be equal but for rare neighbours. What follows reads the tier's codes. Then there is no excuse: results
-//!   agree to 1e-5 in every run.
+//! * *Free*: it chooses its own codes. Where none flips, results agree to 1e-5, far within the 1e-3 that the integer
+//!   path is held to. Where some do, nothing is asserted of the result, but at least half of the runs must be within 1e-3.
+//! * *Guided*: it computes every quantization, but goes on with the tier's codes. All codes must be equal but for rare
+//!   neighbours, and results agree to 1e-5 in every run.
 
 mod common;
 
 use aquatint::backend::{Backend, args::*, cpu::Tier};
 use aquatint::codec::layout::Tables;
-use aquatint::exec::Executor;
-use aquatint::format::TensorView;
-use aquatint::plan::Shape;
 use aquatint::program::{Act, Dim, Input as Declared, InputKind, Node, Op, Program, Role, Tensor, Value};
-use aquatint::{Result, sampler::Row, with_cpu};
+use aquatint::{Result, exec::Executor, format::TensorView, plan::Shape, sampler::Row, with_cpu};
 use common::Model;
 use common::naive::{self, Array, Inputs};
 use std::path::Path;
@@ -36,9 +31,7 @@ const AGREE: f64 = 1e-5;
 const BOUND: f64 = 1e-3;
 /// Most codes of a run that may differ from the simulation's on equal input: f32 resolves ties to about 1e-4 steps.
 const FLIPS: f64 = 2e-4;
-/// Fixtures.
 const VARIANTS: [&str; 3] = ["d2", "d3odd", "d1p1"];
-/// Precisions of the denoiser.
 const CONFIGS: [&str; 7] = [
     r#"{"*": "w8a8"}"#,
     r#"{"*": "w4a8"}"#,
@@ -101,7 +94,6 @@ macro_rules! pass {
 impl<B: Backend> Backend for Spy<B> {
     type Arena = B::Arena;
     type Weight<'a> = B::Weight<'a>;
-
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<B::Weight<'a>> { self.inner.weight(tensor) }
     fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>) { self.inner.prepare(ops) }
     pass! {
@@ -134,11 +126,8 @@ fn packed(variant: &str, config: &str, vae: &str) -> Model {
     static FILES: AtomicUsize = AtomicUsize::new(0);
     let name = format!("aquatint-integer-{}-{}", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
     let at = |ending: &str| std::env::temp_dir().join(format!("{name}{ending}"));
-    let output = at(".aqt");
-    let [q_config, vae_q_config] = [(".json", config), (".vae.json", vae)].map(|(ending, text)| {
-        std::fs::write(at(ending), text).unwrap();
-        at(ending)
-    });
+    let (q_config, vae_q_config, output) = (at(".json"), at(".vae.json"), at(".aqt"));
+    [(&q_config, config), (&vae_q_config, vae)].iter().for_each(|(file, text)| std::fs::write(file, text).unwrap());
     let options = packer::emit::Options {
         model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit").join(variant),
         q_config: Some(q_config.to_str().unwrap().into()),
@@ -153,7 +142,7 @@ fn packed(variant: &str, config: &str, vae: &str) -> Model {
 
 /// The numbers that each tensor of the file stands for.
 fn tensors(model: &Model) -> Vec<Array> {
-    let array = |t: usize| {
+    let array = |t| {
         let info = &model.tensors()[t];
         let (view, (_, cols)) = (model.tensor(t), info.matrix());
         Array::new(&info.dims, |i| match view {
@@ -242,8 +231,8 @@ fn relative(a: &[f32], b: &[f64]) -> f64 {
 
 /// The mean of `agreed`.
 fn share(agreed: impl Iterator<Item = f64>) -> f64 {
-    let (sum, n) = agreed.fold((0.0, 0.0), |(sum, n), a| (sum + a, n + 1.0));
-    sum / n
+    let agreed: Vec<f64> = agreed.collect();
+    agreed.iter().sum::<f64>() / agreed.len() as f64
 }
 
 /// Compares every tier with both simulations; returns the share of tiers with which the free one agreed.
@@ -297,7 +286,7 @@ fn the_integer_denoiser_equals_its_simulation() {
             .map(|config| packed(variant, config, r#"{"*": "f32"}"#));
         check(&model, &floating, Role::Denoiser, [6, 8], &format!("{variant} {config}"))
     });
-    assert!(share(agreed) >= 0.5, "most free runs are within {BOUND:e}");
+    assert!(share(agreed) >= 0.5, "half of the free runs are within {BOUND:e}");
 }
 
 #[test]
@@ -307,5 +296,5 @@ fn the_integer_decoder_equals_its_simulation() {
             [r#"{"*": "w8a8"}"#, r#"{"*": "w8a16"}"#].map(|config| packed(variant, r#"{"*": "f32"}"#, config));
         [[5, 7], [6, 6]].map(|latent| check(&model, &floating, Role::VaeDecoder, latent, variant))
     });
-    assert!(share(agreed) >= 0.5, "most free runs are within {BOUND:e}");
+    assert!(share(agreed) >= 0.5, "half of the free runs are within {BOUND:e}");
 }
