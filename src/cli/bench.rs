@@ -1,6 +1,6 @@
 //! `aquatint bench`: where the time goes.
 
-use super::{Device, model, say, say_json};
+use super::{Device, MOST_IMAGES, model, say, say_json};
 use aquatint::backend::Backend;
 use aquatint::backend::cpu::{Cpu, simd::Isa};
 use aquatint::exec::Executor;
@@ -56,8 +56,10 @@ impl Times {
 impl Bench {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
-        if self.batch_size == 0 || self.repeat == 0 {
-            return Err(Error::request("--batch-size, --repeat", "at least 1", 0));
+        for (name, n) in [("--batch-size", self.batch_size), ("--repeat", self.repeat)] {
+            if !(1..=MOST_IMAGES).contains(&n) {
+                return Err(Error::request(name, format!("1 to {MOST_IMAGES}"), n));
+            }
         }
         let tier = self.device.tier()?;
         let begin = Instant::now();

@@ -1,7 +1,7 @@
 //! `aquatint eval`: one denoiser call.
 
 use super::tensors::{Inputs, Named, write};
-use super::{Device, model};
+use super::{Device, check_output, model};
 use aquatint::pipeline::Pipeline;
 use aquatint::{Error, Result, with_cpu};
 use clap::Args;
@@ -34,6 +34,7 @@ impl Eval {
         if !self.timestep.is_finite() {
             return Err(Error::request("--timestep", "a finite number", self.timestep));
         }
+        check_output(&self.outputs)?;
         let mut inputs = Inputs::read(&self.inputs, &["latents", "class_labels"])?;
         let shown = self.inputs.display().to_string();
         let missing = |name| Error::request(shown.as_str(), format!("a tensor `{name}`"), "none");

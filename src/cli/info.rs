@@ -1,9 +1,9 @@
 //! `aquatint info`: what a file holds, and exactly how much memory it needs.
 
-use super::{Device, bytes, model, say, say_json};
+use super::{Device, MOST_IMAGES, bytes, model, say, say_json};
 use aquatint::format::TensorKind;
 use aquatint::pipeline::Pipeline;
-use aquatint::{Result, with_cpu};
+use aquatint::{Error, Result, with_cpu};
 use clap::Args;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -41,6 +41,9 @@ struct Sum {
 impl Info {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
+        if !(1..=MOST_IMAGES).contains(&self.batch_size) {
+            return Err(Error::request("--batch-size", format!("1 to {MOST_IMAGES}"), self.batch_size));
+        }
         let tier = self.device.tier()?;
         let packed = model::open(self.model.as_deref())?;
         let pipeline = Pipeline::new(&packed)?;

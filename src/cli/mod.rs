@@ -12,7 +12,13 @@ use aquatint::backend::cpu::Tier;
 use aquatint::{Error, Result};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
+
+/// Most images of one request, and samples of one call: beyond any use, and far from overflowing anything.
+const MOST_IMAGES: usize = 1 << 16;
+/// Most threads; a pool would try to start as many as it is told to.
+const MOST_THREADS: usize = 1024;
 
 /// Runs quantized diffusion models from one memory-mapped file.
 #[derive(Parser)]
@@ -72,8 +78,10 @@ impl Device {
 
     /// Calls `f` on a pool of the threads asked for.
     fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> Result<R> {
-        if self.threads == Some(0) {
-            return Err(Error::request("--threads", "at least 1", 0));
+        if let Some(n) = self.threads
+            && !(1..=MOST_THREADS).contains(&n)
+        {
+            return Err(Error::request("--threads", format!("1 to {MOST_THREADS}"), n));
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0)).build();
         let pool = pool.map_err(|e| Error::request("--threads", "a number the system can start", e))?;
@@ -93,15 +101,43 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            let _ = writeln!(std::io::stderr(), "error: {e}");
+            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&e.to_string()));
             ExitCode::from(2)
         }
     }
 }
 
-/// Prints a line; a closed pipe is not an error.
+/// `text` with control characters escaped: names of files and classes may hold line breaks.
+fn one_line(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+/// Refuses a `path` that could not be written, before anything is computed. Outputs replace what is there by renaming,
+/// so a device or a pipe is no target: it would be replaced by a file.
+fn check_output(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let got = if path.as_os_str().is_empty() || (path.file_name().is_none() && !path.is_dir()) {
+        "a path that names no file".into()
+    } else if path.is_dir() || path.as_os_str().to_string_lossy().ends_with('/') {
+        "a directory".into()
+    } else if !parent.is_dir() {
+        format!("no directory {}", parent.display())
+    } else if path.exists() && !path.is_file() {
+        "a device or pipe".into()
+    } else {
+        return Ok(());
+    };
+    Err(Error::request(format!("output {}", path.display()), "a file in a directory that exists", got))
+}
+
+/// Prints a line; a closed pipe is not an error, a full disk is.
 fn say(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    if let Err(e) = writeln!(std::io::stdout(), "{line}")
+        && e.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        let _ = writeln!(std::io::stderr(), "error: cannot write standard output: {e}");
+        std::process::exit(2);
+    }
 }
 
 /// Prints JSON.

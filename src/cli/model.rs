@@ -39,12 +39,17 @@ pub fn open(path: Option<&Path>) -> Result<Packed<Bytes>> {
         let got = format!("the directory {}; pack it first: packer {} -o model.aqt", path.display(), path.display());
         return Err(Error::request("model", expected, got));
     }
-    Packed::new(Bytes::Mapped(map(path)?)).map_err(|e| match e {
+    Packed::new(Bytes::Mapped(map(path)?)).map_err(|e| named(e, path))
+}
+
+/// `e` with the name of the file it is about.
+pub fn named(e: Error, path: &Path) -> Error {
+    match e {
         Error::Format { section, offset, what, expected, got } => {
             Error::Format { section, offset, what: format!("{}: {what}", path.display()), expected, got }
         }
         other => other,
-    })
+    }
 }
 
 /// A name for the model, for people.

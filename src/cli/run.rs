@@ -1,7 +1,7 @@
 //! `aquatint run`.
 
 use super::tensors::{Inputs, Named, write};
-use super::{Device, model, say, say_json};
+use super::{Device, MOST_IMAGES, check_output, model, say, say_json};
 use aquatint::format::meta::PipelineMeta;
 use aquatint::image::{self, Recipe, from_nhwc, grid, numbered, write_png};
 use aquatint::pipeline::{Event, NoiseSource, Output, Pipeline, Request, permute};
@@ -13,6 +13,9 @@ use serde_json::json;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// Most pixels on a side.
+const MOST_PIXELS: usize = 1 << 14;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Rng {
@@ -100,7 +103,7 @@ impl Run {
         let mut steps = Clock::default();
         let output = self.device.install(|| {
             with_cpu!(tier, cpu => {
-                if self.verbose && !self.quiet {
+                if self.verbose && !self.quiet && !self.json {
                     let [denoiser, decoder] = pipeline.plans(&cpu, &request)?;
                     let table = request.sampler.table(request.steps)?;
                     bar.suspend(|| {
@@ -192,8 +195,9 @@ impl Run {
             [(0, "--height", self.height.or(self.size)), (1, "--width", self.width.or(self.size))]
         {
             let Some(pixels) = pixels else { continue };
-            if pixels == 0 || pixels % per_latent != 0 {
-                return Err(Error::request(name, format!("a multiple of {per_latent} pixels"), pixels));
+            if pixels == 0 || pixels % per_latent != 0 || pixels > MOST_PIXELS {
+                let expected = format!("a multiple of {per_latent} pixels, at most {MOST_PIXELS}");
+                return Err(Error::request(name, expected, pixels));
             }
             if request.latents.is_some() && request.latent_size[axis] != pixels / per_latent {
                 let expected = format!("{} pixels, as the latents have", request.latent_size[axis] * per_latent);
@@ -217,28 +221,24 @@ impl Run {
             let expected = format!("at least one of 0 to {}", meta.classes.saturating_sub(1));
             return Err(Error::request("--class-labels", expected, "none"));
         }
-        if self.n_imgs == 0 {
-            return Err(Error::request("--n-imgs", "at least 1", 0));
+        let most = MOST_IMAGES / labels.len();
+        if !(1..=most).contains(&self.n_imgs) {
+            return Err(Error::request("--n-imgs", format!("1 to {most}"), self.n_imgs));
         }
         Ok(labels.iter().flat_map(|&l| std::iter::repeat_n(l, self.n_imgs)).collect())
     }
 
     /// Refuses outputs that could not be written, before anything is computed.
     fn check_outputs(&self, n: usize) -> Result<()> {
-        let png = numbered(&self.output, n - 1)?;
-        for path in [Some(Path::new(&png)), self.outputs.as_deref()].into_iter().flatten() {
-            let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            if path.is_dir() || !parent.is_dir() {
-                let got =
-                    if path.is_dir() { "a directory".into() } else { format!("no directory {}", parent.display()) };
-                return Err(Error::request(
-                    format!("output {}", path.display()),
-                    "a file in a directory that exists",
-                    got,
-                ));
+        let sheet = !self.output.contains('%');
+        for k in 0..if sheet { 1 } else { n } {
+            let png = if sheet { self.output.clone() } else { numbered(&self.output, k)? };
+            check_output(Path::new(&png))?;
+            if self.outputs.as_deref() == Some(Path::new(&png)) {
+                return Err(Error::request("--outputs", "another file than --output", png));
             }
         }
-        Ok(())
+        self.outputs.as_deref().map_or(Ok(()), check_output)
     }
 
     fn bar(&self) -> ProgressBar {
@@ -296,7 +296,7 @@ impl Run {
         let mut files = Vec::with_capacity(n);
         for (k, image) in images.iter().enumerate() {
             let path = numbered(&self.output, k)?;
-            let text = text(&request.class_labels[k..=k], request.seed + k as u64);
+            let text = text(&request.class_labels[k..=k], request.seed.wrapping_add(k as u64));
             write_png(&path, image, &[("parameters", &text)])?;
             files.push(path);
         }

@@ -61,9 +61,9 @@ impl Inputs {
     pub fn class_labels(&mut self) -> Result<Option<Vec<u32>>> {
         let Some((dims, values)) = self.take("class_labels") else { return Ok(None) };
         let whole = values.iter().all(|v| *v >= 0.0 && v.fract() == 0.0 && *v < 1e9);
-        if dims.len() != 1 || !whole {
+        if dims.len() != 1 || values.is_empty() || !whole {
             let got = format!("{dims:?} {:?}", &values[..values.len().min(4)]);
-            return Err(Error::request(format!("{}: class_labels", self.path), "[n] whole numbers", got));
+            return Err(Error::request(format!("{}: class_labels", self.path), "[n] whole numbers, n at least 1", got));
         }
         Ok(Some(values.into_iter().map(|v| v as u32).collect()))
     }

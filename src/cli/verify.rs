@@ -20,7 +20,10 @@ impl Verify {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
         let packed = model::open(self.model.as_deref())?;
-        packed.verify()?;
+        packed.verify().map_err(|e| match &self.model {
+            Some(path) => model::named(e, path),
+            None => e,
+        })?;
         let (hash, bytes) = (format!("{:032x}", packed.hash()), packed.as_bytes().len());
         if self.json {
             say_json(&json!({ "sound": true, "hash": hash, "bytes": bytes }));
