@@ -57,7 +57,7 @@ vectorized! {
         let (used, spare) = codes.split_at_mut(x.len());
         // Two roundings, as in the definition: first the value, then the sum, which is exact within the clamp.
         let code = |v: f32| {
-            let q = greater(lesser(v * inverse, 4e6), -4e6) + ROUND - ROUND + range.zero;
+            let q = greater(lesser(v * inverse, FURTHEST), -FURTHEST) + ROUND - ROUND + range.zero;
             (greater(lesser(q, top), 0.0) + ROUND).to_bits() as u8
         };
         let mut sums = [0i32; LANES];

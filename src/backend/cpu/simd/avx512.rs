@@ -244,8 +244,8 @@ mod imp {
                 }
             }
             for (j, v) in table.iter_mut().enumerate() {
-                // SAFETY: rows j, j + 4, j + 8 and j + 12 of `rows` are 64 bytes apart.
-                *v = unsafe { lanes(rows[j].as_ptr()) };
+                // SAFETY: rows j, j + 4, j + 8 and j + 12 of `rows` are 64 bytes apart; the pointer is to all of `rows`.
+                *v = unsafe { lanes(rows.as_ptr().add(j).cast()) };
             }
         }
         let planes = matrix.layout.bits.planes();
