@@ -1,4 +1,36 @@
-//! Aquatint.
+//! Aquatint runs quantized diffusion models from one memory-mapped file.
+//!
+//! ```text
+//! model directory --packer--> model.aqt --map--> Packed --bind--> Executor --step loop--> latents --decode--> image
+//! ```
+//!
+//! A packed file holds *programs* (networks as flat lists of coarse ops), tensors as bit-packed codes with codebooks and
+//! scales, and the settings of its pipeline. Opening it reads no weight. Binding a program to a batch and size works out
+//! an exact memory plan; after that nothing is allocated. Products of 8-bit activations by 2- to 8-bit weights run in
+//! integers, where the weights lie.
+//!
+//! ```no_run
+//! use aquatint::{backend::cpu::Tier, format::Packed, mmap::map, pipeline::Pipeline, with_cpu};
+//!
+//! let packed = Packed::new(map("model.aqt".as_ref())?)?;
+//! let pipeline = Pipeline::new(&packed)?;
+//! let request = pipeline.request(vec![0, 1, 2]);
+//! let output = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ()))?;
+//! assert_eq!(output.images.len(), 3 * output.size[0] * output.size[1] * 3);
+//! # Ok::<(), aquatint::Error>(())
+//! ```
+//!
+//! From the file upwards:
+//!
+//! * [`format`](mod@format) the `.aqt` file: its specification, reader, verifier and writer; [`mmap`] maps it
+//! * [`codec`] the one weight codec: code -> codebook -> scale
+//! * [`program`] ops, shapes, rates; [`plan`] memory; [`exec`] the executor
+//! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX2 and portable code
+//! * [`sampler`] samplers as tables of coefficients; [`rng`] torch's and our own noise; [`image`](mod@image) PNG
+//! * [`pipeline`] from a request to pictures
+//!
+//! The library never prints, exits, or reads the environment or the clock. `unsafe` code is confined to [`mmap`] and
+//! `backend::cpu::simd`.
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, clippy::undocumented_unsafe_blocks)]
 
 pub mod backend;

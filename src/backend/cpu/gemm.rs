@@ -116,7 +116,11 @@ impl Epilogue<'_> {
                     *out = *v + r;
                 }
             }
-            None => out.copy_from_slice(&v[..cols]),
+            // A copy of known length stays in registers.
+            None => match out.first_chunk_mut() {
+                Some(whole) => *whole = *v,
+                None => out.copy_from_slice(&v[..cols]),
+            },
         }
     }
 }
@@ -248,11 +252,10 @@ vectorized! {
             let (x, acc, weight_sum) = (&x[i], &acc[i], weight_sums[i]);
             // sum q - z K multiplies o; both factors are exact for integral zero points.
             let shifted = fma::<I>(-x.zero, x.inputs, x.sum);
-            let mut v = [0.0; NR];
-            for j in 0..NR {
+            let mut v: [f32; NR] = std::array::from_fn(|j| {
                 let product = fma::<I>(-x.zero, weight_sum[j], acc[j] as f32);
-                v[j] = x.scale * c.scale[j] * fma::<I>(c.offset[j], shifted, product);
-            }
+                x.scale * c.scale[j] * fma::<I>(c.offset[j], shifted, product)
+            });
             epilogue.apply::<I>(m0 + i, n0, n, &mut v, tile.row(m0 + i));
         }
     }
