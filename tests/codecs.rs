@@ -126,7 +126,7 @@ fn blobs_are_aligned_and_follow_each_other() {
             assert!(blob.end >= blob.start);
             end = blob.end;
         }
-        assert!(blobs.total >= end && blobs.total - end < 64 && blobs.total % 64 == 0);
+        assert!(blobs.total >= end && blobs.total - end < 64 && blobs.total.is_multiple_of(64));
     });
 }
 

@@ -1,6 +1,6 @@
 //! `aquatint info`: what a file holds, and exactly how much memory it needs.
 
-use super::{Device, MOST_IMAGES, bytes, model, say, say_json};
+use super::{Device, MOST_IMAGES, Size, bytes, model, say, say_json};
 use aquatint::format::TensorKind;
 use aquatint::pipeline::Pipeline;
 use aquatint::{Error, Result, with_cpu};
@@ -20,6 +20,8 @@ pub struct Info {
     /// Sampler steps, for the memory plan [default: the model's]
     #[arg(short, long, value_name = "N")]
     steps: Option<usize>,
+    #[command(flatten)]
+    size: Size,
     /// Also list every tensor
     #[arg(short, long)]
     verbose: bool,
@@ -60,13 +62,9 @@ impl Info {
         let mut request = pipeline.request((0..self.batch_size as u32).map(|i| i % classes).collect());
         request.steps = self.steps.unwrap_or(request.steps);
         request.batch_size = self.batch_size;
-        let [denoiser, decoder] = with_cpu!(tier, cpu => {
-            use aquatint::backend::Backend;
-            let plans = pipeline.plans(&cpu, &request)?;
-            let _ = cpu.name();
-            plans
-        });
-        let [h, w] = meta.pipeline.latent_size.map(|n| n * meta.pipeline.pixels_per_latent);
+        self.size.apply(&mut request, &meta.pipeline)?;
+        let [denoiser, decoder] = with_cpu!(tier, cpu => pipeline.plans(&cpu, &request))?;
+        let [h, w] = request.latent_size.map(|n| n * meta.pipeline.pixels_per_latent as usize);
         if self.json {
             let codecs: BTreeMap<_, _> = codecs
                 .iter()
@@ -86,7 +84,7 @@ impl Info {
                 "codecs": codecs,
                 "programs": programs,
                 "memory": {
-                    "batch": self.batch_size, "steps": request.steps,
+                    "batch": self.batch_size, "steps": request.steps, "size": [h, w],
                     "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables, "decoder_arena": decoder.arena,
                     "peak_arena": denoiser.arena.max(decoder.arena),
                 },

@@ -9,6 +9,8 @@ mod tensors;
 mod verify;
 
 use aquatint::backend::cpu::Tier;
+use aquatint::format::meta::PipelineMeta;
+use aquatint::pipeline::Request;
 use aquatint::{Error, Result};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
@@ -17,6 +19,8 @@ use std::process::ExitCode;
 
 /// Most images of one request, and samples of one call: beyond any use, and far from overflowing anything.
 const MOST_IMAGES: usize = 1 << 16;
+/// Most pixels on a side.
+const MOST_PIXELS: usize = 1 << 14;
 /// Most threads; a pool would try to start as many as it is told to.
 const MOST_THREADS: usize = 1024;
 
@@ -40,6 +44,42 @@ enum Command {
     Info(info::Info),
     /// Check every byte of a file.
     Verify(verify::Verify),
+}
+
+/// The size of the pictures.
+#[derive(Args, Clone)]
+struct Size {
+    /// Width in pixels [default: the model's]
+    #[arg(short = 'W', long, value_name = "PIXELS")]
+    width: Option<usize>,
+    /// Height in pixels [default: the model's]
+    #[arg(short = 'H', long, value_name = "PIXELS")]
+    height: Option<usize>,
+    /// Width and height in pixels
+    #[arg(long, alias = "res", value_name = "PIXELS", conflicts_with_all = ["width", "height"])]
+    size: Option<usize>,
+}
+
+impl Size {
+    /// Sets the latents' size of `request`.
+    fn apply(&self, request: &mut Request, meta: &PipelineMeta) -> Result<()> {
+        let per_latent = meta.pixels_per_latent as usize;
+        for (axis, name, pixels) in
+            [(0, "--height", self.height.or(self.size)), (1, "--width", self.width.or(self.size))]
+        {
+            let Some(pixels) = pixels else { continue };
+            if pixels == 0 || pixels % per_latent != 0 || pixels > MOST_PIXELS {
+                let expected = format!("a multiple of {per_latent} pixels, at most {MOST_PIXELS}");
+                return Err(Error::request(name, expected, pixels));
+            }
+            if request.latents.is_some() && request.latent_size[axis] != pixels / per_latent {
+                let expected = format!("{} pixels, as the latents have", request.latent_size[axis] * per_latent);
+                return Err(Error::request(name, expected, pixels));
+            }
+            request.latent_size[axis] = pixels / per_latent;
+        }
+        Ok(())
+    }
 }
 
 /// Where to compute.

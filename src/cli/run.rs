@@ -1,7 +1,7 @@
 //! `aquatint run`.
 
 use super::tensors::{Inputs, Named, write};
-use super::{Device, MOST_IMAGES, check_output, model, say, say_json};
+use super::{Device, MOST_IMAGES, Size, check_output, model, say, say_json};
 use aquatint::format::meta::PipelineMeta;
 use aquatint::image::{self, Recipe, from_nhwc, grid, numbered, write_png};
 use aquatint::pipeline::{Event, NoiseSource, Output, Pipeline, Request, permute};
@@ -13,9 +13,6 @@ use serde_json::json;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// Most pixels on a side.
-const MOST_PIXELS: usize = 1 << 14;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Rng {
@@ -54,15 +51,8 @@ pub struct Run {
     /// Where the noise comes from
     #[arg(long, value_enum, default_value = "fast")]
     rng: Rng,
-    /// Width in pixels [default: the model's]
-    #[arg(short = 'W', long, value_name = "PIXELS")]
-    width: Option<usize>,
-    /// Height in pixels [default: the model's]
-    #[arg(short = 'H', long, value_name = "PIXELS")]
-    height: Option<usize>,
-    /// Width and height in pixels
-    #[arg(long, alias = "res", value_name = "PIXELS", conflicts_with_all = ["width", "height"])]
-    size: Option<usize>,
+    #[command(flatten)]
+    size: Size,
     /// Images per pass through the network [default: all, at most 8]
     #[arg(short, long, value_name = "N")]
     batch_size: Option<usize>,
@@ -190,21 +180,7 @@ impl Run {
                 request.sampler = request.sampler.with_kind(kind);
             }
         }
-        let per_latent = meta.pixels_per_latent as usize;
-        for (axis, name, pixels) in
-            [(0, "--height", self.height.or(self.size)), (1, "--width", self.width.or(self.size))]
-        {
-            let Some(pixels) = pixels else { continue };
-            if pixels == 0 || pixels % per_latent != 0 || pixels > MOST_PIXELS {
-                let expected = format!("a multiple of {per_latent} pixels, at most {MOST_PIXELS}");
-                return Err(Error::request(name, expected, pixels));
-            }
-            if request.latents.is_some() && request.latent_size[axis] != pixels / per_latent {
-                let expected = format!("{} pixels, as the latents have", request.latent_size[axis] * per_latent);
-                return Err(Error::request(name, expected, pixels));
-            }
-            request.latent_size[axis] = pixels / per_latent;
-        }
+        self.size.apply(&mut request, meta)?;
         Ok(request)
     }
 
