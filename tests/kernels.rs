@@ -43,6 +43,7 @@ fn integers<I: Isa>(isa: I) {
                 let mut got: Tile<i32> = [[i32::MAX; NR]; MR];
                 isa.tile_i8(&rows, quads, &w, groups, &mut got);
                 for i in 0..MR {
+                    #[allow(clippy::needless_range_loop)] // two tiles share the index
                     for n in 0..groups * GROUP {
                         let at =
                             |t: usize, k: usize| (n / GROUP) * group + (t * quads + k / 4) * 64 + n % GROUP * 4 + k % 4;
