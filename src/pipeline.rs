@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Executor, plan};
 use crate::format::{Meta, Packed};
 use crate::plan::{ALIGN, Plan, Shape};
-use crate::program::{Dims, Role};
+use crate::program::{Dims, InputKind, Op, Role};
 use crate::rng::{FastRng, TorchRng};
 use crate::sampler::{Config, Table};
 
@@ -151,6 +151,11 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         if let Some(bad) = request.class_labels.iter().find(|&&c| c >= p.classes && c != p.null_class) {
             return Err(Error::request("class label", format!("0 to {}", p.classes.saturating_sub(1)), bad));
         }
+        // META and the class table come from different parts of the file; the table decides.
+        let rows = self.class_rows()?;
+        if let Some(bad) = request.class_labels.iter().chain([&p.null_class]).find(|&&c| c as usize >= rows) {
+            return Err(Error::request("class label", format!("a row of the class table, below {rows}"), bad));
+        }
         if request.batch_size == 0 {
             return Err(Error::request("batch size", "at least 1", 0));
         }
@@ -167,6 +172,17 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
             return Err(Error::request("latents", expected, latents.len()));
         }
         request.sampler.table(request.steps)
+    }
+
+    /// Rows of the smallest table that class labels index; without one, any label will do.
+    fn class_rows(&self) -> Result<usize> {
+        let program = self.packed.program(Role::Denoiser)?;
+        let labels = program.input(InputKind::ClassLabels);
+        let tables = program.nodes.iter().filter_map(|node| match node.op {
+            Op::Embedding { index, table } if Some(index) == labels => Some(table.0 as usize),
+            _ => None,
+        });
+        Ok(tables.map(|t| self.packed.tensors()[t].dims[0]).min().unwrap_or(usize::MAX))
     }
 
     /// Floats of one image's latents.

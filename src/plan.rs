@@ -10,7 +10,7 @@ use crate::codec::layout::round_up;
 use crate::error::Result;
 use crate::hoist;
 use crate::program::shape::{Kind, TensorType, Type, infer};
-use crate::program::{Dims, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Rate, Value};
+use crate::program::{Dims, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Rate, Value};
 
 /// Alignment of everything in the arena.
 pub const ALIGN: usize = 64;
@@ -359,11 +359,6 @@ pub fn plan(
     let output = view.floats(program.output, Rate::Loop);
     let output_type = types[program.output.0 as usize];
     Ok(Plan { ops, arena, tables: table_bytes, window, inputs, output, output_type, condition, reserved, curves })
-}
-
-/// Whether the program depends on timesteps at all.
-pub fn has_timestep(program: &Program) -> bool {
-    program.input(InputKind::Timestep).is_some()
 }
 
 enum Owner {

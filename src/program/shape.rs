@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 
 /// Largest number of elements of one value; keeps every later product of a few factors within 64 bits.
 pub const MAX_ELEMENTS: usize = 1 << 36;
+
+/// Most input channels of a convolution: what back ends keep zeros for, to pad with.
+pub const MAX_CONV_CHANNELS: usize = 1 << 14;
 /// Most products of 8-bit codes and table entries in one sum: the largest that cannot leave 32 bits.
 pub const MAX_INTEGER_PRODUCTS: usize = i32::MAX as usize / (255 * 128);
 
@@ -284,6 +287,9 @@ impl Rule<'_> {
                 let [n, h, wd, c] = x.dims;
                 if x.rank != 4 {
                     return self.err("x", "(n, h, w, c)", x.dims());
+                }
+                if c > MAX_CONV_CHANNELS {
+                    return self.err("x", format!("at most {MAX_CONV_CHANNELS} channels"), c);
                 }
                 let o = match w.dims[..] {
                     [o, 3, 3, i] if i == c => o,

@@ -1,6 +1,6 @@
 //! The CPU's arena: one allocation, viewed as disjoint typed slices.
 
-use crate::backend::args::{Codes, Floats, Slot};
+use crate::backend::args::{Codes, Floats};
 use crate::error::{Error, Result};
 use memmap2::MmapMut;
 use std::ops::Range;
@@ -107,11 +107,6 @@ impl<'a> Reads<'a> {
             sum: self.slice(at + x.sum_at(), x.rows),
             rows_per_group: x.rows / x.groups,
         }
-    }
-
-    /// The condition of each sample.
-    pub fn conditions(&self, slot: Slot, samples: usize) -> &'a [u32] {
-        self.slice(slot.at, samples)
     }
 }
 

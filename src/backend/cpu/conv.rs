@@ -7,13 +7,11 @@ use super::simd::{Isa, MR};
 use crate::backend::args::{Conv2dArgs, Input};
 use crate::format::TensorView;
 use crate::program::Act;
-
-/// Most channels of a convolution's input: what the row of padding holds.
-pub const MAX_CHANNELS: usize = 1 << 14;
+use crate::program::shape::MAX_CONV_CHANNELS;
 
 /// What taps outside the image read: raw code 0, or 0.0.
-static ZERO_CODES: [u8; MAX_CHANNELS] = [0; MAX_CHANNELS];
-static ZERO_FLOATS: [f32; MAX_CHANNELS] = [0.0; MAX_CHANNELS];
+static ZERO_CODES: [u8; MAX_CONV_CHANNELS] = [0; MAX_CONV_CHANNELS];
+static ZERO_FLOATS: [f32; MAX_CONV_CHANNELS] = [0.0; MAX_CONV_CHANNELS];
 
 /// Where the nine taps of an output pixel lie in the input.
 #[derive(Clone, Copy)]
