@@ -150,7 +150,7 @@ def main():
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="directory of the model (default: %(default)s)")
     parser.add_argument("--per-class", type=int, default=20, help="images per letter (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial noise (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="compute type for diffusers (default: %(default)s)")
     parser.add_argument("--save", type=Path, help="keep `image`, `class_labels` and `noise` in this file")
