@@ -1,0 +1,66 @@
+// What every kernel's arguments are made of. A kernel takes one struct by value; src/backend/cuda/args.rs holds the
+// same structs again, and both sides assert every size, so a field that moves on one side only does not compile.
+#pragma once
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+// The call that the loop is at, in device memory; a replayed graph reads it, so that nothing else changes from step to
+// step. Values that hold one entry per model call lie `stride` bytes apart.
+struct Calls {
+    u32 window; // counted from the first call of the tables' window
+    u32 run;    // counted from the first call of the run
+};
+
+// A float matrix, row-major, without gaps; f16 if `half`, else f32. An address of 0 means that there is none.
+struct Floats {
+    u64 at;
+    u64 stride; // bytes from one model call's value to the next one's; 0 if all calls share it
+    u32 rows;
+    u32 cols;
+    u32 half;
+    u32 pad;
+};
+static_assert(sizeof(Floats) == 32, "Floats");
+
+// Activation codes: x = scale * (q - zero). Offsets count bytes from the first code. `groups` scales and zero points
+// (f32), each for rows / groups rows; then the i32 sum of each row's codes. Bytes beyond `cols` of a row are 0.
+struct Codes {
+    u64 at;
+    u64 stride;
+    u64 scale_at;
+    u64 zero_at;
+    u64 sum_at;
+    u32 rows;
+    u32 cols;
+    u32 row_bytes; // a multiple of 16
+    u32 groups;
+    u32 bits;
+    u32 pad;
+};
+static_assert(sizeof(Codes) == 64, "Codes");
+
+// Where an op's codes get their scale: from the data, or from a table of (scale, zero) pairs, one pair per
+// `rows_per_entry` rows.
+struct Fixed {
+    u64 at; // 0: from the data
+    u64 stride;
+    u32 rows_per_entry;
+    u32 pad;
+};
+static_assert(sizeof(Fixed) == 24, "Fixed");
+
+// Columns of a per-condition matrix, looked up per sample.
+struct PerSample {
+    Floats table;
+    u64 condition; // u32 per sample
+    u32 rows_per_sample;
+    u32 pad;
+};
+static_assert(sizeof(PerSample) == 48, "PerSample");
+
+// Activation functions; numbered as in src/backend/cuda/args.rs.
+enum Act : u32 { ACT_NONE = 0, ACT_SILU = 1, ACT_GELU_TANH = 2 };
