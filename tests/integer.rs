@@ -169,10 +169,10 @@ fn runtime(tier: Tier, model: &Model, role: Role, inputs: &Inputs) -> (Vec<f32>,
             executor.set_class_labels(&inputs.labels[..inputs.dims.conditions]).unwrap();
             executor.set_timesteps([inputs.timestep].into_iter()).unwrap();
         }
-        executor.write_sample(&inputs.sample);
-        executor.call(0);
+        executor.write_sample(&inputs.sample).unwrap();
+        executor.call(0).unwrap();
         let mut out = vec![f32::NAN; executor.plan().output_type.len()];
-        executor.read_output(&mut out);
+        executor.read_output(&mut out).unwrap();
         // Slower ops ran first.
         let order: Vec<usize> = executor.plan().ops.iter().flatten().map(|p| p.node).collect();
         let program = model.program(role).unwrap();

@@ -124,22 +124,23 @@ impl Bench {
             executor.set_class_labels(&labels)?;
             executor.set_timesteps((0..self.repeat + 1).map(|i| (999 - i * 7 % 900) as f32))?;
         }
-        executor.write_sample(&sample);
+        executor.write_sample(&sample)?;
         let begin = Instant::now();
-        executor.call(0);
+        executor.call(0)?;
+        executor.parts().0.wait()?;
         let first = begin.elapsed().as_secs_f64();
         let mut out = vec![0.0; executor.plan().output.rows * executor.plan().output.cols];
-        executor.read_output(&mut out);
+        executor.read_output(&mut out)?;
         if !out.iter().all(|v| v.is_finite()) {
             return Err(Error::request("model", "finite results", "NaN or infinity; nothing was timed"));
         }
-        let mut calls: Vec<f64> = (1..=self.repeat)
-            .map(|i| {
-                let begin = Instant::now();
-                executor.call(i);
-                begin.elapsed().as_secs_f64()
-            })
-            .collect();
+        let mut calls = Vec::with_capacity(self.repeat);
+        for i in 1..=self.repeat {
+            let begin = Instant::now();
+            executor.call(i)?;
+            executor.parts().0.wait()?;
+            calls.push(begin.elapsed().as_secs_f64());
+        }
         calls.sort_by(f64::total_cmp);
         let program = executor.program();
         let mut by_op: BTreeMap<String, f64> = BTreeMap::new();
@@ -148,7 +149,7 @@ impl Bench {
             let now = Instant::now();
             *by_op.entry(kind(program, node)).or_default() += (now - last).as_secs_f64();
             last = now;
-        });
+        })?;
         let mut ops: Vec<_> = by_op.into_iter().collect();
         ops.sort_by(|a, b| b.1.total_cmp(&a.1));
         Ok(Times { bind, first, calls, ops })

@@ -131,10 +131,10 @@ pub fn run<I: Isa>(isa: I, model: &Model, inputs: &Inputs) -> Vec<f32> {
     executor.set_conditions(&inputs.conditions).unwrap();
     executor.set_class_labels(&inputs.labels).unwrap();
     executor.set_timesteps([inputs.timestep].into_iter()).unwrap();
-    executor.write_sample(&inputs.sample);
-    executor.call(0);
+    executor.write_sample(&inputs.sample).unwrap();
+    executor.call(0).unwrap();
     let mut out = vec![f32::NAN; executor.plan().output_type.len()];
-    executor.read_output(&mut out);
+    executor.read_output(&mut out).unwrap();
     out
 }
 

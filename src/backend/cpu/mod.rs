@@ -21,11 +21,10 @@ pub mod simd;
 
 pub use arena::Arena;
 
-use super::Backend;
 use super::args::*;
+use super::{Backend, Call};
 use crate::error::Result;
 use crate::format::TensorView;
-use crate::sampler::Row;
 use simd::Isa;
 use simd::scalar::Scalar;
 
@@ -111,6 +110,10 @@ impl<I: Isa> Backend for Cpu<I> {
         format!("cpu ({}, {} threads)", I::NAME, rayon::current_num_threads())
     }
 
+    fn narrow(&self) -> Element {
+        Element::F32
+    }
+
     fn arena(&self, bytes: usize) -> Result<Arena> {
         Arena::new(bytes)
     }
@@ -130,18 +133,33 @@ impl<I: Isa> Backend for Cpu<I> {
         scratch::reserve(ops.map(scratch_bytes).max().unwrap_or(0));
     }
 
-    fn write_f32(&self, arena: &mut Arena, at: usize, data: &[f32]) {
+    fn write_f32(&self, arena: &mut Arena, at: usize, data: &[f32]) -> Result<()> {
         arena::floats_mut(&mut arena.bytes_mut()[at..at + data.len() * 4]).copy_from_slice(data);
+        Ok(())
     }
 
-    fn write_u32(&self, arena: &mut Arena, at: usize, data: &[u32]) {
+    fn write_u32(&self, arena: &mut Arena, at: usize, data: &[u32]) -> Result<()> {
         arena::typed_mut::<u32>(&mut arena.bytes_mut()[at..at + data.len() * 4]).copy_from_slice(data);
+        Ok(())
     }
 
-    fn read_f32(&self, arena: &Arena, at: usize, out: &mut [f32]) {
+    fn read_f32(&self, arena: &Arena, at: usize, out: &mut [f32]) -> Result<()> {
         use zerocopy::IntoBytes;
         let bytes = out.as_mut_bytes();
         bytes.copy_from_slice(&arena.bytes()[at..at + bytes.len()]);
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin(&self, _: &mut Arena, _: Call) -> Result<()> {
+        Ok(())
+    }
+
+    fn replay(&self, arena: &mut Arena, _: Call, body: impl FnOnce(&Self, &mut Arena) -> Result<()>) -> Result<()> {
+        body(self, arena)
     }
 
     fn linear(
@@ -213,12 +231,12 @@ impl<I: Isa> Backend for Cpu<I> {
         layout::patch(arena, call, args);
     }
 
-    fn model_input(&self, arena: &mut Arena, args: &ModelInputArgs) {
-        sampler::model_input(arena, args);
+    fn model_input(&self, arena: &mut Arena, run: usize, args: &ModelInputArgs) {
+        sampler::model_input(arena, run, args);
     }
 
-    fn sampler_step(&self, arena: &mut Arena, call: usize, args: &SamplerStepArgs, row: &Row) {
-        sampler::sampler_step(arena, call, args, row);
+    fn sampler_step(&self, arena: &mut Arena, run: usize, args: &SamplerStepArgs) {
+        sampler::sampler_step(arena, run, args);
     }
 }
 
