@@ -61,12 +61,12 @@ pub trait Backend {
     fn begin(&self, arena: &mut Self::Arena, call: Call) -> Result<()>;
 
     /// Runs `body`, which issues the ops of `call`. All bodies of one arena issue the same ops but for the call, so a
-    /// back end may record the first and replay it; then it need not call `body` again.
+    /// back end may record it once and replay it; then it need not call `body` again.
     fn replay(
         &self,
         arena: &mut Self::Arena,
         call: Call,
-        body: impl FnOnce(&Self, &mut Self::Arena) -> Result<()>,
+        body: impl Fn(&Self, &mut Self::Arena) -> Result<()>,
     ) -> Result<()>;
 
     /// See [`Op::Linear`](crate::program::Op::Linear).

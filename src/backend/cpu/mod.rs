@@ -158,7 +158,7 @@ impl<I: Isa> Backend for Cpu<I> {
         Ok(())
     }
 
-    fn replay(&self, arena: &mut Arena, _: Call, body: impl FnOnce(&Self, &mut Arena) -> Result<()>) -> Result<()> {
+    fn replay(&self, arena: &mut Arena, _: Call, body: impl Fn(&Self, &mut Arena) -> Result<()>) -> Result<()> {
         body(self, arena)
     }
 
