@@ -6,6 +6,7 @@
 
 pub mod args;
 pub mod cpu;
+pub mod cuda;
 
 use crate::error::Result;
 use crate::format::TensorView;
