@@ -4,6 +4,7 @@
 
 typedef unsigned char u8;
 typedef signed char i8;
+typedef int i32;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;

@@ -29,31 +29,93 @@ DEVICE u32 half2_of(float low, float high) {
     return h;
 }
 
+// A pointer to device memory. The conversion tells the compiler that it is not shared memory, whose accesses differ.
+template <class T>
+DEVICE T *global(u64 at) {
+    return static_cast<T *>(__cvta_global_to_generic(at));
+}
+
 // The address of a value at the current model call.
 DEVICE u64 place(u64 at, u64 stride, u64 calls) {
-    return stride == 0 ? at : at + stride * reinterpret_cast<const Calls *>(calls)->window;
+    return stride == 0 ? at : at + stride * global<const Calls>(calls)->window;
 }
 
 // Element `i` of f16 or f32 data at `at`. `half` is the same for all threads, so the branch costs next to nothing.
 DEVICE float load(u64 at, u64 i, bool half) {
-    return half ? float_of(reinterpret_cast<const u16 *>(at)[i]) : reinterpret_cast<const float *>(at)[i];
+    return half ? float_of(global<const u16>(at)[i]) : global<const float>(at)[i];
 }
 
 DEVICE void store(u64 at, u64 i, bool half, float v) {
     if (half) {
-        reinterpret_cast<u16 *>(at)[i] = half_of(v);
+        global<u16>(at)[i] = half_of(v);
     } else {
-        reinterpret_cast<float *>(at)[i] = v;
+        global<float>(at)[i] = v;
     }
 }
 
-DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
+// Values are moved in runs of this many: 16 bytes of f16, 32 of f32.
+constexpr u32 RUN = 8;
+
+// `RUN` elements from element `i` of f16 or f32 data; the run starts on a multiple of 16 bytes.
+DEVICE void load_run(u64 at, u64 i, bool half, float (&v)[RUN]) {
+    if (half) {
+        uint4 words = *global<const uint4>(at + i * 2);
+        u32 pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) {
+            v[2 * k] = float_of(static_cast<u16>(pairs[k]));
+            v[2 * k + 1] = float_of(static_cast<u16>(pairs[k] >> 16));
+        }
+    } else {
+#pragma unroll
+        for (u32 k = 0; k < 2; k++) {
+            float4 part = global<const float4>(at + i * 4)[k];
+            v[4 * k] = part.x, v[4 * k + 1] = part.y, v[4 * k + 2] = part.z, v[4 * k + 3] = part.w;
+        }
+    }
+}
+
+DEVICE void store_run(u64 at, u64 i, bool half, const float (&v)[RUN]) {
+    if (half) {
+        *global<uint4>(at + i * 2) =
+            make_uint4(half2_of(v[0], v[1]), half2_of(v[2], v[3]), half2_of(v[4], v[5]), half2_of(v[6], v[7]));
+    } else {
+        global<float4>(at + i * 4)[0] = make_float4(v[0], v[1], v[2], v[3]);
+        global<float4>(at + i * 4)[1] = make_float4(v[4], v[5], v[6], v[7]);
+    }
+}
+
+// 2^x to 2 units in the last place; 0 for minus infinity.
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Reductions over a warp; every lane gets the result, and the order of the sum is fixed.
+template <class T>
+DEVICE T warp_sum(T v) {
+#pragma unroll
+    for (u32 offset = WARP / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(ALL_LANES, v, offset);
+    return v;
+}
+
+DEVICE float warp_max(float v) {
+#pragma unroll
+    for (u32 offset = WARP / 2; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, offset));
+    return v;
+}
+
+DEVICE float warp_min(float v) { return -warp_max(-v); }
+
+// The approximate quotient is within 2 units in the last place; beyond 2^126 it is 0, which is right here too.
+DEVICE float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
 // The tanh approximation of GELU (Hendrycks and Gimpel 2016) as x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3).
 DEVICE float gelu_tanh(float x) {
     const float two_sqrt_2_pi = 1.5957691f;
     float u = x * fmaf(x * x, 0.044715f * two_sqrt_2_pi, two_sqrt_2_pi);
-    return x / (1.0f + __expf(-u));
+    return __fdividef(x, 1.0f + __expf(-u));
 }
 
 DEVICE float activate(u32 act, float x) {

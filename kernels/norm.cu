@@ -1,0 +1,357 @@
+// Layer norm and group norm, with modulation, activation and quantization fused.
+//
+// The floor of a layer norm is one read and one write; a team of threads holds its row in registers between them. A
+// group norm needs its statistics before its first result, so the floor is two reads and one write: sums per block of
+// pixels, a mean, a factor and a summand per channel, and a pass that applies them. With a scale per sample, the result
+// is worked out once more for its extent, which is cheaper than storing it as floats.
+#include "quantize.cuh"
+
+struct LayerNormArgs {
+    u64 calls;
+    Floats x;
+    Floats y;      // unless `quantize`
+    QuantizeTo to; // if `quantize`
+    u64 weight;    // f32, or 0
+    u64 bias;      // f32, or 0
+    PerSample modulation;
+    u32 scale; // first columns of the modulation
+    u32 shift;
+    float eps;
+    u32 quantize;
+};
+static_assert(sizeof(LayerNormArgs) == 256, "LayerNormArgs");
+
+// Layer norm of rows (rows, cols), one per team. Grid: rows / teams per block, rounded up.
+template <u32 TEAM, u32 RUNS>
+DEVICE void layer_norm(const LayerNormArgs &args) {
+    u32 index = blockIdx.x * (ROW_THREADS / TEAM) + team_of_thread<TEAM>();
+    if (index >= args.x.rows) return;
+    u32 cols = args.x.cols;
+    u64 x = place(args.x.at, args.x.stride, args.calls), base = static_cast<u64>(index) * cols;
+    bool half = args.x.half;
+    auto row = row_of<TEAM, RUNS>(
+        cols, [=](float (&v)[RUN], Columns c) { load_columns(x, base, half, true, c, v); });
+    float mean = team_sum<TEAM, 0>(row.sum([](float v) { return v; })) / cols;
+    float variance = team_sum<TEAM, 1>(row.sum([=](float v) { return (v - mean) * (v - mean); })) / cols;
+    float inverse = 1.0f / sqrtf(variance + args.eps);
+
+    const PerSample &modulation = args.modulation;
+    u64 table = modulation.table.at, scale_base = 0, shift_base = 0;
+    bool table_half = modulation.table.half, aligned = false;
+    if (table != 0) {
+        table = place(table, modulation.table.stride, args.calls);
+        u32 condition = global<const u32>(modulation.condition)[index / modulation.rows_per_sample];
+        scale_base = static_cast<u64>(condition) * modulation.table.cols + args.scale;
+        shift_base = static_cast<u64>(condition) * modulation.table.cols + args.shift;
+        aligned = (modulation.table.cols | args.scale | args.shift) % RUN == 0;
+    }
+    u64 weight = args.weight, bias = args.bias;
+    auto result = row.map([=](float (&v)[RUN], Columns c) {
+        float w[RUN];
+#pragma unroll
+        for (u32 k = 0; k < RUN; k++) v[k] = (v[k] - mean) * inverse;
+        if (weight != 0) {
+            load_columns(weight, 0, false, true, c, w);
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) v[k] *= w[k];
+        }
+        if (bias != 0) {
+            load_columns(bias, 0, false, true, c, w);
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) v[k] += w[k];
+        }
+        if (table != 0) {
+            float shift[RUN];
+            load_columns(table, scale_base, table_half, aligned, c, w);
+            load_columns(table, shift_base, table_half, aligned, c, shift);
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) v[k] = fmaf(v[k], 1.0f + w[k], shift[k]);
+        }
+    });
+    if (args.quantize) {
+        Encoder<TEAM>(args.to, args.calls).encode(result, index);
+        return;
+    }
+    u64 y = place(args.y.at, args.y.stride, args.calls);
+    result.each(cols, [&](float (&v)[RUN], Columns c) { store_columns(y, base, args.y.half, c, v); });
+}
+
+#define LAYER_NORM(LONGEST, TEAM, RUNS)                                                                             \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS(RUNS)) \
+        layer_norm_##LONGEST(const __grid_constant__ LayerNormArgs args) {                                          \
+        layer_norm<TEAM, RUNS>(args);                                                                               \
+    }
+FOR_EACH_ROW_LENGTH(LAYER_NORM)
+
+// Arguments of all kernels of a group norm; x is (samples * pixels, cols).
+struct GroupNormArgs {
+    u64 calls;
+    Floats x;
+    Floats y;      // if the result is float
+    QuantizeTo to; // otherwise
+    u64 weight;    // f32
+    u64 bias;      // f32
+    u64 sums;      // (samples, blocks, groups) of (sum, sum of squares), f64
+    u64 affine;    // (samples, 3, cols): means, factors, summands, f32
+    u32 samples;
+    u32 groups;
+    u32 blocks; // per sample
+    u32 pixels_per_block;
+    u32 lanes; // threads side by side along the channels
+    u32 rows_per_team;
+    u32 act;
+    float eps;
+};
+static_assert(sizeof(GroupNormArgs) == 240, "GroupNormArgs");
+
+constexpr u32 CHANNEL_THREADS = 256;
+
+template <u32 WIDTH>
+DEVICE void load_channels(u64 at, u64 i, bool half, float (&v)[WIDTH]) {
+    if constexpr (WIDTH == RUN) {
+        load_run(at, i, half, v);
+    } else {
+        v[0] = load(at, i, half);
+    }
+}
+
+// How the threads of a block share its pixels: `lanes` side by side along the channels, WIDTH channels each, and as many
+// rows of them as fit. A thread keeps its channels over all its pixels.
+template <u32 WIDTH>
+struct Share {
+    u32 runs, lanes, rows, lane, row, sample, block;
+    u64 first, end; // pixels of the block, counted over all samples
+
+    __device__ __forceinline__ Share(const GroupNormArgs &args)
+        : runs(args.x.cols / WIDTH), lanes(args.lanes), rows(blockDim.x / lanes), lane(threadIdx.x % lanes),
+          row(threadIdx.x / lanes), sample(blockIdx.x / args.blocks), block(blockIdx.x % args.blocks) {
+        u32 pixels = args.x.rows / args.samples;
+        first = static_cast<u64>(sample) * pixels + block * args.pixels_per_block;
+        end = static_cast<u64>(sample) * pixels + min((block + 1) * args.pixels_per_block, pixels);
+    }
+
+    // Whether the thread has work in the section of channels that begins at run `section`.
+    __device__ __forceinline__ bool active(u32 section) const { return row < rows && section + lane < runs; }
+};
+
+// Sums are taken of distances from the thread's first value, so that a large mean does not cancel in f32; then they are
+// brought to a common origin in f64, once per thread and channel.
+template <u32 WIDTH>
+DEVICE void group_norm_sums(const GroupNormArgs &args) {
+    extern __shared__ double shared[]; // (rows, WIDTH, runs) sums, then as many sums of squares
+    Share<WIDTH> share(args);
+    u32 cols = args.x.cols, squares = share.rows * cols;
+    u64 x = place(args.x.at, args.x.stride, args.calls);
+    bool half = args.x.half;
+    for (u32 section = 0; section < share.runs; section += share.lanes) {
+        if (!share.active(section)) continue;
+        u32 run = section + share.lane;
+        float origin[WIDTH], s1[WIDTH], s2[WIDTH];
+        u32 count = 0;
+#pragma unroll
+        for (u32 k = 0; k < WIDTH; k++) origin[k] = s1[k] = s2[k] = 0.0f;
+        u64 pixel = share.first + share.row;
+        if (pixel < share.end) {
+            load_channels(x, pixel * cols + run * WIDTH, half, origin);
+            count = static_cast<u32>((share.end - pixel + share.rows - 1) / share.rows);
+        }
+#pragma unroll 4
+        for (u32 i = 1; i < count; i++) {
+            float v[WIDTH];
+            load_channels(x, (pixel + static_cast<u64>(i) * share.rows) * cols + run * WIDTH, half, v);
+#pragma unroll
+            for (u32 k = 0; k < WIDTH; k++) {
+                float d = v[k] - origin[k];
+                s1[k] += d;
+                s2[k] = fmaf(d, d, s2[k]);
+            }
+        }
+#pragma unroll
+        for (u32 k = 0; k < WIDTH; k++) {
+            double o = origin[k], d = s1[k], n = count;
+            u32 at = (share.row * WIDTH + k) * share.runs + run;
+            shared[at] = d + n * o;
+            shared[squares + at] = s2[k] + o * (2.0 * d + n * o);
+        }
+    }
+    __syncthreads();
+    u32 per_group = cols / args.groups, terms = share.rows * per_group;
+    u32 helpers = 1; // threads per group, a power of two
+    while (helpers < WARP && helpers * 2 * args.groups <= blockDim.x) helpers *= 2;
+    for (u32 first = 0; first < args.groups; first += blockDim.x / helpers) {
+        u32 group = first + threadIdx.x / helpers;
+        double a = 0.0, b = 0.0;
+        if (group < args.groups) {
+            for (u32 i = threadIdx.x % helpers; i < terms; i += helpers) {
+                u32 channel = group * per_group + i % per_group;
+                u32 at = (i / per_group * WIDTH + channel % WIDTH) * share.runs + channel / WIDTH;
+                a += shared[at];
+                b += shared[squares + at];
+            }
+        }
+        for (u32 offset = helpers / 2; offset > 0; offset /= 2) {
+            a += __shfl_xor_sync(ALL_LANES, a, offset);
+            b += __shfl_xor_sync(ALL_LANES, b, offset);
+        }
+        if (threadIdx.x % helpers == 0 && group < args.groups) {
+            global<double2>(args.sums)[static_cast<u64>(blockIdx.x) * args.groups + group] = make_double2(a, b);
+        }
+    }
+}
+
+// Sums of each group over each block of pixels. Grid: samples * blocks; block: a multiple of 32 with room for `lanes`;
+// shared memory: 16 bytes for each of (rows of lanes) * cols.
+extern "C" __global__ void __launch_bounds__(CHANNEL_THREADS, 3)
+    group_norm_sums(const __grid_constant__ GroupNormArgs args) {
+    if (args.x.cols % RUN == 0) {
+        group_norm_sums<RUN>(args);
+    } else {
+        group_norm_sums<1>(args);
+    }
+}
+
+constexpr u32 AFFINE_THREADS = 128;
+
+// Sums to a mean, a factor and a summand per channel: y = (x - mean) * factor + summand. The mean stays apart because
+// folding it into the summand would cancel where it is large. A warp per sample and group; grid: samples * groups / 4,
+// rounded up.
+extern "C" __global__ void __launch_bounds__(AFFINE_THREADS)
+    group_norm_affine(const __grid_constant__ GroupNormArgs args) {
+    u32 which = blockIdx.x * (AFFINE_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (which >= args.samples * args.groups) return;
+    u32 sample = which / args.groups, group = which % args.groups;
+    u32 cols = args.x.cols, per_group = cols / args.groups;
+    double a = 0.0, b = 0.0;
+    for (u32 block = lane; block < args.blocks; block += WARP) {
+        u64 at = (static_cast<u64>(sample) * args.blocks + block) * args.groups + group;
+        double2 part = global<const double2>(args.sums)[at];
+        a += part.x;
+        b += part.y;
+    }
+    double count = static_cast<double>(args.x.rows / args.samples) * per_group;
+    double mean = warp_sum(a) / count;
+    double variance = fmax(warp_sum(b) / count - mean * mean, 0.0);
+    float inverse = 1.0f / sqrtf(static_cast<float>(variance) + args.eps);
+    float *affine = global<float>(args.affine) + static_cast<u64>(sample) * 3 * cols;
+    for (u32 c = group * per_group + lane; c < (group + 1) * per_group; c += WARP) {
+        float factor = inverse * global<const float>(args.weight)[c];
+        float rounded = static_cast<float>(mean);
+        affine[c] = rounded;
+        affine[cols + c] = factor;
+        // The summand makes up for the rounding of the mean.
+        affine[2 * cols + c] = fmaf(-static_cast<float>(mean - rounded), factor, global<const float>(args.bias)[c]);
+    }
+}
+
+// Calls `f(i, y)` with every run of results and the number of its first element, channels outermost.
+template <u32 WIDTH, class F>
+DEVICE void each_result(const GroupNormArgs &args, F f) {
+    Share<WIDTH> share(args);
+    u32 cols = args.x.cols;
+    u64 x = place(args.x.at, args.x.stride, args.calls);
+    bool half = args.x.half;
+    for (u32 section = 0; section < share.runs; section += share.lanes) {
+        if (!share.active(section)) continue;
+        u32 channel = (section + share.lane) * WIDTH;
+        u64 affine = static_cast<u64>(share.sample) * 3 * cols + channel;
+        float mean[WIDTH], factor[WIDTH], summand[WIDTH];
+        load_channels(args.affine, affine, false, mean);
+        load_channels(args.affine, affine + cols, false, factor);
+        load_channels(args.affine, affine + 2 * cols, false, summand);
+#pragma unroll 4
+        for (u64 pixel = share.first + share.row; pixel < share.end; pixel += share.rows) {
+            float v[WIDTH];
+            load_channels(x, pixel * cols + channel, half, v);
+#pragma unroll
+            for (u32 k = 0; k < WIDTH; k++) v[k] = activate(args.act, fmaf(v[k] - mean[k], factor[k], summand[k]));
+            f(pixel * cols + channel, v);
+        }
+    }
+}
+
+template <u32 WIDTH>
+DEVICE void group_norm_apply(const GroupNormArgs &args) {
+    u64 y = place(args.y.at, args.y.stride, args.calls);
+    each_result<WIDTH>(args, [&](u64 i, float (&v)[WIDTH]) {
+        if constexpr (WIDTH == RUN) {
+            store_run(y, i, args.y.half, v);
+        } else {
+            store(y, i, args.y.half, v[0]);
+        }
+    });
+}
+
+// Float results. Grid and block as of `group_norm_sums`.
+extern "C" __global__ void __launch_bounds__(CHANNEL_THREADS, 3)
+    group_norm_apply(const __grid_constant__ GroupNormArgs args) {
+    if (args.x.cols % RUN == 0) {
+        group_norm_apply<RUN>(args);
+    } else {
+        group_norm_apply<1>(args);
+    }
+}
+
+template <u32 WIDTH>
+DEVICE void find_extent(const GroupNormArgs &args, float &low, float &high) {
+    each_result<WIDTH>(args, [&](u64, float (&v)[WIDTH]) {
+#pragma unroll
+        for (u32 k = 0; k < WIDTH; k++) {
+            low = fminf(low, v[k]);
+            high = fmaxf(high, v[k]);
+        }
+    });
+}
+
+// Lowest and highest result of each block of pixels. Grid and block as of `group_norm_sums`.
+extern "C" __global__ void __launch_bounds__(CHANNEL_THREADS, 3)
+    group_norm_extent(const __grid_constant__ GroupNormArgs args) {
+    float low = __int_as_float(0x7f800000), high = -low;
+    if (args.x.cols % RUN == 0) {
+        find_extent<RUN>(args, low, high);
+    } else {
+        find_extent<1>(args, low, high);
+    }
+    __shared__ float2 parts[CHANNEL_THREADS / WARP];
+    low = warp_min(low);
+    high = warp_max(high);
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = make_float2(low, high);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (u32 i = 1; i < blockDim.x / WARP; i++) {
+            low = fminf(low, parts[i].x);
+            high = fmaxf(high, parts[i].y);
+        }
+        global<float2>(args.to.extents)[blockIdx.x] = make_float2(low, high);
+    }
+}
+
+// Codes, row by row: a row is a pixel. Grid: rows / (teams per block * rows_per_team), rounded up.
+template <u32 TEAM, u32 RUNS>
+DEVICE void group_norm_codes(const GroupNormArgs &args) {
+    u32 cols = args.x.cols, act = args.act, pixels = args.x.rows / args.samples;
+    u64 x = place(args.x.at, args.x.stride, args.calls), affine = args.affine;
+    bool half = args.x.half;
+    Encoder<TEAM> encoder(args.to, args.calls);
+    u32 first = (blockIdx.x * (ROW_THREADS / TEAM) + team_of_thread<TEAM>()) * args.rows_per_team;
+    u32 end = min(first + args.rows_per_team, args.x.rows);
+    for (u32 index = first; index < end; index++) {
+        u64 base = static_cast<u64>(index) * cols, of_sample = static_cast<u64>(index / pixels) * 3 * cols;
+        auto row = row_of<TEAM, RUNS>(cols, [=](float (&v)[RUN], Columns c) {
+            float mean[RUN], factor[RUN], summand[RUN];
+            load_columns(x, base, half, true, c, v);
+            load_columns(affine, of_sample, false, true, c, mean);
+            load_columns(affine, of_sample + cols, false, true, c, factor);
+            load_columns(affine, of_sample + 2 * cols, false, true, c, summand);
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) v[k] = activate(act, fmaf(v[k] - mean[k], factor[k], summand[k]));
+        });
+        encoder.encode(row, index);
+    }
+}
+
+#define GROUP_NORM_CODES(LONGEST, TEAM, RUNS)                                                                       \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS(RUNS)) \
+        group_norm_codes_##LONGEST(const __grid_constant__ GroupNormArgs args) {                                    \
+        group_norm_codes<TEAM, RUNS>(args);                                                                         \
+    }
+FOR_EACH_ROW_LENGTH(GROUP_NORM_CODES)

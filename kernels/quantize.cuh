@@ -1,0 +1,130 @@
+// Floats to codes, as kernels that quantize their results do it. Every rounding is the CPU's (backend/cpu/quantize.rs):
+// equal floats give equal codes.
+#pragma once
+
+#include "rows.cuh"
+
+// Adding and subtracting this rounds to an integer, ties to even, for magnitudes below 2^22.
+constexpr float ROUND = 12582912.0f;
+
+// How many steps from 0 a value may lie.
+constexpr float FURTHEST = 4e6f;
+
+// Scale and zero point: x = scale * (q - zero).
+struct Range {
+    float scale;
+    float zero;
+};
+
+DEVICE float top_code(u32 bits) { return static_cast<float>((1u << bits) - 1); }
+
+// The range of values from `low` to `high`. Equal values are their own scale; a step finer than f32 resolves at this
+// distance from 0 would push the zero point beyond what `code_of` rounds exactly.
+DEVICE Range dynamic_range(float low, float high, u32 bits) {
+    float scale;
+    if (high == low) {
+        scale = high == 0.0f ? 1.0f : fabsf(high);
+    } else {
+        float step = __fdiv_rn(__fsub_rn(high, low), top_code(bits));
+        scale = fmaxf(step, __fdiv_rn(fmaxf(fabsf(high), fabsf(low)), FURTHEST));
+    }
+    return {scale, rintf(__fdiv_rn(-low, scale))};
+}
+
+// Two roundings, as in the definition: first the value, then the sum, which is exact within the clamp.
+DEVICE u32 code_of(float v, float inverse, float zero, float top) {
+    float q = fmaxf(fminf(__fmul_rn(v, inverse), FURTHEST), -FURTHEST);
+    q = __fadd_rn(__fsub_rn(__fadd_rn(q, ROUND), ROUND), zero);
+    return __float_as_uint(__fadd_rn(fmaxf(fminf(q, top), 0.0f), ROUND)) & 0xff;
+}
+
+// Blocks per sample in a pass that finds the extent of samples, at most.
+constexpr u32 EXTENT_BLOCKS = 128;
+
+// Where a quantized result goes and what shares a scale; `to` and `fixed` as bound.
+struct QuantizeTo {
+    Codes to;
+    Fixed fixed;
+    u64 extents;       // (groups, extent_blocks) of (lowest, highest), if a sample's values share a scale; else 0
+    u32 extent_blocks; // per group
+    u32 pad;
+};
+static_assert(sizeof(QuantizeTo) == 104, "QuantizeTo");
+
+// Writes rows of codes. A team that writes several rows keeps the range while its sample lasts.
+template <u32 TEAM>
+struct Encoder {
+    const QuantizeTo &args;
+    u64 codes;
+    u64 fixed;
+    u32 group;
+    Range range;
+
+    __device__ __forceinline__ Encoder(const QuantizeTo &args, u64 calls)
+        : args(args), codes(place(args.to.at, args.to.stride, calls)),
+          fixed(place(args.fixed.at, args.fixed.stride, calls)), group(~0u), range{} {}
+
+    // Encodes `row`, number `index`. The whole team calls.
+    template <class R>
+    __device__ __forceinline__ void encode(R &row, u32 index) {
+        team_barrier<TEAM>();
+        const Codes &to = args.to;
+        u32 rows_per_group = to.rows / to.groups;
+        u32 of = index / rows_per_group;
+        if (args.fixed.at != 0) {
+            // A sample takes the entry of its first row.
+            float2 entry = global<const float2>(fixed)[of * rows_per_group / args.fixed.rows_per_entry];
+            range = {entry.x, entry.y};
+        } else if (args.extents == 0 || of != group) {
+            float low = __int_as_float(0x7f800000), high = -low;
+            if (args.extents == 0) {
+                row.each(row.cols, [&](float (&v)[RUN], Columns c) {
+#pragma unroll
+                    for (u32 k = 0; k < RUN; k++) {
+                        low = c.has(k) ? fminf(low, v[k]) : low;
+                        high = c.has(k) ? fmaxf(high, v[k]) : high;
+                    }
+                });
+            } else {
+                u64 from = args.extents + static_cast<u64>(of) * args.extent_blocks * 8;
+                for (u32 i = member<TEAM>(); i < args.extent_blocks; i += TEAM) {
+                    float2 part = global<const float2>(from)[i];
+                    low = fminf(low, part.x);
+                    high = fmaxf(high, part.y);
+                }
+            }
+            team_extent<TEAM, 10>(low, high);
+            range = dynamic_range(low, high, to.bits);
+        }
+        group = of;
+        if (member<TEAM>() == 0 && index % rows_per_group == 0) {
+            global<float>(codes + to.scale_at)[of] = range.scale;
+            global<float>(codes + to.zero_at)[of] = range.zero;
+        }
+
+        float inverse = __fdiv_rn(1.0f, range.scale), top = top_code(to.bits);
+        u64 at = codes + static_cast<u64>(index) * to.row_bytes;
+        i32 sum = 0;
+        row.each(to.row_bytes, [&](float (&v)[RUN], Columns c) {
+            u32 q[RUN];
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) {
+                q[k] = c.has(k) ? code_of(v[k], inverse, range.zero, top) : 0; // spare bytes are 0
+                sum += q[k];
+            }
+            if (c.packed()) {
+                if (c.first < to.row_bytes) {
+                    *global<uint2>(at + c.first) = make_uint2(q[0] | q[1] << 8 | q[2] << 16 | q[3] << 24,
+                                                              q[4] | q[5] << 8 | q[6] << 16 | q[7] << 24);
+                }
+                return;
+            }
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) {
+                if (c[k] < to.row_bytes) global<u8>(at)[c[k]] = static_cast<u8>(q[k]);
+            }
+        });
+        sum = team_sum<TEAM, 11>(sum);
+        if (member<TEAM>() == 0) global<i32>(codes + to.sum_at)[index] = sum;
+    }
+};
