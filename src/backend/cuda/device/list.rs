@@ -54,13 +54,18 @@ pub fn find_devices() -> Result<Vec<DeviceInfo>> {
     (0..Handle::num_devices().or_fault("counting CUDA devices")? as usize).map(|i| describe(i, driver)).collect()
 }
 
+/// What is known of the device `index`, which must be fit for use.
+pub fn inspect(index: usize) -> Result<DeviceInfo> {
+    choose(index).map(|(_, info)| info)
+}
+
 /// The device `index`, which must be fit for use.
 pub(super) fn choose(index: usize) -> Result<(Handle, DeviceInfo)> {
     let what = format!("CUDA device {index}");
     let driver = start()?;
     let count = Handle::num_devices().or_fault(&what)? as usize;
     if index >= count {
-        let expected = if count == 1 { "0, the only one".into() } else { format!("0 to {}", count.saturating_sub(1)) };
+        let expected = if count == 1 { "0, the only one".into() } else { format!("one of the {count}, from 0") };
         return Err(Error::device("CUDA device", expected, index));
     }
     let info = describe(index, driver)?;

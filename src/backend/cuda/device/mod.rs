@@ -11,7 +11,7 @@ mod fault;
 mod list;
 mod staging;
 
-pub use list::{DeviceInfo, LEAST_CAPABILITY, OLDEST_DRIVER, devices, find_devices};
+pub use list::{DeviceInfo, LEAST_CAPABILITY, OLDEST_DRIVER, devices, find_devices, inspect};
 pub use staging::WeightPath;
 
 use super::driver::{Driver, MemoryInfo, args_bytes, isa_of_driver, isa_version};
