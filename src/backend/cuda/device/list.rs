@@ -3,7 +3,7 @@
 use super::fault::{Answer, NO_DEVICE, STUB_LIBRARY, fault};
 use crate::error::{Error, Result};
 use cust::device::{Device as Handle, DeviceAttribute};
-use cust::{CudaApiVersion, CudaFlags};
+use cust::{CudaApiVersion, sys};
 
 /// The oldest driver that has every entry used here, as (major, minor) of its CUDA version.
 pub const OLDEST_DRIVER: (i32, i32) = (11, 4);
@@ -77,10 +77,12 @@ pub(super) fn choose(index: usize) -> Result<(Handle, DeviceInfo)> {
 fn start() -> Result<(i32, i32)> {
     let none = || Error::device("CUDA", "an NVIDIA driver (libcuda.so.1); install it, or use the CPU", "none");
     let version = CudaApiVersion::get().map_err(|_| none())?;
-    match cust::init(CudaFlags::empty()).map_err(|e| e as u32) {
-        Ok(()) => Ok((version.major(), version.minor())),
-        Err(code @ (STUB_LIBRARY | NO_DEVICE)) => Err(fault("CUDA", code)),
-        Err(code) => Err(fault("starting the NVIDIA driver", code)),
+    // Not through `cust`, whose errors lack the codes that tell a driver's troubles apart.
+    // SAFETY: may be called at any time, and more than once.
+    match unsafe { sys::cuInit(0) } as u32 {
+        0 => Ok((version.major(), version.minor())),
+        code @ (STUB_LIBRARY | NO_DEVICE) => Err(fault("CUDA", code)),
+        code => Err(fault("starting the NVIDIA driver", code)),
     }
 }
 

@@ -100,7 +100,7 @@ impl<'a> Lock<'a> {
         let at = bytes.as_ptr() as *mut c_void;
         // SAFETY: the pages hold a live slice, and are only read; dropping this unlocks them while the slice still lives.
         let answer = unsafe { sys::cuMemHostRegister_v2(at, bytes.len(), sys::CU_MEMHOSTREGISTER_READ_ONLY) };
-        Ok((answer == sys::CUresult::CUDA_SUCCESS).then_some(Lock { bytes, read }))
+        Ok((answer == sys::CUresult::CUDA_SUCCESS).then(|| Lock { bytes, read }))
     }
 }
 
