@@ -4,7 +4,7 @@
 //! in lists by rate, and a model call walks one list.
 
 use crate::backend::args::{Element, Floats, ModelInputArgs, OpArgs, SamplerStepArgs, Slot};
-use crate::backend::{Backend, Call};
+use crate::backend::{Backend, Call, Needs};
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
 use crate::plan::{self, Plan, Planned, Shape};
@@ -42,9 +42,9 @@ impl Curve<'_> {
 }
 
 /// Plans the program of `role` without binding it: exact memory, no allocation of it.
-pub fn plan<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>, role: Role, shape: &Shape) -> Result<Plan> {
+pub fn plan<N: Needs, D: AsRef<[u8]>>(needs: &N, packed: &Packed<D>, role: Role, shape: &Shape) -> Result<Plan> {
     let types: Vec<_> = packed.tensors().iter().map(|t| t.ty()).collect();
-    plan::plan(packed.program(role)?, &types, shape, backend.narrow(), &|op| backend.workspace(op))
+    plan::plan(packed.program(role)?, &types, shape, needs.narrow(), &|op| needs.workspace(op))
 }
 
 impl<'m, B: Backend> Executor<'m, B> {

@@ -10,7 +10,7 @@
 //! its own stream, and no op mixes samples. (With [`NoiseSource::Torch`] the noise of a request is one stream, as in
 //! diffusers' pipelines; it is then the same for equal requests only.)
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Needs};
 use crate::backend::args::{ModelInputArgs, SamplerStepArgs, Slot};
 use crate::codec::layout::round_up;
 use crate::error::{Error, Result};
@@ -129,13 +129,13 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
     }
 
     /// The plans of denoiser and decoder for `request`, without running anything; they are alive one after the other.
-    pub fn plans<B: Backend>(&self, backend: &B, request: &Request) -> Result<[Plan; 2]> {
+    pub fn plans<N: Needs>(&self, needs: &N, request: &Request) -> Result<[Plan; 2]> {
         let table = self.check(request)?;
         let n = request.class_labels.len().min(request.batch_size);
         let shape = self.loop_shape(request, &table, n, Conditions::new(request, self.null_class()).most(request));
         Ok([
-            plan(backend, self.packed, Role::Denoiser, &shape)?,
-            plan(backend, self.packed, Role::VaeDecoder, &self.decode_shape(request))?,
+            plan(needs, self.packed, Role::Denoiser, &shape)?,
+            plan(needs, self.packed, Role::VaeDecoder, &self.decode_shape(request))?,
         ])
     }
 

@@ -15,7 +15,7 @@
 
 mod common;
 
-use aquatint::backend::{Backend, Call, args::*, cpu::Tier};
+use aquatint::backend::{Backend, Call, Needs, args::*, cost::Ceilings, cpu::Tier};
 use aquatint::codec::layout::Tables;
 use aquatint::program::{Act, Dim, Input as Declared, InputKind, Node, Op, Program, Role, Tensor, Value};
 use aquatint::{Result, exec::Executor, format::TensorView, plan::Shape, with_cpu};
@@ -90,6 +90,16 @@ macro_rules! pass {
     };
 }
 
+impl<B: Backend> Needs for Spy<B> {
+    fn narrow(&self) -> Element {
+        self.inner.narrow()
+    }
+
+    fn workspace(&self, op: &OpArgs) -> usize {
+        self.inner.workspace(op)
+    }
+}
+
 #[rustfmt::skip]
 impl<B: Backend> Backend for Spy<B> {
     type Arena = B::Arena;
@@ -100,12 +110,11 @@ impl<B: Backend> Backend for Spy<B> {
         body(self, m)
     }
     pass! {
-        fn name(&self) -> String; fn arena(&self, bytes: usize) -> Result<B::Arena>;
-        fn workspace(&self, op: &OpArgs) -> usize;
+        fn name(&self) -> String; fn ceilings(&self) -> Result<Option<Ceilings>>; fn arena(&self, bytes: usize) -> Result<B::Arena>;
         fn write_f32(&self, m: &mut B::Arena, at: usize, data: &[f32]) -> Result<()>;
         fn write_u32(&self, m: &mut B::Arena, at: usize, data: &[u32]) -> Result<()>;
         fn read_f32(&self, m: &B::Arena, at: usize, out: &mut [f32]) -> Result<()>;
-        fn narrow(&self) -> Element; fn wait(&self) -> Result<()>;
+        fn wait(&self) -> Result<()>;
         fn begin(&self, m: &mut B::Arena, call: Call) -> Result<()>;
         fn model_input(&self, m: &mut B::Arena, i: usize, a: &ModelInputArgs);
         fn sampler_step(&self, m: &mut B::Arena, i: usize, a: &SamplerStepArgs);

@@ -122,6 +122,14 @@ impl Input {
         }
     }
 
+    /// Length of a row.
+    pub fn cols(&self) -> usize {
+        match self {
+            Input::Floats(f) => f.cols,
+            Input::Codes(c) => c.cols,
+        }
+    }
+
     /// Bytes in the arena.
     pub fn bytes(&self) -> usize {
         match self {

@@ -5,12 +5,14 @@
 //! back end lacks is a compile error, never a surprise in the loop.
 
 pub mod args;
+pub mod cost;
 pub mod cpu;
 pub mod cuda;
 
 use crate::error::Result;
 use crate::format::TensorView;
 use args::*;
+use cost::Ceilings;
 
 /// The model call that ops belong to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,11 +23,20 @@ pub struct Call {
     pub run: usize,
 }
 
+/// What a memory plan must know of a back end.
+pub trait Needs {
+    /// How values that may be narrow are stored.
+    fn narrow(&self) -> Element;
+
+    /// Bytes of arena an op needs beside its operands and result, while it runs.
+    fn workspace(&self, op: &OpArgs) -> usize;
+}
+
 /// Executes ops.
 ///
 /// Ops may be asynchronous: they are issued in order, and what goes wrong in one is told by the next method that
 /// returns a `Result`.
-pub trait Backend {
+pub trait Backend: Needs {
     /// Working memory for one bound program.
     type Arena;
     /// A tensor made ready for use; for the CPU, the file's own bytes.
@@ -34,17 +45,14 @@ pub trait Backend {
     /// The instruction set or device, for reports.
     fn name(&self) -> String;
 
-    /// How values that may be narrow are stored.
-    fn narrow(&self) -> Element;
+    /// The most the device can do, measured now, for reports; none where nobody wrote a measurement.
+    fn ceilings(&self) -> Result<Option<Ceilings>>;
 
     /// Allocates working memory. Called once per bind.
     fn arena(&self, bytes: usize) -> Result<Self::Arena>;
 
     /// Makes a tensor ready. Called once per tensor and bind.
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<Self::Weight<'a>>;
-
-    /// Bytes of arena an op needs beside its operands and result, while it runs.
-    fn workspace(&self, op: &OpArgs) -> usize;
 
     /// Called once per bind with every op that will run, before the first does: the place to size private memory.
     fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>);

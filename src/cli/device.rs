@@ -25,12 +25,30 @@ pub struct Device {
 }
 
 /// A device that is there and fit for use.
+#[derive(Clone, Copy)]
 pub enum Choice {
     /// The processor, and its instruction set.
     Cpu(Tier),
     /// A CUDA device, by its number.
     Cuda(usize),
 }
+
+/// Runs `$body` with `$backend` bound to the back end of `$choice`, a CUDA device with the weights of `$packed`: the
+/// one place where the back end is chosen, after which everything is monomorphised.
+macro_rules! with_backend {
+    ($choice:expr, $packed:expr, $backend:ident => $body:expr) => {
+        match $choice {
+            $crate::cli::device::Choice::Cpu(tier) => aquatint::with_cpu!(tier, $backend => $body),
+            $crate::cli::device::Choice::Cuda(index) => {
+                let driver = aquatint::backend::cuda::device::Device::open(index)?;
+                let narrow = aquatint::backend::args::Element::F16;
+                let mut $backend = aquatint::backend::cuda::Cuda::new(driver, $packed.data(), narrow)?;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_backend;
 
 impl Device {
     /// The device asked for.
@@ -56,16 +74,11 @@ impl Device {
         Ok(Choice::Cuda(index))
     }
 
-    /// The instruction set to use.
-    pub fn tier(&self) -> Result<Tier> {
-        match self.choice()? {
-            Choice::Cpu(tier) => Ok(tier),
-            Choice::Cuda(_) if self.device == "auto" => self.cpu(),
-            Choice::Cuda(index) => Err(Error::request(
-                "--device",
-                "auto or cpu",
-                format!("cuda:{index}; this version has no CUDA back end"),
-            )),
+    /// The device to plan memory for. A CUDA device that is asked for by name need not be there.
+    pub fn planned(&self) -> Result<Choice> {
+        match self.choice() {
+            Err(Error::Device { .. }) if self.device != "auto" => Ok(Choice::Cuda(0)),
+            choice => choice,
         }
     }
 

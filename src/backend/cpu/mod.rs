@@ -22,7 +22,8 @@ pub mod simd;
 pub use arena::Arena;
 
 use super::args::*;
-use super::{Backend, Call};
+use super::cost::Ceilings;
+use super::{Backend, Call, Needs};
 use crate::error::Result;
 use crate::format::TensorView;
 use simd::Isa;
@@ -102,6 +103,19 @@ macro_rules! with_cpu {
     };
 }
 
+impl<I: Isa> Needs for Cpu<I> {
+    fn narrow(&self) -> Element {
+        Element::F32
+    }
+
+    fn workspace(&self, op: &OpArgs) -> usize {
+        match op {
+            OpArgs::GroupNorm(a) => norm::group_norm_workspace(a),
+            _ => 0,
+        }
+    }
+}
+
 impl<I: Isa> Backend for Cpu<I> {
     type Arena = Arena;
     type Weight<'a> = TensorView<'a>;
@@ -110,8 +124,9 @@ impl<I: Isa> Backend for Cpu<I> {
         format!("cpu ({}, {} threads)", I::NAME, rayon::current_num_threads())
     }
 
-    fn narrow(&self) -> Element {
-        Element::F32
+    /// The bench `linear` measures the processor's.
+    fn ceilings(&self) -> Result<Option<Ceilings>> {
+        Ok(None)
     }
 
     fn arena(&self, bytes: usize) -> Result<Arena> {
@@ -120,13 +135,6 @@ impl<I: Isa> Backend for Cpu<I> {
 
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<TensorView<'a>> {
         Ok(tensor)
-    }
-
-    fn workspace(&self, op: &OpArgs) -> usize {
-        match op {
-            OpArgs::GroupNorm(a) => norm::group_norm_workspace(a),
-            _ => 0,
-        }
     }
 
     fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>) {

@@ -4,7 +4,7 @@ use super::DeviceTensor;
 use super::args::{self, Frame, Window};
 use super::launch::Launch;
 use super::linear::{Family, epilogue, product};
-use crate::backend::args::{Conv2dArgs, Input};
+use crate::backend::args::Conv2dArgs;
 use crate::program::Act;
 
 /// See [`Op::Conv2d`](crate::program::Op::Conv2d).
@@ -15,10 +15,7 @@ pub fn conv2d(
     bias: Option<&DeviceTensor<'_>>,
     issue: &mut impl FnMut(Launch<'_>),
 ) {
-    let channels = match &args.x {
-        Input::Codes(c) => c.cols,
-        Input::Floats(f) => f.cols,
-    };
+    let channels = args.x.cols();
     let window = Window {
         taps: 9,
         channels: channels as u32,

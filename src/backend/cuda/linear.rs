@@ -15,10 +15,7 @@ pub fn linear(
     bias: Option<&DeviceTensor<'_>>,
     issue: &mut impl FnMut(Launch<'_>),
 ) {
-    let inputs = match &args.x {
-        Input::Codes(c) => c.cols,
-        Input::Floats(f) => f.cols,
-    };
+    let inputs = args.x.cols();
     let window = Window { taps: 1, channels: inputs as u32, ..Window::new_zeroed() };
     let epilogue = epilogue(frame, bias, args.act, args.gate, args.residual.as_ref());
     let weight = args::weight(&weight.view, weight.at, args.y.cols, inputs);

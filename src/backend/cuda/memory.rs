@@ -22,16 +22,16 @@ pub struct Arena<D: Driver> {
     pub(super) newest: Option<D::Event>,
 }
 
+/// Bytes of device memory that an arena of `bytes` takes.
+pub fn allocation(bytes: usize) -> usize {
+    round_up(bytes, ALIGN) + ALIGN
+}
+
 impl<D: Driver> Arena<D> {
     /// Allocates `bytes`, uninitialised.
     pub(super) fn new(driver: Rc<D>, bytes: usize) -> Result<Self> {
-        let at = driver.alloc(Self::allocation(bytes))?;
+        let at = driver.alloc(allocation(bytes))?;
         Ok(Arena { driver, at, bytes, call: None, graph: None, newest: None })
-    }
-
-    /// Bytes of device memory that an arena of `bytes` takes.
-    pub fn allocation(bytes: usize) -> usize {
-        round_up(bytes, ALIGN) + ALIGN
     }
 
     /// Where kernels find their operands.
