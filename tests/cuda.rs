@@ -8,12 +8,11 @@ mod common;
 use aquatint::Result;
 use aquatint::backend::args::Element;
 use aquatint::backend::cuda::Cuda;
-use aquatint::backend::cuda::device::Device;
 use aquatint::backend::cuda::driver::Driver;
 use common::cases::{Case, Check};
 use common::emulated::Emulated;
 use common::naive::Inputs;
-use common::{Build, naive, run_on};
+use common::{Build, device, naive, run_on};
 use half::f16;
 
 /// Runs a case with values stored as `narrow` and compares it with the oracle.
@@ -51,18 +50,6 @@ fn suite<D: Driver>(open: impl Fn() -> Option<D>, cases: Vec<Case>) {
 /// The emulator; every case in another order of blocks and warps.
 fn emulator() -> Option<Emulated> {
     Some(Emulated::new(fastrand::u64(..)))
-}
-
-/// Device 0. A missing one is skipped aloud, or fails where `REQUIRE_CUDA=1` promises it.
-fn device() -> Option<Device> {
-    match Device::open(0) {
-        Ok(device) => Some(device),
-        Err(e) => {
-            assert!(std::env::var("REQUIRE_CUDA").as_deref() != Ok("1"), "{e}");
-            println!("skipped: {e}");
-            None
-        }
-    }
 }
 
 macro_rules! cuda_suite {

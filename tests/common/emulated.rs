@@ -20,6 +20,8 @@ pub struct Emulated {
     pub launches: RefCell<BTreeMap<String, usize>>,
     /// Bytes it pretends to have.
     total: usize,
+    /// Launches after which it pretends to be lost.
+    lives: Cell<usize>,
 }
 
 /// A launch of a captured step.
@@ -46,7 +48,15 @@ impl Emulated {
             seed: Cell::new(seed),
             launches: RefCell::default(),
             total,
+            lives: Cell::new(usize::MAX),
         }
+    }
+
+    /// A device that is lost after `launches` kernels.
+    pub fn lost_after(seed: u64, launches: usize) -> Self {
+        let device = Self::new(seed);
+        device.lives.set(launches);
+        device
     }
 
     /// Most bytes ever allocated at a time.
@@ -55,6 +65,10 @@ impl Emulated {
     }
 
     fn run(&self, launch: &Recorded) -> Result<()> {
+        let Some(left) = self.lives.get().checked_sub(1) else {
+            return Err(Error::device("emulated device", "an answer", "none: it is lost"));
+        };
+        self.lives.set(left);
         let functions = self.functions.borrow();
         let (module, entry) = &functions[launch.function];
         *self.launches.borrow_mut().entry(entry.clone()).or_default() += 1;

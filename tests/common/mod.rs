@@ -11,6 +11,7 @@ use aquatint::Result;
 use aquatint::backend::Backend;
 use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::{Isa, avx2::Avx2, avx512::Avx512};
+use aquatint::backend::cuda::device::Device;
 use aquatint::codec::layout::pack;
 use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use aquatint::exec::Executor;
@@ -262,6 +263,18 @@ pub fn avx512() -> Option<Avx512> {
 /// AVX2 if this processor has it.
 pub fn avx2() -> Option<Avx2> {
     tier("avx2", Avx2::new())
+}
+
+/// CUDA device 0. A missing one is skipped aloud, or fails where `REQUIRE_CUDA=1` promises it.
+pub fn device() -> Option<Device> {
+    match Device::open(0) {
+        Ok(device) => Some(device),
+        Err(e) => {
+            assert!(std::env::var("REQUIRE_CUDA").as_deref() != Ok("1"), "{e}");
+            println!("skipped: {e}");
+            None
+        }
+    }
 }
 
 /// A tier that is missing is skipped aloud, or fails where `REQUIRE_TIERS=1` promises it.
