@@ -1,18 +1,21 @@
 //! The text of PTX modules: what the build script does to the compiler's output before it is kept.
 
 /// The lowest PTX ISA version in which each of these can be written, where that is later than [`BASELINE`]. An entry
-/// counts where it stands as a word, or, if it starts with a dot, as a modifier. From the release notes of the PTX ISA;
-/// an assembler refuses a feature that the module's version lacks, so what this table misses cannot ship.
+/// counts where it stands as a word, or, if it starts with a dot, as a modifier. From the release notes of the PTX ISA, and
+/// tried: the assembler takes an instruction at its version, and not at the one before. What the table misses it refuses.
 const FEATURES: &[(&str, (u32, u32))] = &[
+    ("cvt.f32.bf16", (7, 1)),
     ("alloca", (7, 3)),
     ("stacksave", (7, 3)),
     ("stackrestore", (7, 3)),
-    (".level::eviction_priority", (7, 4)),
     (".L1::evict_normal", (7, 4)),
     (".L1::evict_unchanged", (7, 4)),
     (".L1::evict_first", (7, 4)),
     (".L1::evict_last", (7, 4)),
     (".L1::no_allocate", (7, 4)),
+    (".L2::evict_normal", (7, 4)),
+    (".L2::evict_first", (7, 4)),
+    (".L2::evict_last", (7, 4)),
     (".L2::cache_hint", (7, 4)),
     (".L2::64B", (7, 4)),
     (".L2::128B", (7, 4)),
@@ -42,7 +45,6 @@ const FEATURES: &[(&str, (u32, u32))] = &[
     (".param::entry", (8, 3)),
     (".param::func", (8, 3)),
     (".b128", (8, 3)),
-    ("used_bytes_mask", (8, 3)),
 ];
 
 /// The version that introduced `sm_80` with its `mma`, `cp.async` and `redux.sync`.

@@ -25,12 +25,12 @@
 //! * [`format`](mod@format) the `.aqt` file: its specification, reader, verifier and writer; [`mmap`] maps it
 //! * [`codec`] the one weight codec: code -> codebook -> scale
 //! * [`program`] ops, shapes, rates; [`plan`] memory; [`exec`] the executor
-//! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX2 and portable code
+//! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX2 and portable code; [`backend::cuda`] CUDA devices
 //! * [`sampler`] samplers as tables of coefficients; [`rng`] torch's and our own noise; [`image`](mod@image) PNG
 //! * [`pipeline`] from a request to pictures
 //!
-//! The library never prints, exits, or reads the environment or the clock. `unsafe` code is confined to [`mmap`] and
-//! `backend::cpu::simd`.
+//! The library never prints, exits, or reads the environment or the clock. `unsafe` code is confined to [`mmap`],
+//! `backend::cpu::simd` and [`backend::cuda::device`].
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, clippy::undocumented_unsafe_blocks)]
 
 pub mod backend;

@@ -28,7 +28,7 @@ pub trait Driver {
     /// Allocates device memory, aligned to 256 bytes. No bytes have the address 0.
     fn alloc(&self, bytes: usize) -> Result<u64>;
 
-    /// Gives memory back, once the work queued so far is done with it.
+    /// Gives memory back, once the work queued so far is done with it. Panics for an address that is not allocated.
     fn free(&self, at: u64);
 
     /// Compiles a module for the device. `name` is for reports.

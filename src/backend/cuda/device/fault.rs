@@ -34,10 +34,10 @@ impl Answer<()> for CUresult {
 pub fn fault(what: impl Into<String>, code: u32) -> Error {
     const ANEW: &str = "a sound kernel before it; the device is lost to this process, which must be started anew";
     let (expected, got) = match code {
+        1 => ("arguments that the driver takes", "others"),
         OUT_OF_MEMORY => ("enough device memory; choose a smaller batch or size, or end its other users", "too little"),
         3 | 4 => ("a running driver", "one that is not initialized, or shutting down"),
         STUB_LIBRARY => ("an NVIDIA driver; take the toolkit's stubs off the library path", "a stub of libcuda"),
-        46 => ("a device that is free; end its other users", "a device in use"),
         NO_DEVICE => ("an NVIDIA GPU that the driver can use, or the CPU instead", "none"),
         101 => ("a device of this machine", "none of that number"),
         201 | 709 => ("the context of this device", "another, or one that was destroyed"),

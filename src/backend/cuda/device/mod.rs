@@ -8,9 +8,11 @@
 #![allow(unsafe_code)]
 
 mod fault;
+mod graph;
 mod list;
 mod staging;
 
+pub use graph::Graph;
 pub use list::{DeviceInfo, LEAST_CAPABILITY, OLDEST_DRIVER, devices, find_devices, inspect};
 pub use staging::WeightPath;
 
@@ -72,6 +74,13 @@ struct Loaded {
     core: Rc<Core>,
 }
 
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // Unloading takes the context; without it the module goes with the context.
+        let _ = self.core.enter();
+    }
+}
+
 /// A module on a [`Device`].
 pub struct Module(Rc<Loaded>);
 
@@ -84,14 +93,6 @@ pub struct Function {
     name: usize,
     args: usize,
     dynamic_shared: usize,
-}
-
-/// Captured work of a [`Device`].
-pub struct Graph {
-    raw: sys::CUgraphExec,
-    /// The modules it runs, and the context.
-    _modules: Vec<Rc<Loaded>>,
-    core: Rc<Core>,
 }
 
 /// A point in the stream of a [`Device`].
@@ -374,23 +375,15 @@ impl Driver for Device {
 
     fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
         self.core.enter()?;
-        let capture = Capture::begin(&self.core.stream)?;
-        let done = body();
-        self.core.enter()?;
-        let graph = capture.end();
-        done?;
-        let graph = graph?;
-        let mut raw = ptr::null_mut();
-        // SAFETY: the graph is the one just captured; this entry has one signature in every driver that has it.
-        unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, graph.0, 0) }.or_fault("preparing a graph")?;
-        Ok(Graph { raw, _modules: self.modules.borrow().clone(), core: self.core.clone() })
+        let mut graph = Graph::record(&self.core, body)?;
+        graph.modules.clone_from(&self.modules.borrow());
+        Ok(graph)
     }
 
     fn replay(&self, graph: &Graph) -> Result<()> {
         self.check_owner("graph", graph.core.context.as_raw())?;
         self.core.enter()?;
-        // SAFETY: the graph lives, and is of this device; the buffers and modules of its kernels are as for `launch`.
-        unsafe { sys::cuGraphLaunch(graph.raw, self.core.stream.as_inner()) }.or_fault("running a graph")
+        graph.run()
     }
 
     fn mark(&self) -> Result<Event> {
@@ -425,57 +418,6 @@ impl Drop for Device {
         for &at in self.allocations.get_mut().keys() {
             // SAFETY: allocated, not freed, and no longer used.
             unsafe { sys::cuMemFree_v2(at) };
-        }
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        let _ = self.core.enter();
-        // SAFETY: it was instantiated and nothing else refers to it; the driver lets a running replay finish.
-        unsafe { sys::cuGraphExecDestroy(self.raw) };
-    }
-}
-
-/// A stream that records instead of running. Ends when dropped, so that a failure does not leave the stream recording.
-struct Capture<'a>(Option<&'a Stream>);
-
-/// A captured graph.
-struct Template(sys::CUgraph);
-
-impl<'a> Capture<'a> {
-    fn begin(stream: &'a Stream) -> Result<Self> {
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives.
-        unsafe { sys::cuStreamBeginCapture_v2(stream.as_inner(), mode) }.or_fault("recording a graph")?;
-        Ok(Capture(Some(stream)))
-    }
-
-    fn end(mut self) -> Result<Template> {
-        self.finish()
-    }
-
-    fn finish(&mut self) -> Result<Template> {
-        let mut graph = Template(ptr::null_mut());
-        if let Some(stream) = self.0.take() {
-            // SAFETY: the stream lives and is recording.
-            unsafe { sys::cuStreamEndCapture(stream.as_inner(), &mut graph.0) }.or_fault("recording a graph")?;
-        }
-        Ok(graph)
-    }
-}
-
-impl Drop for Capture<'_> {
-    fn drop(&mut self) {
-        let _ = self.finish();
-    }
-}
-
-impl Drop for Template {
-    fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: a graph of ours; what was instantiated of it stays.
-            unsafe { sys::cuGraphDestroy(self.0) };
         }
     }
 }
