@@ -6,7 +6,7 @@
 
 mod common;
 
-use aquatint::backend::args::{Codes, Floats, Input, LinearArgs, QuantizeArgs, QuantizeTo, Slot};
+use aquatint::backend::args::{Codes, Element, Floats, Input, LinearArgs, QuantizeArgs, QuantizeTo, Slot};
 use aquatint::backend::cpu::Tier;
 use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
 use aquatint::codec::layout::{PackedMatrix, pack, round_up};
@@ -56,9 +56,10 @@ impl Layer {
     fn bind<'a, I: Isa>(&'a self, cpu: &'a mut Cpu<I>) -> impl FnMut(bool) -> Vec<f32> + 'a {
         let (rows, k, n) = (self.rows, self.k, self.n);
         let slot = |at| Slot { at, stride: 0 };
-        let x = Floats { slot: slot(0), rows, cols: k };
+        let x = Floats { slot: slot(0), rows, cols: k, element: Element::F32 };
         let codes = Codes { slot: slot(round_up(x.bytes(), 64)), rows, cols: k, groups: rows, bits: 8 };
-        let y = Floats { slot: slot(round_up(codes.slot.at + codes.bytes(), 64)), rows, cols: n };
+        let y =
+            Floats { slot: slot(round_up(codes.slot.at + codes.bytes(), 64)), rows, cols: n, element: Element::F32 };
         let input = if self.layout.is_some() { Input::Codes(codes) } else { Input::Floats(x) };
         let args = LinearArgs { x: input, y, act: Act::None, gate: None, residual: None };
         cpu.prepare(&mut [aquatint::backend::args::OpArgs::Linear(args)].iter());
@@ -67,7 +68,7 @@ impl Layer {
         let data: Vec<f32> = (0..rows * k).map(|_| rng.f32() * 2.0 - 1.0).collect();
         cpu.write_f32(&mut arena, 0, &data);
         let to = QuantizeTo { codes, grain: QuantizeGrain::Row, fixed: None };
-        cpu.quantize(&mut arena, 0, &QuantizeArgs { x, y: to });
+        cpu.quantize(&mut arena, 0, &QuantizeArgs { x, y: to, workspace: slot(0) });
         let weight = self.view();
         move |read| {
             cpu.linear(&mut arena, 0, &args, &weight, None);

@@ -35,17 +35,17 @@ fn run<I: Isa>(isa: I, c: &mut Criterion) {
         aquatint::rng::FastRng::new(1).randn(&mut sample);
         executor.set_class_labels(&[0, meta.null_class]).expect("labels");
         executor.set_timesteps((0..50).map(|i| (980 - 20 * i) as f32)).expect("timesteps");
-        executor.write_sample(&sample);
-        executor.call(0);
+        executor.write_sample(&sample).unwrap();
+        executor.call(0).unwrap();
         let mut out = vec![0.0; executor.plan().output.rows * executor.plan().output.cols];
-        executor.read_output(&mut out);
+        executor.read_output(&mut out).unwrap();
         let size = (out.iter().map(|v| f64::from(v * v)).sum::<f64>() / out.len() as f64).sqrt();
         assert!((0.1..10.0).contains(&size), "the prediction of unit noise has size {size}");
         c.bench_function(&format!("denoiser call, batch {batch}"), |b| b.iter(|| executor.call(0)));
     }
     let one = Shape { dims: Dims { batch: 1, conditions: 1, height, width }, calls: 1, table_bytes: 0, reserve: 0 };
     let mut decoder = Executor::bind(&mut cpu, &packed, Role::VaeDecoder, one).expect("it binds");
-    decoder.call(0);
+    decoder.call(0).unwrap();
     c.bench_function("decoder call", |b| b.iter(|| decoder.call(0)));
 }
 

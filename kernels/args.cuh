@@ -63,5 +63,73 @@ struct PerSample {
 };
 static_assert(sizeof(PerSample) == 48, "PerSample");
 
+// A weight matrix as it lies in the file (src/codec/layout.rs). `cols` counts all taps together.
+struct Weight {
+    u64 plane[2]; // bit planes of the codes, low bits first; or the numbers themselves
+    u64 table;    // codebooks
+    u64 scale;    // f32 per padded row
+    u64 offset;   // f32 per padded row
+    u64 tap_sums; // i32 (taps, padded rows): sums of table entries
+    u32 kind;
+    u32 bits;
+    u32 rows;
+    u32 padded_rows;
+    u32 cols;
+    u32 taps;
+    u32 per_row; // whether each row has a codebook of its own
+    // A codebook of consecutive integers is arithmetic: entry = (code + low) ^ high, bytewise and without carries, the
+    // first entry being high | low with high its sign bit. Four times the same byte.
+    u32 consecutive;
+    u32 low;
+    u32 high;
+};
+static_assert(sizeof(Weight) == 88, "Weight");
+
+enum WeightKind : u32 { WEIGHT_F32 = 0, WEIGHT_F16 = 1, WEIGHT_CODES_I8 = 2, WEIGHT_CODES_F16 = 3 };
+
+// How a row of activations is found. One tap: row by row. Nine taps: 3x3 windows over (samples, height, width,
+// channels), zero padding 1, after nearest-neighbour upsampling.
+struct Window {
+    u32 taps;
+    u32 channels;
+    u32 height; // of the input
+    u32 width;
+    u32 upsample;
+    u32 pad;
+};
+static_assert(sizeof(Window) == 24, "Window");
+
+// What happens to a product: act(product + bias) * gate + residual, each part optional (address 0).
+struct Epilogue {
+    u64 bias; // f32 per channel
+    Floats residual; // its rows repeat
+    PerSample gate;
+    u32 gate_column;
+    u32 act;
+};
+static_assert(sizeof(Epilogue) == 96, "Epilogue");
+
+// y = epilogue(x W^T), integer codes on both sides.
+struct IntegerProductArgs {
+    u64 calls;
+    Codes x;
+    Weight weight;
+    Floats y;
+    Window window;
+    Epilogue epilogue;
+};
+static_assert(sizeof(IntegerProductArgs) == 312, "IntegerProductArgs");
+
+// y = epilogue(x W^T), float activations and any kind of weight.
+struct FloatProductArgs {
+    u64 calls;
+    Floats x;
+    Weight weight;
+    Floats y;
+    Window window;
+    Epilogue epilogue;
+};
+static_assert(sizeof(FloatProductArgs) == 280, "FloatProductArgs");
+
 // Activation functions; numbered as in src/backend/cuda/args.rs.
 enum Act : u32 { ACT_NONE = 0, ACT_SILU = 1, ACT_GELU_TANH = 2 };

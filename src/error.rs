@@ -44,6 +44,15 @@ pub enum Error {
         /// What was asked for.
         got: String,
     },
+    /// A device or its driver cannot do what is needed, or failed at it.
+    Device {
+        /// What was being done, or what is lacking.
+        what: String,
+        /// What would work; names the remedy.
+        expected: String,
+        /// What there is, or what the driver answered.
+        got: String,
+    },
     /// The operating system refused an operation on a file.
     Io {
         /// What was being done, as a verb phrase: `read`, `write`, `map`.
@@ -88,6 +97,11 @@ impl Error {
         Error::Request { what: what.into(), expected: expected.to_string(), got: got.to_string() }
     }
 
+    /// A device error.
+    pub fn device(what: impl Into<String>, expected: impl fmt::Display, got: impl fmt::Display) -> Self {
+        Error::Device { what: what.into(), expected: expected.to_string(), got: got.to_string() }
+    }
+
     /// An I/O error on `path`; for use with `map_err`.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -105,7 +119,9 @@ impl fmt::Display for Error {
                 )
             }
             Error::Shape { path, what, expected, got } => write!(f, "{path}: {what}: expected {expected}, got {got}"),
-            Error::Request { what, expected, got } => write!(f, "{what}: expected {expected}, got {got}"),
+            Error::Request { what, expected, got } | Error::Device { what, expected, got } => {
+                write!(f, "{what}: expected {expected}, got {got}")
+            }
             Error::Io { action, path, source } => write!(f, "cannot {action} {}: {source}", path.display()),
         }
     }

@@ -3,8 +3,8 @@
 //! After [`Executor::bind`] nothing is allocated: the arena is as large as the plan said, ops and their arguments are
 //! in lists by rate, and a model call walks one list.
 
-use crate::backend::args::OpArgs;
-use crate::backend::{Backend, args::Slot};
+use crate::backend::args::{Element, Floats, ModelInputArgs, OpArgs, SamplerStepArgs, Slot};
+use crate::backend::{Backend, Call, Needs};
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
 use crate::plan::{self, Plan, Planned, Shape};
@@ -42,9 +42,9 @@ impl Curve<'_> {
 }
 
 /// Plans the program of `role` without binding it: exact memory, no allocation of it.
-pub fn plan<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>, role: Role, shape: &Shape) -> Result<Plan> {
+pub fn plan<N: Needs, D: AsRef<[u8]>>(needs: &N, packed: &Packed<D>, role: Role, shape: &Shape) -> Result<Plan> {
     let types: Vec<_> = packed.tensors().iter().map(|t| t.ty()).collect();
-    plan::plan(packed.program(role)?, &types, shape, &|op| backend.workspace(op))
+    plan::plan(packed.program(role)?, &types, shape, needs.narrow(), &|op| needs.workspace(op))
 }
 
 impl<'m, B: Backend> Executor<'m, B> {
@@ -79,7 +79,7 @@ impl<'m, B: Backend> Executor<'m, B> {
         let mut executor =
             Executor { backend, program, plan, shape, weights, curves, arena, timesteps, staging, filled: None };
         executor.set_conditions(&identity)?;
-        executor.run(Rate::Bind, 0, &mut |_| ());
+        executor.run(Rate::Bind, 0);
         Ok(executor)
     }
 
@@ -93,8 +93,7 @@ impl<'m, B: Backend> Executor<'m, B> {
             let expected = format!("{} numbers below {}", dims.batch, dims.conditions);
             return Err(Error::request("conditions of samples", expected, format!("{condition_of_sample:?}")));
         }
-        self.backend.write_u32(&mut self.arena, self.plan.condition.at, condition_of_sample);
-        Ok(())
+        self.backend.write_u32(&mut self.arena, self.plan.condition.at, condition_of_sample)
     }
 
     /// Sets the class of each condition and computes what depends on it.
@@ -110,8 +109,8 @@ impl<'m, B: Backend> Executor<'m, B> {
             return Err(Error::request("class labels", self.shape.dims.conditions, labels.len()));
         }
         let at = self.plan.inputs[value.0 as usize].at;
-        self.backend.write_u32(&mut self.arena, at, labels);
-        self.run(Rate::Prompt, 0, &mut |_| ());
+        self.backend.write_u32(&mut self.arena, at, labels)?;
+        self.run(Rate::Prompt, 0);
         self.filled = None;
         Ok(())
     }
@@ -132,21 +131,51 @@ impl<'m, B: Backend> Executor<'m, B> {
     }
 
     /// Runs model call `call` on the sample input. Tables are filled when the call opens a new window.
-    pub fn call(&mut self, call: usize) {
-        self.call_with(call, &mut |_| ());
+    pub fn call(&mut self, call: usize) -> Result<()> {
+        let call = self.open(call)?;
+        self.backend.begin(&mut self.arena, call)?;
+        self.run(Rate::Loop, call.window);
+        Ok(())
     }
 
-    /// Like [`call`](Self::call), telling `seen` the index of each node after it ran: for profiles and traces.
-    pub fn call_with(&mut self, call: usize, seen: &mut dyn FnMut(usize)) {
-        let first = call - call % self.plan.window;
-        if self.filled != Some(first) {
-            self.fill(first, seen);
+    /// Like [`call`](Self::call), telling `seen` the index of each node when it is done: for profiles.
+    pub fn call_with(&mut self, call: usize, seen: &mut dyn FnMut(usize)) -> Result<()> {
+        let call = self.open(call)?;
+        self.backend.begin(&mut self.arena, call)?;
+        for planned in &self.plan.ops[Rate::Loop as usize] {
+            dispatch(self.backend, self.program, &self.weights, &mut self.arena, call.window, planned);
+            self.backend.wait()?;
+            seen(planned.node);
         }
-        self.run(Rate::Loop, call - first, seen);
+        Ok(())
+    }
+
+    /// One step of a sampling run: the model's input from the latents, model call `call`, and the sampler's row.
+    /// `input` and `sampler` must be the same for every call of a run.
+    pub fn step(&mut self, call: usize, input: &ModelInputArgs, sampler: &SamplerStepArgs) -> Result<()> {
+        let call = self.open(call)?;
+        let (program, weights, ops) = (self.program, &self.weights, &self.plan.ops[Rate::Loop as usize]);
+        self.backend.replay(&mut self.arena, call, |backend, arena| {
+            backend.model_input(arena, call.run, input);
+            for planned in ops {
+                dispatch(backend, program, weights, arena, call.window, planned);
+            }
+            backend.sampler_step(arena, call.run, sampler);
+            Ok(())
+        })
+    }
+
+    /// Fills the tables if `call` is not in their window.
+    fn open(&mut self, call: usize) -> Result<Call> {
+        let call = Call { window: call % self.plan.window, run: call };
+        if self.filled != Some(call.run - call.window) {
+            self.fill(call.run - call.window)?;
+        }
+        Ok(call)
     }
 
     /// Fills the tables for the window of calls from `first`.
-    fn fill(&mut self, first: usize, seen: &mut dyn FnMut(usize)) {
+    fn fill(&mut self, first: usize) -> Result<()> {
         let (window, conditions) = (self.plan.window, self.shape.dims.conditions);
         // The last window may be short; its spare rows repeat the last call and are never read.
         let calls = |i: usize| (first + i).min(self.shape.calls.saturating_sub(1));
@@ -156,7 +185,7 @@ impl<'m, B: Backend> Executor<'m, B> {
                 self.staging[i * conditions..][..conditions].fill(t);
             }
             let at = self.plan.inputs[value.0 as usize].at;
-            self.backend.write_f32(&mut self.arena, at, &self.staging[..window * conditions]);
+            self.backend.write_f32(&mut self.arena, at, &self.staging[..window * conditions])?;
         }
         for (curve, at) in &self.curves {
             for i in 0..window {
@@ -164,28 +193,32 @@ impl<'m, B: Backend> Executor<'m, B> {
                 let range = curve.at(self.timesteps[calls(i)], fraction);
                 self.staging[2 * i..2 * i + 2].copy_from_slice(&range);
             }
-            self.backend.write_f32(&mut self.arena, *at, &self.staging[..2 * window]);
+            self.backend.write_f32(&mut self.arena, *at, &self.staging[..2 * window])?;
         }
-        self.run(Rate::Step, 0, seen);
+        self.run(Rate::Step, 0);
         self.filled = Some(first);
+        Ok(())
     }
 
     /// Runs the loop's ops of call `call` up to the node at module path `path`, and gives that node's floats: for
-    /// traces and tests. Call [`call`](Self::call) first, which fills the tables.
+    /// traces and tests.
     ///
     /// # Errors
-    /// [`Error::Request`] if no node of the loop has that path or its result is not float.
+    /// [`Error::Request`] if no node of the loop has that path or its result is not f32.
     pub fn run_until(&mut self, call: usize, path: &str) -> Result<Vec<f32>> {
+        let call = self.open(call)?;
+        self.backend.begin(&mut self.arena, call)?;
         let last = self.plan.ops[Rate::Loop as usize].iter().rposition(|p| self.program.nodes[p.node].path == path);
-        let found = last.and_then(|i| self.plan.ops[Rate::Loop as usize][i].args.result().map(|y| (i, y)));
-        let Some((last, y)) = found else {
-            return Err(Error::request("node", "a module path in the loop with a float result", path));
+        let result = |i: usize| self.plan.ops[Rate::Loop as usize][i].args.result();
+        let wide = |y: &Floats| y.element == Element::F32;
+        let Some((last, y)) = last.and_then(|i| result(i).filter(wide).map(|y| (i, y))) else {
+            return Err(Error::request("node", "a module path in the loop with an f32 result", path));
         };
         for planned in &self.plan.ops[Rate::Loop as usize][..=last] {
-            dispatch(self.backend, self.program, &self.weights, &mut self.arena, call % self.plan.window, planned);
+            dispatch(self.backend, self.program, &self.weights, &mut self.arena, call.window, planned);
         }
         let mut out = vec![0.0; y.rows * y.cols];
-        self.backend.read_f32(&self.arena, y.slot.at, &mut out);
+        self.backend.read_f32(&self.arena, y.slot.at, &mut out)?;
         Ok(out)
     }
 
@@ -196,14 +229,14 @@ impl<'m, B: Backend> Executor<'m, B> {
     }
 
     /// Writes the sample input, `(n, h, w, c)`.
-    pub fn write_sample(&mut self, data: &[f32]) {
+    pub fn write_sample(&mut self, data: &[f32]) -> Result<()> {
         let at = self.sample().at;
-        self.backend.write_f32(&mut self.arena, at, data);
+        self.backend.write_f32(&mut self.arena, at, data)
     }
 
     /// Reads the result, `(n, h, w, c)`.
-    pub fn read_output(&self, out: &mut [f32]) {
-        self.backend.read_f32(&self.arena, self.plan.output.slot.at, out);
+    pub fn read_output(&self, out: &mut [f32]) -> Result<()> {
+        self.backend.read_f32(&self.arena, self.plan.output.slot.at, out)
     }
 
     /// The plan.
@@ -221,10 +254,9 @@ impl<'m, B: Backend> Executor<'m, B> {
         (self.backend, &mut self.arena)
     }
 
-    fn run(&mut self, rate: Rate, call: usize, seen: &mut dyn FnMut(usize)) {
+    fn run(&mut self, rate: Rate, call: usize) {
         for planned in &self.plan.ops[rate as usize] {
             dispatch(self.backend, self.program, &self.weights, &mut self.arena, call, planned);
-            seen(planned.node);
         }
     }
 }

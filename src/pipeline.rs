@@ -10,7 +10,7 @@
 //! its own stream, and no op mixes samples. (With [`NoiseSource::Torch`] the noise of a request is one stream, as in
 //! diffusers' pipelines; it is then the same for equal requests only.)
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Needs};
 use crate::backend::args::{ModelInputArgs, SamplerStepArgs, Slot};
 use crate::codec::layout::round_up;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ use crate::format::{Meta, Packed};
 use crate::plan::{ALIGN, Plan, Shape};
 use crate::program::{Dims, InputKind, Op, Role};
 use crate::rng::{FastRng, TorchRng};
-use crate::sampler::{Config, Table};
+use crate::sampler::{Config, ROW_FLOATS, Table};
 
 /// Bytes of tables of timestep-dependent values, unless the caller says otherwise.
 pub const TABLE_BYTES: usize = 64 << 20;
@@ -129,13 +129,13 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
     }
 
     /// The plans of denoiser and decoder for `request`, without running anything; they are alive one after the other.
-    pub fn plans<B: Backend>(&self, backend: &B, request: &Request) -> Result<[Plan; 2]> {
+    pub fn plans<N: Needs>(&self, needs: &N, request: &Request) -> Result<[Plan; 2]> {
         let table = self.check(request)?;
         let n = request.class_labels.len().min(request.batch_size);
         let shape = self.loop_shape(request, &table, n, Conditions::new(request, self.null_class()).most(request));
         Ok([
-            plan(backend, self.packed, Role::Denoiser, &shape)?,
-            plan(backend, self.packed, Role::VaeDecoder, &self.decode_shape(request))?,
+            plan(needs, self.packed, Role::Denoiser, &shape)?,
+            plan(needs, self.packed, Role::VaeDecoder, &self.decode_shape(request))?,
         ])
     }
 
@@ -200,7 +200,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
             dims: Dims { batch: images * copies, conditions, height, width },
             calls: table.rows.len(),
             table_bytes: request.table_bytes,
-            reserve: round_up(table.states * len, ALIGN) + noise,
+            reserve: table.rows.len() * ROW_FLOATS * 4 + round_up(table.states * len, ALIGN) + noise,
         }
     }
 
@@ -290,41 +290,41 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
 
         let len = latents.len();
         let channels = self.meta().pipeline.latent_channels as usize;
-        let states = Slot { at: executor.plan().reserved, stride: 0 };
+        // Reserved by `loop_shape`: the sampler's rows, its states, the noise of each call.
+        let rows = Slot { at: executor.plan().reserved, stride: ROW_FLOATS * 4 };
+        let states = Slot { at: rows.of(table.rows.len()), stride: 0 };
         let noise_at =
             Slot { at: states.at + round_up(table.states * len * 4, ALIGN), stride: round_up(len * 4, ALIGN) };
-        let (sample, model) = (executor.sample(), executor.plan().output);
-        let guided = request.guidance_scale > 1.0;
+        let copies = if request.guidance_scale > 1.0 { 2 } else { 1 };
+        let input = ModelInputArgs { rows, state: states, len, copies, sample: executor.sample() };
+        let sampler = SamplerStepArgs {
+            rows,
+            states,
+            n_states: table.states,
+            len,
+            channels,
+            model: executor.plan().output,
+            guidance: (copies == 2).then_some(request.guidance_scale),
+            noise: table.noise.then_some(noise_at),
+        };
         {
             let (backend, arena) = executor.parts();
-            backend.write_f32(arena, states.at, latents);
+            backend.write_f32(arena, states.at, latents)?;
+            for (call, row) in table.rows.iter().enumerate() {
+                backend.write_f32(arena, rows.of(call), &row.encode())?;
+            }
             let per_call = request.class_labels.len() * self.latent_len(request);
             for (call, noise) in noise.chunks_exact(per_call.max(1)).enumerate() {
                 let first = images.start * self.latent_len(request);
-                backend.write_f32(arena, noise_at.of(call), &noise[first..first + len]);
+                backend.write_f32(arena, noise_at.of(call), &noise[first..first + len])?;
             }
         }
-        for (call, row) in table.rows.iter().enumerate() {
-            let copies = if guided { 2 } else { 1 };
-            let (backend, arena) = executor.parts();
-            backend.model_input(arena, &ModelInputArgs { state: states, len, copies, scale: row.input_scale, sample });
-            executor.call(call);
-            let (backend, arena) = executor.parts();
-            let args = SamplerStepArgs {
-                states,
-                n_states: table.states,
-                len,
-                channels,
-                model,
-                guidance: guided.then_some(request.guidance_scale),
-                noise: table.noise.then_some(noise_at),
-            };
-            backend.sampler_step(arena, call, &args, row);
+        for call in 0..table.rows.len() {
+            executor.step(call, &input, &sampler)?;
             seen(Event::Step { done: call + 1, total: table.rows.len(), images: images.start });
         }
         let (backend, arena) = executor.parts();
-        backend.read_f32(arena, states.at, latents);
-        Ok(())
+        backend.read_f32(arena, states.at, latents)
     }
 
     /// Decodes latents `(n, h, w, c)` to images `(n, h, w, 3)` in 0..1, one at a time: an image is work enough for all
@@ -349,9 +349,9 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         for (i, (latents, image)) in
             latents.chunks_exact(self.latent_len(request)).zip(images.chunks_exact_mut(len)).enumerate()
         {
-            executor.write_sample(latents);
-            executor.call(0);
-            executor.read_output(image);
+            executor.write_sample(latents)?;
+            executor.call(0)?;
+            executor.read_output(image)?;
             image.iter_mut().for_each(|x| *x = (*x / 2.0 + 0.5).clamp(0.0, 1.0));
             seen(Event::Decode { done: i + 1, total });
         }
@@ -383,11 +383,11 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let mut executor = Executor::bind(backend, self.packed, Role::Denoiser, shape)?;
         executor.set_class_labels(class_labels)?;
         executor.set_timesteps([timestep].into_iter())?;
-        executor.write_sample(&permute(sample, [n, channels, height * width]));
-        executor.call(0);
+        executor.write_sample(&permute(sample, [n, channels, height * width]))?;
+        executor.call(0)?;
         let out = executor.plan().output;
         let mut result = vec![0.0; out.rows * out.cols];
-        executor.read_output(&mut result);
+        executor.read_output(&mut result)?;
         Ok((permute(&result, [n, height * width, out.cols]), out.cols))
     }
 }

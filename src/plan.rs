@@ -72,11 +72,21 @@ pub struct Plan {
 }
 
 /// Bytes of a value.
-fn bytes_of(ty: &Type) -> usize {
+fn bytes_of(ty: &Type, element: Element) -> usize {
     match ty.kind {
         Kind::Codes(q) => codes_of(ty, &q, Slot::default()).bytes(),
-        _ => ty.len() * 4,
+        _ => ty.len() * element.bytes(),
     }
+}
+
+/// How each value is stored if it is float. Narrow are values of the loop alone: inputs and the result cross to the
+/// host as f32, and what is computed once for many calls costs too little to be worth an error.
+fn elements(program: &Program, rates: &[Rate], narrow: Element) -> Vec<Element> {
+    let element = |i: usize| match i.checked_sub(program.inputs.len()) {
+        Some(node) if rates[i] == Rate::Loop && !program.nodes[node].wide && i != program.output.0 as usize => narrow,
+        _ => Element::F32,
+    };
+    (0..program.n_values()).map(element).collect()
 }
 
 fn codes_of(ty: &Type, q: &Quantize, slot: Slot) -> Codes {
@@ -88,9 +98,11 @@ fn codes_of(ty: &Type, q: &Quantize, slot: Slot) -> Codes {
 }
 
 /// Types and places, as one phase sees them.
+#[derive(Clone, Copy)]
 struct View<'a> {
     program: &'a Program,
     rates: &'a [Rate],
+    elements: &'a [Element],
     /// Types with one call's conditions.
     types: &'a [Type],
     /// Types with a whole window's conditions.
@@ -112,19 +124,19 @@ impl View<'_> {
         if reader == Rate::Step {
             return (self.tables[i], Slot { at, stride: 0 });
         }
-        (self.types[i], Slot { at, stride: bytes_of(&self.types[i]) })
+        (self.types[i], Slot { at, stride: bytes_of(&self.types[i], self.elements[i]) })
     }
 
     fn floats(&self, value: Value, reader: Rate) -> Floats {
         let (ty, slot) = self.see(value, reader);
-        Floats { slot, rows: ty.rows(), cols: ty.cols() }
+        Floats { slot, rows: ty.rows(), cols: ty.cols(), element: self.elements[value.0 as usize] }
     }
 
     fn input(&self, value: Value, reader: Rate) -> Input {
         let (ty, slot) = self.see(value, reader);
         match ty.kind {
             Kind::Codes(q) => Input::Codes(codes_of(&ty, &q, slot)),
-            _ => Input::Floats(Floats { slot, rows: ty.rows(), cols: ty.cols() }),
+            _ => Input::Floats(self.floats(value, reader)),
         }
     }
 
@@ -133,7 +145,8 @@ impl View<'_> {
         let rate = self.rates[own.0 as usize];
         let f = |v: Value| self.floats(v, rate);
         let (ty, slot) = self.see(own, rate);
-        let y = Floats { slot, rows: ty.rows(), cols: ty.cols() };
+        let y = f(own);
+        let workspace = Slot { at: workspace, stride: 0 };
         let samples = ty.dims()[0];
         let per_sample = |value: Value| PerSample {
             table: f(value),
@@ -188,11 +201,11 @@ impl View<'_> {
                 groups: groups as usize,
                 eps,
                 act,
-                workspace: Slot { at: workspace, stride: 0 },
+                workspace,
             }),
             Op::Pointwise { x, act, mul, add } => OpArgs::Pointwise(PointwiseArgs { x: f(x), y, act, mul, add }),
             Op::Add { a, b } => OpArgs::Add(AddArgs { a: f(a), b: f(b), y }),
-            Op::Quantize { x, spec } => OpArgs::Quantize(QuantizeArgs { x: f(x), y: to(spec) }),
+            Op::Quantize { x, spec } => OpArgs::Quantize(QuantizeArgs { x: f(x), y: to(spec), workspace }),
             Op::Embedding { index, .. } => OpArgs::Embedding(EmbeddingArgs { index: self.see(index, rate).1, y }),
             Op::TimestepEmbedding { t, cos_first, shift, .. } => {
                 OpArgs::TimestepEmbedding(TimestepEmbeddingArgs { t: self.see(t, rate).1, y, cos_first, shift })
@@ -218,7 +231,8 @@ impl View<'_> {
     }
 }
 
-/// Plans `program` for `shape`. `workspace` tells how much scratch an op needs for itself on the chosen back end.
+/// Plans `program` for `shape`. `narrow` is how the back end stores values that may be narrow; `workspace` tells how
+/// much scratch an op needs for itself there.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the program cannot take these dims.
@@ -226,10 +240,12 @@ pub fn plan(
     program: &Program,
     tensors: &[TensorType],
     shape: &Shape,
+    narrow: Element,
     workspace: &dyn Fn(&OpArgs) -> usize,
 ) -> Result<Plan> {
     let rates = hoist::rates(program);
     let types = infer(program, tensors, &shape.dims)?;
+    let elements = elements(program, &rates, narrow);
     let n_inputs = program.inputs.len();
     let node_rate = |node: usize| rates[n_inputs + node];
 
@@ -245,7 +261,7 @@ pub fn plan(
 
     let per_call: usize = (0..types.len())
         .filter(|&i| kept[i] && rates[i] == Rate::Step)
-        .map(|i| round_up(bytes_of(&types[i]), ALIGN))
+        .map(|i| round_up(bytes_of(&types[i], elements[i]), ALIGN))
         .sum();
     let calls = shape.calls.max(1);
     let window = shape.table_bytes.checked_div(per_call).map_or(calls, |fit| fit.clamp(1, calls));
@@ -260,7 +276,7 @@ pub fn plan(
             Type::new(&dims, ty.kind)
         })
         .collect();
-    let size = |i: usize| bytes_of(if rates[i] == Rate::Step { &tables[i] } else { &types[i] });
+    let size = |i: usize| bytes_of(if rates[i] == Rate::Step { &tables[i] } else { &types[i] }, elements[i]);
 
     let mut end = 0;
     let mut bump = |bytes: usize| {
@@ -285,6 +301,17 @@ pub fn plan(
         }
     }
     let kept_bytes = end;
+    let view = View {
+        program,
+        rates: &rates,
+        elements: &elements,
+        types: &types,
+        tables: &tables,
+        places: &[],
+        condition,
+        conditions,
+        curve_at: &curve_at,
+    };
 
     // Scratch: per phase, each value lives from its node to its last reader; workspaces live during their node.
     let mut workspaces = vec![0; program.nodes.len()];
@@ -311,17 +338,7 @@ pub fn plan(
                     of: Owner::Value(own),
                 });
             }
-            let view = View {
-                program,
-                rates: &rates,
-                types: &types,
-                tables: &tables,
-                places: &places,
-                condition,
-                conditions,
-                curve_at: &curve_at,
-            };
-            let bytes = workspace(&view.args(node, 0));
+            let bytes = workspace(&View { places: &places, ..view }.args(node, 0));
             if bytes > 0 {
                 blocks.push(Block {
                     bytes: round_up(bytes, ALIGN),
@@ -341,16 +358,7 @@ pub fn plan(
         }
     }
 
-    let view = View {
-        program,
-        rates: &rates,
-        types: &types,
-        tables: &tables,
-        places: &places,
-        condition,
-        conditions,
-        curve_at: &curve_at,
-    };
+    let view = View { places: &places, ..view };
     let mut ops: [Vec<Planned>; 4] = Default::default();
     for node in 0..program.nodes.len() {
         ops[node_rate(node) as usize].push(Planned { node, args: view.args(node, workspaces[node]) });

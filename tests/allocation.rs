@@ -60,10 +60,10 @@ fn calls_allocate_nothing() {
                 let mut executor = Executor::bind(&mut cpu, &model, Role::Denoiser, shape).unwrap();
                 executor.set_class_labels(&inputs.labels).unwrap();
                 executor.set_timesteps((0..CALLS).map(|t| t as f32)).unwrap();
-                executor.write_sample(&inputs.sample);
+                executor.write_sample(&inputs.sample).unwrap();
                 let mut sweep = || {
                     let before = COUNT.load(Ordering::Relaxed);
-                    (0..CALLS).for_each(|call| executor.call(call));
+                    (0..CALLS).for_each(|call| executor.call(call).unwrap());
                     COUNT.load(Ordering::Relaxed) - before
                 };
                 // The thread pool itself allocates when one of its threads first takes work from another, which a

@@ -223,7 +223,7 @@ fn a_run_that_cannot_be_is_refused() {
         (&["--threads", "0"], &["--threads", "expected 1 to", "got 0"]),
         (&["--threads", "99999999"], &["--threads", "expected 1 to", "got 99999999"]),
         (&["--isa", "mmx"], &["--isa", "portable", "got mmx"]),
-        (&["--device", "cuda:0"], &["--device", "expected auto or cpu", "`cuda:0`", "no CUDA"]),
+        (&["--device", "cuda:x"], &["--device", "expected auto, cpu, cuda or cuda:N", "`cuda:x`"]),
         (&["-o", "nowhere/out.png"], &["nowhere/out.png", "expected a file", "no directory nowhere"]),
         (&["-o", "folder"], &["output folder", "expected a file", "got a directory"]),
         (&["-o", ""], &["output", "expected a file", "names no file"]),

@@ -38,11 +38,11 @@ fn sweep(model: &Model, inputs: &Inputs, table_bytes: usize, calls: &[usize]) ->
     executor.set_conditions(&inputs.conditions).unwrap();
     executor.set_timesteps(TIMESTEPS.into_iter()).unwrap();
     executor.set_class_labels(&inputs.labels).unwrap();
-    executor.write_sample(&inputs.sample);
+    executor.write_sample(&inputs.sample).unwrap();
     let outputs = calls.iter().map(|&call| {
-        executor.call(call);
+        executor.call(call).unwrap();
         let mut out = vec![f32::NAN; executor.plan().output_type.len()];
-        executor.read_output(&mut out);
+        executor.read_output(&mut out).unwrap();
         out
     });
     (outputs.collect(), executor.plan().window)

@@ -9,6 +9,7 @@
 mod tiny;
 
 use aquatint::Error;
+use aquatint::backend::args::Element;
 use aquatint::backend::cpu::{Cpu, simd::scalar::Scalar};
 use aquatint::exec::{Executor, plan};
 use aquatint::format::{Packed, SectionKind};
@@ -791,13 +792,13 @@ fn run(file: &AlignedBytes) -> usize {
         executor.set_timesteps([900.0, 500.0, 100.0].into_iter()).expect("as many as calls");
         if let Some(value) = executor.program().input(InputKind::Sample) {
             let channels = executor.program().inputs[value.0 as usize].dims[3];
-            executor.write_sample(&vec![0.5; 2 * 4 * 6 * SHAPE.dims.resolve(channels)]);
+            executor.write_sample(&vec![0.5; 2 * 4 * 6 * SHAPE.dims.resolve(channels)]).unwrap();
         }
         for call in 0..SHAPE.calls {
-            executor.call(call);
+            executor.call(call).unwrap();
         }
         let mut out = vec![0.0; executor.plan().output_type.len()];
-        executor.read_output(&mut out);
+        executor.read_output(&mut out).unwrap();
         ran += 1;
     }
     ran
@@ -844,7 +845,7 @@ fn planning_the_largest_programs_ends() {
     ops.extend((1..n).map(|i| linear(Value(2 + n - i), Some(Value(2 + 2 * n - i + 1)))));
     let backwards = program(ops);
 
-    let plan = |program| aquatint::plan::plan(&program, std::slice::from_ref(&weight), &SHAPE, &|_| 64);
+    let plan = |program| aquatint::plan::plan(&program, std::slice::from_ref(&weight), &SHAPE, Element::F32, &|_| 64);
     let one = 2 * 4 * 6 * 4 * 4;
     assert!(plan(chain).expect("sound").arena < 8 * one);
     assert!(plan(fan).expect("sound").arena > half as usize / 2 * one);

@@ -15,10 +15,10 @@
 
 mod common;
 
-use aquatint::backend::{Backend, args::*, cpu::Tier};
+use aquatint::backend::{Backend, Call, Needs, args::*, cost::Ceilings, cpu::Tier};
 use aquatint::codec::layout::Tables;
 use aquatint::program::{Act, Dim, Input as Declared, InputKind, Node, Op, Program, Role, Tensor, Value};
-use aquatint::{Result, exec::Executor, format::TensorView, plan::Shape, sampler::Row, with_cpu};
+use aquatint::{Result, exec::Executor, format::TensorView, plan::Shape, with_cpu};
 use common::Model;
 use common::naive::{self, Array, Inputs};
 use std::path::Path;
@@ -59,7 +59,7 @@ impl<B: Backend> Spy<B> {
         let at = codes.slot.of(call);
         let floats = |offset: usize, n: usize| {
             let mut out = vec![0.0; n];
-            self.inner.read_f32(arena, at + offset, &mut out);
+            self.inner.read_f32(arena, at + offset, &mut out).unwrap();
             out
         };
         let (scale, zero) = (floats(codes.scale_at(), codes.groups), floats(codes.zero_at(), codes.groups));
@@ -90,20 +90,34 @@ macro_rules! pass {
     };
 }
 
+impl<B: Backend> Needs for Spy<B> {
+    fn narrow(&self) -> Element {
+        self.inner.narrow()
+    }
+
+    fn workspace(&self, op: &OpArgs) -> usize {
+        self.inner.workspace(op)
+    }
+}
+
 #[rustfmt::skip]
 impl<B: Backend> Backend for Spy<B> {
     type Arena = B::Arena;
     type Weight<'a> = B::Weight<'a>;
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<B::Weight<'a>> { self.inner.weight(tensor) }
     fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>) { self.inner.prepare(ops) }
+    fn replay(&self, m: &mut B::Arena, _: Call, body: impl Fn(&Self, &mut B::Arena) -> Result<()>) -> Result<()> {
+        body(self, m)
+    }
     pass! {
-        fn name(&self) -> String; fn arena(&self, bytes: usize) -> Result<B::Arena>;
-        fn workspace(&self, op: &OpArgs) -> usize;
-        fn write_f32(&self, m: &mut B::Arena, at: usize, data: &[f32]);
-        fn write_u32(&self, m: &mut B::Arena, at: usize, data: &[u32]);
-        fn read_f32(&self, m: &B::Arena, at: usize, out: &mut [f32]);
-        fn model_input(&self, m: &mut B::Arena, a: &ModelInputArgs);
-        fn sampler_step(&self, m: &mut B::Arena, i: usize, a: &SamplerStepArgs, row: &Row);
+        fn name(&self) -> String; fn ceilings(&self) -> Result<Option<Ceilings>>; fn arena(&self, bytes: usize) -> Result<B::Arena>;
+        fn write_f32(&self, m: &mut B::Arena, at: usize, data: &[f32]) -> Result<()>;
+        fn write_u32(&self, m: &mut B::Arena, at: usize, data: &[u32]) -> Result<()>;
+        fn read_f32(&self, m: &B::Arena, at: usize, out: &mut [f32]) -> Result<()>;
+        fn wait(&self) -> Result<()>;
+        fn begin(&self, m: &mut B::Arena, call: Call) -> Result<()>;
+        fn model_input(&self, m: &mut B::Arena, i: usize, a: &ModelInputArgs);
+        fn sampler_step(&self, m: &mut B::Arena, i: usize, a: &SamplerStepArgs);
         fn linear(&self, m: &mut B::Arena, i: usize, a: &LinearArgs, w: &B::Weight<'_>, b: Option<&B::Weight<'_>>);
         fn conv2d(&self, m: &mut B::Arena, i: usize, a: &Conv2dArgs, w: &B::Weight<'_>, b: Option<&B::Weight<'_>>);
         fn attention(&self, m: &mut B::Arena, i: usize, a: &AttentionArgs);
@@ -169,10 +183,10 @@ fn runtime(tier: Tier, model: &Model, role: Role, inputs: &Inputs) -> (Vec<f32>,
             executor.set_class_labels(&inputs.labels[..inputs.dims.conditions]).unwrap();
             executor.set_timesteps([inputs.timestep].into_iter()).unwrap();
         }
-        executor.write_sample(&inputs.sample);
-        executor.call(0);
+        executor.write_sample(&inputs.sample).unwrap();
+        executor.call(0).unwrap();
         let mut out = vec![f32::NAN; executor.plan().output_type.len()];
-        executor.read_output(&mut out);
+        executor.read_output(&mut out).unwrap();
         // Slower ops ran first.
         let order: Vec<usize> = executor.plan().ops.iter().flatten().map(|p| p.node).collect();
         let program = model.program(role).unwrap();

@@ -130,7 +130,7 @@ fn every_depth_of_the_denoiser_equals_diffusers() {
         let mut executor = Executor::bind(&mut cpu, &packed, Role::Denoiser, shape).expect("it binds");
         executor.set_class_labels(&io.labels("b2_t500.class_labels")).expect("labels");
         executor.set_timesteps([500.0].into_iter()).expect("timesteps");
-        executor.write_sample(&permute(&sample, [n, channels, height * width]));
+        executor.write_sample(&permute(&sample, [n, channels, height * width])).unwrap();
         let mut seen = 0;
         let mut paths = Vec::new();
         executor.call_with(0, &mut |node| paths.push(node));
@@ -161,10 +161,10 @@ fn the_f32_decoder_equals_diffusers() {
             for tier in Tier::available() {
                 let got = with_cpu!(tier, cpu => {
                     let mut executor = Executor::bind(&mut cpu, &packed, Role::VaeDecoder, shape).expect("it binds");
-                    executor.write_sample(&permute(&latent, [n, channels, height * width]));
-                    executor.call(0);
+                    executor.write_sample(&permute(&latent, [n, channels, height * width])).unwrap();
+                    executor.call(0).unwrap();
                     let mut out = vec![0.0; want.len()];
-                    executor.read_output(&mut out);
+                    executor.read_output(&mut out).unwrap();
                     permute(&out, [n, image[2] * image[3], 3])
                 });
                 let error = relative(&got, &want);

@@ -19,6 +19,26 @@ impl Slot {
     }
 }
 
+/// How a float is stored in the arena.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Element {
+    /// Narrow.
+    F16,
+    /// Wide.
+    #[default]
+    F32,
+}
+
+impl Element {
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::F16 => 2,
+            Element::F32 => 4,
+        }
+    }
+}
+
 /// A float matrix, row-major, without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Floats {
@@ -28,12 +48,14 @@ pub struct Floats {
     pub rows: usize,
     /// The last axis.
     pub cols: usize,
+    /// f16 only on back ends that ask for it, and only for values of the loop that the packer did not mark as wide.
+    pub element: Element,
 }
 
 impl Floats {
     /// Bytes in the arena.
     pub fn bytes(&self) -> usize {
-        self.rows * self.cols * 4
+        self.rows * self.cols * self.element.bytes()
     }
 }
 
@@ -97,6 +119,14 @@ impl Input {
         match self {
             Input::Floats(f) => f.rows,
             Input::Codes(c) => c.rows,
+        }
+    }
+
+    /// Length of a row.
+    pub fn cols(&self) -> usize {
+        match self {
+            Input::Floats(f) => f.cols,
+            Input::Codes(c) => c.cols,
         }
     }
 
@@ -238,11 +268,12 @@ mod structs {
         pub y: Floats,
     }
 
-    /// Float to codes.
+    /// Float to codes. `workspace` is as large as `Backend::workspace` asked.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct QuantizeArgs {
         pub x: Floats,
         pub y: QuantizeTo,
+        pub workspace: Slot,
     }
 
     /// Rows of a table; `index` holds u32.
@@ -284,20 +315,21 @@ mod structs {
         pub inverse: bool,
     }
 
-    /// Scaled copies of the latents.
+    /// Scaled copies of the latents. `rows` holds the sampler's rows, one per call of the run; see `sampler::Row`.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct ModelInputArgs {
+        pub rows: Slot,
         pub state: Slot,
         /// Floats per copy.
         pub len: usize,
         pub copies: usize,
-        pub scale: f32,
         pub sample: Slot,
     }
 
     /// One sampler step on `len` floats per state; states lie `len * 4` bytes apart.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct SamplerStepArgs {
+        pub rows: Slot,
         pub states: Slot,
         pub n_states: usize,
         pub len: usize,

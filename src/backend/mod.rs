@@ -5,15 +5,38 @@
 //! back end lacks is a compile error, never a surprise in the loop.
 
 pub mod args;
+pub mod cost;
 pub mod cpu;
+pub mod cuda;
 
 use crate::error::Result;
 use crate::format::TensorView;
-use crate::sampler;
 use args::*;
+use cost::Ceilings;
+
+/// The model call that ops belong to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// Counted from the first call of the tables' window: the number that ops are given.
+    pub window: usize,
+    /// Counted from the first call of the run: the number that the sampler's ops are given.
+    pub run: usize,
+}
+
+/// What a memory plan must know of a back end.
+pub trait Needs {
+    /// How values that may be narrow are stored.
+    fn narrow(&self) -> Element;
+
+    /// Bytes of arena an op needs beside its operands and result, while it runs.
+    fn workspace(&self, op: &OpArgs) -> usize;
+}
 
 /// Executes ops.
-pub trait Backend {
+///
+/// Ops may be asynchronous: they are issued in order, and what goes wrong in one is told by the next method that
+/// returns a `Result`.
+pub trait Backend: Needs {
     /// Working memory for one bound program.
     type Arena;
     /// A tensor made ready for use; for the CPU, the file's own bytes.
@@ -22,24 +45,38 @@ pub trait Backend {
     /// The instruction set or device, for reports.
     fn name(&self) -> String;
 
+    /// The most the device can do, measured now, for reports; none where nobody wrote a measurement.
+    fn ceilings(&self) -> Result<Option<Ceilings>>;
+
     /// Allocates working memory. Called once per bind.
     fn arena(&self, bytes: usize) -> Result<Self::Arena>;
 
     /// Makes a tensor ready. Called once per tensor and bind.
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<Self::Weight<'a>>;
 
-    /// Bytes of arena an op needs beside its operands and result, while it runs.
-    fn workspace(&self, op: &OpArgs) -> usize;
-
     /// Called once per bind with every op that will run, before the first does: the place to size private memory.
     fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>);
 
     /// Copies floats into the arena, starting at byte `at`.
-    fn write_f32(&self, arena: &mut Self::Arena, at: usize, data: &[f32]);
+    fn write_f32(&self, arena: &mut Self::Arena, at: usize, data: &[f32]) -> Result<()>;
     /// Copies integers into the arena, starting at byte `at`.
-    fn write_u32(&self, arena: &mut Self::Arena, at: usize, data: &[u32]);
-    /// Copies floats out of the arena, starting at byte `at`.
-    fn read_f32(&self, arena: &Self::Arena, at: usize, out: &mut [f32]);
+    fn write_u32(&self, arena: &mut Self::Arena, at: usize, data: &[u32]) -> Result<()>;
+    /// Copies f32 values out of the arena, starting at byte `at`, when everything issued before is done.
+    fn read_f32(&self, arena: &Self::Arena, at: usize, out: &mut [f32]) -> Result<()>;
+    /// Returns when everything issued before is done.
+    fn wait(&self) -> Result<()>;
+
+    /// Announces the call that the ops issued next belong to.
+    fn begin(&self, arena: &mut Self::Arena, call: Call) -> Result<()>;
+
+    /// Runs `body`, which issues the ops of `call`. All bodies of one arena issue the same ops but for the call, so a
+    /// back end may record it once and replay it; then it need not call `body` again.
+    fn replay(
+        &self,
+        arena: &mut Self::Arena,
+        call: Call,
+        body: impl Fn(&Self, &mut Self::Arena) -> Result<()>,
+    ) -> Result<()>;
 
     /// See [`Op::Linear`](crate::program::Op::Linear).
     fn linear(
@@ -94,8 +131,9 @@ pub trait Backend {
     /// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
     fn patch(&self, arena: &mut Self::Arena, call: usize, args: &PatchArgs);
 
-    /// Writes `scale * state` into the model's sample input, `copies` times over the batch.
-    fn model_input(&self, arena: &mut Self::Arena, args: &ModelInputArgs);
-    /// Applies guidance and one row of the sampler's table to the states, in place.
-    fn sampler_step(&self, arena: &mut Self::Arena, call: usize, args: &SamplerStepArgs, row: &sampler::Row);
+    /// Writes the latents, scaled as row `run` of the sampler's table says, into the model's sample input, `copies`
+    /// times over the batch.
+    fn model_input(&self, arena: &mut Self::Arena, run: usize, args: &ModelInputArgs);
+    /// Applies guidance and row `run` of the sampler's table to the states, in place.
+    fn sampler_step(&self, arena: &mut Self::Arena, run: usize, args: &SamplerStepArgs);
 }

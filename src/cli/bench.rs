@@ -1,14 +1,15 @@
 //! `aquatint bench`: where the time goes.
 
+use super::device::with_backend;
 use super::{Device, MOST_IMAGES, model, say, say_json};
 use aquatint::backend::Backend;
-use aquatint::backend::cpu::{Cpu, simd::Isa};
+use aquatint::backend::args::{Conv2dArgs, Input, LinearArgs, OpArgs};
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
 use aquatint::pipeline::TABLE_BYTES;
 use aquatint::plan::Shape;
-use aquatint::program::{Dims, Program, Role};
-use aquatint::{Error, Result, with_cpu};
+use aquatint::program::{Dims, Program, Rate, Role};
+use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -43,8 +44,28 @@ struct Times {
     first: f64,
     /// The other calls, fastest first.
     calls: Vec<f64>,
-    /// Seconds per call by op, of the call with the median time or thereabouts.
-    ops: Vec<(String, f64)>,
+    /// What each kind of op took in one more call, slowest first.
+    ops: Vec<(String, Work)>,
+}
+
+/// What ops of a kind did together in one call.
+#[derive(Clone, Copy, Default)]
+struct Work {
+    seconds: f64,
+    /// Arithmetic operations of matrix products.
+    operations: f64,
+    /// Bytes of operands and results, weights not counted.
+    bytes: f64,
+}
+
+impl Work {
+    /// How fast that was, in the unit that bounds it.
+    fn rate(&self) -> String {
+        match self.operations {
+            0.0 => format!("{:8.1} GB/s", self.bytes / self.seconds / 1e9),
+            operations => format!("{:8.2} TOP/s", operations / self.seconds / 1e12),
+        }
+    }
 }
 
 impl Times {
@@ -61,29 +82,40 @@ impl Bench {
                 return Err(Error::request(name, format!("1 to {MOST_IMAGES}"), n));
             }
         }
-        let tier = self.device.tier()?;
+        let choice = self.device.choice()?;
         let begin = Instant::now();
         let packed = model::open(self.model.as_deref())?;
         let open = begin.elapsed().as_secs_f64();
-        self.device.install(|| with_cpu!(tier, cpu => self.measure(&mut cpu, &packed, open)))?
+        self.device.install(|| with_backend!(choice, packed, backend => self.measure(&mut backend, &packed, open)))?
     }
 
-    fn measure<I: Isa>(&self, cpu: &mut Cpu<I>, packed: &Packed<model::Bytes>, open: f64) -> Result<()> {
-        let name = cpu.name();
-        let denoiser = self.time(cpu, packed, Role::Denoiser, self.batch_size)?;
-        let decoder = if self.no_decode { None } else { Some(self.time(cpu, packed, Role::VaeDecoder, 1)?) };
+    fn measure<B: Backend>(&self, backend: &mut B, packed: &Packed<model::Bytes>, open: f64) -> Result<()> {
+        let name = backend.name();
+        let ceilings = backend.ceilings()?;
+        let denoiser = self.time(backend, packed, Role::Denoiser, self.batch_size)?;
+        let decoder = if self.no_decode { None } else { Some(self.time(backend, packed, Role::VaeDecoder, 1)?) };
         if self.json {
             let show = |t: &Times| {
-                let ops: BTreeMap<_, _> = t.ops.iter().cloned().collect();
-                json!({ "bind": t.bind, "first": t.first, "median": t.median(), "best": t.calls[0], "ops": ops })
+                let ops: BTreeMap<_, _> = t.ops.iter().map(|(op, w)| (op, w.seconds)).collect();
+                let work: BTreeMap<_, _> =
+                    t.ops.iter().map(|(op, w)| (op, json!({ "operations": w.operations, "bytes": w.bytes }))).collect();
+                json!({
+                    "bind": t.bind, "first": t.first, "median": t.median(), "best": t.calls[0],
+                    "ops": ops, "work": work,
+                })
             };
             say_json(&json!({
                 "device": name, "open_seconds": open, "batch": self.batch_size,
                 "denoiser": show(&denoiser), "decoder": decoder.as_ref().map(show),
+                "ceilings": ceilings.map(|c| json!({ "int8": c.int8, "f16": c.f16, "bandwidth": c.bandwidth })),
             }));
             return Ok(());
         }
         say(format_args!("{name}; open {:.2} ms", open * 1e3));
+        if let Some(c) = ceilings {
+            let (int8, f16, copied) = (c.int8 / 1e12, c.f16 / 1e12, c.bandwidth / 1e9);
+            say(format_args!("measured ceilings: int8 {int8:.0} TOP/s, f16 {f16:.0} TOP/s, copy {copied:.0} GB/s"));
+        }
         let what = format!("denoiser call, batch {}", self.batch_size);
         for (what, t) in [(what.as_str(), Some(&denoiser)), ("decoder call, batch 1", decoder.as_ref())] {
             let Some(t) = t else { continue };
@@ -95,15 +127,22 @@ impl Bench {
                 t.bind * 1e3,
                 t.first * 1e3
             ));
-            let total: f64 = t.ops.iter().map(|o| o.1).sum();
-            for (op, seconds) in &t.ops {
-                say(format_args!("  {op:<20} {:9.3} ms  {:5.1} %", seconds * 1e3, 100.0 * seconds / total));
+            let total: f64 = t.ops.iter().map(|(_, w)| w.seconds).sum();
+            for (op, w) in &t.ops {
+                let (ms, share) = (w.seconds * 1e3, 100.0 * w.seconds / total);
+                say(format_args!("  {op:<22} {ms:9.3} ms  {share:5.1} %  {}", w.rate()));
             }
         }
         Ok(())
     }
 
-    fn time<I: Isa>(&self, cpu: &mut Cpu<I>, packed: &Packed<model::Bytes>, role: Role, batch: usize) -> Result<Times> {
+    fn time<B: Backend>(
+        &self,
+        backend: &mut B,
+        packed: &Packed<model::Bytes>,
+        role: Role,
+        batch: usize,
+    ) -> Result<Times> {
         let meta = &packed.meta().pipeline;
         let [height, width] = meta.latent_size.map(|n| n as usize);
         let conditions = batch.min(2);
@@ -114,7 +153,7 @@ impl Bench {
             reserve: 0,
         };
         let begin = Instant::now();
-        let mut executor = Executor::bind(cpu, packed, role, shape)?;
+        let mut executor = Executor::bind(backend, packed, role, shape)?;
         let bind = begin.elapsed().as_secs_f64();
         let mut rng = aquatint::rng::FastRng::new(1);
         let mut sample = vec![0.0; batch * height * width * meta.latent_channels as usize];
@@ -124,40 +163,55 @@ impl Bench {
             executor.set_class_labels(&labels)?;
             executor.set_timesteps((0..self.repeat + 1).map(|i| (999 - i * 7 % 900) as f32))?;
         }
-        executor.write_sample(&sample);
+        executor.write_sample(&sample)?;
         let begin = Instant::now();
-        executor.call(0);
+        executor.call(0)?;
+        executor.parts().0.wait()?;
         let first = begin.elapsed().as_secs_f64();
         let mut out = vec![0.0; executor.plan().output.rows * executor.plan().output.cols];
-        executor.read_output(&mut out);
+        executor.read_output(&mut out)?;
         if !out.iter().all(|v| v.is_finite()) {
             return Err(Error::request("model", "finite results", "NaN or infinity; nothing was timed"));
         }
-        let mut calls: Vec<f64> = (1..=self.repeat)
-            .map(|i| {
-                let begin = Instant::now();
-                executor.call(i);
-                begin.elapsed().as_secs_f64()
-            })
-            .collect();
+        let mut calls = Vec::with_capacity(self.repeat);
+        for i in 1..=self.repeat {
+            let begin = Instant::now();
+            executor.call(i)?;
+            executor.parts().0.wait()?;
+            calls.push(begin.elapsed().as_secs_f64());
+        }
         calls.sort_by(f64::total_cmp);
         let program = executor.program();
-        let mut by_op: BTreeMap<String, f64> = BTreeMap::new();
+        let planned = executor.plan().ops[Rate::Loop as usize].clone();
+        let mut by_op: BTreeMap<String, Work> = BTreeMap::new();
+        let mut planned = planned.iter();
         let mut last = Instant::now();
         executor.call_with(self.repeat, &mut |node| {
             let now = Instant::now();
-            *by_op.entry(kind(program, node)).or_default() += (now - last).as_secs_f64();
+            let args = planned.by_ref().find(|p| p.node == node).map(|p| &p.args);
+            let work = by_op.entry(kind(program, node, args)).or_default();
+            work.seconds += (now - last).as_secs_f64();
+            work.operations += args.map_or(0.0, OpArgs::operations);
+            work.bytes += args.map_or(0.0, OpArgs::bytes);
             last = now;
-        });
+        })?;
         let mut ops: Vec<_> = by_op.into_iter().collect();
-        ops.sort_by(|a, b| b.1.total_cmp(&a.1));
+        ops.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
         Ok(Times { bind, first, calls, ops })
     }
 }
 
-/// The op of a node, and whether it quantizes.
-fn kind(program: &Program, node: usize) -> String {
+/// The op of a node, what a product multiplies, and whether a norm quantizes.
+fn kind(program: &Program, node: usize, args: Option<&OpArgs>) -> String {
     let op = &program.nodes[node].op;
-    let fused = op.quantizes().is_some() && op.name() != "quantize";
-    if fused { format!("{} + quantize", op.name()) } else { op.name().into() }
+    match args {
+        Some(
+            OpArgs::Linear(LinearArgs { x: Input::Codes(_), .. })
+            | OpArgs::Conv2d(Conv2dArgs { x: Input::Codes(_), .. }),
+        ) => {
+            format!("{} (codes)", op.name())
+        }
+        _ if op.quantizes().is_some() && op.name() != "quantize" => format!("{} + quantize", op.name()),
+        _ => op.name().into(),
+    }
 }

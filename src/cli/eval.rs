@@ -1,9 +1,10 @@
 //! `aquatint eval`: one denoiser call.
 
+use super::device::with_backend;
 use super::tensors::{Inputs, Named, write};
 use super::{Device, check_output, model};
 use aquatint::pipeline::Pipeline;
-use aquatint::{Error, Result, with_cpu};
+use aquatint::{Error, Result};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -28,7 +29,7 @@ pub struct Eval {
 impl Eval {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
-        let tier = self.device.tier()?;
+        let choice = self.device.choice()?;
         let packed = model::open(self.model.as_deref())?;
         let pipeline = Pipeline::new(&packed)?;
         if !self.timestep.is_finite() {
@@ -44,9 +45,11 @@ impl Eval {
         if labels.len() != n {
             return Err(Error::request(format!("{shown}: class_labels"), format!("{n}, one per image"), labels.len()));
         }
-        let (values, channels) = self
-            .device
-            .install(|| with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &latents, [h, w], &labels, self.timestep)))??;
+        let (values, channels) = self.device.install(|| {
+            with_backend!(choice, packed, backend => {
+                pipeline.eval(&mut backend, &latents, [h, w], &labels, self.timestep)
+            })
+        })??;
         write(&self.outputs, &[Named { name: "sample", dims: vec![n, channels, h, w], values }])
     }
 }

@@ -1,6 +1,9 @@
 //! `aquatint info`: what a file holds, and exactly how much memory it needs.
 
+use super::device::Choice;
 use super::{Device, MOST_IMAGES, Size, bytes, model, say, say_json};
+use aquatint::backend::args::Element;
+use aquatint::backend::cuda::Offline;
 use aquatint::format::TensorKind;
 use aquatint::pipeline::Pipeline;
 use aquatint::{Error, Result, with_cpu};
@@ -46,7 +49,7 @@ impl Info {
         if !(1..=MOST_IMAGES).contains(&self.batch_size) {
             return Err(Error::request("--batch-size", format!("1 to {MOST_IMAGES}"), self.batch_size));
         }
-        let tier = self.device.tier()?;
+        let choice = self.device.planned()?;
         let packed = model::open(self.model.as_deref())?;
         let pipeline = Pipeline::new(&packed)?;
         let meta = packed.meta();
@@ -63,7 +66,15 @@ impl Info {
         request.steps = self.steps.unwrap_or(request.steps);
         request.batch_size = self.batch_size;
         self.size.apply(&mut request, &meta.pipeline)?;
-        let [denoiser, decoder] = with_cpu!(tier, cpu => pipeline.plans(&cpu, &request))?;
+        let [denoiser, decoder] = match choice {
+            Choice::Cpu(tier) => with_cpu!(tier, cpu => pipeline.plans(&cpu, &request))?,
+            Choice::Cuda(_) => pipeline.plans(&Offline { narrow: Element::F16 }, &request)?,
+        };
+        let peak = denoiser.arena.max(decoder.arena);
+        let device = match choice {
+            Choice::Cpu(_) => None,
+            Choice::Cuda(_) => Some(Offline::device_bytes(packed.data_bytes(), peak)),
+        };
         let [h, w] = request.latent_size.map(|n| n * meta.pipeline.pixels_per_latent as usize);
         if self.json {
             let codecs: BTreeMap<_, _> = codecs
@@ -86,7 +97,7 @@ impl Info {
                 "memory": {
                     "batch": self.batch_size, "steps": request.steps, "size": [h, w],
                     "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables, "decoder_arena": decoder.arena,
-                    "peak_arena": denoiser.arena.max(decoder.arena),
+                    "peak_arena": peak, "device_bytes": device,
                 },
             }));
             return Ok(());
@@ -122,7 +133,7 @@ impl Info {
             "\nmemory beside the mapped weights, batch {}, {} steps, guided: {}",
             self.batch_size,
             request.steps,
-            bytes(denoiser.arena.max(decoder.arena))
+            bytes(peak)
         ));
         say(format_args!(
             "  step loop {} ({} of it tables, {} calls a window), then decoder {}",
@@ -131,6 +142,9 @@ impl Info {
             denoiser.window,
             bytes(decoder.arena)
         ));
+        if let Some(device) = device {
+            say(format_args!("memory of the CUDA device, weights included: {}", bytes(device)));
+        }
         if self.verbose {
             say("");
             for t in packed.tensors() {

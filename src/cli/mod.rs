@@ -1,6 +1,7 @@
 //! The command line: the only place that names a concrete back end, prints, reads the clock, or exits.
 
 mod bench;
+mod device;
 mod eval;
 mod info;
 mod model;
@@ -8,11 +9,11 @@ mod run;
 mod tensors;
 mod verify;
 
-use aquatint::backend::cpu::Tier;
 use aquatint::format::meta::PipelineMeta;
 use aquatint::pipeline::Request;
 use aquatint::{Error, Result};
 use clap::{Args, Parser, Subcommand};
+use device::Device;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,15 +22,20 @@ use std::process::ExitCode;
 const MOST_IMAGES: usize = 1 << 16;
 /// Most pixels on a side.
 const MOST_PIXELS: usize = 1 << 14;
-/// Most threads; a pool would try to start as many as it is told to.
-const MOST_THREADS: usize = 1024;
 
 /// Runs quantized diffusion models from one memory-mapped file.
 #[derive(Parser)]
 #[command(name = "aquatint", version, max_term_width = 110)]
+#[command(arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 struct Cli {
+    /// List the devices of this machine
+    #[arg(long)]
+    list_devices: bool,
+    /// List them as JSON
+    #[arg(long, requires = "list_devices")]
+    json: bool,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -82,61 +88,19 @@ impl Size {
     }
 }
 
-/// Where to compute.
-#[derive(Args, Clone)]
-struct Device {
-    /// auto, cpu (CUDA devices are not supported by this version)
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    device: String,
-    /// Threads [default: all processors]
-    #[arg(short = 't', long, value_name = "N")]
-    threads: Option<usize>,
-    /// Instruction set [default: the best this processor has]
-    #[arg(long, value_name = "NAME")]
-    isa: Option<String>,
-}
-
-impl Device {
-    /// The instruction set to use.
-    fn tier(&self) -> Result<Tier> {
-        if !matches!(self.device.as_str(), "auto" | "cpu") {
-            return Err(Error::request(
-                "--device",
-                "auto or cpu",
-                format!("`{}`; this version has no CUDA back end", self.device),
-            ));
-        }
-        let tiers = Tier::available();
-        let Some(name) = &self.isa else { return Ok(tiers[0]) };
-        let names: Vec<_> = tiers.iter().map(Tier::name).collect();
-        tiers
-            .iter()
-            .find(|t| t.name() == name)
-            .copied()
-            .ok_or_else(|| Error::request("--isa", format!("one of this processor's: {}", names.join(", ")), name))
-    }
-
-    /// Calls `f` on a pool of the threads asked for.
-    fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> Result<R> {
-        if let Some(n) = self.threads
-            && !(1..=MOST_THREADS).contains(&n)
-        {
-            return Err(Error::request("--threads", format!("1 to {MOST_THREADS}"), n));
-        }
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0)).build();
-        let pool = pool.map_err(|e| Error::request("--threads", "a number the system can start", e))?;
-        Ok(pool.install(f))
-    }
-}
-
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Run(run) => run.run(),
-        Command::Eval(eval) => eval.run(),
-        Command::Bench(bench) => bench.run(),
-        Command::Info(info) => info.run(),
-        Command::Verify(verify) => verify.run(),
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => {
+            device::list(cli.json);
+            Ok(())
+        }
+        Some(Command::Run(run)) => run.run(),
+        Some(Command::Eval(eval)) => eval.run(),
+        Some(Command::Bench(bench)) => bench.run(),
+        Some(Command::Info(info)) => info.run(),
+        Some(Command::Verify(verify)) => verify.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,12 +1,13 @@
 //! `aquatint run`.
 
+use super::device::with_backend;
 use super::tensors::{Inputs, Named, write};
 use super::{Device, MOST_IMAGES, Size, check_output, model, say, say_json};
 use aquatint::format::meta::PipelineMeta;
 use aquatint::image::{self, Recipe, from_nhwc, grid, numbered, write_png};
 use aquatint::pipeline::{Event, NoiseSource, Output, Pipeline, Request, permute};
 use aquatint::sampler::Kind;
-use aquatint::{Error, Result, with_cpu};
+use aquatint::{Error, Result};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -82,7 +83,7 @@ impl Run {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
         let begin = Instant::now();
-        let tier = self.device.tier()?;
+        let choice = self.device.choice()?;
         let packed = model::open(self.model.as_deref())?;
         let pipeline = Pipeline::new(&packed)?;
         let request = self.request(&pipeline)?;
@@ -92,18 +93,18 @@ impl Run {
         let bar = self.bar();
         let mut steps = Clock::default();
         let output = self.device.install(|| {
-            with_cpu!(tier, cpu => {
+            with_backend!(choice, packed, backend => {
                 if self.verbose && !self.quiet && !self.json {
-                    let [denoiser, decoder] = pipeline.plans(&cpu, &request)?;
+                    let [denoiser, decoder] = pipeline.plans(&backend, &request)?;
                     let table = request.sampler.table(request.steps)?;
                     bar.suspend(|| {
                         use aquatint::backend::Backend;
-                        say(format_args!("{}, {} model calls", cpu.name(), table.rows.len()));
+                        say(format_args!("{}, {} model calls", backend.name(), table.rows.len()));
                         say(format_args!("memory: denoiser {} ({} of tables, {} calls a window), decoder {}",
                             super::bytes(denoiser.arena), super::bytes(denoiser.tables), denoiser.window, super::bytes(decoder.arena)));
                     });
                 }
-                pipeline.run(&mut cpu, &request, &mut |event| steps.see(event, &bar))
+                pipeline.run(&mut backend, &request, &mut |event| steps.see(event, &bar))
             })
         })??;
         bar.finish_and_clear();

@@ -215,6 +215,11 @@ impl<D: AsRef<[u8]>> Packed<D> {
         self.data.len()
     }
 
+    /// The section that holds all tensors.
+    pub fn data(&self) -> &[u8] {
+        &self.bytes.as_ref()[self.data.clone()]
+    }
+
     /// The file itself.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.as_ref()

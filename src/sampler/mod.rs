@@ -40,6 +40,13 @@ pub const X0: usize = MAX_STATES + 1;
 /// Column of the noise in [`Row::next`].
 pub const NOISE: usize = MAX_STATES + 2;
 
+/// Floats of an encoded row: input scale, the two coefficients of x0, the clamp (infinite for none), nothing up to
+/// [`ROW_NEXT`], then [`Row::next`] row by row, and nothing up to a multiple of 64 bytes.
+pub const ROW_FLOATS: usize = 80;
+
+/// Where [`Row::next`] begins in an encoded row.
+pub const ROW_NEXT: usize = 8;
+
 /// The coefficients of one model call; everything is elementwise over the latents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -66,6 +73,16 @@ impl Row {
             clamp: None,
             next: [[0.0; COLUMNS]; MAX_STATES],
         }
+    }
+
+    /// The row as it lies in a back end's memory.
+    pub fn encode(&self) -> [f32; ROW_FLOATS] {
+        let mut to = [0.0; ROW_FLOATS];
+        to[..4].copy_from_slice(&[self.input_scale, self.x0[0], self.x0[1], self.clamp.unwrap_or(f32::INFINITY)]);
+        for (to, next) in to[ROW_NEXT..].chunks_exact_mut(COLUMNS).zip(&self.next) {
+            to.copy_from_slice(next);
+        }
+        to
     }
 
     /// Whether this call adds noise.

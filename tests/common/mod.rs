@@ -3,18 +3,22 @@
 
 pub mod cases;
 pub mod cases_norm;
+pub mod emulated;
 pub mod naive;
 pub mod networks;
 
+use aquatint::Result;
+use aquatint::backend::Backend;
 use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::{Isa, avx2::Avx2, avx512::Avx512};
+use aquatint::backend::cuda::device::Device;
 use aquatint::codec::layout::pack;
 use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use aquatint::exec::Executor;
 use aquatint::format::meta::{PipelineMeta, QuantizationMeta};
 use aquatint::format::{Meta, Packed, TensorKind, TensorSpec, Writer};
 use aquatint::plan::Shape;
-use aquatint::program::{Dim, Dims, Input, InputKind, Node, Op, Program, Role, Tensor, Value};
+use aquatint::program::{Act, Dim, Dims, Input, InputKind, Node, Op, Program, Role, Tensor, Value};
 use fastrand::Rng;
 use half::f16;
 use naive::{Array, Inputs};
@@ -89,6 +93,28 @@ impl Build {
         self.program.output
     }
 
+    /// The same network on narrow values: its sample passes through a node of the loop before anything reads it, and so
+    /// does its result before it leaves, unless `keep_result`.
+    pub fn narrowed(mut self, keep_result: bool) -> Self {
+        let identity = |x| Op::Pointwise { x, act: Act::None, mul: 1.0, add: 0.0 };
+        let first = self.program.value_of(0);
+        for node in &mut self.program.nodes {
+            for v in node.op.operands_mut() {
+                match *v {
+                    SAMPLE => *v = first,
+                    _ if *v >= first => v.0 += 1,
+                    _ => {}
+                }
+            }
+        }
+        self.program.nodes.insert(0, Node { op: identity(SAMPLE), path: "narrow".into(), wide: false });
+        self.program.output = self.program.value_of(self.program.nodes.len() - 1);
+        if !keep_result {
+            self.op(identity(self.program.output));
+        }
+        self
+    }
+
     /// Writes the model and opens it. `latent` is the size at which the file is verified.
     pub fn open(&self, latent: [usize; 2]) -> Model {
         static FILES: AtomicUsize = AtomicUsize::new(0);
@@ -125,17 +151,21 @@ fn meta(latent: [usize; 2]) -> Meta {
 
 /// Runs one model call of `model` on `isa`.
 pub fn run<I: Isa>(isa: I, model: &Model, inputs: &Inputs) -> Vec<f32> {
-    let mut cpu = Cpu::new(isa);
+    run_on(&mut Cpu::new(isa), model, inputs).unwrap()
+}
+
+/// Runs one model call of `model` on `backend`.
+pub fn run_on<B: Backend>(backend: &mut B, model: &Model, inputs: &Inputs) -> Result<Vec<f32>> {
     let shape = Shape { dims: inputs.dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
-    let mut executor = Executor::bind(&mut cpu, model, Role::Denoiser, shape).unwrap();
-    executor.set_conditions(&inputs.conditions).unwrap();
-    executor.set_class_labels(&inputs.labels).unwrap();
-    executor.set_timesteps([inputs.timestep].into_iter()).unwrap();
-    executor.write_sample(&inputs.sample);
-    executor.call(0);
+    let mut executor = Executor::bind(backend, model, Role::Denoiser, shape)?;
+    executor.set_conditions(&inputs.conditions)?;
+    executor.set_class_labels(&inputs.labels)?;
+    executor.set_timesteps([inputs.timestep].into_iter())?;
+    executor.write_sample(&inputs.sample)?;
+    executor.call(0)?;
     let mut out = vec![f32::NAN; executor.plan().output_type.len()];
-    executor.read_output(&mut out);
-    out
+    executor.read_output(&mut out)?;
+    Ok(out)
 }
 
 /// Inputs of `n` samples of `h * w * c` numbers each, with a condition per sample.
@@ -233,6 +263,18 @@ pub fn avx512() -> Option<Avx512> {
 /// AVX2 if this processor has it.
 pub fn avx2() -> Option<Avx2> {
     tier("avx2", Avx2::new())
+}
+
+/// CUDA device 0. A missing one is skipped aloud, or fails where `REQUIRE_CUDA=1` promises it.
+pub fn device() -> Option<Device> {
+    match Device::open(0) {
+        Ok(device) => Some(device),
+        Err(e) => {
+            assert!(std::env::var("REQUIRE_CUDA").as_deref() != Ok("1"), "{e}");
+            println!("skipped: {e}");
+            None
+        }
+    }
 }
 
 /// A tier that is missing is skipped aloud, or fails where `REQUIRE_TIERS=1` promises it.

@@ -21,11 +21,11 @@ pub mod simd;
 
 pub use arena::Arena;
 
-use super::Backend;
 use super::args::*;
+use super::cost::Ceilings;
+use super::{Backend, Call, Needs};
 use crate::error::Result;
 use crate::format::TensorView;
-use crate::sampler::Row;
 use simd::Isa;
 use simd::scalar::Scalar;
 
@@ -103,12 +103,30 @@ macro_rules! with_cpu {
     };
 }
 
+impl<I: Isa> Needs for Cpu<I> {
+    fn narrow(&self) -> Element {
+        Element::F32
+    }
+
+    fn workspace(&self, op: &OpArgs) -> usize {
+        match op {
+            OpArgs::GroupNorm(a) => norm::group_norm_workspace(a),
+            _ => 0,
+        }
+    }
+}
+
 impl<I: Isa> Backend for Cpu<I> {
     type Arena = Arena;
     type Weight<'a> = TensorView<'a>;
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", I::NAME, rayon::current_num_threads())
+    }
+
+    /// The bench `linear` measures the processor's.
+    fn ceilings(&self) -> Result<Option<Ceilings>> {
+        Ok(None)
     }
 
     fn arena(&self, bytes: usize) -> Result<Arena> {
@@ -119,29 +137,37 @@ impl<I: Isa> Backend for Cpu<I> {
         Ok(tensor)
     }
 
-    fn workspace(&self, op: &OpArgs) -> usize {
-        match op {
-            OpArgs::GroupNorm(a) => norm::group_norm_workspace(a),
-            _ => 0,
-        }
-    }
-
     fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>) {
         scratch::reserve(ops.map(scratch_bytes).max().unwrap_or(0));
     }
 
-    fn write_f32(&self, arena: &mut Arena, at: usize, data: &[f32]) {
+    fn write_f32(&self, arena: &mut Arena, at: usize, data: &[f32]) -> Result<()> {
         arena::floats_mut(&mut arena.bytes_mut()[at..at + data.len() * 4]).copy_from_slice(data);
+        Ok(())
     }
 
-    fn write_u32(&self, arena: &mut Arena, at: usize, data: &[u32]) {
+    fn write_u32(&self, arena: &mut Arena, at: usize, data: &[u32]) -> Result<()> {
         arena::typed_mut::<u32>(&mut arena.bytes_mut()[at..at + data.len() * 4]).copy_from_slice(data);
+        Ok(())
     }
 
-    fn read_f32(&self, arena: &Arena, at: usize, out: &mut [f32]) {
+    fn read_f32(&self, arena: &Arena, at: usize, out: &mut [f32]) -> Result<()> {
         use zerocopy::IntoBytes;
         let bytes = out.as_mut_bytes();
         bytes.copy_from_slice(&arena.bytes()[at..at + bytes.len()]);
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin(&self, _: &mut Arena, _: Call) -> Result<()> {
+        Ok(())
+    }
+
+    fn replay(&self, arena: &mut Arena, _: Call, body: impl Fn(&Self, &mut Arena) -> Result<()>) -> Result<()> {
+        body(self, arena)
     }
 
     fn linear(
@@ -213,12 +239,12 @@ impl<I: Isa> Backend for Cpu<I> {
         layout::patch(arena, call, args);
     }
 
-    fn model_input(&self, arena: &mut Arena, args: &ModelInputArgs) {
-        sampler::model_input(arena, args);
+    fn model_input(&self, arena: &mut Arena, run: usize, args: &ModelInputArgs) {
+        sampler::model_input(arena, run, args);
     }
 
-    fn sampler_step(&self, arena: &mut Arena, call: usize, args: &SamplerStepArgs, row: &Row) {
-        sampler::sampler_step(arena, call, args, row);
+    fn sampler_step(&self, arena: &mut Arena, run: usize, args: &SamplerStepArgs) {
+        sampler::sampler_step(arena, run, args);
     }
 }
 

@@ -1,0 +1,98 @@
+// What happens to a product before it is stored: act(product + bias) * gate + residual.
+#pragma once
+
+#include "common.cuh"
+
+// The parts of an epilogue that are the same for a whole launch.
+struct Finish {
+    u64 y;
+    u64 bias;
+    u64 residual;
+    u64 gate;
+    u64 condition;
+    u32 cols; // of y and the residual
+    u32 residual_rows;
+    u32 gate_cols;
+    u32 rows_per_sample;
+    u32 act;
+    bool y_half;
+    bool residual_half;
+    bool gate_half;
+};
+
+DEVICE Finish finish_of(const Epilogue &e, const Floats &y, u64 calls) {
+    Finish f;
+    f.y = place(y.at, y.stride, calls);
+    f.bias = e.bias;
+    f.residual = e.residual.at ? place(e.residual.at, e.residual.stride, calls) : 0;
+    f.gate = e.gate.table.at ? place(e.gate.table.at, e.gate.table.stride, calls) : 0;
+    f.condition = e.gate.condition;
+    f.cols = y.cols;
+    f.residual_rows = e.residual.rows;
+    f.gate_cols = e.gate.table.cols;
+    f.rows_per_sample = e.gate.rows_per_sample;
+    f.act = e.act;
+    f.y_half = y.half;
+    f.residual_half = e.residual.half;
+    f.gate_half = e.gate.table.half;
+    // The gate's first column belongs to channel 0.
+    if (f.gate) f.gate += static_cast<u64>(e.gate_column) * (f.gate_half ? 2 : 4);
+    return f;
+}
+
+// Where row `row` finds its gate and residual, as element numbers.
+struct FinishRow {
+    u64 y;
+    u64 gate;
+    u64 residual;
+};
+
+DEVICE FinishRow finish_row(const Finish &f, u32 row) {
+    FinishRow r = {static_cast<u64>(row) * f.cols, 0, 0};
+    if (f.gate) {
+        u32 condition = reinterpret_cast<const u32 *>(f.condition)[row / f.rows_per_sample];
+        r.gate = static_cast<u64>(condition) * f.gate_cols;
+    }
+    if (f.residual) r.residual = static_cast<u64>(row % f.residual_rows) * f.cols;
+    return r;
+}
+
+// Four elements of f16 or f32 data; `i` is a multiple of 4 and so is every row's length.
+DEVICE float4 load_four(u64 at, u64 i, bool half) {
+    if (!half) return reinterpret_cast<const float4 *>(at)[i / 4];
+    const uint2 h = reinterpret_cast<const uint2 *>(at)[i / 4];
+    return make_float4(float_of(h.x & 0xffff), float_of(h.x >> 16), float_of(h.y & 0xffff), float_of(h.y >> 16));
+}
+
+DEVICE void store_four(u64 at, u64 i, bool half, float4 v) {
+    if (half) {
+        reinterpret_cast<uint2 *>(at)[i / 4] = make_uint2(half2_of(v.x, v.y), half2_of(v.z, v.w));
+    } else {
+        reinterpret_cast<float4 *>(at)[i / 4] = v;
+    }
+}
+
+// Finishes and stores elements `col` (a multiple of 4) up to `col + 3` of a row, as far as they exist. Nothing is
+// contracted: on f32 values the results are the CPU's, activations apart.
+DEVICE void finish_four(const Finish &f, const FinishRow &r, u32 col, float4 v) {
+    if (col >= f.cols) return;
+    float e[4] = {v.x, v.y, v.z, v.w};
+    const float *bias = reinterpret_cast<const float *>(f.bias);
+    const bool whole = f.cols % 4 == 0;
+    const u32 n = whole ? 4 : min(4u, f.cols - col);
+    float4 residual = make_float4(0, 0, 0, 0);
+    if (f.residual && whole) residual = load_four(f.residual, r.residual + col, f.residual_half);
+    const float added[4] = {residual.x, residual.y, residual.z, residual.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        if (i >= n) break;
+        if (f.bias) e[i] = __fadd_rn(e[i], bias[col + i]);
+        e[i] = activate(f.act, e[i]);
+        if (f.gate) e[i] = __fmul_rn(e[i], load(f.gate, r.gate + col + i, f.gate_half));
+        if (f.residual) {
+            e[i] = __fadd_rn(e[i], whole ? added[i] : load(f.residual, r.residual + col + i, f.residual_half));
+        }
+        if (!whole) store(f.y, r.y + col + i, f.y_half, e[i]);
+    }
+    if (whole) store_four(f.y, r.y + col, f.y_half, make_float4(e[0], e[1], e[2], e[3]));
+}

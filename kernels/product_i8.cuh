@@ -1,0 +1,326 @@
+// y = epilogue(x W^T) with integer codes on both sides, on `mma.m16n8k32`.
+//
+// A block makes 128 rows by 128 channels; each of its four warps makes 32 channels of all 128 rows, so a code is
+// decoded exactly once per block, in registers, and its cost is shared by eight matrix instructions. Both operands
+// stream through shared memory with `cp.async`, 64 inputs a stage, the weights still packed: per stage 8 KB of
+// activations and 128 rows times 8 bytes per bit of weights.
+//
+// Floor: 2 M N K operations at the rate of `mma.sync`, about 63 % of the tensor peak on sm_90. Per 32 inputs a warp
+// issues 32 matrix instructions, 8 `ldmatrix` and, at 4 bits, about 60 integer instructions.
+//
+// With x = s (q - z) and w = r (c + o), an element is s r (sum q c + o (sum q - z K) - z sum c), where K counts the
+// inputs under valid taps; codes of padding are 0. The float part is done in the order of the CPU back end.
+#pragma once
+
+#include "copy.cuh"
+#include "epilogue.cuh"
+#include "unpack.cuh"
+#include "window.cuh"
+
+namespace integer {
+
+constexpr int ROWS = 128;     // of activations, per block
+constexpr int CHANNELS = 128; // per block
+constexpr int THREADS = 128;
+constexpr int INPUTS = 64; // per stage
+constexpr int ROW_TILES = ROWS / 16;
+constexpr int PITCH = CHANNELS + 8; // of the epilogue's sums: eight rows of fragments lie in different banks
+constexpr int CHANNEL_TILES = CHANNELS / 8 / (THREADS / 32); // per warp
+
+template <int BITS, bool TABLE>
+struct Sizes {
+    static constexpr int stages = BITS <= 5 ? 4 : 3;
+    static constexpr int activations = ROWS * INPUTS;
+    static constexpr int low = units_of_64(Planes<BITS>::low) * CHANNELS * 16;
+    static constexpr int high = units_of_64(Planes<BITS>::high) * CHANNELS * 16;
+    static constexpr int stage = activations + low + high;
+    static constexpr bool shared_table = TABLE && table_registers(BITS) == 0;
+    static constexpr int table = shared_table ? CHANNELS << BITS : 0;
+    // Mirrored in src/backend/cuda/linear.rs.
+    static constexpr int shared = stages * stage + table;
+    static_assert(stages * stage >= ROWS / 2 * PITCH * 4 + ROWS * 16 + CHANNELS * 12, "the epilogue's memory");
+};
+
+// What the epilogue needs of a row of activations.
+struct RowInfo {
+    float scale;
+    float zero;
+    float sum;
+    u32 taps; // valid ones, as bits
+};
+
+// What the epilogue needs of a channel.
+struct ChannelInfo {
+    float scale;
+    float offset;
+    float sum; // of table entries, all taps
+};
+
+// Where the 16-byte chunk `k` (a multiple of 16) of a row's inputs lies; 0 if it is padding. For windows whose channels
+// are whole chunks.
+template <bool CONV>
+DEVICE u64 chunk(const IntegerProductArgs &a, u64 x, u32 row, const Pixel &pixel, u32 k) {
+    if constexpr (!CONV) return row < a.y.rows && k < a.x.row_bytes ? x + static_cast<u64>(row) * a.x.row_bytes + k : 0;
+    u32 channels = a.window.channels;
+    u32 tap = k / channels;
+    if (row >= a.y.rows || tap >= 9) return 0;
+    int at = under(a.window, pixel, tap);
+    return at < 0 ? 0 : x + static_cast<u64>(at) * a.x.row_bytes + (k - tap * channels);
+}
+
+// The same sixteen inputs one by one, for windows whose channels are not whole chunks.
+DEVICE void gather(const IntegerProductArgs &a, u64 x, u32 row, const Pixel &pixel, u32 k, u8 *to) {
+    const u32 channels = a.window.channels;
+    u32 tap = k / channels, of = k - tap * channels;
+#pragma unroll 1
+    for (u32 i = 0; i < 16; i++) {
+        const int at = row < a.y.rows && tap < 9 ? under(a.window, pixel, tap) : -1;
+        to[i] = at < 0 ? 0 : *reinterpret_cast<const u8 *>(x + static_cast<u64>(at) * a.x.row_bytes + of);
+        if (++of == channels) {
+            of = 0;
+            tap++;
+        }
+    }
+}
+
+// Sum of the codes under a row's window, and which taps are valid.
+template <bool CONV>
+DEVICE RowInfo row_info(const IntegerProductArgs &a, u64 x, u32 row) {
+    if (row >= a.y.rows) return {0, 0, 0, 0};
+    const int *sums = reinterpret_cast<const int *>(x + a.x.sum_at);
+    int sum = 0;
+    u32 taps = 0;
+    if constexpr (CONV) {
+        Pixel pixel = pixel_of(a.window, row);
+        for (u32 tap = 0; tap < 9; tap++) {
+            int at = under(a.window, pixel, tap);
+            if (at >= 0) {
+                taps |= 1u << tap;
+                sum += sums[at];
+            }
+        }
+    } else {
+        taps = 1;
+        sum = sums[row];
+    }
+    u32 group = row / (a.y.rows / a.x.groups);
+    float scale = reinterpret_cast<const float *>(x + a.x.scale_at)[group];
+    float zero = reinterpret_cast<const float *>(x + a.x.zero_at)[group];
+    return {scale, zero, static_cast<float>(sum), taps};
+}
+
+DEVICE ChannelInfo channel_info(const Weight &w, u32 channel) {
+    if (channel >= w.rows) return {0, 0, 0};
+    const int *sums = reinterpret_cast<const int *>(w.tap_sums);
+    int sum = 0;
+    for (u32 tap = 0; tap < w.taps; tap++) sum += sums[tap * w.padded_rows + channel];
+    return {reinterpret_cast<const float *>(w.scale)[channel], reinterpret_cast<const float *>(w.offset)[channel],
+            static_cast<float>(sum)};
+}
+
+// Sum of a channel's table entries under the valid taps of a border pixel.
+DEVICE float border_sum(const Weight &w, u32 channel, u32 taps) {
+    if (channel >= w.rows) return 0;
+    const int *sums = reinterpret_cast<const int *>(w.tap_sums);
+    int sum = 0;
+    for (u32 tap = 0; tap < 9; tap++) {
+        if (taps >> tap & 1) sum += sums[tap * w.padded_rows + channel];
+    }
+    return static_cast<float>(sum);
+}
+
+DEVICE void multiply(int (&acc)[4], const u32 (&a)[4], const Pair &b) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.b0), "r"(b.b1));
+}
+
+// Grid: x counts tiles of rows first, then of channels, so that blocks that run together share weights.
+template <int BITS, bool TABLE, bool CONV>
+DEVICE void product(const IntegerProductArgs &a) {
+    using S = Sizes<BITS, TABLE>;
+    extern __shared__ __align__(128) u8 shared[];
+    const u32 shared_at = shared_address(shared);
+    i8 *const table_at = reinterpret_cast<i8 *>(shared + S::stages * S::stage);
+
+    const u32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const u32 row_blocks = (a.y.rows + ROWS - 1) / ROWS;
+    const u32 m0 = blockIdx.x % row_blocks * ROWS, n0 = blockIdx.x / row_blocks * CHANNELS;
+    const u64 x = place(a.x.at, a.x.stride, a.calls);
+    const Weight &w = a.weight;
+    const u32 inputs = CONV ? 9 * a.window.channels : a.x.cols;
+    const int n_stages = static_cast<int>((inputs + INPUTS - 1) / INPUTS);
+    const bool by_chunk = !CONV || a.window.channels % 16 == 0;
+
+    // This thread copies chunk `thread % 4` of rows `thread / 4 + 32 i`, and all units of channel `n0 + thread`.
+    Pixel pixels[4];
+    if constexpr (CONV) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) pixels[i] = pixel_of(a.window, m0 + thread / 4 + 32 * i);
+    }
+    const u32 channel = n0 + thread;
+    const bool has_channel = channel < w.padded_rows;
+    const u32 low_units = (inputs + 128 / Planes<BITS>::low - 1) / (128 / Planes<BITS>::low);
+    constexpr int high_bits = Planes<BITS>::high ? Planes<BITS>::high : 1;
+    const u32 high_units = (inputs + 128 / high_bits - 1) / (128 / high_bits);
+
+    auto copy_units = [&](u64 plane, u32 units, u32 first, int count, u32 to) {
+        u64 from = plane + (static_cast<u64>(channel / 16) * units * 16 + channel % 16) * 16;
+#pragma unroll
+        for (int u = 0; u < count; u++) {
+            bool valid = has_channel && first + u < units;
+            copy_async(to + (u * CHANNELS + thread) * 16, valid ? from + static_cast<u64>(first + u) * 256 : plane,
+                       valid);
+        }
+    };
+    auto copy_stage = [&](int stage) {
+        const u32 at = shared_at + stage % S::stages * S::stage;
+        const u32 k = stage * INPUTS + thread % 4 * 16;
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            const u32 row = thread / 4 + 32 * i;
+            // Chunks of a row are permuted so that the eight rows of an 8x8 matrix lie in different banks.
+            const u32 to = row * INPUTS + (thread % 4 ^ (row / 2 % 4)) * 16;
+            if (by_chunk) {
+                u64 from = chunk<CONV>(a, x, m0 + row, pixels[i], k);
+                copy_async(at + to, from ? from : x, from != 0);
+            } else {
+                gather(a, x, m0 + row, pixels[i], k, shared + stage % S::stages * S::stage + to);
+            }
+        }
+        constexpr int low = units_of_64(Planes<BITS>::low), high = units_of_64(Planes<BITS>::high);
+        copy_units(w.plane[0], low_units, stage * INPUTS * Planes<BITS>::low / 128, low, at + S::activations);
+        if constexpr (high > 0) {
+            copy_units(w.plane[1], high_units, stage * INPUTS * Planes<BITS>::high / 128, high,
+                       at + S::activations + S::low);
+        }
+    };
+
+    // The codebooks of the channels whose codes this lane decodes.
+    constexpr int registers = TABLE ? table_registers(BITS) : 0;
+    u32 table[CHANNEL_TILES][registers ? registers : 1];
+    if constexpr (registers > 0) {
+#pragma unroll
+        for (int j = 0; j < CHANNEL_TILES; j++) {
+            u32 of = min(n0 + warp * 32 + j * 8 + lane / 4, w.padded_rows - 1);
+            const u32 *from = reinterpret_cast<const u32 *>(w.table) + (w.per_row ? of * registers : 0);
+#pragma unroll
+            for (int i = 0; i < registers; i++) table[j][i] = from[i];
+        }
+    }
+    if constexpr (S::shared_table) {
+        const u32 words = (1u << BITS) / 4;
+        for (u32 i = thread; i < CHANNELS * words; i += THREADS) {
+            u32 of = min(n0 + i / words, w.padded_rows - 1);
+            reinterpret_cast<u32 *>(table_at)[i] =
+                reinterpret_cast<const u32 *>(w.table)[(w.per_row ? of * words : 0) + i % words];
+        }
+    }
+
+    int acc[ROW_TILES][CHANNEL_TILES][4] = {};
+#pragma unroll 1
+    for (int s = 0; s < S::stages - 1; s++) {
+        if (s < n_stages) copy_stage(s);
+        copy_commit();
+    }
+#pragma unroll 1
+    for (int s = 0; s < n_stages; s++) {
+        copy_wait<S::stages - 2>();
+        __syncthreads();
+        if (s + S::stages - 1 < n_stages) copy_stage(s + S::stages - 1);
+        copy_commit();
+
+        const u32 at = shared_at + s % S::stages * S::stage;
+        const u8 *packed = shared + s % S::stages * S::stage + S::activations;
+#pragma unroll 1
+        for (int half = 0; half < 2; half++) {
+            const int quarter = s % 2 * 2 + half;
+            Pair b[CHANNEL_TILES];
+#pragma unroll
+            for (int j = 0; j < CHANNEL_TILES; j++) {
+                const u32 in_block = warp * 32 + j * 8 + lane / 4;
+                const u32 *low = reinterpret_cast<const u32 *>(packed) + in_block * 4 + lane % 4;
+                const u32 *high = low + S::low / 4;
+                Words words = {0, 0, 0};
+                constexpr int unit = CHANNELS * 4; // words from unit to unit
+                if constexpr (BITS == 8) {
+                    words.low = low[2 * half * unit];
+                    words.low_next = low[(2 * half + 1) * unit];
+                } else {
+                    words.low = low[Planes<BITS>::low == 4 ? half * unit : 0];
+                    if constexpr (Planes<BITS>::high > 0) words.high = high[0];
+                }
+                if constexpr (registers > 0) {
+                    b[j] = entries_of<BITS>(table[j], words, half, quarter);
+                } else {
+                    b[j] = codes_of<BITS>(words, half, quarter);
+                    if constexpr (TABLE) {
+                        const i8 *row = table_at + (in_block << BITS);
+                        b[j] = {look_up_shared(row, b[j].b0), look_up_shared(row, b[j].b1)};
+                    } else {
+                        b[j] = {(b[j].b0 + w.low) ^ w.high, (b[j].b1 + w.low) ^ w.high};
+                    }
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; i++) {
+                const u32 row = i * 16 + lane % 16, part = half * 2 + lane / 16;
+                u32 fragment[4];
+                load_matrices(fragment, at + row * INPUTS + (part ^ (row / 2 % 4)) * 16);
+#pragma unroll
+                for (int j = 0; j < CHANNEL_TILES; j++) multiply(acc[i][j], fragment, b[j]);
+            }
+        }
+    }
+    copy_wait<0>();
+    __syncthreads();
+
+    // The stages are done; their memory takes what the epilogue needs of each row and channel, and the sums, 64 rows at
+    // a time, so that a warp finishes whole rows with wide accesses.
+    int *const sums = reinterpret_cast<int *>(shared);
+    RowInfo *const row_infos = reinterpret_cast<RowInfo *>(sums + ROWS / 2 * PITCH);
+    ChannelInfo *const channel_infos = reinterpret_cast<ChannelInfo *>(row_infos + ROWS);
+    row_infos[thread] = row_info<CONV>(a, x, m0 + thread);
+    channel_infos[thread] = channel_info(w, n0 + thread);
+
+    const Finish finish = finish_of(a.epilogue, a.y, a.calls);
+    const u32 tap_inputs = CONV ? a.window.channels : a.x.cols;
+#pragma unroll
+    for (int part = 0; part < 2; part++) {
+        if (part > 0) __syncthreads();
+#pragma unroll
+        for (int i = 0; i < ROW_TILES / 2; i++) {
+#pragma unroll
+            for (int j = 0; j < CHANNEL_TILES; j++) {
+                const int *v = acc[part * ROW_TILES / 2 + i][j];
+                int *to = sums + (i * 16 + lane / 4) * PITCH + warp * 32 + j * 8 + lane % 4 * 2;
+                *reinterpret_cast<int2 *>(to) = make_int2(v[0], v[1]);
+                *reinterpret_cast<int2 *>(to + 8 * PITCH) = make_int2(v[2], v[3]);
+            }
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (u32 i = warp; i < ROWS / 2; i += THREADS / 32) {
+            const u32 in_block = part * ROWS / 2 + i, row = m0 + in_block;
+            if (row >= a.y.rows) break;
+            const RowInfo info = row_infos[in_block];
+            const bool border = CONV && info.taps != 0x1ff;
+            const float shifted = fmaf(-info.zero, static_cast<float>(__popc(info.taps) * tap_inputs), info.sum);
+            const int4 sum = *reinterpret_cast<const int4 *>(sums + i * PITCH + lane * 4);
+            const int four[4] = {sum.x, sum.y, sum.z, sum.w};
+            float v[4];
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                const ChannelInfo c = channel_infos[lane * 4 + e];
+                float weight_sum = c.sum;
+                if (border) weight_sum = border_sum(w, n0 + lane * 4 + e, info.taps);
+                const float product = fmaf(-info.zero, weight_sum, static_cast<float>(four[e]));
+                v[e] = __fmul_rn(__fmul_rn(info.scale, c.scale), fmaf(c.offset, shifted, product));
+            }
+            finish_four(finish, finish_row(finish, row), n0 + lane * 4, make_float4(v[0], v[1], v[2], v[3]));
+        }
+    }
+}
+
+} // namespace integer

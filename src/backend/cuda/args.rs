@@ -1,0 +1,184 @@
+//! The kernels' arguments: `kernels/args.cuh` again, field by field. Sizes are asserted on both sides.
+
+use crate::backend::args;
+use crate::codec::Grain;
+use crate::codec::layout::{Layout, Tables};
+use crate::format::TensorView;
+use crate::program::Act;
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+macro_rules! structs {
+    ($($(#[$doc:meta])* $name:ident, $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $ty:ty),+ $(,)? })+) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug, PartialEq, FromZeros, IntoBytes, Immutable)]
+            #[repr(C)]
+            pub struct $name { $($(#[$field_doc])* pub $field: $ty),+ }
+            const _: () = assert!(size_of::<$name>() == $bytes);
+        )+
+    };
+}
+pub(super) use structs;
+
+structs! {
+    /// A float matrix; address 0 means none.
+    Floats, 32 { at: u64, stride: u64, rows: u32, cols: u32, half: u32, pad: u32 }
+
+    /// Activation codes; offsets count bytes from the first code.
+    Codes, 64 {
+        at: u64, stride: u64, scale_at: u64, zero_at: u64, sum_at: u64,
+        rows: u32, cols: u32, row_bytes: u32, groups: u32, bits: u32, pad: u32,
+    }
+
+    /// Scales from a table; address 0 means from the data.
+    Fixed, 24 { at: u64, stride: u64, rows_per_entry: u32, pad: u32 }
+
+    /// Columns of a per-condition matrix.
+    PerSample, 48 { table: Floats, condition: u64, rows_per_sample: u32, pad: u32 }
+
+    /// A weight matrix.
+    Weight, 88 {
+        plane: [u64; 2], table: u64, scale: u64, offset: u64, tap_sums: u64,
+        kind: u32, bits: u32, rows: u32, padded_rows: u32, cols: u32, taps: u32,
+        per_row: u32, consecutive: u32, low: u32, high: u32,
+    }
+
+    /// Where the inputs of an output row lie.
+    Window, 24 { taps: u32, channels: u32, height: u32, width: u32, upsample: u32, pad: u32 }
+
+    /// What happens to a product.
+    Epilogue, 96 { bias: u64, residual: Floats, gate: PerSample, gate_column: u32, act: u32 }
+
+    /// A product of codes.
+    IntegerProductArgs, 312 { calls: u64, x: Codes, weight: Weight, y: Floats, window: Window, epilogue: Epilogue }
+
+    /// A product of floats.
+    FloatProductArgs, 280 { calls: u64, x: Floats, weight: Weight, y: Floats, window: Window, epilogue: Epilogue }
+}
+
+/// The number of an activation function in `args.cuh`.
+pub fn act(act: Act) -> u32 {
+    match act {
+        Act::None => 0,
+        Act::Silu => 1,
+        Act::GeluTanh => 2,
+    }
+}
+
+/// What kind of numbers a weight holds, as in `args.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum WeightKind {
+    F32,
+    F16,
+    CodesI8,
+    CodesF16,
+}
+
+impl WeightKind {
+    /// The kind of `tensor`.
+    pub fn of(tensor: &TensorView<'_>) -> Self {
+        match tensor {
+            TensorView::F32(_) => WeightKind::F32,
+            TensorView::F16(_) => WeightKind::F16,
+            TensorView::Codes(m) if m.layout.int8 => WeightKind::CodesI8,
+            TensorView::Codes(_) => WeightKind::CodesF16,
+        }
+    }
+}
+
+/// A weight of `rows` output channels and `cols` inputs whose first byte is at device address `at`.
+pub fn weight(tensor: &TensorView<'_>, at: u64, rows: usize, cols: usize) -> Weight {
+    let mut weight = Weight::new_zeroed();
+    weight.kind = WeightKind::of(tensor) as u32;
+    (weight.rows, weight.padded_rows, weight.cols, weight.taps) = (rows as u32, rows as u32, cols as u32, 1);
+    weight.plane[0] = at;
+    let TensorView::Codes(matrix) = tensor else { return weight };
+    let layout: &Layout = &matrix.layout;
+    let blobs = layout.blobs();
+    weight.plane = blobs.planes.map(|p| at + p.start as u64);
+    weight.table = at + blobs.table.start as u64;
+    weight.scale = at + blobs.scale.start as u64;
+    weight.offset = at + blobs.offset.start as u64;
+    weight.tap_sums = at + blobs.tap_sums.start as u64;
+    (weight.bits, weight.taps) = (u32::from(layout.bits.get()), layout.taps as u32);
+    (weight.rows, weight.padded_rows) = (layout.rows as u32, layout.padded_rows() as u32);
+    weight.per_row = u32::from(layout.grain == Grain::Row);
+    if let (Tables::I8(table), Grain::Tensor) = (matrix.tables, layout.grain)
+        && table.windows(2).all(|pair| i16::from(pair[1]) == i16::from(pair[0]) + 1)
+    {
+        let first = u32::from(table[0] as u8) * 0x0101_0101;
+        (weight.consecutive, weight.low, weight.high) = (1, first & 0x7f7f_7f7f, first & 0x8080_8080);
+    }
+    weight
+}
+
+/// Where the operands of an op lie on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// The arena's first byte.
+    pub arena: u64,
+    /// The numbers of the current call, two u32.
+    pub calls: u64,
+}
+
+impl Frame {
+    /// A place that does not depend on the call.
+    pub fn at(&self, slot: args::Slot) -> u64 {
+        self.arena + slot.at as u64
+    }
+
+    /// A float matrix.
+    pub fn floats(&self, f: &args::Floats) -> Floats {
+        Floats {
+            at: self.at(f.slot),
+            stride: f.slot.stride as u64,
+            rows: f.rows as u32,
+            cols: f.cols as u32,
+            half: u32::from(f.element == args::Element::F16),
+            pad: 0,
+        }
+    }
+
+    /// A float matrix that may be absent.
+    pub fn optional(&self, f: Option<&args::Floats>) -> Floats {
+        f.map_or_else(Floats::new_zeroed, |f| self.floats(f))
+    }
+
+    /// Activation codes.
+    pub fn codes(&self, c: &args::Codes) -> Codes {
+        Codes {
+            at: self.at(c.slot),
+            stride: c.slot.stride as u64,
+            scale_at: c.scale_at() as u64,
+            zero_at: c.zero_at() as u64,
+            sum_at: c.sum_at() as u64,
+            rows: c.rows as u32,
+            cols: c.cols as u32,
+            row_bytes: c.stride() as u32,
+            groups: c.groups as u32,
+            bits: u32::from(c.bits),
+            pad: 0,
+        }
+    }
+
+    /// Scales from a table, or none.
+    pub fn fixed(&self, f: Option<&args::FixedRange>) -> Fixed {
+        f.map_or_else(Fixed::new_zeroed, |f| Fixed {
+            at: self.at(f.table),
+            stride: f.table.stride as u64,
+            rows_per_entry: f.rows_per_entry as u32,
+            pad: 0,
+        })
+    }
+
+    /// Columns of a per-condition matrix, or none.
+    pub fn per_sample(&self, p: Option<&args::PerSample>) -> PerSample {
+        p.map_or_else(PerSample::new_zeroed, |p| PerSample {
+            table: self.floats(&p.table),
+            condition: self.at(p.condition),
+            rows_per_sample: p.rows_per_sample as u32,
+            pad: 0,
+        })
+    }
+}

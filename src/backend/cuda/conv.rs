@@ -1,0 +1,30 @@
+//! 3x3 convolutions: `kernels/conv.cu` and `kernels/conv_i8.cu`.
+
+use super::DeviceTensor;
+use super::args::{self, Frame, Window};
+use super::launch::Launch;
+use super::linear::{Family, epilogue, product};
+use crate::backend::args::Conv2dArgs;
+use crate::program::Act;
+
+/// See [`Op::Conv2d`](crate::program::Op::Conv2d).
+pub fn conv2d(
+    frame: &Frame,
+    args: &Conv2dArgs,
+    weight: &DeviceTensor<'_>,
+    bias: Option<&DeviceTensor<'_>>,
+    issue: &mut impl FnMut(Launch<'_>),
+) {
+    let channels = args.x.cols();
+    let window = Window {
+        taps: 9,
+        channels: channels as u32,
+        height: args.height as u32,
+        width: args.width as u32,
+        upsample: args.upsample as u32,
+        pad: 0,
+    };
+    let epilogue = epilogue(frame, bias, Act::None, None, args.residual.as_ref());
+    let weight = args::weight(&weight.view, weight.at, args.y.cols, 9 * channels);
+    product(frame, Family::Conv, &args.x, weight, &args.y, window, epilogue, issue);
+}

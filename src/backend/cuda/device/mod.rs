@@ -1,0 +1,481 @@
+//! A device behind the NVIDIA driver of this machine.
+//!
+//! The driver is opened at run time (`kernels/driver`): without one [`devices`] is empty and [`Device::open`] says so.
+//! `cust` owns contexts, streams, modules and events; what it lacks (graphs, locked pages, launches by one block of bytes)
+//! goes through its raw bindings here. Every handle keeps the context that it belongs to alive. Copies are checked
+//! against the allocations, launches against the size of the kernel's arguments; what a kernel does with the addresses
+//! in them is the back end's to prove.
+#![allow(unsafe_code)]
+
+mod fault;
+mod list;
+mod staging;
+
+pub use list::{DeviceInfo, LEAST_CAPABILITY, OLDEST_DRIVER, devices, find_devices, inspect};
+pub use staging::WeightPath;
+
+use super::driver::{Driver, MemoryInfo, args_bytes, isa_of_driver, isa_version};
+use crate::error::{Error, Result};
+use cust::context::{Context, CurrentContext};
+use cust::device::DeviceAttribute;
+use cust::event::EventFlags;
+use cust::stream::{Stream, StreamFlags};
+use cust::sys::{self, CUresult};
+use fault::{Answer, INVALID_PTX, UNSUPPORTED_PTX, fault};
+use staging::Ring;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::ptr;
+use std::rc::Rc;
+
+/// Dynamic shared memory that a kernel may use without asking.
+const COMMON_SHARED: usize = 48 << 10;
+/// The ring for what goes up in every step, and the ring for weights: buffers, bytes each.
+const SMALL_RING: (usize, usize) = (4, 256 << 10);
+const WEIGHT_RING: (usize, usize) = (2, 64 << 20);
+
+/// A CUDA device and one stream of work.
+pub struct Device {
+    info: DeviceInfo,
+    processors: usize,
+    /// The most dynamic shared memory of a block.
+    most_shared: usize,
+    path: Cell<WeightPath>,
+    /// Bytes of every allocation, by address.
+    allocations: RefCell<BTreeMap<u64, usize>>,
+    /// Names of the functions handed out, for reports.
+    names: RefCell<Vec<String>>,
+    /// Kept so that functions stay valid.
+    modules: RefCell<Vec<Rc<Loaded>>>,
+    small: RefCell<Ring>,
+    weights: RefCell<Option<Ring>>,
+    core: Rc<Core>,
+}
+
+/// What everything else refers to. Fields drop in order: the stream before its context.
+struct Core {
+    stream: Stream,
+    context: Context,
+}
+
+impl Core {
+    /// Makes the context this thread's; every call starts so, because there may be two devices.
+    fn enter(&self) -> Result<()> {
+        CurrentContext::set_current(&self.context).or_fault("the device's context")
+    }
+}
+
+struct Loaded {
+    module: cust::module::Module,
+    ptx: String,
+    core: Rc<Core>,
+}
+
+/// A module on a [`Device`].
+pub struct Module(Rc<Loaded>);
+
+/// A kernel of a [`Device`].
+#[derive(Clone, Copy)]
+pub struct Function {
+    raw: sys::CUfunction,
+    /// The context it belongs to.
+    context: sys::CUcontext,
+    name: usize,
+    args: usize,
+    dynamic_shared: usize,
+}
+
+/// Captured work of a [`Device`].
+pub struct Graph {
+    raw: sys::CUgraphExec,
+    /// The modules it runs, and the context.
+    _modules: Vec<Rc<Loaded>>,
+    core: Rc<Core>,
+}
+
+/// A point in the stream of a [`Device`].
+pub struct Event {
+    inner: cust::event::Event,
+    core: Rc<Core>,
+}
+
+impl Device {
+    /// Opens the device `index`.
+    pub fn open(index: usize) -> Result<Self> {
+        let (handle, info) = list::choose(index)?;
+        let what = format!("CUDA device {index} ({})", info.name);
+        let number = |attribute| handle.get_attribute(attribute).or_fault(&what);
+        let processors = number(DeviceAttribute::MultiprocessorCount)? as usize;
+        let raw_number = |attribute| {
+            let mut value = 0;
+            // SAFETY: the handle is valid and the pointer to a live integer.
+            let answer = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, handle.as_raw()) };
+            answer.or_fault(&what).map(|()| value)
+        };
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST_SHARED,
+            CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED as LOCKS_READ_ONLY,
+        };
+        let most_shared = raw_number(MOST_SHARED)? as usize;
+        let path = if raw_number(LOCKS_READ_ONLY)? != 0 { WeightPath::Locked } else { WeightPath::Ring };
+        let context = Context::new(handle).or_fault(&what)?;
+        CurrentContext::set_current(&context).or_fault(&what)?;
+        let stream = Stream::new(StreamFlags::DEFAULT, None).or_fault(&what)?;
+        Ok(Device {
+            info,
+            processors,
+            most_shared,
+            path: Cell::new(path),
+            allocations: RefCell::default(),
+            names: RefCell::default(),
+            modules: RefCell::default(),
+            small: RefCell::new(Ring::new(SMALL_RING.0, SMALL_RING.1)?),
+            weights: RefCell::default(),
+            core: Rc::new(Core { stream, context }),
+        })
+    }
+
+    /// What is known of the device.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// How weights get to the device.
+    pub fn weight_path(&self) -> WeightPath {
+        self.path.get()
+    }
+
+    /// Chooses how weights get to the device: the best that it supports unless chosen.
+    pub fn set_weight_path(&self, path: WeightPath) {
+        self.path.set(path);
+    }
+
+    /// Refuses bytes outside every allocation.
+    fn check_range(&self, what: &str, at: u64, bytes: usize) -> Result<()> {
+        let allocations = self.allocations.borrow();
+        let inside = allocations.range(..=at).next_back().is_some_and(|(&start, &len)| {
+            let offset = at - start;
+            offset <= len as u64 && bytes as u64 <= len as u64 - offset
+        });
+        if inside {
+            return Ok(());
+        }
+        Err(Error::device(what, "bytes within one allocation of this device", format!("{bytes} bytes at {at:#x}")))
+    }
+
+    /// Refuses a handle of another device.
+    fn check_owner(&self, what: &str, context: sys::CUcontext) -> Result<()> {
+        if context == self.core.context.as_raw() {
+            return Ok(());
+        }
+        Err(Error::device(what, "a handle of this device", "one of another"))
+    }
+
+    /// Why the driver refuses a module.
+    fn explain(&self, what: String, ptx: &CString, isa: &str) -> Error {
+        let mut log = vec![0u8; 4096];
+        let mut options =
+            [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut values = [log.as_mut_ptr().cast(), (log.len() - 1) as *mut _];
+        let mut module = ptr::null_mut();
+        // SAFETY: the text ends in a zero; two options with their values; the log is as long as it claims.
+        let answer = unsafe {
+            sys::cuModuleLoadDataEx(&mut module, ptx.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
+        };
+        if answer == CUresult::CUDA_SUCCESS {
+            // SAFETY: it was loaded a line above, and nothing refers to it.
+            unsafe { sys::cuModuleUnload(module) };
+        }
+        let log = String::from_utf8_lossy(&log);
+        let log = log.trim_end_matches('\0').lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>();
+        let log = if log.is_empty() { format!("CUDA error {}", answer as u32) } else { log.join("; ") };
+        let (major, minor) = self.info.driver;
+        match answer as u32 {
+            INVALID_PTX | UNSUPPORTED_PTX => Error::device(
+                what,
+                format!("a driver that compiles PTX {isa}; update it if it is older"),
+                format!("CUDA {major}.{minor}, which compiles PTX up to {}: {log}", isa_of_driver(major, minor)),
+            ),
+            0 => Error::device(what, "a driver that gives one answer", "a failure, then success"),
+            code => match fault(what, code) {
+                Error::Device { what, expected, got } => Error::device(what, expected, format!("{got}: {log}")),
+                other => other,
+            },
+        }
+    }
+
+    fn mark_with(&self, flags: EventFlags) -> Result<Event> {
+        self.core.enter()?;
+        let inner = cust::event::Event::new(flags).or_fault("an event")?;
+        inner.record(&self.core.stream).or_fault("marking the stream")?;
+        Ok(Event { inner, core: self.core.clone() })
+    }
+}
+
+impl Driver for Device {
+    type Module = Module;
+    type Function = Function;
+    type Graph = Graph;
+    type Event = Event;
+
+    fn name(&self) -> String {
+        let (major, minor) = self.info.capability;
+        format!("{}, sm_{major}{minor}", self.info.name)
+    }
+
+    fn memory(&self) -> Result<MemoryInfo> {
+        self.core.enter()?;
+        let (free, total) = cust::memory::mem_get_info().or_fault("the device's memory")?;
+        Ok(MemoryInfo { free, total })
+    }
+
+    fn processors(&self) -> usize {
+        self.processors
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.core.enter()?;
+        let mut at = 0;
+        // SAFETY: the pointer is to a live integer.
+        let answer = unsafe { sys::cuMemAlloc_v2(&mut at, bytes.max(1)) };
+        if answer == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let expected = format!("{bytes} bytes free; choose a smaller batch or size, or end its other users");
+            let free = self.memory().map_or("fewer".into(), |memory| memory.free.to_string());
+            return Err(Error::device(format!("memory of {}", self.info.name), expected, free));
+        }
+        answer.or_fault("allocating device memory")?;
+        self.allocations.borrow_mut().insert(at, bytes);
+        Ok(at)
+    }
+
+    fn free(&self, at: u64) {
+        let known = self.allocations.borrow_mut().remove(&at);
+        assert!(known.is_some(), "freed {at:#x}, which is not allocated");
+        if self.core.enter().is_ok() {
+            // SAFETY: it was allocated and not freed; the driver waits for the work that uses it. A lost device has
+            // lost its memory too, so a failure leaves nothing to do.
+            unsafe { sys::cuMemFree_v2(at) };
+        }
+    }
+
+    fn load(&self, name: &str, ptx: &str) -> Result<Module> {
+        self.core.enter()?;
+        let what = || format!("module {name}");
+        let text = CString::new(ptx).map_err(|_| Error::device(what(), "text", "a zero byte"))?;
+        let module = cust::module::Module::from_ptx_cstr(&text, &[]);
+        let module = module.map_err(|_| self.explain(what(), &text, isa_version(ptx)))?;
+        let loaded = Rc::new(Loaded { module, ptx: ptx.into(), core: self.core.clone() });
+        self.modules.borrow_mut().push(loaded.clone());
+        Ok(Module(loaded))
+    }
+
+    fn function(&self, module: &Module, name: &str, dynamic_shared: usize) -> Result<Function> {
+        self.core.enter()?;
+        let what = || format!("kernel {name}");
+        let context = module.0.core.context.as_raw();
+        self.check_owner(name, context)?;
+        let args = args_bytes(&module.0.ptx, name)?;
+        let raw = module.0.module.get_function(name).or_fault(what())?.to_raw();
+        if dynamic_shared > self.most_shared {
+            let expected = format!("at most {} bytes of shared memory, as the device has", self.most_shared);
+            return Err(Error::device(what(), expected, dynamic_shared));
+        }
+        if dynamic_shared > COMMON_SHARED {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a loaded module; the number fits, being at most the device's.
+            unsafe { sys::cuFuncSetAttribute(raw, attribute, dynamic_shared as i32) }.or_fault(what())?;
+        }
+        let mut names = self.names.borrow_mut();
+        names.push(name.into());
+        Ok(Function { raw, context, name: names.len() - 1, args, dynamic_shared })
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.check_range("copy to the device", to, from.len())?;
+        self.core.enter()?;
+        self.small.borrow_mut().send(&self.core.stream, to, from)
+    }
+
+    fn upload_weights(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.check_range("weights", to, from.len())?;
+        self.core.enter()?;
+        let left = match self.path.get() {
+            WeightPath::Locked => staging::send_locked(&self.core.stream, to, from)?,
+            WeightPath::Ring => from,
+        };
+        if left.is_empty() {
+            return Ok(());
+        }
+        let to = to + (from.len() - left.len()) as u64;
+        let mut ring = self.weights.borrow_mut();
+        if ring.is_none() {
+            *ring = Some(Ring::new(WEIGHT_RING.0, WEIGHT_RING.1)?);
+        }
+        ring.as_mut().expect("made above").send(&self.core.stream, to, left)
+    }
+
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.check_range("copy from the device", from, to.len())?;
+        self.core.enter()?;
+        if !to.is_empty() {
+            let stream = self.core.stream.as_inner();
+            // SAFETY: both ranges are live, checked above, and nothing touches `to` before the wait below.
+            let answer = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), stream) };
+            // Waits also after a failure: the copy must not outlive the borrow.
+            let waited = self.core.stream.synchronize();
+            answer.or_fault("copy from the device")?;
+            waited.or_fault("copy from the device")?;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, at: u64, byte: u8, bytes: usize) -> Result<()> {
+        self.check_range("filling device memory", at, bytes)?;
+        self.core.enter()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the range is allocated, checked above.
+        unsafe { sys::cuMemsetD8Async(at, byte, bytes, self.core.stream.as_inner()) }.or_fault("filling device memory")
+    }
+
+    fn launch(&self, function: Function, grid: [u32; 3], block: u32, dynamic_shared: usize, args: &[u8]) -> Result<()> {
+        let name = || format!("kernel {}", self.names.borrow()[function.name]);
+        self.check_owner("launch", function.context)?;
+        if args.len() != function.args {
+            return Err(Error::device(name(), format!("{} bytes of arguments", function.args), args.len()));
+        }
+        if dynamic_shared > function.dynamic_shared {
+            let expected = format!("at most {} bytes of shared memory, as prepared", function.dynamic_shared);
+            return Err(Error::device(name(), expected, dynamic_shared));
+        }
+        self.core.enter()?;
+        let mut params = [args.as_ptr() as *mut _];
+        // SAFETY: the function is of a module that this device keeps; its one parameter has the size of `args`, which
+        // the driver copies before it returns. What the kernel reaches through them is the back end's to prove.
+        let answer = unsafe {
+            sys::cuLaunchKernel(
+                function.raw,
+                grid[0],
+                grid[1],
+                grid[2],
+                block,
+                1,
+                1,
+                dynamic_shared as u32,
+                self.core.stream.as_inner(),
+                params.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        if answer == CUresult::CUDA_SUCCESS { Ok(()) } else { answer.or_fault(name()) }
+    }
+
+    fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.core.enter()?;
+        let capture = Capture::begin(&self.core.stream)?;
+        let done = body();
+        self.core.enter()?;
+        let graph = capture.end();
+        done?;
+        let graph = graph?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: the graph is the one just captured; this entry has one signature in every driver that has it.
+        unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, graph.0, 0) }.or_fault("preparing a graph")?;
+        Ok(Graph { raw, _modules: self.modules.borrow().clone(), core: self.core.clone() })
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        self.check_owner("graph", graph.core.context.as_raw())?;
+        self.core.enter()?;
+        // SAFETY: the graph lives, and is of this device; the buffers and modules of its kernels are as for `launch`.
+        unsafe { sys::cuGraphLaunch(graph.raw, self.core.stream.as_inner()) }.or_fault("running a graph")
+    }
+
+    fn mark(&self) -> Result<Event> {
+        self.mark_with(EventFlags::DISABLE_TIMING)
+    }
+
+    fn mark_time(&self) -> Result<Event> {
+        self.mark_with(EventFlags::DEFAULT)
+    }
+
+    fn wait_for(&self, event: &Event) -> Result<()> {
+        event.core.enter()?;
+        event.inner.synchronize().or_fault("waiting for the device")
+    }
+
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<f64> {
+        self.wait_for(to)?;
+        let milliseconds = to.inner.elapsed_time_f32(&from.inner).or_fault("the time between two marks")?;
+        Ok(f64::from(milliseconds) * 1e-3)
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.core.enter()?;
+        self.core.stream.synchronize().or_fault("waiting for the device")
+    }
+}
+
+impl Drop for Device {
+    /// Waits for the queued work, which uses what is about to go, and gives all memory back.
+    fn drop(&mut self) {
+        let _ = self.wait();
+        for &at in self.allocations.get_mut().keys() {
+            // SAFETY: allocated, not freed, and no longer used.
+            unsafe { sys::cuMemFree_v2(at) };
+        }
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let _ = self.core.enter();
+        // SAFETY: it was instantiated and nothing else refers to it; the driver lets a running replay finish.
+        unsafe { sys::cuGraphExecDestroy(self.raw) };
+    }
+}
+
+/// A stream that records instead of running. Ends when dropped, so that a failure does not leave the stream recording.
+struct Capture<'a>(Option<&'a Stream>);
+
+/// A captured graph.
+struct Template(sys::CUgraph);
+
+impl<'a> Capture<'a> {
+    fn begin(stream: &'a Stream) -> Result<Self> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives.
+        unsafe { sys::cuStreamBeginCapture_v2(stream.as_inner(), mode) }.or_fault("recording a graph")?;
+        Ok(Capture(Some(stream)))
+    }
+
+    fn end(mut self) -> Result<Template> {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Result<Template> {
+        let mut graph = Template(ptr::null_mut());
+        if let Some(stream) = self.0.take() {
+            // SAFETY: the stream lives and is recording.
+            unsafe { sys::cuStreamEndCapture(stream.as_inner(), &mut graph.0) }.or_fault("recording a graph")?;
+        }
+        Ok(graph)
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        let _ = self.finish();
+    }
+}
+
+impl Drop for Template {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: a graph of ours; what was instantiated of it stays.
+            unsafe { sys::cuGraphDestroy(self.0) };
+        }
+    }
+}
