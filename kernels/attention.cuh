@@ -1,4 +1,4 @@
-// Arguments of the attention kernels, and the tensor core instructions they are made of.
+// What the attention kernels share: arguments, and how blocks divide the work.
 #pragma once
 
 #include "common.cuh"
@@ -55,39 +55,5 @@ struct Work {
     }
 };
 
-// Shared memory addresses are 32-bit in the instructions below.
-DEVICE u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
-
-// Copies 16 bytes into shared memory in the background, or zeros if not `valid`.
-DEVICE void copy_async(u32 to, u64 from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
-}
-
 // Number of the element at `column` of row `row`.
 DEVICE u64 element(const Floats &f, u32 row, u32 column) { return static_cast<u64>(row) * f.cols + column; }
-
-DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-DEVICE void copy_wait_all() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
-
-// Four 8x8 matrices of halves; lane l gives the address of row l % 8 of matrix l / 8.
-DEVICE void load_matrices(u32 (&r)[4], u32 from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(from)
-                 : "memory");
-}
-
-DEVICE void load_matrices_transposed(u32 (&r)[4], u32 from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(from)
-                 : "memory");
-}
-
-// c += a b for a 16x16 tile of a and a 16x8 tile of b.
-DEVICE void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
