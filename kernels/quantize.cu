@@ -1,4 +1,5 @@
-// Float activations to integer codes.
+// variants: ROW=256,512,1280,2048,4096,8192,0
+// Float activations to integer codes, rows of up to ROW columns.
 //
 // The floor is one read of the floats and one write of the codes. With a scale per row that is what happens: a team of
 // threads holds its row in registers. With a scale per sample the floats are read twice, once for the extent; between
@@ -15,8 +16,8 @@ struct QuantizeArgs {
 static_assert(sizeof(QuantizeArgs) == 152, "QuantizeArgs");
 
 // Codes of rows (rows, cols). Grid: rows / (teams per block * rows_per_team), rounded up.
-template <u32 TEAM, u32 RUNS>
-DEVICE void quantize_rows(const QuantizeArgs &args) {
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
+    quantize_rows(const __grid_constant__ QuantizeArgs args) {
     u64 x = place(args.x.at, args.x.stride, args.calls);
     bool half = args.x.half;
     Encoder<TEAM> encoder(args.y, args.calls);
@@ -30,13 +31,6 @@ DEVICE void quantize_rows(const QuantizeArgs &args) {
         encoder.encode(row, index);
     }
 }
-
-#define QUANTIZE(LONGEST, TEAM, RUNS)                                                     \
-    extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS(RUNS)) \
-        quantize_rows_##LONGEST(const __grid_constant__ QuantizeArgs args) {              \
-        quantize_rows<TEAM, RUNS>(args);                                                  \
-    }
-FOR_EACH_ROW_LENGTH(QUANTIZE)
 
 struct ExtentArgs {
     u64 calls;

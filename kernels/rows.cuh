@@ -11,8 +11,15 @@
 
 constexpr u32 ROW_THREADS = 128;
 
+// Modules are made for rows of up to ROW columns; 0 is any length. Short rows have a warp each.
+#ifndef ROW
+#define ROW 0
+#endif
+constexpr u32 TEAM = ROW != 0 && ROW <= 1280 ? WARP : ROW_THREADS;
+constexpr u32 RUNS = ROW / TEAM / RUN;
+
 // Blocks of a multiprocessor that registers must suffice for; left alone, the assembler spills some to fit more.
-#define ROW_BLOCKS(RUNS) ((RUNS) % 8 == 0 ? 2 : 4)
+constexpr u32 ROW_BLOCKS = RUNS % 8 == 0 ? 2 : 4;
 
 // The columns of one run, and the first column that does not exist.
 struct Columns {
@@ -171,13 +178,3 @@ DEVICE auto row_of(u32 cols, Read read) {
     }
     return row;
 }
-
-// Entry points for every length of row: KERNEL(suffix, team, runs). The suffix is the longest row, 0 for any.
-#define FOR_EACH_ROW_LENGTH(KERNEL) \
-    KERNEL(256, 32, 1)              \
-    KERNEL(512, 32, 2)              \
-    KERNEL(1280, 32, 5)             \
-    KERNEL(2048, 128, 2)            \
-    KERNEL(4096, 128, 4)            \
-    KERNEL(8192, 128, 8)            \
-    KERNEL(0, 128, 0)

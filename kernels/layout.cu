@@ -1,0 +1,48 @@
+// Ops that only move data: one read and one write of every element, in 16-byte accesses where rows of pixels allow it.
+#include "common.cuh"
+
+constexpr u32 THREADS = 256;
+
+struct PatchArgs {
+    u64 calls;
+    Floats x;
+    Floats y;
+    u32 height; // of the image, in pixels
+    u32 width;
+    u32 channels;
+    u32 patch;
+    u32 inverse; // from patches to pixels
+    u32 pad;
+};
+static_assert(sizeof(PatchArgs) == 96, "PatchArgs");
+
+// Pixels (samples, height, width, channels) to patches (samples, height / p, width / p, p * p * channels), or back. Both
+// are made of stretches of p * channels elements: one row of one patch. Grid: elements / 256, or elements / (256 * 8) if
+// p * channels is a multiple of 8; rounded up.
+extern "C" __global__ void __launch_bounds__(THREADS) patch(const __grid_constant__ PatchArgs args) {
+    u32 p = args.patch, length = p * args.channels, across = args.width / p;
+    u32 step = length % RUN == 0 ? RUN : 1;
+    u64 total = static_cast<u64>(args.y.rows) * args.y.cols;
+    u64 to = (static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x) * step;
+    if (to >= total) return;
+    u64 stretch = to / length;
+    u32 offset = static_cast<u32>(to % length);
+    u64 from;
+    if (args.inverse) {
+        // `stretch` counts (sample and row of pixels, patch across).
+        u64 row = stretch / across, j = stretch % across;
+        from = ((row / p * across + j) * p + row % p) * length + offset;
+    } else {
+        // `stretch` counts (sample and row of patches, patch across, row within the patch).
+        u64 row = stretch % p, patch = stretch / p;
+        from = ((patch / across * p + row) * across + patch % across) * length + offset;
+    }
+    u64 x = place(args.x.at, args.x.stride, args.calls), y = place(args.y.at, args.y.stride, args.calls);
+    if (step == RUN) {
+        float v[RUN];
+        load_run(x, from, args.x.half, v);
+        store_run(y, to, args.y.half, v);
+    } else {
+        store(y, to, args.y.half, load(x, from, args.x.half));
+    }
+}

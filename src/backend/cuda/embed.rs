@@ -1,0 +1,72 @@
+//! Embeddings: `kernels/embed.cu`.
+
+use super::DeviceTensor;
+use super::args::{Floats, Frame, structs};
+use super::launch::{Kernel, Launch};
+use crate::backend::args;
+use crate::format::TensorView;
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+structs! {
+    /// Rows of a table.
+    EmbeddingArgs, 72 { calls: u64, y: Floats, table: u64, index: u64, index_stride: u64, table_half: u32, pad: u32 }
+
+    /// Sinusoids of timesteps.
+    TimestepEmbeddingArgs, 64 { calls: u64, y: Floats, t: u64, t_stride: u64, cos_first: u32, shift: f32 }
+
+    /// Sinusoids of grid positions.
+    PositionEmbeddingArgs, 56 { calls: u64, y: Floats, height: u32, width: u32, base: u32, interpolation: f32 }
+}
+
+/// Threads per block; each has one element.
+const BLOCK: u32 = 128;
+
+fn launch(entry: &'static str, y: &args::Floats, args: &[u8], issue: &mut impl FnMut(Launch<'_>)) {
+    let grid = [(y.rows * y.cols).div_ceil(BLOCK as usize) as u32, 1, 1];
+    issue(Launch { kernel: Kernel { module: "embed", entry }, grid, block: BLOCK, shared: 0, args });
+}
+
+/// See [`Op::Embedding`](crate::program::Op::Embedding).
+pub fn embedding(
+    frame: &Frame,
+    args: &args::EmbeddingArgs,
+    table: &DeviceTensor<'_>,
+    issue: &mut impl FnMut(Launch<'_>),
+) {
+    let kernel_args = EmbeddingArgs {
+        calls: frame.calls,
+        y: frame.floats(&args.y),
+        table: table.at,
+        index: frame.at(args.index),
+        index_stride: args.index.stride as u64,
+        table_half: u32::from(matches!(table.view, TensorView::F16(_))),
+        pad: 0,
+    };
+    launch("embedding", &args.y, kernel_args.as_bytes(), issue);
+}
+
+/// See [`Op::TimestepEmbedding`](crate::program::Op::TimestepEmbedding).
+pub fn timestep_embedding(frame: &Frame, args: &args::TimestepEmbeddingArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let kernel_args = TimestepEmbeddingArgs {
+        calls: frame.calls,
+        y: frame.floats(&args.y),
+        t: frame.at(args.t),
+        t_stride: args.t.stride as u64,
+        cos_first: u32::from(args.cos_first),
+        shift: args.shift,
+    };
+    launch("timestep_embedding", &args.y, kernel_args.as_bytes(), issue);
+}
+
+/// See [`Op::PositionEmbedding`](crate::program::Op::PositionEmbedding).
+pub fn position_embedding(frame: &Frame, args: &args::PositionEmbeddingArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let kernel_args = PositionEmbeddingArgs {
+        calls: frame.calls,
+        y: frame.floats(&args.y),
+        height: args.height as u32,
+        width: args.width as u32,
+        base: args.base as u32,
+        interpolation: args.interpolation,
+    };
+    launch("position_embedding", &args.y, kernel_args.as_bytes(), issue);
+}

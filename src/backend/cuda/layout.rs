@@ -1,0 +1,35 @@
+//! Ops that only move data: `kernels/layout.cu`.
+
+use super::args::{Floats, Frame, structs};
+use super::launch::{Kernel, Launch};
+use crate::backend::args;
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+structs! {
+    /// Patchify, or back.
+    PatchArgs, 96 {
+        calls: u64, x: Floats, y: Floats, height: u32, width: u32, channels: u32, patch: u32, inverse: u32, pad: u32,
+    }
+}
+
+/// Threads per block.
+const BLOCK: u32 = 256;
+
+/// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
+pub fn patch(frame: &Frame, args: &args::PatchArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let kernel = Kernel { module: "layout", entry: "patch" };
+    let run = if args.patch * args.channels % 8 == 0 { 8 } else { 1 };
+    let grid = [(args.y.rows * args.y.cols).div_ceil(BLOCK as usize * run) as u32, 1, 1];
+    let args = PatchArgs {
+        calls: frame.calls,
+        x: frame.floats(&args.x),
+        y: frame.floats(&args.y),
+        height: args.height as u32,
+        width: args.width as u32,
+        channels: args.channels as u32,
+        patch: args.patch as u32,
+        inverse: u32::from(args.inverse),
+        pad: 0,
+    };
+    issue(Launch { kernel, grid, block: BLOCK, shared: 0, args: args.as_bytes() });
+}

@@ -1,0 +1,161 @@
+//! Norms: `kernels/norm_layer.cu`, `kernels/norm_group.cu` and `kernels/norm_group_codes.cu`.
+
+use super::args::{Floats, Frame, PerSample, act, structs};
+use super::launch::{Kernel, Launch};
+use super::quantize::{
+    QuantizeTo, ROW_THREADS, ROWS, needs_extents, quantize_to, row_modules, row_variant, rows_per_team,
+};
+use crate::backend::args::{self, Output};
+use crate::codec::layout::round_up;
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+structs! {
+    /// Layer norm.
+    LayerNormArgs, 256 {
+        calls: u64, x: Floats, y: Floats, to: QuantizeTo, weight: u64, bias: u64, modulation: PerSample,
+        scale: u32, shift: u32, eps: f32, quantize: u32,
+    }
+
+    /// All kernels of a group norm.
+    GroupNormArgs, 240 {
+        calls: u64, x: Floats, y: Floats, to: QuantizeTo, weight: u64, bias: u64, sums: u64, affine: u64,
+        samples: u32, groups: u32, blocks: u32, pixels_per_block: u32, lanes: u32, rows_per_team: u32,
+        act: u32, eps: f32,
+    }
+}
+
+/// See [`Op::LayerNorm`](crate::program::Op::LayerNorm); `weight` and `bias` are device addresses.
+pub fn layer_norm(
+    frame: &Frame,
+    args: &args::LayerNormArgs,
+    weight: Option<u64>,
+    bias: Option<u64>,
+    issue: &mut impl FnMut(Launch<'_>),
+) {
+    const MODULES: [&str; ROWS.len()] = row_modules!("norm_layer");
+    let (y, to) = output(frame, &args.y, None);
+    let (modulation, scale, shift) =
+        args.modulation.as_ref().map_or((None, 0, 0), |(m, scale, shift)| (Some(m), *scale, *shift));
+    let (variant, teams) = row_variant(args.x.cols);
+    let kernel = Kernel { module: MODULES[variant], entry: "layer_norm" };
+    let grid = [args.x.rows.div_ceil(teams) as u32, 1, 1];
+    let args = LayerNormArgs {
+        calls: frame.calls,
+        x: frame.floats(&args.x),
+        y,
+        to,
+        weight: weight.unwrap_or(0),
+        bias: bias.unwrap_or(0),
+        modulation: frame.per_sample(modulation),
+        scale: scale as u32,
+        shift: shift as u32,
+        eps: args.eps,
+        quantize: u32::from(matches!(args.y, Output::Codes(_))),
+    };
+    issue(Launch { kernel, grid, block: ROW_THREADS, shared: 0, args: args.as_bytes() });
+}
+
+/// A result as floats or as codes; the other one is none.
+fn output(frame: &Frame, y: &Output, extents: Option<(u64, usize)>) -> (Floats, QuantizeTo) {
+    match y {
+        Output::Floats(y) => (frame.floats(y), QuantizeTo::new_zeroed()),
+        Output::Codes(to) => (Floats::new_zeroed(), quantize_to(frame, to, extents)),
+    }
+}
+
+/// How a group norm is divided; depends on a sample's size only, because the order of sums follows from it.
+struct Division {
+    blocks: usize,
+    pixels_per_block: usize,
+    /// Threads side by side along the channels, and rows of them.
+    lanes: usize,
+    rows: usize,
+}
+
+impl Division {
+    /// Elements that are worth a block, and how many blocks a sample is worth.
+    const ELEMENTS: usize = 8192;
+    const BLOCKS: usize = 256;
+    const THREADS: usize = 256;
+
+    fn of(args: &args::GroupNormArgs) -> Self {
+        let (pixels, cols) = (args.x.rows / args.samples, args.x.cols);
+        let wanted = (pixels * cols).div_ceil(Self::ELEMENTS).clamp(1, Self::BLOCKS);
+        let pixels_per_block = pixels.div_ceil(wanted);
+        // A thread has eight channels, or one where rows are not aligned; channels beyond the threads come in turns.
+        let runs = if cols % 8 == 0 { cols / 8 } else { cols };
+        let lanes = runs.div_ceil(runs.div_ceil(Self::THREADS));
+        Division { blocks: pixels.div_ceil(pixels_per_block), pixels_per_block, lanes, rows: Self::THREADS / lanes }
+    }
+
+    fn threads(&self) -> u32 {
+        round_up(self.lanes * self.rows, 32) as u32
+    }
+}
+
+/// Where a group norm's workspace holds sums, affine maps and extents, and its length.
+fn workspace(args: &args::GroupNormArgs) -> [usize; 4] {
+    let blocks = Division::of(args).blocks;
+    let affine = args.samples * blocks * args.groups * 16;
+    let extents = affine + round_up(args.samples * args.x.cols * 12, 16);
+    let extent_bytes = match &args.y {
+        Output::Codes(to) if needs_extents(to) => args.samples * blocks * 8,
+        _ => 0,
+    };
+    [0, affine, extents, extents + extent_bytes]
+}
+
+/// Bytes of arena: sums per sample, block and group; means, factors and summands per sample and channel; extents per
+/// sample and block.
+pub fn group_norm_workspace(args: &args::GroupNormArgs) -> usize {
+    workspace(args)[3]
+}
+
+/// See [`Op::GroupNorm`](crate::program::Op::GroupNorm); `weight` and `bias` are device addresses.
+pub fn group_norm(
+    frame: &Frame,
+    args: &args::GroupNormArgs,
+    weight: u64,
+    bias: u64,
+    issue: &mut impl FnMut(Launch<'_>),
+) {
+    const MODULES: [&str; ROWS.len()] = row_modules!("norm_group_codes");
+    let division = Division::of(args);
+    let [sums, affine, extents, _] = workspace(args).map(|at| frame.at(args.workspace) + at as u64);
+    let extents = matches!(&args.y, Output::Codes(to) if needs_extents(to)).then_some((extents, division.blocks));
+    let (y, to) = output(frame, &args.y, extents);
+    let each = rows_per_team(args.x.rows);
+    let kernel_args = GroupNormArgs {
+        calls: frame.calls,
+        x: frame.floats(&args.x),
+        y,
+        to,
+        weight,
+        bias,
+        sums,
+        affine,
+        samples: args.samples as u32,
+        groups: args.groups as u32,
+        blocks: division.blocks as u32,
+        pixels_per_block: division.pixels_per_block as u32,
+        lanes: division.lanes as u32,
+        rows_per_team: each as u32,
+        act: act(args.act),
+        eps: args.eps,
+    };
+    let mut launch = |module, entry, blocks: usize, block, shared| {
+        let grid = [blocks as u32, 1, 1];
+        issue(Launch { kernel: Kernel { module, entry }, grid, block, shared, args: kernel_args.as_bytes() });
+    };
+    let (blocks, threads) = (args.samples * division.blocks, division.threads());
+    launch("norm_group", "group_norm_sums", blocks, threads, division.rows * args.x.cols * 16);
+    launch("norm_group", "group_norm_affine", (args.samples * args.groups).div_ceil(4), 128, 0);
+    if let Output::Floats(_) = args.y {
+        return launch("norm_group", "group_norm_apply", blocks, threads, 0);
+    }
+    if extents.is_some() {
+        launch("norm_group", "group_norm_extent", blocks, threads, 0);
+    }
+    let (variant, teams) = row_variant(args.x.cols);
+    launch(MODULES[variant], "group_norm_codes", args.x.rows.div_ceil(teams * each), ROW_THREADS, 0);
+}

@@ -1,0 +1,79 @@
+//! What happens to the latents between model calls: `kernels/sampler.cu`.
+
+use super::args::{Floats, Frame, structs};
+use super::launch::{Kernel, Launch};
+use crate::backend::args;
+use crate::sampler::ROW_FLOATS;
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+structs! {
+    /// Scaled copies of the latents.
+    ModelInputArgs, 64 { calls: u64, rows: u64, state: u64, sample: Floats, len: u32, copies: u32 }
+
+    /// Guidance and one row of the sampler's table.
+    SamplerStepArgs, 96 {
+        calls: u64, rows: u64, states: u64, noise: u64, noise_stride: u64, model: Floats,
+        len: u32, n_states: u32, channels: u32, guided: u32, guidance: f32, pad: u32,
+    }
+
+    /// On to the next call.
+    AdvanceArgs, 8 { calls: u64 }
+}
+
+/// Threads per block; each has one element of the latents.
+const BLOCK: u32 = 256;
+
+// The kernels know the distance between rows.
+const _: () = assert!(ROW_FLOATS == 80);
+
+fn launch(entry: &'static str, len: usize, args: &[u8], issue: &mut impl FnMut(Launch<'_>)) {
+    let grid = [len.div_ceil(BLOCK as usize) as u32, 1, 1];
+    issue(Launch { kernel: Kernel { module: "sampler", entry }, grid, block: BLOCK, shared: 0, args });
+}
+
+/// See [`Backend::model_input`](crate::backend::Backend::model_input).
+pub fn model_input(frame: &Frame, args: &args::ModelInputArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let sample = Floats {
+        at: frame.at(args.sample),
+        stride: 0,
+        rows: args.copies as u32,
+        cols: args.len as u32,
+        half: 0, // a program's inputs are f32
+        pad: 0,
+    };
+    let kernel_args = ModelInputArgs {
+        calls: frame.calls,
+        rows: frame.at(args.rows),
+        state: frame.at(args.state),
+        sample,
+        len: args.len as u32,
+        copies: args.copies as u32,
+    };
+    launch("model_input", args.len, kernel_args.as_bytes(), issue);
+}
+
+/// See [`Backend::sampler_step`](crate::backend::Backend::sampler_step).
+pub fn sampler_step(frame: &Frame, args: &args::SamplerStepArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let kernel_args = SamplerStepArgs {
+        calls: frame.calls,
+        rows: frame.at(args.rows),
+        states: frame.at(args.states),
+        noise: args.noise.map_or(0, |noise| frame.at(noise)),
+        noise_stride: args.noise.map_or(0, |noise| noise.stride as u64),
+        model: frame.floats(&args.model),
+        len: args.len as u32,
+        n_states: args.n_states as u32,
+        channels: args.channels as u32,
+        guided: u32::from(args.guidance.is_some()),
+        guidance: args.guidance.unwrap_or(0.0),
+        pad: 0,
+    };
+    launch("sampler_step", args.len, kernel_args.as_bytes(), issue);
+}
+
+/// Counts the current call up, on the device.
+pub fn advance(frame: &Frame, issue: &mut impl FnMut(Launch<'_>)) {
+    let args = AdvanceArgs { calls: frame.calls };
+    let kernel = Kernel { module: "sampler", entry: "advance" };
+    issue(Launch { kernel, grid: [1, 1, 1], block: 1, shared: 0, args: args.as_bytes() });
+}
