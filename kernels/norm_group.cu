@@ -35,27 +35,28 @@ struct Share {
     __device__ __forceinline__ bool active(u32 section) const { return row < rows && section + lane < runs; }
 };
 
-// Sums are taken of distances from the thread's first value, so that a large mean does not cancel in f32; then they are
-// brought to a common origin in f64, once per thread and channel.
+// A large mean must not cancel, nor may every thread work in f64. So a thread sums distances from its first value, per
+// channel; a group's helpers sum distances from a value near the group's mean; and one thread per group brings that to
+// sums in f64, which blocks can add up.
 template <u32 WIDTH>
 DEVICE void group_norm_sums(const GroupNormArgs &args) {
-    extern __shared__ double shared[]; // (rows, WIDTH, runs) sums, then as many sums of squares
+    // Three times (rows, WIDTH, pitch): a thread's first value, its mean less that, and its squared distances from its
+    // mean. An odd pitch spreads the channels of a group over the banks.
+    extern __shared__ float shared[];
     Share<WIDTH> share(args);
-    u32 cols = args.x.cols, squares = share.rows * cols;
+    u32 cols = args.x.cols, pitch = share.runs | 1, size = share.rows * WIDTH * pitch;
+    float *origins = shared, *means = shared + size, *squares = shared + 2 * size;
     u64 x = place(args.x.at, args.x.stride, args.calls);
     bool half = args.x.half;
+    u32 pixels = static_cast<u32>(share.end - share.first), each = pixels / share.rows, over = pixels % share.rows;
     for (u32 section = 0; section < share.runs; section += share.lanes) {
         if (!share.active(section)) continue;
-        u32 run = section + share.lane;
+        u32 run = section + share.lane, count = each + (share.row < over);
         float origin[WIDTH], s1[WIDTH], s2[WIDTH];
-        u32 count = 0;
 #pragma unroll
         for (u32 k = 0; k < WIDTH; k++) origin[k] = s1[k] = s2[k] = 0.0f;
         u64 pixel = share.first + share.row;
-        if (pixel < share.end) {
-            load_channels(x, pixel * cols + run * WIDTH, half, origin);
-            count = static_cast<u32>((share.end - pixel + share.rows - 1) / share.rows);
-        }
+        if (count > 0) load_channels(x, pixel * cols + run * WIDTH, half, origin);
 #pragma unroll 4
         for (u32 i = 1; i < count; i++) {
             float v[WIDTH];
@@ -67,27 +68,35 @@ DEVICE void group_norm_sums(const GroupNormArgs &args) {
                 s2[k] = fmaf(d, d, s2[k]);
             }
         }
+        float inverse = 1.0f / max(count, 1);
 #pragma unroll
         for (u32 k = 0; k < WIDTH; k++) {
-            double o = origin[k], d = s1[k], n = count;
-            u32 at = (share.row * WIDTH + k) * share.runs + run;
-            shared[at] = d + n * o;
-            shared[squares + at] = s2[k] + o * (2.0 * d + n * o);
+            u32 at = (share.row * WIDTH + k) * pitch + run;
+            float mean = s1[k] * inverse;
+            origins[at] = origin[k];
+            means[at] = mean;
+            squares[at] = fmaxf(fmaf(-s1[k], mean, s2[k]), 0.0f);
         }
     }
     __syncthreads();
-    u32 per_group = cols / args.groups, terms = share.rows * per_group;
+    u32 per_group = cols / args.groups;
     u32 helpers = 1; // threads per group, a power of two
     while (helpers < WARP && helpers * 2 * args.groups <= blockDim.x) helpers *= 2;
     for (u32 first = 0; first < args.groups; first += blockDim.x / helpers) {
         u32 group = first + threadIdx.x / helpers;
-        double a = 0.0, b = 0.0;
+        auto place_of = [&](u32 row, u32 channel) { return (row * WIDTH + channel % WIDTH) * pitch + channel / WIDTH; };
+        float origin = 0.0f, a = 0.0f, b = 0.0f;
         if (group < args.groups) {
-            for (u32 i = threadIdx.x % helpers; i < terms; i += helpers) {
-                u32 channel = group * per_group + i % per_group;
-                u32 at = (i / per_group * WIDTH + channel % WIDTH) * share.runs + channel / WIDTH;
-                a += shared[at];
-                b += shared[squares + at];
+            u32 at = place_of(0, group * per_group);
+            origin = origins[at] + means[at];
+            for (u32 row = 0; row < share.rows; row++) {
+                float count = each + (row < over);
+                for (u32 i = threadIdx.x % helpers; i < per_group; i += helpers) {
+                    at = place_of(row, group * per_group + i);
+                    float d = origins[at] - origin + means[at];
+                    a = fmaf(count, d, a);
+                    b += fmaf(count * d, d, squares[at]);
+                }
             }
         }
         for (u32 offset = helpers / 2; offset > 0; offset /= 2) {
@@ -95,13 +104,15 @@ DEVICE void group_norm_sums(const GroupNormArgs &args) {
             b += __shfl_xor_sync(ALL_LANES, b, offset);
         }
         if (threadIdx.x % helpers == 0 && group < args.groups) {
-            global<double2>(args.sums)[static_cast<u64>(blockIdx.x) * args.groups + group] = make_double2(a, b);
+            double count = static_cast<double>(pixels) * per_group, o = origin, d = a;
+            double2 sums = make_double2(d + count * o, b + o * (2.0 * d + count * o));
+            global<double2>(args.sums)[static_cast<u64>(blockIdx.x) * args.groups + group] = sums;
         }
     }
 }
 
 // Sums of each group over each block of pixels. Grid: samples * blocks; block: a multiple of 32 with room for `lanes`;
-// shared memory: 16 bytes for each of (rows of lanes) * cols.
+// shared memory: 12 bytes for each channel of each row of lanes, and one run more if runs are even.
 extern "C" __global__ void __launch_bounds__(CHANNEL_THREADS, 3)
     group_norm_sums(const __grid_constant__ GroupNormArgs args) {
     if (args.x.cols % RUN == 0) {

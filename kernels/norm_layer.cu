@@ -71,5 +71,5 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
         return;
     }
     u64 y = place(args.y.at, args.y.stride, args.calls);
-    result.each(cols, [&](float (&v)[RUN], Columns c) { store_columns(y, base, args.y.half, c, v); });
+    result.each([&](float (&v)[RUN], Columns c) { store_columns(y, base, args.y.half, c, v); });
 }

@@ -31,11 +31,18 @@ DEVICE Range dynamic_range(float low, float high, u32 bits) {
     return {scale, rintf(__fdiv_rn(-low, scale))};
 }
 
-// Two roundings, as in the definition: first the value, then the sum, which is exact within the clamp.
-DEVICE u32 code_of(float v, float inverse, float zero, float top) {
+// The code of `v`, plus CODE_BIAS. Two roundings, as in the definition: first the value, then the sum, which is exact
+// within the clamp.
+DEVICE u32 biased_code(float v, float inverse, float zero, float top) {
     float q = fmaxf(fminf(__fmul_rn(v, inverse), FURTHEST), -FURTHEST);
     q = __fadd_rn(__fsub_rn(__fadd_rn(q, ROUND), ROUND), zero);
-    return __float_as_uint(__fadd_rn(fmaxf(fminf(q, top), 0.0f), ROUND)) & 0xff;
+    return __float_as_uint(__fadd_rn(fmaxf(fminf(q, top), 0.0f), ROUND));
+}
+constexpr u32 CODE_BIAS = 0x4b400000; // ROUND's bits
+
+// Four biased codes as bytes: sums take the place of masks.
+DEVICE u32 pack_codes(u32 a, u32 b, u32 c, u32 d) {
+    return a + (b << 8) + (c << 16) + (d << 24) - CODE_BIAS * 0x01010101u;
 }
 
 // Blocks per sample in a pass that finds the extent of samples, at most.
@@ -78,12 +85,11 @@ struct Encoder {
         } else if (args.extents == 0 || of != group) {
             float low = __int_as_float(0x7f800000), high = -low;
             if (args.extents == 0) {
-                row.each(row.cols, [&](float (&v)[RUN], Columns c) {
-#pragma unroll
-                    for (u32 k = 0; k < RUN; k++) {
-                        low = c.has(k) ? fminf(low, v[k]) : low;
-                        high = c.has(k) ? fmaxf(high, v[k]) : high;
-                    }
+                row.each([&](float (&v)[RUN], Columns c) {
+                    c.each([&](u32 k) {
+                        low = fminf(low, v[k]);
+                        high = fmaxf(high, v[k]);
+                    });
                 });
             } else {
                 u64 from = args.extents + static_cast<u64>(of) * args.extent_blocks * 8;
@@ -105,25 +111,22 @@ struct Encoder {
         float inverse = __fdiv_rn(1.0f, range.scale), top = top_code(to.bits);
         u64 at = codes + static_cast<u64>(index) * to.row_bytes;
         i32 sum = 0;
-        row.each(to.row_bytes, [&](float (&v)[RUN], Columns c) {
+        row.each([&](float (&v)[RUN], Columns c) {
             u32 q[RUN];
-#pragma unroll
-            for (u32 k = 0; k < RUN; k++) {
-                q[k] = c.has(k) ? code_of(v[k], inverse, range.zero, top) : 0; // spare bytes are 0
-                sum += q[k];
-            }
+            c.each([&](u32 k) {
+                q[k] = biased_code(v[k], inverse, range.zero, top);
+                sum += static_cast<i32>(q[k] - CODE_BIAS);
+            });
             if (c.packed()) {
-                if (c.first < to.row_bytes) {
-                    *global<uint2>(at + c.first) = make_uint2(q[0] | q[1] << 8 | q[2] << 16 | q[3] << 24,
-                                                              q[4] | q[5] << 8 | q[6] << 16 | q[7] << 24);
-                }
-                return;
-            }
-#pragma unroll
-            for (u32 k = 0; k < RUN; k++) {
-                if (c[k] < to.row_bytes) global<u8>(at)[c[k]] = static_cast<u8>(q[k]);
+                *global<uint2>(at + c.first) =
+                    make_uint2(pack_codes(q[0], q[1], q[2], q[3]), pack_codes(q[4], q[5], q[6], q[7]));
+            } else {
+                c.each([&](u32 k) { global<u8>(at)[c[k]] = static_cast<u8>(q[k]); });
             }
         });
+        // Spare bytes, fewer than 16, are 0.
+        u32 spare = to.cols + member<TEAM>();
+        if (spare < to.row_bytes) global<u8>(at)[spare] = 0;
         sum = team_sum<TEAM, 11>(sum);
         if (member<TEAM>() == 0) global<i32>(codes + to.sum_at)[index] = sum;
     }

@@ -21,41 +21,48 @@ constexpr u32 RUNS = ROW / TEAM / RUN;
 // Blocks of a multiprocessor that registers must suffice for; left alone, the assembler spills some to fit more.
 constexpr u32 ROW_BLOCKS = RUNS % 8 == 0 ? 2 : 4;
 
-// The columns of one run, and the first column that does not exist.
+// The columns of one run, and the first column that does not exist. Of a packed run, either all columns exist or none.
 struct Columns {
     u32 first;
     u32 step;
     u32 end;
 
     __device__ __forceinline__ u32 operator[](u32 k) const { return first + k * step; }
-    __device__ __forceinline__ bool has(u32 k) const { return first + k * step < end; }
     __device__ __forceinline__ bool packed() const { return step == 1; }
+    __device__ __forceinline__ bool any() const { return first < end; }
+
+    // Calls `f(k)` for every column that exists, one of them at least being known to.
+    template <class F>
+    __device__ __forceinline__ void each(F f) const {
+        if (packed()) {
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) f(k);
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) {
+                if (first + k * step < end) f(k);
+            }
+        }
+    }
 };
 
-// A run of a row whose first element is number `base` at `at`; columns that do not exist are 0. `aligned`: whether runs
-// of neighbours start on multiples of 16 bytes.
+// A run of a row whose first element is number `base` at `at`, of which a column exists; others are 0. `aligned`:
+// whether runs of neighbours start on multiples of 16 bytes.
 DEVICE void load_columns(u64 at, u64 base, bool half, bool aligned, Columns c, float (&v)[RUN]) {
     if (c.packed() && aligned) {
-        if (c.first < c.end) {
-            load_run(at, base + c.first, half, v);
-            return;
-        }
+        load_run(at, base + c.first, half, v);
+    } else {
 #pragma unroll
         for (u32 k = 0; k < RUN; k++) v[k] = 0.0f;
-        return;
+        c.each([&](u32 k) { v[k] = load(at, base + c[k], half); });
     }
-#pragma unroll
-    for (u32 k = 0; k < RUN; k++) v[k] = c.has(k) ? load(at, base + c[k], half) : 0.0f;
 }
 
 DEVICE void store_columns(u64 at, u64 base, bool half, Columns c, const float (&v)[RUN]) {
     if (c.packed()) {
-        if (c.first < c.end) store_run(at, base + c.first, half, v);
-        return;
-    }
-#pragma unroll
-    for (u32 k = 0; k < RUN; k++) {
-        if (c.has(k)) store(at, base + c[k], half, v[k]);
+        store_run(at, base + c.first, half, v);
+    } else {
+        c.each([&](u32 k) { store(at, base + c[k], half, v[k]); });
     }
 }
 
@@ -116,20 +123,23 @@ struct Row {
         return cols % RUN == 0 ? Columns{start + member<TEAM>() * RUN, 1, cols} : Columns{start + member<TEAM>(), TEAM, cols};
     }
 
-    // Calls `f(v, columns)` for every run that begins below `width`, which may exceed the row's length.
+    // Calls `f(v, columns)` for every run of which a column exists.
     template <class F>
-    __device__ __forceinline__ void each(u32 width, F f) {
+    __device__ __forceinline__ void each(F f) {
         if constexpr (RUNS == 0) {
 #pragma unroll 1
-            for (u32 run = 0; run * TEAM * RUN < width; run++) {
+            for (u32 run = 0; run * TEAM * RUN < cols; run++) {
+                Columns c = columns(run);
+                if (!c.any()) break;
                 float v[RUN];
-                read(v, columns(run));
-                f(v, columns(run));
+                read(v, c);
+                f(v, c);
             }
         } else {
 #pragma unroll
             for (u32 run = 0; run < RUNS; run++) {
-                if (run * TEAM * RUN < width) f(held[run], columns(run));
+                Columns c = columns(run);
+                if (c.any()) f(held[run], c);
             }
         }
     }
@@ -138,10 +148,9 @@ struct Row {
     template <class F>
     __device__ __forceinline__ float sum(F f) {
         float total = 0.0f;
-        each(cols, [&](float (&v)[RUN], Columns c) {
-            float t[RUN];
-#pragma unroll
-            for (u32 k = 0; k < RUN; k++) t[k] = c.has(k) ? f(v[k]) : 0.0f;
+        each([&](float (&v)[RUN], Columns c) {
+            float t[RUN] = {};
+            c.each([&](u32 k) { t[k] = f(v[k]); });
             total += ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7]));
         });
         return total;
@@ -160,7 +169,8 @@ struct Row {
             for (u32 run = 0; run < RUNS; run++) {
 #pragma unroll
                 for (u32 k = 0; k < RUN; k++) out.held[run][k] = held[run][k];
-                if (run * TEAM * RUN < cols) f(out.held[run], columns(run));
+                Columns c = columns(run);
+                if (c.any()) f(out.held[run], c);
             }
         }
         return out;
@@ -173,7 +183,8 @@ DEVICE auto row_of(u32 cols, Read read) {
     if constexpr (RUNS > 0) {
 #pragma unroll
         for (u32 run = 0; run < RUNS; run++) {
-            if (run * TEAM * RUN < cols) read(row.held[run], row.columns(run));
+            Columns c = row.columns(run);
+            if (c.any()) read(row.held[run], c);
         }
     }
     return row;

@@ -70,6 +70,8 @@ struct Division {
     /// Threads side by side along the channels, and rows of them.
     lanes: usize,
     rows: usize,
+    /// Bytes of shared memory for sums.
+    shared: usize,
 }
 
 impl Division {
@@ -83,9 +85,11 @@ impl Division {
         let wanted = (pixels * cols).div_ceil(Self::ELEMENTS).clamp(1, Self::BLOCKS);
         let pixels_per_block = pixels.div_ceil(wanted);
         // A thread has eight channels, or one where rows are not aligned; channels beyond the threads come in turns.
-        let runs = if cols % 8 == 0 { cols / 8 } else { cols };
+        let width = if cols % 8 == 0 { 8 } else { 1 };
+        let runs = cols / width;
         let lanes = runs.div_ceil(runs.div_ceil(Self::THREADS));
-        Division { blocks: pixels.div_ceil(pixels_per_block), pixels_per_block, lanes, rows: Self::THREADS / lanes }
+        let (blocks, rows) = (pixels.div_ceil(pixels_per_block), Self::THREADS / lanes);
+        Division { blocks, pixels_per_block, lanes, rows, shared: rows * width * (runs | 1) * 12 }
     }
 
     fn threads(&self) -> u32 {
@@ -148,7 +152,7 @@ pub fn group_norm(
         issue(Launch { kernel: Kernel { module, entry }, grid, block, shared, args: kernel_args.as_bytes() });
     };
     let (blocks, threads) = (args.samples * division.blocks, division.threads());
-    launch("norm_group", "group_norm_sums", blocks, threads, division.rows * args.x.cols * 16);
+    launch("norm_group", "group_norm_sums", blocks, threads, division.shared);
     launch("norm_group", "group_norm_affine", (args.samples * args.groups).div_ceil(4), 128, 0);
     if let Output::Floats(_) = args.y {
         return launch("norm_group", "group_norm_apply", blocks, threads, 0);
