@@ -6,6 +6,7 @@ pub mod cases_norm;
 pub mod emulated;
 pub mod naive;
 pub mod networks;
+pub mod one_op;
 
 use aquatint::Result;
 use aquatint::backend::Backend;
