@@ -98,7 +98,7 @@ impl Warp {
 
     fn aligned(at: &D, len: usize, mask: u32) -> Outcome<()> {
         for lane in bits(mask) {
-            if at[lane] % len as u64 != 0 {
+            if !at[lane].is_multiple_of(len as u64) {
                 let message = format!("not a multiple of the {len} bytes accessed");
                 return Err(Trap::at(FaultKind::Misaligned, 1 << lane, at[lane], message));
             }

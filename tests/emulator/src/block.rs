@@ -80,8 +80,15 @@ impl<'a> Context<'a> {
     }
 
     /// A whole warp arrives at a barrier.
-    fn arrive(&mut self, warp: usize, barrier: &Barrier, id: u32, count: Option<u32>, trues: u32, threads: u32)
-    -> Outcome<()> {
+    fn arrive(
+        &mut self,
+        warp: usize,
+        barrier: &Barrier,
+        id: u32,
+        count: Option<u32>,
+        trues: u32,
+        threads: u32,
+    ) -> Outcome<()> {
         let fail = |message: String| Err(Trap::new(FaultKind::BarrierDivergence, 0, message));
         if id >= 16 {
             return fail(format!("there is no barrier {id}"));

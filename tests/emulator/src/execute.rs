@@ -86,7 +86,7 @@ impl Warp {
                 }
                 self.put_p(d, mask, holds);
             }
-            Op::PredOp { op, d, a, b } => {
+            Op::Logic { op, d, a, b } => {
                 let value = combine(op, self.need_p(ctx, a, mask)?, self.need_p(ctx, b, mask)?);
                 self.put_p(d, mask, value);
             }

@@ -239,14 +239,7 @@ impl Memory {
 
     /// A store by a thread of a running block.
     #[inline]
-    pub(crate) fn store(
-        &mut self,
-        address: u64,
-        len: usize,
-        value: u128,
-        order: &Order,
-        thread: u32,
-    ) -> Outcome<()> {
+    pub(crate) fn store(&mut self, address: u64, len: usize, value: u128, order: &Order, thread: u32) -> Outcome<()> {
         let found = self.find(address, len)?;
         self.touch(found, len, order, thread, Touch::Write)?;
         let allocation = &mut self.allocations[found.0];
@@ -286,12 +279,8 @@ impl Memory {
 
 /// Calls `act` with each 4-byte word of a range and the mask of its bytes in the range.
 #[inline]
-pub(crate) fn each_word<E>(
-    at: usize,
-    len: usize,
-    mut act: impl FnMut(usize, u8) -> Result<(), E>,
-) -> Result<(), E> {
-    if at % 4 == 0 && len % 4 == 0 {
+pub(crate) fn each_word<E>(at: usize, len: usize, mut act: impl FnMut(usize, u8) -> Result<(), E>) -> Result<(), E> {
+    if (at | len) & 3 == 0 {
         return (at / 4..(at + len) / 4).try_for_each(|word| act(word, 15));
     }
     (at / 4..(at + len).div_ceil(4)).try_for_each(|word| {
@@ -316,7 +305,7 @@ pub(crate) fn race(conflict: Conflict, address: u64, kind: FaultKind, touch: Tou
             trap.others.push(other);
             trap
         }
-        Conflict::Block { wrote, .. } => {
+        Conflict::Block { wrote } => {
             let message = format!("{doing} what another block of the launch {}", did(wrote));
             Trap::at(kind, 0, address, message)
         }
@@ -329,6 +318,7 @@ pub(crate) fn race(conflict: Conflict, address: u64, kind: FaultKind, touch: Tou
     }
 }
 
+#[allow(clippy::boxed_local)]
 fn host(trap: Box<Trap>) -> Fault {
     Fault {
         kind: trap.kind,

@@ -18,7 +18,7 @@ pub(crate) enum Conflict {
     /// Unordered with the last write or read by this thread of the block.
     Thread { other: u32, wrote: bool },
     /// Another block of the launch wrote or read the byte.
-    Block { clock: u32, wrote: bool },
+    Block { wrote: bool },
     /// The destination of an unfinished `cp.async` of this thread.
     InFlight { other: u32 },
 }
@@ -76,11 +76,7 @@ impl Cell {
     fn check_write(&self, order: &Order, thread: u32, touch: Touch) -> Result<u16, Conflict> {
         let both_atomic = touch == Touch::Atomic && self.flags & ATOMIC != 0;
         if self.w_clock < order.block_start || self.flags & BLOCKS != 0 {
-            return if both_atomic {
-                Ok(BLOCKS)
-            } else {
-                Err(Conflict::Block { clock: self.w_clock.min(order.block_start - 1), wrote: true })
-            };
+            return if both_atomic { Ok(BLOCKS) } else { Err(Conflict::Block { wrote: true }) };
         }
         let other = u32::from(self.w_thread);
         let ordered = if self.flags & SEVERAL != 0 {
@@ -98,11 +94,11 @@ impl Cell {
     #[inline]
     fn check_readers(&self, order: &Order, thread: u32) -> Result<(), Conflict> {
         if self.r_before >= order.launch_start {
-            return Err(Conflict::Block { clock: self.r_before, wrote: false });
+            return Err(Conflict::Block { wrote: false });
         }
         if self.r_clock < order.floor {
             if self.r_clock >= order.launch_start && self.r_clock < order.block_start {
-                return Err(Conflict::Block { clock: self.r_clock, wrote: false });
+                return Err(Conflict::Block { wrote: false });
             }
             return Ok(());
         }
@@ -119,7 +115,13 @@ impl Cell {
 
     #[inline]
     fn add_reader(&mut self, order: &Order, thread: u32) {
-        let (warp, lane) = (1 << (thread >> 5), 1 << (thread & 31));
+        self.add_readers(order, thread, 1 << (thread & 31));
+    }
+
+    /// Records reads by several lanes of a warp with the same stamp, of which `thread` is one.
+    #[inline]
+    fn add_readers(&mut self, order: &Order, thread: u32, lane: u32) {
+        let warp = 1 << (thread >> 5);
         let stamp = order.stamps[thread as usize];
         if self.r_clock == stamp && self.r_warps == warp {
             self.r_lanes |= lane;
@@ -185,25 +187,20 @@ impl Cells {
 
     /// Records an access to the bytes `mask` of a word, or tells what it conflicts with.
     #[inline]
-    pub fn touch(
-        &mut self,
-        word: usize,
-        mask: u8,
-        order: &Order,
-        thread: u32,
-        touch: Touch,
-    ) -> Result<(), Conflict> {
+    pub fn touch(&mut self, word: usize, mask: u8, order: &Order, thread: u32, touch: Touch) -> Result<(), Conflict> {
         self.each(word, mask, |cell| cell.touch(order, thread, touch))
     }
 
-    /// Records a read of a word by all 32 lanes of a warp.
-    pub fn read_by_warp(&mut self, word: usize, order: &Order, warp: u32) -> Result<(), Conflict> {
+    /// Records a read of a word by all 32 lanes of a warp; `same` tells that they have the same stamp.
+    pub fn read_by_warp(&mut self, word: usize, order: &Order, warp: u32, same: bool) -> Result<(), Conflict> {
         self.each(word, 15, |cell| {
-            cell.touch(order, warp * 32, Touch::Read)?;
-            if cell.w_clock >= order.floor {
-                (1..32).try_for_each(|lane| cell.check_write(order, warp * 32 + lane, Touch::Read).map(drop))?;
+            if cell.flags & IN_FLIGHT != 0 || cell.w_clock >= order.floor || !same {
+                return (0..32).try_for_each(|lane| cell.touch(order, warp * 32 + lane, Touch::Read));
             }
-            (1..32).for_each(|lane| cell.add_reader(order, warp * 32 + lane));
+            if cell.w_clock >= order.launch_start {
+                cell.check_write(order, warp * 32, Touch::Read)?;
+            }
+            cell.add_readers(order, warp * 32, u32::MAX);
             Ok(())
         })
     }
@@ -220,11 +217,7 @@ impl Cells {
     /// The copy arrived: a write by `thread` at its present time.
     pub fn end_copy(&mut self, word: usize, order: &Order, thread: u32) {
         let _: Result<(), ()> = self.each(word, 15, |cell| {
-            *cell = Cell {
-                w_clock: order.stamps[thread as usize],
-                w_thread: thread as u16,
-                ..Cell::default()
-            };
+            *cell = Cell { w_clock: order.stamps[thread as usize], w_thread: thread as u16, ..Cell::default() };
             Ok(())
         });
     }

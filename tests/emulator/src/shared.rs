@@ -87,8 +87,10 @@ impl Shared {
     /// A row of `ldmatrix`: all lanes of the warp count as readers.
     pub fn load_row(&mut self, address: u64, order: &Order, warp: u32) -> Outcome<[u8; 16]> {
         let at = self.bounds(address, 16)?;
+        let stamps = &order.stamps[warp as usize * 32..][..32];
+        let same = stamps.iter().all(|&stamp| stamp == stamps[0]);
         (at / 4..at / 4 + 4)
-            .try_for_each(|word| self.cells.read_by_warp(word, order, warp))
+            .try_for_each(|word| self.cells.read_by_warp(word, order, warp, same))
             .map_err(|conflict| race(conflict, at as u64, FaultKind::SharedRace, Touch::Read))?;
         self.check_written(at, 16)?;
         let mut row = [0; 16];
