@@ -288,8 +288,8 @@ fn fault(ctx: &Context, trap: &Trap, block: [u32; 3], warp: usize) -> Box<Fault>
     threads.extend(trap.others.iter().filter(|other| !threads.contains(other)).copied().collect::<Vec<_>>());
     Box::new(Fault {
         kind: trap.kind,
-        entry: ctx.program.name.clone(),
-        instruction,
+        entry: ctx.program.name.as_str().into(),
+        instruction: instruction.into(),
         line,
         block,
         threads,

@@ -1,8 +1,5 @@
 //! Runs PTX kernels on the processor and faults on programming errors; see the README of the crate.
 
-// Faults end a test; their size does not matter.
-#![allow(clippy::result_large_err)]
-
 mod access;
 mod ast;
 mod block;

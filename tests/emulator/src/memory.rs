@@ -322,8 +322,8 @@ pub(crate) fn race(conflict: Conflict, address: u64, kind: FaultKind, touch: Tou
 fn host(trap: Box<Trap>) -> Fault {
     Fault {
         kind: trap.kind,
-        entry: String::new(),
-        instruction: String::new(),
+        entry: "".into(),
+        instruction: "".into(),
         line: 0,
         block: [0; 3],
         threads: Vec::new(),

@@ -398,8 +398,8 @@ fn launches() {
 fn faults_tell_where() {
     let text = kernel("setp.eq.u32 %p1, %r0, 37;\n@%p1 st.global.u32 [%out+4096], 1;");
     let fault = run_text(&text, 1, 64, 4096, 0).unwrap_err();
-    assert_eq!((fault.line, fault.threads.as_slice(), fault.entry.as_str()), (13, &[37][..], "k"));
-    assert_eq!(fault.instruction, "@%p1 st.global.u32 [%out+4096], 1;");
+    assert_eq!((fault.line, fault.threads.as_slice(), &*fault.entry), (13, &[37][..], "k"));
+    assert_eq!(&*fault.instruction, "@%p1 st.global.u32 [%out+4096], 1;");
     assert!(fault.address.is_some());
     assert!(fault.to_string().contains("offset 4096 of the allocation of 4096 bytes"), "{fault}");
 }

@@ -94,17 +94,15 @@ fn divergence() {
 
 #[test]
 fn calls() {
-    let text = format!(
-        ".func (.param .b32 result) twice(.param .b32 value, .param .align 4 .b8 more[8])
-         {{ .reg .b32 %r<4>; .reg .pred %p<2>; ld.param.u32 %r1, [value]; ld.param.u32 %r2, [more+4];
+    let text = ".func (.param .b32 result) twice(.param .b32 value, .param .align 4 .b8 more[8])
+         { .reg .b32 %r<4>; .reg .pred %p<2>; ld.param.u32 %r1, [value]; ld.param.u32 %r2, [more+4];
             setp.lt.u32 %p1, %r1, 4; @%p1 bra small; mad.lo.u32 %r3, %r1, 2, %r2; st.param.b32 [result], %r3; ret;
-            small: st.param.b32 [result], 7; ret; }}",
-    );
+            small: st.param.b32 [result], 7; ret; }";
     let body = "{ .param .b32 v; .param .align 4 .b8 m[8]; .param .b32 back; st.param.b32 [v], %r0;
          st.param.b32 [m], 1; st.param.b32 [m+4], 1000; call.uni (back), twice, (v, m); ld.param.b32 %r9, [back]; }
          activemask.b32 %r1; popc.b32 %r1, %r1; mad.lo.u32 %r9, %r1, 10000, %r9;
          mad.wide.u32 %rd1, %r0, 4, %out; st.global.u32 [%rd1], %r9;";
-    let bytes = common::run_text(&common::kernel_with(&text, body), 1, 32, 128, 0).unwrap_or_else(|f| panic!("{f}"));
+    let bytes = common::run_text(&common::kernel_with(text, body), 1, 32, 128, 0).unwrap_or_else(|f| panic!("{f}"));
     for (lane, word) in bytes.chunks(4).enumerate() {
         let want = 320_000 + if lane < 4 { 7 } else { lane as u32 * 2 + 1000 };
         assert_eq!(u32::from_le_bytes(word.try_into().unwrap()), want);
@@ -172,7 +170,7 @@ fn a_place(shape: &str, lane: usize, i: usize) -> (usize, usize) {
         // for i >= 4".
         "f16 16" => (group + if i % 4 < 2 { 0 } else { 8 }, thread * 2 + i % 2 + if i < 4 { 0 } else { 8 }),
         "f16 8" => (group + if i < 2 { 0 } else { 8 }, thread * 2 + i % 2),
-        "tf32 8" => (group + if i % 2 == 0 { 0 } else { 8 }, thread + if i < 2 { 0 } else { 4 }),
+        "tf32 8" => (group + i % 2 * 8, thread + if i < 2 { 0 } else { 4 }),
         "tf32 4" => (group + if i == 0 { 0 } else { 8 }, thread),
         "int 16" => (group + if i < 4 { 0 } else { 8 }, thread * 4 + i % 4),
         "int 32" => (group + if i % 8 < 4 { 0 } else { 8 }, thread * 4 + i % 4 + if i < 8 { 0 } else { 16 }),
