@@ -307,7 +307,7 @@ impl Warp {
             let thread = self.thread(lane);
             let commits = self.commits[lane];
             self.pending[lane].retain(|copy| {
-                let done = keep == u32::MAX || copy.group + keep < commits;
+                let done = keep == u32::MAX || copy.group.saturating_add(keep) < commits;
                 if done {
                     ctx.shared.end_copy(copy.to as usize, &copy.bytes[..copy.len as usize], &ctx.order, thread);
                 }

@@ -57,7 +57,7 @@ pub(crate) fn conflicts(addresses: impl Iterator<Item = u64>, len: usize) -> u32
     let mut first = [u64::MAX; 32];
     let mut more: Vec<u64> = Vec::new();
     for address in addresses {
-        for word in (address >> 2)..(address + len as u64).div_ceil(4) {
+        for word in (0..len.div_ceil(4) as u64).map(|word| (address >> 2) + word) {
             let bank = &mut first[word as usize & 31];
             if *bank == u64::MAX {
                 *bank = word;

@@ -156,7 +156,7 @@ fn bits_and_shifts() {
         ("shl.b64 %rd9, %rd1, %r1;", &[1, 64], 0),
         ("shr.u64 %rd9, %rd1, %r1;", &[1 << 63, 63], 1),
         ("shr.s64 %rd9, %rd1, %r1;", &[1 << 63, 99], u64::MAX),
-        ("bfe.u64 %rd9, %rd1, 8, 40;", &[0x1234_5678_9abc_def0], 0x0034_5678_9abc_de & 0xff_ffff_ffff),
+        ("bfe.u64 %rd9, %rd1, 8, 40;", &[0x1234_5678_9abc_def0], 0x78_9abc_def0 >> 8 | 0x56 << 32),
         ("bfe.s64 %rd9, %rd1, 60, 10;", &[0xa234_5678_9abc_def0], 0xffff_ffff_ffff_fffa),
         ("bfi.b64 %rd9, %rd1, %rd2, 32, 16;", &[0xabcde, 1], 0xbcde_0000_0001),
         ("brev.b64 %rd9, %rd1;", &[1], 1 << 63),
