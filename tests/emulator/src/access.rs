@@ -5,6 +5,7 @@ use crate::execute::window_of;
 use crate::fault::{FaultKind, Outcome, Trap};
 use crate::float::{fma16, half_from_f32, half_to_f32};
 use crate::kernels::D;
+use crate::memory::little;
 use crate::op::{Address, AtomOp, FrameCopy, Reg};
 use crate::order::bits;
 use crate::stats::{sectors, wavefronts};
@@ -96,9 +97,10 @@ impl Warp {
         Ok((space, at))
     }
 
+    /// Checks the alignment to the access width, a power of two.
     fn aligned(at: &D, len: usize, mask: u32) -> Outcome<()> {
         for lane in bits(mask) {
-            if !at[lane].is_multiple_of(len as u64) {
+            if at[lane] & (len as u64 - 1) != 0 {
                 let message = format!("not a multiple of the {len} bytes accessed");
                 return Err(Trap::at(FaultKind::Misaligned, 1 << lane, at[lane], message));
             }
@@ -315,10 +317,4 @@ impl Warp {
             });
         }
     }
-}
-
-fn little(bytes: &[u8]) -> u128 {
-    let mut value = [0; 16];
-    value[..bytes.len()].copy_from_slice(bytes);
-    u128::from_le_bytes(value)
 }

@@ -123,7 +123,8 @@ impl Warp {
             }
             Op::ActiveMask { d } => self.put_w(d, mask, &[mask; 32]),
             Op::Window { d, a, base, to } => {
-                let value = self.need(ctx, a, mask)?.map(|at| if to { at.wrapping_sub(base) } else { at.wrapping_add(base) });
+                let value =
+                    self.need(ctx, a, mask)?.map(|at| if to { at.wrapping_sub(base) } else { at.wrapping_add(base) });
                 self.put(d, mask, &value);
             }
             Op::IsSpace { d, a, space } => {

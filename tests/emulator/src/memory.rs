@@ -23,12 +23,12 @@ struct Allocation {
 }
 
 impl Allocation {
-    #[inline]
+    #[inline(always)]
     fn is_written(&self, at: usize, len: usize) -> bool {
         self.missing == 0 || (at..at + len).all(|byte| self.written[byte >> 6] >> (byte & 63) & 1 != 0)
     }
 
-    #[inline]
+    #[inline(always)]
     fn mark(&mut self, at: usize, len: usize) {
         if self.missing == 0 {
             return;
@@ -165,7 +165,7 @@ impl Memory {
     }
 
     /// The allocation that holds a range, and the range's offset in it.
-    #[inline]
+    #[inline(always)]
     fn find(&self, address: u64, len: usize) -> Outcome<(usize, usize)> {
         let Some(index) = self.index(address) else {
             return Err(Trap::at(FaultKind::OutOfBounds, 0, address, "no allocation is anywhere near"));
@@ -186,7 +186,7 @@ impl Memory {
     }
 
     /// Records an access in the race shadow.
-    #[inline]
+    #[inline(always)]
     fn touch(&mut self, found: (usize, usize), len: usize, order: &Order, thread: u32, touch: Touch) -> Outcome<()> {
         let (index, at) = found;
         let allocation = &mut self.allocations[index];
@@ -214,11 +214,10 @@ impl Memory {
             self.check_constant(found, len, order, address)?;
         }
         self.touch(found, len, order, thread, Touch::Read)?;
-        let mut value = [0; 16];
-        value[..len].copy_from_slice(&self.allocations[found.0].data[found.1..found.1 + len]);
-        Ok(u128::from_le_bytes(value))
+        Ok(little(&self.allocations[found.0].data[found.1..found.1 + len]))
     }
 
+    #[inline(always)]
     fn check_written(&self, (index, at): (usize, usize), len: usize, address: u64) -> Outcome<()> {
         if self.allocations[index].is_written(at, len) {
             return Ok(());
@@ -243,7 +242,7 @@ impl Memory {
         let found = self.find(address, len)?;
         self.touch(found, len, order, thread, Touch::Write)?;
         let allocation = &mut self.allocations[found.0];
-        allocation.data[found.1..found.1 + len].copy_from_slice(&value.to_le_bytes()[..len]);
+        put_little(&mut allocation.data[found.1..found.1 + len], value);
         allocation.mark(found.1, len);
         Ok(())
     }
@@ -277,8 +276,32 @@ impl Memory {
     }
 }
 
+/// The value of up to 16 bytes.
+#[inline(always)]
+pub(crate) fn little(bytes: &[u8]) -> u128 {
+    if let Ok(word) = bytes.try_into() {
+        return u32::from_le_bytes(word).into();
+    }
+    if let Ok(all) = bytes.try_into() {
+        return u128::from_le_bytes(all);
+    }
+    let mut value = [0; 16];
+    value[..bytes.len()].copy_from_slice(bytes);
+    u128::from_le_bytes(value)
+}
+
+/// Stores the low bytes of a value.
+#[inline(always)]
+pub(crate) fn put_little(bytes: &mut [u8], value: u128) {
+    match bytes.len() {
+        4 => bytes.copy_from_slice(&(value as u32).to_le_bytes()),
+        16 => bytes.copy_from_slice(&value.to_le_bytes()),
+        len => bytes.copy_from_slice(&value.to_le_bytes()[..len]),
+    }
+}
+
 /// Calls `act` with each 4-byte word of a range and the mask of its bytes in the range.
-#[inline]
+#[inline(always)]
 pub(crate) fn each_word<E>(at: usize, len: usize, mut act: impl FnMut(usize, u8) -> Result<(), E>) -> Result<(), E> {
     if (at | len) & 3 == 0 {
         return (at / 4..(at + len) / 4).try_for_each(|word| act(word, 15));

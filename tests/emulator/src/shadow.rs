@@ -48,8 +48,36 @@ struct Cell {
 }
 
 impl Cell {
-    #[inline]
+    /// Records an access, or tells what it conflicts with. Decides the common cases here: nothing in this launch
+    /// touched the cell but before the latest barrier of this block, or this very thread.
+    #[inline(always)]
     fn touch(&mut self, order: &Order, thread: u32, touch: Touch) -> Result<(), Conflict> {
+        let stamp = order.stamps[thread as usize];
+        let settled = |clock| clock < order.launch_start || clock >= order.block_start && clock < order.floor;
+        let own = self.w_thread == thread as u16 && self.w_clock >= order.block_start;
+        if self.flags == 0 && (own || settled(self.w_clock)) {
+            let (warp, lane) = (1 << (thread >> 5), 1 << (thread & 31));
+            match touch {
+                Touch::Read if self.r_clock == stamp && self.r_warps == warp => {
+                    self.r_lanes |= lane;
+                    return Ok(());
+                }
+                Touch::Read if settled(self.r_clock) => {
+                    (self.r_clock, self.r_warps, self.r_lanes) = (stamp, warp, lane);
+                    return Ok(());
+                }
+                Touch::Write if settled(self.r_clock) && self.r_before < order.launch_start => {
+                    *self = Cell { w_clock: stamp, w_thread: thread as u16, ..Cell::default() };
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+        self.touch_slowly(order, thread, touch)
+    }
+
+    #[inline(never)]
+    fn touch_slowly(&mut self, order: &Order, thread: u32, touch: Touch) -> Result<(), Conflict> {
         if self.flags & IN_FLIGHT != 0 {
             return Err(Conflict::InFlight { other: self.w_thread.into() });
         }
@@ -165,18 +193,13 @@ impl Cells {
     }
 
     /// Calls `act` on the cells of the bytes `mask` of a word.
-    #[inline]
+    #[inline(always)]
     fn each<E>(&mut self, word: usize, mask: u8, mut act: impl FnMut(&mut Cell) -> Result<(), E>) -> Result<(), E> {
         let cell = &mut self.words[word];
-        if cell.flags & SPLIT == 0 {
-            if mask == 15 {
-                return act(cell);
-            }
-            let bytes = [*cell; 4];
-            *cell = Cell { flags: SPLIT, r_lanes: self.split.len() as u32, ..Cell::default() };
-            self.split.push(bytes);
+        if cell.flags & SPLIT == 0 && mask == 15 {
+            return act(cell);
         }
-        let bytes = &mut self.split[self.words[word].r_lanes as usize];
+        let bytes = self.bytes(word);
         for (index, cell) in bytes.iter_mut().enumerate() {
             if mask >> index & 1 != 0 {
                 act(cell)?;
@@ -185,8 +208,20 @@ impl Cells {
         Ok(())
     }
 
+    /// The cells of the bytes of a word.
+    #[inline(never)]
+    fn bytes(&mut self, word: usize) -> &mut [Cell; 4] {
+        let cell = &mut self.words[word];
+        if cell.flags & SPLIT == 0 {
+            let bytes = [*cell; 4];
+            *cell = Cell { flags: SPLIT, r_lanes: self.split.len() as u32, ..Cell::default() };
+            self.split.push(bytes);
+        }
+        &mut self.split[self.words[word].r_lanes as usize]
+    }
+
     /// Records an access to the bytes `mask` of a word, or tells what it conflicts with.
-    #[inline]
+    #[inline(always)]
     pub fn touch(&mut self, word: usize, mask: u8, order: &Order, thread: u32, touch: Touch) -> Result<(), Conflict> {
         self.each(word, mask, |cell| cell.touch(order, thread, touch))
     }
