@@ -95,7 +95,7 @@ fn divergence() {
 #[test]
 fn calls() {
     let text = ".func (.param .b32 result) twice(.param .b32 value, .param .align 4 .b8 more[8])
-         { .reg .b32 %r<4>; .reg .pred %p<2>; ld.param.u32 %r1, [value]; ld.param.u32 %r2, [more+4];
+         { .reg .b32 %r<4>; .reg .b64 %rd<2>; .reg .pred %p<2>; ld.param.u32 %r1, [value]; mov.b64 %rd1, more; ld.param.u32 %r2, [%rd1+4];
             setp.lt.u32 %p1, %r1, 4; @%p1 bra small; mad.lo.u32 %r3, %r1, 2, %r2; st.param.b32 [result], %r3; ret;
             small: st.param.b32 [result], 7; ret; }";
     let body = "{ .param .b32 v; .param .align 4 .b8 m[8]; .param .b32 back; st.param.b32 [v], %r0;
