@@ -10,8 +10,8 @@
 //! its own stream, and no op mixes samples. (With [`NoiseSource::Torch`] the noise of a request is one stream, as in
 //! diffusers' pipelines; it is then the same for equal requests only.)
 
-use crate::backend::{Backend, Needs};
 use crate::backend::args::{ModelInputArgs, SamplerStepArgs, Slot};
+use crate::backend::{Backend, Needs};
 use crate::codec::layout::round_up;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, plan};
@@ -215,6 +215,8 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
     /// [`Error::Request`] if the request does not fit the model, before anything is computed.
     pub fn run<B: Backend>(&self, backend: &mut B, request: &Request, seen: &mut dyn FnMut(Event)) -> Result<Output> {
         let table = self.check(request)?;
+        let plans = self.plans(backend, request)?;
+        backend.fits(plans.iter().map(|plan| plan.arena).max().unwrap_or(0))?;
         let n = request.class_labels.len();
         let len = self.latent_len(request);
         let (mut latents, noise) = self.noise(request, &table);

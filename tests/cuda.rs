@@ -36,8 +36,8 @@ fn suite<D: Driver>(open: impl Fn() -> Option<D>, cases: Vec<Case>) {
         let exact = matches!(check, Check::Exact);
         let check = match check {
             Check::Exact => Check::Exact,
-            Check::Close { gain, .. } => Check::Half { gain, step: 0.0 },
-            Check::Step { step } => Check::Half { gain: 1.0, step },
+            Check::Close { k, gain } => Check::Half { k, gain, step: 0.0 },
+            Check::Step { step } => Check::Half { k: 1, gain: 1.0, step },
             half => half,
         };
         // What f16 cannot hold of the input is no error of the op.

@@ -130,14 +130,24 @@ fn batch_invariance<D: Driver>(open: impl Fn() -> Option<D>) {
 
 /// The letter model, embedded as W4A8.
 fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize) {
-    let map = aquatint::mmap::map(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
+    let map = aquatint::mmap::map(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let pipeline = Pipeline::new(&packed).unwrap();
     let request = Request { steps, ..pipeline.request(labels.to_vec()) };
     let cpu = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).unwrap();
-    for (narrow, latents, image) in [(Element::F16, 2e-2, 0.1), (Element::F32, 5e-3, 0.05)] {
+    // A code on a rounding tie falls either way, and guidance multiplies what follows: the yardstick of a whole run is
+    // how far the CPU's tiers are from each other. One call without guidance is compared by itself.
+    let portable = pipeline.run(&mut Cpu::new(Scalar), &request, &mut |_| ()).unwrap();
+    let tiers = distance(&portable.latents, &cpu.latents);
+    println!("letters: latents of the portable tier {tiers:.2e} from the best tier's");
+    let latents = &cpu.latents[..cpu.latents.len() / labels.len()];
+    let eval = |label: u32| pipeline.eval(&mut Cpu::new(Scalar), latents, request.latent_size, &[label], 500.0);
+    let (want, _) = eval(labels[0]).unwrap();
+    for (narrow, most) in [(Element::F16, 2e-2), (Element::F32, 3e-3)] {
         let Some(driver) = open() else { return };
         let mut cuda = Cuda::new(driver, packed.data(), narrow).unwrap();
+        let (got, _) = pipeline.eval(&mut cuda, latents, request.latent_size, &labels[..1], 500.0).unwrap();
+        let call = distance(&got, &want);
         let mut steps_seen = 0;
         let Output { latents: got, images, .. } = pipeline
             .run(&mut cuda, &request, &mut |event| {
@@ -146,11 +156,11 @@ fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize
             .unwrap();
         assert_eq!(steps_seen, steps);
         let far = distance(&got, &cpu.latents);
-        println!("letters, {narrow:?}: latents {far:.2e} from the CPU's");
-        assert!(far < latents, "{narrow:?}: latents {far}");
         let off = images.iter().zip(&cpu.images).map(|(a, b)| (a - b).abs()).sum::<f32>() / images.len() as f32;
-        println!("letters, {narrow:?}: pixels {off:.2e} from the CPU's on average");
-        assert!(off < image, "{narrow:?}: pixels {off}");
+        println!("letters, {narrow:?}: call {call:.2e}, latents {far:.2e}, pixels {off:.2e} from the CPU's");
+        assert!(call < most, "{narrow:?}: one call {call}");
+        assert!(far < 2.0 * tiers.max(0.05), "{narrow:?}: latents {far}, tiers of the CPU {tiers}");
+        assert!(off < 0.02, "{narrow:?}: pixels {off}");
     }
 }
 
@@ -195,7 +205,7 @@ mod on_device {
 /// What `info` announces is what a run takes, to the byte.
 #[test]
 fn memory_is_what_was_announced() {
-    let map = aquatint::mmap::map(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
+    let map = aquatint::mmap::map(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let pipeline = Pipeline::new(&packed).unwrap();
     let request = Request { steps: 1, ..pipeline.request(vec![3]) };

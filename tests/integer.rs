@@ -111,6 +111,7 @@ impl<B: Backend> Backend for Spy<B> {
     }
     pass! {
         fn name(&self) -> String; fn ceilings(&self) -> Result<Option<Ceilings>>; fn arena(&self, bytes: usize) -> Result<B::Arena>;
+        fn fits(&self, bytes: usize) -> Result<()>;
         fn write_f32(&self, m: &mut B::Arena, at: usize, data: &[f32]) -> Result<()>;
         fn write_u32(&self, m: &mut B::Arena, at: usize, data: &[u32]) -> Result<()>;
         fn read_f32(&self, m: &B::Arena, at: usize, out: &mut [f32]) -> Result<()>;

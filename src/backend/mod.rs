@@ -51,6 +51,9 @@ pub trait Backend: Needs {
     /// Allocates working memory. Called once per bind.
     fn arena(&self, bytes: usize) -> Result<Self::Arena>;
 
+    /// Refuses arenas of `bytes` that there is no memory for, without allocating one.
+    fn fits(&self, bytes: usize) -> Result<()>;
+
     /// Makes a tensor ready. Called once per tensor and bind.
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<Self::Weight<'a>>;
 

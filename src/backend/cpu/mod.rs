@@ -133,6 +133,11 @@ impl<I: Isa> Backend for Cpu<I> {
         Arena::new(bytes)
     }
 
+    /// An arena that does not fit is refused when it is mapped.
+    fn fits(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<TensorView<'a>> {
         Ok(tensor)
     }

@@ -11,6 +11,7 @@ macro_rules! structs {
     ($($(#[$doc:meta])* $name:ident, $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $ty:ty),+ $(,)? })+) => {
         $(
             $(#[$doc])*
+            #[allow(missing_docs)] // Fields carry the names and meanings of the kernels' structs.
             #[derive(Clone, Copy, Debug, PartialEq, FromZeros, IntoBytes, Immutable)]
             #[repr(C)]
             pub struct $name { $($(#[$field_doc])* pub $field: $ty),+ }

@@ -177,6 +177,16 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         Arena::new(self.driver.clone(), bytes)
     }
 
+    fn fits(&self, bytes: usize) -> Result<()> {
+        let (needed, free) = (memory::allocation(bytes), self.driver.memory()?.free);
+        if needed > free {
+            let expected =
+                format!("{needed} bytes free beside the weights; make fewer images at a time, or smaller ones");
+            return Err(Error::device("device memory", expected, format!("{free} bytes")));
+        }
+        Ok(())
+    }
+
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<DeviceTensor<'a>> {
         let first = match &tensor {
             TensorView::F32(v) => v.as_ptr().addr(),

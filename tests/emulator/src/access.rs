@@ -5,6 +5,7 @@ use crate::execute::window_of;
 use crate::fault::{FaultKind, Outcome, Trap};
 use crate::float::{fma16, half_from_f32, half_to_f32};
 use crate::kernels::D;
+use crate::memory::little;
 use crate::op::{Address, AtomOp, FrameCopy, Reg};
 use crate::order::bits;
 use crate::stats::{sectors, wavefronts};
@@ -96,9 +97,10 @@ impl Warp {
         Ok((space, at))
     }
 
+    /// Checks the alignment to the access width, a power of two.
     fn aligned(at: &D, len: usize, mask: u32) -> Outcome<()> {
         for lane in bits(mask) {
-            if at[lane] % len as u64 != 0 {
+            if at[lane] & (len as u64 - 1) != 0 {
                 let message = format!("not a multiple of the {len} bytes accessed");
                 return Err(Trap::at(FaultKind::Misaligned, 1 << lane, at[lane], message));
             }
@@ -307,7 +309,7 @@ impl Warp {
             let thread = self.thread(lane);
             let commits = self.commits[lane];
             self.pending[lane].retain(|copy| {
-                let done = keep == u32::MAX || copy.group + keep < commits;
+                let done = keep == u32::MAX || copy.group.saturating_add(keep) < commits;
                 if done {
                     ctx.shared.end_copy(copy.to as usize, &copy.bytes[..copy.len as usize], &ctx.order, thread);
                 }
@@ -315,10 +317,4 @@ impl Warp {
             });
         }
     }
-}
-
-fn little(bytes: &[u8]) -> u128 {
-    let mut value = [0; 16];
-    value[..bytes.len()].copy_from_slice(bytes);
-    u128::from_le_bytes(value)
 }

@@ -43,7 +43,6 @@ pub(crate) struct Variable {
     pub dynamic: bool,
     /// Initial bytes; `None` stands for no initialiser.
     pub initial: Option<Vec<u8>>,
-    pub line: u32,
 }
 
 #[derive(Clone, Debug)]

@@ -80,8 +80,15 @@ impl<'a> Context<'a> {
     }
 
     /// A whole warp arrives at a barrier.
-    fn arrive(&mut self, warp: usize, barrier: &Barrier, id: u32, count: Option<u32>, trues: u32, threads: u32)
-    -> Outcome<()> {
+    fn arrive(
+        &mut self,
+        warp: usize,
+        barrier: &Barrier,
+        id: u32,
+        count: Option<u32>,
+        trues: u32,
+        threads: u32,
+    ) -> Outcome<()> {
         let fail = |message: String| Err(Trap::new(FaultKind::BarrierDivergence, 0, message));
         if id >= 16 {
             return fail(format!("there is no barrier {id}"));
@@ -281,8 +288,8 @@ fn fault(ctx: &Context, trap: &Trap, block: [u32; 3], warp: usize) -> Box<Fault>
     threads.extend(trap.others.iter().filter(|other| !threads.contains(other)).copied().collect::<Vec<_>>());
     Box::new(Fault {
         kind: trap.kind,
-        entry: ctx.program.name.clone(),
-        instruction,
+        entry: ctx.program.name.as_str().into(),
+        instruction: instruction.into(),
         line,
         block,
         threads,

@@ -74,9 +74,7 @@ impl Warp {
             Op::Collective { what, .. } => matches!(ctx.program.collectives[what as usize], Collective::Sync),
             _ => false,
         };
-        let here = |group: &Group| {
-            group.wait == Wait::Lanes(named) && (group.pc == pc || sync && is_sync(group.pc))
-        };
+        let here = |group: &Group| group.wait == Wait::Lanes(named) && (group.pc == pc || sync && is_sync(group.pc));
         let arrived = self.groups.iter().filter(|group| here(group)).fold(0, |sum, group| sum | group.mask);
         if arrived != named {
             return Ok(());

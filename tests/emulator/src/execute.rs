@@ -86,7 +86,7 @@ impl Warp {
                 }
                 self.put_p(d, mask, holds);
             }
-            Op::PredOp { op, d, a, b } => {
+            Op::Logic { op, d, a, b } => {
                 let value = combine(op, self.need_p(ctx, a, mask)?, self.need_p(ctx, b, mask)?);
                 self.put_p(d, mask, value);
             }
@@ -123,7 +123,8 @@ impl Warp {
             }
             Op::ActiveMask { d } => self.put_w(d, mask, &[mask; 32]),
             Op::Window { d, a, base, to } => {
-                let value = self.need(ctx, a, mask)?.map(|at| if to { at.wrapping_sub(base) } else { at + base });
+                let value =
+                    self.need(ctx, a, mask)?.map(|at| if to { at.wrapping_sub(base) } else { at.wrapping_add(base) });
                 self.put(d, mask, &value);
             }
             Op::IsSpace { d, a, space } => {

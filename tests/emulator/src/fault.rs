@@ -68,9 +68,9 @@ pub enum FaultKind {
 pub struct Fault {
     pub kind: FaultKind,
     /// Name of the entry that ran; empty for a fault of the host's own access.
-    pub entry: String,
+    pub entry: Box<str>,
     /// Text of the instruction, empty where there is none.
-    pub instruction: String,
+    pub instruction: Box<str>,
     /// Line of the PTX text, 0 where there is none.
     pub line: u32,
     /// Block index.

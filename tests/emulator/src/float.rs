@@ -35,10 +35,10 @@ pub(crate) fn narrow(value: f64, round: Round) -> f32 {
 #[inline(always)]
 fn to_odd(value: f64, error: f64) -> f64 {
     let bits = value.to_bits();
-    if error == 0.0 || bits & 1 == 1 || !value.is_finite() || error.is_nan() {
-        return value;
-    }
-    f64::from_bits(if (error > 0.0) == (value > 0.0) { bits + 1 } else { bits - 1 })
+    // Without branches, for whole warps; the error of an infinite value is a NaN.
+    let step = u64::from(error.abs() > 0.0) & !bits & 1;
+    let away = u64::from((error > 0.0) == (value > 0.0));
+    f64::from_bits(bits.wrapping_add(step * 2 * away).wrapping_sub(step))
 }
 
 /// `a + b` rounded to odd.
@@ -135,34 +135,31 @@ pub(crate) fn half_to_f32(bits: u16) -> f32 {
 }
 
 /// Rounds an f64 that is exact, or was rounded to odd, to f16 bits; NaN becomes the canonical 0x7fff.
+#[inline(always)]
 pub(crate) fn half_from_f64(value: f64, round: Round) -> u16 {
-    if value.is_nan() {
-        return 0x7fff;
+    let bits = value.to_bits();
+    let sign = (bits >> 48) as u16 & 0x8000;
+    let exponent = (bits >> 52 & 0x7ff) as i32 - 1023;
+    if exponent == 1024 {
+        return if value.is_nan() { 0x7fff } else { sign | 0x7c00 };
     }
-    let sign = if value.is_sign_negative() { 0x8000 } else { 0 };
-    let size = value.abs();
-    if size.is_infinite() {
-        return sign | 0x7c00;
-    }
-    let exponent = ((size.to_bits() >> 52) as i32 - 1023).clamp(-14, 16);
-    // 2^(10 - exponent), exact: units in the last place of the result.
-    let units = size * f64::from_bits(((1023 + 10 - exponent) as u64) << 52);
-    let whole = units.floor();
-    let rest = units - whole;
+    // Bits of the significand below the last place of the result: 42, and more for subnormal results.
+    let significand = bits & ((1 << 52) - 1) | u64::from(exponent > -1023) << 52;
+    let drop = (42 + (-14 - exponent).max(0)).min(63) as u32;
+    let whole = significand >> drop;
+    let rest = significand & ((1 << drop) - 1);
+    let middle = 1 << (drop - 1);
     let up = match round {
-        Round::Nearest => rest > 0.5 || rest == 0.5 && whole % 2.0 == 1.0,
+        Round::Nearest => rest > middle || rest == middle && whole & 1 == 1,
         Round::Zero => false,
-        Round::Down => sign != 0 && rest > 0.0,
-        Round::Up => sign == 0 && rest > 0.0,
+        Round::Down => sign != 0 && rest > 0,
+        Round::Up => sign == 0 && rest > 0,
     };
-    if whole >= 4096.0 {
-        return overflow16(sign, round);
+    let base = (exponent.clamp(-14, 16) + 14) as u64;
+    let result = (base << 10) + whole + u64::from(up);
+    if result < 0x7c00 {
+        return sign | result as u16;
     }
-    let bits = (((exponent + 14) as u32) << 10) + whole as u32 + u32::from(up);
-    if bits >= 0x7c00 { overflow16(sign, round) } else { sign | bits as u16 }
-}
-
-fn overflow16(sign: u16, round: Round) -> u16 {
     let infinite = match round {
         Round::Nearest => true,
         Round::Zero => false,

@@ -80,8 +80,8 @@ impl Module {
     pub fn launch(&self, memory: &mut Memory, launch: &Launch) -> Result<Stats, Fault> {
         let program = self.check(launch).map_err(|message| Fault {
             kind: FaultKind::Launch,
-            entry: launch.entry.to_string(),
-            instruction: String::new(),
+            entry: launch.entry.into(),
+            instruction: "".into(),
             line: 0,
             block: [0; 3],
             threads: Vec::new(),

@@ -3,7 +3,6 @@
 use crate::block::Context;
 use crate::fault::{FaultKind, Outcome, Trap};
 use crate::float::{bits32, half_to_f32};
-use crate::kernels::W;
 use crate::op::{Address, Mma, MmaType, Reg};
 use crate::stats::conflicts;
 use crate::types::{SHARED_BASE, Space};
@@ -38,7 +37,7 @@ impl Warp {
             None => [0; 32],
         };
         let narrow = matches!(address.base, Some(Reg::W(_)));
-        for matrix in 0..count as usize {
+        for (matrix, &d) in d[..count as usize].iter().enumerate() {
             let mut rows = [[0; 16]; 8];
             let mut starts = [0; 8];
             for (row, bytes) in rows.iter_mut().enumerate() {
@@ -73,7 +72,7 @@ impl Warp {
                     half(row, column) | half(row, column + 1) << 16
                 }
             });
-            self.put_w(d[matrix], mask, &out);
+            self.put_w(d, mask, &out);
         }
         Ok(())
     }
@@ -91,88 +90,87 @@ impl Warp {
         for (values, &slot) in c.iter_mut().zip(&mma.c) {
             *values = *self.need_w(ctx, slot, mask)?;
         }
-        let d = match mma.ty {
+        let (a, b) = self.fragments(ctx, &mma, mask)?;
+        // Results by row and column.
+        let mut results = [[0u32; 8]; 16];
+        for (element, at) in (0..128).map(|index| (index % 4, index / 4)) {
+            results[at / 4 + element / 2 * 8][at % 4 * 2 + element % 2] = c[element][at];
+        }
+        match mma.ty {
             MmaType::Int8 { a_signed, b_signed, saturate } => {
-                let convert = |signed: bool| move |byte: u32| if signed { byte as i8 as i16 } else { byte as u8 as i16 };
-                let (a, b) = self.fragments(ctx, &mma, 4, convert(a_signed), convert(b_signed), mask)?;
-                accumulate(&c, |row, column, c| {
-                    let mut sum = 0i32;
-                    for k in 0..mma.k as usize {
-                        sum += i32::from(a[row][k]) * i32::from(b[column][k]);
+                let widen =
+                    |bytes: &[u8; 32], signed| bytes.map(|byte| if signed { byte as i8 as i16 } else { byte.into() });
+                let b = b.map(|bytes| widen(&bytes, b_signed));
+                for (row, results) in a.iter().zip(&mut results) {
+                    let row = widen(row, a_signed);
+                    for (column, result) in b.iter().zip(results) {
+                        let sum: i32 = row.iter().zip(column).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+                        let exact = i64::from(*result as i32) + i64::from(sum);
+                        let clamped = exact.clamp(i32::MIN.into(), i32::MAX.into());
+                        *result = (if saturate { clamped } else { exact }) as u32;
                     }
-                    let exact = i64::from(c as i32) + i64::from(sum);
-                    let clamped = exact.clamp(i32::MIN.into(), i32::MAX.into());
-                    (if saturate { clamped } else { exact }) as u32
-                })
+                }
             }
-            MmaType::F16 => {
-                let convert = |half: u32| half_to_f32(half as u16);
-                let (a, b) = self.fragments(ctx, &mma, 2, convert, convert, mask)?;
-                accumulate(&c, |row, column, c| dot(&a[row], &b[column], mma.k, c))
-            }
+            MmaType::F16 => multiply(&a.map(|row| halves(&row)), &b.map(|column| halves(&column)), mma.k, &mut results),
             MmaType::Tf32 => {
-                let convert = |word: u32| f32::from_bits(word & 0xffff_e000);
-                let (a, b) = self.fragments(ctx, &mma, 1, convert, convert, mask)?;
-                accumulate(&c, |row, column, c| dot(&a[row], &b[column], mma.k, c))
+                multiply(&a.map(|row| truncated(&row)), &b.map(|column| truncated(&column)), mma.k, &mut results)
             }
-        };
+        }
+        let mut d = [[0; 32]; 4];
+        for (element, at) in (0..128).map(|index| (index % 4, index / 4)) {
+            d[element][at] = results[at / 4 + element / 2 * 8][at % 4 * 2 + element % 2];
+        }
         for (values, &slot) in d.iter().zip(&mma.d) {
             self.put_w(slot, mask, values);
         }
         Ok(())
     }
 
-    /// The rows of A and the columns of B from their fragments of `per` elements a register.
+    /// The bytes of the rows of A and of the columns of B, zero beyond K: a register is 4 bytes of a row, whatever the
+    /// element type.
     #[allow(clippy::type_complexity)]
-    fn fragments<T: Copy + Default>(
-        &self,
-        ctx: &Context,
-        mma: &Mma,
-        per: usize,
-        of_a: impl Fn(u32) -> T,
-        of_b: impl Fn(u32) -> T,
-        mask: u32,
-    ) -> Outcome<([[T; 32]; 16], [[T; 32]; 8])> {
-        let (mut a, mut b) = ([[T::default(); 32]; 16], [[T::default(); 32]; 8]);
-        let bits = 32 / per as u32;
-        let registers = mma.k as usize / (4 * per);
-        for register in 0..registers * 2 {
+    fn fragments(&self, ctx: &Context, mma: &Mma, mask: u32) -> Outcome<([[u8; 32]; 16], [[u8; 32]; 8])> {
+        let (mut a, mut b) = ([[0; 32]; 16], [[0; 32]; 8]);
+        for register in 0..mma.registers() * 2 {
             let words = self.need_w(ctx, mma.a[register], mask)?;
-            for (lane, &word) in words.iter().enumerate() {
-                let row = &mut a[lane / 4 + register % 2 * 8];
-                let start = register / 2 * 4 * per + lane % 4 * per;
-                for element in 0..per {
-                    row[start + element] = of_a(word >> (element as u32 * bits));
-                }
+            for (lane, word) in words.iter().enumerate() {
+                let start = register / 2 * 16 + lane % 4 * 4;
+                a[lane / 4 + register % 2 * 8][start..start + 4].copy_from_slice(&word.to_le_bytes());
             }
         }
-        for register in 0..registers {
+        for register in 0..mma.registers() {
             let words = self.need_w(ctx, mma.b[register], mask)?;
-            for (lane, &word) in words.iter().enumerate() {
-                let start = register * 4 * per + lane % 4 * per;
-                for element in 0..per {
-                    b[lane / 4][start + element] = of_b(word >> (element as u32 * bits));
-                }
+            for (lane, word) in words.iter().enumerate() {
+                let start = register * 16 + lane % 4 * 4;
+                b[lane / 4][start..start + 4].copy_from_slice(&word.to_le_bytes());
             }
         }
         Ok((a, b))
     }
 }
 
-fn dot(a: &[f32; 32], b: &[f32; 32], k: u32, c: u32) -> u32 {
-    let mut sum = f32::from_bits(c);
-    for k in 0..k as usize {
-        sum += a[k] * b[k];
-    }
-    bits32(sum)
+fn halves(bytes: &[u8; 32]) -> [f32; 16] {
+    std::array::from_fn(|k| half_to_f32(u16::from_le_bytes([bytes[k * 2], bytes[k * 2 + 1]])))
 }
 
-/// Fills the fragments of D from those of C.
-fn accumulate(c: &[W; 4], element: impl Fn(usize, usize, u32) -> u32) -> [W; 4] {
-    std::array::from_fn(|register| {
-        std::array::from_fn(|lane| {
-            let (row, column) = (lane / 4 + register / 2 * 8, lane % 4 * 2 + register % 2);
-            element(row, column, c[register][lane])
-        })
+/// tf32 operands: the low 13 bits of the f32 are ignored.
+fn truncated(bytes: &[u8; 32]) -> [f32; 16] {
+    std::array::from_fn(|k| match bytes.get(k * 4..k * 4 + 4) {
+        Some(word) => f32::from_bits(u32::from_le_bytes([word[0], word[1], word[2], word[3]]) & 0xffff_e000),
+        None => 0.0,
     })
+}
+
+/// Adds the products in ascending k.
+fn multiply(a: &[[f32; 16]; 16], b: &[[f32; 16]; 8], k: u32, results: &mut [[u32; 8]; 16]) {
+    let rows: [[f32; 8]; 16] = std::array::from_fn(|k| std::array::from_fn(|column| b[column][k]));
+    for (a, results) in a.iter().zip(results) {
+        let mut sums = results.map(f32::from_bits);
+        for (&a, row) in a.iter().zip(&rows).take(k as usize) {
+            for (sum, &b) in sums.iter_mut().zip(row) {
+                *sum += a * b;
+            }
+        }
+        *results = sums.map(bits32);
+    }
 }

@@ -23,12 +23,12 @@ struct Allocation {
 }
 
 impl Allocation {
-    #[inline]
+    #[inline(always)]
     fn is_written(&self, at: usize, len: usize) -> bool {
         self.missing == 0 || (at..at + len).all(|byte| self.written[byte >> 6] >> (byte & 63) & 1 != 0)
     }
 
-    #[inline]
+    #[inline(always)]
     fn mark(&mut self, at: usize, len: usize) {
         if self.missing == 0 {
             return;
@@ -165,7 +165,7 @@ impl Memory {
     }
 
     /// The allocation that holds a range, and the range's offset in it.
-    #[inline]
+    #[inline(always)]
     fn find(&self, address: u64, len: usize) -> Outcome<(usize, usize)> {
         let Some(index) = self.index(address) else {
             return Err(Trap::at(FaultKind::OutOfBounds, 0, address, "no allocation is anywhere near"));
@@ -186,7 +186,7 @@ impl Memory {
     }
 
     /// Records an access in the race shadow.
-    #[inline]
+    #[inline(always)]
     fn touch(&mut self, found: (usize, usize), len: usize, order: &Order, thread: u32, touch: Touch) -> Outcome<()> {
         let (index, at) = found;
         let allocation = &mut self.allocations[index];
@@ -214,11 +214,10 @@ impl Memory {
             self.check_constant(found, len, order, address)?;
         }
         self.touch(found, len, order, thread, Touch::Read)?;
-        let mut value = [0; 16];
-        value[..len].copy_from_slice(&self.allocations[found.0].data[found.1..found.1 + len]);
-        Ok(u128::from_le_bytes(value))
+        Ok(little(&self.allocations[found.0].data[found.1..found.1 + len]))
     }
 
+    #[inline(always)]
     fn check_written(&self, (index, at): (usize, usize), len: usize, address: u64) -> Outcome<()> {
         if self.allocations[index].is_written(at, len) {
             return Ok(());
@@ -239,18 +238,11 @@ impl Memory {
 
     /// A store by a thread of a running block.
     #[inline]
-    pub(crate) fn store(
-        &mut self,
-        address: u64,
-        len: usize,
-        value: u128,
-        order: &Order,
-        thread: u32,
-    ) -> Outcome<()> {
+    pub(crate) fn store(&mut self, address: u64, len: usize, value: u128, order: &Order, thread: u32) -> Outcome<()> {
         let found = self.find(address, len)?;
         self.touch(found, len, order, thread, Touch::Write)?;
         let allocation = &mut self.allocations[found.0];
-        allocation.data[found.1..found.1 + len].copy_from_slice(&value.to_le_bytes()[..len]);
+        put_little(&mut allocation.data[found.1..found.1 + len], value);
         allocation.mark(found.1, len);
         Ok(())
     }
@@ -284,14 +276,34 @@ impl Memory {
     }
 }
 
+/// The value of up to 16 bytes.
+#[inline(always)]
+pub(crate) fn little(bytes: &[u8]) -> u128 {
+    if let Ok(word) = bytes.try_into() {
+        return u32::from_le_bytes(word).into();
+    }
+    if let Ok(all) = bytes.try_into() {
+        return u128::from_le_bytes(all);
+    }
+    let mut value = [0; 16];
+    value[..bytes.len()].copy_from_slice(bytes);
+    u128::from_le_bytes(value)
+}
+
+/// Stores the low bytes of a value.
+#[inline(always)]
+pub(crate) fn put_little(bytes: &mut [u8], value: u128) {
+    match bytes.len() {
+        4 => bytes.copy_from_slice(&(value as u32).to_le_bytes()),
+        16 => bytes.copy_from_slice(&value.to_le_bytes()),
+        len => bytes.copy_from_slice(&value.to_le_bytes()[..len]),
+    }
+}
+
 /// Calls `act` with each 4-byte word of a range and the mask of its bytes in the range.
-#[inline]
-pub(crate) fn each_word<E>(
-    at: usize,
-    len: usize,
-    mut act: impl FnMut(usize, u8) -> Result<(), E>,
-) -> Result<(), E> {
-    if at % 4 == 0 && len % 4 == 0 {
+#[inline(always)]
+pub(crate) fn each_word<E>(at: usize, len: usize, mut act: impl FnMut(usize, u8) -> Result<(), E>) -> Result<(), E> {
+    if (at | len) & 3 == 0 {
         return (at / 4..(at + len) / 4).try_for_each(|word| act(word, 15));
     }
     (at / 4..(at + len).div_ceil(4)).try_for_each(|word| {
@@ -316,7 +328,7 @@ pub(crate) fn race(conflict: Conflict, address: u64, kind: FaultKind, touch: Tou
             trap.others.push(other);
             trap
         }
-        Conflict::Block { wrote, .. } => {
+        Conflict::Block { wrote } => {
             let message = format!("{doing} what another block of the launch {}", did(wrote));
             Trap::at(kind, 0, address, message)
         }
@@ -329,11 +341,12 @@ pub(crate) fn race(conflict: Conflict, address: u64, kind: FaultKind, touch: Tou
     }
 }
 
+#[allow(clippy::boxed_local)]
 fn host(trap: Box<Trap>) -> Fault {
     Fault {
         kind: trap.kind,
-        entry: String::new(),
-        instruction: String::new(),
+        entry: "".into(),
+        instruction: "".into(),
         line: 0,
         block: [0; 3],
         threads: Vec::new(),

@@ -97,12 +97,33 @@ pub(crate) enum Vote {
 /// An instruction whose lanes meet under a member mask.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Collective {
-    Shuffle { mode: Shuffle, d: Slot, valid: Option<Slot>, a: Slot, b: Slot, c: Slot },
+    Shuffle {
+        mode: Shuffle,
+        d: Slot,
+        valid: Option<Slot>,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
     /// `Ballot` writes the word register `d`, the others the predicate `d`.
-    Vote { mode: Vote, d: Slot, p: Pred },
+    Vote {
+        mode: Vote,
+        d: Slot,
+        p: Pred,
+    },
     /// `match.any` or `match.all`, with the predicate of the latter.
-    Match { all: bool, d: Slot, valid: Option<Slot>, a: Reg },
-    Redux { op: AtomOp, signed: bool, d: Slot, a: Slot },
+    Match {
+        all: bool,
+        d: Slot,
+        valid: Option<Slot>,
+        a: Reg,
+    },
+    Redux {
+        op: AtomOp,
+        signed: bool,
+        d: Slot,
+        a: Slot,
+    },
     /// `bar.warp.sync`: the only one that orders memory.
     Sync,
 }
@@ -130,7 +151,11 @@ pub(crate) struct Barrier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MmaType {
     /// 8-bit integers, each matrix signed or not.
-    Int8 { a_signed: bool, b_signed: bool, saturate: bool },
+    Int8 {
+        a_signed: bool,
+        b_signed: bool,
+        saturate: bool,
+    },
     F16,
     Tf32,
 }
@@ -146,6 +171,18 @@ pub(crate) struct Mma {
     pub c: [Slot; 4],
 }
 
+impl Mma {
+    /// Registers of the B fragment of a lane; that of A has twice as many.
+    pub fn registers(&self) -> usize {
+        let bytes = match self.ty {
+            MmaType::Int8 { .. } => 1,
+            MmaType::F16 => 2,
+            MmaType::Tf32 => 4,
+        };
+        (self.k * bytes / 16) as usize
+    }
+}
+
 /// A byte range of frame parameters copied by a call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FrameCopy {
@@ -157,50 +194,154 @@ pub(crate) struct FrameCopy {
 #[derive(Clone, Copy)]
 pub(crate) enum Op {
     /// `d = kernel(s...)`.
-    Alu { kernel: Kernel, d: Slot, s: [Slot; 4] },
+    Alu {
+        kernel: Kernel,
+        d: Slot,
+        s: [Slot; 4],
+    },
     /// The same over f32 operands, with flushing and saturation around it.
-    Float { kernel: Kernel, ftz: bool, sat: bool, d: Slot, s: [Slot; 4] },
-    SelectW { d: Slot, a: Slot, b: Slot, p: Pred },
-    SelectD { d: Slot, a: Slot, b: Slot, p: Pred },
+    Float {
+        kernel: Kernel,
+        ftz: bool,
+        sat: bool,
+        d: Slot,
+        s: [Slot; 4],
+    },
+    SelectW {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        p: Pred,
+    },
+    SelectD {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        p: Pred,
+    },
     /// `setp`: `d = test(s) op p`, `other = !test(s) op p`.
-    Test { test: Test, ftz: bool, d: Slot, other: Option<Slot>, s: [Slot; 2], combine: Option<(Bool, Pred)> },
+    Test {
+        test: Test,
+        ftz: bool,
+        d: Slot,
+        other: Option<Slot>,
+        s: [Slot; 2],
+        combine: Option<(Bool, Pred)>,
+    },
     /// Two f16 comparisons into two predicates.
-    TestPacked { test: Test, d: Slot, other: Slot, s: [Slot; 2], combine: Option<(Bool, Pred)> },
+    TestPacked {
+        test: Test,
+        d: Slot,
+        other: Slot,
+        s: [Slot; 2],
+        combine: Option<(Bool, Pred)>,
+    },
     /// `set`: `one` where the comparison holds, else zero.
-    Set { test: Test, ftz: bool, one: u32, d: Slot, s: [Slot; 2], combine: Option<(Bool, Pred)> },
+    Set {
+        test: Test,
+        ftz: bool,
+        one: u32,
+        d: Slot,
+        s: [Slot; 2],
+        combine: Option<(Bool, Pred)>,
+    },
     /// `testp`.
-    Class { class: FloatClass, d: Slot, a: Reg },
-    PredOp { op: Bool, d: Slot, a: Pred, b: Pred },
-    PredMov { d: Slot, a: Pred },
-    PredConst { d: Slot, value: bool },
+    Class {
+        class: FloatClass,
+        d: Slot,
+        a: Reg,
+    },
+    Logic {
+        op: Bool,
+        d: Slot,
+        a: Pred,
+        b: Pred,
+    },
+    PredMov {
+        d: Slot,
+        a: Pred,
+    },
+    PredConst {
+        d: Slot,
+        value: bool,
+    },
     Carry(Carry),
-    Convert { conversion: Conversion, d: Reg, a: Reg },
+    Convert {
+        conversion: Conversion,
+        d: Reg,
+        a: Reg,
+    },
     /// `mov.b64 d, {..}` and `mov.b32 d, {..}`; parts of `bits` each.
-    Pack { d: Reg, parts: [Slot; 4], count: u32, bits: u32 },
-    Unpack { a: Reg, parts: [Slot; 4], count: u32, bits: u32 },
-    Clock { d: Reg },
-    ActiveMask { d: Slot },
+    Pack {
+        d: Reg,
+        parts: [Slot; 4],
+        count: u32,
+        bits: u32,
+    },
+    Unpack {
+        a: Reg,
+        parts: [Slot; 4],
+        count: u32,
+        bits: u32,
+    },
+    Clock {
+        d: Reg,
+    },
+    ActiveMask {
+        d: Slot,
+    },
     /// Address of a frame parameter or local variable, and other constants, are plain constants; this is `cvta`.
-    Window { d: Reg, a: Reg, base: u64, to: bool },
-    IsSpace { d: Slot, a: Slot, space: Space },
+    Window {
+        d: Reg,
+        a: Reg,
+        base: u64,
+        to: bool,
+    },
+    IsSpace {
+        d: Slot,
+        a: Slot,
+        space: Space,
+    },
     Load(u32),
     Store(u32),
     Atomic(u32),
-    AsyncCopy { to: Address, from: Address, bytes: u32, source_bytes: Option<Slot> },
+    AsyncCopy {
+        to: Address,
+        from: Address,
+        bytes: u32,
+        source_bytes: Option<Slot>,
+    },
     AsyncCommit,
     /// Waits until at most this many groups are pending; `u32::MAX` stands for `wait_all`.
     AsyncWait(u32),
     /// `ldmatrix`.
-    LoadMatrix { address: Address, count: u32, transposed: bool, d: [Slot; 4] },
+    LoadMatrix {
+        address: Address,
+        count: u32,
+        transposed: bool,
+        d: [Slot; 4],
+    },
     MultiplyMatrix(u32),
-    Collective { what: u32, mask: Slot },
+    Collective {
+        what: u32,
+        mask: Slot,
+    },
     Barrier(u32),
-    Branch { target: u32, meet: u32 },
-    BranchTable { index: Slot, table: u32, meet: u32 },
+    Branch {
+        target: u32,
+        meet: u32,
+    },
+    BranchTable {
+        index: Slot,
+        table: u32,
+        meet: u32,
+    },
     Call(u32),
     FrameCopies(u32),
     /// Returns to the instruction in the link register of the function.
-    Return { link: Slot },
+    Return {
+        link: Slot,
+    },
     Exit,
     Trap,
     /// Fences, prefetches: nothing to do here.

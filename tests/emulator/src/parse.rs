@@ -122,16 +122,8 @@ impl Parser<'_> {
         let results = if self.peek() == Some(&Tok::Punct(b'(')) { self.parameters()? } else { Vec::new() };
         let name = self.word()?;
         let params = if self.peek() == Some(&Tok::Punct(b'(')) { self.parameters()? } else { Vec::new() };
-        let mut function = Function {
-            name,
-            entry,
-            results,
-            params,
-            max_threads: None,
-            exact_threads: false,
-            body: Vec::new(),
-            line,
-        };
+        let mut function =
+            Function { name, entry, results, params, max_threads: None, exact_threads: false, body: Vec::new(), line };
         loop {
             if self.take(b';') {
                 return Ok(None);
@@ -270,7 +262,7 @@ impl Parser<'_> {
             return self.fail("external variables are not linked");
         }
         let bytes = if unsized_array { 0 } else { count * element };
-        Ok(Variable { name, space, align: align.unwrap_or(element), bytes, dynamic: unsized_array, initial, line })
+        Ok(Variable { name, space, align: align.unwrap_or(element), bytes, dynamic: unsized_array, initial })
     }
 
     fn initialiser(&mut self, ty: Ty, bytes: &mut Vec<u8>) -> Parsed<()> {
@@ -408,9 +400,7 @@ impl Parser<'_> {
             Tok::Punct(b'[') => {
                 let base = self.operand()?;
                 let mut offset = 0i64;
-                if self.take(b'+') {
-                    offset = self.integer()? as i64;
-                } else if self.peek() == Some(&Tok::Punct(b'-')) {
+                if self.take(b'+') || self.peek() == Some(&Tok::Punct(b'-')) {
                     offset = self.integer()? as i64;
                 }
                 self.expect(b']')?;

@@ -18,7 +18,7 @@ pub(crate) enum Conflict {
     /// Unordered with the last write or read by this thread of the block.
     Thread { other: u32, wrote: bool },
     /// Another block of the launch wrote or read the byte.
-    Block { clock: u32, wrote: bool },
+    Block { wrote: bool },
     /// The destination of an unfinished `cp.async` of this thread.
     InFlight { other: u32 },
 }
@@ -48,8 +48,36 @@ struct Cell {
 }
 
 impl Cell {
-    #[inline]
+    /// Records an access, or tells what it conflicts with. Decides the common cases here: nothing in this launch
+    /// touched the cell but before the latest barrier of this block, or this very thread.
+    #[inline(always)]
     fn touch(&mut self, order: &Order, thread: u32, touch: Touch) -> Result<(), Conflict> {
+        let stamp = order.stamps[thread as usize];
+        let settled = |clock| clock < order.launch_start || clock >= order.block_start && clock < order.floor;
+        let own = self.w_thread == thread as u16 && self.w_clock >= order.block_start;
+        if self.flags == 0 && (own || settled(self.w_clock)) {
+            let (warp, lane) = (1 << (thread >> 5), 1 << (thread & 31));
+            match touch {
+                Touch::Read if self.r_clock == stamp && self.r_warps == warp => {
+                    self.r_lanes |= lane;
+                    return Ok(());
+                }
+                Touch::Read if settled(self.r_clock) => {
+                    (self.r_clock, self.r_warps, self.r_lanes) = (stamp, warp, lane);
+                    return Ok(());
+                }
+                Touch::Write if settled(self.r_clock) && self.r_before < order.launch_start => {
+                    *self = Cell { w_clock: stamp, w_thread: thread as u16, ..Cell::default() };
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+        self.touch_slowly(order, thread, touch)
+    }
+
+    #[inline(never)]
+    fn touch_slowly(&mut self, order: &Order, thread: u32, touch: Touch) -> Result<(), Conflict> {
         if self.flags & IN_FLIGHT != 0 {
             return Err(Conflict::InFlight { other: self.w_thread.into() });
         }
@@ -76,11 +104,7 @@ impl Cell {
     fn check_write(&self, order: &Order, thread: u32, touch: Touch) -> Result<u16, Conflict> {
         let both_atomic = touch == Touch::Atomic && self.flags & ATOMIC != 0;
         if self.w_clock < order.block_start || self.flags & BLOCKS != 0 {
-            return if both_atomic {
-                Ok(BLOCKS)
-            } else {
-                Err(Conflict::Block { clock: self.w_clock.min(order.block_start - 1), wrote: true })
-            };
+            return if both_atomic { Ok(BLOCKS) } else { Err(Conflict::Block { wrote: true }) };
         }
         let other = u32::from(self.w_thread);
         let ordered = if self.flags & SEVERAL != 0 {
@@ -98,11 +122,11 @@ impl Cell {
     #[inline]
     fn check_readers(&self, order: &Order, thread: u32) -> Result<(), Conflict> {
         if self.r_before >= order.launch_start {
-            return Err(Conflict::Block { clock: self.r_before, wrote: false });
+            return Err(Conflict::Block { wrote: false });
         }
         if self.r_clock < order.floor {
             if self.r_clock >= order.launch_start && self.r_clock < order.block_start {
-                return Err(Conflict::Block { clock: self.r_clock, wrote: false });
+                return Err(Conflict::Block { wrote: false });
             }
             return Ok(());
         }
@@ -119,7 +143,13 @@ impl Cell {
 
     #[inline]
     fn add_reader(&mut self, order: &Order, thread: u32) {
-        let (warp, lane) = (1 << (thread >> 5), 1 << (thread & 31));
+        self.add_readers(order, thread, 1 << (thread & 31));
+    }
+
+    /// Records reads by several lanes of a warp with the same stamp, of which `thread` is one.
+    #[inline]
+    fn add_readers(&mut self, order: &Order, thread: u32, lane: u32) {
+        let warp = 1 << (thread >> 5);
         let stamp = order.stamps[thread as usize];
         if self.r_clock == stamp && self.r_warps == warp {
             self.r_lanes |= lane;
@@ -163,18 +193,13 @@ impl Cells {
     }
 
     /// Calls `act` on the cells of the bytes `mask` of a word.
-    #[inline]
+    #[inline(always)]
     fn each<E>(&mut self, word: usize, mask: u8, mut act: impl FnMut(&mut Cell) -> Result<(), E>) -> Result<(), E> {
         let cell = &mut self.words[word];
-        if cell.flags & SPLIT == 0 {
-            if mask == 15 {
-                return act(cell);
-            }
-            let bytes = [*cell; 4];
-            *cell = Cell { flags: SPLIT, r_lanes: self.split.len() as u32, ..Cell::default() };
-            self.split.push(bytes);
+        if cell.flags & SPLIT == 0 && mask == 15 {
+            return act(cell);
         }
-        let bytes = &mut self.split[self.words[word].r_lanes as usize];
+        let bytes = self.bytes(word);
         for (index, cell) in bytes.iter_mut().enumerate() {
             if mask >> index & 1 != 0 {
                 act(cell)?;
@@ -183,27 +208,34 @@ impl Cells {
         Ok(())
     }
 
+    /// The cells of the bytes of a word.
+    #[inline(never)]
+    fn bytes(&mut self, word: usize) -> &mut [Cell; 4] {
+        let cell = &mut self.words[word];
+        if cell.flags & SPLIT == 0 {
+            let bytes = [*cell; 4];
+            *cell = Cell { flags: SPLIT, r_lanes: self.split.len() as u32, ..Cell::default() };
+            self.split.push(bytes);
+        }
+        &mut self.split[self.words[word].r_lanes as usize]
+    }
+
     /// Records an access to the bytes `mask` of a word, or tells what it conflicts with.
-    #[inline]
-    pub fn touch(
-        &mut self,
-        word: usize,
-        mask: u8,
-        order: &Order,
-        thread: u32,
-        touch: Touch,
-    ) -> Result<(), Conflict> {
+    #[inline(always)]
+    pub fn touch(&mut self, word: usize, mask: u8, order: &Order, thread: u32, touch: Touch) -> Result<(), Conflict> {
         self.each(word, mask, |cell| cell.touch(order, thread, touch))
     }
 
-    /// Records a read of a word by all 32 lanes of a warp.
-    pub fn read_by_warp(&mut self, word: usize, order: &Order, warp: u32) -> Result<(), Conflict> {
+    /// Records a read of a word by all 32 lanes of a warp; `same` tells that they have the same stamp.
+    pub fn read_by_warp(&mut self, word: usize, order: &Order, warp: u32, same: bool) -> Result<(), Conflict> {
         self.each(word, 15, |cell| {
-            cell.touch(order, warp * 32, Touch::Read)?;
-            if cell.w_clock >= order.floor {
-                (1..32).try_for_each(|lane| cell.check_write(order, warp * 32 + lane, Touch::Read).map(drop))?;
+            if cell.flags & IN_FLIGHT != 0 || cell.w_clock >= order.floor || !same {
+                return (0..32).try_for_each(|lane| cell.touch(order, warp * 32 + lane, Touch::Read));
             }
-            (1..32).for_each(|lane| cell.add_reader(order, warp * 32 + lane));
+            if cell.w_clock >= order.launch_start {
+                cell.check_write(order, warp * 32, Touch::Read)?;
+            }
+            cell.add_readers(order, warp * 32, u32::MAX);
             Ok(())
         })
     }
@@ -220,11 +252,7 @@ impl Cells {
     /// The copy arrived: a write by `thread` at its present time.
     pub fn end_copy(&mut self, word: usize, order: &Order, thread: u32) {
         let _: Result<(), ()> = self.each(word, 15, |cell| {
-            *cell = Cell {
-                w_clock: order.stamps[thread as usize],
-                w_thread: thread as u16,
-                ..Cell::default()
-            };
+            *cell = Cell { w_clock: order.stamps[thread as usize], w_thread: thread as u16, ..Cell::default() };
             Ok(())
         });
     }

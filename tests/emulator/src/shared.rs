@@ -1,7 +1,7 @@
 //! Shared memory of the running block.
 
 use crate::fault::{FaultKind, Outcome, Trap};
-use crate::memory::{each_word, race};
+use crate::memory::{each_word, little, put_little, race};
 use crate::order::Order;
 use crate::shadow::{Cells, Touch};
 
@@ -23,6 +23,7 @@ impl Shared {
         self.cells.clear();
     }
 
+    #[inline(always)]
     fn bounds(&self, address: u64, len: usize) -> Outcome<usize> {
         if address.checked_add(len as u64).is_some_and(|end| end <= self.data.len() as u64) {
             return Ok(address as usize);
@@ -31,16 +32,19 @@ impl Shared {
         Err(Trap::at(FaultKind::OutOfBounds, 0, address, message))
     }
 
+    #[inline(always)]
     fn check_written(&self, at: usize, len: usize) -> Outcome<()> {
         each_word(at, len, |word, mask| if self.written[word] & mask == mask { Ok(()) } else { Err(()) })
             .map_err(|()| Trap::at(FaultKind::UninitialisedMemory, 0, at as u64, "shared bytes that nothing wrote"))
     }
 
+    #[inline(always)]
     fn touch(&mut self, at: usize, len: usize, order: &Order, thread: u32, touch: Touch) -> Outcome<()> {
         each_word(at, len, |word, mask| self.cells.touch(word, mask, order, thread, touch))
             .map_err(|conflict| race(conflict, at as u64, FaultKind::SharedRace, touch))
     }
 
+    #[inline(always)]
     fn mark(&mut self, at: usize, len: usize) {
         let _: Result<(), ()> = each_word(at, len, |word, mask| {
             self.written[word] |= mask;
@@ -53,15 +57,13 @@ impl Shared {
         // In-flight bytes are reported as such even where they were never written.
         self.touch(at, len, order, thread, Touch::Read)?;
         self.check_written(at, len)?;
-        let mut value = [0; 16];
-        value[..len].copy_from_slice(&self.data[at..at + len]);
-        Ok(u128::from_le_bytes(value))
+        Ok(little(&self.data[at..at + len]))
     }
 
     pub fn store(&mut self, address: u64, len: usize, value: u128, order: &Order, thread: u32) -> Outcome<()> {
         let at = self.bounds(address, len)?;
         self.touch(at, len, order, thread, Touch::Write)?;
-        self.data[at..at + len].copy_from_slice(&value.to_le_bytes()[..len]);
+        put_little(&mut self.data[at..at + len], value);
         self.mark(at, len);
         Ok(())
     }
@@ -87,8 +89,10 @@ impl Shared {
     /// A row of `ldmatrix`: all lanes of the warp count as readers.
     pub fn load_row(&mut self, address: u64, order: &Order, warp: u32) -> Outcome<[u8; 16]> {
         let at = self.bounds(address, 16)?;
+        let stamps = &order.stamps[warp as usize * 32..][..32];
+        let same = stamps.iter().all(|&stamp| stamp == stamps[0]);
         (at / 4..at / 4 + 4)
-            .try_for_each(|word| self.cells.read_by_warp(word, order, warp))
+            .try_for_each(|word| self.cells.read_by_warp(word, order, warp, same))
             .map_err(|conflict| race(conflict, at as u64, FaultKind::SharedRace, Touch::Read))?;
         self.check_written(at, 16)?;
         let mut row = [0; 16];

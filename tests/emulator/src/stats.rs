@@ -53,19 +53,22 @@ pub(crate) fn wavefronts(sum: &mut Wavefronts, at: &D, mask: u32, len: usize) {
 
 /// The most distinct words that one bank must deliver.
 pub(crate) fn conflicts(addresses: impl Iterator<Item = u64>, len: usize) -> u32 {
-    let mut words = [[0u32; 32]; 32];
-    let mut counts = [0usize; 32];
+    // The first word of each bank; words that conflict with it are rare and kept aside.
+    let mut first = [u64::MAX; 32];
+    let mut more: Vec<u64> = Vec::new();
     for address in addresses {
-        for word in (address >> 2)..(address + len as u64).div_ceil(4) {
-            let bank = word as usize & 31;
-            let count = counts[bank];
-            if !words[bank][..count].contains(&(word as u32)) && count < 32 {
-                words[bank][count] = word as u32;
-                counts[bank] += 1;
+        for word in (0..len.div_ceil(4) as u64).map(|word| (address >> 2) + word) {
+            let bank = &mut first[word as usize & 31];
+            if *bank == u64::MAX {
+                *bank = word;
+            } else if *bank != word && !more.contains(&word) {
+                more.push(word);
             }
         }
     }
-    counts.into_iter().max().unwrap_or(0) as u32
+    let mut counts = [1; 32];
+    more.iter().for_each(|word| counts[*word as usize & 31] += 1);
+    counts.into_iter().max().unwrap_or(1)
 }
 
 /// Adds the sectors of one access.

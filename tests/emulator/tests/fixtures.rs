@@ -151,7 +151,7 @@ fn kinds() {
             3 => v.count_ones() as i32,
             4 => v.leading_zeros() as i32,
             5 => v.wrapping_mul(((v >> 3) as u32 % 6 + 1) as i32),
-            6 => v.reverse_bits() as i32,
+            6 => v.reverse_bits(),
             _ => {
                 let all = ((i as u64) << 32 | u64::from(v as u32)).to_le_bytes();
                 i32::from_le_bytes([all[5], all[1], all[7], all[3]])

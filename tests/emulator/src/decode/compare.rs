@@ -71,7 +71,7 @@ macro_rules! float_tests {
     ($cmp:expr, $variant:ident, $elem:ty, $conv:expr) => {
         match $cmp {
             Cmp::Eq => Some(test!($variant, $elem, |a, b| $conv, a == b)),
-            Cmp::Ne => Some(test!($variant, $elem, |a, b| $conv, a < b || a > b)),
+            Cmp::Ne => Some(test!($variant, $elem, |a, b| $conv, !a.is_nan() && !b.is_nan() && a != b)),
             Cmp::Lt => Some(test!($variant, $elem, |a, b| $conv, a < b)),
             Cmp::Le => Some(test!($variant, $elem, |a, b| $conv, a <= b)),
             Cmp::Gt => Some(test!($variant, $elem, |a, b| $conv, a > b)),

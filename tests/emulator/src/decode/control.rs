@@ -85,8 +85,7 @@ impl Body<'_> {
         if given.len() != into.len() || wanted.len() != out_of.len() {
             return self.fail(format!("call of {name} with the wrong number of parameters"));
         }
-        let arguments =
-            given.iter().zip(&into).map(|(&from, &(to, bytes))| FrameCopy { from, to, bytes }).collect();
+        let arguments = given.iter().zip(&into).map(|(&from, &(to, bytes))| FrameCopy { from, to, bytes }).collect();
         let back = wanted.iter().zip(&out_of).map(|(&to, &(from, bytes))| FrameCopy { from, to, bytes }).collect();
         self.calls.push((self.program.calls.len(), name.clone()));
         self.program.calls.push(CallSite { target: 0, link, arguments });
@@ -185,12 +184,8 @@ impl Body<'_> {
                 (Collective::Shuffle { mode, d, valid, a, b, c }, mask)
             }
             "vote" => {
-                let mode = mods.need(&[
-                    ("all", Vote::All),
-                    ("any", Vote::Any),
-                    ("uni", Vote::Uni),
-                    ("ballot", Vote::Ballot),
-                ])?;
+                let mode =
+                    mods.need(&[("all", Vote::All), ("any", Vote::Any), ("uni", Vote::Uni), ("ballot", Vote::Ballot)])?;
                 let ty = mods.ty()?;
                 if ty != if mode == Vote::Ballot { Ty::B32 } else { Ty::Pred } {
                     return self.fail("vote has no such type");

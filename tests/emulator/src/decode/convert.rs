@@ -42,7 +42,7 @@ impl Body<'_> {
         }
         let narrows = to.is_float() && (!from.is_float() || to.bits() < from.bits());
         let fits = match round {
-            CvtRound::None => !narrows && !(from.is_float() && to.is_int()),
+            CvtRound::None => !(narrows || from.is_float() && to.is_int()),
             CvtRound::Integer(_) => from.is_float() && (to.is_int() || to == from),
             CvtRound::Float(_) => narrows,
         };
@@ -52,7 +52,10 @@ impl Body<'_> {
         let [d, a] = self.exactly(ops)?;
         let (a, d) = (self.loose(a, from, false)?, self.loose(d, to, true)?);
         let conversion = Conversion { to, from, round, sat, ftz };
-        if !sat && !ftz && let Some(op) = shortcut(conversion, d, a) {
+        if !sat
+            && !ftz
+            && let Some(op) = shortcut(conversion, d, a)
+        {
             return Ok(op);
         }
         Ok(Op::Convert { conversion, d, a })
@@ -119,19 +122,15 @@ fn shortcut(conversion: Conversion, d: Reg, a: Reg) -> Option<Op> {
         (Reg::W(d), Reg::W(a) | Reg::H(a)) => match (to, from) {
             (Ty::F32, Ty::S32) if near => op(kern!(WtoW(x: u32 as i32) -> u32 as u32 { (x as f32).to_bits() }), d, a),
             (Ty::F32, Ty::U32) if near => op(kern!(WtoW(x: u32 as u32) -> u32 as u32 { (x as f32).to_bits() }), d, a),
-            (Ty::S32, Ty::F32) if round == CvtRound::Integer(Round::Nearest) => op(
-                kern!(WtoW(x: u32 as u32) -> u32 as u32 { f32::from_bits(x).round_ties_even() as i32 }),
-                d,
-                a,
-            ),
+            (Ty::S32, Ty::F32) if round == CvtRound::Integer(Round::Nearest) => {
+                op(kern!(WtoW(x: u32 as u32) -> u32 as u32 { f32::from_bits(x).round_ties_even() as i32 }), d, a)
+            }
             (Ty::S32, Ty::F32) if round == CvtRound::Integer(Round::Zero) => {
                 op(kern!(WtoW(x: u32 as u32) -> u32 as u32 { f32::from_bits(x) as i32 }), d, a)
             }
-            (Ty::F32, Ty::F16) => op(
-                kern!(WtoW(x: u32 as u16) -> u32 as u32 { crate::float::bits32(half_to_f32(x)) }),
-                d,
-                a,
-            ),
+            (Ty::F32, Ty::F16) => {
+                op(kern!(WtoW(x: u32 as u16) -> u32 as u32 { crate::float::bits32(half_to_f32(x)) }), d, a)
+            }
             (Ty::U32 | Ty::S32, Ty::U16) => op(kern!(WtoW(x: u32 as u16) -> u32 as u32 { x }), d, a),
             (Ty::U32 | Ty::S32, Ty::S16) => op(kern!(WtoW(x: u32 as i16) -> u32 as u32 { i32::from(x) }), d, a),
             (Ty::U32 | Ty::S32, Ty::U8) => op(kern!(WtoW(x: u32 as u8) -> u32 as u32 { x }), d, a),
@@ -139,11 +138,9 @@ fn shortcut(conversion: Conversion, d: Reg, a: Reg) -> Option<Op> {
             _ => None,
         },
         (Reg::H(d), Reg::W(a)) => match (to, from) {
-            (Ty::F16, Ty::F32) if near => op(
-                kern!(WtoW(x: u32 as u32) -> u32 as u32 { half_from_f32(f32::from_bits(x)) }),
-                d,
-                a,
-            ),
+            (Ty::F16, Ty::F32) if near => {
+                op(kern!(WtoW(x: u32 as u32) -> u32 as u32 { half_from_f32(f32::from_bits(x)) }), d, a)
+            }
             (Ty::U16 | Ty::S16, Ty::U32 | Ty::S32) => op(kern!(WtoW(x: u32 as u16) -> u32 as u32 { x }), d, a),
             _ => None,
         },

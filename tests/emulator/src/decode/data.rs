@@ -218,7 +218,8 @@ impl Body<'_> {
         if !fits {
             return self.fail(format!("{op:?} has no type {ty:?}"));
         }
-        let (d, rest) = if returns { ops.split_first().map_or((None, ops), |(d, rest)| (Some(d), rest)) } else { (None, ops) };
+        let (d, rest) =
+            if returns { ops.split_first().map_or((None, ops), |(d, rest)| (Some(d), rest)) } else { (None, ops) };
         let wanted = if op == AtomOp::Cas { 3 } else { 2 };
         if rest.len() != wanted {
             return self.fail("wrong number of operands");

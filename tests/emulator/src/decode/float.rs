@@ -62,7 +62,7 @@ impl Body<'_> {
             Ty::F64 if sat || nan => None,
             Ty::F64 => {
                 let gross = matches!((opcode, approx), ("rcp" | "rsqrt", Some(false)));
-                if ftz && !gross || approx.is_some() && !gross {
+                if !gross && (ftz || approx.is_some()) {
                     return self.fail(format!("{opcode}.f64 has no .ftz or .approx"));
                 }
                 if gross { Some(gross64(opcode == "rcp")) } else { kernel64(opcode, round) }

@@ -127,7 +127,9 @@ impl Body<'_> {
             "add" => self.alu_n(opcode, binary_int!(ty, |a, b| a.wrapping_add(b)), ty, 2, ops),
             "sub" => self.alu_n(opcode, binary_int!(ty, |a, b| a.wrapping_sub(b)), ty, 2, ops),
             // Division by zero is unspecified; the hardware gives all ones.
-            "div" => self.alu_n(opcode, binary_int!(ty, |a, b| if b == 0 { !0 } else { a.wrapping_div(b) }), ty, 2, ops),
+            "div" => {
+                self.alu_n(opcode, binary_int!(ty, |a, b| if b == 0 { !0 } else { a.wrapping_div(b) }), ty, 2, ops)
+            }
             "rem" => self.alu_n(opcode, binary_int!(ty, |a, b| if b == 0 { a } else { a.wrapping_rem(b) }), ty, 2, ops),
             "min" => self.alu_n(opcode, binary_int!(ty, |a, b| a.min(b)), ty, 2, ops),
             "max" => self.alu_n(opcode, binary_int!(ty, |a, b| a.max(b)), ty, 2, ops),
@@ -146,8 +148,11 @@ impl Body<'_> {
             "not" => self.alu_n(opcode, unary_int!(ty, |a| !a), ty, 1, ops),
             "cnot" => self.alu_n(opcode, unary_int!(ty, |a| if a == 0 { 1 } else { 0 }), ty, 1, ops),
             "sad" if ty.is_int() => {
-                let kernel =
-                    ternary_int!(ty, |a, b, c| c.wrapping_add(if a > b { a.wrapping_sub(b) } else { b.wrapping_sub(a) }));
+                let kernel = ternary_int!(ty, |a, b, c| c.wrapping_add(if a > b {
+                    a.wrapping_sub(b)
+                } else {
+                    b.wrapping_sub(a)
+                }));
                 self.alu_n(opcode, kernel, ty, 3, ops)
             }
             "shl" | "shr" => self.alu(shift(opcode == "shl", ty), ty, &[ty, Ty::U32], ops),
@@ -165,9 +170,7 @@ impl Body<'_> {
             }
             "bfe" if ty.is_int() => self.alu(extract(ty), ty, &[ty, Ty::U32, Ty::U32], ops),
             "bfi" if bits => self.alu(insert(ty), ty, &[ty, ty, Ty::U32, Ty::U32], ops),
-            "prmt" if ty == Ty::B32 => {
-                self.alu(permute(prmt_mode.unwrap_or(0)), ty, &[Ty::B32, Ty::B32, Ty::B32], ops)
-            }
+            "prmt" if ty == Ty::B32 => self.alu(permute(prmt_mode.unwrap_or(0)), ty, &[Ty::B32, Ty::B32, Ty::B32], ops),
             "lop3" if ty == Ty::B32 => {
                 if !matches!(ops.get(4), Some(Operand::Int(0..=255))) {
                     return self.fail("immLut must be a constant of 8 bits");
@@ -211,18 +214,19 @@ impl Body<'_> {
             }
             Half::Wide => {
                 let (kernel, wide) = match (mad, ty) {
-                    (false, Ty::U16) => {
-                        (kern!(WWtoW(a: u32 as u16, b: u32 as u16) -> u32 as u32 { u32::from(a) * u32::from(b) }), Ty::U32)
-                    }
-                    (false, Ty::S16) => {
-                        (kern!(WWtoW(a: u32 as i16, b: u32 as i16) -> u32 as u32 { i32::from(a) * i32::from(b) }), Ty::S32)
-                    }
-                    (false, Ty::U32) => {
-                        (kern!(WWtoD(a: u32 as u64, b: u32 as u64) -> u64 as u64 { a * b }), Ty::U64)
-                    }
-                    (false, Ty::S32) => {
-                        (kern!(WWtoD(a: u32 as i32, b: u32 as i32) -> u64 as u64 { i64::from(a) * i64::from(b) }), Ty::S64)
-                    }
+                    (false, Ty::U16) => (
+                        kern!(WWtoW(a: u32 as u16, b: u32 as u16) -> u32 as u32 { u32::from(a) * u32::from(b) }),
+                        Ty::U32,
+                    ),
+                    (false, Ty::S16) => (
+                        kern!(WWtoW(a: u32 as i16, b: u32 as i16) -> u32 as u32 { i32::from(a) * i32::from(b) }),
+                        Ty::S32,
+                    ),
+                    (false, Ty::U32) => (kern!(WWtoD(a: u32 as u64, b: u32 as u64) -> u64 as u64 { a * b }), Ty::U64),
+                    (false, Ty::S32) => (
+                        kern!(WWtoD(a: u32 as i32, b: u32 as i32) -> u64 as u64 { i64::from(a) * i64::from(b) }),
+                        Ty::S64,
+                    ),
                     (true, Ty::U16) => (
                         kern!(WWWtoW(a: u32 as u16, b: u32 as u16, c: u32 as u32) -> u32 as u32 {
                             (u32::from(a) * u32::from(b)).wrapping_add(c)
@@ -254,8 +258,15 @@ impl Body<'_> {
         }
     }
 
-    fn carry(&mut self, opcode: &str, half: Option<Half>, cin: bool, cout: bool, ty: Ty, ops: &[Operand])
-    -> Parsed<Op> {
+    fn carry(
+        &mut self,
+        opcode: &str,
+        half: Option<Half>,
+        cin: bool,
+        cout: bool,
+        ty: Ty,
+        ops: &[Operand],
+    ) -> Parsed<Op> {
         if !(ty.is_int() || ty == Ty::B32) || ty.bits() < 32 {
             return self.fail(format!("{opcode} has no type {ty:?}"));
         }
@@ -292,7 +303,7 @@ impl Body<'_> {
             _ => return self.fail(format!("{opcode}.pred is not understood")),
         };
         let [d, a, b] = self.exactly(ops)?;
-        Ok(Op::PredOp { op, d: self.dest(d, Ty::Pred)?, a: self.predicate(a)?, b: self.predicate(b)? })
+        Ok(Op::Logic { op, d: self.dest(d, Ty::Pred)?, a: self.predicate(a)?, b: self.predicate(b)? })
     }
 }
 
@@ -368,7 +379,7 @@ fn extract(ty: Ty) -> Kernel {
         let mut out = if sign { u64::MAX } else { 0 };
         for at in 0..len.min(bits) {
             let source = pos + at;
-            if source <= bits - 1 {
+            if source < bits {
                 let bit = (a >> source & 1) as u64;
                 out = out & !(1 << at) | bit << at;
             }

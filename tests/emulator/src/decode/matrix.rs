@@ -71,8 +71,8 @@ impl Body<'_> {
             return self.fail(format!("mma of {ty:?} with k = {k} is not understood"));
         }
         let [d, a, b, c] = self.exactly(ops)?;
-        let registers = (k / (4 * per)) as usize;
         let mut mma = Mma { ty, k, d: [0; 4], a: [0; 4], b: [0; 2], c: [0; 4] };
+        let registers = mma.registers();
         self.fragment(d, &mut mma.d, true)?;
         self.fragment(a, &mut mma.a[..registers * 2], false)?;
         self.fragment(b, &mut mma.b[..registers], false)?;

@@ -172,6 +172,9 @@ impl Body<'_> {
             Operand::Int(value) => Ok(Address { space, base: None, offset: *value as i64 + offset }),
             Operand::Name(name) => match self.named(name) {
                 Some(Named::Register(ty, slot)) if ty.bits() == 64 => {
+                    // The parameters of a function lie in its frame, unlike those of the entry.
+                    let frame = space == Space::Param && self.link.is_some();
+                    let space = if frame { Space::Local } else { space };
                     Ok(Address { space, base: Some(Reg::D(slot)), offset: *offset })
                 }
                 Some(Named::Register(ty, slot)) if ty.bits() == 32 && space != Space::Global => {
