@@ -3,7 +3,7 @@
 
 #include "common.cuh"
 
-// Sixteen bytes to shared memory, or sixteen zeros. `from` must be a valid address even then.
+// Sixteen bytes to shared memory, or sixteen zeros; `from` is then not read.
 DEVICE void copy_async(u32 shared, u64 from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(valid ? 16 : 0)
                  : "memory");

@@ -56,22 +56,9 @@ struct ChannelInfo {
     float sum; // of table entries, all taps
 };
 
-// Where the 16-byte chunk `k` (a multiple of 16) of a row's inputs lies; 0 if it is padding. For windows whose channels
-// are whole chunks.
-template <bool CONV>
-DEVICE u64 chunk(const IntegerProductArgs &a, u64 x, u32 row, const Pixel &pixel, u32 k) {
-    if constexpr (!CONV) return row < a.y.rows && k < a.x.row_bytes ? x + static_cast<u64>(row) * a.x.row_bytes + k : 0;
-    u32 channels = a.window.channels;
-    u32 tap = k / channels;
-    if (row >= a.y.rows || tap >= 9) return 0;
-    int at = under(a.window, pixel, tap);
-    return at < 0 ? 0 : x + static_cast<u64>(at) * a.x.row_bytes + (k - tap * channels);
-}
-
-// The same sixteen inputs one by one, for windows whose channels are not whole chunks.
-DEVICE void gather(const IntegerProductArgs &a, u64 x, u32 row, const Pixel &pixel, u32 k, u8 *to) {
+// Sixteen inputs of a row one by one, from channel `of` under `tap`, for windows whose channels are not whole chunks.
+DEVICE void gather(const IntegerProductArgs &a, u64 x, u32 row, const Pixel &pixel, u32 tap, u32 of, u8 *to) {
     const u32 channels = a.window.channels;
-    u32 tap = k / channels, of = k - tap * channels;
 #pragma unroll 1
     for (u32 i = 0; i < 16; i++) {
         const int at = row < a.y.rows && tap < 9 ? under(a.window, pixel, tap) : -1;
@@ -153,48 +140,88 @@ DEVICE void product(const IntegerProductArgs &a) {
     const int n_stages = static_cast<int>((inputs + INPUTS - 1) / INPUTS);
     const bool by_chunk = !CONV || a.window.channels % 16 == 0;
 
-    // This thread copies chunk `thread % 4` of rows `thread / 4 + 32 i`, and all units of channel `n0 + thread`.
+    // Stages are copied in order, so everything that says where the next one lies is counted up and never worked out
+    // again: index arithmetic would cost as many instructions as decoding does.
+    //
+    // This thread copies chunk `thread % 4` of rows `thread / 4 + 32 i`, and all units of channel `n0 + thread`. Chunks of
+    // a row are permuted so that the eight rows of an 8x8 matrix lie in different banks; the rows of a thread are 32
+    // apart, so their permutation is the same.
+    const u32 to_x = thread / 4 * INPUTS + (thread % 4 ^ thread / 8 % 4) * 16;
+    u32 slot = 0; // of the next stage, in bytes
+    u32 k = thread % 4 * 16;
+    u64 from_x = x + static_cast<u64>(m0 + thread / 4) * a.x.row_bytes + k;
+    const u64 row_step = static_cast<u64>(a.x.row_bytes) * 32;
+    u32 tap = 0, of = k;
+    u32 rows = 0; // which of the four rows exist
     Pixel pixels[4];
-    if constexpr (CONV) {
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) pixels[i] = pixel_of(a.window, m0 + thread / 4 + 32 * i);
+    for (u32 i = 0; i < 4; i++) {
+        rows |= (m0 + thread / 4 + 32 * i < a.y.rows ? 1u : 0u) << i;
+        if constexpr (CONV) pixels[i] = pixel_of(a.window, m0 + thread / 4 + 32 * i);
     }
-    const u32 channel = n0 + thread;
-    const bool has_channel = channel < w.padded_rows;
-    const u32 low_units = (inputs + 128 / Planes<BITS>::low - 1) / (128 / Planes<BITS>::low);
-    constexpr int high_bits = Planes<BITS>::high ? Planes<BITS>::high : 1;
-    const u32 high_units = (inputs + 128 / high_bits - 1) / (128 / high_bits);
-
-    auto copy_units = [&](u64 plane, u32 units, u32 first, int count, u32 to) {
-        u64 from = plane + (static_cast<u64>(channel / 16) * units * 16 + channel % 16) * 16;
-#pragma unroll
-        for (int u = 0; u < count; u++) {
-            bool valid = has_channel && first + u < units;
-            copy_async(to + (u * CHANNELS + thread) * 16, valid ? from + static_cast<u64>(first + u) * 256 : plane,
-                       valid);
+    auto advance_tap = [&] {
+        while (of >= a.window.channels) {
+            of -= a.window.channels;
+            tap++;
         }
     };
-    auto copy_stage = [&](int stage) {
-        const u32 at = shared_at + stage % S::stages * S::stage;
-        const u32 k = stage * INPUTS + thread % 4 * 16;
+    if constexpr (CONV) advance_tap();
+
+    constexpr int low_bits = Planes<BITS>::low, high_bits = Planes<BITS>::high;
+    const u32 channel = n0 + thread;
+    // Units that the channel still has to give, in each plane; none if there is no such channel.
+    auto units_of = [&](int bits) { return (inputs + 128 / bits - 1) / (128 / bits); };
+    auto first_unit = [&](u64 plane, u32 units) {
+        return plane + (static_cast<u64>(channel / 16) * units * 16 + channel % 16) * 16;
+    };
+    const bool has_channel = channel < w.padded_rows;
+    u32 low_left = has_channel ? units_of(low_bits) : 0, high_left = 0;
+    u64 from_low = first_unit(w.plane[0], units_of(low_bits)), from_high = 0;
+    if constexpr (high_bits > 0) {
+        high_left = has_channel ? units_of(high_bits) : 0;
+        from_high = first_unit(w.plane[1], units_of(high_bits));
+    }
+    bool odd = false; // which half of a unit of 1-bit codes the next stage needs
+
+    auto copy_stage = [&] {
+        const u32 at = shared_at + slot;
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            const u32 row = thread / 4 + 32 * i;
-            // Chunks of a row are permuted so that the eight rows of an 8x8 matrix lie in different banks.
-            const u32 to = row * INPUTS + (thread % 4 ^ (row / 2 % 4)) * 16;
-            if (by_chunk) {
-                u64 from = chunk<CONV>(a, x, m0 + row, pixels[i], k);
-                copy_async(at + to, from ? from : x, from != 0);
+            const u32 to = to_x + i * 32 * INPUTS;
+            if constexpr (!CONV) {
+                copy_async(at + to, from_x + i * row_step, (rows >> i & 1) && k < a.x.row_bytes);
+            } else if (by_chunk) {
+                const int under_tap = (rows >> i & 1) && tap < 9 ? under(a.window, pixels[i], tap) : -1;
+                copy_async(at + to, x + static_cast<u64>(under_tap < 0 ? 0 : under_tap) * a.x.row_bytes + of,
+                           under_tap >= 0);
             } else {
-                gather(a, x, m0 + row, pixels[i], k, shared + stage % S::stages * S::stage + to);
+                gather(a, x, m0 + thread / 4 + 32 * i, pixels[i], tap, of, shared + slot + to);
             }
         }
-        constexpr int low = units_of_64(Planes<BITS>::low), high = units_of_64(Planes<BITS>::high);
-        copy_units(w.plane[0], low_units, stage * INPUTS * Planes<BITS>::low / 128, low, at + S::activations);
-        if constexpr (high > 0) {
-            copy_units(w.plane[1], high_units, stage * INPUTS * Planes<BITS>::high / 128, high,
-                       at + S::activations + S::low);
+        constexpr int low = units_of_64(low_bits), high = units_of_64(high_bits);
+#pragma unroll
+        for (int u = 0; u < low; u++) {
+            copy_async(at + S::activations + (u * CHANNELS + thread) * 16, from_low + u * 256, u < low_left);
         }
+#pragma unroll
+        for (int u = 0; u < high; u++) {
+            copy_async(at + S::activations + S::low + (u * CHANNELS + thread) * 16, from_high + u * 256,
+                       u < high_left);
+        }
+        slot = slot + S::stage == S::stages * S::stage ? 0 : slot + S::stage;
+        k += INPUTS;
+        from_x += INPUTS;
+        if constexpr (CONV) {
+            of += INPUTS;
+            advance_tap();
+        }
+        from_low += low * 256;
+        low_left = low_left > low ? low_left - low : 0;
+        if (high_bits != 1 || odd) {
+            from_high += high * 256;
+            high_left = high_left > high ? high_left - high : 0;
+        }
+        odd = !odd;
     };
 
     // The codebooks of the channels whose codes this lane decodes.
@@ -221,21 +248,22 @@ DEVICE void product(const IntegerProductArgs &a) {
     int acc[ROW_TILES][CHANNEL_TILES][4] = {};
 #pragma unroll 1
     for (int s = 0; s < S::stages - 1; s++) {
-        if (s < n_stages) copy_stage(s);
+        if (s < n_stages) copy_stage();
         copy_commit();
     }
+    u32 at = shared_at;
+    const u32 row_at = lane % 16 * INPUTS, row_swizzle = lane / 2 % 4;
 #pragma unroll 1
     for (int s = 0; s < n_stages; s++) {
         copy_wait<S::stages - 2>();
         __syncthreads();
-        if (s + S::stages - 1 < n_stages) copy_stage(s + S::stages - 1);
+        if (s + S::stages - 1 < n_stages) copy_stage();
         copy_commit();
 
-        const u32 at = shared_at + s % S::stages * S::stage;
-        const u8 *packed = shared + s % S::stages * S::stage + S::activations;
-#pragma unroll 1
+        const u8 *packed = shared + (at - shared_at) + S::activations;
+#pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int quarter = s % 2 * 2 + half;
+            const int quarter = (s & 1) * 2 + half;
             Pair b[CHANNEL_TILES];
 #pragma unroll
             for (int j = 0; j < CHANNEL_TILES; j++) {
@@ -265,13 +293,13 @@ DEVICE void product(const IntegerProductArgs &a) {
             }
 #pragma unroll
             for (int i = 0; i < ROW_TILES; i++) {
-                const u32 row = i * 16 + lane % 16, part = half * 2 + lane / 16;
                 u32 fragment[4];
-                load_matrices(fragment, at + row * INPUTS + (part ^ (row / 2 % 4)) * 16);
+                load_matrices(fragment, at + row_at + ((half * 2 + lane / 16) ^ row_swizzle) * 16 + i * 16 * INPUTS);
 #pragma unroll
                 for (int j = 0; j < CHANNEL_TILES; j++) multiply(acc[i][j], fragment, b[j]);
             }
         }
+        at = at + S::stage == shared_at + S::stages * S::stage ? shared_at : at + S::stage;
     }
     copy_wait<0>();
     __syncthreads();

@@ -2,7 +2,7 @@
 
 use aquatint::backend::cuda::driver::{Driver, MemoryInfo, args_bytes};
 use aquatint::{Error, Result};
-use ptx_emulator::{Launch, Memory, Module};
+use ptx_emulator::{Launch, Memory, Module, Stats};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -18,6 +18,8 @@ pub struct Emulated {
     seed: Cell<u64>,
     /// Number of launches by kernel.
     pub launches: RefCell<BTreeMap<String, usize>>,
+    /// What the last launch of each kernel did.
+    pub stats: RefCell<BTreeMap<String, Stats>>,
     /// Bytes it pretends to have.
     total: usize,
     /// Launches after which it pretends to be lost.
@@ -47,6 +49,7 @@ impl Emulated {
             captured: RefCell::default(),
             seed: Cell::new(seed),
             launches: RefCell::default(),
+            stats: RefCell::default(),
             total,
             lives: Cell::new(usize::MAX),
         }
@@ -84,7 +87,9 @@ impl Emulated {
                 seed,
             },
         );
-        launched.map(|_| ()).map_err(|fault| Error::device(entry.clone(), "a sound kernel", fault))
+        let stats = launched.map_err(|fault| Error::device(entry.clone(), "a sound kernel", fault))?;
+        self.stats.borrow_mut().insert(entry.clone(), stats);
+        Ok(())
     }
 }
 
@@ -126,7 +131,7 @@ impl Driver for Emulated {
     }
 
     fn free(&self, at: u64) {
-        self.memory.borrow_mut().free(at);
+        self.memory.borrow_mut().free(at).expect("the address of an allocation");
     }
 
     fn load(&self, name: &str, ptx: &str) -> Result<Self::Module> {
