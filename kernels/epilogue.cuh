@@ -40,21 +40,29 @@ DEVICE Finish finish_of(const Epilogue &e, const Floats &y, u64 calls) {
     return f;
 }
 
-// Where row `row` finds its gate and residual, as element numbers.
+// Where a row finds its gate and its residual. Working that out divides, so kernels do it once per row, not per element.
 struct FinishRow {
-    u64 y;
-    u64 gate;
-    u64 residual;
+    u32 condition;
+    u32 residual;
 };
 
 DEVICE FinishRow finish_row(const Finish &f, u32 row) {
-    FinishRow r = {static_cast<u64>(row) * f.cols, 0, 0};
-    if (f.gate) {
-        u32 condition = reinterpret_cast<const u32 *>(f.condition)[row / f.rows_per_sample];
-        r.gate = static_cast<u64>(condition) * f.gate_cols;
-    }
-    if (f.residual) r.residual = static_cast<u64>(row % f.residual_rows) * f.cols;
+    FinishRow r = {0, row};
+    if (f.gate) r.condition = reinterpret_cast<const u32 *>(f.condition)[row / f.rows_per_sample];
+    if (f.residual && row >= f.residual_rows) r.residual = row % f.residual_rows;
     return r;
+}
+
+// Bias of the channels `col` (a multiple of 4) up to `col + 3`, as far as they exist; zeros if there is none.
+DEVICE float4 finish_bias(const Finish &f, u32 col) {
+    float4 v = make_float4(0, 0, 0, 0);
+    if (!f.bias || col >= f.cols) return v;
+    const float *bias = reinterpret_cast<const float *>(f.bias) + col;
+    v.x = bias[0];
+    if (col + 1 < f.cols) v.y = bias[1];
+    if (col + 2 < f.cols) v.z = bias[2];
+    if (col + 3 < f.cols) v.w = bias[3];
+    return v;
 }
 
 // Four elements of f16 or f32 data; `i` is a multiple of 4 and so is every row's length.
@@ -72,27 +80,44 @@ DEVICE void store_four(u64 at, u64 i, bool half, float4 v) {
     }
 }
 
-// Finishes and stores elements `col` (a multiple of 4) up to `col + 3` of a row, as far as they exist. Nothing is
+// Finishes and stores elements `col` (a multiple of 4) up to `col + 3` of row `row`, as far as they exist. Nothing is
 // contracted: on f32 values the results are the CPU's, activations apart.
-DEVICE void finish_four(const Finish &f, const FinishRow &r, u32 col, float4 v) {
+DEVICE void finish_four(const Finish &f, u32 row, const FinishRow &r, u32 col, float4 v, float4 bias) {
     if (col >= f.cols) return;
     float e[4] = {v.x, v.y, v.z, v.w};
-    const float *bias = reinterpret_cast<const float *>(f.bias);
+    const u64 y = static_cast<u64>(row) * f.cols + col;
     const bool whole = f.cols % 4 == 0;
-    const u32 n = whole ? 4 : min(4u, f.cols - col);
-    float4 residual = make_float4(0, 0, 0, 0);
-    if (f.residual && whole) residual = load_four(f.residual, r.residual + col, f.residual_half);
-    const float added[4] = {residual.x, residual.y, residual.z, residual.w};
+    if (f.bias) {
+        const float b[4] = {bias.x, bias.y, bias.z, bias.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) e[i] = __fadd_rn(e[i], b[i]);
+    }
+    if (f.act != ACT_NONE) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) e[i] = activate(f.act, e[i]);
+    }
+    if (f.gate) {
+        const u64 gate = static_cast<u64>(r.condition) * f.gate_cols + col;
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            if (whole || col + i < f.cols) e[i] = __fmul_rn(e[i], load(f.gate, gate + i, f.gate_half));
+        }
+    }
+    const u64 residual = static_cast<u64>(r.residual) * f.cols + col;
+    if (whole) {
+        if (f.residual) {
+            const float4 a = load_four(f.residual, residual, f.residual_half);
+            const float added[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+            for (int i = 0; i < 4; i++) e[i] = __fadd_rn(e[i], added[i]);
+        }
+        store_four(f.y, y, f.y_half, make_float4(e[0], e[1], e[2], e[3]));
+        return;
+    }
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        if (i >= n) break;
-        if (f.bias) e[i] = __fadd_rn(e[i], bias[col + i]);
-        e[i] = activate(f.act, e[i]);
-        if (f.gate) e[i] = __fmul_rn(e[i], load(f.gate, r.gate + col + i, f.gate_half));
-        if (f.residual) {
-            e[i] = __fadd_rn(e[i], whole ? added[i] : load(f.residual, r.residual + col + i, f.residual_half));
-        }
-        if (!whole) store(f.y, r.y + col + i, f.y_half, e[i]);
+        if (col + i >= f.cols) break;
+        if (f.residual) e[i] = __fadd_rn(e[i], load(f.residual, residual + i, f.residual_half));
+        store(f.y, y + i, f.y_half, e[i]);
     }
-    if (whole) store_four(f.y, r.y + col, f.y_half, make_float4(e[0], e[1], e[2], e[3]));
 }

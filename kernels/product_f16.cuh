@@ -25,28 +25,15 @@ constexpr int TILE = ROWS * INPUTS * 2; // bytes of either operand's stage
 constexpr int PITCH = CHANNELS + 8;
 // Mirrored in src/backend/cuda/linear.rs; codebooks come on top, two bytes an entry.
 constexpr int SHARED = (STAGES + 2) * TILE;
-static_assert(SHARED >= ROWS / 2 * PITCH * 4, "the epilogue's memory");
+static_assert(SHARED >= ROWS / 2 * (PITCH * 4 + 8), "the epilogue's memory");
 
 // Largest codes whose rows of weights are tabulated.
 constexpr u32 TABULATED = 6;
 
-// Where chunk `k` (a multiple of 8) of a row's inputs lies; 0 if it is padding.
+// Eight inputs of a row one by one, from channel `of` under `tap`, for rows that do not start on 16-byte boundaries.
 template <bool CONV>
-DEVICE u64 chunk(const FloatProductArgs &a, u64 x, u32 row, const Pixel &pixel, u32 k) {
-    if constexpr (!CONV) {
-        return row < a.y.rows && k < a.x.cols ? x + (static_cast<u64>(row) * a.x.cols + k) * 2 : 0;
-    }
-    const u32 channels = a.window.channels, tap = k / channels;
-    if (row >= a.y.rows || tap >= 9) return 0;
-    const int at = under(a.window, pixel, tap);
-    return at < 0 ? 0 : x + (static_cast<u64>(at) * channels + (k - tap * channels)) * 2;
-}
-
-// The same eight inputs one by one, for rows that do not start on 16-byte boundaries.
-template <bool CONV>
-DEVICE void gather(const FloatProductArgs &a, u64 x, u32 row, const Pixel &pixel, u32 k, u16 *to) {
+DEVICE void gather(const FloatProductArgs &a, u64 x, u32 row, const Pixel &pixel, u32 tap, u32 of, u16 *to) {
     const u32 channels = CONV ? a.window.channels : a.x.cols, taps = CONV ? 9 : 1;
-    u32 tap = k / channels, of = k - tap * channels;
 #pragma unroll 1
     for (u32 i = 0; i < 8; i++) {
         int at = -1;
@@ -72,8 +59,8 @@ DEVICE void decode_16(const Weight &w, u32 row, u32 k, const Raw &raw, const u16
         return;
     }
     const u32 low = low_bits(w.bits), high = w.bits - low;
-    const u32 low_shift = k % (128 / low) / 16 * low, low_mask = (1u << low) - 1;
-    const u32 high_shift = high ? k % (128 / high) / 16 * high : 0, high_mask = (1u << high) - 1;
+    const u32 low_shift = shift_of(low, k), low_mask = (1u << low) - 1;
+    const u32 high_shift = high ? shift_of(high, k) : 0, high_mask = (1u << high) - 1;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         u32 pair = 0;
@@ -119,29 +106,48 @@ DEVICE void product(const FloatProductArgs &a) {
     const bool tabulated = w.kind >= WEIGHT_CODES_I8 && w.bits <= TABULATED;
 
     // This thread copies chunk `thread % 4` of rows `thread / 4` and 64 more, and decodes sixteen inputs of channel
-    // `thread / 2`.
+    // `thread / 2`. Stages are copied in order, so places are counted up. Rows of either operand are 64 bytes; their
+    // chunks are permuted so that eight rows lie in different banks.
+    auto swizzled = [](u32 row, u32 part) { return row * 64 + (part ^ (row / 2 % 4)) * 16; };
+    const u32 to_x = swizzled(thread / 4, thread % 4);
+    u32 slot = 0, k = thread % 4 * 8, tap = 0, of = k, rows = 0;
+    u64 from_x = x + (static_cast<u64>(m0 + thread / 4) * channels + k) * 2;
+    const u64 row_step = static_cast<u64>(channels) * 128;
     Pixel pixels[2];
-    if constexpr (CONV) {
-        pixels[0] = pixel_of(a.window, m0 + thread / 4);
-        pixels[1] = pixel_of(a.window, m0 + thread / 4 + 64);
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        rows |= (m0 + thread / 4 + 64 * i < a.y.rows ? 1u : 0u) << i;
+        if constexpr (CONV) pixels[i] = pixel_of(a.window, m0 + thread / 4 + 64 * i);
     }
+    auto advance_tap = [&] {
+        while (of >= channels) {
+            of -= channels;
+            tap++;
+        }
+    };
+    advance_tap();
     const u32 channel = thread / 2;
     const u16 *table = tables + (channel << w.bits);
 
-    // Rows of either operand are 64 bytes; their chunks are permuted so that eight rows lie in different banks.
-    auto swizzled = [](u32 row, u32 part) { return row * 64 + (part ^ (row / 2 % 4)) * 16; };
-    auto copy_stage = [&](int stage) {
-        const u32 at = stage % STAGES * TILE, k = stage * INPUTS + thread % 4 * 8;
+    auto copy_stage = [&] {
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
-            const u32 row = thread / 4 + 64 * i, to = at + swizzled(row, thread % 4);
-            if (by_chunk) {
-                const u64 from = chunk<CONV>(a, x, m0 + row, pixels[i], k);
-                copy_async(shared_at + to, from ? from : x, from != 0);
+            const u32 to = slot + to_x + i * 64 * 64;
+            if (!by_chunk) {
+                gather<CONV>(a, x, m0 + thread / 4 + 64 * i, pixels[i], tap, of, reinterpret_cast<u16 *>(shared + to));
+            } else if constexpr (CONV) {
+                const int under_tap = (rows >> i & 1) && tap < 9 ? under(a.window, pixels[i], tap) : -1;
+                const u64 pixel = static_cast<u64>(under_tap < 0 ? 0 : under_tap);
+                copy_async(shared_at + to, x + (pixel * channels + of) * 2, under_tap >= 0);
             } else {
-                gather<CONV>(a, x, m0 + row, pixels[i], k, reinterpret_cast<u16 *>(shared + to));
+                copy_async(shared_at + to, from_x + i * row_step, (rows >> i & 1) && k < channels);
             }
         }
+        slot = slot == (STAGES - 1) * TILE ? 0 : slot + TILE;
+        k += INPUTS;
+        of += INPUTS;
+        from_x += INPUTS * 2;
+        if (CONV || !by_chunk) advance_tap();
     };
     auto fetch = [&](int stage) { return fetch_16(w, n0 + channel, stage * INPUTS + thread % 2 * 16); };
     auto decode_stage = [&](int stage, const Raw &raw) {
@@ -162,7 +168,7 @@ DEVICE void product(const FloatProductArgs &a) {
     }
 #pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) {
-        if (s < n_stages) copy_stage(s);
+        if (s < n_stages) copy_stage();
         copy_commit();
     }
     decode_stage(0, fetch(0));
@@ -170,44 +176,52 @@ DEVICE void product(const FloatProductArgs &a) {
 
     // Two warps share the rows, four the channels.
     const u32 m_warp = warp / 4 * 64, n_warp = warp % 4 * 32;
+    const u32 x_row = (m_warp + lane % 16) * 64, w_row = (n_warp + lane / 16 * 8 + lane % 8) * 64;
+    const u32 x_swizzle = lane / 2 % 4;
+    u32 x_at = shared_at;
     float acc[4][4][4] = {};
 #pragma unroll 1
     for (int s = 0; s < n_stages; s++) {
         copy_wait<STAGES - 2>();
         __syncthreads();
-        if (s + STAGES - 1 < n_stages) copy_stage(s + STAGES - 1);
+        if (s + STAGES - 1 < n_stages) copy_stage();
         copy_commit();
         if (s + 1 < n_stages) {
             decode_stage(s + 1, raw);
             raw = fetch(s + 2);
         }
-        const u32 x_at = shared_at + s % STAGES * TILE, w_at = shared_at + (STAGES + s % 2) * TILE;
+        const u32 w_at = shared_at + (STAGES + (s & 1)) * TILE;
 #pragma unroll
         for (u32 step = 0; step < 2; step++) {
             u32 b[2][4];
 #pragma unroll
             for (u32 j = 0; j < 2; j++) {
-                const u32 row = n_warp + j * 16 + lane / 16 * 8 + lane % 8;
-                load_matrices(b[j], w_at + swizzled(row, step * 2 + lane / 8 % 2));
+                load_matrices(b[j], w_at + w_row + ((step * 2 + lane / 8 % 2) ^ x_swizzle) * 16 + j * 16 * 64);
             }
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
-                const u32 row = m_warp + i * 16 + lane % 16;
                 u32 fragment[4];
-                load_matrices(fragment, x_at + swizzled(row, step * 2 + lane / 16));
+                load_matrices(fragment, x_at + x_row + ((step * 2 + lane / 16) ^ x_swizzle) * 16 + i * 16 * 64);
 #pragma unroll
                 for (u32 j = 0; j < 4; j++) multiply(acc[i][j], fragment, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
             }
         }
+        x_at = x_at == shared_at + (STAGES - 1) * TILE ? shared_at : x_at + TILE;
     }
     copy_wait<0>();
 
     // The sums go through shared memory, 64 rows at a time, so that a warp finishes whole rows with wide accesses.
     float *const sums = reinterpret_cast<float *>(shared);
     const Finish finish = finish_of(a.epilogue, a.y, a.calls);
+    FinishRow *const finish_rows = reinterpret_cast<FinishRow *>(sums + ROWS / 2 * PITCH);
+    const float4 bias = finish_bias(finish, n0 + lane * 4);
 #pragma unroll 1
     for (u32 part = 0; part < 2; part++) {
         __syncthreads();
+        if (thread < ROWS / 2) {
+            const u32 row = m0 + part * ROWS / 2 + thread;
+            if (row < a.y.rows) finish_rows[thread] = finish_row(finish, row);
+        }
         if (warp / 4 == part) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -225,7 +239,7 @@ DEVICE void product(const FloatProductArgs &a) {
             const u32 row = m0 + part * ROWS / 2 + i;
             if (row >= a.y.rows) break;
             const float4 v = *reinterpret_cast<const float4 *>(sums + i * PITCH + lane * 4);
-            finish_four(finish, finish_row(finish, row), n0 + lane * 4, v);
+            finish_four(finish, row, finish_rows[i], n0 + lane * 4, v, bias);
         }
     }
 }

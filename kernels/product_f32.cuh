@@ -68,12 +68,13 @@ DEVICE void product(const FloatProductArgs &a) {
         __syncthreads();
     }
     const Finish finish = finish_of(a.epilogue, a.y, a.calls);
+    const float4 bias = finish_bias(finish, n0 + thread % 16 * 4);
 #pragma unroll
     for (u32 r = 0; r < 4; r++) {
         const u32 row = m0 + thread / 16 * 4 + r;
         if (row >= a.y.rows) break;
-        finish_four(finish, finish_row(finish, row), n0 + thread % 16 * 4,
-                    make_float4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]));
+        finish_four(finish, row, finish_row(finish, row), n0 + thread % 16 * 4,
+                    make_float4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]), bias);
     }
 }
 

@@ -27,6 +27,15 @@ constexpr int ROW_TILES = ROWS / 16;
 constexpr int PITCH = CHANNELS + 8; // of the epilogue's sums: eight rows of fragments lie in different banks
 constexpr int CHANNEL_TILES = CHANNELS / 8 / (THREADS / 32); // per warp
 
+// What the epilogue needs of a row of activations.
+struct RowInfo {
+    float scale;
+    float zero;
+    float shifted; // sum q - z K
+    u32 taps;      // valid ones, as bits
+    FinishRow finish;
+};
+
 template <int BITS, bool TABLE>
 struct Sizes {
     static constexpr int stages = BITS <= 5 ? 4 : 3;
@@ -38,15 +47,7 @@ struct Sizes {
     static constexpr int table = shared_table ? CHANNELS << BITS : 0;
     // Mirrored in src/backend/cuda/linear.rs.
     static constexpr int shared = stages * stage + table;
-    static_assert(stages * stage >= ROWS / 2 * PITCH * 4 + ROWS * 16 + CHANNELS * 12, "the epilogue's memory");
-};
-
-// What the epilogue needs of a row of activations.
-struct RowInfo {
-    float scale;
-    float zero;
-    float sum;
-    u32 taps; // valid ones, as bits
+    static_assert(stages * stage >= ROWS / 2 * PITCH * 4 + ROWS * sizeof(RowInfo), "the epilogue's memory");
 };
 
 // What the epilogue needs of a channel.
@@ -70,10 +71,10 @@ DEVICE void gather(const IntegerProductArgs &a, u64 x, u32 row, const Pixel &pix
     }
 }
 
-// Sum of the codes under a row's window, and which taps are valid.
+// Scale, zero point and sum of the codes under a row's window, and which taps are valid.
 template <bool CONV>
-DEVICE RowInfo row_info(const IntegerProductArgs &a, u64 x, u32 row) {
-    if (row >= a.y.rows) return {0, 0, 0, 0};
+DEVICE RowInfo row_info(const IntegerProductArgs &a, u64 x, u32 row, const Finish &finish) {
+    if (row >= a.y.rows) return {};
     const int *sums = reinterpret_cast<const int *>(x + a.x.sum_at);
     int sum = 0;
     u32 taps = 0;
@@ -93,7 +94,9 @@ DEVICE RowInfo row_info(const IntegerProductArgs &a, u64 x, u32 row) {
     u32 group = row / (a.y.rows / a.x.groups);
     float scale = reinterpret_cast<const float *>(x + a.x.scale_at)[group];
     float zero = reinterpret_cast<const float *>(x + a.x.zero_at)[group];
-    return {scale, zero, static_cast<float>(sum), taps};
+    const u32 inputs = __popc(taps) * (CONV ? a.window.channels : a.x.cols);
+    const float shifted = fmaf(-zero, static_cast<float>(inputs), static_cast<float>(sum));
+    return {scale, zero, shifted, taps, finish_row(finish, row)};
 }
 
 DEVICE ChannelInfo channel_info(const Weight &w, u32 channel) {
@@ -308,12 +311,12 @@ DEVICE void product(const IntegerProductArgs &a) {
     // a time, so that a warp finishes whole rows with wide accesses.
     int *const sums = reinterpret_cast<int *>(shared);
     RowInfo *const row_infos = reinterpret_cast<RowInfo *>(sums + ROWS / 2 * PITCH);
-    ChannelInfo *const channel_infos = reinterpret_cast<ChannelInfo *>(row_infos + ROWS);
-    row_infos[thread] = row_info<CONV>(a, x, m0 + thread);
-    channel_infos[thread] = channel_info(w, n0 + thread);
-
     const Finish finish = finish_of(a.epilogue, a.y, a.calls);
-    const u32 tap_inputs = CONV ? a.window.channels : a.x.cols;
+    row_infos[thread] = row_info<CONV>(a, x, m0 + thread, finish);
+    ChannelInfo channels[4]; // of the four that this lane finishes
+#pragma unroll
+    for (u32 e = 0; e < 4; e++) channels[e] = channel_info(w, n0 + lane * 4 + e);
+    const float4 bias = finish_bias(finish, n0 + lane * 4);
 #pragma unroll
     for (int part = 0; part < 2; part++) {
         if (part > 0) __syncthreads();
@@ -334,19 +337,18 @@ DEVICE void product(const IntegerProductArgs &a) {
             if (row >= a.y.rows) break;
             const RowInfo info = row_infos[in_block];
             const bool border = CONV && info.taps != 0x1ff;
-            const float shifted = fmaf(-info.zero, static_cast<float>(__popc(info.taps) * tap_inputs), info.sum);
             const int4 sum = *reinterpret_cast<const int4 *>(sums + i * PITCH + lane * 4);
             const int four[4] = {sum.x, sum.y, sum.z, sum.w};
             float v[4];
 #pragma unroll
             for (u32 e = 0; e < 4; e++) {
-                const ChannelInfo c = channel_infos[lane * 4 + e];
-                float weight_sum = c.sum;
+                float weight_sum = channels[e].sum;
                 if (border) weight_sum = border_sum(w, n0 + lane * 4 + e, info.taps);
                 const float product = fmaf(-info.zero, weight_sum, static_cast<float>(four[e]));
-                v[e] = __fmul_rn(__fmul_rn(info.scale, c.scale), fmaf(c.offset, shifted, product));
+                v[e] = __fmul_rn(__fmul_rn(info.scale, channels[e].scale),
+                                 fmaf(channels[e].offset, info.shifted, product));
             }
-            finish_four(finish, finish_row(finish, row), n0 + lane * 4, make_float4(v[0], v[1], v[2], v[3]));
+            finish_four(finish, row, info.finish, n0 + lane * 4, make_float4(v[0], v[1], v[2], v[3]), bias);
         }
     }
 }

@@ -67,12 +67,16 @@ fn mentions(code: &str, feature: &str) -> bool {
     })
 }
 
-/// The module to keep of a compiler's output: without the compiler's header, at the lowest version that suffices.
+/// The module to keep of a compiler's output: without comments, at the lowest version that suffices. The hint
+/// `used_bytes_mask` goes: no instruction means anything else without it, and it alone would need version 8.3.
 pub fn tidy(ptx: &str) -> String {
     let (major, minor) = version(ptx);
     let mut kept = String::new();
-    let body = ptx.lines().map(str::trim_end).skip_while(|line| line.is_empty() || line.starts_with("//"));
-    for line in body {
+    for line in ptx.lines().map(str::trim_end) {
+        let text = line.trim_start();
+        if text.is_empty() || text.starts_with("//") || text.starts_with(".pragma \"used_bytes_mask") {
+            continue;
+        }
         if line.starts_with(".version ") {
             kept += &format!(".version {major}.{minor}");
         } else {
@@ -80,9 +84,6 @@ pub fn tidy(ptx: &str) -> String {
         }
         kept.push('\n');
     }
-    let end = kept.trim_end().len();
-    kept.truncate(end);
-    kept.push('\n');
     kept
 }
 

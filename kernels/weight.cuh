@@ -6,11 +6,17 @@
 // Widths of the planes of a code: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2.
 DEVICE u32 low_bits(u32 bits) { return bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : bits; }
 
+// Columns that a unit of a plane of `bits` (1, 2, 4 or 8) holds, as a power of two.
+DEVICE u32 log_columns(u32 bits) { return 7 - (31 - __clz(bits)); }
+
 // The unit that holds column `k` of a row, in a plane of `bits`.
 DEVICE u64 unit_at(u64 plane, u32 bits, u32 cols, u32 row, u32 k) {
-    const u32 per_unit = 128 / bits, units = (cols + per_unit - 1) / per_unit;
-    return plane + (static_cast<u64>(row / 16 * units + k / per_unit) * 16 + row % 16) * 16;
+    const u32 log = log_columns(bits), units = (cols + (1u << log) - 1) >> log;
+    return plane + (static_cast<u64>(row / 16 * units + (k >> log)) * 16 + row % 16) * 16;
 }
+
+// Where the codes of columns k..k + 16 begin in each byte of their unit.
+DEVICE u32 shift_of(u32 bits, u32 k) { return (k >> 4 & (8 / bits - 1)) * bits; }
 
 // A codebook entry as a number.
 DEVICE float entry(const Weight &w, u32 row, u32 code) {
@@ -27,7 +33,7 @@ DEVICE float dequantize(const Weight &w, u32 row, u32 code) {
 
 DEVICE u32 code_bits(u64 plane, u32 bits, u32 cols, u32 row, u32 k) {
     const u8 byte = reinterpret_cast<const u8 *>(unit_at(plane, bits, cols, row, k))[k % 16];
-    return (byte >> (k % (128 / bits) / 16 * bits)) & ((1u << bits) - 1);
+    return (byte >> shift_of(bits, k)) & ((1u << bits) - 1);
 }
 
 // The weight at (row, k).

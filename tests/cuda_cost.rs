@@ -62,8 +62,8 @@ fn judge(name: &str, of: impl Fn(usize) -> Stats, sectors: f64, per_product: f64
     assert!(matrices == 1.0 && loads == 1.0, "{name}: bank conflicts of loads {loads}, ldmatrix {matrices}");
     assert!(stores < 1.05, "{name}: bank conflicts of stores {stores}");
     assert!(read <= sectors && written <= 1.0, "{name}: sectors read {read}, written {written}");
-    assert!(true || per <= per_product, "{name}: {per} other instructions per mma");
-    assert!(true || rest <= per_element, "{name}: {rest} instructions per element");
+    assert!(per <= per_product, "{name}: {per} other instructions per mma");
+    assert!(rest <= per_element, "{name}: {rest} instructions per element");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn integer_products() {
             b.op(linear(q, weight));
             stats(b, k, Element::F16, kernel)
         };
-        judge(&format!("{kernel} w{bits} {grain:?}"), run, 1.0, most, 30.0);
+        judge(&format!("{kernel} w{bits} {grain:?}"), run, 1.3, most, 25.0);
     }
 }
 
@@ -100,5 +100,5 @@ fn float_products() {
         b.op(linear(SAMPLE, weight));
         stats(b, k, Element::F16, "linear_f16")
     };
-    judge("linear_f16", run, 1.5, 6.0, 30.0);
+    judge("linear_f16", run, 1.5, 6.5, 20.0);
 }

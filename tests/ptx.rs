@@ -29,11 +29,10 @@ fn versions_are_as_low_as_they_can_be() {
 
 #[test]
 fn modules_are_tidied() {
-    let tidied = ptx::tidy(&format!("{HEADER}\t// .globl x  \n\tdiscard.global.L2 [%rd1], 128;\n\n\n"));
-    assert_eq!(
-        tidied,
-        ".version 7.4\n.target sm_80\n.address_size 64\n\n\t// .globl x\n\tdiscard.global.L2 [%rd1], 128;\n"
-    );
+    let hint = "\t.pragma \"used_bytes_mask 0x3\";\n";
+    let tidied = ptx::tidy(&format!("{HEADER}\t// .globl x  \n{hint}\tdiscard.global.L2 [%rd1], 128;  \n\n\n"));
+    let want = ".version 7.4\n.target sm_80\n.address_size 64\n\tdiscard.global.L2 [%rd1], 128;\n";
+    assert_eq!(tidied, want);
     assert_eq!(ptx::tidy(&tidied), tidied);
 }
 
