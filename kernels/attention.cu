@@ -1,16 +1,16 @@
 // variants: E=32,40,64,72,80,96,128,160
 // Softmax attention of narrow values, for heads of up to E features.
 //
-// The floor is the matrix products, 4 E operations per query and key: the tensor cores do them in f16 with f32 sums. The
-// next tile of keys and values is copied to shared memory while this one is worked on. A query's result depends on its
-// own sample only, and is the same whichever of a module's kernels is launched.
+// The floor is the matrix products, 4 E operations per query and key: the tensor cores do them in f16 with f32 sums.
+// The next tile of keys and values is copied to shared memory while this one is worked on. A query's result depends
+// on its own sample only, and is the same whichever of a module's kernels is launched.
 //
 // Larger heads: attention_wide.cu. Values in f32: attention_f32.cu.
 #include "softmax.cuh"
 
-// Heads of up to E features. A warp has TILES times 16 queries, all of their features and all of
-// their results. Grid: samples * heads * query_tiles of 64 TILES queries; shared memory: two tiles each of KEYS keys and
-// values, 4 * KEYS rows of E (rounded up to 16) + 8 halves. KEYS depends on E alone, because results depend on it.
+// Heads of up to E features. A warp has TILES times 16 queries, all of their features and all of their results. Grid:
+// samples * heads * query_tiles of 64 TILES queries; shared memory: two tiles each of KEYS keys and values, 4 * KEYS
+// rows of E (rounded up to 16) + 8 halves. KEYS depends on E alone, because results depend on it.
 template <u32 TILES, u32 KEYS>
 DEVICE void attention(const AttentionArgs &args) {
     constexpr u32 D = (E + 15) / 16 * 16;

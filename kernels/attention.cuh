@@ -30,10 +30,10 @@ struct Work {
     u32 column; // number of the tile of output columns
     u32 head;
     u32 sample;
-    u32 keys;       // keys that any of the block's queries sees
-    u64 q, k, v;        // addresses of the matrices
+    u32 keys;         // keys that any of the block's queries sees
+    u64 q, k, v;      // addresses of the matrices
     u32 q_row, k_row; // first rows of the sample
-    u32 first; // column of the head in all matrices
+    u32 first;        // column of the head in all matrices
 
     __device__ __forceinline__ Work(const AttentionArgs &args, u32 queries_per_block) {
         u32 rest = blockIdx.x / args.query_tiles;

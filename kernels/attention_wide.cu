@@ -1,13 +1,13 @@
-// Softmax attention of narrow values, for heads of more features than registers hold: queries and keys pass through shared
-// memory in pieces, and the result's columns are split over blocks, each of which works the scores out again. With n
-// blocks that is (1 + n) / 2 times the floor of attention.cu.
+// Softmax attention of narrow values, for heads of more features than registers hold: queries and keys pass through
+// shared memory in pieces, and the result's columns are split over blocks, each of which works the scores out again.
+// With n blocks that is (1 + n) / 2 times the floor of attention.cu.
 #include "softmax.cuh"
 
 constexpr u32 COLUMNS = 128; // of the result, per block
 constexpr u32 DEPTH = 64;    // features per piece of queries and keys
 
-// Heads of any size. A warp has 16 queries and 128 columns of their results. Grid: samples * heads * column_tiles of 128
-// columns * query_tiles of 64 queries.
+// Heads of any size. A warp has 16 queries and 128 columns of their results. Grid: samples * heads * column_tiles of
+// 128 columns * query_tiles of 64 queries.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     attention_wide(const __grid_constant__ AttentionArgs args) {
     constexpr u32 KEYS = 64, PIECE = KEYS * (DEPTH + 8);

@@ -1,5 +1,5 @@
-// Embeddings: of classes, timesteps and positions. None of them runs in the step loop, so they are written for accuracy:
-// sines of f64 angles, rounded once.
+// Embeddings: of classes, timesteps and positions. None of them runs in the step loop, so they are written for
+// accuracy: sines of f64 angles, rounded once.
 #include "common.cuh"
 
 constexpr u32 THREADS = 128;
@@ -25,8 +25,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) embedding(const __grid_con
     store(place(args.y.at, args.y.stride, args.calls), i, args.y.half, v);
 }
 
-// The sine of x, or its cosine: to 1e-13 for angles up to 1e5. The library's own works for any angle, for which it needs
-// a table and a stack frame.
+// The sine of x, or its cosine: to 1e-13 for angles up to 1e5. The library's own works for any angle, for which it
+// needs a table and a stack frame.
 DEVICE double wave(double x, bool cosine) {
     double n = rint(x * 0.6366197723675814); // quarter turns
     // pi / 2 in three parts.

@@ -16,9 +16,9 @@ struct PatchArgs {
 };
 static_assert(sizeof(PatchArgs) == 96, "PatchArgs");
 
-// Pixels (samples, height, width, channels) to patches (samples, height / p, width / p, p * p * channels), or back. Both
-// are made of stretches of p * channels elements: one row of one patch. Grid: elements / 256, or elements / (256 * 8) if
-// p * channels is a multiple of 8; rounded up.
+// Pixels (samples, height, width, channels) to patches (samples, height / p, width / p, p * p * channels), or back.
+// Both are made of stretches of p * channels elements: one row of one patch. Grid: elements / 256, or elements / (256
+// * 8) if p * channels is a multiple of 8; rounded up.
 extern "C" __global__ void __launch_bounds__(THREADS) patch(const __grid_constant__ PatchArgs args) {
     u32 p = args.patch, length = p * args.channels, across = args.width / p;
     u32 step = length % RUN == 0 ? RUN : 1;

@@ -16,8 +16,8 @@ DEVICE void load_channels(u64 at, u64 i, bool half, float (&v)[WIDTH]) {
     }
 }
 
-// How the threads of a block share its pixels: `lanes` side by side along the channels, WIDTH channels each, and as many
-// rows of them as fit. A thread keeps its channels over all its pixels.
+// How the threads of a block share its pixels: `lanes` side by side along the channels, WIDTH channels each, and as
+// many rows of them as fit. A thread keeps its channels over all its pixels.
 template <u32 WIDTH>
 struct Share {
     u32 runs, lanes, rows, lane, row, sample, block;

@@ -120,7 +120,8 @@ struct Row {
 
     __device__ __forceinline__ Columns columns(u32 run) const {
         u32 start = run * TEAM * RUN;
-        return cols % RUN == 0 ? Columns{start + member<TEAM>() * RUN, 1, cols} : Columns{start + member<TEAM>(), TEAM, cols};
+        return cols % RUN == 0 ? Columns{start + member<TEAM>() * RUN, 1, cols}
+                               : Columns{start + member<TEAM>(), TEAM, cols};
     }
 
     // Calls `f(v, columns)` for every run of which a column exists.

@@ -1,5 +1,5 @@
-// The online softmax on tensor cores (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022): scores exist for one
-// tile of keys at a time and never leave the registers, where they turn into weights for the values.
+// The online softmax on tensor cores (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022): scores exist for
+// one tile of keys at a time and never leave the registers, where they turn into weights for the values.
 #pragma once
 
 #include "attention.cuh"
@@ -15,7 +15,8 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], u32 from) {
 
 // c += a b for a 16x16 tile of a and a 16x8 tile of b.
 DEVICE void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
