@@ -66,14 +66,14 @@ impl Layer {
         let mut arena = cpu.arena(y.slot.at + y.bytes()).expect("memory");
         let mut rng = fastrand::Rng::with_seed(3);
         let data: Vec<f32> = (0..rows * k).map(|_| rng.f32() * 2.0 - 1.0).collect();
-        cpu.write_f32(&mut arena, 0, &data);
+        cpu.write_f32(&mut arena, 0, &data).unwrap();
         let to = QuantizeTo { codes, grain: QuantizeGrain::Row, fixed: None };
         cpu.quantize(&mut arena, 0, &QuantizeArgs { x, y: to, workspace: slot(0) });
         let weight = self.view();
         move |read| {
             cpu.linear(&mut arena, 0, &args, &weight, None);
             let mut out = vec![0.0; if read { rows * n } else { 0 }];
-            cpu.read_f32(&arena, y.slot.at, &mut out);
+            cpu.read_f32(&arena, y.slot.at, &mut out).unwrap();
             out
         }
     }

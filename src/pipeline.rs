@@ -214,6 +214,24 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
     /// # Errors
     /// [`Error::Request`] if the request does not fit the model, before anything is computed.
     pub fn run<B: Backend>(&self, backend: &mut B, request: &Request, seen: &mut dyn FnMut(Event)) -> Result<Output> {
+        let latents = self.denoised(backend, request, seen)?;
+        let (images, size) = self.decode(backend, request, &latents, seen)?;
+        let n = request.class_labels.len();
+        let [h, w] = request.latent_size;
+        let channels = self.meta().pipeline.latent_channels as usize;
+        Ok(Output { latents: permute(&latents, [n, h * w, channels]), images, size })
+    }
+
+    /// The final latents of `request`, `(n, h, w, c)`.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn denoised<B: Backend>(
+        &self,
+        backend: &mut B,
+        request: &Request,
+        seen: &mut dyn FnMut(Event),
+    ) -> Result<Vec<f32>> {
         let table = self.check(request)?;
         let plans = self.plans(backend, request)?;
         backend.fits(plans.iter().map(|plan| plan.arena).max().unwrap_or(0))?;
@@ -225,10 +243,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
             let slice = &mut latents[first * len..images.end * len];
             self.denoise(backend, request, &table, images, slice, &noise, seen)?;
         }
-        let (images, size) = self.decode(backend, request, &latents, seen)?;
-        let [h, w] = request.latent_size;
-        let channels = self.meta().pipeline.latent_channels as usize;
-        Ok(Output { latents: permute(&latents, [n, h * w, channels]), images, size })
+        Ok(latents)
     }
 
     /// Initial latents `(n, h, w, c)`, scaled for the sampler, and the noise of each call and image, `(calls, n, ..)`.

@@ -129,6 +129,7 @@ impl Fields {
 #[test]
 fn attention_masks_and_biases() {
     let rng = &mut Rng::with_seed(6);
+    #[allow(clippy::type_complexity)] // the columns of a table
     let cases: [([usize; 5], bool, Option<&[u32]>, bool, f32); 9] = [
         ([2, 2, 40, 70, 70], true, None, false, 0.2),
         ([3, 1, 72, 9, 50], false, Some(&[0, 33, 70]), false, 0.1),

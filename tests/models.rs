@@ -133,7 +133,7 @@ fn every_depth_of_the_denoiser_equals_diffusers() {
         executor.write_sample(&permute(&sample, [n, channels, height * width])).unwrap();
         let mut seen = 0;
         let mut paths = Vec::new();
-        executor.call_with(0, &mut |node| paths.push(node));
+        executor.call_with(0, &mut |node| paths.push(node)).unwrap();
         for (depth, end) in std::iter::once(("embed".to_owned(), "pos_embed.proj"))
             .chain(ends.iter().enumerate().map(|(i, p)| (format!("hidden.{i}"), p.as_str())))
         {

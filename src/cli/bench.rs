@@ -1,12 +1,14 @@
 //! `aquatint bench`: where the time goes.
 
-use super::device::with_backend;
+use super::device::{Choice, with_backend};
 use super::{Device, MOST_IMAGES, model, say, say_json};
 use aquatint::backend::Backend;
 use aquatint::backend::args::{Conv2dArgs, Input, LinearArgs, OpArgs};
+use aquatint::backend::cuda::device::{self, WeightPath};
+use aquatint::backend::cuda::driver::Driver;
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
-use aquatint::pipeline::TABLE_BYTES;
+use aquatint::pipeline::{Pipeline, TABLE_BYTES};
 use aquatint::plan::Shape;
 use aquatint::program::{Dims, Program, Rate, Role};
 use aquatint::{Error, Result};
@@ -86,13 +88,26 @@ impl Bench {
         let begin = Instant::now();
         let packed = model::open(self.model.as_deref())?;
         let open = begin.elapsed().as_secs_f64();
-        self.device.install(|| with_backend!(choice, packed, backend => self.measure(&mut backend, &packed, open)))?
+        let uploads = match choice {
+            Choice::Cpu(_) => Vec::new(),
+            Choice::Cuda(index) => uploads(index, packed.data())?,
+        };
+        let uploads = &uploads;
+        self.device
+            .install(|| with_backend!(choice, packed, backend => self.measure(&mut backend, &packed, open, uploads)))?
     }
 
-    fn measure<B: Backend>(&self, backend: &mut B, packed: &Packed<model::Bytes>, open: f64) -> Result<()> {
+    fn measure<B: Backend>(
+        &self,
+        backend: &mut B,
+        packed: &Packed<model::Bytes>,
+        open: f64,
+        uploads: &[(WeightPath, f64)],
+    ) -> Result<()> {
         let name = backend.name();
         let ceilings = backend.ceilings()?;
         let denoiser = self.time(backend, packed, Role::Denoiser, self.batch_size)?;
+        let step = self.step(backend, packed)?;
         let decoder = if self.no_decode { None } else { Some(self.time(backend, packed, Role::VaeDecoder, 1)?) };
         if self.json {
             let show = |t: &Times| {
@@ -106,6 +121,8 @@ impl Bench {
             };
             say_json(&json!({
                 "device": name, "open_seconds": open, "batch": self.batch_size,
+                "step_seconds": step,
+                "uploads": uploads.iter().map(|(path, rate)| (format!("{path:?}"), json!(rate))).collect::<serde_json::Map<_, _>>(),
                 "denoiser": show(&denoiser), "decoder": decoder.as_ref().map(show),
                 "ceilings": ceilings.map(|c| json!({ "int8": c.int8, "f16": c.f16, "bandwidth": c.bandwidth })),
             }));
@@ -116,6 +133,15 @@ impl Bench {
             let (int8, f16, copied) = (c.int8 / 1e12, c.f16 / 1e12, c.bandwidth / 1e9);
             say(format_args!("measured ceilings: int8 {int8:.0} TOP/s, f16 {f16:.0} TOP/s, copy {copied:.0} GB/s"));
         }
+        for (path, rate) in uploads {
+            say(format_args!("weights to the device, {path:?}: {:.2} GB/s", rate / 1e9));
+        }
+        say(format_args!(
+            "guided step of {} image{}, sampler included: median {:.2} ms",
+            self.images(),
+            if self.images() == 1 { "" } else { "s" },
+            step * 1e3
+        ));
         let what = format!("denoiser call, batch {}", self.batch_size);
         for (what, t) in [(what.as_str(), Some(&denoiser)), ("decoder call, batch 1", decoder.as_ref())] {
             let Some(t) = t else { continue };
@@ -134,6 +160,25 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// Images of a guided step of `batch_size` samples.
+    fn images(&self) -> usize {
+        self.batch_size.div_ceil(2)
+    }
+
+    /// Seconds of a step as a run makes it: input, denoiser, guidance, sampler.
+    fn step<B: Backend>(&self, backend: &mut B, packed: &Packed<model::Bytes>) -> Result<f64> {
+        let pipeline = Pipeline::new(packed)?;
+        let labels = (0..self.images() as u32).map(|i| i % pipeline.meta().pipeline.classes.max(1)).collect();
+        let mut request = pipeline.request(labels);
+        (request.steps, request.batch_size) = (self.repeat + 2, self.images());
+        let mut ends = Vec::new();
+        pipeline.denoised(backend, &request, &mut |_| ends.push(Instant::now()))?;
+        // The first step fills tables, and the device lags a step behind what the host is told: neither counts.
+        let mut steps: Vec<f64> = ends.windows(2).skip(1).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+        steps.sort_by(f64::total_cmp);
+        Ok(steps.get(steps.len() / 2).copied().unwrap_or(f64::NAN))
     }
 
     fn time<B: Backend>(
@@ -199,6 +244,25 @@ impl Bench {
         ops.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
         Ok(Times { bind, first, calls, ops })
     }
+}
+
+/// Bytes per second at which a device takes `data` from the mapped file, by each path.
+fn uploads(index: usize, data: &[u8]) -> Result<Vec<(WeightPath, f64)>> {
+    let device = device::Device::open(index)?;
+    let at = device.alloc(data.len().max(1))?;
+    // Once untimed, for the file to be in memory.
+    device.upload_weights(at, data)?;
+    device.wait()?;
+    let mut rates = Vec::new();
+    for path in [WeightPath::Locked, WeightPath::Ring] {
+        device.set_weight_path(path);
+        let begin = Instant::now();
+        device.upload_weights(at, data)?;
+        device.wait()?;
+        rates.push((path, data.len() as f64 / begin.elapsed().as_secs_f64()));
+    }
+    device.free(at);
+    Ok(rates)
 }
 
 /// The op of a node, what a product multiplies, and whether a norm quantizes.

@@ -81,7 +81,7 @@ impl<B: Backend> Bench<B> {
                 for word in self.words(from.slot.at, n / 2) {
                     halves.extend([word as u16, (word >> 16) as u16]);
                 }
-                assert!(n % 2 == 0, "narrow results of these tests have an even number of elements");
+                assert!(n.is_multiple_of(2), "narrow results of these tests have an even number of elements");
                 halves.into_iter().map(|h| f16::from_bits(h).to_f32()).collect()
             }
         }

@@ -18,7 +18,7 @@ const BLOCK: u32 = 256;
 /// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
 pub fn patch(frame: &Frame, args: &args::PatchArgs, issue: &mut impl FnMut(Launch<'_>)) {
     let kernel = Kernel { module: "layout", entry: "patch" };
-    let run = if args.patch * args.channels % 8 == 0 { 8 } else { 1 };
+    let run = if (args.patch * args.channels).is_multiple_of(8) { 8 } else { 1 };
     let grid = [(args.y.rows * args.y.cols).div_ceil(BLOCK as usize * run) as u32, 1, 1];
     let args = PatchArgs {
         calls: frame.calls,
