@@ -553,7 +553,8 @@ fn the_output_is_a_float_value() {
 fn odd_sizes_pass_through() {
     for (batch, height, width) in [(1, 1, 1), (3, 5, 7), (2, 17, 33)] {
         let dims = Dims { batch, height, width, conditions: 1 };
-        let ops = [conv(SAMPLE, CONV, None, Sampling::Up, None), pointwise(Value(3)), Op::Patchify { x: Value(4), patch: 2 }];
+        let ops =
+            [conv(SAMPLE, CONV, None, Sampling::Up, None), pointwise(Value(3)), Op::Patchify { x: Value(4), patch: 2 }];
         let nodes = ops.map(|op| Node { op, path: "n".into(), wide: false }).to_vec();
         let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: Value(5) };
         let types = infer(&program, &tensors(), &dims).expect("sound");
