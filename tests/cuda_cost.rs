@@ -73,7 +73,7 @@ fn integer_products() {
         (3, Grain::Row, 5.5),
         (4, Grain::Row, 5.0),
         (4, Grain::Tensor, 5.0),
-        (5, Grain::Row, 5.5),
+        (5, Grain::Row, 7.5),
         (8, Grain::Tensor, 5.0),
     ] {
         let identity = bits == 8;
