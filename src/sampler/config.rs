@@ -166,14 +166,22 @@ impl Config {
         let wrong = |what: &str, expected: String, got: String| Err(Error::request(what, expected, got));
         let (kind, spacing) = (self.kind, self.spacing());
         if kind != Kind::Ddim && matches!(spacing, Spacing::Uniform | Spacing::Quad) {
-            return wrong("timestep_spacing", format!("leading, linspace or trailing with {kind}"), spacing.to_string());
+            return wrong(
+                "timestep_spacing",
+                format!("leading, linspace or trailing with {kind}"),
+                spacing.to_string(),
+            );
         }
         let no_sample = matches!(kind, Kind::Pndm | Kind::EulerAncestral);
         if no_sample && self.prediction == Prediction::Sample {
             return wrong("prediction_type", format!("epsilon or v_prediction with {kind}"), "sample".into());
         }
         if kind == Kind::Ddpm && self.variance == Some(Variance::LearnedRange) {
-            return wrong("variance_type", "fixed_small, fixed_small_log or fixed_large".into(), "learned_range".into());
+            return wrong(
+                "variance_type",
+                "fixed_small, fixed_small_log or fixed_large".into(),
+                "learned_range".into(),
+            );
         }
         if kind == Kind::UniPc && !self.lower_order_final && self.final_sigma == FinalSigma::Zero {
             return wrong("lower_order_final", "true where final_sigmas_type is zero".into(), "false".into());

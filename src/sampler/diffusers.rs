@@ -157,9 +157,7 @@ fn defaults(kind: Kind) -> Config {
     let base = Config { kind, ..Config::default() };
     match kind {
         Kind::Heun => Config { beta_start: 0.00085, beta_end: 0.012, ..base },
-        Kind::Lcm => {
-            Config { beta_start: 0.00085, beta_end: 0.012, beta_schedule: BetaSchedule::ScaledLinear, ..base }
-        }
+        Kind::Lcm => Config { beta_start: 0.00085, beta_end: 0.012, beta_schedule: BetaSchedule::ScaledLinear, ..base },
         Kind::DpmSolverPp2S => Config { lower_order_final: false, ..base },
         _ => base,
     }

@@ -77,8 +77,8 @@ fn finish(config: &Config, timesteps: Vec<f64>, sigmas: Vec<f64>, last: f64, dis
             format!("{} steps, of which two fall on the same timestep", sigmas.len()),
         ));
     }
-    let zero = config.final_sigma == FinalSigma::Zero
-        || matches!(config.kind, Kind::EulerAncestral | Kind::Heun | Kind::Lms);
+    let zero =
+        config.final_sigma == FinalSigma::Zero || matches!(config.kind, Kind::EulerAncestral | Kind::Heun | Kind::Lms);
     sigmas.push(if zero { 0.0 } else { f64::from(last as f32) });
     Ok(Levels { timesteps: timesteps.into_iter().map(|t| t as f32).collect(), sigmas })
 }

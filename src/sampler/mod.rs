@@ -78,13 +78,7 @@ pub struct Row {
 impl Row {
     /// A row that leaves every state at 0, to be filled in.
     fn new(timestep: f32) -> Row {
-        Row {
-            timestep,
-            input_scale: 1.0,
-            x0: [0.0; 2],
-            clamp: None,
-            next: [[0.0; COLUMNS]; MAX_STATES],
-        }
+        Row { timestep, input_scale: 1.0, x0: [0.0; 2], clamp: None, next: [[0.0; COLUMNS]; MAX_STATES] }
     }
 
     /// The row as it lies in a back end's memory.

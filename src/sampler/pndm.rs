@@ -32,10 +32,8 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
     }
     let row = |(call, &t): (usize, &usize)| {
         let (from, to) = if call == 1 { (t + stride, Some(t)) } else { (t, t.checked_sub(stride)) };
-        let step = Step {
-            from: f64::from(alphas[from.min(alphas.len() - 1)]),
-            to: to.map_or(last, |t| f64::from(alphas[t])),
-        };
+        let step =
+            Step { from: f64::from(alphas[from.min(alphas.len() - 1)]), to: to.map_or(last, |t| f64::from(alphas[t])) };
         let mut row = Row::new(t as f32);
         // Not used below; what it is worth knowing for is the same as in every other sampler.
         row.x0 = ddim::x0(config.prediction, f64::from(alphas[t])).map(|c| c as f32);
