@@ -19,7 +19,7 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
     let alone = config.lower_order_final || config.final_sigma == FinalSigma::Zero;
     let pairs = match config.solver_order {
         1 => 0,
-        _ if steps % 2 == 0 && alone => steps / 2 - 1,
+        _ if steps.is_multiple_of(2) && alone => steps / 2 - 1,
         _ => steps / 2,
     };
     let mut rows = Vec::with_capacity(steps);
