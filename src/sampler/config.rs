@@ -50,8 +50,8 @@ pub struct Config {
     pub solver_order: usize,
     /// DPM-Solver++: the second-order formula.
     pub solver_type: SolverType,
-    /// Whether the last step is first order: of DPM-Solver++ when there are fewer than 15, of UniPC always. DPM-Solver++
-    /// singlestep: the same, but at an even number of steps that ends at no noise or an odd one it is so anyway.
+    /// Whether the last step is first order: DPM-Solver++ multistep, when there are fewer than 15; UniPC, always;
+    /// DPM-Solver++ singlestep, the last two of an even number (which a run that ends at no noise has anyway).
     pub lower_order_final: bool,
     /// DPM-Solver++ multistep: whether the last step is always first order.
     pub euler_at_final: bool,

@@ -1,8 +1,8 @@
 //! Noise levels as ratios s = sigma / alpha, for the samplers that are solvers of the probability flow in s: the levels
 //! of a run, after Karras et al. or evenly spaced in ln s if so configured, and the timesteps that belong to them.
 //!
-//! diffusers has two families. The [`solver`] family (DPM-Solver++, UniPC) spans Karras' levels over the whole schedule
-//! and calls the model at whole timesteps; the [`sigma`] family (Euler, Heun, LMS, after k-diffusion) spans them over the
+//! diffusers has two families. The [`solver()`] family (DPM-Solver++, UniPC) spans Karras' levels over the whole schedule
+//! and calls the model at whole timesteps; the [`sigma()`] family (Euler, Heun, LMS, after k-diffusion) spans them over the
 //! run's own timesteps and keeps fractions. In the second, latents are scaled so that alpha is 1 throughout.
 //!
 //! Levels are f32 numbers, as in diffusers.

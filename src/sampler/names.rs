@@ -45,9 +45,9 @@ macro_rules! words {
 words! {
     /// A sampler, by its command line name.
     Kind, "sampler" {
-        /// DDIM, deterministic or with noise ([`Config::eta`]).
+        /// DDIM, deterministic or with noise ([`Config::eta`](super::Config::eta)).
         Ddim = "ddim",
-        /// Ancestral sampling as DDPM was trained ([`Config::variance`]).
+        /// Ancestral sampling as DDPM was trained ([`Config::variance`](super::Config::variance)).
         Ddpm = "ddpm",
         /// Pseudo linear multistep, "PLMS": one more call than steps.
         Pndm = "pndm",
@@ -57,7 +57,7 @@ words! {
         EulerAncestral = "euler-a",
         /// Heun's method: two calls a step, but for the last.
         Heun = "heun",
-        /// DPM-Solver++ multistep, of order 1 or 2 ([`Config::solver_order`]).
+        /// DPM-Solver++ multistep, of order 1 or 2 ([`Config::solver_order`](super::Config::solver_order)).
         DpmSolverPp2M = "dpm++2m",
         /// The same for the stochastic equation, with fresh noise at each step.
         DpmSolverPp2MSde = "dpm++2m-sde",
