@@ -48,7 +48,8 @@ pub struct Request {
     pub seed: u64,
     /// Where noise comes from.
     pub noise: NoiseSource,
-    /// Initial latents `(n, c, h, w)` instead of noise.
+    /// Initial latents `(n, c, h, w)` instead of noise, of unit variance: samplers that start from wider ones scale
+    /// them, as diffusers' pipelines do.
     pub latents: Option<Vec<f32>>,
     /// Height and width of the latents.
     pub latent_size: [usize; 2],
@@ -290,9 +291,8 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         }
         if let Some(given) = &request.latents {
             latents.copy_from_slice(given);
-        } else {
-            latents.iter_mut().for_each(|x| *x *= table.init_scale);
         }
+        latents.iter_mut().for_each(|x| *x *= table.init_scale);
         // Generators and callers speak (n, c, h, w); the loop is channels-last.
         let [h, w] = request.latent_size;
         let channels = self.meta().pipeline.latent_channels as usize;

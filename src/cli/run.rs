@@ -43,7 +43,8 @@ pub struct Run {
     /// Guidance scale; 1 or less turns guidance off [default: the model's]
     #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
     cfg_scale: Option<f32>,
-    /// ddim, dpm++2m [default: the one the model was saved with]
+    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++2s, lms, unipc or lcm [default: the one the
+    /// model was saved with]
     #[arg(long, alias = "sampling-method", value_name = "NAME")]
     sampler: Option<String>,
     /// Seed; image k has its own noise from seed + k
