@@ -13,6 +13,8 @@ use std::collections::{HashMap, HashSet};
 const MAX_NESTING: usize = 64;
 /// Bytes of a tensor's longest name.
 const MAX_NAME: usize = 1024;
+/// Bytes of a storage's longest key; torch counts them or gives them addresses.
+const MAX_KEY: usize = 64;
 /// Objects that are remembered, for messages.
 const MAX_OBJECTS: usize = 4096;
 /// Work per byte of the pickle. A pickle that names nothing twice needs less; one that has the same dict in itself over
@@ -79,6 +81,9 @@ pub(super) fn storage_ids<'a>(pickle: &Pickle<'a>) -> Outcome<Vec<(Id, StorageId
         let (Value::Str(key), Some(count)) = (pickle.get(key), whole(pickle, count)) else {
             return fault("storage", "text as key and a length", "another value");
         };
+        if key.len() > MAX_KEY {
+            return fault("storage", format!("a key of at most {MAX_KEY} bytes"), format!("{} bytes", key.len()));
+        }
         let part = match items.get(5).map(|part| pickle.get(*part)) {
             None | Some(Value::None) => None,
             Some(Value::Tuple(part)) => match part[..] {
@@ -194,12 +199,15 @@ impl<'p, 'a> Walk<'p, 'a> {
                     continue;
                 }
             };
-            let again = seen.contains(&key);
-            if !again {
+            // A key that is too long for a name is not worth looking at.
+            let long = matches!(key, Key::Text(text) if text.len() > MAX_NAME);
+            if long || !seen.contains(&key) {
                 self.below(&key, value, depth)?;
-                seen.insert(key);
             } else {
                 self.spend(4)?;
+            }
+            if !long {
+                seen.insert(key);
             }
         }
         Ok(())

@@ -229,7 +229,10 @@ fn directory(file: Bytes<'_>) -> Outcome<Directory> {
             }
             *number = full;
         }
-        disks = [wide.field(16, 4), wide.field(20, 4)];
+        // Numbers of disks are 0; the narrow record may say that the wide one has them.
+        for (disk, full) in disks.iter_mut().zip([wide.field(16, 4), wide.field(20, 4)]) {
+            *disk = if *disk == 0xffff { full } else { *disk | full };
+        }
         limit = at;
     }
     let [here, entries, size, start] = numbers;
