@@ -165,6 +165,9 @@ fn other_files_are_refused_with_what_they_are() {
         let message = refusal(name, contents);
         assert!(message.contains(words), "{message}");
     }
+    let whole = fs::read(fixture("torchfiles/kinds.zip.pt")).unwrap();
+    let message = refusal("cut.ckpt", &whole[..whole.len() - 100]);
+    assert!(message.contains("cut.ckpt: archive: expected a directory at its end"), "{message}");
     let module = open_at(&fixture("torchfiles/module.pt")).unwrap_err().to_string();
     assert!(module.contains("torch.nn.modules.linear.Linear") && module.contains("state_dict()"), "{module}");
     let missing = open_at(Path::new("no-such.ckpt")).unwrap_err().to_string();

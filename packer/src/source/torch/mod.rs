@@ -8,8 +8,8 @@
 //!   NAME/data/1       another                  per key: number of elements (8 bytes), elements
 //! ```
 //!
-//! The object is read by [`pickle::read_objects`], which describes calls instead of making them; [`tensors`] understands
-//! the descriptions of tensors and leaves all others alone. Weights stay in the mapped file.
+//! The object is read by [`read_objects`](super::pickle::read_objects), which describes calls instead of making them;
+//! `tensors` understands the descriptions of tensors and leaves all others alone. Weights stay in the mapped file.
 
 mod legacy;
 mod tensors;

@@ -19,7 +19,7 @@ const MAX_KEY: usize = 64;
 const MAX_OBJECTS: usize = 4096;
 /// Work per byte of the pickle. A pickle that names nothing twice needs less; one that has the same dict in itself over
 /// and over would otherwise give exponentially many tensors.
-const WORK_PER_BYTE: usize = 16;
+const WORK_PER_BYTE: usize = 8;
 
 /// What a pickle says of a storage.
 #[derive(Clone, Copy, Debug)]
@@ -340,7 +340,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         if self.too_long {
             return fault("name", format!("at most {MAX_NAME} bytes"), "more");
         }
-        self.spend(self.name.len() + 16 * view.shape.len())?;
+        self.spend(64 + self.name.len() + 16 * view.shape.len())?;
         match self.found.insert(self.name.clone(), view) {
             None => Ok(()),
             Some(_) => fault("name", "one tensor of this name", "two, one of them in a nested dict"),
