@@ -303,10 +303,9 @@ fn archives_that_lie_are_refused() {
             // The second entry begins inside the first one's contents, where a copy of its header lies.
             let mut inner = pickle.clone();
             inner.extend_from_slice(&sound[overlap..overlap + 38]);
-            let nested = zip(&[("a/data.pkl", &[&inner[..], &[0; 64]].concat()), zeros], false);
+            let mut nested = zip(&[("a/data.pkl", &[&inner[..], &[0; 64]].concat()), zeros], false);
             let inside = nested.windows(4).enumerate().filter(|(_, w)| w == b"PK\x03\x04").nth(1).unwrap().0;
             let field = nested.windows(4).rposition(|w| w == b"PK\x01\x02").unwrap() + 42;
-            let mut nested = nested;
             nested[field..field + 4].copy_from_slice(&(inside as u32).to_le_bytes());
             refused(&nested, &["data/0", "bytes of its own", "a/data.pkl"]);
         }
