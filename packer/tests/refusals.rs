@@ -184,8 +184,11 @@ fn directories_must_be_whole() {
     refused(
         "bin",
         None,
-        |m| fs::rename(m.join(file), m.join("vae/diffusion_pytorch_model.bin")).unwrap(),
-        &["safe_serialization=True"],
+        |m| {
+            fs::remove_file(m.join(file)).unwrap();
+            fs::write(m.join("vae/diffusion_pytorch_model.bin"), "no pickle").unwrap();
+        },
+        &["vae/diffusion_pytorch_model.bin", "torch.save"],
     );
     for len in [0, 5, 100, 5000] {
         refused(

@@ -167,6 +167,8 @@ fn from_pickle(pickle: &Pickle<'_>) -> Raw {
         Value::Bytes(_) => Raw::Other("bytes"),
         Value::List(_) | Value::Tuple(_) => Raw::Other("a list"),
         Value::Dict(_) => Raw::Other("a dict"),
+        // Plain pickles have nothing else.
+        _ => Raw::Other("an object"),
     };
     let entry = |value: &Value<'_>| match value {
         Value::List(items) | Value::Tuple(items) => {

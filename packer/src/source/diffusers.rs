@@ -1,7 +1,6 @@
 //! A model directory as `DiffusionPipeline.save_pretrained` writes it: `model_index.json` and a folder per component.
 
-use super::safetensors::Checkpoint;
-use super::{SourceFile, read_json};
+use super::{Checkpoint, SourceFile, read_json};
 use aquatint::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;

@@ -2,9 +2,14 @@
 //!
 //! Nothing here knows a network; [`crate::lower`] does. Every file that is read is recorded with its size and hash.
 
+pub mod checkpoint;
 pub mod diffusers;
 pub mod pickle;
 pub mod safetensors;
+pub mod torch;
+pub mod view;
+
+pub use checkpoint::Checkpoint;
 
 use aquatint::error::{Error, Result};
 use aquatint::format::meta::SourceMeta;
@@ -27,6 +32,15 @@ impl SourceFile {
         let meta = SourceMeta { file, bytes: bytes.len() as u64, xxh3: format!("{:032x}", xxh3_128(bytes)) };
         SourceFile { meta, weights }
     }
+}
+
+/// Opens a checkpoint that is one file (`.ckpt`, `.pth`, `.pt`, `.bin`, `.safetensors`), whatever it is called; appends
+/// it to `sources`.
+///
+/// # Errors
+/// See [`Checkpoint::open_file`].
+pub fn open_checkpoint(path: &Path, sources: &mut Vec<SourceFile>) -> Result<Checkpoint> {
+    Checkpoint::open_file(path, sources)
 }
 
 /// Reads `root/relative` as JSON and records it.

@@ -1,157 +1,65 @@
-//! A pickle reader that can execute nothing.
-//!
-//! It knows the opcodes that build plain data (dict, list, tuple, text, bytes, numbers, booleans, None) in protocols 2
-//! to 5, and refuses every opcode that would name or call Python code, by name and byte offset. Values live in a flat
-//! arena and refer to each other by index: sharing and cycles cost nothing, depth costs no stack, and the memory used
-//! is at most a constant times the file's length and never above what [`MAX_VALUES`] values take.
-//!
-//! A reader of checkpoints needs a few callables (tensor rebuilding); they belong in an allow-list that turns
-//! `GLOBAL` and `REDUCE` into values of their own, never in anything looked up or run.
+//! The stack machine: one opcode after the other, into an arena of values.
 
-use std::{collections::HashMap, fmt};
+use super::{Id, MAX_DEPTH, MAX_VALUES, PickleError, Value};
+use std::collections::HashMap;
 
-/// Values a pickle may hold.
-pub const MAX_VALUES: usize = 1 << 22;
-/// Containers that may be open at once.
-pub const MAX_DEPTH: usize = 64;
-
-/// Opcodes that are refused, with the name Python's `pickletools` gives them.
-const REFUSED: &[(u8, &str)] = &[
-    (b'P', "PERSID"),
-    (b'Q', "BINPERSID"),
-    (b'R', "REDUCE"),
-    (b'b', "BUILD"),
-    (b'c', "GLOBAL"),
-    (b'i', "INST"),
-    (b'o', "OBJ"),
-    (0x81, "NEWOBJ"),
-    (0x82, "EXT1"),
-    (0x83, "EXT2"),
-    (0x84, "EXT4"),
-    (0x92, "NEWOBJ_EX"),
-    (0x93, "STACK_GLOBAL"),
-    (0x97, "NEXT_BUFFER"),
-    (0x98, "READONLY_BUFFER"),
-];
-
-/// Index of a value in its [`Pickle`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Id(u32);
-
-/// A value; text and bytes lie in the file's own bytes.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value<'a> {
-    /// `None`.
-    None,
-    /// `True` or `False`.
-    Bool(bool),
-    /// An integer of at most 64 bits.
-    Int(i64),
-    /// A double.
-    Float(f64),
-    /// Text.
-    Str(&'a str),
-    /// Bytes.
-    Bytes(&'a [u8]),
-    /// A list.
-    List(Vec<Id>),
-    /// A tuple.
-    Tuple(Vec<Id>),
-    /// A dict's assignments in the order they were made; of equal keys the last counts.
-    Dict(Vec<(Id, Id)>),
-}
-
-/// A pickle's data.
-#[derive(Clone, Debug)]
-pub struct Pickle<'a> {
-    values: Vec<Value<'a>>,
-    root: Id,
-}
-
-impl<'a> Pickle<'a> {
-    /// The value the pickle was made of.
-    pub fn root(&self) -> &Value<'a> {
-        self.get(self.root)
-    }
-
-    /// The value `id`, which must come from this pickle. A container may contain itself.
-    pub fn get(&self, id: Id) -> &Value<'a> {
-        &self.values[id.0 as usize]
-    }
-}
-
-/// Why a pickle is refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PickleError {
-    /// Byte offset of the opcode at fault.
-    pub offset: usize,
-    /// What is at fault.
-    pub what: &'static str,
-    /// What is expected there.
-    pub expected: String,
-    /// What is there.
-    pub got: String,
-}
-
-impl fmt::Display for PickleError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "byte {}: {}: expected {}, got {}", self.offset, self.what, self.expected, self.got)
-    }
-}
-
-impl std::error::Error for PickleError {}
-
-/// Reads a pickle of plain data; nothing may follow its end.
-///
-/// # Errors
-/// If an opcode is refused or unknown, the bytes end early or go on, text is not UTF-8, an integer exceeds 64 bits, the
-/// stack does not hold what an opcode needs, or a limit is exceeded.
-pub fn read(bytes: &[u8]) -> Result<Pickle<'_>, PickleError> {
-    let mut reader = Reader {
-        bytes,
-        at: 0,
-        opcode: 0,
-        values: Vec::new(),
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: HashMap::new(),
-    };
-    if bytes.first() != Some(&0x80) {
-        return reader.fail("first byte", "0x80, a pickle of protocol 2 to 5", format!("{:02x?}", bytes.first()));
-    }
-    while !reader.step()? {}
-    let root = reader.pop()?;
-    if !reader.stack.is_empty() || !reader.marks.is_empty() {
-        return reader.fail("end", "one value on the stack", format!("{} more", reader.stack.len()));
-    }
-    if reader.at != bytes.len() {
-        return reader.fail("end", "no further bytes", format!("{} bytes", bytes.len() - reader.at));
-    }
-    Ok(Pickle { values: reader.values, root })
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
+pub(super) struct Reader<'a> {
+    pub(super) bytes: &'a [u8],
+    /// Whether objects are described; otherwise they are refused.
+    pub(super) objects: bool,
     /// The next byte to read.
-    at: usize,
+    pub(super) at: usize,
     /// Offset of the opcode being read.
-    opcode: usize,
-    values: Vec<Value<'a>>,
+    pub(super) opcode: usize,
+    pub(super) values: Vec<Value<'a>>,
     stack: Vec<Id>,
     /// Heights of the stack at the open marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
 
-type Outcome<T> = Result<T, PickleError>;
+pub(super) type Outcome<T> = Result<T, PickleError>;
 
 impl<'a> Reader<'a> {
-    fn fail<T>(&self, what: &'static str, expected: impl Into<String>, got: impl Into<String>) -> Outcome<T> {
+    /// A machine about to read `bytes` from `start` on.
+    pub(super) fn new(bytes: &'a [u8], start: usize, objects: bool) -> Self {
+        Reader {
+            bytes,
+            objects,
+            at: start.min(bytes.len()),
+            opcode: start,
+            values: Vec::new(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+        }
+    }
+
+    /// Reads to the end of the pickle: all values, and the one that it was made of.
+    pub(super) fn run(&mut self) -> Outcome<(Vec<Value<'a>>, Id)> {
+        let first = self.bytes.get(self.at);
+        if first != Some(&0x80) {
+            return self.fail("first byte", "0x80, a pickle of protocol 2 to 5", format!("{first:02x?}"));
+        }
+        while !self.step()? {}
+        let root = self.pop()?;
+        if !self.stack.is_empty() || !self.marks.is_empty() {
+            return self.fail("end", "one value on the stack", format!("{} more", self.stack.len()));
+        }
+        Ok((std::mem::take(&mut self.values), root))
+    }
+
+    pub(super) fn fail<T>(
+        &self,
+        what: &'static str,
+        expected: impl Into<String>,
+        got: impl Into<String>,
+    ) -> Outcome<T> {
         Err(PickleError { offset: self.opcode, what, expected: expected.into(), got: got.into() })
     }
 
     /// The next `n` bytes; the length is compared before anything is allocated.
-    fn take(&mut self, n: u64) -> Outcome<&'a [u8]> {
+    pub(super) fn take(&mut self, n: u64) -> Outcome<&'a [u8]> {
         let left = self.bytes.len() - self.at;
         match usize::try_from(n) {
             Ok(n) if n <= left => {
@@ -167,8 +75,11 @@ impl<'a> Reader<'a> {
         Ok(self.take(n as u64)?.iter().rev().fold(0, |value, &b| value << 8 | u64::from(b)))
     }
 
-    /// A little-endian two's complement integer of any length that fits 64 bits.
+    /// A little-endian two's complement integer; of plain data, one that fits 64 bits.
     fn long(&mut self, n: u64) -> Outcome<Value<'a>> {
+        if n > 8 && self.objects {
+            return self.take(n).map(Value::Long);
+        }
         if n > 8 {
             return self.fail("integer", "at most 8 bytes", format!("{n} bytes"));
         }
@@ -185,6 +96,17 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What Python 2 called `str`: text mostly, but any bytes.
+    fn old_text(&mut self, n: u64) -> Outcome<Value<'a>> {
+        let start = self.at;
+        let bytes = self.take(n)?;
+        if self.objects && std::str::from_utf8(bytes).is_err() {
+            return Ok(Value::Bytes(bytes));
+        }
+        self.at = start;
+        self.text(n)
+    }
+
     fn push_id(&mut self, id: Id) -> Outcome<()> {
         if self.stack.len() >= MAX_VALUES {
             return self.fail("stack", format!("at most {MAX_VALUES} values"), "more");
@@ -193,7 +115,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn push(&mut self, value: Value<'a>) -> Outcome<()> {
+    pub(super) fn push(&mut self, value: Value<'a>) -> Outcome<()> {
         if self.values.len() >= MAX_VALUES {
             return self.fail("pickle", format!("at most {MAX_VALUES} values"), "more");
         }
@@ -202,7 +124,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The values since the last mark, which is closed.
-    fn since_mark(&mut self) -> Outcome<Vec<Id>> {
+    pub(super) fn since_mark(&mut self) -> Outcome<Vec<Id>> {
         match self.marks.pop() {
             Some(height) => Ok(self.stack.split_off(height)),
             None => self.fail("stack", "a mark", "none"),
@@ -210,14 +132,14 @@ impl<'a> Reader<'a> {
     }
 
     /// The topmost value above the last mark.
-    fn top(&self) -> Outcome<Id> {
+    pub(super) fn top(&self) -> Outcome<Id> {
         match self.stack.last() {
             Some(&id) if self.stack.len() > self.marks.last().copied().unwrap_or(0) => Ok(id),
             _ => self.fail("stack", "a value", "none since the last mark"),
         }
     }
 
-    fn pop(&mut self) -> Outcome<Id> {
+    pub(super) fn pop(&mut self) -> Outcome<Id> {
         let id = self.top()?;
         self.stack.pop();
         Ok(id)
@@ -239,6 +161,11 @@ impl<'a> Reader<'a> {
                 list.extend_from_slice(items);
                 Ok(())
             }
+            // The contents of an object are its own affair.
+            Value::Call { plain, .. } => {
+                *plain = false;
+                Ok(())
+            }
             _ => self.fail("stack", "a list to append to", "another value"),
         }
     }
@@ -249,6 +176,10 @@ impl<'a> Reader<'a> {
         match (&mut self.values[top.0 as usize], pairs) {
             (Value::Dict(dict), Some(pairs)) => {
                 dict.extend(pairs);
+                Ok(())
+            }
+            (Value::Call { plain, .. }, Some(_)) => {
+                *plain = false;
                 Ok(())
             }
             (Value::Dict(_), None) => self.fail("dict", "keys and values in pairs", format!("{} values", items.len())),
@@ -317,8 +248,10 @@ impl<'a> Reader<'a> {
                 self.push(Value::Float(f64::from_bits(raw)))?;
             }
 
-            0x8c | b'U' => self.sized(1, Self::text)?,
-            b'X' | b'T' => self.sized(4, Self::text)?,
+            0x8c => self.sized(1, Self::text)?,
+            b'X' => self.sized(4, Self::text)?,
+            b'U' => self.sized(1, Self::old_text)?,
+            b'T' => self.sized(4, Self::old_text)?,
             0x8d => self.sized(8, Self::text)?,
             b'C' => self.sized(1, |r, n| r.take(n).map(Value::Bytes))?,
             b'B' => self.sized(4, |r, n| r.take(n).map(Value::Bytes))?,
@@ -355,16 +288,8 @@ impl<'a> Reader<'a> {
             b'h' => self.uint(1).and_then(|key| self.recall(key))?,
             b'j' => self.uint(4).and_then(|key| self.recall(key))?,
 
-            other => {
-                return match REFUSED.iter().find(|(code, _)| *code == other) {
-                    Some((_, name)) => self.fail(
-                        "opcode",
-                        "plain data (dict, list, tuple, text, numbers)",
-                        format!("{name} (0x{other:02x}), which runs code; this reader never does"),
-                    ),
-                    None => self.fail("opcode", "plain data of protocol 2 to 5", format!("0x{other:02x}")),
-                };
-            }
+            other if self.objects => self.object(other)?,
+            other => return self.unknown(other),
         }
         Ok(false)
     }
@@ -376,7 +301,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A length of `n` bytes, and what `make` reads of that length.
-    fn sized(&mut self, n: usize, make: fn(&mut Self, u64) -> Outcome<Value<'a>>) -> Outcome<()> {
+    pub(super) fn sized(&mut self, n: usize, make: fn(&mut Self, u64) -> Outcome<Value<'a>>) -> Outcome<()> {
         let length = self.uint(n)?;
         let value = make(self, length)?;
         self.push(value)

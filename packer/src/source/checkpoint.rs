@@ -1,0 +1,292 @@
+//! Weights, mapped: one file or a sharded set, read tensor by tensor and widened to f32.
+//!
+//! A [`Checkpoint`] holds the directory of all tensors of a component and no weight: pages are read when a tensor is
+//! asked for, and nothing is kept, so memory does not grow with the model. Which format a file has is told from its
+//! contents, never from its name.
+
+use super::view::View;
+use super::{SourceFile, safetensors, torch};
+use crate::quantize::first_non_finite;
+use ::safetensors::Dtype;
+use aquatint::error::{Error, Result};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+/// Where a tensor lies.
+#[derive(Clone, Debug, PartialEq)]
+struct Place {
+    file: usize,
+    view: View,
+}
+
+/// All tensors of one component, by their names.
+#[derive(Debug)]
+pub struct Checkpoint {
+    component: String,
+    maps: Vec<Mmap>,
+    tensors: BTreeMap<String, Place>,
+    /// Objects that a tensor may be hidden in, by name: what they are.
+    objects: BTreeMap<String, String>,
+}
+
+/// The index file of a sharded checkpoint.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Names a component's weights may have, best first: full precision before half; then safetensors before pickles, as
+/// `from_pretrained` has it. The variant comes before the last extension, also in the index of a sharded set.
+const FILES: [(&str, &str); 4] = [
+    ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
+    ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json"),
+    ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"),
+    ("diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.bin.index.fp16.json"),
+];
+
+impl Checkpoint {
+    /// Opens the weights in `root/component`; appends every file it reads to `sources`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there are no weights, a file is damaged, or an index disagrees with its shards;
+    /// [`Error::Io`] if a file cannot be read.
+    pub fn open(root: &Path, component: &str, sources: &mut Vec<SourceFile>) -> Result<Self> {
+        let dir = root.join(component);
+        let mut checkpoint = Checkpoint::empty(component.to_owned());
+        for (whole, sharded) in FILES {
+            if dir.join(whole).is_file() {
+                checkpoint.add_file(root, &format!("{component}/{whole}"), sources)?;
+                return Ok(checkpoint);
+            }
+            if dir.join(sharded).is_file() {
+                checkpoint.add_shards(root, sharded, sources)?;
+                return Ok(checkpoint);
+            }
+        }
+        let expected = format!("{}, {}, an .fp16 variant, or their sharded sets", FILES[0].0, FILES[1].0);
+        Err(Error::request(format!("weights in {}", dir.display()), expected, "none of them"))
+    }
+
+    /// Opens a single file: safetensors, or what `torch.save` wrote in either of its formats. Tensors in nested dicts
+    /// and lists have their keys joined by dots: `state_dict.model.diffusion_model.out.2.weight`. Messages call it
+    /// by its file name.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it is none of these or damaged; [`Error::Io`] if it cannot be read.
+    pub fn open_file(path: &Path, sources: &mut Vec<SourceFile>) -> Result<Self> {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut checkpoint = Checkpoint::empty(name.clone());
+        checkpoint.add_file(path.parent().unwrap_or(Path::new("")), &name, sources)?;
+        Ok(checkpoint)
+    }
+
+    fn empty(component: String) -> Self {
+        Checkpoint { component, maps: Vec::new(), tensors: BTreeMap::new(), objects: BTreeMap::new() }
+    }
+
+    fn add_shards(&mut self, root: &Path, index_name: &str, sources: &mut Vec<SourceFile>) -> Result<()> {
+        let relative = format!("{}/{index_name}", self.component);
+        let index: Index = super::read_json(root, &relative, sources)?;
+        let mut shards: Vec<&str> = index.weight_map.values().map(String::as_str).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        for shard in &shards {
+            // Shards lie beside their index; a path that leaves the folder is not one that diffusers writes.
+            if Path::new(shard).file_name().is_none_or(|name| name != *shard) {
+                return Err(Error::request(relative, "file names without folders", format!("{shard:?}")));
+            }
+            self.add_file(root, &format!("{}/{shard}", self.component), sources)?;
+        }
+        for (key, place) in &self.tensors {
+            let got = shards[place.file];
+            match index.weight_map.get(key) {
+                Some(expected) if expected == got => {}
+                Some(expected) => return Err(Error::request(relative, format!("{key} in {expected}"), got)),
+                None => return Err(Error::request(relative, "an entry for every tensor", format!("none for {key}"))),
+            }
+        }
+        match index.weight_map.keys().find(|key| !self.tensors.contains_key(*key)) {
+            Some(key) => Err(Error::request(relative, format!("{key} in {}", index.weight_map[key]), "no such tensor")),
+            None => Ok(()),
+        }
+    }
+
+    fn add_file(&mut self, root: &Path, relative: &str, sources: &mut Vec<SourceFile>) -> Result<()> {
+        let path = root.join(relative);
+        let map = aquatint::mmap::map(&path)?;
+        let found = if safetensors::recognise(&map) {
+            safetensors::tensors(&map, &path)?
+        } else {
+            let contents = torch::read(&map, &path)?;
+            self.objects.extend(contents.objects);
+            contents.tensors
+        };
+        for (key, view) in found {
+            if self.tensors.contains_key(&key) {
+                return Err(Error::request(relative, "each tensor once, in one shard", format!("{key} again")));
+            }
+            self.tensors.insert(key, Place { file: self.maps.len(), view });
+        }
+        sources.push(SourceFile::of(relative.to_owned(), &map, true));
+        self.maps.push(map);
+        Ok(())
+    }
+
+    /// The part whose names begin with `prefix` and a dot, called by what follows: `state_dict`, `ema`. The rest is
+    /// given up.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such tensor.
+    pub fn below(mut self, prefix: &str) -> Result<Self> {
+        let inner = |key: &str| key.strip_prefix(prefix).and_then(|k| k.strip_prefix('.')).map(str::to_owned);
+        let first = self.tensors.keys().next().cloned().unwrap_or_default();
+        self.tensors = self.tensors.into_iter().filter_map(|(k, p)| Some((inner(&k)?, p))).collect();
+        self.objects = self.objects.into_iter().filter_map(|(k, o)| Some((inner(&k)?, o))).collect();
+        if self.tensors.is_empty() {
+            return Err(Error::request(self.component, format!("tensors in {prefix}"), format!("others: {first}...")));
+        }
+        Ok(self)
+    }
+
+    /// The component's folder name, or the name of the single file.
+    pub fn component(&self) -> &str {
+        &self.component
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor called `key`.
+    pub fn has(&self, key: &str) -> bool {
+        self.tensors.contains_key(key)
+    }
+
+    /// Axes of tensor `key`, if it exists.
+    pub fn shape(&self, key: &str) -> Option<&[usize]> {
+        self.tensors.get(key).map(|p| &p.view.shape[..])
+    }
+
+    /// Element type of tensor `key`, if it exists.
+    pub fn dtype(&self, key: &str) -> Option<Dtype> {
+        self.tensors.get(key).map(|p| p.view.dtype)
+    }
+
+    /// The elements of `key`, row-major, as f32.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming component and tensor, if it is missing, of another type than f16, bf16, f32 or f64,
+    /// or holds NaN, infinity, or what f32 cannot hold.
+    pub fn read(&self, key: &str) -> Result<Vec<f32>> {
+        let place = self.place(key)?;
+        self.floats(key, place.view.dtype, &place.view.gather(&self.maps[place.file]))
+    }
+
+    /// Elements `rows` of the first axis of `key`, row-major, as f32: one part of fused projections, say.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read); [`Error::Request`] if there are no such rows.
+    pub fn read_rows(&self, key: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let place = self.place(key)?;
+        let count = place.view.shape.first().copied();
+        if count.is_none_or(|n| rows.start > rows.end || rows.end > n) {
+            return Err(self.error(key, format!("rows {rows:?}"), format!("a tensor of shape {:?}", place.view.shape)));
+        }
+        self.floats(key, place.view.dtype, &place.view.gather_rows(&self.maps[place.file], rows))
+    }
+
+    fn floats(&self, key: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+        let values: Vec<f32> = match dtype {
+            Dtype::F64 => words(bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
+            Dtype::F32 => words(bytes).map(f32::from_le_bytes).collect(),
+            Dtype::F16 => words(bytes).map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => words(bytes).map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+            other => return Err(self.error(key, "f16, bf16, f32 or f64", format!("{other:?}"))),
+        };
+        match first_non_finite(&values) {
+            Some(i) => Err(self.error(key, "finite weights", format!("{} at index {i}", values[i]))),
+            None => Ok(values),
+        }
+    }
+
+    /// The elements of `key`, row-major, as integers.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming component and tensor, if it is missing or holds no integers or booleans.
+    pub fn read_ints(&self, key: &str) -> Result<Vec<i64>> {
+        let place = self.place(key)?;
+        let bytes = &place.view.gather(&self.maps[place.file]);
+        Ok(match place.view.dtype {
+            Dtype::I64 => words(bytes).map(i64::from_le_bytes).collect(),
+            Dtype::I32 => words(bytes).map(|b| i32::from_le_bytes(b).into()).collect(),
+            Dtype::I16 => words(bytes).map(|b| i16::from_le_bytes(b).into()).collect(),
+            Dtype::I8 => words(bytes).map(|b| i8::from_le_bytes(b).into()).collect(),
+            Dtype::U8 => bytes.iter().map(|&b| b.into()).collect(),
+            Dtype::BOOL => bytes.iter().map(|&b| (b != 0).into()).collect(),
+            other => return Err(self.error(key, "integers", format!("{other:?}"))),
+        })
+    }
+
+    /// Checks that `copy` has the very bits of `key`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming both and the first difference.
+    pub fn same_bits(&self, key: &str, copy: &str) -> Result<()> {
+        let (a, b) = (self.place(key)?, self.place(copy)?);
+        let expected = || format!("the same values as {key}, of which it is a copy");
+        let kind = |p: &Place| format!("{:?} {:?}", p.view.dtype, p.view.shape);
+        if (a.view.dtype, &a.view.shape) != (b.view.dtype, &b.view.shape) {
+            return Err(self.error(copy, expected(), format!("{} instead of {}", kind(b), kind(a))));
+        }
+        let (x, y): (Cow<'_, [u8]>, Cow<'_, [u8]>) =
+            (a.view.gather(&self.maps[a.file]), b.view.gather(&self.maps[b.file]));
+        if x == y {
+            return Ok(());
+        }
+        let first = x.iter().zip(&*y).position(|(x, y)| x != y).unwrap_or_default();
+        let index = first * a.view.len() / x.len().max(1);
+        Err(self.error(copy, expected(), format!("another value at index {index}")))
+    }
+
+    /// The name under which `LitEma` keeps the running average of `key`, if it does. Samplers of latent diffusion use
+    /// the average. It is called by the parameter's name inside the network, without its dots: that of
+    /// `model.diffusion_model.out.2.bias` is `model_ema.diffusion_modelout2bias`, both perhaps inside `state_dict`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the average has another shape than `key`.
+    pub fn ema(&self, key: &str) -> Result<Option<String>> {
+        let (outer, inner) = key.strip_prefix("state_dict.").map_or(("", key), |inner| ("state_dict.", inner));
+        let Some(own) = inner.strip_prefix("model.") else { return Ok(None) };
+        let average = format!("{outer}model_ema.{}", own.replace('.', ""));
+        let (Some(expected), Some(got)) = (self.shape(key), self.shape(&average)) else {
+            return Ok(self.has(&average).then_some(average));
+        };
+        if expected != got {
+            let expected = format!("the average of {key}, of shape {expected:?}");
+            return Err(self.error(&average, expected, format!("shape {got:?}")));
+        }
+        Ok(Some(average))
+    }
+
+    fn place(&self, key: &str) -> Result<&Place> {
+        self.tensors.get(key).ok_or_else(|| {
+            let got = self.objects.get(key).map_or("none".to_owned(), |o| format!("{o}, which is not read"));
+            self.error(key, "a tensor", got)
+        })
+    }
+
+    fn error(&self, key: &str, expected: impl std::fmt::Display, got: impl std::fmt::Display) -> Error {
+        Error::request(format!("{}: {key}", self.component), expected, got)
+    }
+}
+
+/// `bytes` in words of `N`.
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.as_chunks().0.iter().copied()
+}
