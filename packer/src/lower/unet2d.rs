@@ -115,7 +115,7 @@ impl Config {
             let expected = format!("channels in multiples of norm_num_groups {}", config.groups);
             return Err(fields.error("block_out_channels", expected, level));
         }
-        if config.channels[0] < 4 || config.channels[0] % 2 != 0 || config.channels.len() > 8 {
+        if config.channels[0] < 4 || !config.channels[0].is_multiple_of(2) || config.channels.len() > 8 {
             let expected = "at most 8 levels, the first of an even number of channels";
             return Err(fields.error("block_out_channels", expected, format!("{:?}", config.channels)));
         }
