@@ -88,26 +88,33 @@ static_assert(sizeof(Weight) == 88, "Weight");
 enum WeightKind : u32 { WEIGHT_F32 = 0, WEIGHT_F16 = 1, WEIGHT_CODES_I8 = 2, WEIGHT_CODES_F16 = 3 };
 
 // How a row of activations is found. One tap: row by row. Nine taps: 3x3 windows over (samples, height, width,
-// channels), zero padding 1, after nearest-neighbour upsampling.
+// channels), `stride` pixels apart, after nearest-neighbour upsampling, with `before` zeros above and to the left.
 struct Window {
     u32 taps;
     u32 channels;
     u32 height; // of the input
     u32 width;
-    u32 upsample;
+    u32 out_height;
+    u32 out_width;
+    u32 upsample; // 1 or 2
+    u32 stride;   // 1 or 2
+    u32 before;   // 0 or 1
     u32 pad;
 };
-static_assert(sizeof(Window) == 24, "Window");
+static_assert(sizeof(Window) == 40, "Window");
 
-// What happens to a product: act(product + bias) * gate + residual, each part optional (address 0).
+// What happens to a product: act(product + bias + shift) * gate + residual, each part optional (address 0).
 struct Epilogue {
     u64 bias; // f32 per channel
     Floats residual; // its rows repeat
-    PerSample gate;
+    PerSample shift;
+    PerSample gate; // of as many rows per sample as the shift
+    u32 shift_column;
     u32 gate_column;
     u32 act;
+    u32 pad;
 };
-static_assert(sizeof(Epilogue) == 96, "Epilogue");
+static_assert(sizeof(Epilogue) == 152, "Epilogue");
 
 // y = epilogue(x W^T), integer codes on both sides.
 struct IntegerProductArgs {
@@ -118,7 +125,7 @@ struct IntegerProductArgs {
     Window window;
     Epilogue epilogue;
 };
-static_assert(sizeof(IntegerProductArgs) == 312, "IntegerProductArgs");
+static_assert(sizeof(IntegerProductArgs) == 384, "IntegerProductArgs");
 
 // y = epilogue(x W^T), float activations and any kind of weight.
 struct FloatProductArgs {
@@ -129,7 +136,7 @@ struct FloatProductArgs {
     Window window;
     Epilogue epilogue;
 };
-static_assert(sizeof(FloatProductArgs) == 280, "FloatProductArgs");
+static_assert(sizeof(FloatProductArgs) == 352, "FloatProductArgs");
 
 // Activation functions; numbered as in src/backend/cuda/args.rs.
 enum Act : u32 { ACT_NONE = 0, ACT_SILU = 1, ACT_GELU_TANH = 2 };

@@ -5,7 +5,8 @@
 
 #include "args.cuh"
 
-#define DEVICE static __device__ __forceinline__
+// Not `static`: names of internal linkage hold a hash of the path, and so would the kept PTX.
+#define DEVICE __device__ __forceinline__
 
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;

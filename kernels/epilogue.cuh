@@ -1,4 +1,4 @@
-// What happens to a product before it is stored: act(product + bias) * gate + residual.
+// What happens to a product before it is stored: act(product + bias + shift) * gate + residual.
 #pragma once
 
 #include "common.cuh"
@@ -8,15 +8,18 @@ struct Finish {
     u64 y;
     u64 bias;
     u64 residual;
+    u64 shift;
     u64 gate;
-    u64 condition;
+    u64 condition; // of the gate and the shift
     u32 cols; // of y and the residual
     u32 residual_rows;
+    u32 shift_cols;
     u32 gate_cols;
     u32 rows_per_sample;
     u32 act;
     bool y_half;
     bool residual_half;
+    bool shift_half;
     bool gate_half;
 };
 
@@ -26,17 +29,21 @@ DEVICE Finish finish_of(const Epilogue &e, const Floats &y, u64 calls) {
     f.bias = e.bias;
     f.residual = e.residual.at ? place(e.residual.at, e.residual.stride, calls) : 0;
     f.gate = e.gate.table.at ? place(e.gate.table.at, e.gate.table.stride, calls) : 0;
-    f.condition = e.gate.condition;
+    f.shift = e.shift.table.at ? place(e.shift.table.at, e.shift.table.stride, calls) : 0;
+    f.condition = f.gate ? e.gate.condition : e.shift.condition;
     f.cols = y.cols;
     f.residual_rows = e.residual.rows;
+    f.shift_cols = e.shift.table.cols;
     f.gate_cols = e.gate.table.cols;
-    f.rows_per_sample = e.gate.rows_per_sample;
+    f.rows_per_sample = f.gate ? e.gate.rows_per_sample : e.shift.rows_per_sample;
     f.act = e.act;
     f.y_half = y.half;
     f.residual_half = e.residual.half;
+    f.shift_half = e.shift.table.half;
     f.gate_half = e.gate.table.half;
-    // The gate's first column belongs to channel 0.
+    // The first column belongs to channel 0.
     if (f.gate) f.gate += static_cast<u64>(e.gate_column) * (f.gate_half ? 2 : 4);
+    if (f.shift) f.shift += static_cast<u64>(e.shift_column) * (f.shift_half ? 2 : 4);
     return f;
 }
 
@@ -48,7 +55,7 @@ struct FinishRow {
 
 DEVICE FinishRow finish_row(const Finish &f, u32 row) {
     FinishRow r = {0, row};
-    if (f.gate) r.condition = reinterpret_cast<const u32 *>(f.condition)[row / f.rows_per_sample];
+    if (f.gate || f.shift) r.condition = reinterpret_cast<const u32 *>(f.condition)[row / f.rows_per_sample];
     if (f.residual && row >= f.residual_rows) r.residual = row % f.residual_rows;
     return r;
 }
@@ -91,6 +98,13 @@ DEVICE void finish_four(const Finish &f, u32 row, const FinishRow &r, u32 col, f
         const float b[4] = {bias.x, bias.y, bias.z, bias.w};
 #pragma unroll
         for (int i = 0; i < 4; i++) e[i] = __fadd_rn(e[i], b[i]);
+    }
+    if (f.shift) {
+        const u64 shift = static_cast<u64>(r.condition) * f.shift_cols + col;
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            if (whole || col + i < f.cols) e[i] = __fadd_rn(e[i], load(f.shift, shift + i, f.shift_half));
+        }
     }
     if (f.act != ACT_NONE) {
 #pragma unroll

@@ -46,3 +46,32 @@ extern "C" __global__ void __launch_bounds__(THREADS) patch(const __grid_constan
         store(y, to, args.y.half, load(x, from, args.x.half));
     }
 }
+
+struct ConcatArgs {
+    u64 calls;
+    Floats a;
+    Floats b;
+    Floats y;
+};
+static_assert(sizeof(ConcatArgs) == 104, "ConcatArgs");
+
+// Columns of a, then of b. Grid: elements / 256, or elements / (256 * 8) if both have multiples of 8 columns; rounded up.
+extern "C" __global__ void __launch_bounds__(THREADS) concat(const __grid_constant__ ConcatArgs args) {
+    const u32 cols = args.y.cols, of_a = args.a.cols;
+    const u32 step = (of_a | args.b.cols) % RUN == 0 ? RUN : 1;
+    const u64 to = (static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x) * step;
+    if (to >= static_cast<u64>(args.y.rows) * cols) return;
+    const u64 row = to / cols;
+    const u32 col = static_cast<u32>(to % cols);
+    const bool first = col < of_a;
+    const Floats &x = first ? args.a : args.b;
+    const u64 from = first ? row * of_a + col : row * args.b.cols + (col - of_a);
+    const u64 x_at = place(x.at, x.stride, args.calls), y_at = place(args.y.at, args.y.stride, args.calls);
+    if (step == RUN) {
+        float v[RUN];
+        load_run(x_at, from, x.half, v);
+        store_run(y_at, to, args.y.half, v);
+    } else {
+        store(y_at, to, args.y.half, load(x_at, from, x.half));
+    }
+}

@@ -3,23 +3,24 @@
 
 #include "common.cuh"
 
-// An output pixel: its sample's first input pixel and its place in the (upsampled) image.
+// An output pixel: its sample's first input pixel, and where the first tap lies in the (upsampled) image.
 struct Pixel {
     u32 first;
-    int y; // before the row of taps; below 0 for rows that do not exist
+    int y;
     int x;
 };
 
 DEVICE Pixel pixel_of(const Window &w, u32 row) {
-    u32 across = w.width * w.upsample, down = w.height * w.upsample;
-    u32 sample = row / (across * down), in = row - sample * across * down;
-    u32 y = in / across;
-    return {sample * w.height * w.width, static_cast<int>(y), static_cast<int>(in - y * across)};
+    const u32 pixels = w.out_height * w.out_width;
+    const u32 sample = row / pixels, in = row - sample * pixels, y = in / w.out_width;
+    const int before = static_cast<int>(w.before);
+    return {sample * w.height * w.width, static_cast<int>(y * w.stride) - before,
+            static_cast<int>((in - y * w.out_width) * w.stride) - before};
 }
 
 // The input pixel under `tap` of an output pixel, or -1 in the padding.
 DEVICE int under(const Window &w, const Pixel &p, u32 tap) {
-    int y = p.y + static_cast<int>(tap / 3) - 1, x = p.x + static_cast<int>(tap % 3) - 1;
+    int y = p.y + static_cast<int>(tap / 3), x = p.x + static_cast<int>(tap % 3);
     if (y < 0 || x < 0 || y >= static_cast<int>(w.height * w.upsample) || x >= static_cast<int>(w.width * w.upsample)) {
         return -1;
     }

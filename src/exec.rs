@@ -293,6 +293,7 @@ fn dispatch<B: Backend>(
         (OpArgs::Attention(a), _) => backend.attention(arena, call, a),
         (OpArgs::Pointwise(a), _) => backend.pointwise(arena, call, a),
         (OpArgs::Add(a), _) => backend.add(arena, call, a),
+        (OpArgs::Concat(a), _) => backend.concat(arena, call, a),
         (OpArgs::Quantize(a), _) => backend.quantize(arena, call, a),
         (OpArgs::TimestepEmbedding(a), _) => backend.timestep_embedding(arena, call, a),
         (OpArgs::PositionEmbedding(a), _) => backend.position_embedding(arena, call, a),

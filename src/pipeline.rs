@@ -48,7 +48,8 @@ pub struct Request {
     pub seed: u64,
     /// Where noise comes from.
     pub noise: NoiseSource,
-    /// Initial latents `(n, c, h, w)` instead of noise.
+    /// Initial latents `(n, c, h, w)` instead of noise, of unit variance: samplers that start from wider ones scale
+    /// them, as diffusers' pipelines do.
     pub latents: Option<Vec<f32>>,
     /// Height and width of the latents.
     pub latent_size: [usize; 2],
@@ -102,13 +103,23 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
     /// [`Error::Request`] if the file lacks a program the pipeline needs.
     pub fn new(packed: &'m Packed<D>) -> Result<Self> {
         packed.program(Role::Denoiser)?;
-        packed.program(Role::VaeDecoder)?;
-        Ok(Pipeline { packed })
+        let pipeline = Pipeline { packed };
+        let meta = pipeline.meta();
+        if !pipeline.decodes() && (meta.pipeline.latent_channels, meta.pipeline.pixels_per_latent) != (3, 1) {
+            // Without a decoder the latents are the picture.
+            packed.program(Role::VaeDecoder)?;
+        }
+        Ok(pipeline)
     }
 
     /// The model's own settings.
     pub fn meta(&self) -> &'m Meta {
         self.packed.meta()
+    }
+
+    /// Whether latents pass through a decoder; else they are the picture, in -1..1.
+    fn decodes(&self) -> bool {
+        self.packed.programs().iter().any(|p| p.role == Role::VaeDecoder)
     }
 
     /// A request for images of `class_labels` with the model's own settings.
@@ -128,15 +139,15 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         }
     }
 
-    /// The plans of denoiser and decoder for `request`, without running anything; they are alive one after the other.
-    pub fn plans<N: Needs>(&self, needs: &N, request: &Request) -> Result<[Plan; 2]> {
+    /// The plans of denoiser and, if there is one, decoder for `request`, without running anything; they are alive one
+    /// after the other.
+    pub fn plans<N: Needs>(&self, needs: &N, request: &Request) -> Result<(Plan, Option<Plan>)> {
         let table = self.check(request)?;
         let n = request.class_labels.len().min(request.batch_size);
         let shape = self.loop_shape(request, &table, n, Conditions::new(request, self.null_class()).most(request));
-        Ok([
-            plan(needs, self.packed, Role::Denoiser, &shape)?,
-            plan(needs, self.packed, Role::VaeDecoder, &self.decode_shape(request))?,
-        ])
+        let decoder = || plan(needs, self.packed, Role::VaeDecoder, &self.decode_shape(request));
+        let decoder = self.decodes().then(decoder).transpose()?;
+        Ok((plan(needs, self.packed, Role::Denoiser, &shape)?, decoder))
     }
 
     fn null_class(&self) -> u32 {
@@ -155,6 +166,9 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let rows = self.class_rows()?;
         if let Some(bad) = request.class_labels.iter().chain([&p.null_class]).find(|&&c| c as usize >= rows) {
             return Err(Error::request("class label", format!("a row of the class table, below {rows}"), bad));
+        }
+        if p.classes == 0 && request.guidance_scale > 1.0 {
+            return Err(Error::request("guidance scale", "1 for a model without conditions", request.guidance_scale));
         }
         if request.batch_size == 0 {
             return Err(Error::request("batch size", "at least 1", 0));
@@ -233,8 +247,8 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         seen: &mut dyn FnMut(Event),
     ) -> Result<Vec<f32>> {
         let table = self.check(request)?;
-        let plans = self.plans(backend, request)?;
-        backend.fits(plans.iter().map(|plan| plan.arena).max().unwrap_or(0))?;
+        let (denoiser, decoder) = self.plans(backend, request)?;
+        backend.fits(denoiser.arena.max(decoder.map_or(0, |plan| plan.arena)))?;
         let n = request.class_labels.len();
         let len = self.latent_len(request);
         let (mut latents, noise) = self.noise(request, &table);
@@ -277,9 +291,8 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         }
         if let Some(given) = &request.latents {
             latents.copy_from_slice(given);
-        } else {
-            latents.iter_mut().for_each(|x| *x *= table.init_scale);
         }
+        latents.iter_mut().for_each(|x| *x *= table.init_scale);
         // Generators and callers speak (n, c, h, w); the loop is channels-last.
         let [h, w] = request.latent_size;
         let channels = self.meta().pipeline.latent_channels as usize;
@@ -302,7 +315,9 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let shape = self.loop_shape(request, table, images.len(), conditions.classes.len());
         let mut executor = Executor::bind(backend, self.packed, Role::Denoiser, shape)?;
         executor.set_conditions(&conditions.of_sample)?;
-        executor.set_class_labels(&conditions.classes)?;
+        if self.meta().pipeline.classes > 0 {
+            executor.set_class_labels(&conditions.classes)?;
+        }
         executor.set_timesteps(table.rows.iter().map(|r| r.timestep))?;
 
         let len = latents.len();
@@ -353,6 +368,10 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         latents: &[f32],
         seen: &mut dyn FnMut(Event),
     ) -> Result<(Vec<f32>, [usize; 2])> {
+        if !self.decodes() {
+            let images = latents.iter().map(|x| (x / 2.0 + 0.5).clamp(0.0, 1.0)).collect();
+            return Ok((images, request.latent_size));
+        }
         let mut executor = Executor::bind(backend, self.packed, Role::VaeDecoder, self.decode_shape(request))?;
         let &[_, height, width, channels] = executor.plan().output_type.dims() else {
             return Err(Error::request("vae decoder", "a result (n, h, w, c)", "another shape"));
@@ -398,7 +417,9 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let shape =
             Shape { dims: Dims { batch: n, conditions: n, height, width }, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::bind(backend, self.packed, Role::Denoiser, shape)?;
-        executor.set_class_labels(class_labels)?;
+        if self.meta().pipeline.classes > 0 {
+            executor.set_class_labels(class_labels)?;
+        }
         executor.set_timesteps([timestep].into_iter())?;
         executor.write_sample(&permute(sample, [n, channels, height * width]))?;
         executor.call(0)?;

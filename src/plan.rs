@@ -173,7 +173,7 @@ impl View<'_> {
                 gate: gate.map(|g| (per_sample(g.value), g.offset as usize)),
                 residual: residual.map(f),
             }),
-            Op::Conv2d { x, upsample, residual, .. } => {
+            Op::Conv2d { x, sampling, shift, residual, .. } => {
                 let dims = self.see(x, rate).0;
                 OpArgs::Conv2d(Conv2dArgs {
                     x: self.input(x, rate),
@@ -181,7 +181,8 @@ impl View<'_> {
                     samples,
                     height: dims.dims()[1],
                     width: dims.dims()[2],
-                    upsample: upsample as usize,
+                    sampling,
+                    shift: shift.map(|s| (per_sample(s.value), s.offset as usize)),
                     residual: residual.map(f),
                 })
             }
@@ -205,6 +206,7 @@ impl View<'_> {
             }),
             Op::Pointwise { x, act, mul, add } => OpArgs::Pointwise(PointwiseArgs { x: f(x), y, act, mul, add }),
             Op::Add { a, b } => OpArgs::Add(AddArgs { a: f(a), b: f(b), y }),
+            Op::Concat { a, b } => OpArgs::Concat(ConcatArgs { a: f(a), b: f(b), y }),
             Op::Quantize { x, spec } => OpArgs::Quantize(QuantizeArgs { x: f(x), y: to(spec), workspace }),
             Op::Embedding { index, .. } => OpArgs::Embedding(EmbeddingArgs { index: self.see(index, rate).1, y }),
             Op::TimestepEmbedding { t, cos_first, shift, .. } => {

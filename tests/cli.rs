@@ -211,7 +211,7 @@ fn a_run_that_cannot_be_is_refused() {
         (&["-p", "two\nlines\x1b[0m"], &["got `two\\nlines\\u{1b}[0m`"]),
         (&["--steps", "0"], &["steps", "expected", "got 0"]),
         (&["--steps", "1001"], &["steps", "1000", "got 1001"]),
-        (&["--sampler", "euler"], &["sampler", "ddim", "dpm++2m", "got", "euler"]),
+        (&["--sampler", "plms2"], &["sampler", "ddim", "dpm++2m", "got", "plms2"]),
         (&["--cfg-scale", "nan"], &["guidance scale", "expected a finite number", "got NaN"]),
         (&["--width", "17"], &["--width", "a multiple of 2 pixels", "got 17"]),
         (&["--height", "0"], &["--height", "a multiple of 2 pixels", "got 0"]),

@@ -209,8 +209,9 @@ fn memory_is_what_was_announced() {
     let packed = Packed::new(map).unwrap();
     let pipeline = Pipeline::new(&packed).unwrap();
     let request = Request { steps: 1, ..pipeline.request(vec![3]) };
-    let plans = pipeline.plans(&Offline { narrow: Element::F16 }, &request).unwrap();
-    let announced = Offline::device_bytes(packed.data().len(), plans.iter().map(|p| p.arena).max().unwrap());
+    let (denoiser, decoder) = pipeline.plans(&Offline { narrow: Element::F16 }, &request).unwrap();
+    let arena = denoiser.arena.max(decoder.unwrap().arena);
+    let announced = Offline::device_bytes(packed.data().len(), arena);
 
     let mut cuda = Cuda::new(Emulated::new(1), packed.data(), Element::F16).unwrap();
     pipeline.run(&mut cuda, &request, &mut |_| ()).unwrap();

@@ -128,6 +128,7 @@ impl<B: Backend> Backend for Spy<B> {
             => m i codes_of(&a.y);
         fn pointwise(&self, m: &mut B::Arena, i: usize, a: &PointwiseArgs);
         fn add(&self, m: &mut B::Arena, i: usize, a: &AddArgs);
+        fn concat(&self, m: &mut B::Arena, i: usize, a: &ConcatArgs);
         fn quantize(&self, m: &mut B::Arena, i: usize, a: &QuantizeArgs) => m i Some(a.y.codes);
         fn embedding(&self, m: &mut B::Arena, i: usize, a: &EmbeddingArgs, table: &B::Weight<'_>);
         fn timestep_embedding(&self, m: &mut B::Arena, i: usize, a: &TimestepEmbeddingArgs);

@@ -1,6 +1,8 @@
 //! Whole models against diffusers: tiny DiT pipelines packed from genuine directories, their denoiser, its depths, the
 //! decoder and guided loops compared with what diffusers computed in f64 (`tests/fixtures/make_fixtures.py`).
 
+mod common;
+
 use aquatint::backend::cpu::Tier;
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
@@ -9,7 +11,7 @@ use aquatint::plan::Shape;
 use aquatint::program::{Dims, Role};
 use aquatint::sampler::Kind;
 use aquatint::with_cpu;
-use safetensors::SafeTensors;
+use common::fixture::{Fixture, pack, relative};
 use std::path::{Path, PathBuf};
 
 const VARIANTS: [&str; 3] = ["d2", "d3odd", "d1p1"];
@@ -18,59 +20,13 @@ fn fixture(variant: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit").join(variant)
 }
 
-/// Packs a fixture into a temporary file and maps it.
 fn packed(variant: &str, config: &str, vae: &str) -> Packed<memmap2::Mmap> {
-    let name = format!("aquatint-models-{}-{variant}-{config}-{vae}.aqt", std::process::id()).replace(':', "-");
-    let output = std::env::temp_dir().join(name);
-    let options = packer::emit::Options {
-        model: fixture(variant),
-        q_config: Some(config.into()),
-        vae_q_config: Some(vae.into()),
-        output: output.clone(),
-    };
-    packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
-    let map = aquatint::mmap::map(&output).expect("the packed file maps");
-    std::fs::remove_file(&output).expect("a mapped file can be unlinked");
-    Packed::new(map).expect("the packed file opens")
+    pack(&fixture(variant), config, Some(vae))
 }
 
-/// Tensors of a fixture file by name, as f32.
-struct Fixture(Vec<u8>);
-
-impl Fixture {
-    fn open(variant: &str, file: &str) -> Self {
-        Fixture(std::fs::read(fixture(variant).join(file)).expect("the fixture is there"))
-    }
-
-    fn get(&self, key: &str) -> (Vec<f32>, Vec<usize>) {
-        let tensors = SafeTensors::deserialize(&self.0).expect("a safetensors file");
-        let t = tensors.tensor(key).unwrap_or_else(|_| panic!("key {key}"));
-        let values = match t.dtype() {
-            safetensors::Dtype::F32 => {
-                t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-            }
-            safetensors::Dtype::I64 => {
-                t.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect()
-            }
-            other => panic!("{key} is {other:?}"),
-        };
-        (values, t.shape().to_vec())
-    }
-
-    fn labels(&self, key: &str) -> Vec<u32> {
-        self.get(key).0.into_iter().map(|x| x as u32).collect()
-    }
-}
-
-/// `|a - b| / |b|`.
-fn relative(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len(), "lengths");
-    let (mut error, mut norm) = (0.0, 0.0);
-    for (a, b) in a.iter().zip(b) {
-        error += (f64::from(*a) - f64::from(*b)).powi(2);
-        norm += f64::from(*b).powi(2);
-    }
-    (error / norm).sqrt()
+/// A file of a fixture.
+fn file(variant: &str, name: &str) -> Fixture {
+    Fixture::open(&fixture(variant).join(name))
 }
 
 fn eval(packed: &Packed<memmap2::Mmap>, io: &Fixture, case: &str, tier: Tier) -> f64 {
@@ -91,7 +47,7 @@ fn cases() -> impl Iterator<Item = String> {
 #[test]
 fn the_f32_denoiser_equals_diffusers() {
     for variant in VARIANTS {
-        let (packed, io) = (packed(variant, "f32", "f32"), Fixture::open(variant, "io.safetensors"));
+        let (packed, io) = (packed(variant, "f32", "f32"), file(variant, "io.safetensors"));
         for case in cases() {
             for tier in Tier::available() {
                 let error = eval(&packed, &io, &case, tier);
@@ -104,7 +60,7 @@ fn the_f32_denoiser_equals_diffusers() {
 #[test]
 fn the_f16_denoiser_is_within_rounding_of_its_weights() {
     for variant in VARIANTS {
-        let (packed, io) = (packed(variant, "f16", "f16"), Fixture::open(variant, "io.safetensors"));
+        let (packed, io) = (packed(variant, "f16", "f16"), file(variant, "io.safetensors"));
         for case in cases() {
             let error = eval(&packed, &io, &case, Tier::available()[0]);
             assert!(error < 2e-3, "{variant} {case}: {error:e}");
@@ -115,7 +71,7 @@ fn the_f16_denoiser_is_within_rounding_of_its_weights() {
 #[test]
 fn every_depth_of_the_denoiser_equals_diffusers() {
     for variant in VARIANTS {
-        let (packed, io) = (packed(variant, "f32", "f32"), Fixture::open(variant, "io.safetensors"));
+        let (packed, io) = (packed(variant, "f32", "f32"), file(variant, "io.safetensors"));
         let (sample, dims) = io.get("b2_t500.sample");
         let [n, channels, height, width] = dims[..] else { panic!("{dims:?}") };
         // The program, cut short after each block: the output becomes an inner node.
@@ -151,7 +107,7 @@ fn every_depth_of_the_denoiser_equals_diffusers() {
 #[test]
 fn the_f32_decoder_equals_diffusers() {
     for variant in VARIANTS {
-        let (packed, io) = (packed(variant, "f32", "f32"), Fixture::open(variant, "io.safetensors"));
+        let (packed, io) = (packed(variant, "f32", "f32"), file(variant, "io.safetensors"));
         for case in ["vae", "vae_odd"] {
             let (latent, dims) = io.get(&format!("{case}.latent"));
             let [n, channels, height, width] = dims[..] else { panic!("{dims:?}") };
@@ -208,7 +164,7 @@ fn run_loop(packed: &Packed<memmap2::Mmap>, fixture: &Fixture, name: &str, chang
 #[test]
 fn guided_f32_loops_equal_diffusers() {
     for variant in VARIANTS {
-        let (packed, fixture) = (packed(variant, "f32", "f32"), Fixture::open(variant, "loop.safetensors"));
+        let (packed, fixture) = (packed(variant, "f32", "f32"), file(variant, "loop.safetensors"));
         for (name, ..) in loops() {
             let [latents, image] = run_loop(&packed, &fixture, name, &|_| ());
             assert!(latents < 1e-4 && image < 1e-4, "{variant} {name}: latents {latents:e}, image {image:e}");
@@ -218,7 +174,7 @@ fn guided_f32_loops_equal_diffusers() {
 
 #[test]
 fn a_batch_gives_what_its_images_give_alone() {
-    let (packed, fixture) = (packed("d2", "w4a8", "w8a8"), Fixture::open("d2", "loop.safetensors"));
+    let (packed, fixture) = (packed("d2", "w4a8", "w8a8"), file("d2", "loop.safetensors"));
     let pipeline = Pipeline::new(&packed).expect("a pipeline");
     let labels = [3, 1, 3, 7, 0];
     let run = |labels: &[u32], seed: u64, batch_size: usize, table_bytes: usize, threads: usize| {

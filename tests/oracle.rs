@@ -3,7 +3,7 @@
 mod common;
 
 use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::program::{Act, Columns, Dims, Modulation, Op, QuantizeGrain};
+use aquatint::program::{Act, Columns, Dims, Modulation, Op, QuantizeGrain, Sampling};
 use common::cases::{dynamic, linear};
 use common::naive::{self, Array, Inputs};
 use common::{Build, LABELS, SAMPLE, TIMESTEP, inputs, run};
@@ -35,13 +35,13 @@ fn linear_by_hand() {
 fn conv_by_hand() {
     let mut b = Build::new(1);
     let weight = b.f32(&[1, 3, 3, 1], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
-    b.op(Op::Conv2d { x: SAMPLE, weight, bias: None, upsample: 1, residual: Some(SAMPLE) });
+    b.op(Op::Conv2d { x: SAMPLE, weight, bias: None, sampling: Sampling::Same, shift: None, residual: Some(SAMPLE) });
     // A single 1 at the left of a row of two: the centre weight there, the left weight beside it.
     assert_eq!(oracle(&b, [1, 1, 2, 1], &[1.0, 0.0]), [6.0, 4.0]);
     assert_eq!(oracle(&b, [1, 2, 1, 1], &[1.0, 0.0]), [6.0, 2.0]);
     let mut b = Build::new(1);
     let weight = b.f32(&[1, 3, 3, 1], &[0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
-    b.op(Op::Conv2d { x: SAMPLE, weight, bias: None, upsample: 2, residual: None });
+    b.op(Op::Conv2d { x: SAMPLE, weight, bias: None, sampling: Sampling::Up, shift: None, residual: None });
     // Each pixel becomes four; then everything moves right by one.
     assert_eq!(oracle(&b, [1, 1, 2, 1], &[1.0, 2.0]), [0.0, 1.0, 1.0, 2.0, 0.0, 1.0, 1.0, 2.0]);
 }

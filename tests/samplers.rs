@@ -3,7 +3,7 @@
 use aquatint::sampler::{
     BetaSchedule, Config, FinalSigma, Kind, NOISE, OUTPUT, Prediction, Row, SolverType, Spacing, Table, X0,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// Values per state in the fixture.
 const N: usize = 8;
@@ -46,7 +46,10 @@ fn trace(table: &Table) -> Vec<(Vec<f64>, f64)> {
         let row = &table.rows[i];
         for j in 0..N {
             let terms = [states[j] * f64::from(row.x0[0]), output[j] * f64::from(row.x0[1])];
-            scale = terms.iter().fold(scale, |scale, term| scale.max(term.abs() * f64::from(row.next[0][X0])));
+            scale = terms.iter().fold(scale, |scale, term| scale.max(term.abs() * f64::from(row.next[0][X0]).abs()));
+            let others = (0..table.states).map(|k| states[k * N + j] * f64::from(row.next[0][k]));
+            let others = others.chain([output[j] * f64::from(row.next[0][OUTPUT])]);
+            scale = others.fold(scale, |scale, term| scale.max(term.abs()));
         }
         table.step(i, &mut states, &output, &noise);
         scale = states[..N].iter().fold(scale, |scale, x| scale.max(x.abs()));
@@ -59,20 +62,32 @@ fn trace(table: &Table) -> Vec<(Vec<f64>, f64)> {
 fn traces_match_diffusers() {
     // The fixture's trace is diffusers' own formulas in f64 on its f32 schedule, so all that can differ is the rounding
     // of our coefficients to f32: 2^-24 of each product, of which a call sums up to four. The errors of the calls
-    // add up a little: four half-units of the largest product hold for 50 calls, seven for 999.
+    // add up a little: four half-units of the largest product hold for 50 calls, seven for 999. The weights of PLMS
+    // add up to 160/24 in place of 1: eight for 50 calls.
     let fixture = fixture();
     let entries = fixture["entries"].as_array().expect("entries");
-    assert!(entries.len() > 200, "only {} entries", entries.len());
+    assert!(entries.len() > 450, "only {} entries", entries.len());
     let mut worst: f64 = 0.0;
     for entry in entries {
         let label = format!("{} {} steps {} eta {}", entry["class"], entry["config"], entry["steps"], entry["eta"]);
-        let table = config(entry).table(entry["steps"].as_u64().expect("steps") as usize).expect(&label);
-        assert_eq!(f64::from(table.init_scale), entry["init_noise_sigma"].as_f64().unwrap(), "{label}");
+        let steps = entry["steps"].as_u64().expect("steps") as usize;
+        let table = config(entry).table(steps).expect(&label);
+        assert_eq!(table.init_scale, entry["init_noise_sigma"].as_f64().unwrap() as f32, "{label}");
         let timesteps: Vec<f64> = table.rows.iter().map(|r| r.timestep.into()).collect();
-        assert_eq!(timesteps, numbers(&entry["timesteps"]), "{label}: timesteps");
-        assert_eq!(table.noise, entry["eta"] != 0.0 && table.rows.iter().any(|r| r.noise()), "{label}: noise");
+        let close = |(got, want): (&f64, &f64)| match want.fract() == 0.0 {
+            true => got == want,
+            // An interpolation among f32 logarithms, whose differences are a few thousandths.
+            false => (got - want).abs() < 2e-3,
+        };
+        let wanted = numbers(&entry["timesteps"]);
+        assert_eq!(timesteps.len(), wanted.len(), "{label}: calls");
+        assert!(timesteps.iter().zip(&wanted).all(close), "{label}: timesteps {timesteps:?}, expected {wanted:?}");
+        if entry["class"] == "DDIMScheduler" {
+            assert_eq!(table.noise, entry["eta"] != 0.0 && steps > 1, "{label}: noise");
+        }
 
         let got = trace(&table);
+        let limit = if entry["class"] == "PNDMScheduler" { 12.0 } else { 8.0 };
         let first = entry["trace_from"].as_u64().expect("trace_from") as usize;
         let want = entry["trace"].as_array().expect("trace");
         assert_eq!(got.len(), first + want.len(), "{label}: calls");
@@ -82,7 +97,7 @@ fn traces_match_diffusers() {
                 let error = (got - want).abs() / scale;
                 worst = worst.max(error);
                 assert!(
-                    error < 8.0 * HALF_UNIT,
+                    error < limit * HALF_UNIT,
                     "{label}\ncall {call} value {j}: expected {want}, got {got}, scale {scale}"
                 );
             }
@@ -102,10 +117,16 @@ fn variants() -> Vec<Config> {
     for &kind in Kind::ALL {
         for &spacing in Spacing::ALL {
             for &prediction in Prediction::ALL {
-                let spacing = Some(spacing);
-                let plain = Config { kind, spacing, prediction, clip_sample: Some(false), ..Config::default() };
+                if kind != Kind::Ddim && matches!(spacing, Spacing::Uniform | Spacing::Quad)
+                    || matches!(kind, Kind::Pndm | Kind::EulerAncestral) && prediction == Prediction::Sample
+                {
+                    continue;
+                }
+                let (spacing, clip_sample, set_alpha_to_one) = (Some(spacing), Some(false), Some(true));
+                let plain = Config { kind, spacing, prediction, clip_sample, set_alpha_to_one, ..Config::default() };
                 all.push(Config { solver_type: SolverType::Heun, eta: 0.5, ..plain.clone() });
                 all.push(Config { use_karras_sigmas: true, clip_sample: None, ..plain.clone() });
+                all.push(Config { use_exponential_sigmas: true, ..plain.clone() });
                 all.push(Config { solver_order: 1, beta_schedule: BetaSchedule::ScaledLinear, ..plain.clone() });
                 all.push(plain);
             }
@@ -114,12 +135,23 @@ fn variants() -> Vec<Config> {
     all
 }
 
+/// Most steps of a sampler.
+fn most_steps(config: &Config) -> usize {
+    if config.kind == Kind::Lcm { 50 } else { config.train_steps }
+}
+
 #[test]
 fn perfect_model_is_sampled_exactly() {
     // A model that always sees the same clean value: whatever the sampler, the run must end there.
     let target = -0.625;
-    for config in variants() {
-        for steps in [1, 2, 3, 20, 100] {
+    let mut worst: f64 = 0.0;
+    // PLMS takes means of outputs before it knows what they mean, so velocities of different times do not agree; and its
+    // steps meet their timesteps in the leading spacing only.
+    let exact = |c: &Config| {
+        c.kind != Kind::Pndm || (c.prediction == Prediction::Epsilon && c.spacing == Some(Spacing::Leading))
+    };
+    for config in variants().into_iter().filter(exact) {
+        for steps in [1, 2, 3, 20, 100].into_iter().filter(|&n| n <= most_steps(&config)) {
             let table = config.table(steps).expect("a table");
             let mut states = vec![0.0; table.states];
             states[0] = 1.75 * f64::from(table.init_scale);
@@ -128,9 +160,21 @@ fn perfect_model_is_sampled_exactly() {
                 let output = (target - x0[0] * states[0]) / x0[1];
                 table.step(call, &mut states, &[output], &[0.3]);
             }
-            assert!((states[0] - target).abs() < 2.0 * HALF_UNIT, "{config:?} {steps} steps: {}", states[0]);
+            let limit = match config.kind {
+                // Its last jump keeps 0.25 / T^2 of the latents, where T is at least 190.
+                Kind::Lcm => 2e-5,
+                // The noise that this model implies at timestep 0, where sigma is 0.01, steers a whole step.
+                Kind::Pndm => 1000.0 * HALF_UNIT,
+                // What is left of the first latents, which are 157 at most, cancels.
+                Kind::Lms | Kind::Heun | Kind::UniPc => 2.0 * 157.0 * HALF_UNIT,
+                _ => 2.0 * HALF_UNIT,
+            };
+            let error = (states[0] - target).abs();
+            worst = worst.max(error / limit);
+            assert!(error < limit, "{config:?} {steps} steps: {}", states[0]);
         }
     }
+    println!("worst error {worst:.2} of the limit");
 }
 
 #[test]
@@ -141,6 +185,9 @@ fn deterministic_steps_keep_the_noise() {
     for kind in Kind::ALL {
         let config = Config { kind: *kind, clip_sample: Some(false), ..Config::default() };
         let table = config.table(25).expect("a table");
+        if table.noise {
+            continue;
+        }
         let level = |call: usize| {
             let x0 = table.rows[call].x0.map(f64::from);
             (1.0 / x0[0], -x0[1] / x0[0])
@@ -151,8 +198,9 @@ fn deterministic_steps_keep_the_noise() {
         for call in 0..table.rows.len() - 1 {
             table.step(call, &mut states, &[noise], &[]);
             let want = on_path(call + 1);
-            // Up to four rounded products of magnitude below 2 in each call so far; a wrong formula is off by 1e-3.
-            let limit = 8.0 * HALF_UNIT * (call + 1) as f64;
+            // Up to four rounded products of magnitude below 2, or of that of the latents, in each call so far; a wrong
+            // formula is off by 1e-3 of it.
+            let limit = 8.0 * HALF_UNIT * (call + 1) as f64 * on_path(0).abs().max(1.0);
             assert!((states[0] - want).abs() < limit, "{kind} call {call}: {} for {want}", states[0]);
         }
     }
@@ -161,15 +209,37 @@ fn deterministic_steps_keep_the_noise() {
 #[test]
 fn rows_are_as_many_as_steps_and_go_down() {
     for config in variants().iter().filter(|c| c.prediction == Prediction::Epsilon) {
-        for steps in (1..40).chain([61, 103, 250, 333, 499, 500, 501, 998]) {
+        let counts = (1..40).chain([61, 103, 250, 333, 499, 500, 501, 998]);
+        for steps in counts.filter(|&n| n <= most_steps(config)) {
             let table = config.table(steps).unwrap_or_else(|e| panic!("{config:?} {steps} steps: {e}"));
-            assert_eq!(table.rows.len(), steps, "{config:?}");
-            let falls = |w: &[Row]| {
-                w[0].timestep > w[1].timestep || (config.use_karras_sigmas && w[0].timestep == w[1].timestep)
+            let calls = match (config.kind, config.spacing) {
+                (Kind::Pndm, _) if steps > 1 => steps + 1,
+                (Kind::Heun, _) => 2 * steps - 1,
+                (_, Some(Spacing::Uniform)) => 1000usize.div_ceil(1000 / steps),
+                _ => steps,
             };
+            assert_eq!(table.rows.len(), calls, "{config:?}");
+            let repeats = config.use_karras_sigmas
+                || config.use_exponential_sigmas
+                || config.spacing == Some(Spacing::Quad)
+                || matches!(config.kind, Kind::Pndm | Kind::Heun);
+            let falls = |w: &[Row]| w[0].timestep > w[1].timestep || (repeats && w[0].timestep == w[1].timestep);
             assert!(table.rows.windows(2).all(falls), "{config:?} {steps} steps");
             let finite = |row: &Row| row.next.iter().flatten().chain(&row.x0).all(|c| c.is_finite());
             assert!(table.rows.iter().all(finite), "{config:?} {steps} steps");
+        }
+    }
+}
+
+#[test]
+fn states_are_set_before_they_are_read() {
+    for config in variants() {
+        let table = config.table(9).expect("a table");
+        let mut states = vec![f64::NAN; table.states];
+        states[0] = 1.0;
+        for call in 0..table.rows.len() {
+            table.step(call, &mut states, &[0.5], &[0.3]);
+            assert!(states[0].is_finite(), "{config:?} call {call}");
         }
     }
 }
@@ -184,11 +254,15 @@ fn degenerate_steps_stay_finite() {
     // The last step of Karras' levels to sigma_min has no width.
     for &solver_type in SolverType::ALL {
         let (use_karras_sigmas, final_sigma) = (true, FinalSigma::SigmaMin);
-        let kind = Kind::DpmSolverPp2M;
-        let last = Config { kind, solver_type, use_karras_sigmas, final_sigma, ..Config::default() };
-        for steps in [1, 2, 14, 15, 30, 1000] {
-            finite(&Config { lower_order_final: false, ..last.clone() }, steps);
-            finite(&last, steps);
+        for kind in Kind::ALL.iter().copied().filter(|&k| k != Kind::Lcm) {
+            let last = Config { kind, solver_type, use_karras_sigmas, final_sigma, ..Config::default() };
+            let exponential = Config { use_karras_sigmas: false, use_exponential_sigmas: true, ..last.clone() };
+            for steps in [1, 2, 14, 15, 30, 1000] {
+                for config in [&last, &exponential] {
+                    finite(&Config { lower_order_final: false, ..config.clone() }, steps);
+                    finite(config, steps);
+                }
+            }
         }
     }
     // Ancestral DDIM takes a root of what the noise leaves over.
@@ -239,83 +313,4 @@ fn one_row_by_hand() {
     let mut unread = [0.5f32, f32::NAN];
     first.step(0, &mut unread, &[0.1], &[]);
     assert!(unread[0].is_finite(), "the first call has no call before it");
-}
-
-/// A DPM-Solver++ file as diffusers writes it, -Infinity and all.
-const DPM_FILE: &str = r#"{
-  "_class_name": "DPMSolverMultistepScheduler",
-  "_diffusers_version": "0.22.0",
-  "algorithm_type": "dpmsolver++",
-  "beta_end": 0.012,
-  "beta_schedule": "scaled_linear",
-  "beta_start": 0.00085,
-  "lambda_min_clipped": -Infinity,
-  "prediction_type": "v_prediction",
-  "solver_type": "heun",
-  "thresholding": false,
-  "trained_betas": null,
-  "use_karras_sigmas": true,
-  "variance_type": null
-}"#;
-
-#[test]
-fn scheduler_files_are_read() {
-    let dpm = Config::parse_diffusers(DPM_FILE).expect("a supported file");
-    assert_eq!(dpm.kind, Kind::DpmSolverPp2M);
-    assert_eq!((dpm.beta_start, dpm.beta_end, dpm.beta_schedule), (0.00085, 0.012, BetaSchedule::ScaledLinear));
-    assert_eq!((dpm.prediction, dpm.solver_type, dpm.spacing), (Prediction::VPrediction, SolverType::Heun, None));
-    assert!(dpm.use_karras_sigmas && dpm.lower_order_final && !dpm.euler_at_final);
-
-    let text = serde_json::to_string(&dpm).expect("serializable");
-    assert_eq!(serde_json::from_str::<Config>(&text).expect("its own text"), dpm);
-    assert!(text.contains(r#""kind":"dpm++2m""#), "{text}");
-    assert!(serde_json::from_str::<Config>(r#"{"kind":"ddim","later_field":1}"#).is_err());
-
-    // The other sampler keeps the schedule and takes its own spacing: leading ends at 0, linspace above it.
-    let ddim = dpm.with_kind(Kind::Ddim);
-    let last = |config: &Config| config.table(10).expect("a table").rows[9].clone();
-    assert_eq!((ddim.beta_end, ddim.prediction), (0.012, Prediction::VPrediction));
-    assert_eq!((last(&ddim).timestep, last(&ddim).clamp), (0.0, Some(1.0)));
-    let even = Config { use_karras_sigmas: false, ..dpm.clone() };
-    assert_eq!((last(&even).timestep, last(&even).clamp), (100.0, None));
-    assert_eq!("ddim".parse::<Kind>().expect("a name"), Kind::Ddim);
-    assert_eq!(Kind::DpmSolverPp2M.to_string(), "dpm++2m");
-}
-
-#[test]
-fn requests_that_cannot_be_met_say_so() {
-    let told = |json: Value, words: [&str; 2]| {
-        let text = Config::from_diffusers(&json).expect_err("refused").to_string();
-        assert!(words.iter().all(|w| text.contains(w)), "{text:?} lacks one of {words:?}");
-    };
-    let ddim = |name: &str, value: Value| json!({ "_class_name": "DDIMScheduler", name: value });
-    let dpm = |name: &str, value: Value| json!({ "_class_name": "DPMSolverMultistepScheduler", name: value });
-    told(json!({}), ["DDIMScheduler, DPMSolverMultistepScheduler", "none"]);
-    told(json!([1]), ["DDIMScheduler, DPMSolverMultistepScheduler", "none"]);
-    told(json!({"_class_name": "PNDMScheduler"}), ["_class_name", "PNDMScheduler"]);
-    told(ddim("beta_schedule", json!("squaredcos_cap_v2")), ["linear, scaled_linear", "squaredcos_cap_v2"]);
-    told(ddim("prediction_type", json!("flow_prediction")), ["epsilon, v_prediction, sample", "flow_prediction"]);
-    told(ddim("timestep_spacing", json!("log")), ["leading, linspace, trailing", "log"]);
-    told(ddim("thresholding", json!(true)), ["thresholding", "true"]);
-    told(ddim("trained_betas", json!([0.1, 0.2])), ["trained_betas", "[0.1,0.2]"]);
-    told(ddim("num_train_timesteps", json!("many")), ["num_train_timesteps", "many"]);
-    told(ddim("num_train_timesteps", json!(u64::MAX)), ["num_train_timesteps", "18446744073709551615"]);
-    told(ddim("beta_end", json!(1.5)), ["beta_end", "1.5"]);
-    told(ddim("clip_sample_range", json!(-1)), ["clip_sample_range", "-1"]);
-    told(ddim("steps_offset", json!(-1)), ["steps_offset", "-1"]);
-    told(dpm("algorithm_type", json!("sde-dpmsolver++")), ["dpmsolver++", "sde-dpmsolver++"]);
-    told(dpm("solver_order", json!(3)), ["1 or 2", "3"]);
-    told(dpm("lambda_min_clipped", json!(-5.1)), ["-Infinity", "-5.1"]);
-    told(dpm("variance_type", json!("learned_range")), ["variance_type", "learned_range"]);
-    told(dpm("use_lu_lambdas", json!(true)), ["use_lu_lambdas", "true"]);
-    assert!(Config::parse_diffusers("{").expect_err("refused").to_string().contains("JSON"));
-
-    let steps = |config: &Config, steps| config.table(steps).expect_err("refused").to_string();
-    let offset = Config { steps_offset: 1, ..Config::default() };
-    assert!(steps(&Config::default(), 0).contains("1 to 1000"));
-    assert!(steps(&Config::default(), 1001).contains("1001"));
-    assert!(steps(&offset, 1000).contains("timestep 1000"));
-    assert!(steps(&offset.with_kind(Kind::DpmSolverPp2M), 1000).contains("same timestep"));
-    let unknown = "plms2".parse::<Kind>().expect_err("refused").to_string();
-    assert!(unknown.contains("ddim, dpm++2m") && unknown.contains("plms2"), "{unknown}");
 }

@@ -3,7 +3,7 @@
 use aquatint::program::shape::{Kind, MAX_ELEMENTS, MAX_INTEGER_PRODUCTS, TensorType, Type, infer};
 use aquatint::program::{
     Act, Columns, CurveAxis, Dim, Dims, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
-    QuantizeRange, Role, Tensor, Value,
+    QuantizeRange, Role, Sampling, Tensor, Value,
 };
 
 const DIMS: Dims = Dims { batch: 2, conditions: 3, height: 6, width: 10 };
@@ -214,41 +214,39 @@ fn sums_of_codes_stay_within_32_bits() {
     }
 }
 
-fn conv(x: Value, weight: Tensor, bias: Option<Tensor>, upsample: u32, residual: Option<Value>) -> Op {
-    Op::Conv2d { x, weight, bias, upsample, residual }
+fn conv(x: Value, weight: Tensor, bias: Option<Tensor>, sampling: Sampling, residual: Option<Value>) -> Op {
+    Op::Conv2d { x, weight, bias, sampling, shift: None, residual }
 }
 
 #[test]
 fn conv2d_keeps_or_doubles_the_pixels() {
-    accept(&[conv(SAMPLE, CONV, None, 1, None)], &[2, 6, 10, 5], Kind::Float);
-    accept(&[conv(SAMPLE, CONV, Some(V5), 2, None)], &[2, 12, 20, 5], Kind::Float);
-    accept(&[linear(SAMPLE, W), conv(SAMPLE, CONV, None, 1, Some(LAST))], &[2, 6, 10, 5], Kind::Float);
-    accept(&[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV_I8, None, 1, None)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[conv(SAMPLE, CONV, None, Sampling::Same, None)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[conv(SAMPLE, CONV, Some(V5), Sampling::Up, None)], &[2, 12, 20, 5], Kind::Float);
+    accept(&[linear(SAMPLE, W), conv(SAMPLE, CONV, None, Sampling::Same, Some(LAST))], &[2, 6, 10, 5], Kind::Float);
+    accept(&[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV_I8, None, Sampling::Same, None)], &[2, 6, 10, 5], Kind::Float);
 }
 
 #[test]
 fn conv2d_refuses() {
-    refuse(&[conv(NO_VALUE, CONV, None, 1, None)], "x: expected a value below 4, got 99");
-    refuse(&[conv(TABLE, CONV, None, 1, None)], "x: expected (n, h, w, c), got [3, 9]");
-    refuse(&[conv(SAMPLE, NO_TENSOR, None, 1, None)], "weight: expected a tensor below 17, got 99");
-    refuse(&[conv(SAMPLE, W, None, 1, None)], "weight: expected [o, 3, 3, 8], got [5, 8]");
-    refuse(&[conv(SAMPLE, CONV_1, None, 1, None)], "weight: expected [o, 3, 3, 8], got [5, 1, 2, 4]");
-    refuse(&[conv(SAMPLE, CONV_6_I8, None, 1, None)], "weight: expected [o, 3, 3, 8], got [5, 3, 3, 6]");
+    refuse(&[conv(NO_VALUE, CONV, None, Sampling::Same, None)], "x: expected a value below 4, got 99");
+    refuse(&[conv(TABLE, CONV, None, Sampling::Same, None)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[conv(SAMPLE, NO_TENSOR, None, Sampling::Same, None)], "weight: expected a tensor below 17, got 99");
+    refuse(&[conv(SAMPLE, W, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 8]");
+    refuse(&[conv(SAMPLE, CONV_1, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 1, 2, 4]");
+    refuse(&[conv(SAMPLE, CONV_6_I8, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 3, 3, 6]");
     refuse(
-        &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV, None, 1, None)],
+        &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV, None, Sampling::Same, None)],
         "x: expected float elements, or codes and a weight with an integer codebook, got \
          Codes(Quantize { bits: 6, grain: Sample, range: Dynamic })",
     );
-    let by_row = [quantize(SAMPLE, ROW8), conv(LAST, CONV_I8, None, 1, None)];
+    let by_row = [quantize(SAMPLE, ROW8), conv(LAST, CONV_I8, None, Sampling::Same, None)];
     refuse(&by_row, "x: expected codes with one scale per sample, got Row");
-    let six = [linear(SAMPLE, TO_6), quantize(LAST, SAMPLE6), conv(Value(5), CONV_6_I8, None, 1, None)];
+    let six = [linear(SAMPLE, TO_6), quantize(LAST, SAMPLE6), conv(Value(5), CONV_6_I8, None, Sampling::Same, None)];
     refuse(&six, "x: expected codes with a multiple of 4 channels, got 6");
-    refuse(&[conv(SAMPLE, CONV, None, 0, None)], "upsample: expected 1 or 2, got 0");
-    refuse(&[conv(SAMPLE, CONV, None, 3, None)], "upsample: expected 1 or 2, got 3");
-    refuse(&[conv(SAMPLE, CONV, Some(V8), 1, None)], "bias: expected f32 [5], got ([8], \"f32\")");
-    let doubled = [linear(SAMPLE, W), conv(SAMPLE, CONV, None, 2, Some(LAST))];
+    refuse(&[conv(SAMPLE, CONV, Some(V8), Sampling::Same, None)], "bias: expected f32 [5], got ([8], \"f32\")");
+    let doubled = [linear(SAMPLE, W), conv(SAMPLE, CONV, None, Sampling::Up, Some(LAST))];
     refuse(&doubled, "residual: expected rows dividing those of [2, 12, 20, 5], got [2, 6, 10, 5]");
-    refuse_size(&[conv(SAMPLE, MANY_CONV, None, 1, None)], "[2, 6, 10, 2147483648]");
+    refuse_size(&[conv(SAMPLE, MANY_CONV, None, Sampling::Same, None)], "[2, 6, 10, 2147483648]");
 }
 
 fn attention(q: Value, k: Value, v: Value, heads: u32, scale: f32) -> Op {
@@ -555,7 +553,8 @@ fn the_output_is_a_float_value() {
 fn odd_sizes_pass_through() {
     for (batch, height, width) in [(1, 1, 1), (3, 5, 7), (2, 17, 33)] {
         let dims = Dims { batch, height, width, conditions: 1 };
-        let ops = [conv(SAMPLE, CONV, None, 2, None), pointwise(Value(3)), Op::Patchify { x: Value(4), patch: 2 }];
+        let ops =
+            [conv(SAMPLE, CONV, None, Sampling::Up, None), pointwise(Value(3)), Op::Patchify { x: Value(4), patch: 2 }];
         let nodes = ops.map(|op| Node { op, path: "n".into(), wide: false }).to_vec();
         let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: Value(5) };
         let types = infer(&program, &tensors(), &dims).expect("sound");

@@ -136,7 +136,7 @@ fn unfit_devices_are_refused() {
         ("", "cuda:1", "expected 0, the only one, got 1"),
     ];
     for (how, device, expected) in cases {
-        let Some(output) = program(how, &["info", "--device", device]) else { return };
+        let Some(output) = program(how, &["bench", "--device", device]) else { return };
         let err = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{how}: {err}");
         assert!(err.starts_with(&format!("error: --device {device}: ")) && err.contains(expected), "{how}: {err}");

@@ -4,7 +4,7 @@
 //! One weight is in memory at a time. The same input gives the same bytes, whatever the number of threads.
 
 use crate::error::Result;
-use crate::lower::{self, DENOISER, Lowered, Weight};
+use crate::lower::{self, Lowered, VAE, Weight};
 use crate::pass;
 use crate::quantize::{Measured, Tables, average_bits, quantize_measured, quantized_bytes, raw_bytes};
 use crate::recipe::{Recipe, Store, Treatment};
@@ -120,7 +120,7 @@ pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rep
         writer.tensor(TensorSpec { name, dims: weight.dims.clone(), kind: stored.kind }, &stored.bytes)?;
         done += values.len() as u64;
         if weight.quantizable() {
-            if weight.component == DENOISER {
+            if weight.component != VAE {
                 let copies = 1 + weight.copies.len() as u64;
                 quantized += copies * paper_bytes(weight, treatment.store);
                 raw += copies * raw_bytes(values.len() as u64, PRECISION);
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn kernels_turn_channels_last() {
         let weight = Weight {
-            component: DENOISER,
+            component: VAE,
             key: "conv.weight".into(),
             source_dims: vec![2, 3, 1, 2],
             dims: vec![2, 1, 2, 3],

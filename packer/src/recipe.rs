@@ -10,7 +10,7 @@
 
 use crate::config::{Activations, LayerSpec, QConfig, Weights};
 use crate::error::{Error, Result};
-use crate::lower::{DENOISER, Storage, VAE, Weight};
+use crate::lower::{Storage, VAE, Weight};
 use crate::quantize::Method;
 use aquatint::codec::Bits;
 use aquatint::program::shape::TensorType;
@@ -92,7 +92,13 @@ impl Recipe {
         };
         let floats = if q_config == Some("f32") { Store::F32 } else { Store::F16 };
         let mut words = Vec::new();
-        for (component, config) in [(DENOISER, q_config), (VAE, vae_q_config)] {
+        let of = |vae: bool| weights.iter().map(|w| w.component).find(|&c| (c == VAE) == vae);
+        if let (None, Some(config)) = (of(true), vae_q_config) {
+            let expected = "none: this model has no decoder";
+            return Err(aquatint::Error::request("--vae-q-config", expected, config).into());
+        }
+        let components = [(of(false), q_config), (of(true), vae_q_config)];
+        for (component, config) in components.into_iter().filter_map(|(c, config)| Some((c?, config))) {
             recipe.component(weights, component, config, floats)?;
             words.push(format!("{component} {}", config.map_or_else(|| floats.name(), file_name)));
         }
@@ -186,6 +192,7 @@ fn file_name(arg: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lower::DENOISER;
 
     fn layer(component: &'static str, name: &str, dims: &[usize], storage: Storage) -> Weight {
         Weight {

@@ -1,7 +1,7 @@
 //! Arguments of ops after binding: places in the arena and plain numbers.
 
 use crate::codec::layout::round_up;
-use crate::program::{Act, QuantizeGrain};
+use crate::program::{Act, QuantizeGrain, Sampling};
 
 /// A place in the arena. Values that a table holds once per model call lie `stride` bytes apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -204,7 +204,7 @@ mod structs {
         pub residual: Option<Floats>,
     }
 
-    /// 3x3 convolution; `height` and `width` are the input's.
+    /// 3x3 convolution; `height` and `width` are the input's. `shift` is a value per sample and its first column.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct Conv2dArgs {
         pub x: Input,
@@ -212,7 +212,8 @@ mod structs {
         pub samples: usize,
         pub height: usize,
         pub width: usize,
-        pub upsample: usize,
+        pub sampling: Sampling,
+        pub shift: Option<(PerSample, usize)>,
         pub residual: Option<Floats>,
     }
 
@@ -263,6 +264,14 @@ mod structs {
     /// Sum; rows of `b` repeat.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct AddArgs {
+        pub a: Floats,
+        pub b: Floats,
+        pub y: Floats,
+    }
+
+    /// Columns of `a`, then of `b`.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct ConcatArgs {
         pub a: Floats,
         pub b: Floats,
         pub y: Floats,
@@ -354,6 +363,7 @@ pub enum OpArgs {
     GroupNorm(GroupNormArgs),
     Pointwise(PointwiseArgs),
     Add(AddArgs),
+    Concat(ConcatArgs),
     Quantize(QuantizeArgs),
     Embedding(EmbeddingArgs),
     TimestepEmbedding(TimestepEmbeddingArgs),
@@ -372,6 +382,7 @@ impl OpArgs {
             OpArgs::GroupNorm(GroupNormArgs { y: Output::Floats(y), .. }) => *y,
             OpArgs::Pointwise(a) => a.y,
             OpArgs::Add(a) => a.y,
+            OpArgs::Concat(a) => a.y,
             OpArgs::Embedding(a) => a.y,
             OpArgs::TimestepEmbedding(a) => a.y,
             OpArgs::PositionEmbedding(a) => a.y,

@@ -40,6 +40,7 @@ impl OpArgs {
             OpArgs::GroupNorm(a) => a.x.bytes() + output(&a.y),
             OpArgs::Pointwise(a) => a.x.bytes() + a.y.bytes(),
             OpArgs::Add(a) => a.a.bytes() + a.b.bytes() + a.y.bytes(),
+            OpArgs::Concat(a) => 2 * a.y.bytes(),
             OpArgs::Quantize(a) => a.x.bytes() + a.y.codes.bytes(),
             OpArgs::Embedding(a) => 2 * a.y.bytes(),
             OpArgs::TimestepEmbedding(a) => a.y.bytes(),

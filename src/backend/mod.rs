@@ -123,6 +123,8 @@ pub trait Backend: Needs {
     fn pointwise(&self, arena: &mut Self::Arena, call: usize, args: &PointwiseArgs);
     /// See [`Op::Add`](crate::program::Op::Add).
     fn add(&self, arena: &mut Self::Arena, call: usize, args: &AddArgs);
+    /// See [`Op::Concat`](crate::program::Op::Concat).
+    fn concat(&self, arena: &mut Self::Arena, call: usize, args: &ConcatArgs);
     /// See [`Op::Quantize`](crate::program::Op::Quantize).
     fn quantize(&self, arena: &mut Self::Arena, call: usize, args: &QuantizeArgs);
     /// See [`Op::Embedding`](crate::program::Op::Embedding).

@@ -108,7 +108,8 @@ impl Bench {
         let ceilings = backend.ceilings()?;
         let denoiser = self.time(backend, packed, Role::Denoiser, self.batch_size)?;
         let step = self.step(backend, packed)?;
-        let decoder = if self.no_decode { None } else { Some(self.time(backend, packed, Role::VaeDecoder, 1)?) };
+        let undecoded = self.no_decode || packed.program(Role::VaeDecoder).is_err();
+        let decoder = if undecoded { None } else { Some(self.time(backend, packed, Role::VaeDecoder, 1)?) };
         if self.json {
             let show = |t: &Times| {
                 let ops: BTreeMap<_, _> = t.ops.iter().map(|(op, w)| (op, w.seconds)).collect();
@@ -190,7 +191,7 @@ impl Bench {
     ) -> Result<Times> {
         let meta = &packed.meta().pipeline;
         let [height, width] = meta.latent_size.map(|n| n as usize);
-        let conditions = batch.min(2);
+        let conditions = if meta.classes == 0 { 1 } else { batch.min(2) };
         let shape = Shape {
             dims: Dims { batch, conditions, height, width },
             calls: self.repeat + 1,
@@ -205,7 +206,9 @@ impl Bench {
         rng.randn(&mut sample);
         if role == Role::Denoiser {
             let labels: Vec<u32> = [meta.classes / 2, meta.null_class].into_iter().take(conditions).collect();
-            executor.set_class_labels(&labels)?;
+            if meta.classes > 0 {
+                executor.set_class_labels(&labels)?;
+            }
             executor.set_timesteps((0..self.repeat + 1).map(|i| (999 - i * 7 % 900) as f32))?;
         }
         executor.write_sample(&sample)?;

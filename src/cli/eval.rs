@@ -41,7 +41,10 @@ impl Eval {
         let missing = |name| Error::request(shown.as_str(), format!("a tensor `{name}`"), "none");
         let ([n, _, h, w], latents) =
             inputs.latents(packed.meta().pipeline.latent_channels)?.ok_or_else(|| missing("latents"))?;
-        let labels = inputs.class_labels()?.ok_or_else(|| missing("class_labels"))?;
+        let labels = match inputs.class_labels()? {
+            None if packed.meta().pipeline.classes == 0 => vec![0; n],
+            labels => labels.ok_or_else(|| missing("class_labels"))?,
+        };
         if labels.len() != n {
             return Err(Error::request(format!("{shown}: class_labels"), format!("{n}, one per image"), labels.len()));
         }

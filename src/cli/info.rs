@@ -66,11 +66,12 @@ impl Info {
         request.steps = self.steps.unwrap_or(request.steps);
         request.batch_size = self.batch_size;
         self.size.apply(&mut request, &meta.pipeline)?;
-        let [denoiser, decoder] = match choice {
+        let (denoiser, decoder) = match choice {
             Choice::Cpu(tier) => with_cpu!(tier, cpu => pipeline.plans(&cpu, &request))?,
             Choice::Cuda(_) => pipeline.plans(&Offline { narrow: Element::F16 }, &request)?,
         };
-        let peak = denoiser.arena.max(decoder.arena);
+        let decoder = decoder.map_or(0, |plan| plan.arena);
+        let peak = denoiser.arena.max(decoder);
         let device = match choice {
             Choice::Cpu(_) => None,
             Choice::Cuda(_) => Some(Offline::device_bytes(packed.data_bytes(), peak)),
@@ -96,7 +97,7 @@ impl Info {
                 "programs": programs,
                 "memory": {
                     "batch": self.batch_size, "steps": request.steps, "size": [h, w],
-                    "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables, "decoder_arena": decoder.arena,
+                    "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables, "decoder_arena": decoder,
                     "peak_arena": peak, "device_bytes": device,
                 },
             }));
@@ -140,7 +141,7 @@ impl Info {
             bytes(denoiser.arena),
             bytes(denoiser.tables),
             denoiser.window,
-            bytes(decoder.arena)
+            bytes(decoder)
         ));
         if let Some(device) = device {
             say(format_args!("memory of the CUDA device, weights included: {}", bytes(device)));

@@ -43,7 +43,8 @@ pub struct Run {
     /// Guidance scale; 1 or less turns guidance off [default: the model's]
     #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
     cfg_scale: Option<f32>,
-    /// ddim, dpm++2m [default: the one the model was saved with]
+    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++2s, lms, unipc or lcm [default: the one the
+    /// model was saved with]
     #[arg(long, alias = "sampling-method", value_name = "NAME")]
     sampler: Option<String>,
     /// Seed; image k has its own noise from seed + k
@@ -95,13 +96,13 @@ impl Run {
         let output = self.device.install(|| {
             with_backend!(choice, packed, backend => {
                 if self.verbose && !self.quiet && !self.json {
-                    let [denoiser, decoder] = pipeline.plans(&backend, &request)?;
+                    let (denoiser, decoder) = pipeline.plans(&backend, &request)?;
                     let table = request.sampler.table(request.steps)?;
                     bar.suspend(|| {
                         use aquatint::backend::Backend;
                         say(format_args!("{}, {} model calls", backend.name(), table.rows.len()));
                         say(format_args!("memory: denoiser {} ({} of tables, {} calls a window), decoder {}",
-                            super::bytes(denoiser.arena), super::bytes(denoiser.tables), denoiser.window, super::bytes(decoder.arena)));
+                            super::bytes(denoiser.arena), super::bytes(denoiser.tables), denoiser.window, super::bytes(decoder.map_or(0, |d| d.arena))));
                     });
                 }
                 pipeline.run(&mut backend, &request, &mut |event| steps.see(event, &bar))
@@ -193,6 +194,9 @@ impl Run {
         }
         if labels.is_empty() {
             labels.extend(meta.class_names.keys().take(64));
+        }
+        if labels.is_empty() && meta.classes == 0 {
+            labels.push(meta.null_class);
         }
         if labels.is_empty() {
             let expected = format!("at least one of 0 to {}", meta.classes.saturating_sub(1));

@@ -7,7 +7,7 @@ use super::tensor::Cursor;
 use crate::error::{Error, Result};
 use crate::program::{
     Act, Columns, CurveAxis, Dim, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
-    QuantizeRange, Role, Tensor, Value,
+    QuantizeRange, Role, Sampling, Tensor, Value,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::*};
 
@@ -212,6 +212,7 @@ fn op_code(op: &Op) -> u8 {
         Op::PositionEmbedding { .. } => 11,
         Op::Patchify { .. } => 12,
         Op::Unpatchify { .. } => 13,
+        Op::Concat { .. } => 14,
     }
 }
 
@@ -231,10 +232,10 @@ pub fn encode_node(node: &Node) -> NodeRecord {
             ints[0] = gate.map_or(0, |g| g.offset);
             act = a;
         }
-        Op::Conv2d { x, weight, bias, upsample, residual } => {
-            operands = [x.0, value(residual), NONE];
+        Op::Conv2d { x, weight, bias, sampling, shift, residual } => {
+            operands = [x.0, value(residual), value(shift.map(|s| s.value))];
             tensors = [weight.0, tensor(bias)];
-            ints[0] = upsample;
+            ints = [u32::from(code_in(&Sampling::ALL, sampling)) + 1, shift.map_or(0, |s| s.offset)];
         }
         Op::Attention { q, k, v, heads, scale } => {
             operands = [q.0, k.0, v.0];
@@ -259,7 +260,7 @@ pub fn encode_node(node: &Node) -> NodeRecord {
             floats = [mul, add];
             act = a;
         }
-        Op::Add { a, b } => operands = [a.0, b.0, NONE],
+        Op::Add { a, b } | Op::Concat { a, b } => operands = [a.0, b.0, NONE],
         Op::Quantize { x, .. } => operands[0] = x.0,
         Op::Embedding { index, table } => {
             operands[0] = index.0;
@@ -351,7 +352,17 @@ pub fn decode_node(
             gate: value(o1).map(|value| Columns { value, offset: i0 }),
             residual: value(o2),
         },
-        2 => Op::Conv2d { x: Value(o0), weight: Tensor(t0), bias: tensor(t1), upsample: i0, residual: value(o1) },
+        2 => Op::Conv2d {
+            x: Value(o0),
+            weight: Tensor(t0),
+            bias: tensor(t1),
+            sampling: match (i0 as usize).checked_sub(1).and_then(|i| Sampling::ALL.get(i)) {
+                Some(&sampling) => sampling,
+                None => return err(36, "sampling", format!("1 to {}", Sampling::ALL.len()), i0.to_string()),
+            },
+            shift: value(o2).map(|value| Columns { value, offset: i1 }),
+            residual: value(o1),
+        },
         3 => Op::Attention { q: Value(o0), k: Value(o1), v: Value(o2), heads: i0, scale: f0 },
         4 => Op::LayerNorm {
             x: Value(o0),
@@ -373,7 +384,8 @@ pub fn decode_node(
         11 => Op::PositionEmbedding { x: Value(o0), dim: i0, base: i1, interpolation: f0 },
         12 => Op::Patchify { x: Value(o0), patch: i0 },
         13 => Op::Unpatchify { x: Value(o0), patch: i0 },
-        other => return err(0, "op", "1 to 13".into(), format!("{other}; use a newer aquatint")),
+        14 => Op::Concat { a: Value(o0), b: Value(o1) },
+        other => return err(0, "op", "1 to 14".into(), format!("{other}; use a newer aquatint")),
     };
     let path = cursor.string(strings, r.path_bytes.get() as usize)?;
     let mut node = Node { op, path, wide: r.flags == 1 };

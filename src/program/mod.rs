@@ -11,7 +11,9 @@
 mod op;
 pub mod shape;
 
-pub use op::{Act, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value};
+pub use op::{
+    Act, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Sampling, Tensor, Value,
+};
 
 /// What a program computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -33,6 +33,50 @@ pub struct Columns {
     pub offset: u32,
 }
 
+/// How a convolution moves over its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Sampling {
+    /// As many pixels out as in: stride 1, zero padding 1.
+    #[default]
+    Same,
+    /// Nearest-neighbour upsampling by 2 before a convolution of stride 1 and zero padding 1.
+    Up,
+    /// Stride 2, zero padding 1: `ceil(h / 2)` rows out.
+    Down,
+    /// Stride 2, zero padding 1 below and to the right only: `floor(h / 2)` rows out.
+    DownAfter,
+}
+
+impl Sampling {
+    /// All of them.
+    pub const ALL: [Sampling; 4] = [Sampling::Same, Sampling::Up, Sampling::Down, Sampling::DownAfter];
+
+    /// Factor by which the input is upsampled first.
+    pub fn upsample(self) -> usize {
+        if self == Sampling::Up { 2 } else { 1 }
+    }
+
+    /// Pixels from one window to the next.
+    pub fn stride(self) -> usize {
+        if matches!(self, Sampling::Down | Sampling::DownAfter) { 2 } else { 1 }
+    }
+
+    /// Rows of zeros above the input.
+    pub fn before(self) -> usize {
+        usize::from(self != Sampling::DownAfter)
+    }
+
+    /// Rows of the result for `rows` of input; `None` if it does not fit a number.
+    pub fn rows(self, rows: usize) -> Option<usize> {
+        match self {
+            Sampling::Same => Some(rows),
+            Sampling::Up => rows.checked_mul(2),
+            Sampling::Down => Some(rows.div_ceil(2)),
+            Sampling::DownAfter => Some(rows / 2),
+        }
+    }
+}
+
 /// Adaptive norm: `y = norm(x) * (1 + scale) + shift`, both taken from columns of `value` at the sample's condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Modulation {
@@ -102,7 +146,7 @@ pub enum Op {
         /// Added; its rows may be fewer and are then repeated cyclically.
         residual: Option<Value>,
     },
-    /// 3x3 convolution, stride 1, zero padding 1, `(n, h, w, c) -> (n, h * upsample, w * upsample, o)`.
+    /// 3x3 convolution, `(n, h, w, c) -> (n, h', w', o)`: `y = conv(x) + bias + shift + residual`.
     Conv2d {
         /// `(n, h, w, c)`, float or codes with one scale per sample.
         x: Value,
@@ -110,9 +154,11 @@ pub enum Op {
         weight: Tensor,
         /// `(o)`.
         bias: Option<Tensor>,
-        /// Nearest-neighbour upsampling of `x` before the convolution: 1 or 2.
-        upsample: u32,
-        /// Added after the bias; same shape as the result.
+        /// How many pixels come out.
+        sampling: Sampling,
+        /// Added per sample and output channel, as time embeddings are.
+        shift: Option<Columns>,
+        /// Added last; same shape as the result.
         residual: Option<Value>,
     },
     /// Softmax attention per head, over all tokens of a sample: `softmax(q k^T * scale) v`.
@@ -176,6 +222,13 @@ pub enum Op {
         /// `(.., d)`.
         a: Value,
         /// `(.., d)`.
+        b: Value,
+    },
+    /// `a` and `b` side by side along the last axis.
+    Concat {
+        /// `(.., d)`.
+        a: Value,
+        /// `(.., e)`.
         b: Value,
     },
     /// Float to codes.
@@ -242,6 +295,7 @@ impl Op {
             Op::GroupNorm { .. } => "group_norm",
             Op::Pointwise { .. } => "pointwise",
             Op::Add { .. } => "add",
+            Op::Concat { .. } => "concat",
             Op::Quantize { .. } => "quantize",
             Op::Embedding { .. } => "embedding",
             Op::TimestepEmbedding { .. } => "timestep_embedding",
@@ -255,7 +309,7 @@ impl Op {
     pub fn reads(&self) -> impl Iterator<Item = Value> {
         let list = match *self {
             Op::Linear { x, gate, residual, .. } => [Some(x), gate.map(|g| g.value), residual],
-            Op::Conv2d { x, residual, .. } => [Some(x), residual, None],
+            Op::Conv2d { x, shift, residual, .. } => [Some(x), residual, shift.map(|s| s.value)],
             Op::Attention { q, k, v, .. } => [Some(q), Some(k), Some(v)],
             Op::LayerNorm { x, modulation, .. } => [Some(x), modulation.map(|m| m.value), None],
             Op::GroupNorm { x, .. }
@@ -263,7 +317,7 @@ impl Op {
             | Op::Quantize { x, .. }
             | Op::Patchify { x, .. }
             | Op::Unpatchify { x, .. } => [Some(x), None, None],
-            Op::Add { a, b } => [Some(a), Some(b), None],
+            Op::Add { a, b } | Op::Concat { a, b } => [Some(a), Some(b), None],
             Op::Embedding { index, .. } => [Some(index), None, None],
             Op::TimestepEmbedding { t, .. } => [Some(t), None, None],
             Op::PositionEmbedding { .. } => [None; 3],
@@ -275,7 +329,7 @@ impl Op {
     pub fn operands_mut(&mut self) -> impl Iterator<Item = &mut Value> {
         let list = match self {
             Op::Linear { x, gate, residual, .. } => [Some(x), gate.as_mut().map(|g| &mut g.value), residual.as_mut()],
-            Op::Conv2d { x, residual, .. } => [Some(x), residual.as_mut(), None],
+            Op::Conv2d { x, shift, residual, .. } => [Some(x), residual.as_mut(), shift.as_mut().map(|s| &mut s.value)],
             Op::Attention { q, k, v, .. } => [Some(q), Some(k), Some(v)],
             Op::LayerNorm { x, modulation, .. } => [Some(x), modulation.as_mut().map(|m| &mut m.value), None],
             Op::GroupNorm { x, .. }
@@ -284,7 +338,7 @@ impl Op {
             | Op::PositionEmbedding { x, .. }
             | Op::Patchify { x, .. }
             | Op::Unpatchify { x, .. } => [Some(x), None, None],
-            Op::Add { a, b } => [Some(a), Some(b), None],
+            Op::Add { a, b } | Op::Concat { a, b } => [Some(a), Some(b), None],
             Op::Embedding { index, .. } => [Some(index), None, None],
             Op::TimestepEmbedding { t, .. } => [Some(t), None, None],
         };

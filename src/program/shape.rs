@@ -281,7 +281,7 @@ impl Rule<'_> {
                 self.residual(residual, &y, true)?;
                 Ok(y)
             }
-            Op::Conv2d { x, weight, bias, upsample, residual } => {
+            Op::Conv2d { x, weight, bias, sampling, shift, residual } => {
                 let x = self.value("x", x)?;
                 let w = self.tensor("weight", weight)?;
                 let [n, h, wd, c] = x.dims;
@@ -304,15 +304,14 @@ impl Rule<'_> {
                         return self.err("x", "codes with a multiple of 4 channels", c);
                     }
                 }
-                if !matches!(upsample, 1 | 2) {
-                    return self.err("upsample", "1 or 2", upsample);
-                }
                 self.vector("bias", bias, o)?;
-                let u = upsample as usize;
-                let (Some(h), Some(wd)) = (h.checked_mul(u), wd.checked_mul(u)) else {
+                let (Some(h), Some(wd)) = (sampling.rows(h), sampling.rows(wd)) else {
                     return self.err("x", "fewer pixels", x.dims());
                 };
                 let y = check_size(Type::new(&[n, h, wd, o], Kind::Float), self.path)?;
+                if let Some(shift) = shift {
+                    self.columns("shift", shift.value, shift.offset, &y)?;
+                }
                 self.residual(residual, &y, false)?;
                 Ok(y)
             }
@@ -358,6 +357,19 @@ impl Rule<'_> {
                 let a = self.float("a", a)?;
                 self.residual(Some(b), &a, true)?;
                 Ok(a)
+            }
+            Op::Concat { a, b } => {
+                let (a, b) = (self.float("a", a)?, self.float("b", b)?);
+                let last = a.rank - 1;
+                if a.rank != b.rank || a.dims[..last] != b.dims[..last] {
+                    return self.err("b", format!("the axes of {:?} but for the last", a.dims()), b.dims());
+                }
+                let Some(cols) = a.cols().checked_add(b.cols()) else {
+                    return self.err("b", "fewer columns", b.dims());
+                };
+                let mut y = a;
+                y.dims[last] = cols;
+                Ok(y)
             }
             Op::Quantize { x, spec } => {
                 let x = self.float("x", x)?;

@@ -1,7 +1,7 @@
 //! Samplers as tables: a sampler is a pure function (configuration, steps) -> one [`Row`] of coefficients per model call.
 //!
 //! ```text
-//! Config --(schedule: alphas, timesteps)--> ddim | dpm --> Table { rows: [Row; calls] }
+//! Config --(schedule: alphas, timesteps; levels: sigmas)--> ddim | dpm | euler | .. --> Table { rows: [Row; calls] }
 //!
 //! per call:   input = input_scale * s[0]          m = model(input, timestep)
 //!             x0    = clamp(a * s[0] + b * m)     s'[i] = sum_j next[i][j] * [s.., m, x0, noise][j]
@@ -9,19 +9,31 @@
 //!
 //! Every sampler in use is linear in (states, model output, clamped x0, noise), with coefficients that depend on the
 //! schedule alone, so one elementwise kernel serves them all and a run has no decision left to take between calls. A
-//! new sampler is one more file that fills rows; it adds a [`Kind`] and a class name in `config.rs`, never a field to
+//! new sampler is one more file that fills rows; it adds a [`Kind`] and a class name in `names.rs`, never a field to
 //! [`Row`].
 //!
 //! Coefficients are worked out in f64 from the same f32 noise schedule as diffusers' and stored as f32.
 
 mod config;
 mod ddim;
+mod ddpm;
+mod diffusers;
 mod dpm;
+mod euler;
+mod heun;
+mod lcm;
+mod levels;
+mod lms;
+mod names;
+mod pndm;
 mod schedule;
+mod singlestep;
+mod unipc;
 
 use std::ops::{Add, Mul};
 
-pub use config::{BetaSchedule, Config, FinalSigma, Kind, Prediction, SolverType, Spacing};
+pub use config::Config;
+pub use names::{BetaSchedule, FinalSigma, Kind, Prediction, SolverType, Spacing, Variance};
 
 use crate::error::Result;
 
@@ -65,14 +77,8 @@ pub struct Row {
 
 impl Row {
     /// A row that leaves every state at 0, to be filled in.
-    fn new(timestep: usize) -> Row {
-        Row {
-            timestep: timestep as f32,
-            input_scale: 1.0,
-            x0: [0.0; 2],
-            clamp: None,
-            next: [[0.0; COLUMNS]; MAX_STATES],
-        }
+    fn new(timestep: f32) -> Row {
+        Row { timestep, input_scale: 1.0, x0: [0.0; 2], clamp: None, next: [[0.0; COLUMNS]; MAX_STATES] }
     }
 
     /// The row as it lies in a back end's memory.
@@ -183,7 +189,8 @@ where
 impl Config {
     /// The rows of this sampler for `steps` steps.
     ///
-    /// DDIM and DPM-Solver++ give exactly `steps` rows.
+    /// Most samplers give exactly `steps` rows. PNDM gives one more, Heun `2 steps - 1`, and DDIM's uniform spacing as
+    /// many as fit.
     ///
     /// # Errors
     /// A request error when `steps` is 0, exceeds `train_steps` or does not fit the spacing, or when a field of the
@@ -192,7 +199,15 @@ impl Config {
         self.check(steps)?;
         match self.kind {
             Kind::Ddim => ddim::table(self, steps),
-            Kind::DpmSolverPp2M => dpm::table(self, steps),
+            Kind::Ddpm => ddpm::table(self, steps),
+            Kind::Pndm => pndm::table(self, steps),
+            Kind::Euler | Kind::EulerAncestral => euler::table(self, steps),
+            Kind::Heun => heun::table(self, steps),
+            Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde => dpm::table(self, steps),
+            Kind::DpmSolverPp2S => singlestep::table(self, steps),
+            Kind::Lms => lms::table(self, steps),
+            Kind::UniPc => unipc::table(self, steps),
+            Kind::Lcm => lcm::table(self, steps),
         }
     }
 }

@@ -3,7 +3,8 @@
 //! The schedule must agree with diffusers' to the last bit of f32: at the clean end 1 - alpha is about 1e-4, so one unit
 //! in the last place of alpha moves sigma by 3e-4 of itself. Hence the f32 steps below, each of which mirrors torch.
 
-use super::config::{BetaSchedule, Config, Spacing};
+use super::config::Config;
+use super::names::{BetaSchedule, Spacing};
 use crate::error::{Error, Result};
 
 /// `alphas_cumprod`: the share of signal variance left at each of the `train_steps` timesteps, decreasing.
@@ -45,7 +46,7 @@ pub(super) fn linspace_f64(start: f64, end: f64, n: usize) -> Vec<f64> {
 /// The timesteps of a run, noisiest first (`set_timesteps` of the diffusers schedulers).
 ///
 /// `extra` is how many points a sampler spaces out beyond `steps`, to drop the cleanest: DDIM none, the DPM solvers one
-/// with the leading and linspace spacings. The names are those of Table 2 of Lin et al., "Common Diffusion Noise
+/// with the leading and linspace spacings. The first three names are those of Table 2 of Lin et al., "Common Diffusion Noise
 /// Schedules and Sample Steps are Flawed" (arXiv 2305.08891).
 pub(super) fn timesteps(config: &Config, spacing: Spacing, steps: usize, extra: usize) -> Result<Vec<usize>> {
     let train = config.train_steps;
@@ -57,9 +58,17 @@ pub(super) fn timesteps(config: &Config, spacing: Spacing, steps: usize, extra: 
         }
         Spacing::Leading => (0..points).map(|i| i * (train / points) + config.steps_offset).collect(),
         Spacing::Trailing => trailing(train, steps),
+        Spacing::Uniform => (0..train).step_by(train / steps).map(|t| t + config.steps_offset).collect(),
+        // `numpy.linspace(0, sqrt(0.8 T), S) ** 2`, cut to whole numbers.
+        Spacing::Quad => {
+            let roots = linspace_f64(0.0, (0.8 * train as f64).sqrt(), steps);
+            roots.iter().map(|r| (r * r) as usize + config.steps_offset).collect()
+        }
     };
     if spacing != Spacing::Trailing {
         t.reverse();
+    }
+    if matches!(spacing, Spacing::Leading | Spacing::Linspace) {
         t.truncate(steps);
     }
     match t.iter().find(|&&t| t >= train) {

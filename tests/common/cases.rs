@@ -3,7 +3,7 @@
 use super::naive::Inputs;
 use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, inputs, normal, normals};
 use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
-use aquatint::program::{Act, Columns, CurveAxis, Op, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value};
+use aquatint::program::{Act, Columns, CurveAxis, Op, Quantize, QuantizeGrain, QuantizeRange, Sampling, Tensor, Value};
 use fastrand::Rng;
 
 /// Half a unit in the last place of f32, relatively.
@@ -269,18 +269,22 @@ pub fn epilogues() -> Vec<Case> {
     cases
 }
 
-/// Convolutions: float, exact codes, and codes of arbitrary numbers.
+/// Convolutions: float, exact codes, and codes of arbitrary numbers; every sampling, shifts and residuals.
 pub fn conv() -> Vec<Case> {
     let mut cases = Vec::new();
     let int8 = Codec::all(true);
     let mut which = 0;
     for &[n, h, w] in &[[1, 1, 1], [2, 1, 5], [3, 3, 3], [2, 5, 7], [1, 8, 8]] {
         for (c, o) in [(4, 20), (8, 3), (12, 50), (20, 20), (64, 16)] {
-            for upsample in [1, 2] {
+            for sampling in Sampling::ALL {
+                if sampling == Sampling::DownAfter && h.min(w) == 1 {
+                    continue; // no row is left
+                }
                 which += 1;
-                let residual = upsample == 1 && c == o;
+                let residual = sampling == Sampling::Same && c == o;
+                let shifted = which % 2 == 0;
                 for kind in ["f32", "codes", "exact", "dynamic"] {
-                    let name = format!("conv {kind} {:?} c {c} o {o} upsample {upsample}", [n, h, w]);
+                    let name = format!("conv {kind} {:?} c {c} o {o} {sampling:?} shift {shifted}", [n, h, w]);
                     let rng = &mut rng_of(&name);
                     let mut b = Build::new(c);
                     let codec = int8[which % int8.len()];
@@ -290,26 +294,39 @@ pub fn conv() -> Vec<Case> {
                         "f32" => b.f32(&dims, &normals(rng, o * k)),
                         _ => b.codes(&dims, &matrix),
                     };
+                    let whole = |rng: &mut Rng, n: usize| (0..n).map(|_| f32::from(rng.i8(..))).collect::<Vec<_>>();
+                    let shift = shifted.then(|| {
+                        let numbers = whole(rng, 5 * (o + 4));
+                        let table = b.f32(&[5, o + 4], &numbers);
+                        Columns { value: b.op(Op::Embedding { index: LABELS, table }), offset: 3 }
+                    });
                     let coded_input = matches!(kind, "exact" | "dynamic");
                     let spec = dynamic([8, 6][which % 2], QuantizeGrain::Sample);
                     let x = if coded_input { b.op(Op::Quantize { x: SAMPLE, spec }) } else { SAMPLE };
-                    let whole: Vec<f32> = (0..o).map(|_| f32::from(rng.i8(..))).collect();
-                    let bias = (which % 3 != 0).then(|| b.f32(&[o], &whole));
+                    let numbers = whole(rng, o);
+                    let bias = (which % 3 != 0).then(|| b.f32(&[o], &numbers));
                     let residual = residual.then_some(SAMPLE);
-                    b.op(Op::Conv2d { x, weight, bias, upsample, residual });
+                    b.op(Op::Conv2d { x, weight, bias, sampling, shift, residual });
                     let mut exact = coded(rng, n, h * w * c, spec.bits).into_iter();
                     let check = match kind {
                         "exact" => Check::Exact,
                         "dynamic" => {
                             // After upsampling, an input lies under up to four taps of a window.
                             let step = 12.0 / f32::from((1u16 << spec.bits) - 1);
-                            Check::Step { step: (upsample * upsample) as f64 * flip(&b, weight, step) }
+                            let taps = sampling.upsample() * sampling.upsample();
+                            Check::Step { step: taps as f64 * flip(&b, weight, step) }
                         }
                         _ => Check::Close { k, gain: 1.0 },
                     };
                     let mean = [0.0, 30.0, -7.0][which % 3];
                     let number = || if kind == "exact" { exact.next().unwrap() } else { mean + normal(rng) };
-                    cases.push(case(name, b, inputs([n, h, w, c], number), check));
+                    let mut inputs = inputs([n, h, w, c], number);
+                    if n == 3 {
+                        inputs.dims.conditions = 2;
+                        inputs.labels = vec![4, 2];
+                        inputs.conditions = vec![1, 0, 1];
+                    }
+                    cases.push(case(name, b, inputs, check));
                 }
             }
         }
@@ -340,6 +357,16 @@ pub fn elementwise() -> Vec<Case> {
             b.op(Op::Add { a: x, b: grid });
             cases.push(case(name, b, inputs([n, h, w, d], || 4.0 * normal(rng)), Check::Close { k: 1, gain: 1.0 }));
         }
+    }
+    for (n, h, w, d, e) in [(1, 1, 1, 1, 1), (2, 3, 5, 20, 7), (3, 4, 4, 8, 16), (2, 40, 30, 12, 24)] {
+        let name = format!("concat {n}x{h}x{w} {d} and {e}");
+        let rng = &mut rng_of(&name);
+        let mut b = Build::new(d);
+        let weight = b.f32(&[e, d], &normals(rng, d * e));
+        let y = b.op(linear(SAMPLE, weight));
+        let back = b.op(Op::Concat { a: y, b: SAMPLE });
+        b.op(Op::Concat { a: SAMPLE, b: back });
+        cases.push(case(name, b, inputs([n, h, w, d], || normal(rng)), Check::Close { k: d, gain: 1.0 }));
     }
     for half in [false, true] {
         let rng = &mut rng_of("embedding");

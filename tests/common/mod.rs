@@ -4,6 +4,7 @@
 pub mod cases;
 pub mod cases_norm;
 pub mod emulated;
+pub mod fixture;
 pub mod naive;
 pub mod networks;
 pub mod one_op;

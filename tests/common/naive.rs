@@ -6,7 +6,7 @@
 
 use aquatint::codec::QuantizedMatrix;
 use aquatint::program::{
-    Act, CurveAxis, Dims, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value,
+    Act, CurveAxis, Dims, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Sampling, Tensor, Value,
 };
 
 /// A dense array of real numbers, row-major.
@@ -134,11 +134,13 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
                 y + residual.map_or(0.0, |r| value(r).row(row)[channel])
             })
         }
-        Op::Conv2d { x, weight, bias, upsample, residual } => {
-            let y = conv3x3(value(x), tensor(weight), upsample as usize);
+        Op::Conv2d { x, weight, bias, sampling, shift, residual } => {
+            let y = conv3x3(value(x), tensor(weight), sampling);
             let o = y.cols();
             Array::new(&y.dims, |i| {
-                y.data[i] + bias.map_or(0.0, |b| tensor(b).data[i % o]) + residual.map_or(0.0, |r| value(r).data[i])
+                let shift = shift.map_or(0.0, |s| of_sample(&y, s.value, i / o)[s.offset as usize + i % o]);
+                let bias = bias.map_or(0.0, |b| tensor(b).data[i % o]);
+                y.data[i] + bias + shift + residual.map_or(0.0, |r| value(r).data[i])
             })
         }
         Op::Attention { q, k, v, heads, scale } => {
@@ -185,6 +187,12 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
             let (a, b) = (value(a), value(b));
             let d = a.cols();
             Array::new(&a.dims, |i| a.data[i] + b.row(i / d)[i % d])
+        }
+        Op::Concat { a, b } => {
+            let (a, b) = (value(a), value(b));
+            let (d, mut dims) = (a.cols() + b.cols(), a.dims.clone());
+            *dims.last_mut().expect("axes") = d;
+            Array::new(&dims, |i| if i % d < a.cols() { a.row(i / d)[i % d] } else { b.row(i / d)[i % d - a.cols()] })
         }
         Op::Quantize { x, spec } => quantized(value(x).clone(), Some(spec)),
         Op::Embedding { index, table } => {
@@ -234,23 +242,29 @@ fn statistics(x: &[f64]) -> (f64, f64) {
     (mean, x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
 }
 
-/// 3x3 convolution, stride 1, zero padding, after nearest-neighbour upsampling.
-fn conv3x3(x: &Array, weight: &Array, upsample: usize) -> Array {
+/// 3x3 convolution with zero padding, after nearest-neighbour upsampling.
+fn conv3x3(x: &Array, weight: &Array, sampling: Sampling) -> Array {
     let [n, h, w, c] = x.dims[..] else { panic!("not an image: {:?}", x.dims) };
-    let (h, w, o) = (h * upsample, w * upsample, weight.dims[0]);
-    let pixel = |sample: usize, y: usize, x_: usize, channel: usize| {
-        let row = (sample * x.dims[1] + y / upsample) * x.dims[2] + x_ / upsample;
-        x.data[row * c + channel]
+    let (upsample, stride, before) = match sampling {
+        Sampling::Same => (1, 1, 1),
+        Sampling::Up => (2, 1, 1),
+        Sampling::Down => (1, 2, 1),
+        Sampling::DownAfter => (1, 2, 0),
     };
-    Array::new(&[n, h, w, o], |i| {
-        let (sample, y, x_, out) = (i / o / w / h, i / o / w % h, i / o % w, i % o);
+    let (h, w) = (h * upsample, w * upsample);
+    // With a row of zeros after the image and `before` of them ahead of it, as many windows as fit.
+    let (down, across, o) = ((h + before + 1 - 3) / stride + 1, (w + before + 1 - 3) / stride + 1, weight.dims[0]);
+    Array::new(&[n, down, across, o], |i| {
+        let (sample, y, x_, out) = (i / o / across / down, i / o / across % down, i / o % across, i % o);
         let mut sum = 0.0;
         for (ky, kx) in (0..9).map(|tap| (tap / 3, tap % 3)) {
-            // Position in the image padded by one on each side.
-            let inside = (1..=h).contains(&(y + ky)) && (1..=w).contains(&(x_ + kx));
+            // Position in the image with its rows and columns of zeros ahead.
+            let (row, column) = (y * stride + ky, x_ * stride + kx);
+            let inside = (before..h + before).contains(&row) && (before..w + before).contains(&column);
             for channel in (0..c).filter(|_| inside) {
-                let weight = weight.data[((out * 3 + ky) * 3 + kx) * c + channel];
-                sum += weight * pixel(sample, y + ky - 1, x_ + kx - 1, channel);
+                let (row, column) = ((row - before) / upsample, (column - before) / upsample);
+                let pixel = x.data[((sample * x.dims[1] + row) * x.dims[2] + column) * c + channel];
+                sum += weight.data[((out * 3 + ky) * 3 + kx) * c + channel] * pixel;
             }
         }
         sum

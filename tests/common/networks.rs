@@ -3,7 +3,7 @@
 use super::cases::{dynamic, linear};
 use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, normals};
 use aquatint::program::{
-    Act, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value,
+    Act, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Sampling, Tensor, Value,
 };
 use fastrand::Rng;
 
@@ -75,14 +75,14 @@ pub fn spatial() -> Build {
     let ones = b.f32(&[d], &vec![1.0; d]);
     let zeros = b.f32(&[d], &vec![0.0; d]);
     let norm = |x, act, quantize| Op::GroupNorm { x, weight: ones, bias: zeros, groups: 3, eps: 1e-6, act, quantize };
-    let conv = |x, weight, upsample, residual| Op::Conv2d { x, weight, bias: None, upsample, residual };
+    let conv = |x, weight, sampling, residual| Op::Conv2d { x, weight, bias: None, sampling, shift: None, residual };
     let table = weight(&mut b, rng, 6, 8 * d);
     let floats = weight(&mut b, rng, 4 * d, 4 * d);
     let kernels = [codes(&mut b, rng, &[d, 3, 3, d]), codes(&mut b, rng, &[d, 3, 3, d])];
     let last = codes(&mut b, rng, &[4 * d, 4 * d]);
     let class = b.op(Op::Embedding { index: LABELS, table });
     let x = b.op(norm(SAMPLE, Act::Silu, Some(dynamic(8, QuantizeGrain::Sample))));
-    let x = b.op(conv(x, kernels[0], 1, Some(SAMPLE)));
+    let x = b.op(conv(x, kernels[0], Sampling::Same, Some(SAMPLE)));
     let patches: Value = b.op(Op::Patchify { x, patch: 2 });
     let k = b.op(linear(patches, floats));
     let x = b.op(Op::Attention { q: patches, k, v: patches, heads: 4, scale: 0.3 });
@@ -92,6 +92,6 @@ pub fn spatial() -> Build {
     let x = b.op(Op::Linear { x, weight: last, bias: None, act: Act::GeluTanh, gate: None, residual: Some(patches) });
     let x = b.op(Op::Unpatchify { x, patch: 2 });
     let x = b.op(norm(x, Act::None, None));
-    b.op(conv(x, kernels[1], 2, None));
+    b.op(conv(x, kernels[1], Sampling::Up, None));
     b
 }

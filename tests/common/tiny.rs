@@ -10,7 +10,7 @@ use aquatint::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta, SourceMe
 use aquatint::format::{Meta, TensorKind, TensorSpec, Writer};
 use aquatint::program::{
     Act, Columns, CurveAxis, Dim, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
-    QuantizeRange, Role, Tensor, Value,
+    QuantizeRange, Role, Sampling, Tensor, Value,
 };
 use half::f16;
 use std::collections::BTreeMap;
@@ -279,25 +279,26 @@ fn decoder(writer: &mut Writer) -> Program {
     let x = b.op("scale", Op::Pointwise { x: Value(0), act: Act::None, mul: 5.5, add: 0.0 });
 
     let (weight, bias) = (b.f16("in.weight", &[8, 3, 3, 4]), Some(b.f32("in.bias", &[8])));
-    let x = b.op("in", Op::Conv2d { x, weight, bias, upsample: 1, residual: None });
+    let x = b.op("in", Op::Conv2d { x, weight, bias, sampling: Sampling::Same, shift: None, residual: None });
     let samples = Quantize { bits: 8, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
     let (weight, bias) = (b.f32("norm1.weight", &[8]), b.f32("norm1.bias", &[8]));
     let quantize = Some(samples);
     let norm = Op::GroupNorm { x, weight, bias, groups: 4, eps: 1e-6, act: Act::Silu, quantize };
     let h = b.op("norm1", norm);
     let weight = b.codes("conv1.weight", &[8, 3, 3, 8], (width(4), Grain::Row, true));
-    let h = b.op("conv1", Op::Conv2d { x: h, weight, bias: None, upsample: 1, residual: Some(x) });
+    let h = b
+        .op("conv1", Op::Conv2d { x: h, weight, bias: None, sampling: Sampling::Same, shift: None, residual: Some(x) });
     let (weight, bias) = (b.f32("norm2.weight", &[8]), b.f32("norm2.bias", &[8]));
     let range = QuantizeRange::Curve(b.curve("norm2.curve", [0.0, 1.0]), CurveAxis::StepFraction);
     let quantize = Some(Quantize { range, ..samples });
     let h = b.op("norm2", Op::GroupNorm { x: h, weight, bias, groups: 2, eps: 1e-6, act: Act::None, quantize });
     let weight = b.codes("up.weight", &[5, 3, 3, 8], (width(5), Grain::Tensor, true));
-    let x = b.op("up", Op::Conv2d { x: h, weight, bias: None, upsample: 2, residual: None });
+    let x = b.op("up", Op::Conv2d { x: h, weight, bias: None, sampling: Sampling::Up, shift: None, residual: None });
     let (weight, bias) = (b.f32("norm3.weight", &[5]), b.f32("norm3.bias", &[5]));
     let norm = Op::GroupNorm { x, weight, bias, groups: 1, eps: 1e-6, act: Act::Silu, quantize: None };
     let x = b.op("norm3", norm);
     let (weight, bias) = (b.f32("out.weight", &[3, 3, 3, 5]), Some(b.f32("out.bias", &[3])));
-    b.op("out", Op::Conv2d { x, weight, bias, upsample: 1, residual: None });
+    b.op("out", Op::Conv2d { x, weight, bias, sampling: Sampling::Same, shift: None, residual: None });
     b.program
 }
 

@@ -3,7 +3,7 @@
 //! Weights keep the checkpoint's names. What the builder adds is where they lie in the file: convolution kernels turn
 //! from `(o, i, h, w)` to `(o, h, w, i)`, everything else stays as it is.
 
-use aquatint::program::{Act, Columns, Input, Modulation, Node, Op, Program, Role, Tensor, Value};
+use aquatint::program::{Act, Columns, Input, Modulation, Node, Op, Program, Role, Sampling, Tensor, Value};
 
 /// How a weight may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,17 @@ impl Default for Linear {
     }
 }
 
+/// What a convolution does beside its product; see [`Op::Conv2d`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Conv {
+    /// How many pixels come out.
+    pub sampling: Sampling,
+    /// Added per sample and channel.
+    pub shift: Option<Columns>,
+    /// Residual.
+    pub residual: Option<Value>,
+}
+
 /// Builds one program.
 pub struct Builder<'a> {
     component: &'static str,
@@ -145,10 +156,11 @@ impl<'a> Builder<'a> {
     }
 
     /// A 3x3 convolution at module `path` from `i` to `o` channels.
-    pub fn conv(&mut self, path: &str, x: Value, [i, o]: [usize; 2], upsample: u32, residual: Option<Value>) -> Value {
+    pub fn conv(&mut self, path: &str, x: Value, [i, o]: [usize; 2], with: Conv) -> Value {
         let weight = self.weight(format!("{path}.weight"), &[o, i, 3, 3], Storage::Conv);
         let bias = Some(self.vector(format!("{path}.bias"), o));
-        self.push(path, Op::Conv2d { x, weight, bias, upsample, residual })
+        let Conv { sampling, shift, residual } = with;
+        self.push(path, Op::Conv2d { x, weight, bias, sampling, shift, residual })
     }
 
     /// A layer norm without parameters, modulated.

@@ -47,6 +47,13 @@ impl<'a> Fields<'a> {
         list.iter().map(|v| self.number(field, v)).collect::<Result<Vec<_>>>().map(Some)
     }
 
+    /// A list of texts; `None` if absent.
+    pub fn texts(&self, field: &str) -> Result<Option<Vec<&'a str>>> {
+        let Some(value) = self.value(field) else { return Ok(None) };
+        let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
+        texts.map(Some).ok_or_else(|| self.error(field, "a list of names", value))
+    }
+
     fn number(&self, field: &str, value: &Value) -> Result<u32> {
         match value.as_u64() {
             Some(n @ 1..=MAX_DIM) => Ok(n as u32),

@@ -1,12 +1,13 @@
 //! Lowering: a model's configuration becomes programs, and the list of weights they use.
 //!
-//! One hand-written builder per architecture ([`dit`], [`vae`]), on top of the typed steps of [`Builder`]. Builders read
+//! One hand-written builder per architecture ([`dit`], [`unet2d`], [`vae`]), on top of the typed steps of [`Builder`]. Builders read
 //! configurations and tensor *names*; no weight is touched here, and nothing is known of quantization. A setting that
 //! would change the result and is not supported is refused by name.
 
 mod builder;
 pub mod dit;
 mod fields;
+pub mod unet2d;
 pub mod vae;
 
 pub use builder::{Builder, Linear, Storage, Weight};
@@ -21,6 +22,8 @@ use std::collections::BTreeSet;
 
 /// Folder of the denoiser in a DiT pipeline.
 pub const DENOISER: &str = "transformer";
+/// Folder of the denoiser in a UNet's pipeline.
+pub const UNET: &str = "unet";
 /// Folder of the image decoder.
 pub const VAE: &str = "vae";
 
@@ -35,11 +38,45 @@ pub struct Lowered {
     pub pipeline: PipelineMeta,
 }
 
-/// Lowers a `DiTPipeline` and checks that its checkpoints hold exactly the tensors that the programs use.
+/// Lowers a pipeline and checks that its checkpoints hold exactly the tensors that the programs use.
 ///
 /// # Errors
 /// [`Error::Request`] naming component, field or tensor, what is supported or expected, and what was found.
 pub fn lower(model: &Model) -> Result<Lowered> {
+    let lowered = match model.class.as_str() {
+        "DiTPipeline" => lower_dit(model)?,
+        _ => lower_unet2d(model)?,
+    };
+    for component in &model.components {
+        check(component, &lowered.weights)?;
+    }
+    Ok(lowered)
+}
+
+/// A `DDPMPipeline` or `DDIMPipeline`: a UNet on pixels.
+fn lower_unet2d(model: &Model) -> Result<Lowered> {
+    let unet = model.component(UNET);
+    let config = unet2d::Config::read(&unet.class, &unet.config)?;
+    let mut weights = Vec::new();
+    let denoiser = unet2d::lower(&config, &|key| unet.weights.has(key), &mut weights);
+    let pipeline = PipelineMeta {
+        name: model.name.clone(),
+        class: model.class.clone(),
+        latent_channels: config.in_channels,
+        latent_size: [config.sample_size; 2],
+        pixels_per_latent: 1,
+        classes: 0,
+        null_class: 0,
+        class_names: Default::default(),
+        sampler: sampler::Config::from_diffusers(&model.scheduler)?,
+        // The defaults of DDIMPipeline.__call__ and DDPMPipeline.__call__.
+        steps: if model.class == "DDIMPipeline" { 50 } else { 1000 },
+        guidance_scale: 1.0,
+    };
+    Ok(Lowered { programs: vec![denoiser], weights, pipeline })
+}
+
+fn lower_dit(model: &Model) -> Result<Lowered> {
     let (transformer, decoder) = (model.component(DENOISER), model.component(VAE));
     let mut weights = Vec::new();
     let config = dit::Config::read(&transformer.class, &transformer.config)?;
@@ -50,9 +87,6 @@ pub fn lower(model: &Model) -> Result<Lowered> {
     }
     let denoiser = dit::lower(&config, &mut weights);
     let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
-    for component in &model.components {
-        check(component, &weights)?;
-    }
     let pipeline = PipelineMeta {
         name: model.name.clone(),
         class: model.class.clone(),

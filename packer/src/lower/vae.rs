@@ -10,11 +10,11 @@
 //! The encoder is not lowered. The residual stream grows large in some trained models, so every value on it is wide.
 //! Checkpoints older than diffusers 0.15 call the attention's layers `query`, `key`, `value` and `proj_attn`.
 
-use super::builder::{Builder, Linear, Weight};
+use super::builder::{Builder, Conv, Linear, Weight};
 use super::{Fields, VAE};
 use crate::source::diffusers::Object;
 use aquatint::error::{Error, Result};
-use aquatint::program::{Act, Dim, Input, InputKind, Op, Program, Role, Value};
+use aquatint::program::{Act, Dim, Input, InputKind, Op, Program, Role, Sampling, Value};
 use serde_json::json;
 
 /// Epsilon of every norm of the decoder.
@@ -112,7 +112,7 @@ pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Vec<Weig
     }
     let mut levels = c.channels.iter().rev().map(|&n| n as usize).peekable();
     let mut width = levels.peek().copied().unwrap_or(latent);
-    x = b.conv("decoder.conv_in", x, [latent, width], 1, None);
+    x = b.conv("decoder.conv_in", x, [latent, width], Conv::default());
     b.wide(x);
 
     let mut decoder = Decoder { b, groups: c.groups };
@@ -128,13 +128,14 @@ pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Vec<Weig
             width = channels;
         }
         if level + 1 < c.channels.len() {
-            x = decoder.b.conv(&format!("{path}.upsamplers.0.conv"), x, [width; 2], 2, None);
+            let up = Conv { sampling: Sampling::Up, ..Conv::default() };
+            x = decoder.b.conv(&format!("{path}.upsamplers.0.conv"), x, [width; 2], up);
             decoder.b.wide(x);
         }
     }
     let Decoder { mut b, groups } = decoder;
     x = b.group_norm("decoder.conv_norm_out", x, width, groups, EPS, Act::Silu);
-    x = b.conv("decoder.conv_out", x, [width, IMAGE_CHANNELS as usize], 1, None);
+    x = b.conv("decoder.conv_out", x, [width, IMAGE_CHANNELS as usize], Conv::default());
     b.wide(x);
     b.finish(x)
 }
@@ -150,14 +151,14 @@ impl Decoder<'_> {
     fn resnet(&mut self, path: &str, x: Value, i: usize, o: usize) -> Value {
         let b = &mut self.b;
         let normed = b.group_norm(&format!("{path}.norm1"), x, i, self.groups, EPS, Act::Silu);
-        let hidden = b.conv(&format!("{path}.conv1"), normed, [i, o], 1, None);
+        let hidden = b.conv(&format!("{path}.conv1"), normed, [i, o], Conv::default());
         let normed = b.group_norm(&format!("{path}.norm2"), hidden, o, self.groups, EPS, Act::Silu);
         let mut skip = x;
         if i != o {
             skip = b.linear(&format!("{path}.conv_shortcut"), x, &[o, i, 1, 1], Linear::default());
             b.wide(skip);
         }
-        let y = b.conv(&format!("{path}.conv2"), normed, [o, o], 1, Some(skip));
+        let y = b.conv(&format!("{path}.conv2"), normed, [o, o], Conv { residual: Some(skip), ..Conv::default() });
         b.wide(y)
     }
 

@@ -83,7 +83,14 @@ mod tests {
 
     #[test]
     fn convolutions_get_one_scale_per_sample() {
-        let op = Op::Conv2d { x: Value(0), weight: Tensor(0), bias: None, upsample: 1, residual: None };
+        let op = Op::Conv2d {
+            x: Value(0),
+            weight: Tensor(0),
+            bias: None,
+            sampling: Default::default(),
+            shift: None,
+            residual: None,
+        };
         let mut p = program(vec![Node { op, path: "conv".into(), wide: false }]);
         assign(&mut p, &|_| Some(8));
         assert_eq!(p.nodes[0].op.quantizes().map(|q| q.grain), Some(QuantizeGrain::Sample));

@@ -8,8 +8,9 @@ use std::path::Path;
 /// A JSON object.
 pub type Object = Map<String, Value>;
 
-/// Pipelines that can be packed.
-pub const PIPELINES: [&str; 1] = ["DiTPipeline"];
+/// Pipelines that can be packed, and the folders of their networks.
+pub const PIPELINES: [(&str, &[&str]); 3] =
+    [("DiTPipeline", &["transformer", "vae"]), ("DDPMPipeline", &["unet"]), ("DDIMPipeline", &["unet"])];
 
 /// A network of the pipeline: its configuration and weights.
 #[derive(Debug)]
@@ -57,15 +58,15 @@ impl Model {
         let mut sources = Vec::new();
         let index: Object = read_json(root, index_file, &mut sources)?;
         let class = text(&index, "_class_name").unwrap_or_default().to_owned();
-        if !PIPELINES.contains(&class.as_str()) {
-            let expected = format!("a supported pipeline: {}", PIPELINES.join(", "));
+        let Some((_, folders)) = PIPELINES.iter().find(|(name, _)| *name == class) else {
+            let expected = format!("a supported pipeline: {}", PIPELINES.map(|p| p.0).join(", "));
             return Err(Error::request(format!("{index_file}: _class_name"), expected, format!("{class:?}")));
-        }
+        };
         let mut model =
             Model { name: directory_name(root), class, index, scheduler: Value::Null, components: Vec::new(), sources };
         let scheduler = "scheduler/scheduler_config.json";
         model.scheduler = Value::Object(read_json(root, scheduler, &mut model.sources)?);
-        for name in ["transformer", "vae"] {
+        for name in *folders {
             let component = model.open_component(root, name)?;
             model.components.push(component);
         }

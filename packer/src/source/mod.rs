@@ -50,8 +50,10 @@ pub fn open_checkpoint(path: &Path, sources: &mut Vec<SourceFile>) -> Result<Che
 pub fn read_json<T: DeserializeOwned>(root: &Path, relative: &str, sources: &mut Vec<SourceFile>) -> Result<T> {
     let path = root.join(relative);
     let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-    let value =
-        serde_json::from_slice(&bytes).map_err(|e| Error::request(path.display().to_string(), "a JSON object", e))?;
+    let wrong = |e: &dyn std::fmt::Display| Error::request(path.display().to_string(), "a JSON object", e);
+    // Python writes a bound that is none, such as a scheduler's lambda_min_clipped, as -Infinity, which is no JSON.
+    let text = std::str::from_utf8(&bytes).map_err(|e| wrong(&e))?.replace(": -Infinity", ": null");
+    let value = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
     sources.push(SourceFile::of(relative.to_owned(), &bytes, false));
     Ok(value)
 }

@@ -1,13 +1,13 @@
 //! 3x3 convolutions as implicit matrix products over channels-last images.
 
 use super::arena::{Arena, CodesView};
-use super::gemm::{MAX_TAPS, Rows, product_f32, product_i8};
+use super::gemm::{MAX_TAPS, PerRow, Rows, product_f32, product_i8};
 use super::linear::epilogue;
 use super::simd::{Isa, MR};
 use crate::backend::args::{Conv2dArgs, Input};
 use crate::format::TensorView;
-use crate::program::Act;
 use crate::program::shape::MAX_CONV_CHANNELS;
+use crate::program::{Act, Sampling};
 
 /// What taps outside the image read: raw code 0, or 0.0.
 static ZERO_CODES: [u8; MAX_CONV_CHANNELS] = [0; MAX_CONV_CHANNELS];
@@ -18,7 +18,9 @@ static ZERO_FLOATS: [f32; MAX_CONV_CHANNELS] = [0.0; MAX_CONV_CHANNELS];
 struct Window {
     height: usize,
     width: usize,
-    upsample: usize,
+    /// Rows and columns of the output.
+    out: [usize; 2],
+    sampling: Sampling,
 }
 
 impl Window {
@@ -26,13 +28,14 @@ impl Window {
     /// Upsampling is nearest-neighbour: output coordinates are divided by the factor.
     #[inline(always)]
     fn pixel(&self, m: usize, tap: usize) -> Option<usize> {
-        let (h, w) = (self.height * self.upsample, self.width * self.upsample);
+        let ([h, w], s) = (self.out, self.sampling);
         let (sample, y, x) = (m / (h * w), m / w % h, m % w);
-        let (y, x) = ((y + tap / 3).checked_sub(1)?, (x + tap % 3).checked_sub(1)?);
-        if y >= h || x >= w {
+        let y = (y * s.stride() + tap / 3).checked_sub(s.before())? / s.upsample();
+        let x = (x * s.stride() + tap % 3).checked_sub(s.before())? / s.upsample();
+        if y >= self.height || x >= self.width {
             return None;
         }
-        Some((sample * self.height + y / self.upsample) * self.width + x / self.upsample)
+        Some((sample * self.height + y) * self.width + x)
     }
 }
 
@@ -77,8 +80,15 @@ pub fn conv2d<I: Isa>(
     bias: Option<&TensorView>,
 ) {
     let (out, reads) = arena.write_floats(&args.y, call);
-    let epilogue = epilogue(&reads, call, bias, Act::None, None, args.residual);
-    let window = Window { height: args.height, width: args.width, upsample: args.upsample };
+    let mut epilogue = epilogue(&reads, call, bias, Act::None, None, args.residual);
+    epilogue.shift = args.shift.map(|(shift, offset)| PerRow::new(&reads, call, &shift, offset));
+    let out_axis = |n: usize| args.sampling.rows(n).unwrap_or(usize::MAX);
+    let window = Window {
+        height: args.height,
+        width: args.width,
+        out: [out_axis(args.height), out_axis(args.width)],
+        sampling: args.sampling,
+    };
     match (&args.x, weight) {
         (Input::Codes(x), TensorView::Codes(w)) => {
             let codes: CodesView = reads.codes(x, call);

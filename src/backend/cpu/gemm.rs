@@ -14,12 +14,12 @@
 //! A convolution is the same product: row `m` is an output pixel, and its inputs are nine slices of the image, found
 //! by [`Rows`]; nothing is copied.
 
-use super::arena::CodesView;
+use super::arena::{CodesView, Reads};
 use super::math::{activate, fma};
 use super::scratch;
 use super::simd::tiles::{TileMut, for_each_tile};
 use super::simd::{GROUP, Isa, MR, NR, Tile, panel_len, vectorized};
-use crate::backend::args::Input;
+use crate::backend::args::{Input, PerSample};
 use crate::codec::layout::{PackedMatrix, Tables};
 use crate::format::TensorView;
 use crate::program::Act;
@@ -70,16 +70,18 @@ impl<T: Sync> Rows<T> for Matrix<'_, T> {
 pub struct Epilogue<'a> {
     /// Added per channel.
     pub bias: Option<&'a [f32]>,
-    /// Applied after the bias.
+    /// Added per sample and channel, after the bias.
+    pub shift: Option<PerRow<'a>>,
+    /// Applied then.
     pub act: Act,
     /// Multiplies, after the activation.
-    pub gate: Option<Gate<'a>>,
+    pub gate: Option<PerRow<'a>>,
     /// Added last: a matrix of as many columns as the output; its rows repeat.
     pub residual: Option<&'a [f32]>,
 }
 
-/// A gate per sample and channel.
-pub struct Gate<'a> {
+/// A number per sample and channel.
+pub struct PerRow<'a> {
     /// `(conditions, cols)`.
     pub table: &'a [f32],
     /// Columns of the table.
@@ -92,6 +94,26 @@ pub struct Gate<'a> {
     pub rows_per_sample: usize,
 }
 
+impl<'a> PerRow<'a> {
+    /// Resolves columns of a per-condition matrix from column `offset`.
+    pub fn new(reads: &Reads<'a>, call: usize, columns: &PerSample, offset: usize) -> Self {
+        PerRow {
+            table: reads.floats(&columns.table, call),
+            cols: columns.table.cols,
+            offset,
+            condition: reads.slice(columns.condition.at, columns.samples),
+            rows_per_sample: columns.rows_per_sample,
+        }
+    }
+
+    /// The numbers of row `m` and channels `n0..n0 + cols`.
+    #[inline(always)]
+    fn of(&self, m: usize, n0: usize, cols: usize) -> &[f32] {
+        let condition = self.condition[m / self.rows_per_sample] as usize;
+        &self.table[condition * self.cols + self.offset + n0..][..cols]
+    }
+}
+
 impl Epilogue<'_> {
     /// Finishes row `m` of a tile, `v`, and stores it into `out`, which begins at channel `n0`; `n` channels in all.
     #[inline(always)]
@@ -102,10 +124,14 @@ impl Epilogue<'_> {
                 *v += b;
             }
         }
+        if let Some(shift) = &self.shift {
+            for (v, s) in v.iter_mut().zip(shift.of(m, n0, cols)) {
+                *v += s;
+            }
+        }
         activate::<I>(self.act, v);
-        if let Some(g) = &self.gate {
-            let condition = g.condition[m / g.rows_per_sample] as usize;
-            for (v, g) in v.iter_mut().zip(&g.table[condition * g.cols + g.offset + n0..][..cols]) {
+        if let Some(gate) = &self.gate {
+            for (v, g) in v.iter_mut().zip(gate.of(m, n0, cols)) {
                 *v *= g;
             }
         }

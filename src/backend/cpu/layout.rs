@@ -1,7 +1,8 @@
 //! Ops that only move data.
 
 use super::arena::Arena;
-use crate::backend::args::PatchArgs;
+use crate::backend::args::{ConcatArgs, PatchArgs};
+use rayon::prelude::*;
 
 /// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
 ///
@@ -21,4 +22,15 @@ pub fn patch(arena: &mut Arena, call: usize, args: &PatchArgs) {
             }
         }
     }
+}
+
+/// See [`Op::Concat`](crate::program::Op::Concat).
+pub fn concat(arena: &mut Arena, call: usize, args: &ConcatArgs) {
+    let (out, reads) = arena.write_floats(&args.y, call);
+    let (a, b) = (reads.floats(&args.a, call), reads.floats(&args.b, call));
+    let rows = a.par_chunks_exact(args.a.cols).zip(b.par_chunks_exact(args.b.cols));
+    out.par_chunks_exact_mut(args.y.cols).zip(rows).with_min_len(64).for_each(|(y, (a, b))| {
+        y[..a.len()].copy_from_slice(a);
+        y[a.len()..].copy_from_slice(b);
+    });
 }

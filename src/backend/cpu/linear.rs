@@ -1,7 +1,7 @@
 //! Linear layers.
 
 use super::arena::{Arena, CodesView, Reads};
-use super::gemm::{Epilogue, Gate, Matrix, product_f32, product_i8};
+use super::gemm::{Epilogue, Matrix, PerRow, product_f32, product_i8};
 use super::simd::Isa;
 use super::vector;
 use crate::backend::args::{Floats, Input, LinearArgs, PerSample};
@@ -48,13 +48,8 @@ pub fn epilogue<'a>(
     Epilogue {
         bias: bias.map(vector),
         act,
-        gate: gate.map(|(g, offset)| Gate {
-            table: reads.floats(&g.table, call),
-            cols: g.table.cols,
-            offset,
-            condition: reads.slice(g.condition.at, g.samples),
-            rows_per_sample: g.rows_per_sample,
-        }),
+        shift: None,
+        gate: gate.map(|(gate, offset)| PerRow::new(reads, call, &gate, offset)),
         residual: residual.map(|r| reads.floats(&r, call)),
     }
 }

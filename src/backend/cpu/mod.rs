@@ -224,6 +224,10 @@ impl<I: Isa> Backend for Cpu<I> {
         pointwise::add(self.isa, arena, call, args);
     }
 
+    fn concat(&self, arena: &mut Arena, call: usize, args: &ConcatArgs) {
+        layout::concat(arena, call, args);
+    }
+
     fn quantize(&self, arena: &mut Arena, call: usize, args: &QuantizeArgs) {
         quantize::quantize(self.isa, arena, call, args);
     }

@@ -45,16 +45,22 @@ structs! {
     }
 
     /// Where the inputs of an output row lie.
-    Window, 24 { taps: u32, channels: u32, height: u32, width: u32, upsample: u32, pad: u32 }
+    Window, 40 {
+        taps: u32, channels: u32, height: u32, width: u32, out_height: u32, out_width: u32,
+        upsample: u32, stride: u32, before: u32, pad: u32,
+    }
 
     /// What happens to a product.
-    Epilogue, 96 { bias: u64, residual: Floats, gate: PerSample, gate_column: u32, act: u32 }
+    Epilogue, 152 {
+        bias: u64, residual: Floats, shift: PerSample, gate: PerSample,
+        shift_column: u32, gate_column: u32, act: u32, pad: u32,
+    }
 
     /// A product of codes.
-    IntegerProductArgs, 312 { calls: u64, x: Codes, weight: Weight, y: Floats, window: Window, epilogue: Epilogue }
+    IntegerProductArgs, 384 { calls: u64, x: Codes, weight: Weight, y: Floats, window: Window, epilogue: Epilogue }
 
     /// A product of floats.
-    FloatProductArgs, 280 { calls: u64, x: Floats, weight: Weight, y: Floats, window: Window, epilogue: Epilogue }
+    FloatProductArgs, 352 { calls: u64, x: Floats, weight: Weight, y: Floats, window: Window, epilogue: Epilogue }
 }
 
 /// The number of an activation function in `args.cuh`.

@@ -16,15 +16,23 @@ pub fn conv2d(
     issue: &mut impl FnMut(Launch<'_>),
 ) {
     let channels = args.x.cols();
+    let out_axis = |n: usize| args.sampling.rows(n).unwrap_or(usize::MAX) as u32;
     let window = Window {
         taps: 9,
         channels: channels as u32,
         height: args.height as u32,
         width: args.width as u32,
-        upsample: args.upsample as u32,
+        out_height: out_axis(args.height),
+        out_width: out_axis(args.width),
+        upsample: args.sampling.upsample() as u32,
+        stride: args.sampling.stride() as u32,
+        before: args.sampling.before() as u32,
         pad: 0,
     };
-    let epilogue = epilogue(frame, bias, Act::None, None, args.residual.as_ref());
+    let mut epilogue = epilogue(frame, bias, Act::None, None, args.residual.as_ref());
+    if let Some((shift, column)) = &args.shift {
+        (epilogue.shift, epilogue.shift_column) = (frame.per_sample(Some(shift)), *column as u32);
+    }
     let weight = args::weight(&weight.view, weight.at, args.y.cols, 9 * channels);
     product(frame, Family::Conv, &args.x, weight, &args.y, window, epilogue, issue);
 }

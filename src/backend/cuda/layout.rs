@@ -10,6 +10,9 @@ structs! {
     PatchArgs, 96 {
         calls: u64, x: Floats, y: Floats, height: u32, width: u32, channels: u32, patch: u32, inverse: u32, pad: u32,
     }
+
+    /// Two matrices side by side.
+    ConcatArgs, 104 { calls: u64, a: Floats, b: Floats, y: Floats }
 }
 
 /// Threads per block.
@@ -31,5 +34,15 @@ pub fn patch(frame: &Frame, args: &args::PatchArgs, issue: &mut impl FnMut(Launc
         inverse: u32::from(args.inverse),
         pad: 0,
     };
+    issue(Launch { kernel, grid, block: BLOCK, shared: 0, args: args.as_bytes() });
+}
+
+/// See [`Op::Concat`](crate::program::Op::Concat).
+pub fn concat(frame: &Frame, args: &args::ConcatArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let kernel = Kernel { module: "layout", entry: "concat" };
+    let run = if (args.a.cols | args.b.cols).is_multiple_of(8) { 8 } else { 1 };
+    let grid = [(args.y.rows * args.y.cols).div_ceil(BLOCK as usize * run) as u32, 1, 1];
+    let (a, b, y) = (frame.floats(&args.a), frame.floats(&args.b), frame.floats(&args.y));
+    let args = ConcatArgs { calls: frame.calls, a, b, y };
     issue(Launch { kernel, grid, block: BLOCK, shared: 0, args: args.as_bytes() });
 }

@@ -33,9 +33,12 @@ pub fn epilogue(
     Epilogue {
         bias: bias.map_or(0, |b| b.at),
         residual: frame.optional(residual),
+        shift: frame.per_sample(None),
+        shift_column: 0,
         gate: frame.per_sample(gate.as_ref().map(|g| &g.0)),
         gate_column: gate.map_or(0, |g| g.1 as u32),
         act: args::act(act),
+        pad: 0,
     }
 }
 

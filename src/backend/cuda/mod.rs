@@ -314,6 +314,10 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         pointwise::add(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
+    fn concat(&self, arena: &mut Arena<D>, _: usize, args: &ConcatArgs) {
+        layout::concat(&arena.frame(), args, &mut |launch| self.issue(launch));
+    }
+
     fn quantize(&self, arena: &mut Arena<D>, _: usize, args: &QuantizeArgs) {
         quantize::quantize(&arena.frame(), args, &mut |launch| self.issue(launch));
     }

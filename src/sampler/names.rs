@@ -1,0 +1,197 @@
+//! The words that a sampler's settings are made of, as diffusers and the command line spell them.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// An enum whose values have one spelling, used on the command line, in JSON and in messages.
+macro_rules! words {
+    ($(#[$doc:meta])* $type:ident, $what:literal { $($(#[$item:meta])* $name:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $type { $($(#[$item])* #[serde(rename = $text)] $name,)+ }
+
+        impl $type {
+            /// Every value, in the order of the documentation.
+            pub const ALL: &[$type] = &[$($type::$name),+];
+
+            /// The spelling on the command line and in JSON.
+            pub fn name(self) -> &'static str {
+                match self { $($type::$name => $text,)+ }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = Error;
+
+            /// The value with this name; a request error that lists the names otherwise.
+            fn from_str(text: &str) -> Result<Self> {
+                let found = Self::ALL.iter().copied().find(|v| v.name() == text);
+                let names: Vec<_> = Self::ALL.iter().map(|v| v.name()).collect();
+                found.ok_or_else(|| Error::request($what, format!("one of {}", names.join(", ")), text))
+            }
+        }
+    };
+}
+
+words! {
+    /// A sampler, by its command line name.
+    Kind, "sampler" {
+        /// DDIM, deterministic or with noise ([`Config::eta`](super::Config::eta)).
+        Ddim = "ddim",
+        /// Ancestral sampling as DDPM was trained ([`Config::variance`](super::Config::variance)).
+        Ddpm = "ddpm",
+        /// Pseudo linear multistep, "PLMS": one more call than steps.
+        Pndm = "pndm",
+        /// Euler's method.
+        Euler = "euler",
+        /// Euler's method with fresh noise at each step.
+        EulerAncestral = "euler-a",
+        /// Heun's method: two calls a step, but for the last.
+        Heun = "heun",
+        /// DPM-Solver++ multistep, of order 1 or 2 ([`Config::solver_order`](super::Config::solver_order)).
+        DpmSolverPp2M = "dpm++2m",
+        /// The same for the stochastic equation, with fresh noise at each step.
+        DpmSolverPp2MSde = "dpm++2m-sde",
+        /// DPM-Solver++ singlestep, of order 1 or 2; a call counts as a step.
+        DpmSolverPp2S = "dpm++2s",
+        /// Linear multistep of order 4.
+        Lms = "lms",
+        /// UniPC: a predictor and a corrector of order 1 or 2.
+        UniPc = "unipc",
+        /// Latent consistency models.
+        Lcm = "lcm",
+    }
+}
+
+words! {
+    /// How beta runs from `beta_start` to `beta_end` over the training steps.
+    BetaSchedule, "beta_schedule" {
+        /// Evenly spaced. What CompVis' latent diffusion calls "linear" is [`BetaSchedule::ScaledLinear`].
+        Linear = "linear",
+        /// The square of evenly spaced square roots.
+        ScaledLinear = "scaled_linear",
+    }
+}
+
+words! {
+    /// What the model's output means.
+    Prediction, "prediction_type" {
+        /// The noise.
+        Epsilon = "epsilon",
+        /// The velocity, `alpha noise - sigma x0`.
+        VPrediction = "v_prediction",
+        /// The clean latents themselves.
+        Sample = "sample",
+    }
+}
+
+words! {
+    /// How the timesteps of a run are spaced over the training steps.
+    Spacing, "timestep_spacing" {
+        /// Multiples of a whole stride, from 0 (plus `steps_offset`).
+        Leading = "leading",
+        /// Evenly from the first to the last training step, rounded.
+        Linspace = "linspace",
+        /// Evenly from the last training step down, rounded.
+        Trailing = "trailing",
+        /// DDIM: every multiple of a whole stride below `train_steps` (plus `steps_offset`), as CompVis and ermongroup
+        /// have it. There may be more of them than steps.
+        Uniform = "uniform",
+        /// DDIM: squares, up to 0.8 of the training steps (plus `steps_offset`), as CompVis and ermongroup have it.
+        /// Timesteps may repeat.
+        Quad = "quad",
+    }
+}
+
+words! {
+    /// The second-order formula of DPM-Solver++.
+    SolverType, "solver_type" {
+        /// The midpoint rule.
+        Midpoint = "midpoint",
+        /// Heun's rule.
+        Heun = "heun",
+    }
+}
+
+words! {
+    /// How much noise a step of DDPM adds.
+    Variance, "variance_type" {
+        /// That of the step given the clean latents.
+        FixedSmall = "fixed_small",
+        /// The same (diffusers takes the root by way of a logarithm).
+        FixedSmallLog = "fixed_small_log",
+        /// The step's beta.
+        FixedLarge = "fixed_large",
+        /// Between the two, as the model says. Not supported: a table of coefficients knows no such thing.
+        LearnedRange = "learned_range",
+    }
+}
+
+words! {
+    /// Where the last step ends.
+    FinalSigma, "final_sigmas_type" {
+        /// At no noise.
+        Zero = "zero",
+        /// At the noise of training step 0.
+        SigmaMin = "sigma_min",
+    }
+}
+
+impl Kind {
+    /// The name that image tools show, as written into the `parameters` text of a PNG.
+    pub fn title(self) -> &'static str {
+        match self {
+            Kind::Ddim => "DDIM",
+            Kind::Ddpm => "DDPM",
+            Kind::Pndm => "PLMS",
+            Kind::Euler => "Euler",
+            Kind::EulerAncestral => "Euler a",
+            Kind::Heun => "Heun",
+            Kind::DpmSolverPp2M => "DPM++ 2M",
+            Kind::DpmSolverPp2MSde => "DPM++ 2M SDE",
+            Kind::DpmSolverPp2S => "DPM++ 2S",
+            Kind::Lms => "LMS",
+            Kind::UniPc => "UniPC",
+            Kind::Lcm => "LCM",
+        }
+    }
+
+    /// The class of diffusers that this sampler reproduces.
+    pub(super) fn class(self) -> &'static str {
+        match self {
+            Kind::Ddim => "DDIMScheduler",
+            Kind::Ddpm => "DDPMScheduler",
+            Kind::Pndm => "PNDMScheduler",
+            Kind::Euler => "EulerDiscreteScheduler",
+            Kind::EulerAncestral => "EulerAncestralDiscreteScheduler",
+            Kind::Heun => "HeunDiscreteScheduler",
+            Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde => "DPMSolverMultistepScheduler",
+            Kind::DpmSolverPp2S => "DPMSolverSinglestepScheduler",
+            Kind::Lms => "LMSDiscreteScheduler",
+            Kind::UniPc => "UniPCMultistepScheduler",
+            Kind::Lcm => "LCMScheduler",
+        }
+    }
+
+    /// Whether this is one of the DPM solvers.
+    pub(super) fn is_dpm(self) -> bool {
+        matches!(self, Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde | Kind::DpmSolverPp2S)
+    }
+
+    /// The spacing of timesteps where none is given.
+    pub(super) fn spacing(self) -> Spacing {
+        match self {
+            Kind::Ddim | Kind::Ddpm | Kind::Pndm | Kind::Lcm => Spacing::Leading,
+            _ => Spacing::Linspace,
+        }
+    }
+}

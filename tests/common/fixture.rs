@@ -1,0 +1,65 @@
+//! Genuine model directories with what diffusers computed of them.
+
+use aquatint::format::Packed;
+use safetensors::SafeTensors;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Packs a model directory into a temporary file and maps it.
+pub fn pack(model: &Path, config: &str, vae: Option<&str>) -> Packed<memmap2::Mmap> {
+    static FILES: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("aquatint-pack-{}-{}.aqt", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
+    let output = std::env::temp_dir().join(name);
+    let options = packer::emit::Options {
+        model: model.into(),
+        q_config: Some(config.into()),
+        vae_q_config: vae.map(Into::into),
+        output: output.clone(),
+    };
+    packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
+    let map = aquatint::mmap::map(&output).expect("the packed file maps");
+    std::fs::remove_file(&output).expect("a mapped file can be unlinked");
+    Packed::new(map).expect("the packed file opens")
+}
+
+/// Tensors of a fixture file by name, as f32.
+pub struct Fixture(Vec<u8>);
+
+impl Fixture {
+    /// Reads a file.
+    pub fn open(path: &Path) -> Self {
+        Fixture(std::fs::read(path).expect("the fixture is there"))
+    }
+
+    /// A tensor and its axes.
+    pub fn get(&self, key: &str) -> (Vec<f32>, Vec<usize>) {
+        let tensors = SafeTensors::deserialize(&self.0).expect("a safetensors file");
+        let t = tensors.tensor(key).unwrap_or_else(|_| panic!("key {key}"));
+        let values = match t.dtype() {
+            safetensors::Dtype::F32 => {
+                t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+            }
+            safetensors::Dtype::I64 => {
+                t.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect()
+            }
+            other => panic!("{key} is {other:?}"),
+        };
+        (values, t.shape().to_vec())
+    }
+
+    /// A tensor of class labels.
+    pub fn labels(&self, key: &str) -> Vec<u32> {
+        self.get(key).0.into_iter().map(|x| x as u32).collect()
+    }
+}
+
+/// `|a - b| / |b|`.
+pub fn relative(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "lengths");
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (a, b) in a.iter().zip(b) {
+        error += (f64::from(*a) - f64::from(*b)).powi(2);
+        norm += f64::from(*b).powi(2);
+    }
+    (error / norm).sqrt()
+}

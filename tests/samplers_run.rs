@@ -1,0 +1,68 @@
+//! Every sampler in a whole run against its table applied by hand around single calls of the denoiser: the number of
+//! calls, the initial scale, the model's input, the states and the noise of each call.
+
+use aquatint::backend::cpu::Tier;
+use aquatint::format::Packed;
+use aquatint::pipeline::{NoiseSource, Pipeline, permute};
+use aquatint::rng::TorchRng;
+use aquatint::sampler::Kind;
+use aquatint::with_cpu;
+use std::path::Path;
+
+fn packed() -> Packed<memmap2::Mmap> {
+    let output = std::env::temp_dir().join(format!("aquatint-samplers-{}.aqt", std::process::id()));
+    let options = packer::emit::Options {
+        model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit/d2"),
+        q_config: Some("f32".into()),
+        vae_q_config: Some("f32".into()),
+        output: output.clone(),
+    };
+    packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
+    let map = aquatint::mmap::map(&output).expect("the packed file maps");
+    std::fs::remove_file(&output).expect("a mapped file can be unlinked");
+    Packed::new(map).expect("the packed file opens")
+}
+
+#[test]
+fn runs_do_as_their_tables_say() {
+    let packed = packed();
+    let pipeline = Pipeline::new(&packed).expect("a pipeline");
+    let tier = Tier::available()[0];
+    let labels = [3];
+    for &kind in Kind::ALL {
+        let mut request = pipeline.request(labels.to_vec());
+        request.sampler = request.sampler.with_kind(kind);
+        (request.steps, request.guidance_scale, request.noise) = (6, 1.0, NoiseSource::Torch);
+        let [h, w] = request.latent_size;
+        let channels = pipeline.meta().pipeline.latent_channels as usize;
+        let n = channels * h * w;
+        let mut init = vec![0.0; n];
+        TorchRng::new(7).randn(&mut init);
+        request.latents = Some(init.clone());
+
+        let table = request.sampler.table(request.steps).expect("a table");
+        let mut rng = TorchRng::new(request.seed);
+        let mut states = vec![0.0; table.states * n];
+        states[..n].iter_mut().zip(&init).for_each(|(to, x)| *to = x * table.init_scale);
+        let (mut input, mut noise) = (vec![0.0; n], vec![0.0; n]);
+        for (call, row) in table.rows.iter().enumerate() {
+            table.input(call, &states[..n], &mut input);
+            let eval = with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &input, [h, w], &labels, row.timestep));
+            let output = eval.expect("it runs").0;
+            if row.noise() {
+                rng.randn(&mut noise);
+            }
+            table.step(call, &mut states, &output[..n], &noise);
+        }
+
+        let mut calls = 0;
+        let got = with_cpu!(tier, cpu => pipeline.denoised(&mut cpu, &request, &mut |_| calls += 1));
+        let got = permute(&got.expect("it runs"), [1, h * w, channels]);
+        assert_eq!(calls, table.rows.len(), "{kind}");
+        let size = states[..n].iter().fold(0.0f32, |size, x| size.max(x.abs()));
+        for (got, want) in got.iter().zip(&states) {
+            // The same f32 arithmetic, but for the order of sums.
+            assert!((got - want).abs() <= 1e-5 * size, "{kind}: {got} for {want}, of at most {size}");
+        }
+    }
+}
