@@ -4,23 +4,23 @@
 //! model that the file was made from. Quantized layers have the values the runtime computes with.
 
 use crate::error::Result;
-use crate::lower::DENOISER;
+use crate::lower::VAE;
 use crate::weights::{self, Float};
 use aquatint::error::Error;
 use aquatint::format::{Packed, TensorInfo, TensorView};
 use rayon::prelude::*;
 use std::path::Path;
 
-/// The component that is meant if none is named.
-pub const DEFAULT_COMPONENT: &str = DENOISER;
-
-/// Writes the tensors of `component` to `output`; returns their number.
+/// Writes the tensors of `component`, or of the denoiser if none is named, to `output`; returns their number.
 ///
 /// # Errors
 /// [`Error::Request`] if the file has no such component, or a weight does not fit `float`; [`Error::Format`] if the
 /// file is damaged; [`Error::Io`] if a file cannot be read or written.
-pub fn unpack(file: &Path, output: &Path, component: &str, float: Float) -> Result<usize> {
+pub fn unpack(file: &Path, output: &Path, component: Option<&str>, float: Float) -> Result<usize> {
     let packed = Packed::new(aquatint::mmap::map(file)?)?;
+    let mut have: Vec<_> = packed.tensors().iter().filter_map(|t| Some(t.name.split_once('/')?.0)).collect();
+    have.dedup();
+    let component = component.or(have.iter().copied().find(|&name| name != VAE)).unwrap_or(VAE);
     let mut tensors = Vec::new();
     let mut indices = Vec::new();
     for (index, info) in packed.tensors().iter().enumerate() {
@@ -33,8 +33,6 @@ pub fn unpack(file: &Path, output: &Path, component: &str, float: Float) -> Resu
         }
     }
     if tensors.is_empty() {
-        let mut have: Vec<_> = packed.tensors().iter().filter_map(|t| Some(t.name.split_once('/')?.0)).collect();
-        have.dedup();
         return Err(Error::request("--component", have.join(" or "), component).into());
     }
     let infos = packed.tensors();

@@ -75,9 +75,9 @@ enum Command {
         /// The safetensors file to write.
         #[arg(short, long, value_name = "W.safetensors")]
         output: PathBuf,
-        /// Whose weights: a folder of the model directory.
-        #[arg(long, default_value = unpack::DEFAULT_COMPONENT)]
-        component: String,
+        /// Whose weights: a folder of the model directory [default: the denoiser's]
+        #[arg(long, value_name = "FOLDER")]
+        component: Option<String>,
         /// Element type.
         #[arg(long, value_enum, default_value = "f32")]
         dtype: Dtype,
@@ -142,7 +142,7 @@ pub fn main() -> ExitCode {
         (Some(Command::Inspect { file, json }), _) => inspect::inspect(&file, json),
         (Some(Command::Verify { file }), _) => inspect::verify(&file),
         (Some(Command::Unpack { file, output, component, dtype }), _) => {
-            unpack::unpack(&file, &output, &component, dtype.into())
+            unpack::unpack(&file, &output, component.as_deref(), dtype.into())
                 .map(|count| say(format!("{}: {count} tensors", output.display())))
         }
         (Some(Command::Synth { arch, output, seed }), _) => {
