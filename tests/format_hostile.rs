@@ -382,8 +382,8 @@ fn node_faults_are_named() {
     let [time, embed, add, norm1, q, attention, out, norm2, quantize] = [0, 2, 3, 9, 10, 13, 14, 15, 17];
     let none = &[0xff; 4][..];
     let cases: &[(usize, usize, &[u8], u64, &str)] = &[
-        (time, 0, &[0], 0, "op: expected 1 to 13, got 0; use a newer aquatint"),
-        (time, 0, &[14], 0, "op: expected 1 to 13, got 14; use a newer aquatint"),
+        (time, 0, &[0], 0, "op: expected 1 to 14, got 0; use a newer aquatint"),
+        (time, 0, &[14], 0, "op: expected 1 to 14, got 14; use a newer aquatint"),
         (time, 0, &[255], 0, "op"),
         (time, 1, &[2], 0, "unused fields: expected neutral values"),
         (out, 1, &[3], 0, "unused fields"),
