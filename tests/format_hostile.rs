@@ -383,7 +383,7 @@ fn node_faults_are_named() {
     let none = &[0xff; 4][..];
     let cases: &[(usize, usize, &[u8], u64, &str)] = &[
         (time, 0, &[0], 0, "op: expected 1 to 14, got 0; use a newer aquatint"),
-        (time, 0, &[14], 0, "op: expected 1 to 14, got 14; use a newer aquatint"),
+        (time, 0, &[15], 0, "op: expected 1 to 14, got 15; use a newer aquatint"),
         (time, 0, &[255], 0, "op"),
         (time, 1, &[2], 0, "unused fields: expected neutral values"),
         (out, 1, &[3], 0, "unused fields"),
