@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Executor, plan};
 use crate::format::{Meta, Packed};
 use crate::plan::{ALIGN, Plan, Shape};
-use crate::program::{Dims, InputKind, Op, Role};
+use crate::program::{Dims, InputKind, Op, Program, Role};
 use crate::rng::{FastRng, TorchRng};
 use crate::sampler::{Config, ROW_FLOATS, Table};
 
@@ -122,6 +122,13 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         self.packed.programs().iter().any(|p| p.role == Role::VaeDecoder)
     }
 
+    /// Whether images have classes: META says so, or the program reads them. A file whose parts disagree is refused when
+    /// its classes are set, rather than run on labels that nobody wrote.
+    pub fn conditional(&self) -> bool {
+        let reads = |p: &Program| p.role == Role::Denoiser && p.input(InputKind::ClassLabels).is_some();
+        self.meta().pipeline.classes > 0 || self.packed.programs().iter().any(reads)
+    }
+
     /// A request for images of `class_labels` with the model's own settings.
     pub fn request(&self, class_labels: Vec<u32>) -> Request {
         let p = &self.meta().pipeline;
@@ -167,7 +174,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         if let Some(bad) = request.class_labels.iter().chain([&p.null_class]).find(|&&c| c as usize >= rows) {
             return Err(Error::request("class label", format!("a row of the class table, below {rows}"), bad));
         }
-        if p.classes == 0 && request.guidance_scale > 1.0 {
+        if !self.conditional() && request.guidance_scale > 1.0 {
             return Err(Error::request("guidance scale", "1 for a model without conditions", request.guidance_scale));
         }
         if request.batch_size == 0 {
@@ -315,7 +322,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let shape = self.loop_shape(request, table, images.len(), conditions.classes.len());
         let mut executor = Executor::bind(backend, self.packed, Role::Denoiser, shape)?;
         executor.set_conditions(&conditions.of_sample)?;
-        if self.meta().pipeline.classes > 0 {
+        if self.conditional() {
             executor.set_class_labels(&conditions.classes)?;
         }
         executor.set_timesteps(table.rows.iter().map(|r| r.timestep))?;
@@ -417,7 +424,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let shape =
             Shape { dims: Dims { batch: n, conditions: n, height, width }, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::bind(backend, self.packed, Role::Denoiser, shape)?;
-        if self.meta().pipeline.classes > 0 {
+        if self.conditional() {
             executor.set_class_labels(class_labels)?;
         }
         executor.set_timesteps([timestep].into_iter())?;

@@ -136,7 +136,7 @@ fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize
     let request = Request { steps, ..pipeline.request(labels.to_vec()) };
     let cpu = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).unwrap();
     // A code on a rounding tie falls either way, and guidance multiplies what follows: the yardstick of a whole run is
-    // how far the CPU's tiers are from each other. One call without guidance is compared by itself.
+    // how far the CPU's tiers are from each other (or, where there is one tier only, what such tiers have shown). One call without guidance is compared by itself.
     let portable = pipeline.run(&mut Cpu::new(Scalar), &request, &mut |_| ()).unwrap();
     let tiers = distance(&portable.latents, &cpu.latents);
     println!("letters: latents of the portable tier {tiers:.2e} from the best tier's");

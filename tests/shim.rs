@@ -241,6 +241,7 @@ fn work() {
 
     // Marks.
     let (from, untimed) = (device.mark_time().expect("a mark"), device.mark().expect("a mark"));
+    device.move_mark(&untimed).expect("a mark that moves");
     let at = device.alloc(8).expect("memory");
     device.fill(at, 1, 8).expect("a fill");
     let to = device.mark_time().expect("a mark");

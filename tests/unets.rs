@@ -84,6 +84,8 @@ fn the_whole_pipeline_equals_diffusers() {
     }
 }
 
+/// 8-bit rounding errs by about 0.5 % a layer and 4-bit k-means by about 9 %; thirty layers with residual paths around
+/// them stay within a few times that, and a wrong scale or code does not.
 #[test]
 fn quantized_networks_stay_near() {
     for (config, most) in [("w8a8", 0.05), ("w4a8:kmeans", 0.25)] {

@@ -10,7 +10,7 @@ use aquatint::exec::Executor;
 use aquatint::format::Packed;
 use aquatint::pipeline::{Pipeline, TABLE_BYTES};
 use aquatint::plan::Shape;
-use aquatint::program::{Dims, Program, Rate, Role};
+use aquatint::program::{Dims, InputKind, Program, Rate, Role};
 use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::json;
@@ -138,7 +138,7 @@ impl Bench {
             say(format_args!("weights to the device, {path:?}: {:.2} GB/s", rate / 1e9));
         }
         say(format_args!(
-            "guided step of {} image{}, sampler included: median {:.2} ms",
+            "step of {} image{}, guidance and sampler included: median {:.2} ms",
             self.images(),
             if self.images() == 1 { "" } else { "s" },
             step * 1e3
@@ -206,7 +206,7 @@ impl Bench {
         rng.randn(&mut sample);
         if role == Role::Denoiser {
             let labels: Vec<u32> = [meta.classes / 2, meta.null_class].into_iter().take(conditions).collect();
-            if meta.classes > 0 {
+            if executor.program().input(InputKind::ClassLabels).is_some() {
                 executor.set_class_labels(&labels)?;
             }
             executor.set_timesteps((0..self.repeat + 1).map(|i| (999 - i * 7 % 900) as f32))?;

@@ -131,9 +131,10 @@ impl Info {
             say(format_args!("\n{}: {} nodes: {}", p.role.name(), p.nodes.len(), ops.join(", ")));
         }
         say(format_args!(
-            "\nmemory beside the mapped weights, batch {}, {} steps, guided: {}",
+            "\nmemory beside the mapped weights, batch {}, {} steps, guidance {}: {}",
             self.batch_size,
             request.steps,
+            request.guidance_scale,
             bytes(peak)
         ));
         say(format_args!(

@@ -293,6 +293,9 @@ fn class_of(text: &str, meta: &PipelineMeta) -> Result<u32> {
     if let Some((&class, _)) = named {
         return Ok(class);
     }
+    if meta.classes == 0 {
+        return Err(Error::request("class label", "none: this model has no classes", format!("`{text}`")));
+    }
     let last = meta.classes.saturating_sub(1);
     match text.parse::<u32>() {
         Ok(class) if class <= last || class == meta.null_class => Ok(class),

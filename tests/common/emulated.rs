@@ -186,6 +186,10 @@ impl Driver for Emulated {
         Ok(())
     }
 
+    fn move_mark(&self, (): &()) -> Result<()> {
+        Ok(())
+    }
+
     fn mark_time(&self) -> Result<()> {
         Ok(())
     }

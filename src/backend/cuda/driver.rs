@@ -69,6 +69,9 @@ pub trait Driver {
     /// Marks the end of the work queued so far, to wait for.
     fn mark(&self) -> Result<Self::Event>;
 
+    /// Moves a mark of [`mark`](Self::mark) to the end of the work queued so far.
+    fn move_mark(&self, event: &Self::Event) -> Result<()>;
+
     /// Marks the end of the work queued so far, to take the time of.
     fn mark_time(&self) -> Result<Self::Event>;
 

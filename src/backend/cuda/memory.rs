@@ -18,8 +18,8 @@ pub struct Arena<D: Driver> {
     call: Option<Call>,
     /// A captured step.
     pub(super) graph: Option<D::Graph>,
-    /// The end of the newest step.
-    pub(super) newest: Option<D::Event>,
+    /// The ends of the newest step and of the one before: two marks, used in turn, so that a step makes none.
+    pub(super) ends: Option<[D::Event; 2]>,
 }
 
 /// Bytes of device memory that an arena of `bytes` takes.
@@ -31,7 +31,7 @@ impl<D: Driver> Arena<D> {
     /// Allocates `bytes`, uninitialised.
     pub(super) fn new(driver: Rc<D>, bytes: usize) -> Result<Self> {
         let at = driver.alloc(allocation(bytes))?;
-        Ok(Arena { driver, at, bytes, call: None, graph: None, newest: None })
+        Ok(Arena { driver, at, bytes, call: None, graph: None, ends: None })
     }
 
     /// Where kernels find their operands.

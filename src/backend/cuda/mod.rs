@@ -253,8 +253,13 @@ impl<D: Driver> Backend for Cuda<'_, D> {
             self.driver.replay(graph)?;
         }
         arena.advanced();
-        let before = arena.newest.replace(self.driver.mark()?);
-        before.map_or(Ok(()), |event| self.driver.wait_for(&event))
+        let Some(ends) = &mut arena.ends else {
+            arena.ends = Some([self.driver.mark()?, self.driver.mark()?]);
+            return Ok(());
+        };
+        ends.swap(0, 1);
+        self.driver.move_mark(&ends[0])?;
+        self.driver.wait_for(&ends[1])
     }
 
     fn linear(

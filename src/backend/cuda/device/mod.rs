@@ -390,6 +390,11 @@ impl Driver for Device {
         self.mark_with(EventFlags::DISABLE_TIMING)
     }
 
+    fn move_mark(&self, event: &Event) -> Result<()> {
+        self.core.enter()?;
+        event.inner.record(&self.core.stream).or_fault("marking the stream")
+    }
+
     fn mark_time(&self) -> Result<Event> {
         self.mark_with(EventFlags::DEFAULT)
     }
