@@ -61,7 +61,7 @@ impl Layer {
         let y =
             Floats { slot: slot(round_up(codes.slot.at + codes.bytes(), 64)), rows, cols: n, element: Element::F32 };
         let input = if self.layout.is_some() { Input::Codes(codes) } else { Input::Floats(x) };
-        let args = LinearArgs { x: input, y, act: Act::None, gate: None, residual: None };
+        let args = LinearArgs { x: input, y, act: Act::None, gated: false, gate: None, residual: None };
         cpu.prepare(&mut [aquatint::backend::args::OpArgs::Linear(args)].iter());
         let mut arena = cpu.arena(y.slot.at + y.bytes()).expect("memory");
         let mut rng = fastrand::Rng::with_seed(3);

@@ -20,7 +20,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion) {
     let [height, width] = meta.latent_size.map(|n| n as usize);
     let mut cpu = Cpu::new(isa);
     let shape = |batch: usize| Shape {
-        dims: Dims { batch, conditions: 2, height, width },
+        dims: Dims { batch, conditions: 2, height, width, tokens: 1 },
         calls: 50,
         table_bytes: 64 << 20,
         reserve: 0,
@@ -43,7 +43,12 @@ fn run<I: Isa>(isa: I, c: &mut Criterion) {
         assert!((0.1..10.0).contains(&size), "the prediction of unit noise has size {size}");
         c.bench_function(&format!("denoiser call, batch {batch}"), |b| b.iter(|| executor.call(0)));
     }
-    let one = Shape { dims: Dims { batch: 1, conditions: 1, height, width }, calls: 1, table_bytes: 0, reserve: 0 };
+    let one = Shape {
+        dims: Dims { batch: 1, conditions: 1, height, width, tokens: 1 },
+        calls: 1,
+        table_bytes: 0,
+        reserve: 0,
+    };
     let mut decoder = Executor::bind(&mut cpu, &packed, Role::VaeDecoder, one).expect("it binds");
     decoder.call(0).unwrap();
     c.bench_function("decoder call", |b| b.iter(|| decoder.call(0)));

@@ -112,7 +112,7 @@ struct Epilogue {
     u32 shift_column;
     u32 gate_column;
     u32 act;
-    u32 pad;
+    u32 gated; // channels are values and gates by turns: value * act(gate); then neither gate nor shift nor residual
 };
 static_assert(sizeof(Epilogue) == 152, "Epilogue");
 
@@ -139,4 +139,4 @@ struct FloatProductArgs {
 static_assert(sizeof(FloatProductArgs) == 352, "FloatProductArgs");
 
 // Activation functions; numbered as in src/backend/cuda/args.rs.
-enum Act : u32 { ACT_NONE = 0, ACT_SILU = 1, ACT_GELU_TANH = 2 };
+enum Act : u32 { ACT_NONE = 0, ACT_SILU = 1, ACT_GELU_TANH = 2, ACT_GELU_ERF = 3, ACT_QUICK_GELU = 4 };

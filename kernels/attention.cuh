@@ -6,11 +6,12 @@
 struct AttentionArgs {
     u64 calls;
     Floats q; // (samples * queries, at least heads * e)
-    Floats k; // (samples * keys, at least heads * e)
+    Floats k; // (samples or conditions * keys, at least heads * e)
     Floats v;
     Floats y;
     u64 lengths; // u32 per sample: keys that count; or 0: all
     u64 bias;    // f32 (heads, queries, keys), added to the scaled scores; or 0
+    u64 condition; // u32 per sample: which keys and values it sees, which then lie by conditions; or 0
     u32 heads;
     u32 e; // features of a head
     u32 queries;
@@ -20,7 +21,7 @@ struct AttentionArgs {
     u32 causal;       // query i sees keys 0 ..= i only
     float scale;
 };
-static_assert(sizeof(AttentionArgs) == 184, "AttentionArgs");
+static_assert(sizeof(AttentionArgs) == 192, "AttentionArgs");
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -32,7 +33,7 @@ struct Work {
     u32 sample;
     u32 keys;         // keys that any of the block's queries sees
     u64 q, k, v;      // addresses of the matrices
-    u32 q_row, k_row; // first rows of the sample
+    u32 q_row, k_row; // first rows of the sample, or of its condition
     u32 first;        // column of the head in all matrices
 
     __device__ __forceinline__ Work(const AttentionArgs &args, u32 queries_per_block) {
@@ -50,7 +51,7 @@ struct Work {
         k = place(args.k.at, args.k.stride, args.calls);
         v = place(args.v.at, args.v.stride, args.calls);
         q_row = sample * args.queries;
-        k_row = sample * args.keys;
+        k_row = (args.condition != 0 ? global<const u32>(args.condition)[sample] : sample) * args.keys;
         first = head * args.e;
     }
 };

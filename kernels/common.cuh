@@ -120,8 +120,23 @@ DEVICE float gelu_tanh(float x) {
     return __fdividef(x, 1.0f + __expf(-u));
 }
 
+// GELU itself: max(x, 0) - z Q(z), z = |x|, with the fit of the normal tail Q in src/backend/cpu/math.rs.
+DEVICE float gelu_erf(float x) {
+    float z = fabsf(x), t = __fdividef(1.0f, fmaf(0.275f, z, 1.0f));
+    float p = fmaf(-0.113541696f, t, 0.44673272f);
+    p = fmaf(p, t, -0.32262992f);
+    p = fmaf(p, t, 0.32734032f);
+    p = fmaf(p, t, 0.044689493f);
+    p = fmaf(p, t, 0.117409114f);
+    return fmaxf(x, 0.0f) - z * (p * t * __expf(-0.5f * z * z));
+}
+
+DEVICE float quick_gelu(float x) { return __fdividef(x, 1.0f + __expf(-1.702f * x)); }
+
 DEVICE float activate(u32 act, float x) {
     if (act == ACT_SILU) return silu(x);
     if (act == ACT_GELU_TANH) return gelu_tanh(x);
+    if (act == ACT_GELU_ERF) return gelu_erf(x);
+    if (act == ACT_QUICK_GELU) return quick_gelu(x);
     return x;
 }

@@ -1,5 +1,5 @@
-// Embeddings: of classes, timesteps and positions. None of them runs in the step loop, so they are written for
-// accuracy: sines of f64 angles, rounded once.
+// Tensors and rows of them as values; embeddings of timesteps and positions. None of them runs in the step loop, so they
+// are written for accuracy: sines of f64 angles, rounded once.
 #include "common.cuh"
 
 constexpr u32 THREADS = 128;
@@ -23,6 +23,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) embedding(const __grid_con
     u32 row = global<const u32>(place(args.index, args.index_stride, args.calls))[i / cols];
     float v = load(args.table, static_cast<u64>(row) * cols + i % cols, args.table_half);
     store(place(args.y.at, args.y.stride, args.calls), i, args.y.half, v);
+}
+
+struct ParameterArgs {
+    u64 calls;
+    Floats y;
+    u64 tensor; // as many elements as y, f16 or f32
+    u32 tensor_half;
+    u32 pad;
+};
+static_assert(sizeof(ParameterArgs) == 56, "ParameterArgs");
+
+// A tensor's elements. Grid: elements of y / 128, rounded up.
+extern "C" __global__ void __launch_bounds__(THREADS) parameter(const __grid_constant__ ParameterArgs args) {
+    u64 i = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
+    if (i >= static_cast<u64>(args.y.rows) * args.y.cols) return;
+    store(place(args.y.at, args.y.stride, args.calls), i, args.y.half, load(args.tensor, i, args.tensor_half));
 }
 
 // The sine of x, or its cosine: to 1e-13 for angles up to 1e5. The library's own works for any angle, for which it
@@ -51,8 +67,8 @@ DEVICE double wave(double x, bool cosine) {
 
 struct TimestepEmbeddingArgs {
     u64 calls;
-    Floats y;
-    u64 t; // f32 per row of y
+    Floats y; // a row per number
+    u64 t;    // f32
     u64 t_stride;
     u32 cos_first;
     float shift;

@@ -1,4 +1,5 @@
-// What happens to a product before it is stored: act(product + bias + shift) * gate + residual.
+// What happens to a product before it is stored: act(product + bias + shift) * gate + residual, or, of pairs of channels,
+// value * act(gate).
 #pragma once
 
 #include "common.cuh"
@@ -12,6 +13,7 @@ struct Finish {
     u64 gate;
     u64 condition; // of the gate and the shift
     u32 cols; // of y and the residual
+    u32 channels; // of the product
     u32 residual_rows;
     u32 shift_cols;
     u32 gate_cols;
@@ -32,6 +34,7 @@ DEVICE Finish finish_of(const Epilogue &e, const Floats &y, u64 calls) {
     f.shift = e.shift.table.at ? place(e.shift.table.at, e.shift.table.stride, calls) : 0;
     f.condition = f.gate ? e.gate.condition : e.shift.condition;
     f.cols = y.cols;
+    f.channels = e.gated ? 2 * y.cols : y.cols;
     f.residual_rows = e.residual.rows;
     f.shift_cols = e.shift.table.cols;
     f.gate_cols = e.gate.table.cols;
@@ -63,12 +66,12 @@ DEVICE FinishRow finish_row(const Finish &f, u32 row) {
 // Bias of the channels `col` (a multiple of 4) up to `col + 3`, as far as they exist; zeros if there is none.
 DEVICE float4 finish_bias(const Finish &f, u32 col) {
     float4 v = make_float4(0, 0, 0, 0);
-    if (!f.bias || col >= f.cols) return v;
+    if (!f.bias || col >= f.channels) return v;
     const float *bias = reinterpret_cast<const float *>(f.bias) + col;
     v.x = bias[0];
-    if (col + 1 < f.cols) v.y = bias[1];
-    if (col + 2 < f.cols) v.z = bias[2];
-    if (col + 3 < f.cols) v.w = bias[3];
+    if (col + 1 < f.channels) v.y = bias[1];
+    if (col + 2 < f.channels) v.z = bias[2];
+    if (col + 3 < f.channels) v.w = bias[3];
     return v;
 }
 
@@ -87,10 +90,24 @@ DEVICE void store_four(u64 at, u64 i, bool half, float4 v) {
     }
 }
 
-// Finishes and stores elements `col` (a multiple of 4) up to `col + 3` of row `row`, as far as they exist. Nothing is
+// Stores the two products of values and gates that four channels make, as far as they exist.
+DEVICE void finish_gated(const Finish &f, u32 row, u32 col, const float (&e)[4]) {
+    const float low = __fmul_rn(e[0], activate(f.act, e[1])), high = __fmul_rn(e[2], activate(f.act, e[3]));
+    const u64 y = static_cast<u64>(row) * f.cols + col / 2;
+    if (f.cols % 2 != 0) {
+        store(f.y, y, f.y_half, low);
+        if (col + 2 < f.channels) store(f.y, y + 1, f.y_half, high);
+    } else if (f.y_half) {
+        reinterpret_cast<u32 *>(f.y)[y / 2] = half2_of(low, high);
+    } else {
+        reinterpret_cast<float2 *>(f.y)[y / 2] = make_float2(low, high);
+    }
+}
+
+// Finishes and stores channels `col` (a multiple of 4) up to `col + 3` of row `row`, as far as they exist. Nothing is
 // contracted: on f32 values the results are the CPU's, activations apart.
 DEVICE void finish_four(const Finish &f, u32 row, const FinishRow &r, u32 col, float4 v, float4 bias) {
-    if (col >= f.cols) return;
+    if (col >= f.channels) return;
     float e[4] = {v.x, v.y, v.z, v.w};
     const u64 y = static_cast<u64>(row) * f.cols + col;
     const bool whole = f.cols % 4 == 0;
@@ -98,6 +115,10 @@ DEVICE void finish_four(const Finish &f, u32 row, const FinishRow &r, u32 col, f
         const float b[4] = {bias.x, bias.y, bias.z, bias.w};
 #pragma unroll
         for (int i = 0; i < 4; i++) e[i] = __fadd_rn(e[i], b[i]);
+    }
+    if (f.channels != f.cols) {
+        finish_gated(f, row, col, e);
+        return;
     }
     if (f.shift) {
         const u64 shift = static_cast<u64>(r.condition) * f.shift_cols + col;

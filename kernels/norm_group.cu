@@ -125,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(CHANNEL_THREADS, 3)
 constexpr u32 AFFINE_THREADS = 128;
 
 // Sums to a mean, a factor and a summand per channel: y = (x - mean) * factor + summand. The mean stays apart because
-// folding it into the summand would cancel where it is large. A warp per sample and group; grid: samples * groups / 4,
+// folding it into the summand would cancel where it is large. A modulation changes factors and summands only. A warp per sample and group; grid: samples * groups / 4,
 // rounded up.
 extern "C" __global__ void __launch_bounds__(AFFINE_THREADS)
     group_norm_affine(const __grid_constant__ GroupNormArgs args) {
@@ -144,14 +144,26 @@ extern "C" __global__ void __launch_bounds__(AFFINE_THREADS)
     double mean = warp_sum(a) / count;
     double variance = fmax(warp_sum(b) / count - mean * mean, 0.0);
     float inverse = 1.0f / sqrtf(static_cast<float>(variance) + args.eps);
+    const PerSample &modulation = args.modulation;
+    u64 table = modulation.table.at, columns = 0;
+    if (table != 0) {
+        table = place(table, modulation.table.stride, args.calls);
+        columns = static_cast<u64>(global<const u32>(modulation.condition)[sample]) * modulation.table.cols;
+    }
     float *affine = global<float>(args.affine) + static_cast<u64>(sample) * 3 * cols;
     for (u32 c = group * per_group + lane; c < (group + 1) * per_group; c += WARP) {
         float factor = inverse * global<const float>(args.weight)[c];
         float rounded = static_cast<float>(mean);
+        // The summand makes up for the rounding of the mean.
+        float summand = fmaf(-static_cast<float>(mean - rounded), factor, global<const float>(args.bias)[c]);
+        if (table != 0) {
+            float scale = 1.0f + load(table, columns + args.scale + c, modulation.table.half);
+            factor *= scale;
+            summand = fmaf(summand, scale, load(table, columns + args.shift + c, modulation.table.half));
+        }
         affine[c] = rounded;
         affine[cols + c] = factor;
-        // The summand makes up for the rounding of the mean.
-        affine[2 * cols + c] = fmaf(-static_cast<float>(mean - rounded), factor, global<const float>(args.bias)[c]);
+        affine[2 * cols + c] = summand;
     }
 }
 

@@ -13,6 +13,7 @@ struct GroupNormArgs {
     u64 bias;      // f32
     u64 sums;      // (samples, blocks, groups) of (sum, sum of squares), f64
     u64 affine;    // (samples, 3, cols): means, factors, summands, f32
+    PerSample modulation;
     u32 samples;
     u32 groups;
     u32 blocks; // per sample
@@ -21,5 +22,7 @@ struct GroupNormArgs {
     u32 rows_per_team;
     u32 act;
     float eps;
+    u32 scale; // first columns of the modulation
+    u32 shift;
 };
-static_assert(sizeof(GroupNormArgs) == 240, "GroupNormArgs");
+static_assert(sizeof(GroupNormArgs) == 296, "GroupNormArgs");

@@ -8,7 +8,7 @@ use crate::backend::{Backend, Call, Needs};
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
 use crate::plan::{self, Plan, Planned, Shape};
-use crate::program::{CurveAxis, InputKind, Program, QuantizeRange, Rate, Role};
+use crate::program::{CurveAxis, InputKind, Op, Program, QuantizeRange, Rate, Role, Tensor};
 
 /// A program bound to dims, weights and memory.
 pub struct Executor<'m, B: Backend> {
@@ -19,11 +19,26 @@ pub struct Executor<'m, B: Backend> {
     weights: Vec<Option<B::Weight<'m>>>,
     curves: Vec<(Curve<'m>, usize)>,
     arena: B::Arena,
+    /// Per input, the rows of the smallest table that it indexes.
+    table_rows: Vec<usize>,
     timesteps: Vec<f32>,
     /// One window of values to copy into the arena.
     staging: Vec<f32>,
     /// First call of the window that the tables hold.
     filled: Option<usize>,
+}
+
+/// What a prompt gives a program: all inputs of [`Rate::Prompt`] that the program declares, and no others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Prompt<'a> {
+    /// The class of each condition.
+    pub class_labels: Option<&'a [u32]>,
+    /// Features of the prompt's tokens, `(conditions, t, d)`.
+    pub context: Option<&'a [f32]>,
+    /// One vector per condition, `(conditions, d)`.
+    pub pooled: Option<&'a [f32]>,
+    /// Numbers beside the prompt, `(conditions, k)`.
+    pub sizes: Option<&'a [f32]>,
 }
 
 /// Scale and zero point over time.
@@ -76,8 +91,11 @@ impl<'m, B: Backend> Executor<'m, B> {
         let identity: Vec<u32> = (0..shape.dims.batch as u32).map(|i| i % shape.dims.conditions as u32).collect();
         let staging = vec![0.0; plan.window * shape.dims.conditions.max(2)];
         let timesteps = vec![0.0; shape.calls];
+        let rows = |tensor: Tensor| packed.tensors()[tensor.0 as usize].dims[0];
+        let table_rows = table_rows(program, rows);
+        let filled = None;
         let mut executor =
-            Executor { backend, program, plan, shape, weights, curves, arena, timesteps, staging, filled: None };
+            Executor { backend, program, plan, shape, weights, curves, arena, table_rows, timesteps, staging, filled };
         executor.set_conditions(&identity)?;
         executor.run(Rate::Bind, 0);
         Ok(executor)
@@ -96,23 +114,77 @@ impl<'m, B: Backend> Executor<'m, B> {
         self.backend.write_u32(&mut self.arena, self.plan.condition.at, condition_of_sample)
     }
 
-    /// Sets the class of each condition and computes what depends on it.
+    /// Sets all that a prompt gives and computes what depends on nothing else.
     ///
     /// # Errors
-    /// [`Error::Request`] if there are not as many labels as conditions, or the program has no classes. Labels must
-    /// be below the number of rows of the class table; the pipeline checks that.
-    pub fn set_class_labels(&mut self, labels: &[u32]) -> Result<()> {
-        let Some(value) = self.program.input(InputKind::ClassLabels) else {
-            return Err(Error::request("class labels", "a class-conditional model", "a model without classes"));
-        };
-        if labels.len() != self.shape.dims.conditions {
-            return Err(Error::request("class labels", self.shape.dims.conditions, labels.len()));
+    /// [`Error::Request`] if an input is missing or the program has no such input, if a length is not that of the
+    /// input, or if a class has no row in the table of classes. Nothing has changed then.
+    pub fn set_prompt(&mut self, prompt: &Prompt<'_>) -> Result<()> {
+        let floats = [
+            (InputKind::Context, prompt.context),
+            (InputKind::Pooled, prompt.pooled),
+            (InputKind::Sizes, prompt.sizes),
+        ];
+        let labels_at = self.place(InputKind::ClassLabels, prompt.class_labels.map(<[u32]>::len))?;
+        self.check_rows(InputKind::ClassLabels, prompt.class_labels.unwrap_or_default())?;
+        let mut places = [0; 3];
+        for (place, (kind, data)) in places.iter_mut().zip(floats) {
+            *place = self.place(kind, data.map(<[f32]>::len))?;
         }
-        let at = self.plan.inputs[value.0 as usize].at;
-        self.backend.write_u32(&mut self.arena, at, labels)?;
+        if let Some(labels) = prompt.class_labels {
+            self.backend.write_u32(&mut self.arena, labels_at, labels)?;
+        }
+        for (at, (_, data)) in places.into_iter().zip(floats) {
+            if let Some(data) = data {
+                self.backend.write_f32(&mut self.arena, at, data)?;
+            }
+        }
         self.run(Rate::Prompt, 0);
         self.filled = None;
         Ok(())
+    }
+
+    /// [`set_prompt`](Self::set_prompt) of a program for which the class of each condition is all of it.
+    pub fn set_class_labels(&mut self, labels: &[u32]) -> Result<()> {
+        self.set_prompt(&Prompt { class_labels: Some(labels), ..Default::default() })
+    }
+
+    /// Sets the tokens of a text encoder, `(n, t)`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the program takes no tokens or another number of them, or if one has no row in a table
+    /// that it indexes. Nothing has changed then.
+    pub fn set_tokens(&mut self, tokens: &[u32]) -> Result<()> {
+        let at = self.place(InputKind::Tokens, Some(tokens.len()))?;
+        self.check_rows(InputKind::Tokens, tokens)?;
+        self.backend.write_u32(&mut self.arena, at, tokens)
+    }
+
+    /// The first byte of the input of this kind, if it takes `len` numbers; without an input, `len` must be none.
+    fn place(&self, kind: InputKind, len: Option<usize>) -> Result<usize> {
+        let Some(value) = self.program.input(kind) else {
+            return match len {
+                None => Ok(0),
+                Some(len) => Err(Error::request(kind.name(), "none, as the model takes none", len)),
+            };
+        };
+        let input = value.0 as usize;
+        let axes = self.program.inputs[input].dims.iter().map(|&d| self.shape.dims.resolve(d));
+        let wanted: usize = axes.product();
+        match len {
+            Some(len) if len == wanted => Ok(self.plan.inputs[input].at),
+            Some(len) => Err(Error::request(kind.name(), wanted, len)),
+            None => Err(Error::request(kind.name(), wanted, "none")),
+        }
+    }
+
+    /// Checks that each row number given for the input of this kind is one of every table that the input indexes.
+    fn check_rows(&self, kind: InputKind, numbers: &[u32]) -> Result<()> {
+        let rows = self.program.input(kind).map_or(0, |value| self.table_rows[value.0 as usize]);
+        match numbers.iter().find(|&&n| n as usize >= rows) {
+            None => Ok(()),
+            Some(n) => Err(Error::request(kind.name(), format!("numbers below {rows}"), n)),
+        }
     }
 
     /// Sets the timestep of every model call.
@@ -261,6 +333,19 @@ impl<'m, B: Backend> Executor<'m, B> {
     }
 }
 
+/// For each input, the rows of the smallest table that it indexes; without one, any number will do.
+fn table_rows(program: &Program, rows: impl Fn(Tensor) -> usize) -> Vec<usize> {
+    let mut least = vec![usize::MAX; program.inputs.len()];
+    for node in &program.nodes {
+        if let Op::Embedding { index, table } = node.op
+            && let Some(least) = least.get_mut(index.0 as usize)
+        {
+            *least = rows(table).min(*least);
+        }
+    }
+    least
+}
+
 /// Calls the back end's method for one op.
 fn dispatch<B: Backend>(
     backend: &B,
@@ -271,11 +356,10 @@ fn dispatch<B: Backend>(
     planned: &Planned,
 ) {
     // The shape rules let an op have only these tensors, required ones first; see `Op::tensors`.
-    use crate::program::Op;
-    let weight = |t: crate::program::Tensor| weights[t.0 as usize].as_ref();
+    let weight = |t: Tensor| weights[t.0 as usize].as_ref();
     let bound = "every tensor of the program was readied when it was bound";
     match (&planned.args, &program.nodes[planned.node].op) {
-        (OpArgs::Linear(a), &Op::Linear { weight: w, bias, .. }) => {
+        (OpArgs::Linear(a), &Op::Linear { weight: w, bias, .. } | &Op::GatedLinear { weight: w, bias, .. }) => {
             backend.linear(arena, call, a, weight(w).expect(bound), bias.and_then(weight));
         }
         (OpArgs::Conv2d(a), &Op::Conv2d { weight: w, bias, .. }) => {
@@ -290,6 +374,13 @@ fn dispatch<B: Backend>(
         (OpArgs::Embedding(a), &Op::Embedding { table, .. }) => {
             backend.embedding(arena, call, a, weight(table).expect(bound));
         }
+        (OpArgs::VectorQuantize(a), &Op::VectorQuantize { table, .. }) => {
+            backend.vector_quantize(arena, call, a, weight(table).expect(bound));
+        }
+        (OpArgs::Parameter(a), &Op::Parameter { tensor }) => {
+            backend.parameter(arena, call, a, weight(tensor).expect(bound));
+        }
+        (OpArgs::Resample(a), _) => backend.resample(arena, call, a),
         (OpArgs::Attention(a), _) => backend.attention(arena, call, a),
         (OpArgs::Pointwise(a), _) => backend.pointwise(arena, call, a),
         (OpArgs::Add(a), _) => backend.add(arena, call, a),

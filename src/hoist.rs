@@ -54,6 +54,7 @@ fn tabulates(op: &Op, rates: &[Rate]) -> bool {
     let table = |v: Value| rates[v.0 as usize] == Rate::Step;
     match *op {
         Op::Linear { x, gate, .. } => table(x) && gate.is_none(),
+        Op::GatedLinear { x, .. } | Op::VectorQuantize { x, .. } => table(x),
         Op::LayerNorm { x, modulation, .. } => table(x) && modulation.is_none(),
         Op::Quantize { x, spec } => table(x) && spec.grain == QuantizeGrain::Row,
         Op::Pointwise { x, .. } => table(x),
@@ -130,6 +131,34 @@ mod tests {
         ]);
         use Rate::*;
         assert_eq!(rates(&p)[3..], [Prompt, Loop, Loop]);
+    }
+
+    #[test]
+    fn a_gated_linear_layer_is_tabulated_and_hoisted() {
+        let gated = |x| Op::GatedLinear { x: Value(x), weight: Tensor(0), bias: None, act: Act::GeluErf };
+        let p = program(vec![
+            Op::Embedding { index: Value(2), table: Tensor(0) }, // 3: prompt
+            gated(3),                                            // 4: prompt
+            Op::TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }, // 5: step
+            gated(5),                                            // 6: step
+            gated(0),                                            // 7: loop
+        ]);
+        use Rate::*;
+        assert_eq!(rates(&p)[3..], [Prompt, Prompt, Step, Step, Loop]);
+    }
+
+    #[test]
+    fn keys_of_a_prompt_are_made_once_and_read_in_the_loop() {
+        let attend = crate::program::Attend { per_condition: true, ..Default::default() };
+        let attention = |q, k| Op::Attention { q: Value(q), k: Value(k), v: Value(k), heads: 1, scale: 1.0, attend };
+        let p = program(vec![
+            Op::Embedding { index: Value(2), table: Tensor(0) }, // 3: prompt
+            attention(0, 3),                                     // 4: loop
+            Op::TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }, // 5: step
+            attention(5, 5),                                     // 6: rows of a table see each other: loop
+        ]);
+        use Rate::*;
+        assert_eq!(rates(&p)[3..], [Prompt, Loop, Step, Loop]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Pictures: from the decoder's values to PNG files.
+//! Pictures: from the decoder's values to PNG files, and from files to what runs begin with.
 //!
 //! Owns rounding to bytes, contact sheets, the text that image tools read back, and writing files so that a failure
-//! leaves nothing behind. Refuses other file formats.
+//! leaves nothing behind. Writes PNG only; reads PNG and JPEG.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -254,4 +254,48 @@ pub fn numbered(pattern: &str, index: usize) -> Result<String> {
         name.insert_str(dot, &format!("_{index}"));
     }
     Ok(name)
+}
+/// Most bytes that reading a picture may take: a guard against files that claim to be enormous.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// A picture as it was read.
+pub struct Picture(::image::DynamicImage);
+
+impl Picture {
+    /// Reads a PNG or JPEG file, whatever it is called.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Request`] if it is no picture of these kinds or too large.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut reader = ::image::ImageReader::open(path).map_err(Error::io("read", path))?;
+        let mut limits = ::image::Limits::default();
+        limits.max_alloc = Some(MOST_BYTES);
+        reader.limits(limits);
+        let reader = reader.with_guessed_format().map_err(Error::io("read", path))?;
+        let wrong = |e| Error::request(path.display().to_string(), "a PNG or JPEG picture", e);
+        Ok(Picture(reader.decode().map_err(wrong)?))
+    }
+
+    /// Height and width.
+    pub fn size(&self) -> [usize; 2] {
+        [self.0.height() as usize, self.0.width() as usize]
+    }
+
+    /// Colours `(h, w, 3)` in 0..1, resized with Lanczos' filter if that is another size; transparency is dropped.
+    pub fn colours(&self, [height, width]: [usize; 2]) -> Vec<f32> {
+        let mut rgb = self.0.to_rgb8();
+        if self.size() != [height, width] {
+            rgb = imageops::resize(&rgb, width as u32, height as u32, imageops::FilterType::Lanczos3);
+        }
+        rgb.into_raw().into_iter().map(|v| f32::from(v) / 255.0).collect()
+    }
+
+    /// Brightness `(h, w)` in 0..1, resized to the nearest pixel if that is another size.
+    pub fn brightness(&self, [height, width]: [usize; 2]) -> Vec<f32> {
+        let mut grey = self.0.to_luma8();
+        if self.size() != [height, width] {
+            grey = imageops::resize(&grey, width as u32, height as u32, imageops::FilterType::Nearest);
+        }
+        grey.into_raw().into_iter().map(|v| f32::from(v) / 255.0).collect()
+    }
 }

@@ -10,11 +10,11 @@
 //! integers, where the weights lie.
 //!
 //! ```no_run
-//! use aquatint::{backend::cpu::Tier, format::Packed, mmap::map, pipeline::Pipeline, with_cpu};
+//! use aquatint::{backend::cpu::Tier, format::Packed, mmap::map, pipeline::{Pipeline, Subjects}, with_cpu};
 //!
 //! let packed = Packed::new(map("model.aqt".as_ref())?)?;
 //! let pipeline = Pipeline::new(&packed)?;
-//! let request = pipeline.request(vec![0, 1, 2]);
+//! let request = pipeline.request(Subjects::Classes(vec![0, 1, 2]));
 //! let output = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ()))?;
 //! assert_eq!(output.images.len(), 3 * output.size[0] * output.size[1] * 3);
 //! # Ok::<(), aquatint::Error>(())
@@ -26,8 +26,9 @@
 //! * [`codec`] the one weight codec: code -> codebook -> scale
 //! * [`program`] ops, shapes, rates; [`plan`] memory; [`exec`] the executor
 //! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX2 and portable code; [`backend::cuda`] CUDA devices
+//! * [`text`] prompts to tokens and weights
 //! * [`sampler`] samplers as tables of coefficients; [`rng`] torch's and our own noise; [`image`](mod@image) PNG
-//! * [`pipeline`] from a request to pictures
+//! * [`step`] the places of a sampling run; [`pipeline`] from a request to pictures
 //!
 //! The library never prints, exits, or reads the environment or the clock. `unsafe` code is confined to [`mmap`],
 //! `backend::cpu::simd` and [`backend::cuda::device`].
@@ -46,5 +47,7 @@ pub mod plan;
 pub mod program;
 pub mod rng;
 pub mod sampler;
+pub mod step;
+pub mod text;
 
 pub use error::{Error, Result};

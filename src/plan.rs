@@ -80,10 +80,21 @@ fn bytes_of(ty: &Type, element: Element) -> usize {
 }
 
 /// How each value is stored if it is float. Narrow are values of the loop alone: inputs and the result cross to the
-/// host as f32, and what is computed once for many calls costs too little to be worth an error.
+/// host as f32, and what is computed once for many calls costs too little to be worth an error. But keys and values of a
+/// prompt are narrow, lest the loop's queries meet them in f32.
 fn elements(program: &Program, rates: &[Rate], narrow: Element) -> Vec<Element> {
+    let mut keys = vec![false; rates.len()];
+    for (i, node) in program.nodes.iter().enumerate() {
+        if let Op::Attention { k, v, .. } = node.op
+            && rates[program.value_of(i).0 as usize] == Rate::Loop
+        {
+            [k, v].into_iter().for_each(|x| keys[x.0 as usize] = rates[x.0 as usize] == Rate::Prompt);
+        }
+    }
     let element = |i: usize| match i.checked_sub(program.inputs.len()) {
-        Some(node) if rates[i] == Rate::Loop && !program.nodes[node].wide && i != program.output.0 as usize => narrow,
+        Some(node) if !program.nodes[node].wide && i != program.output.0 as usize => {
+            if rates[i] == Rate::Loop || keys[i] { narrow } else { Element::F32 }
+        }
         _ => Element::F32,
     };
     (0..program.n_values()).map(element).collect()
@@ -170,9 +181,13 @@ impl View<'_> {
                 x: self.input(x, rate),
                 y,
                 act,
+                gated: false,
                 gate: gate.map(|g| (per_sample(g.value), g.offset as usize)),
                 residual: residual.map(f),
             }),
+            Op::GatedLinear { x, act, .. } => {
+                OpArgs::Linear(LinearArgs { x: self.input(x, rate), y, act, gated: true, gate: None, residual: None })
+            }
             Op::Conv2d { x, sampling, shift, residual, .. } => {
                 let dims = self.see(x, rate).0;
                 OpArgs::Conv2d(Conv2dArgs {
@@ -186,21 +201,32 @@ impl View<'_> {
                     residual: residual.map(f),
                 })
             }
-            Op::Attention { q, k, v, heads, scale } => {
-                OpArgs::Attention(AttentionArgs { q: f(q), k: f(k), v: f(v), y, samples, heads: heads as usize, scale })
-            }
+            Op::Attention { q, k, v, heads, scale, attend } => OpArgs::Attention(AttentionArgs {
+                q: f(q),
+                k: f(k),
+                v: f(v),
+                y,
+                samples,
+                heads: heads as usize,
+                scale,
+                causal: attend.causal,
+                int8: attend.int8,
+                condition: attend.per_condition.then_some(self.condition),
+                keys: self.see(k, rate).0.rows_per_sample(),
+            }),
             Op::LayerNorm { x, eps, modulation, quantize, .. } => OpArgs::LayerNorm(LayerNormArgs {
                 x: f(x),
                 y: out(quantize),
                 eps,
                 modulation: modulation.map(|m| (per_sample(m.value), m.scale as usize, m.shift as usize)),
             }),
-            Op::GroupNorm { x, groups, eps, act, quantize, .. } => OpArgs::GroupNorm(GroupNormArgs {
+            Op::GroupNorm { x, groups, eps, modulation, act, quantize, .. } => OpArgs::GroupNorm(GroupNormArgs {
                 x: f(x),
                 y: out(quantize),
                 samples,
                 groups: groups as usize,
                 eps,
+                modulation: modulation.map(|m| (per_sample(m.value), m.scale as usize, m.shift as usize)),
                 act,
                 workspace,
             }),
@@ -208,9 +234,23 @@ impl View<'_> {
             Op::Add { a, b } => OpArgs::Add(AddArgs { a: f(a), b: f(b), y }),
             Op::Concat { a, b } => OpArgs::Concat(ConcatArgs { a: f(a), b: f(b), y }),
             Op::Quantize { x, spec } => OpArgs::Quantize(QuantizeArgs { x: f(x), y: to(spec), workspace }),
+            Op::VectorQuantize { x, .. } => OpArgs::VectorQuantize(VectorQuantizeArgs { x: f(x), y }),
+            Op::Resample { x, how } => {
+                let dims = self.see(x, rate).0;
+                let (height, width) = (dims.dims()[1], dims.dims()[2]);
+                OpArgs::Resample(ResampleArgs { x: f(x), y, samples, height, width, how })
+            }
+            Op::Parameter { .. } => OpArgs::Parameter(ParameterArgs { y }),
             Op::Embedding { index, .. } => OpArgs::Embedding(EmbeddingArgs { index: self.see(index, rate).1, y }),
-            Op::TimestepEmbedding { t, cos_first, shift, .. } => {
-                OpArgs::TimestepEmbedding(TimestepEmbeddingArgs { t: self.see(t, rate).1, y, cos_first, shift })
+            Op::TimestepEmbedding { t, dim, cos_first, shift } => {
+                let numbers = ty.cols() / dim as usize;
+                OpArgs::TimestepEmbedding(TimestepEmbeddingArgs {
+                    t: self.see(t, rate).1,
+                    numbers,
+                    y,
+                    cos_first,
+                    shift,
+                })
             }
             Op::PositionEmbedding { base, interpolation, .. } => OpArgs::PositionEmbedding(PositionEmbeddingArgs {
                 y,
@@ -447,6 +487,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn only_the_loop_and_keys_of_its_attention_are_narrow() {
+        use crate::program::{Act, Attend, Dim, InputKind, Node, Role, Tensor};
+        let input = |kind, dims: &[Dim]| crate::program::Input { kind, dims: dims.to_vec() };
+        let linear =
+            |x| Op::Linear { x: Value(x), weight: Tensor(0), bias: None, act: Act::None, gate: None, residual: None };
+        let attend = Attend { per_condition: true, ..Attend::default() };
+        let ops = [
+            linear(1), // 2: of the prompt, read by a product alone
+            linear(2), // 3: keys
+            linear(2), // 4: values, marked as wide
+            linear(0), // 5: of the loop
+            Op::Attention { q: Value(5), k: Value(3), v: Value(4), heads: 1, scale: 1.0, attend },
+        ];
+        let node = |(i, op)| Node { op, path: "n".into(), wide: i == 2 };
+        let program = Program {
+            role: Role::Denoiser,
+            inputs: vec![
+                input(InputKind::Sample, &[Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(8)]),
+                input(InputKind::Context, &[Dim::Conditions, Dim::Tokens, Dim::Fixed(8)]),
+            ],
+            nodes: ops.into_iter().enumerate().map(node).collect(),
+            output: Value(6),
+        };
+        use Element::{F16, F32};
+        assert_eq!(elements(&program, &hoist::rates(&program), F16), [F32, F32, F32, F16, F32, F16, F32]);
     }
 
     #[test]

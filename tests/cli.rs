@@ -1,21 +1,15 @@
 //! The program as a person meets it: every refusal is one clear line and leaves nothing behind, and what is written is
 //! what was asked for.
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::Value;
-use std::collections::BTreeMap;
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "common/program.rs"]
+mod run;
+
+use run::*;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
-
-/// An empty directory for one test.
-fn directory(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli").join(name);
-    let _ = fs::remove_dir_all(&path);
-    fs::create_dir_all(&path).expect("a directory");
-    path
-}
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit/d2").join(name)
@@ -33,116 +27,11 @@ fn model(config: &str) -> &'static str {
             q_config: Some(config.into()),
             vae_q_config: Some(vae.into()),
             output: output.clone(),
+            ..Default::default()
         };
         packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
         output.to_str().expect("a name in UTF-8").to_owned()
     })
-}
-
-/// What a run of the program gave.
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-fn finish(command: &mut Command) -> Ran {
-    let output = command.stdin(Stdio::null()).output().expect("the program starts");
-    let text = |bytes| String::from_utf8(bytes).expect("text");
-    Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-}
-
-fn program(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_aquatint"));
-    command.current_dir(dir).args(args);
-    command
-}
-
-/// Runs the program, which must succeed without a word on standard error; gives its standard output.
-fn works(dir: &Path, args: &[&str]) -> String {
-    let ran = finish(&mut program(dir, args));
-    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{args:?}");
-    ran.out
-}
-
-/// The same, for output in JSON.
-fn json(dir: &Path, args: &[&str]) -> Value {
-    serde_json::from_str(&works(dir, args)).unwrap_or_else(|e| panic!("{args:?}: {e}"))
-}
-
-/// Every file below `dir` and its bytes.
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir(dir).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            all.extend(files(&path));
-        }
-        let bytes = if path.is_file() { fs::read(&path).expect("a file") } else { Vec::new() };
-        all.insert(path, bytes);
-    }
-    all
-}
-
-/// Asserts that `command` is refused with exit code 2 and one line with all of `words`, and changes nothing in `dir`.
-fn refused(dir: &Path, command: &mut Command, words: &[&str]) {
-    let before = files(dir);
-    let ran = finish(command);
-    let what = format!("{:?}: {:?}", command.get_args().collect::<Vec<_>>(), ran.err);
-    assert_eq!(ran.code, Some(2), "{what}");
-    assert!(ran.err.starts_with("error: ") && ran.err.ends_with('\n'), "{what}");
-    assert_eq!(ran.err.lines().count(), 1, "{what}");
-    assert!(!ran.err.contains("panicked") && !ran.err.contains("RUST_BACKTRACE"), "{what}");
-    for word in words {
-        assert!(ran.err.contains(word), "{word:?} is not said by {what}");
-    }
-    assert_eq!(ran.out, "", "{what}");
-    assert!(files(dir) == before, "files changed: {what}");
-}
-
-fn refuses(dir: &Path, args: &[&str], words: &[&str]) {
-    refused(dir, &mut program(dir, args), words);
-}
-
-/// Writes tensors of f32 values.
-fn save(path: &Path, tensors: &[(&str, &[usize], &[f32])]) {
-    let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.2.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes);
-    let views = views.map(|(t, b)| (t.0, TensorView::new(Dtype::F32, t.1.to_vec(), b).expect("a tensor")));
-    fs::write(path, safetensors::serialize(views, None).expect("tensors")).expect("it is written");
-}
-
-/// Axes and values of a tensor.
-fn load(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
-    let bytes = fs::read(path).expect("a file");
-    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
-    let t = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let values = match t.dtype() {
-        Dtype::F32 => t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-        Dtype::I64 => t.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
-        other => panic!("{name} is {other:?}"),
-    };
-    (t.shape().to_vec(), values)
-}
-
-/// `|a - b| / |b|`.
-fn relative(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len(), "lengths");
-    let square = |x: f64| x * x;
-    let error: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    (error / b.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
-}
-
-/// Width, height and the `parameters` text of a PNG file.
-fn picture(path: &Path) -> (u32, u32, String) {
-    let file = std::io::BufReader::new(fs::File::open(path).expect("a picture"));
-    let mut reader = png::Decoder::new(file).read_info().expect("a PNG header");
-    let mut pixels = vec![0; reader.output_buffer_size().expect("a size")];
-    reader.next_frame(&mut pixels).expect("pixels");
-    let info = reader.info();
-    let texts: Vec<_> = info.uncompressed_latin1_text.iter().filter(|t| t.keyword == "parameters").collect();
-    assert_eq!(texts.len(), 1, "one tEXt chunk `parameters`");
-    (info.width, info.height, texts[0].text.clone())
 }
 
 #[test]
@@ -212,6 +101,14 @@ fn a_run_that_cannot_be_is_refused() {
         (&["--steps", "0"], &["steps", "expected", "got 0"]),
         (&["--steps", "1001"], &["steps", "1000", "got 1001"]),
         (&["--sampler", "plms2"], &["sampler", "ddim", "dpm++2m", "got", "plms2"]),
+        (&["--eta", "2"], &["eta", "expected 0 to 1", "got 2"]),
+        (&["--sampler", "euler", "--eta", "0.5"], &["--eta", "knows it (ddim)", "got euler"]),
+        (&["--sampler", "lcm", "--timestep-spacing", "trailing"], &["--timestep-spacing", "choice", "got lcm"]),
+        (&["--sampler", "ddpm", "--timestep-spacing", "quad"], &["timestep_spacing", "with ddpm", "got quad"]),
+        (&["--sigmas", "karras"], &["--sigmas", "euler, heun, dpm++2m", "got ddim"]),
+        (&["--variance", "fixed_large"], &["--variance", "knows it (ddpm)", "got ddim"]),
+        (&["--sampler", "lms", "--clip-sample"], &["--clip-sample", "ddim, ddpm, heun, lcm", "got lms"]),
+        (&["--guidance-rescale", "1.5"], &["guidance rescale", "expected 0 to 1", "got 1.5"]),
         (&["--cfg-scale", "nan"], &["guidance scale", "expected a finite number", "got NaN"]),
         (&["--width", "17"], &["--width", "a multiple of 2 pixels", "got 17"]),
         (&["--height", "0"], &["--height", "a multiple of 2 pixels", "got 0"]),
@@ -435,7 +332,25 @@ fn equal_requests_give_equal_bytes() {
     assert!(torch == make("torch2", &["--rng", "torch"]), "torch's generator twice");
     assert!(torch != first, "two generators");
     assert!(make("seed", &["--seed", "1"]) != first, "two seeds");
-    assert!(make("sampler", &["--sampler", "dpm++2m"]) != first, "two samplers");
+    let solver = make("sampler", &["--sampler", "dpm++2m"]);
+    assert!(solver != first, "two samplers");
+    assert!(make("normal", &["--sampler", "dpm++2m", "--sigmas", "normal", "--clip-sample=false"]) == solver);
+    let karras = make("karras", &["--sampler", "dpm++2m", "--sigmas", "karras"]);
+    assert!(karras == make("named", &["--sampler", "dpm++2m-karras"]) && karras != solver, "levels");
+    let others: [&[&str]; 6] = [
+        &["--eta", "1"],
+        &["--clip-sample"],
+        &["--timestep-spacing", "quad"],
+        &["--sampler", "iddpm"],
+        &["--sampler", "ddpm", "--variance", "fixed_large", "--clip-sample=false"],
+        &["--guidance-rescale", "0.7", "-g", "3"],
+    ];
+    let plain = make("guided", &["-g", "3"]);
+    for (k, options) in others.iter().enumerate() {
+        let made = make(&format!("option{k}"), options);
+        assert!(made != first && made != plain, "{options:?}");
+        assert!(made == make(&format!("option{k}-alone"), &[options, &["-b", "1"][..]].concat()), "{options:?} alone");
+    }
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn suite<D: Driver>(open: impl Fn() -> Option<D>, cases: Vec<Case>) {
             Check::Exact => Check::Exact,
             Check::Close { k, gain } => Check::Half { k, gain, step: 0.0 },
             Check::Step { step } => Check::Half { k: 1, gain: 1.0, step },
+            Check::Nearest { table, .. } => Check::Nearest { table, half: true },
             half => half,
         };
         // What f16 cannot hold of the input is no error of the op.
@@ -55,7 +56,9 @@ fn emulator() -> Option<Emulated> {
 macro_rules! cuda_suite {
     ($driver:ident) => {
         cuda_suite!($driver; cases: linear_float, linear_exact, linear_quantized, epilogues, conv, attention,
-            elementwise; cases_norm: quantize, layer_norm, group_norm);
+            elementwise; cases_norm: quantize, layer_norm, group_norm; cases_unet: group_norm_modulated,
+            resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
+            attention_causal, attention_per_condition, activations);
     };
     ($driver:ident; $($module:ident: $($family:ident),+);+) => {
         mod $driver {
@@ -79,6 +82,7 @@ cuda_suite!(device);
 fn codes_give_the_cpus_floats_to_the_bit<D: Driver>(open: impl Fn() -> Option<D>) {
     let Some(isa) = common::avx2() else { return };
     let cases = common::cases::linear_quantized().into_iter().chain(common::cases::conv());
+    let cases = cases.chain(common::cases_text::gated_exact());
     for Case { name, build, inputs, .. } in cases {
         let Some(driver) = open() else { return };
         let model = build.open([inputs.dims.height, inputs.dims.width]);

@@ -94,7 +94,23 @@ fn attention_is_close() {
             cuda.put(&q, &q_data);
             cuda.put(&k, &k_data);
             cuda.put(&v, &v_data);
-            cuda.backend.attention(&mut cuda.arena, 0, &AttentionArgs { q, k, v, y, samples, heads, scale });
+            cuda.backend.attention(
+                &mut cuda.arena,
+                0,
+                &AttentionArgs {
+                    q,
+                    k,
+                    v,
+                    y,
+                    samples,
+                    heads,
+                    scale,
+                    causal: false,
+                    int8: false,
+                    condition: None,
+                    keys: k.rows / samples,
+                },
+            );
             let (q, k, v) = (&q_data, &k_data, &v_data);
             let want = Attention { sizes, q, k, v, scale, causal: false, lengths: None, bias: None }.oracle();
             let exact = 2e-7 * (16.0 + 4.0 * (e as f64).sqrt());
@@ -189,6 +205,7 @@ fn attention_masks_and_biases() {
                 .floats(y_at, samples * queries, d, false)
                 .u64(lengths_at)
                 .u64(bias_at)
+                .u64(0)
                 .u32s(&sizes)
                 .u32s(&[scale.to_bits()]);
             let grid = [(samples * heads * query_tiles * column_tiles) as u32, 1, 1];

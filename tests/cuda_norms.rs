@@ -186,16 +186,24 @@ fn group_norm_is_close_and_its_codes_are_those_of_its_floats() {
             let data = rounded((0..rows * cols).map(|_| mean + spread * normal(rng)).collect(), element);
             let weights: Vec<f32> = normals(rng, 2 * cols.next_multiple_of(16));
             let (weight, bias) = (&weights[..cols], &weights[cols.next_multiple_of(16)..][..cols]);
+            let modulated = (i + pixels / 2) % 2 == 0;
+            let (scale, shift, table_cols) = (1, cols + 2, 2 * cols + 3);
+            let table_data = rounded(normals(rng, 3 * table_cols), element);
+            let condition_of = &[2, 0, 1][..samples];
             let mut space = Space::default();
             let x = space.floats(rows, cols, element);
+            let (table, condition) = (space.floats(3, table_cols, element), space.slot(4 * samples));
             let (wide, narrow) = (space.floats(rows, cols, Element::F32), space.floats(rows, cols, Element::F16));
             let to = WAYS.map(|way| quantize_to(&mut space, way, samples, rows, cols));
+            let modulation = PerSample { table, condition, samples, rows_per_sample: pixels };
+            let modulation = modulated.then_some((modulation, scale, shift));
             let mut outputs = vec![Output::Floats(wide), Output::Floats(narrow)];
             outputs.extend(to.map(Output::Codes));
             let probe = cuda(&Space { bytes: 64 }, &[0.0]);
             let all = outputs.into_iter().map(|y| {
                 let eps = 1e-6;
-                let mut args = GroupNormArgs { x, y, samples, groups, eps, act, workspace: Slot::default() };
+                let mut args =
+                    GroupNormArgs { x, y, samples, groups, eps, modulation, act, workspace: Slot::default() };
                 let bytes = probe.backend.workspace(&OpArgs::GroupNorm(args));
                 args.workspace = space.slot(bytes);
                 args
@@ -203,6 +211,8 @@ fn group_norm_is_close_and_its_codes_are_those_of_its_floats() {
             let all: Vec<_> = all.collect();
             let mut cuda = cuda(&space, &weights);
             cuda.put(&x, &data);
+            cuda.put(&table, &table_data);
+            cuda.backend.write_u32(&mut cuda.arena, condition.at, condition_of).unwrap();
             to.iter().for_each(|to| put_fixed(&mut cuda, to, samples));
             let tensor = |t| cuda.backend.weight(TensorView::F32(t)).unwrap();
             let (w, b) = (tensor(weight), tensor(bias));
@@ -221,7 +231,12 @@ fn group_norm_is_close_and_its_codes_are_those_of_its_floats() {
                 let variance = members.iter().map(|&i| (f64::from(data[i]) - mean).powi(2)).sum::<f64>() / count;
                 for i in members {
                     let y = (f64::from(data[i]) - mean) / (variance + 1e-6).sqrt();
-                    want[i] = naive::activate(act, y * f64::from(weight[i % cols]) + f64::from(bias[i % cols]));
+                    let mut y = y * f64::from(weight[i % cols]) + f64::from(bias[i % cols]);
+                    if modulated {
+                        let columns = &table_data[condition_of[sample] as usize * table_cols + i % cols..];
+                        y = y * (1.0 + f64::from(columns[scale])) + f64::from(columns[shift]);
+                    }
+                    want[i] = naive::activate(act, y);
                 }
             }
             let got = cuda.get(&wide);

@@ -1,11 +1,11 @@
-//! The CUDA kernels of elementwise ops, layouts, embeddings and the sampler in the emulator.
+//! The CUDA kernels of elementwise ops, layouts and embeddings in the emulator.
 
 mod common;
 
+use aquatint::backend::Backend;
 use aquatint::backend::args::*;
-use aquatint::backend::{Backend, Call};
 use aquatint::format::TensorView;
-use aquatint::program::Act;
+use aquatint::program::{Act, Resampling};
 use common::one_op::{Bench, ELEMENTS, Space, close, cpu, cuda, rounded};
 use common::{naive, normal, normals};
 use fastrand::Rng;
@@ -74,15 +74,17 @@ fn embeddings_are_the_cpus() {
     let mut space = Space::default();
     let (index, t) = (space.slot(12), space.slot(16));
     let embedded = space.floats(3, 11, Element::F32);
-    let times = [(4, true, 0.0), (256, false, 1.0), (30, true, 1.0)]
-        .map(|(dim, cos_first, shift)| (space.floats(4, dim, Element::F32), cos_first, shift));
+    let times = [(1, 4, true, 0.0), (1, 256, false, 1.0), (1, 30, true, 1.0), (2, 30, true, 1.0), (4, 64, false, 0.0)]
+        .map(|(numbers, dim, cos_first, shift)| {
+            (space.floats(4 / numbers, numbers * dim, Element::F32), numbers, cos_first, shift)
+        });
     let positions = [(5, 7, 148, 16, 1.0), (64, 64, 32, 64, 2.0), (1, 1, 4, 4, 1.0)]
         .map(|(h, w, dim, base, scale)| (space.floats(h * w, dim, Element::F32), h, w, base, scale));
     let table = normals(rng, 6 * 11);
     let run = |bench: &mut dyn FnMut(Op)| {
         bench(Op::Embedding(EmbeddingArgs { index, y: embedded }));
-        for (y, cos_first, shift) in times {
-            bench(Op::Time(TimestepEmbeddingArgs { t, y, cos_first, shift }));
+        for (y, numbers, cos_first, shift) in times {
+            bench(Op::Time(TimestepEmbeddingArgs { t, numbers, y, cos_first, shift }));
         }
         for (y, height, width, base, interpolation) in positions {
             bench(Op::Position(PositionEmbeddingArgs { y, height, width, base, interpolation }));
@@ -119,51 +121,86 @@ fn embeddings_are_the_cpus() {
 }
 
 #[test]
-fn the_sampler_is_the_cpus() {
-    let rng = &mut Rng::with_seed(10);
-    for (states, channels, cols, guidance, noise, run) in [
-        (1, 4, 4, None, false, 0),
-        (3, 4, 8, Some(4.5), true, 2),
-        (7, 3, 3, Some(1.5), true, 1),
-        (2, 1, 2, None, true, 0),
-    ] {
-        let pixels = 100;
-        let (len, copies) = (pixels * channels, if guidance.is_some() { 2 } else { 1 });
-        let mut space = Space::default();
-        let rows = Slot { at: space.slot(3 * 320).at, stride: 320 };
-        let noise = noise.then(|| Slot { at: space.slot(3 * len * 4).at, stride: len * 4 });
-        let old = space.slot(states * len * 4);
-        let sample = space.slot(copies * len * 4);
-        let model = space.floats(copies * pixels, cols, Element::F32);
-        let mut table = normals(rng, 3 * 80);
-        for row in table.chunks_exact_mut(80) {
-            row[3] = if rng.bool() { f32::INFINITY } else { 0.5 };
-            row[8..].iter_mut().for_each(|c| *c = if rng.u8(..4) == 0 { 0.0 } else { *c });
-            // The last state is not set yet.
-            (0..states).filter(|_| states > 1).for_each(|s| row[8 + s * 10 + states - 1] = 0.0);
+fn parameters_are_the_tensors() {
+    let rng = &mut Rng::with_seed(11);
+    for (rows, cols) in [(1, 2), (3, 10), (77, 8), (2, 129)] {
+        let tensor = normals(rng, rows * cols);
+        for element in ELEMENTS {
+            let mut space = Space::default();
+            let y = space.floats(rows, cols, element);
+            let mut cuda = cuda(&space, &tensor);
+            let on_device = cuda.backend.weight(TensorView::F32(&tensor)).unwrap();
+            cuda.backend.parameter(&mut cuda.arena, 0, &ParameterArgs { y }, &on_device);
+            assert_eq!(cuda.get(&y), rounded(tensor.clone(), element), "{rows} x {cols} {element:?}");
         }
-        let numbers = normals(rng, (states + copies) * len * 8);
-        let output = normals(rng, copies * pixels * cols);
-        let input = ModelInputArgs { rows, state: old, len, copies, sample };
-        let step = SamplerStepArgs { rows, states: old, n_states: states, len, channels, model, guidance, noise };
-        fn go<B: Backend>(
-            mut bench: Bench<B>,
-            (input, step, run): (&ModelInputArgs, &SamplerStepArgs, usize),
-            (table, numbers, output): (&[f32], &[f32], &[f32]),
-        ) -> [Vec<u32>; 2] {
-            let (len, set) = (step.len, (step.n_states - 1).max(1));
-            bench.backend.begin(&mut bench.arena, Call { window: 0, run }).unwrap();
-            bench.backend.write_f32(&mut bench.arena, step.rows.at, table).unwrap();
-            bench.backend.write_f32(&mut bench.arena, step.states.at, &numbers[..set * len]).unwrap();
-            bench.put(&step.model, output);
-            if let Some(noise) = step.noise {
-                bench.backend.write_f32(&mut bench.arena, noise.at, &numbers[len..][..3 * len]).unwrap();
+    }
+}
+
+#[test]
+fn resampling_is_the_cpus() {
+    let rng = &mut Rng::with_seed(12);
+    for (samples, height, width, c) in [(1, 2, 2, 2), (2, 3, 5, 6), (3, 4, 7, 8), (1, 9, 6, 40), (2, 2, 3, 33)] {
+        for how in [Resampling::Nearest, Resampling::Mean] {
+            let pixels = match how {
+                Resampling::Nearest => 4 * height * width,
+                Resampling::Mean => (height / 2) * (width / 2),
+            };
+            for (from, to) in ELEMENTS.into_iter().flat_map(|a| ELEMENTS.map(|b| (a, b))) {
+                let data = rounded(normals(rng, samples * height * width * c), from);
+                let args = |space: &mut Space, from, to| ResampleArgs {
+                    x: space.floats(samples * height * width, c, from),
+                    y: space.floats(samples * pixels, c, to),
+                    samples,
+                    height,
+                    width,
+                    how,
+                };
+                let mut space = Space::default();
+                let on_device = args(&mut space, from, to);
+                let mut cuda = cuda(&space, &[0.0]);
+                cuda.put(&on_device.x, &data);
+                cuda.backend.resample(&mut cuda.arena, 0, &on_device);
+                let mut space = Space::default();
+                let here = args(&mut space, Element::F32, Element::F32);
+                let mut cpu = cpu(&space);
+                cpu.put(&here.x, &data);
+                cpu.backend.resample(&mut cpu.arena, 0, &here);
+                let name = format!("{how:?} {samples} x {height} x {width} x {c} {from:?} to {to:?}");
+                assert_eq!(cuda.get(&on_device.y), rounded(cpu.get(&here.y), to), "{name}");
             }
-            bench.backend.model_input(&mut bench.arena, run, input);
-            bench.backend.sampler_step(&mut bench.arena, run, step);
-            [bench.words(input.sample.at, input.copies * len), bench.words(step.states.at, step.n_states * len)]
         }
-        let (args, data) = ((&input, &step, run), (&table[..], &numbers[..], &output[..]));
-        assert_eq!(go(cuda(&space, &[0.0]), args, data), go(cpu(&space), args, data), "{states} states");
+    }
+}
+
+/// Distances of whole numbers are exact, so that even ties must go as on the CPU; so must what has no distance.
+#[test]
+fn nearest_rows_are_the_cpus() {
+    let rng = &mut Rng::with_seed(13);
+    for (vectors, d, rows) in [(2, 1, 1), (6, 3, 31), (130, 4, 300), (5, 40, 65), (2, 8, 32)] {
+        let table: Vec<f32> = (0..rows * d).map(|_| f32::from(rng.i8(-2..=2))).collect();
+        let mut data: Vec<f32> = (0..vectors * d).map(|_| f32::from(rng.i8(-5..=5)) / 2.0).collect();
+        data[0] = f32::NAN;
+        data[d] = f32::INFINITY;
+        for (from, to) in ELEMENTS.into_iter().flat_map(|a| ELEMENTS.map(|b| (a, b))) {
+            let args = |space: &mut Space, from, to| VectorQuantizeArgs {
+                x: space.floats(vectors, d, from),
+                y: space.floats(vectors, d, to),
+            };
+            let mut space = Space::default();
+            let on_device = args(&mut space, from, to);
+            let mut cuda = cuda(&space, &table);
+            cuda.put(&on_device.x, &data);
+            let weight = cuda.backend.weight(TensorView::F32(&table)).unwrap();
+            cuda.backend.vector_quantize(&mut cuda.arena, 0, &on_device, &weight);
+            let mut space = Space::default();
+            let here = args(&mut space, Element::F32, Element::F32);
+            let mut cpu = cpu(&space);
+            cpu.put(&here.x, &data);
+            cpu.backend.vector_quantize(&mut cpu.arena, 0, &here, &TensorView::F32(&table));
+            let name = format!("{vectors} x {d}, {rows} rows, {from:?} to {to:?}");
+            let got = cuda.get(&on_device.y);
+            assert_eq!(got, cpu.get(&here.y), "{name}");
+            assert!(got[..d] == table[..d] && got[d..2 * d] == table[..d], "{name}: nothing is near");
+        }
     }
 }

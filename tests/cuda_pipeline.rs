@@ -11,7 +11,7 @@ use aquatint::backend::cuda::{Cuda, Offline};
 use aquatint::backend::{Backend, cpu::Tier};
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
-use aquatint::pipeline::{Output, Pipeline, Request};
+use aquatint::pipeline::{Output, Pipeline, Request, Subjects};
 use aquatint::plan::Shape;
 use aquatint::program::{QuantizeRange, Role};
 use aquatint::sampler::ROW_FLOATS;
@@ -65,6 +65,8 @@ fn sample<B: Backend>(backend: &mut B, model: &Model, table_bytes: usize, calls:
         model,
         guidance: Some(1.5),
         noise: None,
+        rescale: None,
+        blend: None,
     };
     let (backend, arena) = executor.parts();
     backend.write_f32(arena, state.at, &images.sample)?;
@@ -133,7 +135,7 @@ fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize
     let map = aquatint::mmap::map(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let pipeline = Pipeline::new(&packed).unwrap();
-    let request = Request { steps, ..pipeline.request(labels.to_vec()) };
+    let request = Request { steps, ..pipeline.request(Subjects::Classes(labels.to_vec())) };
     let cpu = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).unwrap();
     // A code on a rounding tie falls either way, and guidance multiplies what follows: the yardstick of a whole run is
     // how far the CPU's tiers are from each other (or, where there is one tier only, what such tiers have shown). One call without guidance is compared by itself.
@@ -141,12 +143,16 @@ fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize
     let tiers = distance(&portable.latents, &cpu.latents);
     println!("letters: latents of the portable tier {tiers:.2e} from the best tier's");
     let latents = &cpu.latents[..cpu.latents.len() / labels.len()];
-    let eval = |label: u32| pipeline.eval(&mut Cpu::new(Scalar), latents, request.latent_size, &[label], 500.0);
+    let eval = |label: u32| {
+        pipeline.eval(&mut Cpu::new(Scalar), latents, request.latent_size, Subjects::Classes(vec![label]), 500.0)
+    };
     let (want, _) = eval(labels[0]).unwrap();
     for (narrow, most) in [(Element::F16, 2e-2), (Element::F32, 3e-3)] {
         let Some(driver) = open() else { return };
         let mut cuda = Cuda::new(driver, packed.data(), narrow).unwrap();
-        let (got, _) = pipeline.eval(&mut cuda, latents, request.latent_size, &labels[..1], 500.0).unwrap();
+        let (got, _) = pipeline
+            .eval(&mut cuda, latents, request.latent_size, Subjects::Classes(labels[..1].to_vec()), 500.0)
+            .unwrap();
         let call = distance(&got, &want);
         let mut steps_seen = 0;
         let Output { latents: got, images, .. } = pipeline
@@ -208,10 +214,9 @@ fn memory_is_what_was_announced() {
     let map = aquatint::mmap::map(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let pipeline = Pipeline::new(&packed).unwrap();
-    let request = Request { steps: 1, ..pipeline.request(vec![3]) };
-    let (denoiser, decoder) = pipeline.plans(&Offline { narrow: Element::F16 }, &request).unwrap();
-    let arena = denoiser.arena.max(decoder.unwrap().arena);
-    let announced = Offline::device_bytes(packed.data().len(), arena);
+    let request = Request { steps: 1, ..pipeline.request(Subjects::Classes(vec![3])) };
+    let plans = pipeline.plans(&Offline { narrow: Element::F16 }, &request).unwrap();
+    let announced = Offline::device_bytes(packed.data().len(), plans.peak());
 
     let mut cuda = Cuda::new(Emulated::new(1), packed.data(), Element::F16).unwrap();
     pipeline.run(&mut cuda, &request, &mut |_| ()).unwrap();

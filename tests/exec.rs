@@ -5,12 +5,13 @@ mod common;
 use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::Isa;
 use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::exec::{self, Executor};
+use aquatint::exec::{self, Executor, Prompt};
 use aquatint::plan::Shape;
-use aquatint::program::{Dims, QuantizeRange, Rate, Role};
+use aquatint::program::{Act, Dim, Dims, InputKind, Modulation, Op, QuantizeRange, Rate, Role};
+use common::cases::linear;
 use common::naive::{self, Inputs};
 use common::networks::{CHANNELS, conditioned, spatial};
-use common::{Build, Model, avx512, inputs, normal, run};
+use common::{Build, LABELS, Model, SAMPLE, TIMESTEP, avx512, inputs, normal, normals, prompt, run};
 use fastrand::Rng;
 
 /// Timesteps of the calls: after, between and before the points of the curves.
@@ -182,4 +183,143 @@ fn results_do_not_depend_on_threads() {
     // A dozen ops in a row, each with the tolerance of its own; codes flip on ties.
     let check = common::cases::Check::Step { step: 0.25 };
     check.compare("spatial network", &got, &values[build.program.output.0 as usize].data);
+}
+
+/// A norm modulated by all that a prompt may give, and by the timestep.
+fn guided() -> Build {
+    let c = CHANNELS;
+    let rng = &mut Rng::with_seed(21);
+    let more = [
+        (InputKind::Pooled, vec![Dim::Conditions, Dim::Fixed(3)]),
+        (InputKind::Sizes, vec![Dim::Conditions, Dim::Fixed(2)]),
+    ];
+    let mut b = Build::with(c, &more);
+    let dim = c as u32 * 2;
+    let table = b.f32(&[5, 2 * c], &normals(rng, 10 * c));
+    let class = b.op(Op::Embedding { index: LABELS, table });
+    let weight = b.f32(&[2 * c, 3], &normals(rng, 6 * c));
+    let pooled = b.op(linear(b.input(InputKind::Pooled), weight));
+    let sizes = b.op(Op::TimestepEmbedding { t: b.input(InputKind::Sizes), dim, cos_first: true, shift: 0.0 });
+    let weight = b.f32(&[2 * c, 4 * c], &normals(rng, 8 * c * c));
+    let sizes = b.op(linear(sizes, weight));
+    let given = b.op(Op::Add { a: class, b: pooled });
+    let given = b.op(Op::Add { a: given, b: sizes });
+    let time = b.op(Op::TimestepEmbedding { t: TIMESTEP, dim, cos_first: true, shift: 0.0 });
+    let value = b.op(Op::Add { a: time, b: given });
+    let (weight, bias) = (b.f32(&[c], &normals(rng, c)), b.f32(&[c], &normals(rng, c)));
+    let modulation = Some(Modulation { value, scale: 0, shift: c as u32 });
+    b.op(Op::GroupNorm { x: SAMPLE, weight, bias, groups: 1, eps: 1e-6, modulation, act: Act::Silu, quantize: None });
+    b
+}
+
+#[test]
+fn a_prompt_is_set_as_a_whole() {
+    let build = guided();
+    let model = build.open([2, 3]);
+    let mut first = batch();
+    first.pooled = vec![0.5, -1.0, 2.0, 1.0, 0.0, -0.5];
+    first.sizes = vec![512.0, 0.0, 768.0, 6.0];
+    let mut second = batch();
+    second.labels = vec![0, 2];
+    second.pooled = vec![1.5, 1.0, -2.0, -1.0, 3.0, 0.25];
+    second.sizes = vec![256.0, 16.0, 8.0, 2.5];
+    let mut cpu = Cpu::new(Scalar);
+    let shape = Shape { dims: first.dims, calls: TIMESTEPS.len(), table_bytes: usize::MAX, reserve: 0 };
+    let mut executor = Executor::bind(&mut cpu, &model, Role::Denoiser, shape).unwrap();
+    executor.set_conditions(&first.conditions).unwrap();
+    executor.set_timesteps(TIMESTEPS.into_iter()).unwrap();
+    executor.write_sample(&first.sample).unwrap();
+    let mut out = vec![f32::NAN; executor.plan().output_type.len()];
+    // The second prompt's numbers replace all of the first one's, in the tables too.
+    for inputs in [&first, &second, &first] {
+        executor.set_prompt(&prompt(&build.program, inputs)).unwrap();
+        for call in [0, 3] {
+            executor.call(call).unwrap();
+            executor.read_output(&mut out).unwrap();
+            let inputs = Inputs {
+                timestep: TIMESTEPS[call],
+                pooled: inputs.pooled.clone(),
+                sizes: inputs.sizes.clone(),
+                labels: inputs.labels.clone(),
+                ..batch()
+            };
+            let values = naive::run(&build.program, &build.tensors, &inputs);
+            let want = &values[build.program.output.0 as usize].data;
+            // Angles of up to 950 are rounded twice, by 2^-24 of themselves, and sums of them scale a norm.
+            let check = common::cases::Check::Close { k: 4 * CHANNELS, gain: 256.0 };
+            check.compare(&format!("call {call}"), &out, want);
+            assert_eq!(bits(&out), bits(&run(Scalar, &model, &inputs)), "call {call}");
+        }
+    }
+
+    // What is refused changes nothing.
+    let good = prompt(&build.program, &first);
+    let six = [1.0; 6];
+    let refused = [
+        (Prompt { class_labels: None, ..good }, "class labels: expected 2, got none"),
+        (Prompt { pooled: None, ..good }, "pooled vectors: expected 6, got none"),
+        (Prompt { sizes: None, ..good }, "sizes: expected 4, got none"),
+        (Prompt { context: Some(&six), ..good }, "context: expected none, as the model takes none, got 6"),
+        (Prompt { class_labels: Some(&[0]), ..good }, "class labels: expected 2, got 1"),
+        (Prompt { class_labels: Some(&[0, 5]), ..good }, "class labels: expected numbers below 5, got 5"),
+        (Prompt { pooled: Some(&six[..5]), ..good }, "pooled vectors: expected 6, got 5"),
+        (Prompt { sizes: Some(&six), ..good }, "sizes: expected 4, got 6"),
+    ];
+    for (prompt, message) in refused {
+        assert_eq!(executor.set_prompt(&prompt).unwrap_err().to_string(), message);
+    }
+    let message = "pooled vectors: expected 6, got none";
+    assert_eq!(executor.set_class_labels(&[1, 1]).unwrap_err().to_string(), message);
+    let message = "tokens: expected none, as the model takes none, got 2";
+    assert_eq!(executor.set_tokens(&[1, 1]).unwrap_err().to_string(), message);
+    let before = out.clone();
+    executor.call(3).unwrap();
+    executor.read_output(&mut out).unwrap();
+    assert_eq!(bits(&out), bits(&before));
+}
+
+#[test]
+fn a_text_encoder_needs_tokens_alone() {
+    let rng = &mut Rng::with_seed(22);
+    let mut b = Build::of(vec![(InputKind::Tokens, vec![Dim::Batch, Dim::Fixed(5)])]);
+    b.program.role = Role::TextEncoder;
+    let index = b.input(InputKind::Tokens);
+    let table = b.f32(&[9, 8], &normals(rng, 72));
+    let x = b.op(Op::Embedding { index, table });
+    let tensor = b.f16(&[5, 8], &normals(rng, 40));
+    let positions = b.op(Op::Parameter { tensor });
+    let x = b.op(Op::Add { a: x, b: positions });
+    // A second, smaller table: tokens must have a row in both.
+    let table = b.f16(&[7, 8], &normals(rng, 56));
+    let y = b.op(Op::Embedding { index, table });
+    b.op(Op::Add { a: x, b: y });
+    let model = b.open([1, 1]);
+    let mut cpu = Cpu::new(Scalar);
+    let dims = Dims { batch: 2, conditions: 2, height: 1, width: 1, tokens: 1 };
+    let shape = Shape { dims, calls: 1, table_bytes: 0, reserve: 0 };
+    let mut executor = Executor::bind(&mut cpu, &model, Role::TextEncoder, shape).unwrap();
+    let rate = |rate: Rate| executor.plan().ops[rate as usize].len();
+    assert_eq!([Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].map(rate), [1, 0, 0, 4]);
+    let mut out = vec![f32::NAN; executor.plan().output_type.len()];
+    for tokens in [[0, 6, 3, 3, 1, 6, 5, 4, 2, 0], [6, 6, 6, 0, 0, 0, 1, 1, 2, 2]] {
+        executor.set_tokens(&tokens).unwrap();
+        executor.call(0).unwrap();
+        executor.read_output(&mut out).unwrap();
+        let inputs = Inputs { dims, tokens: tokens.to_vec(), ..inputs([2, 1, 1, 1], || 0.0) };
+        let values = naive::run(&b.program, &b.tensors, &inputs);
+        let check = common::cases::Check::Close { k: 1, gain: 1.0 };
+        check.compare("text encoder", &out, &values[b.program.output.0 as usize].data);
+    }
+    let refused: [(&[u32], &str); 4] = [
+        (&[0; 9], "tokens: expected 10, got 9"),
+        (&[], "tokens: expected 10, got 0"),
+        (&[0, 1, 2, 3, 4, 5, 6, 7, 0, 0], "tokens: expected numbers below 7, got 7"),
+        (&[u32::MAX; 10], "tokens: expected numbers below 7, got 4294967295"),
+    ];
+    for (tokens, message) in refused {
+        assert_eq!(executor.set_tokens(tokens).unwrap_err().to_string(), message);
+    }
+    executor.set_prompt(&Prompt::default()).unwrap();
+    let message = "class labels: expected none, as the model takes none, got 2";
+    assert_eq!(executor.set_class_labels(&[0, 0]).unwrap_err().to_string(), message);
 }

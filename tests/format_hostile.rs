@@ -120,8 +120,12 @@ fn le(n: u32) -> [u8; 4] {
     n.to_le_bytes()
 }
 
-const SHAPE: Shape =
-    Shape { dims: Dims { batch: 2, conditions: 2, height: 4, width: 6 }, calls: 3, table_bytes: 1 << 12, reserve: 64 };
+const SHAPE: Shape = Shape {
+    dims: Dims { batch: 2, conditions: 2, height: 4, width: 6, tokens: 1 },
+    calls: 3,
+    table_bytes: 1 << 12,
+    reserve: 64,
+};
 
 /// Bytes that a file of `len` bytes may make a single operation ask for, all its allocations added up.
 fn most_asked(len: usize) -> usize {
@@ -262,7 +266,11 @@ fn tensor_faults_are_named() {
         (0, &le(0), 0, "tensor 0 dims: expected 1 to 2^36 weights, got [0, 8]"),
         (0, &[vast.as_slice(), &[4]].concat(), 0, "tensor 0 dims: expected 1 to 2^36 weights"),
         (0, &[le(1 << 20), le((1 << 16) + 1)].concat(), 0, "tensor 0 dims: expected 1 to 2^36 weights"),
-        (17, &[4, 0, 0], 17, "kind, bits, grain: expected a known combination, got (4, 0, 0)"),
+        (17, &[5, 0, 0], 17, "kind, bits, grain: expected a known combination, got (5, 0, 0)"),
+        (17, &[4, 4, 0], 17, "kind, bits, grain: expected a known combination, got (4, 4, 0)"),
+        (17, &[4, 0, 1], 17, "kind, bits, grain"),
+        (17, &[4, 0, 0], 16, "tensor 0 rank: expected 1 for bytes, got 2"),
+        (rank1 + 17, &[4], (rank1 + 32) as u64, "tensor 1 bytes: expected 8, got 32"),
         (17, &[255, 4, 0], 17, "kind, bits, grain"),
         (17, &[0, 4, 0], 17, "kind, bits, grain"),
         (17, &[0, 0, 1], 17, "kind, bits, grain"),
@@ -322,25 +330,26 @@ fn program_faults_are_named() {
     let second = PROGRAM;
     let slot = |i: usize| 24 + 20 * i;
     let cases: &[(usize, &[u8], u64, &str)] = &[
-        (0, &le(2), 0, "program 0 role: expected a known role, got 2"),
+        (0, &le(6), 0, "program 0 role: expected a known role, got 6"),
         (0, &le(u32::MAX), 0, "program 0 role"),
         (second, &le(0), 128, "role: expected each role once, got denoiser"),
-        (4, &le(5), 4, "program 0 input count: expected at most 4, got 5"),
+        (4, &le(6), 4, "program 0 input count: expected at most 5, got 6"),
         (4, &le(u32::MAX), 4, "program 0 input count"),
         (4, &le(2), 16, "program 0 output: expected one of its values, got 47 of 47"),
         (4, &le(4), slot(3) as u64, "program 0 input: expected a known kind and 1 to 4 axes, got kind 0 rank 0"),
         (slot(0), &[0], slot(0) as u64, "program 0 input"),
-        (slot(0), &[4], slot(0) as u64, "program 0 input"),
+        (slot(0), &[8], slot(0) as u64, "program 0 input"),
         (slot(1) + 1, &[0], slot(1) as u64, "program 0 input"),
         (slot(1) + 1, &[5], slot(1) as u64, "program 0 input"),
-        (slot(2) + 4, &le(1 << 31 | 4), slot(2) as u64, "program 0 input axes: expected known symbols"),
+        (slot(2) + 4, &le(1 << 31 | 5), slot(2) as u64, "program 0 input axes: expected known symbols"),
         (slot(2) + 4, &le(u32::MAX), slot(2) as u64, "program 0 input axes"),
         (slot(2) + 2, &[1], 20, "program 0 unused fields"),
         (slot(2) + 8, &[1], 20, "program 0 unused fields"),
         (slot(3), &[1], 20, "program 0 unused fields"),
         (slot(3) + 16, &[1], 20, "program 0 unused fields"),
         (20, &[1], 20, "program 0 unused fields"),
-        (104, &[1], 20, "program 0 unused fields"),
+        (slot(4), &[1], 20, "program 0 unused fields"),
+        (124, &[1], 20, "program 0 unused fields"),
         (127, &[1], 20, "program 0 unused fields"),
         (8, &le(1), 8, "node range: expected nodes from 0, at most 53, got 1..46"),
         (8, &le(u32::MAX), 8, "node range"),
@@ -379,15 +388,15 @@ fn program_faults_are_named() {
 fn node_faults_are_named() {
     let s = start(NODES);
     // Nodes of the first program.
-    let [time, embed, add, norm1, q, attention, out, norm2, quantize] = [0, 2, 3, 9, 10, 13, 14, 15, 17];
+    let [time, embed, add, patchify, norm1, q, attention, out, norm2, quantize] = [0, 2, 3, 6, 9, 10, 13, 14, 15, 17];
     let none = &[0xff; 4][..];
     let cases: &[(usize, usize, &[u8], u64, &str)] = &[
-        (time, 0, &[0], 0, "op: expected 1 to 14, got 0; use a newer aquatint"),
-        (time, 0, &[15], 0, "op: expected 1 to 14, got 15; use a newer aquatint"),
+        (time, 0, &[0], 0, "op: expected 1 to 18, got 0; use a newer aquatint"),
+        (time, 0, &[19], 0, "op: expected 1 to 18, got 19; use a newer aquatint"),
         (time, 0, &[255], 0, "op"),
         (time, 1, &[2], 0, "unused fields: expected neutral values"),
         (out, 1, &[3], 0, "unused fields"),
-        (q, 2, &[3], 2, "activation: expected a known activation, got 3"),
+        (q, 2, &[5], 2, "activation: expected a known activation, got 5"),
         (q, 2, &[255], 2, "activation"),
         (add, 2, &[1], 0, "unused fields"),
         (q, 3, &[8], 0, "unused fields"),
@@ -423,6 +432,15 @@ fn node_faults_are_named() {
         (time, 40, &le(2), 0, "unused fields"),
         (add, 44, &le(1), 0, "unused fields"),
         (attention, 48, &le(1), 0, "unused fields"),
+        (attention, 40, &le(8), 0, "unused fields"),
+        (attention, 40, &le(u32::MAX), 0, "unused fields"),
+        // A linear layer without gate and residual is as good a gated one; one with them is not.
+        (q, 0, &[15], 0, ""),
+        (out, 0, &[15], 0, "unused fields"),
+        (patchify, 0, &[17], 36, "resampling: expected 0 or 1, got 2"),
+        (out, 0, &[16], 0, "unused fields"),
+        (embed, 0, &[16], 0, ""),
+        (embed, 0, &[18], 0, "unused fields"),
         (add, 47, &[0x80], 0, "unused fields"),
         (add, 52, &le(1), 0, "unused fields"),
         (add, 56, &[1], 0, "unused fields"),
@@ -431,7 +449,7 @@ fn node_faults_are_named() {
     for &(node, field, bytes, offset, text) in cases {
         let file = sealed(s + node * NODE + field, bytes);
         if text.is_empty() {
-            // A norm that does not quantize has neutral fields for it, so this is another sound structure.
+            // A norm that does not quantize has neutral fields for it, for one: another sound structure.
             Packed::new(&file).expect("sound");
             continue;
         }
@@ -823,7 +841,8 @@ fn planning_the_largest_programs_ends() {
         let output = Value(ops.len() as u32 + 1);
         Program { role: Role::Denoiser, inputs: inputs.clone(), nodes: ops.into_iter().map(node).collect(), output }
     };
-    let weight = aquatint::program::shape::TensorType { dims: vec![4, 4], integer: true, f32: false, codes: true };
+    let weight =
+        aquatint::program::shape::TensorType { dims: vec![4, 4], integer: true, f32: false, codes: true, bytes: false };
 
     let chain = program((1..=MAX_NODES as u32).map(|v| pointwise(Value(if v == 1 { 0 } else { v }))).collect());
 

@@ -3,7 +3,7 @@
 
 use aquatint::backend::cpu::Tier;
 use aquatint::format::Packed;
-use aquatint::pipeline::{Pipeline, permute};
+use aquatint::pipeline::{Pipeline, Subjects, permute};
 use aquatint::with_cpu;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ fn packing_the_letter_model_again_gives_the_embedded_file() {
         q_config: Some("w4a8:kmeans".into()),
         vae_q_config: None,
         output: output.clone(),
+        ..Default::default()
     };
     packer::emit::pack(&options, &mut |_| ()).expect("the model packs");
     let (made, kept) = (std::fs::read(&output), std::fs::read(models().join("glyphs-w4a8.aqt")));
@@ -87,7 +88,7 @@ fn the_embedded_model_draws_letters_that_a_classifier_reads() {
     let map = aquatint::mmap::map(&models().join("glyphs-w4a8.aqt")).expect("the model maps");
     let packed = Packed::new(map).expect("the model opens");
     let pipeline = Pipeline::new(&packed).expect("a pipeline");
-    let mut request = pipeline.request((0..26).collect());
+    let mut request = pipeline.request(Subjects::Classes((0..26).collect()));
     request.steps = 25;
     let out = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).expect("it runs");
     let classifier = Classifier(std::fs::read(models().join("glyphs/classifier.safetensors")).expect("the classifier"));

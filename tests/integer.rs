@@ -130,6 +130,9 @@ impl<B: Backend> Backend for Spy<B> {
         fn add(&self, m: &mut B::Arena, i: usize, a: &AddArgs);
         fn concat(&self, m: &mut B::Arena, i: usize, a: &ConcatArgs);
         fn quantize(&self, m: &mut B::Arena, i: usize, a: &QuantizeArgs) => m i Some(a.y.codes);
+        fn vector_quantize(&self, m: &mut B::Arena, i: usize, a: &VectorQuantizeArgs, table: &B::Weight<'_>);
+        fn resample(&self, m: &mut B::Arena, i: usize, a: &ResampleArgs);
+        fn parameter(&self, m: &mut B::Arena, i: usize, a: &ParameterArgs, tensor: &B::Weight<'_>);
         fn embedding(&self, m: &mut B::Arena, i: usize, a: &EmbeddingArgs, table: &B::Weight<'_>);
         fn timestep_embedding(&self, m: &mut B::Arena, i: usize, a: &TimestepEmbeddingArgs);
         fn position_embedding(&self, m: &mut B::Arena, i: usize, a: &PositionEmbeddingArgs);
@@ -149,6 +152,7 @@ fn packed(variant: &str, config: &str, vae: &str) -> Model {
         q_config: Some(q_config.to_str().unwrap().into()),
         vae_q_config: Some(vae_q_config.to_str().unwrap().into()),
         output: output.clone(),
+        ..Default::default()
     };
     packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
     let model = Model::new(aquatint::mmap::map(&output).unwrap()).unwrap();

@@ -6,7 +6,7 @@ mod common;
 use aquatint::backend::cpu::Tier;
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
-use aquatint::pipeline::{Pipeline, Request, permute};
+use aquatint::pipeline::{Pipeline, Request, Subjects, permute};
 use aquatint::plan::Shape;
 use aquatint::program::{Dims, Role};
 use aquatint::sampler::Kind;
@@ -35,7 +35,7 @@ fn eval(packed: &Packed<memmap2::Mmap>, io: &Fixture, case: &str, tier: Tier) ->
     let t = io.get(&format!("{case}.timestep")).0[0];
     let pipeline = Pipeline::new(packed).expect("a pipeline");
     let (out, _) =
-        with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, [dims[2], dims[3]], &labels, t)).expect("it runs");
+        with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, [dims[2], dims[3]], Subjects::Classes(labels.clone()), t)).expect("it runs");
     relative(&out, &io.get(&format!("{case}.out")).0)
 }
 
@@ -81,7 +81,7 @@ fn every_depth_of_the_denoiser_equals_diffusers() {
             .collect();
         assert!(!ends.is_empty(), "block ends are found by path");
         let mut cpu = aquatint::backend::cpu::Cpu::new(aquatint::backend::cpu::simd::scalar::Scalar);
-        let dims = Dims { batch: n, conditions: n, height, width };
+        let dims = Dims { batch: n, conditions: n, height, width, tokens: 1 };
         let shape = Shape { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::bind(&mut cpu, &packed, Role::Denoiser, shape).expect("it binds");
         executor.set_class_labels(&io.labels("b2_t500.class_labels")).expect("labels");
@@ -111,8 +111,12 @@ fn the_f32_decoder_equals_diffusers() {
         for case in ["vae", "vae_odd"] {
             let (latent, dims) = io.get(&format!("{case}.latent"));
             let [n, channels, height, width] = dims[..] else { panic!("{dims:?}") };
-            let shape =
-                Shape { dims: Dims { batch: n, conditions: 1, height, width }, calls: 1, table_bytes: 0, reserve: 0 };
+            let shape = Shape {
+                dims: Dims { batch: n, conditions: 1, height, width, tokens: 1 },
+                calls: 1,
+                table_bytes: 0,
+                reserve: 0,
+            };
             let (want, image) = io.get(&format!("{case}.image"));
             for tier in Tier::available() {
                 let got = with_cpu!(tier, cpu => {
@@ -146,7 +150,7 @@ fn loops() -> Vec<(&'static str, f32, Kind, usize, Option<&'static str>)> {
 fn run_loop(packed: &Packed<memmap2::Mmap>, fixture: &Fixture, name: &str, change: &dyn Fn(&mut Request)) -> [f64; 2] {
     let (_, guidance, kind, steps, spacing) = *loops().iter().find(|l| l.0 == name).expect("a run");
     let pipeline = Pipeline::new(packed).expect("a pipeline");
-    let mut request = pipeline.request(fixture.labels("class_labels"));
+    let mut request = pipeline.request(Subjects::Classes(fixture.labels("class_labels")));
     request.latents = Some(fixture.get("init").0);
     request.guidance_scale = guidance;
     request.steps = steps;
@@ -178,7 +182,7 @@ fn a_batch_gives_what_its_images_give_alone() {
     let pipeline = Pipeline::new(&packed).expect("a pipeline");
     let labels = [3, 1, 3, 7, 0];
     let run = |labels: &[u32], seed: u64, batch_size: usize, table_bytes: usize, threads: usize| {
-        let mut request = pipeline.request(labels.to_vec());
+        let mut request = pipeline.request(Subjects::Classes(labels.to_vec()));
         (request.seed, request.batch_size, request.table_bytes, request.steps) = (seed, batch_size, table_bytes, 6);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
         let out =

@@ -1,6 +1,6 @@
 //! Sampler settings: reading `scheduler_config.json`, defaults of each class, and what is refused.
 
-use aquatint::sampler::{BetaSchedule, Config, Kind, Prediction, SolverType, Spacing, Variance};
+use aquatint::sampler::{BetaSchedule, Config, Kind, Prediction, SolverType, Spacing};
 use serde_json::{Value, json};
 
 /// A DPM-Solver++ file as diffusers writes it, -Infinity and all.
@@ -107,7 +107,6 @@ fn requests_that_cannot_be_met_say_so() {
     let single = "DPMSolverSinglestepScheduler";
     told(of(single, "algorithm_type", json!("sde-dpmsolver++")), ["expected dpmsolver++,", "sde-dpmsolver++"]);
     told(of(single, "solver_order", json!(3)), ["1 or 2", "3"]);
-    told(of("DDPMScheduler", "variance_type", json!("learned_range")), ["fixed_small", "learned_range"]);
     told(of("DDPMScheduler", "variance_type", json!("learned")), ["fixed_small", "learned"]);
     told(of("DDPMScheduler", "timestep_spacing", json!("quad")), ["with ddpm", "quad"]);
     told(of("PNDMScheduler", "steps_offset", json!(1)), ["skip_prk_steps: expected true", "null"]);
@@ -139,9 +138,31 @@ fn requests_that_cannot_be_met_say_so() {
     assert!(steps(&offset.with_kind(Kind::DpmSolverPp2M), 1000).contains("same timestep"));
     assert!(steps(&Config::default().with_kind(Kind::Lcm), 51).contains("1 to 50"));
     assert!(steps(&Config::default().with_kind(Kind::UniPc), 1001).contains("1 to 1000"));
-    let learned = Config { variance: Some(Variance::LearnedRange), ..Config::default() };
-    assert!(learned.table(10).is_ok() && steps(&learned.with_kind(Kind::Ddpm), 10).contains("learned_range"));
     let unknown = "plms2".parse::<Kind>().expect_err("refused").to_string();
     let names = "ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++2s, lms, unipc, lcm";
     assert!(unknown.contains(names) && unknown.contains("plms2"), "{unknown}");
+}
+
+#[test]
+fn names_stand_for_settings() {
+    let base = Config { beta_end: 0.012, ..Config::default() };
+    let named = |name: &str| base.named(name).expect(name);
+    for &kind in Kind::ALL {
+        let plain = named(kind.name());
+        assert_eq!((plain.kind, plain.beta_end, plain.use_karras_sigmas), (kind, 0.012, false));
+    }
+    let karras = Config { use_exponential_sigmas: true, ..base.clone() }.named("dpm++2m-karras").expect("a name");
+    assert_eq!((karras.kind, karras.use_karras_sigmas), (Kind::DpmSolverPp2M, true));
+    assert!(karras.table(5).is_ok());
+    // DDIM has no levels of its own, and no such name.
+    for wrong in ["ddim-karras", "euler-a-karras", "karras", "-karras"] {
+        assert!(base.named(wrong).expect_err("refused").to_string().contains(wrong), "{wrong}");
+    }
+    // As DiT's own code: respaced to evenly spaced timesteps from the first to the last, nothing clamped.
+    let table = named("iddpm").table(4).expect("a table");
+    assert!(table.learned() && table.noise);
+    let timesteps: Vec<f32> = table.rows.iter().map(|row| row.timestep).collect();
+    assert_eq!(timesteps, [999.0, 666.0, 333.0, 0.0]);
+    assert!(table.rows.iter().all(|row| row.clamp.is_none() && row.gain.is_some()));
+    assert!(!named("ddpm").table(4).expect("a table").learned());
 }

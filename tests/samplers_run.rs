@@ -3,7 +3,7 @@
 
 use aquatint::backend::cpu::Tier;
 use aquatint::format::Packed;
-use aquatint::pipeline::{NoiseSource, Pipeline, permute};
+use aquatint::pipeline::{NoiseSource, Pipeline, Subjects, permute};
 use aquatint::rng::TorchRng;
 use aquatint::sampler::Kind;
 use aquatint::with_cpu;
@@ -14,6 +14,8 @@ fn packed() -> Packed<memmap2::Mmap> {
     let options = packer::emit::Options {
         model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit/d2"),
         q_config: Some("f32".into()),
+        text_q_config: None,
+        refiner: None,
         vae_q_config: Some("f32".into()),
         output: output.clone(),
     };
@@ -29,9 +31,9 @@ fn runs_do_as_their_tables_say() {
     let pipeline = Pipeline::new(&packed).expect("a pipeline");
     let tier = Tier::available()[0];
     let labels = [3];
-    for &kind in Kind::ALL {
-        let mut request = pipeline.request(labels.to_vec());
-        request.sampler = request.sampler.with_kind(kind);
+    for kind in Kind::ALL.iter().map(|kind| kind.name()).chain(["iddpm", "heun-karras"]) {
+        let mut request = pipeline.request(Subjects::Classes(labels.to_vec()));
+        request.sampler = request.sampler.named(kind).expect("a name");
         (request.steps, request.guidance_scale, request.noise) = (6, 1.0, NoiseSource::Torch);
         let [h, w] = request.latent_size;
         let channels = pipeline.meta().pipeline.latent_channels as usize;
@@ -47,12 +49,13 @@ fn runs_do_as_their_tables_say() {
         let (mut input, mut noise) = (vec![0.0; n], vec![0.0; n]);
         for (call, row) in table.rows.iter().enumerate() {
             table.input(call, &states[..n], &mut input);
-            let eval = with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &input, [h, w], &labels, row.timestep));
+            let eval = with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &input, [h, w], Subjects::Classes(labels.to_vec()), row.timestep));
             let output = eval.expect("it runs").0;
             if row.noise() {
                 rng.randn(&mut noise);
             }
-            table.step(call, &mut states, &output[..n], &noise);
+            let outputs = if table.learned() { 2 * n } else { n };
+            table.step(call, &mut states, &output[..outputs], &noise);
         }
 
         let mut calls = 0;

@@ -2,11 +2,11 @@
 
 use aquatint::program::shape::{Kind, MAX_ELEMENTS, MAX_INTEGER_PRODUCTS, TensorType, Type, infer};
 use aquatint::program::{
-    Act, Columns, CurveAxis, Dim, Dims, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
-    QuantizeRange, Role, Sampling, Tensor, Value,
+    Act, Attend, Columns, CurveAxis, Dim, Dims, Input, InputKind, Modulation, Node, Op, Program, Quantize,
+    QuantizeGrain, QuantizeRange, Resampling, Role, Sampling, Tensor, Value,
 };
 
-const DIMS: Dims = Dims { batch: 2, conditions: 3, height: 6, width: 10 };
+const DIMS: Dims = Dims { batch: 2, conditions: 3, height: 6, width: 10, tokens: 1 };
 const MUCH: u32 = 1 << 31;
 
 // Values of every program here; its nodes follow.
@@ -34,11 +34,13 @@ const WIDE_I8: Tensor = Tensor(13);
 const MANY: Tensor = Tensor(14); // (2^31, 8)
 const CONV_6_I8: Tensor = Tensor(15); // (5, 3, 3, 6)
 const MANY_CONV: Tensor = Tensor(16); // (2^31, 3, 3, 8)
+const CODEBOOK: Tensor = Tensor(17); // f32 (4, 8)
 const NO_TENSOR: Tensor = Tensor(99);
 const NO_VALUE: Value = Value(99);
 
 fn tensors() -> Vec<TensorType> {
-    let of = |dims: &[usize], f32, codes, integer| TensorType { dims: dims.to_vec(), integer, f32, codes };
+    let of =
+        |dims: &[usize], f32, codes, integer| TensorType { dims: dims.to_vec(), integer, f32, codes, bytes: false };
     let f32 = |dims| of(dims, true, false, false);
     let f16 = |dims| of(dims, false, false, false);
     let i8 = |dims| of(dims, false, true, true);
@@ -60,6 +62,7 @@ fn tensors() -> Vec<TensorType> {
         f16(&[MUCH as usize, 8]),
         i8(&[5, 3, 3, 6]),
         f16(&[MUCH as usize, 3, 3, 8]),
+        f32(&[4, 8]),
     ]
 }
 
@@ -160,7 +163,7 @@ fn linear_takes_rows_of_any_shape() {
 #[test]
 fn linear_refuses() {
     refuse(&[linear(NO_VALUE, W)], "x: expected a value below 4, got 99");
-    refuse(&[linear(SAMPLE, NO_TENSOR)], "weight: expected a tensor below 17, got 99");
+    refuse(&[linear(SAMPLE, NO_TENSOR)], "weight: expected a tensor below 18, got 99");
     refuse(&[linear(SAMPLE, V8)], "weight: expected [o, k], got [8]");
     refuse(&[linear(SAMPLE, CUBE)], "weight: expected [o, k], got [2, 2, 2]");
     refuse(&[linear(TABLE, W)], "x: expected 8 features, as weight [5, 8], got [3, 9]");
@@ -169,7 +172,7 @@ fn linear_refuses() {
     let row8 = "Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), linear(LAST, W)], &format!("{matched}{row8}"));
     refuse(&[quantize(SAMPLE, ROW8), linear(LAST, W_CODES)], &format!("{matched}{row8}"));
-    refuse(&[biased(SAMPLE, W, NO_TENSOR)], "bias: expected a tensor below 17, got 99");
+    refuse(&[biased(SAMPLE, W, NO_TENSOR)], "bias: expected a tensor below 18, got 99");
     refuse(&[biased(SAMPLE, W, V8)], "bias: expected f32 [5], got ([8], \"f32\")");
     refuse(&[biased(SAMPLE, TO_6, HALF_V8)], "bias: expected f32 [6], got ([8], \"not f32\")");
     refuse(&[gated(SAMPLE, TABLE, 5)], "gate: expected (3 conditions, at least 10), got [3, 9]");
@@ -230,7 +233,7 @@ fn conv2d_keeps_or_doubles_the_pixels() {
 fn conv2d_refuses() {
     refuse(&[conv(NO_VALUE, CONV, None, Sampling::Same, None)], "x: expected a value below 4, got 99");
     refuse(&[conv(TABLE, CONV, None, Sampling::Same, None)], "x: expected (n, h, w, c), got [3, 9]");
-    refuse(&[conv(SAMPLE, NO_TENSOR, None, Sampling::Same, None)], "weight: expected a tensor below 17, got 99");
+    refuse(&[conv(SAMPLE, NO_TENSOR, None, Sampling::Same, None)], "weight: expected a tensor below 18, got 99");
     refuse(&[conv(SAMPLE, W, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 8]");
     refuse(&[conv(SAMPLE, CONV_1, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 1, 2, 4]");
     refuse(&[conv(SAMPLE, CONV_6_I8, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 3, 3, 6]");
@@ -250,7 +253,48 @@ fn conv2d_refuses() {
 }
 
 fn attention(q: Value, k: Value, v: Value, heads: u32, scale: f32) -> Op {
-    Op::Attention { q, k, v, heads, scale }
+    Op::Attention { q, k, v, heads, scale, attend: Default::default() }
+}
+
+fn gated_linear(x: Value, weight: Tensor, bias: Option<Tensor>) -> Op {
+    Op::GatedLinear { x, weight, bias, act: Act::GeluErf }
+}
+
+#[test]
+fn gated_linear_halves_the_rows_of_its_weight() {
+    accept(&[gated_linear(SAMPLE, TO_6, None)], &[2, 6, 10, 3], Kind::Float);
+    let narrow = Op::Pointwise { x: SAMPLE, act: Act::None, mul: 1.0, add: 0.0 };
+    accept(&[narrow, gated_linear(LAST, TO_6, None)], &[2, 6, 10, 3], Kind::Float);
+    refuse(&[gated_linear(NO_VALUE, TO_6, None)], "x: expected a value below 4, got 99");
+    refuse(&[gated_linear(SAMPLE, W, None)], "weight: expected [2 o, k], got [5, 8]");
+    refuse(&[gated_linear(SAMPLE, V8, None)], "weight: expected [2 o, k], got [8]");
+    refuse(&[gated_linear(SAMPLE, CONV_1, None)], "weight: expected [2 o, k], got [5, 1, 2, 4]");
+    refuse(&[gated_linear(TABLE, TO_6, None)], "x: expected 8 features, as weight [6, 8], got [3, 9]");
+    refuse(&[gated_linear(SAMPLE, TO_6, Some(V8))], "bias: expected f32 [6], got ([8], \"f32\")");
+    let codes = "x: expected float elements, or codes and a weight with an integer codebook, got \
+                 Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    refuse(&[quantize(SAMPLE, ROW8), gated_linear(LAST, TO_6, None)], codes);
+    refuse_size(&[gated_linear(SAMPLE, MANY, None)], "[2, 6, 10, 1073741824]");
+}
+
+#[test]
+fn attention_sees_conditions_and_only_earlier_keys() {
+    let attend = |causal, per_condition| Attend { causal, per_condition, int8: false };
+    let attention = |q, k, attend| Op::Attention { q, k, v: k, heads: 1, scale: 1.0, attend };
+    let table = |features| Op::TimestepEmbedding { t: TIME, dim: features, cos_first: true, shift: 0.0 };
+    // A value of two axes is one key per condition.
+    accept(&[table(8), attention(SAMPLE, LAST, attend(false, true))], &[2, 6, 10, 8], Kind::Float);
+    accept(&[attention(SAMPLE, SAMPLE, attend(true, false))], &[2, 6, 10, 8], Kind::Float);
+    let per_sample = [table(8), attention(SAMPLE, LAST, attend(false, false))];
+    let got = "got ([2, 6, 10, 8], [3, 8], [3, 8])";
+    refuse(&per_sample, &format!("q, k, v: expected q (n, .., d), k and v (2, .., d), {got}"));
+    let got = "got ([2, 6, 10, 8], [2, 6, 10, 8], [2, 6, 10, 8])";
+    let of_samples = attention(SAMPLE, SAMPLE, attend(false, true));
+    refuse(&[of_samples], &format!("q, k, v: expected q (n, .., d), k and v (3, .., d), {got}"));
+    refuse(
+        &[table(8), attention(SAMPLE, LAST, attend(true, true))],
+        "k: expected as many rows as [2, 6, 10, 8], got [3, 8]",
+    );
 }
 
 #[test]
@@ -267,9 +311,10 @@ fn attention_refuses() {
     refuse(&[attention(SAMPLE, LABELS, SAMPLE, 1, 1.0)], "k: expected float elements, got Index");
     let codes = [quantize(SAMPLE, ROW8), attention(SAMPLE, SAMPLE, LAST, 1, 1.0)];
     refuse(&codes, "v: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })");
-    let equal = "q, k, v: expected (n, .., d) with equal n and d, got ";
+    let equal = "q, k, v: expected q (n, .., d), k and v (3, .., d), got ";
     let got = "([3, 9], [3, 9], [3, 9])";
     refuse(&[attention(TABLE, TABLE, TABLE, 1, 1.0)], &format!("{equal}{got}"));
+    let equal = "q, k, v: expected q (n, .., d), k and v (2, .., d), got ";
     let got = "([2, 6, 10, 8], [2, 6, 10, 5], [2, 6, 10, 5])";
     refuse(&[linear(SAMPLE, W), attention(SAMPLE, LAST, LAST, 1, 1.0)], &format!("{equal}{got}"));
     let got = "([2, 6, 10, 8], [2, 6, 10, 8], [2, 6, 10, 5])";
@@ -322,6 +367,7 @@ fn group_norm_divides_channels_evenly() {
         bias,
         groups,
         eps,
+        modulation: None,
         act: Act::Silu,
         quantize,
     };
@@ -336,6 +382,65 @@ fn group_norm_divides_channels_evenly() {
     refuse(&[norm(SAMPLE, V8, V8, 4, -0.5, None)], "eps: expected a finite number, not negative, got -0.5");
     let four = spec(4, QuantizeGrain::Sample, QuantizeRange::Dynamic);
     refuse(&[norm(SAMPLE, V8, V8, 4, 0.0, Some(four))], "quantize bits: expected 6 or 8, got 4");
+}
+
+#[test]
+fn group_norm_takes_a_modulation_per_condition() {
+    let norm = |value, scale, shift| Op::GroupNorm {
+        x: SAMPLE,
+        weight: V8,
+        bias: V8,
+        groups: 4,
+        eps: 1e-6,
+        modulation: Some(Modulation { value, scale, shift }),
+        act: Act::Silu,
+        quantize: None,
+    };
+    accept(&[norm(TABLE, 0, 1)], &[2, 6, 10, 8], Kind::Float);
+    refuse(&[norm(TABLE, 2, 0)], "scale: expected (3 conditions, at least 10), got [3, 9]");
+    refuse(&[norm(TABLE, 0, 2)], "shift: expected (3 conditions, at least 10), got [3, 9]");
+    refuse(&[norm(TABLE, u32::MAX, 0)], "scale: expected (3 conditions, at least 4294967303), got [3, 9]");
+    refuse(&[norm(SAMPLE, 0, 0)], "scale: expected (3 conditions, at least 8), got [2, 6, 10, 8]");
+    refuse(&[norm(LABELS, 0, 0)], "scale: expected float elements, got Index");
+    refuse(&[norm(NO_VALUE, 0, 0)], "scale: expected a value below 4, got 99");
+}
+
+#[test]
+fn resample_doubles_or_halves_the_pixels() {
+    let resample = |x, how| Op::Resample { x, how };
+    accept(&[resample(SAMPLE, Resampling::Nearest)], &[2, 12, 20, 8], Kind::Float);
+    accept(&[resample(SAMPLE, Resampling::Mean)], &[2, 3, 5, 8], Kind::Float);
+    // 3 x 5 pixels, then 1 x 2, then none.
+    let halved = [SAMPLE, LAST, Value(5)].map(|x| resample(x, Resampling::Mean));
+    accept(&halved[..2], &[2, 1, 2, 8], Kind::Float);
+    refuse_size(&halved, "[2, 0, 1, 8]");
+    refuse(&[resample(TABLE, Resampling::Nearest)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[resample(LABELS, Resampling::Mean)], "x: expected float elements, got Index");
+    let codes = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    refuse(&[quantize(SAMPLE, ROW8), resample(LAST, Resampling::Nearest)], codes);
+}
+
+#[test]
+fn vector_quantize_takes_rows_of_the_tables_length() {
+    let nearest = |x, table| Op::VectorQuantize { x, table };
+    accept(&[nearest(SAMPLE, CODEBOOK)], &[2, 6, 10, 8], Kind::Float);
+    refuse(&[nearest(TABLE, CODEBOOK)], "table: expected f32 [rows, 9], got [4, 8]");
+    refuse(&[nearest(SAMPLE, W)], "table: expected f32 [rows, 8], got [5, 8]");
+    refuse(&[nearest(SAMPLE, W_I8)], "table: expected f32 [rows, 8], got [5, 8]");
+    refuse(&[nearest(SAMPLE, V8)], "table: expected f32 [rows, 8], got [8]");
+    refuse(&[nearest(SAMPLE, NO_TENSOR)], "table: expected a tensor below 18, got 99");
+    refuse(&[nearest(LABELS, CODEBOOK)], "x: expected float elements, got Index");
+}
+
+#[test]
+fn a_parameter_has_the_axes_of_its_tensor() {
+    let parameter = |tensor| Op::Parameter { tensor };
+    for (tensor, dims) in [(V8, &[8][..]), (W, &[5, 8]), (CUBE, &[2, 2, 2]), (CONV, &[5, 3, 3, 8])] {
+        accept(&[parameter(tensor)], dims, Kind::Float);
+    }
+    refuse(&[parameter(W_I8)], "tensor: expected f16 or f32, 1 to 4 axes, got [5, 8]");
+    refuse(&[parameter(NO_TENSOR)], "tensor: expected a tensor below 18, got 99");
+    refuse_size(&[parameter(MANY_CONV)], "[2147483648, 3, 3, 8]");
 }
 
 #[test]
@@ -377,7 +482,7 @@ fn quantize_gives_codes_of_its_own_spec() {
     }
     refuse(&[quantize(TIME, SAMPLE6)], "quantize grain: expected a value with samples, got [3]");
     let curve = |tensor| spec(8, QuantizeGrain::Row, QuantizeRange::Curve(tensor, CurveAxis::StepFraction));
-    refuse(&[quantize(SAMPLE, curve(NO_TENSOR))], "curve: expected a tensor below 17, got 99");
+    refuse(&[quantize(SAMPLE, curve(NO_TENSOR))], "curve: expected a tensor below 18, got 99");
     refuse(&[quantize(SAMPLE, curve(W))], "curve: expected f32 [points, 3], got [5, 8]");
     refuse(&[quantize(SAMPLE, curve(V8))], "curve: expected f32 [points, 3], got [8]");
     refuse(&[quantize(SAMPLE, curve(CUBE))], "curve: expected f32 [points, 3], got [2, 2, 2]");
@@ -388,11 +493,46 @@ fn embedding_takes_row_numbers() {
     let embedding = |index, table| Op::Embedding { index, table };
     accept(&[embedding(LABELS, W)], &[3, 8], Kind::Float);
     refuse(&[embedding(NO_VALUE, W)], "index: expected a value below 4, got 99");
-    refuse(&[embedding(TIME, W)], "index: expected (conditions) row numbers, got ([3], Float)");
-    refuse(&[embedding(LABELS, NO_TENSOR)], "table: expected a tensor below 17, got 99");
+    refuse(&[embedding(TIME, W)], "index: expected (conditions) or (n, t) row numbers, got ([3], Float)");
+    refuse(&[embedding(LABELS, NO_TENSOR)], "table: expected a tensor below 18, got 99");
     refuse(&[embedding(LABELS, V8)], "table: expected f16 or f32 [rows, d], got [8]");
     refuse(&[embedding(LABELS, W_I8)], "table: expected f16 or f32 [rows, d], got [5, 8]");
     refuse(&[embedding(LABELS, CUBE)], "table: expected f16 or f32 [rows, d], got [2, 2, 2]");
+}
+
+/// Inputs of prompts, with the ops that take them.
+#[test]
+fn prompts_have_tokens_features_and_numbers() {
+    use Dim::*;
+    let dims = Dims { tokens: 7, ..DIMS };
+    let types = |inputs: &[(InputKind, &[Dim])], op: Op| {
+        let inputs = inputs.iter().map(|&(kind, dims)| Input { kind, dims: dims.to_vec() }).collect::<Vec<_>>();
+        let output = Value(inputs.len() as u32);
+        let nodes = vec![Node { op, path: "a".into(), wide: false }];
+        let program = Program { role: Role::TextEncoder, inputs, nodes, output };
+        infer(&program, &tensors(), &dims).map(|t| t[output.0 as usize].dims().to_vec()).map_err(|e| e.to_string())
+    };
+    let rows = Op::Embedding { index: Value(0), table: ROWS };
+    assert_eq!(types(&[(InputKind::Tokens, &[Batch, Fixed(77)])], rows.clone()), Ok(vec![2, 77, 9]));
+    let got = types(&[(InputKind::Tokens, &[Conditions, Fixed(77)])], rows.clone());
+    assert_eq!(got, Err("text encoder input Tokens: axes: expected [2, tokens], got [3, 77]".into()));
+    types(&[(InputKind::Tokens, &[Batch])], rows.clone()).expect_err("one axis");
+    let numbers = Op::TimestepEmbedding { t: Value(0), dim: 8, cos_first: true, shift: 0.0 };
+    assert_eq!(types(&[(InputKind::Sizes, &[Conditions, Fixed(6)])], numbers.clone()), Ok(vec![3, 48]));
+    let got = types(&[(InputKind::Sizes, &[Conditions])], numbers);
+    assert_eq!(got, Err("text encoder input Sizes: axes: expected [3, features], got [3]".into()));
+    let many = Op::TimestepEmbedding { t: Value(0), dim: u32::MAX - 1, cos_first: true, shift: 0.0 };
+    types(&[(InputKind::Sizes, &[Conditions, Fixed(1 << 30)])], many).expect_err("too many features");
+    let linear = linear(Value(0), W);
+    let context = &[Conditions, Tokens, Fixed(8)];
+    assert_eq!(types(&[(InputKind::Context, context)], linear.clone()), Ok(vec![3, 7, 5]));
+    assert_eq!(types(&[(InputKind::Pooled, &[Conditions, Fixed(8)])], linear.clone()), Ok(vec![3, 5]));
+    let got = types(&[(InputKind::Context, &[Conditions, Fixed(77), Fixed(8)])], linear.clone());
+    assert_eq!(got, Err("text encoder input Context: axes: expected [3, 7, features], got [3, 77, 8]".into()));
+    let got = types(&[(InputKind::Context, &[Batch, Tokens, Fixed(8)])], linear);
+    assert_eq!(got, Err("text encoder input Context: axes: expected [3, 7, features], got [2, 7, 8]".into()));
+    let got = types(&[(InputKind::Tokens, &[Batch, Fixed(77)])], pointwise(Value(0)));
+    assert!(got.is_err_and(|e| e.ends_with("x: expected float elements, got Index")));
 }
 
 #[test]
@@ -400,7 +540,7 @@ fn timestep_embedding_has_a_sine_for_each_cosine() {
     let embedding = |t, dim, shift| Op::TimestepEmbedding { t, dim, cos_first: false, shift };
     accept(&[embedding(TIME, 6, 1.0)], &[3, 6], Kind::Float);
     refuse(&[embedding(LABELS, 6, 1.0)], "t: expected float elements, got Index");
-    refuse(&[embedding(SAMPLE, 6, 1.0)], "t: expected (conditions), got [2, 6, 10, 8]");
+    refuse(&[embedding(SAMPLE, 6, 1.0)], "t: expected (conditions) or (conditions, k), got [2, 6, 10, 8]");
     let even = "dim, shift: expected an even dim of at least 4 and a shift below half of it, got ";
     let cases = [
         (0, 0.0, "(0, 0.0)"),
@@ -531,12 +671,12 @@ fn no_axis_is_empty_and_no_size_overflows() {
         Dims { batch: usize::MAX, ..DIMS },
         Dims { conditions: usize::MAX, ..DIMS },
         Dims { height: 1 << 32, width: 1 << 32, ..DIMS },
-        Dims { batch: usize::MAX, conditions: usize::MAX, height: usize::MAX, width: usize::MAX },
+        Dims { batch: usize::MAX, conditions: usize::MAX, height: usize::MAX, width: usize::MAX, tokens: 1 },
     ] {
         let got = declared(inputs(), 0, dims).expect_err("refused");
         assert!(got.contains("number of elements: expected 1 to 2^36, got shape ["), "{dims:?}: {got}");
     }
-    let most = Dims { batch: MAX_ELEMENTS / 8, conditions: 1, height: 1, width: 1 };
+    let most = Dims { batch: MAX_ELEMENTS / 8, conditions: 1, height: 1, width: 1, tokens: 1 };
     declared(inputs(), 0, most).expect("the most that is allowed");
     declared(inputs(), 0, Dims { batch: MAX_ELEMENTS / 8 + 1, ..most }).expect_err("one more");
 }
@@ -552,7 +692,7 @@ fn the_output_is_a_float_value() {
 #[test]
 fn odd_sizes_pass_through() {
     for (batch, height, width) in [(1, 1, 1), (3, 5, 7), (2, 17, 33)] {
-        let dims = Dims { batch, height, width, conditions: 1 };
+        let dims = Dims { batch, height, width, conditions: 1, tokens: 1 };
         let ops =
             [conv(SAMPLE, CONV, None, Sampling::Up, None), pointwise(Value(3)), Op::Patchify { x: Value(4), patch: 2 }];
         let nodes = ops.map(|op| Node { op, path: "n".into(), wide: false }).to_vec();
@@ -564,4 +704,39 @@ fn odd_sizes_pass_through() {
         assert_eq!(types[5].rows_per_sample(), height * width);
         assert_eq!(types[5].len(), batch * height * width * 20);
     }
+}
+
+#[test]
+fn files_of_bytes_are_no_weights() {
+    const BYTES: Tensor = Tensor(18);
+    let mut tensors = tensors();
+    tensors.push(TensorType { dims: vec![8], integer: false, f32: false, codes: false, bytes: true });
+    let refuse = |what: &str, op: Op| {
+        let embedding = Op::Embedding { index: LABELS, table: ROWS };
+        let nodes = [embedding, op.clone()].map(|op| Node { op, path: "a.b".into(), wide: false }).into();
+        let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: LAST };
+        let message = infer(&program, &tensors, &DIMS).expect_err(what).to_string();
+        let expected = format!("{what}: expected a tensor of weights, got a file of bytes");
+        assert_eq!(message, format!("a.b (denoiser node 1, {}): {expected}", op.name()));
+    };
+    refuse("weight", linear(TABLE, BYTES));
+    refuse("weight", Op::GatedLinear { x: TABLE, weight: BYTES, bias: None, act: Act::GeluErf });
+    let conv = |weight| Op::Conv2d {
+        x: SAMPLE,
+        weight,
+        bias: Some(BYTES),
+        sampling: Sampling::Same,
+        shift: None,
+        residual: None,
+    };
+    refuse("weight", conv(BYTES));
+    refuse("bias", conv(CONV));
+    let norm = |weight, bias| Op::LayerNorm { x: TABLE, weight, bias, eps: 1e-5, modulation: None, quantize: None };
+    refuse("weight", norm(Some(BYTES), None));
+    refuse("bias", norm(None, Some(BYTES)));
+    refuse("table", Op::Embedding { index: LABELS, table: BYTES });
+    refuse("table", Op::VectorQuantize { x: TABLE, table: BYTES });
+    refuse("tensor", Op::Parameter { tensor: BYTES });
+    let range = QuantizeRange::Curve(BYTES, CurveAxis::Timestep);
+    refuse("curve", quantize(TABLE, spec(8, QuantizeGrain::Row, range)));
 }

@@ -5,7 +5,7 @@ mod common;
 use aquatint::backend::args::Element;
 use aquatint::backend::cpu::Tier;
 use aquatint::backend::cuda::Cuda;
-use aquatint::pipeline::{Pipeline, Request, permute};
+use aquatint::pipeline::{Pipeline, Request, Subjects, permute};
 use aquatint::with_cpu;
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack, relative};
@@ -42,7 +42,9 @@ fn the_denoiser_equals_diffusers() {
             let (sample, size, n, t, want) = case(&io, &name);
             for tier in Tier::available() {
                 let labels = vec![0; n];
-                let (out, _) = with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, size, &labels, t)).unwrap();
+                let (out, _) =
+                    with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, size, Subjects::Any(labels.len()), t))
+                        .unwrap();
                 let error = relative(&out, &want);
                 assert!(error < 1e-5, "{variant} {name} on {}: {error:e}", tier.name());
             }
@@ -59,7 +61,7 @@ fn the_denoiser_equals_diffusers_in_the_emulator() {
         let (sample, size, n, t, want) = case(&io, "b2_t500");
         for (narrow, most) in [(Element::F32, 1e-5), (Element::F16, 5e-3)] {
             let mut cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
-            let (out, _) = pipeline.eval(&mut cuda, &sample, size, &vec![0; n], t).unwrap();
+            let (out, _) = pipeline.eval(&mut cuda, &sample, size, Subjects::Any(n), t).unwrap();
             let error = relative(&out, &want);
             println!("{variant} {narrow:?}: {error:.1e}");
             assert!(error < most, "{variant} {narrow:?}: {error:e}");
@@ -73,7 +75,7 @@ fn the_whole_pipeline_equals_diffusers() {
         let (packed, io) = (pack(&fixture(variant), "f32", None), io(variant));
         let pipeline = Pipeline::new(&packed).unwrap();
         let (latents, dims) = io.get("loop.latents");
-        let request = Request { steps: 7, latents: Some(latents), ..pipeline.request(vec![0; dims[0]]) };
+        let request = Request { steps: 7, latents: Some(latents), ..pipeline.request(Subjects::Any(dims[0])) };
         let (want, _) = io.get("loop.image");
         for tier in Tier::available() {
             let out = with_cpu!(tier, cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).unwrap();
@@ -95,7 +97,8 @@ fn quantized_networks_stay_near() {
             let (sample, size, n, t, want) = case(&io, "b2_t500");
             let tier = Tier::available()[0];
             let labels = vec![0; n];
-            let (out, _) = with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, size, &labels, t)).unwrap();
+            let (out, _) =
+                with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, size, Subjects::Any(labels.len()), t)).unwrap();
             let error = relative(&out, &want);
             println!("{variant} {config}: {error:.3}");
             assert!(error > 1e-4 && error < most, "{variant} {config}: {error}");
@@ -107,7 +110,7 @@ fn quantized_networks_stay_near() {
 fn guidance_needs_conditions() {
     let packed = pack(&fixture("asym"), "f16", None);
     let pipeline = Pipeline::new(&packed).unwrap();
-    let request = Request { guidance_scale: 4.0, ..pipeline.request(vec![0]) };
+    let request = Request { guidance_scale: 4.0, ..pipeline.request(Subjects::Any(1)) };
     let tier = Tier::available()[0];
     let e = with_cpu!(tier, cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).unwrap_err();
     assert_eq!(e.to_string(), "guidance scale: expected 1 for a model without conditions, got 4");

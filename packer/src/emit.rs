@@ -4,10 +4,10 @@
 //! One weight is in memory at a time. The same input gives the same bytes, whatever the number of threads.
 
 use crate::error::Result;
-use crate::lower::{self, Lowered, VAE, Weight};
+use crate::lower::{self, Lowered, Part, Rows, Weight};
 use crate::pass;
 use crate::quantize::{Measured, Tables, average_bits, quantize_measured, quantized_bytes, raw_bytes};
-use crate::recipe::{Recipe, Store, Treatment};
+use crate::recipe::{Recipe, Requests, Store, Treatment};
 use crate::source::diffusers::Model;
 use crate::weights::halves;
 use aquatint::codec::layout;
@@ -24,14 +24,18 @@ use zerocopy::IntoBytes;
 const PRECISION: u64 = 16;
 
 /// What to pack.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The model directory.
     pub model: PathBuf,
-    /// Quantization of the denoiser: a file or a specification; f16 if absent.
+    /// Another one, whose denoiser does the last steps; see [`Model::with_refiner`].
+    pub refiner: Option<PathBuf>,
+    /// Quantization of the denoisers: a file or a specification; f16 if absent.
     pub q_config: Option<String>,
-    /// Quantization of the decoder; if absent f16, or f32 where the denoiser's is f32.
+    /// Quantization of the autoencoder; if absent f16, or f32 where the denoiser's is f32.
     pub vae_q_config: Option<String>,
+    /// Quantization of the text encoders; if absent f16, or f32 where the denoiser's is f32.
+    pub text_q_config: Option<String>,
     /// The packed file.
     pub output: PathBuf,
 }
@@ -54,11 +58,11 @@ pub struct Report {
     pub layers: Vec<LayerLine>,
     /// Bytes of the packed file.
     pub file_bytes: u64,
-    /// Bytes of the weight files it was made from, encoder included.
+    /// Bytes of the weight files it was made from, whatever is not used of them included.
     pub source_bytes: u64,
     /// `file_bytes / source_bytes`.
     pub ratio: f64,
-    /// Average bits of the denoiser's layers as Qua2SeDiMo counts them: copies and codebooks included.
+    /// Average bits of the denoisers' layers as Qua2SeDiMo counts them: copies and codebooks included.
     pub average_bits: f64,
 }
 
@@ -92,9 +96,17 @@ pub struct LayerLine {
 /// Whatever is wrong with the model, the configuration or the output, before anything appears at `options.output`.
 pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let mut writer = Writer::create(&options.output)?;
-    let model = Model::open(&options.model)?;
-    let Lowered { mut programs, weights, pipeline } = lower::lower(&model)?;
-    let recipe = Recipe::new(&weights, options.q_config.as_deref(), options.vae_q_config.as_deref())?;
+    let mut model = Model::open(&options.model)?;
+    if let Some(refiner) = &options.refiner {
+        model = model.with_refiner(Model::open(refiner)?)?;
+    }
+    let Lowered { mut programs, weights, files, pipeline, .. } = lower::lower(&model)?;
+    let requests = Requests {
+        denoiser: options.q_config.as_deref(),
+        autoencoder: options.vae_q_config.as_deref(),
+        text: options.text_q_config.as_deref(),
+    };
+    let recipe = Recipe::new(&weights, requests)?;
     for program in &mut programs {
         pass::assign(program, &|tensor| recipe.treatments[tensor.0 as usize].activation_bits);
         pass::fuse(program);
@@ -103,7 +115,7 @@ pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rep
     let types = recipe.types(&weights);
     let [height, width] = pipeline.latent_size.map(|n| n as usize);
     for program in &programs {
-        shape::infer(program, &types, &Dims { batch: 1, conditions: 1, height, width })?;
+        shape::infer(program, &types, &Dims { batch: 1, conditions: 1, height, width, tokens: 1 })?;
     }
 
     let total = weights.iter().map(|w| w.dims.iter().product::<usize>() as u64).sum();
@@ -120,7 +132,7 @@ pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rep
         writer.tensor(TensorSpec { name, dims: weight.dims.clone(), kind: stored.kind }, &stored.bytes)?;
         done += values.len() as u64;
         if weight.quantizable() {
-            if weight.component != VAE {
+            if Part::of(weight.component) == Part::Denoiser {
                 let copies = 1 + weight.copies.len() as u64;
                 quantized += copies * paper_bytes(weight, treatment.store);
                 raw += copies * raw_bytes(values.len() as u64, PRECISION);
@@ -137,6 +149,9 @@ pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rep
                 note: recipe.notes.get(&i).cloned(),
             });
         }
+    }
+    for (name, bytes) in &files {
+        writer.bytes(name, bytes)?;
     }
     let average_bits = average_bits(quantized, raw, PRECISION);
     let source_bytes = model.sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
@@ -186,8 +201,13 @@ fn paper_bytes(weight: &Weight, store: Store) -> u64 {
     }
 }
 
-/// Brings a weight from the checkpoint's order of axes into the file's: `(o, i, h, w)` becomes `(o, h, w, i)`.
+/// Brings a weight from the checkpoint's order into the file's: axes `(o, i, h, w)` become `(o, h, w, i)`, and rows are
+/// arranged.
 fn turn(weight: &Weight, values: Vec<f32>) -> Vec<f32> {
+    if weight.rows != Rows::AsIs {
+        let (_, cols) = weight.matrix();
+        return weight.rows.arrange(&values, cols).into_owned();
+    }
     let [o, h, w, i] = weight.dims[..] else { return values };
     if h * w == 1 {
         return values;
@@ -240,7 +260,7 @@ fn store(weight: &Weight, values: &[f32], treatment: Treatment) -> Result<Stored
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lower::Storage;
+    use crate::lower::{Storage, VAE};
 
     #[test]
     fn kernels_turn_channels_last() {
@@ -250,6 +270,7 @@ mod tests {
             source_dims: vec![2, 3, 1, 2],
             dims: vec![2, 1, 2, 3],
             storage: Storage::Conv,
+            rows: Rows::AsIs,
             copies: Vec::new(),
         };
         // Values say (o, i, w).

@@ -18,6 +18,7 @@
 //! * [`config`] reads what to quantize how; [`recipe`] joins it with the model's layers.
 //! * [`pass`] rewrites programs; it knows no model.
 //! * [`quantize`] turns a matrix into codes; it knows neither.
+//! * [`source::tokenizer`] reads what makes tokens of prompts.
 //! * [`emit`] runs all of it. [`unpack`] goes the other way, and [`synth`] makes models of true size to try it on;
 //!   both write through [`weights`].
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.

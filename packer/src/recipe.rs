@@ -10,7 +10,7 @@
 
 use crate::config::{Activations, LayerSpec, QConfig, Weights};
 use crate::error::{Error, Result};
-use crate::lower::{Storage, VAE, Weight};
+use crate::lower::{Part, Storage, Weight};
 use crate::quantize::Method;
 use aquatint::codec::Bits;
 use aquatint::program::shape::TensorType;
@@ -67,6 +67,17 @@ impl Treatment {
     }
 }
 
+/// What is asked for each part of a model: a file or a SPEC.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Requests<'a> {
+    /// For the denoisers.
+    pub denoiser: Option<&'a str>,
+    /// For the autoencoder.
+    pub autoencoder: Option<&'a str>,
+    /// For the text encoders.
+    pub text: Option<&'a str>,
+}
+
 /// The treatment of every weight of a model.
 #[derive(Clone, Debug)]
 pub struct Recipe {
@@ -79,28 +90,38 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Decides for all `weights`. `q_config` is for the denoiser and `vae_q_config` for the decoder; each is a file or
-    /// a SPEC. Without one, the denoiser is f16, and the decoder is f32 or f16 as the denoiser's floats are.
+    /// Decides for all `weights` what `requests` asks for. Where it asks for nothing, denoisers are f16, and the rest is
+    /// f32 or f16 as the denoisers' floats are. Components of one part share its configuration: an entry that names
+    /// a layer holds for the layers of that name in all of them.
     ///
     /// # Errors
     /// [`Error::Config`]: whatever is wrong with a configuration, layers that it names and the model lacks included.
-    pub fn new(weights: &[Weight], q_config: Option<&str>, vae_q_config: Option<&str>) -> Result<Self> {
+    pub fn new(weights: &[Weight], requests: Requests) -> Result<Self> {
         let mut recipe = Recipe {
             treatments: vec![Treatment::plain(Store::F32); weights.len()],
             notes: BTreeMap::new(),
             config: String::new(),
         };
-        let floats = if q_config == Some("f32") { Store::F32 } else { Store::F16 };
+        let floats = if requests.denoiser == Some("f32") { Store::F32 } else { Store::F16 };
         let mut words = Vec::new();
-        let of = |vae: bool| weights.iter().map(|w| w.component).find(|&c| (c == VAE) == vae);
-        if let (None, Some(config)) = (of(true), vae_q_config) {
-            let expected = "none: this model has no decoder";
-            return Err(aquatint::Error::request("--vae-q-config", expected, config).into());
-        }
-        let components = [(of(false), q_config), (of(true), vae_q_config)];
-        for (component, config) in components.into_iter().filter_map(|(c, config)| Some((c?, config))) {
-            recipe.component(weights, component, config, floats)?;
-            words.push(format!("{component} {}", config.map_or_else(|| floats.name(), file_name)));
+        let Requests { denoiser, autoencoder, text } = requests;
+        for (part, config, option, name) in [
+            (Part::Denoiser, denoiser, "--q-config", "denoiser"),
+            (Part::Autoencoder, autoencoder, "--vae-q-config", "decoder"),
+            (Part::Text, text, "--text-q-config", "text encoder"),
+        ] {
+            let first = weights.iter().map(|w| w.component).find(|component| Part::of(component) == part);
+            match (first, config) {
+                (None, None) => {}
+                (None, Some(config)) => {
+                    let expected = format!("none: this model has no {name}");
+                    return Err(aquatint::Error::request(option, expected, config).into());
+                }
+                (Some(component), config) => {
+                    recipe.part(weights, part, component, config, floats)?;
+                    words.push(format!("{component} {}", config.map_or_else(|| floats.name(), file_name)));
+                }
+            }
         }
         recipe.config = words.join(", ");
         Ok(recipe)
@@ -113,13 +134,16 @@ impl Recipe {
             integer: treatment.activation_bits.is_some(),
             f32: treatment.store == Store::F32,
             codes: matches!(treatment.store, Store::Codes(..)),
+            bytes: false,
         };
         weights.iter().zip(&self.treatments).map(of).collect()
     }
 
-    fn component(
+    /// Decides for the weights of `part`; errors call it `component`.
+    fn part(
         &mut self,
         weights: &[Weight],
+        part: Part,
         component: &'static str,
         arg: Option<&str>,
         floats: Store,
@@ -129,7 +153,7 @@ impl Recipe {
             Some(_) => Store::F16,
             None => floats,
         };
-        let own = |w: &&Weight| w.component == component;
+        let own = |w: &&Weight| Part::of(w.component) == part;
         for (i, weight) in weights.iter().enumerate().filter(|(_, w)| own(w)) {
             self.treatments[i].store = if weight.storage == Storage::Vector { Store::F32 } else { floats };
         }
@@ -192,7 +216,7 @@ fn file_name(arg: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lower::DENOISER;
+    use crate::lower::{DENOISER, Rows, VAE};
 
     fn layer(component: &'static str, name: &str, dims: &[usize], storage: Storage) -> Weight {
         Weight {
@@ -201,6 +225,7 @@ mod tests {
             source_dims: dims.to_vec(),
             dims: dims.to_vec(),
             storage,
+            rows: Rows::AsIs,
             copies: Vec::new(),
         }
     }
@@ -218,13 +243,17 @@ mod tests {
         ]
     }
 
+    fn recipe(denoiser: Option<&str>, autoencoder: Option<&str>) -> Result<Recipe> {
+        Recipe::new(&weights(), Requests { denoiser, autoencoder, text: None })
+    }
+
     fn stores(recipe: &Recipe) -> Vec<String> {
         recipe.treatments.iter().map(|t| format!("{}/{}", t.store.name(), t.activation_bits.unwrap_or(32))).collect()
     }
 
     #[test]
     fn a_specification_spares_small_layers_and_the_decoder() {
-        let r = Recipe::new(&weights(), Some("w4a8"), None).unwrap();
+        let r = recipe(Some("w4a8"), None).unwrap();
         assert_eq!(stores(&r), ["f16/32", "mse-4/8", "f32/32", "f16/32", "f16/32", "f16/32"]);
         assert!(r.notes[&0].contains("only 16 inputs"), "{:?}", r.notes);
         assert_eq!(r.config, "transformer w4a8, vae f16");
@@ -232,17 +261,17 @@ mod tests {
 
     #[test]
     fn floats_reach_every_component() {
-        let r = Recipe::new(&weights(), Some("f32"), None).unwrap();
+        let r = recipe(Some("f32"), None).unwrap();
         assert!(stores(&r).iter().all(|s| s == "f32/32"));
-        let r = Recipe::new(&weights(), None, None).unwrap();
+        let r = recipe(None, None).unwrap();
         assert_eq!(stores(&r), ["f16/32", "f16/32", "f32/32", "f16/32", "f16/32", "f16/32"]);
-        let r = Recipe::new(&weights(), Some("f32"), Some("f16")).unwrap();
+        let r = recipe(Some("f32"), Some("f16")).unwrap();
         assert_eq!(stores(&r)[3..], ["f32/32", "f16/32", "f16/32"]);
     }
 
     #[test]
     fn odd_convolutions_keep_float_activations() {
-        let r = Recipe::new(&weights(), None, Some("w8a8:kmeans")).unwrap();
+        let r = recipe(None, Some("w8a8:kmeans")).unwrap();
         assert_eq!(stores(&r)[4..], ["kmeans-8/32", "kmeans-8/8"]);
         assert!(r.notes[&4].contains("30 channels"), "{:?}", r.notes);
     }

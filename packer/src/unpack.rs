@@ -1,14 +1,19 @@
-//! Packed file in, safetensors out: dequantized weights under their original names and in their original shapes.
+//! Packed file in, safetensors out: dequantized weights under their canonical names and in their canonical shapes, those
+//! that they have in a diffusers directory.
 //!
-//! All tensors of a component come back, copies that the packer stored once included, so the result loads into the
-//! model that the file was made from. Quantized layers have the values the runtime computes with.
+//! All tensors of a component that the file uses come back, copies that the packer stored once included, so the result
+//! loads into the model that the file was made from. A model that came as one file in its authors' layout does not come
+//! back in that layout: its weights load into the same network of diffusers. Quantized layers have the values the runtime
+//! computes with.
 
 use crate::error::Result;
-use crate::lower::VAE;
+use crate::lower::{Part, Rows};
 use crate::weights::{self, Float};
 use aquatint::error::Error;
-use aquatint::format::{Packed, TensorInfo, TensorView};
+use aquatint::format::{Packed, TensorInfo, TensorKind, TensorView};
+use aquatint::program::{Node, Op, Tensor};
 use rayon::prelude::*;
+use std::collections::HashSet;
 use std::path::Path;
 
 /// Writes the tensors of `component`, or of the denoiser if none is named, to `output`; returns their number.
@@ -18,12 +23,14 @@ use std::path::Path;
 /// file is damaged; [`Error::Io`] if a file cannot be read or written.
 pub fn unpack(file: &Path, output: &Path, component: Option<&str>, float: Float) -> Result<usize> {
     let packed = Packed::new(aquatint::mmap::map(file)?)?;
-    let mut have: Vec<_> = packed.tensors().iter().filter_map(|t| Some(t.name.split_once('/')?.0)).collect();
+    let weights = || packed.tensors().iter().enumerate().filter(|(_, t)| t.kind != TensorKind::Bytes);
+    let mut have: Vec<_> = weights().filter_map(|(_, t)| Some(t.name.split_once('/')?.0)).collect();
     have.dedup();
-    let component = component.or(have.iter().copied().find(|&name| name != VAE)).unwrap_or(VAE);
+    let component =
+        component.or(have.iter().copied().find(|&name| Part::of(name) == Part::Denoiser)).unwrap_or_default();
     let mut tensors = Vec::new();
     let mut indices = Vec::new();
-    for (index, info) in packed.tensors().iter().enumerate() {
+    for (index, info) in weights() {
         let copies = packed.meta().aliases.get(&info.name).map_or(&[][..], Vec::as_slice);
         for name in std::iter::once(&info.name).chain(copies) {
             if let Some(key) = key_in(component, name) {
@@ -35,9 +42,20 @@ pub fn unpack(file: &Path, output: &Path, component: Option<&str>, float: Float)
     if tensors.is_empty() {
         return Err(Error::request("--component", have.join(" or "), component).into());
     }
-    let infos = packed.tensors();
-    weights::write(output, &tensors, float, &mut |i| Ok(values(&infos[indices[i]], packed.tensor(indices[i]))))?;
+    let interleaved: HashSet<Tensor> = packed.programs().iter().flat_map(|p| &p.nodes).flat_map(gated).collect();
+    weights::write(output, &tensors, float, &mut |i| {
+        let index = indices[i];
+        let info = &packed.tensors()[index];
+        let rows = if interleaved.contains(&Tensor(index as u32)) { Rows::Interleaved } else { Rows::AsIs };
+        let cols = info.dims[1..].iter().product();
+        Ok(rows.restore(&values(info, packed.tensor(index)), cols).into_owned())
+    })?;
     Ok(tensors.len())
+}
+
+/// The tensors of a gated linear layer, whose rows the file holds in an order of its own.
+fn gated(node: &Node) -> impl Iterator<Item = Tensor> {
+    matches!(node.op, Op::GatedLinear { .. }).then(|| node.op.tensors()).into_iter().flatten()
 }
 
 /// The checkpoint's name of the tensor called `name` in the file, if it belongs to `component`.

@@ -46,6 +46,7 @@ fn every_layer_can_be_quantized_when_named() {
                 q_config: Some(config.to_str().unwrap().into()),
                 vae_q_config: Some(config.to_str().unwrap().into()),
                 output: out.clone(),
+                ..Default::default()
             };
             let report = packer::emit::pack(&options, &mut |_| ()).unwrap();
             assert!(report.layers.iter().all(|l| l.bits == bits), "{name} {value}");

@@ -89,8 +89,8 @@ fn configurations_must_be_supported_ones() {
     refused(
         "pipeline",
         None,
-        set("model_index.json", "_class_name", json!("StableDiffusionPipeline")),
-        &["_class_name", "DiTPipeline", "\"StableDiffusionPipeline\""],
+        set("model_index.json", "_class_name", json!("KandinskyPipeline")),
+        &["_class_name", "DiTPipeline", "StableDiffusionXLPipeline", "\"KandinskyPipeline\""],
     );
     refused(
         "class",
@@ -237,7 +237,7 @@ fn the_command_line_exits_with_2_and_one_line() {
     let d2 = d2.to_str().unwrap();
     fs::create_dir(scratch.path("folder")).unwrap();
     for (args, word) in [
-        (vec!["no-such-model", "-o", "x.aqt"], "no such directory"),
+        (vec!["no-such-model", "-o", "x.aqt"], "no such file or directory"),
         (vec![d2, "-o", "absent/x.aqt"], "absent/x.aqt"),
         (vec![d2, "-o", "folder"], "folder"),
         (vec![d2, "--q_config", "w9a9", "-o", "x.aqt"], "w9a9"),

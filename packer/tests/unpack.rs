@@ -1,4 +1,4 @@
-//! The way back: weights under their original names, and made-up models of true shape.
+//! The way back: weights under diffusers' names, and made-up models of true shape.
 
 mod common;
 

@@ -1,7 +1,7 @@
 //! Arguments of ops after binding: places in the arena and plain numbers.
 
 use crate::codec::layout::round_up;
-use crate::program::{Act, QuantizeGrain, Sampling};
+use crate::program::{Act, QuantizeGrain, Resampling, Sampling};
 
 /// A place in the arena. Values that a table holds once per model call lie `stride` bytes apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,12 +193,14 @@ pub enum Output {
 mod structs {
     use super::*;
 
-    /// Linear layer.
+    /// Linear layer. A gated one has two rows of weights per column of `y`, and neither gate nor residual.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct LinearArgs {
         pub x: Input,
         pub y: Floats,
         pub act: Act,
+        /// See [`Op::GatedLinear`](crate::program::Op::GatedLinear).
+        pub gated: bool,
         /// Gate and its first column.
         pub gate: Option<(PerSample, usize)>,
         pub residual: Option<Floats>,
@@ -227,6 +229,12 @@ mod structs {
         pub samples: usize,
         pub heads: usize,
         pub scale: f32,
+        pub causal: bool,
+        pub int8: bool,
+        /// The u32 condition of each sample, if `k` and `v` hold rows per condition.
+        pub condition: Option<Slot>,
+        /// Keys of each query's sample.
+        pub keys: usize,
     }
 
     /// Layer norm.
@@ -247,6 +255,8 @@ mod structs {
         pub samples: usize,
         pub groups: usize,
         pub eps: f32,
+        /// Modulation and the first columns of scale and shift.
+        pub modulation: Option<(PerSample, usize, usize)>,
         pub act: Act,
         pub workspace: Slot,
     }
@@ -285,6 +295,30 @@ mod structs {
         pub workspace: Slot,
     }
 
+    /// Nearest rows of a table.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct VectorQuantizeArgs {
+        pub x: Floats,
+        pub y: Floats,
+    }
+
+    /// More or fewer pixels; `height` and `width` are the input's.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct ResampleArgs {
+        pub x: Floats,
+        pub y: Floats,
+        pub samples: usize,
+        pub height: usize,
+        pub width: usize,
+        pub how: Resampling,
+    }
+
+    /// A tensor's elements.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct ParameterArgs {
+        pub y: Floats,
+    }
+
     /// Rows of a table; `index` holds u32.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct EmbeddingArgs {
@@ -292,10 +326,11 @@ mod structs {
         pub y: Floats,
     }
 
-    /// Sinusoids of timesteps.
+    /// Sinusoids of timesteps; of `numbers` per row, side by side.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct TimestepEmbeddingArgs {
         pub t: Slot,
+        pub numbers: usize,
         pub y: Floats,
         pub cos_first: bool,
         pub shift: f32,
@@ -342,15 +377,49 @@ mod structs {
         pub states: Slot,
         pub n_states: usize,
         pub len: usize,
-        /// Latent channels; the model's output may have more, which are skipped.
+        /// Latent channels; the model's output may have more, which are skipped, or if the rows have a
+        /// [gain](crate::sampler::Row::gain) as many again, from which it is made.
         pub channels: usize,
         /// The model's output; with guidance, conditional samples first and unconditional ones after.
         pub model: Floats,
         pub guidance: Option<f32>,
+        /// Only with guidance.
+        pub rescale: Option<Rescale>,
         pub noise: Option<Slot>,
+        pub blend: Option<Blend>,
+    }
+
+    /// Guidance scaled back to the width of the conditional output (Lin et al., arXiv 2305.08891, section 3.4): each
+    /// image's by `share * deviation(conditional) / deviation(guided) + 1 - share`.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct Rescale {
+        /// 0 for none of it, 1 for all.
+        pub share: f32,
+        pub images: usize,
+        /// Room for one float per image.
+        pub factors: Slot,
+    }
+
+    /// Inpainting: after the step, what lies outside of a mask becomes an image with noise of the run's level; see
+    /// [`Row::keep`](crate::sampler::Row::keep).
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct Blend {
+        /// One float per latent pixel, `len / channels` in all: 1 where the picture is made, 0 where it is kept.
+        pub mask: Slot,
+        /// The image's latents, `len` floats.
+        pub init: Slot,
+        /// Their noise, `len` floats; the same for all calls.
+        pub noise: Slot,
     }
 }
 pub use structs::*;
+
+impl LinearArgs {
+    /// Rows of the weight.
+    pub fn channels(&self) -> usize {
+        self.y.cols * if self.gated { 2 } else { 1 }
+    }
+}
 
 /// Any op of a bound program.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -365,6 +434,9 @@ pub enum OpArgs {
     Add(AddArgs),
     Concat(ConcatArgs),
     Quantize(QuantizeArgs),
+    VectorQuantize(VectorQuantizeArgs),
+    Resample(ResampleArgs),
+    Parameter(ParameterArgs),
     Embedding(EmbeddingArgs),
     TimestepEmbedding(TimestepEmbeddingArgs),
     PositionEmbedding(PositionEmbeddingArgs),
@@ -383,6 +455,9 @@ impl OpArgs {
             OpArgs::Pointwise(a) => a.y,
             OpArgs::Add(a) => a.y,
             OpArgs::Concat(a) => a.y,
+            OpArgs::VectorQuantize(a) => a.y,
+            OpArgs::Resample(a) => a.y,
+            OpArgs::Parameter(a) => a.y,
             OpArgs::Embedding(a) => a.y,
             OpArgs::TimestepEmbedding(a) => a.y,
             OpArgs::PositionEmbedding(a) => a.y,

@@ -18,9 +18,9 @@ impl OpArgs {
     pub fn operations(&self) -> f64 {
         let product = |rows: usize, inputs: usize, outputs: usize| 2.0 * (rows * inputs) as f64 * outputs as f64;
         match self {
-            OpArgs::Linear(a) => product(a.y.rows, a.x.cols(), a.y.cols),
+            OpArgs::Linear(a) => product(a.y.rows, a.x.cols(), a.channels()),
             OpArgs::Conv2d(a) => product(a.y.rows, 9 * a.x.cols(), a.y.cols),
-            OpArgs::Attention(a) => 2.0 * product(a.q.rows, a.q.cols, a.k.rows / a.samples),
+            OpArgs::Attention(a) => 2.0 * product(a.q.rows, a.q.cols, a.keys),
             _ => 0.0,
         }
     }
@@ -42,6 +42,9 @@ impl OpArgs {
             OpArgs::Add(a) => a.a.bytes() + a.b.bytes() + a.y.bytes(),
             OpArgs::Concat(a) => 2 * a.y.bytes(),
             OpArgs::Quantize(a) => a.x.bytes() + a.y.codes.bytes(),
+            OpArgs::VectorQuantize(a) => a.x.bytes() + a.y.bytes(),
+            OpArgs::Resample(a) => a.x.bytes() + a.y.bytes(),
+            OpArgs::Parameter(a) => 2 * a.y.bytes(),
             OpArgs::Embedding(a) => 2 * a.y.bytes(),
             OpArgs::TimestepEmbedding(a) => a.y.bytes(),
             OpArgs::PositionEmbedding(a) => a.y.bytes(),

@@ -81,7 +81,7 @@ pub trait Backend: Needs {
         body: impl Fn(&Self, &mut Self::Arena) -> Result<()>,
     ) -> Result<()>;
 
-    /// See [`Op::Linear`](crate::program::Op::Linear).
+    /// See [`Op::Linear`](crate::program::Op::Linear) and [`Op::GatedLinear`](crate::program::Op::GatedLinear).
     fn linear(
         &self,
         arena: &mut Self::Arena,
@@ -127,6 +127,18 @@ pub trait Backend: Needs {
     fn concat(&self, arena: &mut Self::Arena, call: usize, args: &ConcatArgs);
     /// See [`Op::Quantize`](crate::program::Op::Quantize).
     fn quantize(&self, arena: &mut Self::Arena, call: usize, args: &QuantizeArgs);
+    /// See [`Op::VectorQuantize`](crate::program::Op::VectorQuantize).
+    fn vector_quantize(
+        &self,
+        arena: &mut Self::Arena,
+        call: usize,
+        args: &VectorQuantizeArgs,
+        table: &Self::Weight<'_>,
+    );
+    /// See [`Op::Resample`](crate::program::Op::Resample).
+    fn resample(&self, arena: &mut Self::Arena, call: usize, args: &ResampleArgs);
+    /// See [`Op::Parameter`](crate::program::Op::Parameter).
+    fn parameter(&self, arena: &mut Self::Arena, call: usize, args: &ParameterArgs, tensor: &Self::Weight<'_>);
     /// See [`Op::Embedding`](crate::program::Op::Embedding).
     fn embedding(&self, arena: &mut Self::Arena, call: usize, args: &EmbeddingArgs, table: &Self::Weight<'_>);
     /// See [`Op::TimestepEmbedding`](crate::program::Op::TimestepEmbedding).
@@ -139,6 +151,6 @@ pub trait Backend: Needs {
     /// Writes the latents, scaled as row `run` of the sampler's table says, into the model's sample input, `copies`
     /// times over the batch.
     fn model_input(&self, arena: &mut Self::Arena, run: usize, args: &ModelInputArgs);
-    /// Applies guidance and row `run` of the sampler's table to the states, in place.
+    /// Applies guidance and row `run` of the sampler's table to the states, in place, and blends.
     fn sampler_step(&self, arena: &mut Self::Arena, run: usize, args: &SamplerStepArgs);
 }

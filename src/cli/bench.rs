@@ -6,7 +6,7 @@ use aquatint::backend::Backend;
 use aquatint::backend::args::{Conv2dArgs, Input, LinearArgs, OpArgs};
 use aquatint::backend::cuda::device::{self, WeightPath};
 use aquatint::backend::cuda::driver::Driver;
-use aquatint::exec::Executor;
+use aquatint::exec::{Executor, Prompt};
 use aquatint::format::Packed;
 use aquatint::pipeline::{Pipeline, TABLE_BYTES};
 use aquatint::plan::Shape;
@@ -171,8 +171,7 @@ impl Bench {
     /// Seconds of a step as a run makes it: input, denoiser, guidance, sampler.
     fn step<B: Backend>(&self, backend: &mut B, packed: &Packed<model::Bytes>) -> Result<f64> {
         let pipeline = Pipeline::new(packed)?;
-        let labels = (0..self.images() as u32).map(|i| i % pipeline.meta().pipeline.classes.max(1)).collect();
-        let mut request = pipeline.request(labels);
+        let mut request = pipeline.request(pipeline.blank(self.images()));
         (request.steps, request.batch_size) = (self.repeat + 2, self.images());
         let mut ends = Vec::new();
         pipeline.denoised(backend, &request, &mut |_| ends.push(Instant::now()))?;
@@ -191,27 +190,38 @@ impl Bench {
     ) -> Result<Times> {
         let meta = &packed.meta().pipeline;
         let [height, width] = meta.latent_size.map(|n| n as usize);
-        let conditions = if meta.classes == 0 { 1 } else { batch.min(2) };
-        let shape = Shape {
-            dims: Dims { batch, conditions, height, width },
-            calls: self.repeat + 1,
-            table_bytes: TABLE_BYTES,
-            reserve: 0,
-        };
+        let conditional = meta.classes > 0 || meta.text.is_some();
+        let conditions = if conditional { batch.min(2) } else { 1 };
+        let tokens = meta.text.as_ref().and_then(|t| t.encoders.first()).map_or(1, |e| e.tokens as usize);
+        let dims = Dims { batch, conditions, height, width, tokens };
+        let shape = Shape { dims, calls: self.repeat + 1, table_bytes: TABLE_BYTES, reserve: 0 };
         let begin = Instant::now();
         let mut executor = Executor::bind(backend, packed, role, shape)?;
         let bind = begin.elapsed().as_secs_f64();
         let mut rng = aquatint::rng::FastRng::new(1);
-        let mut sample = vec![0.0; batch * height * width * meta.latent_channels as usize];
-        rng.randn(&mut sample);
-        if role == Role::Denoiser {
-            let labels: Vec<u32> = [meta.classes / 2, meta.null_class].into_iter().take(conditions).collect();
-            if executor.program().input(InputKind::ClassLabels).is_some() {
-                executor.set_class_labels(&labels)?;
-            }
-            executor.set_timesteps((0..self.repeat + 1).map(|i| (999 - i * 7 % 900) as f32))?;
+        let program = executor.program();
+        let mut random = |kind: InputKind| {
+            let input = program.inputs.iter().find(|input| input.kind == kind)?;
+            let mut values = vec![0.0; input.dims.iter().map(|&d| dims.resolve(d)).product()];
+            rng.randn(&mut values);
+            Some(values)
+        };
+        let sample = random(InputKind::Sample);
+        let [context, pooled, sizes] = [InputKind::Context, InputKind::Pooled, InputKind::Sizes].map(&mut random);
+        let labels: Vec<u32> = [meta.classes / 2, meta.null_class].into_iter().take(conditions).collect();
+        executor.set_prompt(&Prompt {
+            class_labels: program.input(InputKind::ClassLabels).map(|_| &labels[..]),
+            context: context.as_deref(),
+            pooled: pooled.as_deref(),
+            sizes: sizes.as_deref(),
+        })?;
+        if let Some(tokens) = random(InputKind::Tokens) {
+            executor.set_tokens(&vec![0; tokens.len()])?;
         }
-        executor.write_sample(&sample)?;
+        executor.set_timesteps((0..self.repeat + 1).map(|i| (999 - i * 7 % 900) as f32))?;
+        if let Some(sample) = sample {
+            executor.write_sample(&sample)?;
+        }
         let begin = Instant::now();
         executor.call(0)?;
         executor.parts().0.wait()?;

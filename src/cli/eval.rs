@@ -1,9 +1,10 @@
 //! `aquatint eval`: one denoiser call.
 
+use super::ask;
 use super::device::with_backend;
 use super::tensors::{Inputs, Named, write};
 use super::{Device, check_output, model};
-use aquatint::pipeline::Pipeline;
+use aquatint::pipeline::{Pipeline, Subjects};
 use aquatint::{Error, Result};
 use clap::Args;
 use std::path::PathBuf;
@@ -16,7 +17,8 @@ pub struct Eval {
     /// Timestep the model receives
     #[arg(long, value_name = "T")]
     timestep: f32,
-    /// safetensors with latents [n,c,h,w] and class_labels [n]
+    /// safetensors with latents [n,c,h,w], and class_labels [n] or prompt_embeds [n,tokens,features] (and pooled
+    /// [n,features])
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
     /// safetensors to write: sample [n, channels out, h, w]
@@ -36,21 +38,28 @@ impl Eval {
             return Err(Error::request("--timestep", "a finite number", self.timestep));
         }
         check_output(&self.outputs)?;
-        let mut inputs = Inputs::read(&self.inputs, &["latents", "class_labels"])?;
+        let mut inputs = Inputs::read(&self.inputs, &[&["latents"][..], &ask::NAMES].concat())?;
         let shown = self.inputs.display().to_string();
         let missing = |name| Error::request(shown.as_str(), format!("a tensor `{name}`"), "none");
         let ([n, _, h, w], latents) =
             inputs.latents(packed.meta().pipeline.latent_channels)?.ok_or_else(|| missing("latents"))?;
-        let labels = match inputs.class_labels()? {
-            None if packed.meta().pipeline.classes == 0 => vec![0; n],
-            labels => labels.ok_or_else(|| missing("class_labels"))?,
+        let subjects = match ask::ready(&pipeline, &mut inputs, false)? {
+            Some(subjects) => subjects,
+            None if pipeline.prompted() => return Err(missing("prompt_embeds")),
+            None if pipeline.classified() => return Err(missing("class_labels")),
+            None => Subjects::Any(n),
         };
-        if labels.len() != n {
-            return Err(Error::request(format!("{shown}: class_labels"), format!("{n}, one per image"), labels.len()));
+        inputs.finish()?;
+        if subjects.len() != n {
+            return Err(Error::request(
+                format!("{shown}: {}", if pipeline.prompted() { "prompt_embeds" } else { "class_labels" }),
+                format!("{n}, one per image"),
+                subjects.len(),
+            ));
         }
         let (values, channels) = self.device.install(|| {
             with_backend!(choice, packed, backend => {
-                pipeline.eval(&mut backend, &latents, [h, w], &labels, self.timestep)
+                pipeline.eval(&mut backend, &latents, [h, w], subjects, self.timestep)
             })
         })??;
         write(&self.outputs, &[Named { name: "sample", dims: vec![n, channels, h, w], values }])

@@ -54,24 +54,30 @@ impl Info {
         let pipeline = Pipeline::new(&packed)?;
         let meta = packed.meta();
         let mut codecs: BTreeMap<String, Sum> = BTreeMap::new();
+        let mut files: BTreeMap<&str, usize> = BTreeMap::new();
         for t in packed.tensors() {
+            if t.kind == TensorKind::Bytes {
+                files.insert(&t.name, t.bytes);
+                continue;
+            }
             let sum = codecs.entry(t.kind.name()).or_default();
             sum.tensors += 1;
             sum.weights += t.len();
             sum.bytes += t.bytes;
         }
-        // The classes of a batch are taken to differ, which needs the most memory.
-        let classes = meta.pipeline.classes.max(1);
-        let mut request = pipeline.request((0..self.batch_size as u32).map(|i| i % classes).collect());
+        // The images of a batch are taken to differ, which needs the most memory.
+        let mut request = pipeline.request(pipeline.blank(self.batch_size));
         request.steps = self.steps.unwrap_or(request.steps);
         request.batch_size = self.batch_size;
         self.size.apply(&mut request, &meta.pipeline)?;
-        let (denoiser, decoder) = match choice {
+        let plans = match choice {
             Choice::Cpu(tier) => with_cpu!(tier, cpu => pipeline.plans(&cpu, &request))?,
             Choice::Cuda(_) => pipeline.plans(&Offline { narrow: Element::F16 }, &request)?,
         };
-        let decoder = decoder.map_or(0, |plan| plan.arena);
-        let peak = denoiser.arena.max(decoder);
+        let denoiser = &plans.denoisers[0];
+        let decoder = plans.decoder.as_ref().map_or(0, |plan| plan.arena);
+        let text = plans.texts.iter().map(|plan| plan.arena).max().unwrap_or(0);
+        let peak = plans.peak();
         let device = match choice {
             Choice::Cpu(_) => None,
             Choice::Cuda(_) => Some(Offline::device_bytes(packed.data_bytes(), peak)),
@@ -94,19 +100,26 @@ impl Info {
                 "model": meta.pipeline,
                 "quantization": { "config": meta.quantization.config, "average_bits": meta.quantization.average_bits },
                 "codecs": codecs,
+                "files": files,
                 "programs": programs,
                 "memory": {
                     "batch": self.batch_size, "steps": request.steps, "size": [h, w],
                     "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables, "decoder_arena": decoder,
+                    "text_arena": text, "refiner_arena": plans.denoisers.get(1).map(|p| p.arena), "tile": plans.tile,
                     "peak_arena": peak, "device_bytes": device,
                 },
             }));
             return Ok(());
         }
-        say(format_args!(
-            "{} ({}), {h} x {w} pixels, {} classes",
-            meta.pipeline.name, meta.pipeline.class, meta.pipeline.classes
-        ));
+        let conditions = match (&meta.pipeline.text, meta.pipeline.classes) {
+            (Some(text), _) => {
+                let tokens: Vec<_> = text.encoders.iter().map(|e| e.tokens.to_string()).collect();
+                format!("prompts of {} tokens a chunk", tokens.join(" and "))
+            }
+            (None, 0) => "no conditions".into(),
+            (None, classes) => format!("{classes} classes"),
+        };
+        say(format_args!("{} ({}), {h} x {w} pixels, {conditions}", meta.pipeline.name, meta.pipeline.class));
         say(format_args!(
             "file    {}, hash {:032x}, made by {}",
             bytes(packed.as_bytes().len()),
@@ -126,6 +139,9 @@ impl Info {
             let bits = 8.0 * s.bytes as f64 / s.weights as f64;
             say(format_args!("{name:<14} {:>7} {:>12} {:>12} {bits:>12.2}", s.tensors, s.weights, s.bytes));
         }
+        for (name, &n) in &files {
+            say(format_args!("file {name}, {}", bytes(n)));
+        }
         for p in packed.programs() {
             let ops: Vec<String> = ops(p).into_iter().map(|(op, n)| format!("{n} {op}")).collect();
             say(format_args!("\n{}: {} nodes: {}", p.role.name(), p.nodes.len(), ops.join(", ")));
@@ -138,11 +154,13 @@ impl Info {
             bytes(peak)
         ));
         say(format_args!(
-            "  step loop {} ({} of it tables, {} calls a window), then decoder {}",
+            "  step loop {} ({} of it tables, {} calls a window), decoder {} for {} x {} latents at once",
             bytes(denoiser.arena),
             bytes(denoiser.tables),
             denoiser.window,
-            bytes(decoder)
+            bytes(decoder),
+            plans.tile[0],
+            plans.tile[1]
         ));
         if let Some(device) = device {
             say(format_args!("memory of the CUDA device, weights included: {}", bytes(device)));

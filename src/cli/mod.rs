@@ -1,11 +1,14 @@
 //! The command line: the only place that names a concrete back end, prints, reads the clock, or exits.
 
+mod ask;
+mod begin;
 mod bench;
 mod device;
 mod eval;
 mod info;
 mod model;
 mod run;
+mod sampling;
 mod tensors;
 mod verify;
 
@@ -41,7 +44,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Make images and write them as PNG.
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Run the denoiser once: no guidance, no sampler.
     Eval(eval::Eval),
     /// Time loading, steps and decoding, op by op.
@@ -67,15 +70,21 @@ struct Size {
 }
 
 impl Size {
+    /// Whether a size was asked for.
+    fn given(&self) -> bool {
+        self.width.or(self.height).or(self.size).is_some()
+    }
+
     /// Sets the latents' size of `request`.
     fn apply(&self, request: &mut Request, meta: &PipelineMeta) -> Result<()> {
         let per_latent = meta.pixels_per_latent as usize;
+        let multiple = per_latent * meta.latent_multiple as usize;
         for (axis, name, pixels) in
             [(0, "--height", self.height.or(self.size)), (1, "--width", self.width.or(self.size))]
         {
             let Some(pixels) = pixels else { continue };
-            if pixels == 0 || pixels % per_latent != 0 || pixels > MOST_PIXELS {
-                let expected = format!("a multiple of {per_latent} pixels, at most {MOST_PIXELS}");
+            if pixels == 0 || !pixels.is_multiple_of(multiple) || pixels > MOST_PIXELS {
+                let expected = format!("a multiple of {multiple} pixels, at most {MOST_PIXELS}");
                 return Err(Error::request(name, expected, pixels));
             }
             if request.latents.is_some() && request.latent_size[axis] != pixels / per_latent {
@@ -156,5 +165,21 @@ fn bytes(n: usize) -> String {
         1024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
         1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
         _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
+    }
+}
+
+/// A number of bytes such as `2G`, `800M`, `64k` or `1000`; units are powers of 1000.
+fn parse_bytes(text: &str) -> std::result::Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().trim_end_matches('b') {
+        "" => 1.0,
+        "k" => 1e3,
+        "m" => 1e6,
+        "g" => 1e9,
+        other => return Err(format!("k, M or G expected, not `{other}`")),
+    };
+    match digits.parse::<f64>() {
+        Ok(n) if n > 0.0 && n * unit < 1e18 => Ok((n * unit) as usize),
+        _ => Err(format!("a number of bytes such as 2G expected, not `{text}`")),
     }
 }

@@ -1,12 +1,15 @@
 //! `aquatint run`.
 
+use super::ask::{self, Ask, Wishes};
+use super::begin::Begin;
 use super::device::with_backend;
+use super::sampling::Sampling;
 use super::tensors::{Inputs, Named, write};
-use super::{Device, MOST_IMAGES, Size, check_output, model, say, say_json};
+use super::{Device, Size, check_output, model, say, say_json};
 use aquatint::format::meta::PipelineMeta;
 use aquatint::image::{self, Recipe, from_nhwc, grid, numbered, write_png};
-use aquatint::pipeline::{Event, NoiseSource, Output, Pipeline, Request, permute};
-use aquatint::sampler::Kind;
+use aquatint::pipeline::{Event, NoiseSource, Output, Pipeline, Plans, Request, permute};
+use aquatint::plan::Plan;
 use aquatint::{Error, Result};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -28,25 +31,16 @@ enum Rng {
 pub struct Run {
     /// A packed model [default: the small model of letters inside this program]
     model: Option<PathBuf>,
-    /// Class of an image, by name or number; may repeat, one per image
-    #[arg(short, long, value_name = "TEXT")]
-    prompt: Vec<String>,
-    /// Classes by number or name, separated by commas; one image each
-    #[arg(long, alias = "cls_id", value_name = "LIST", value_delimiter = ',')]
-    class_labels: Vec<String>,
-    /// Images per class
-    #[arg(long, alias = "n_imgs", default_value_t = 1, value_name = "N")]
-    n_imgs: usize,
+    #[command(flatten)]
+    wishes: Wishes,
     /// Sampler steps [default: the model's]
     #[arg(short, long, alias = "num-inference-steps", value_name = "N")]
     steps: Option<usize>,
     /// Guidance scale; 1 or less turns guidance off [default: the model's]
     #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
     cfg_scale: Option<f32>,
-    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++2s, lms, unipc or lcm [default: the one the
-    /// model was saved with]
-    #[arg(long, alias = "sampling-method", value_name = "NAME")]
-    sampler: Option<String>,
+    #[command(flatten)]
+    sampling: Sampling,
     /// Seed; image k has its own noise from seed + k
     #[arg(long, default_value_t = 42, value_name = "K")]
     seed: u64,
@@ -55,16 +49,26 @@ pub struct Run {
     rng: Rng,
     #[command(flatten)]
     size: Size,
+    #[command(flatten)]
+    begin: Begin,
     /// Images per pass through the network [default: all, at most 8]
     #[arg(short, long, value_name = "N")]
     batch_size: Option<usize>,
+    /// Most memory beside the weights, such as 2G or 800M: batches get smaller and images are decoded in tiles [default:
+    /// as much as whole batches need, and 1.5G for decoding]
+    #[arg(long, value_name = "BYTES", value_parser = super::parse_bytes)]
+    max_memory: Option<usize>,
+    /// Decode tiles of N x N latents
+    #[arg(long, value_name = "N")]
+    vae_tile: Option<usize>,
     /// Output; with %d or %03d one file per image, otherwise all images in one sheet
     #[arg(short, long, alias = "outdir", default_value = "out.png", value_name = "PNG")]
     output: String,
-    /// Replace what would be computed: safetensors with latents [n,c,h,w], class_labels [n]
+    /// Replace what would be computed: safetensors with latents [n,c,h,w], class_labels [n],
+    /// prompt_embeds [n,tokens,features], pooled [n,features], and negative_ ones
     #[arg(long, value_name = "FILE")]
     inputs: Option<PathBuf>,
-    /// Also write safetensors with latents [n,c,h,w], image [n,3,h,w] in 0..1, class_labels [n]
+    /// Also write safetensors with latents [n,c,h,w], image [n,3,h,w] in 0..1, class_labels or prompt_embeds
     #[arg(long, value_name = "FILE")]
     outputs: Option<PathBuf>,
     /// Print what was done as JSON
@@ -87,35 +91,39 @@ impl Run {
         let choice = self.device.choice()?;
         let packed = model::open(self.model.as_deref())?;
         let pipeline = Pipeline::new(&packed)?;
-        let request = self.request(&pipeline)?;
-        self.check_outputs(request.class_labels.len())?;
+        let meta = &packed.meta().pipeline;
+        let (ask, latents) = self.ask(&pipeline)?;
+        let n = ask.len();
+        self.check_outputs(n)?;
         let hash = format!("{:032x}", packed.hash());
 
         let bar = self.bar();
         let mut steps = Clock::default();
-        let output = self.device.install(|| {
+        let (request, output) = self.device.install(|| {
             with_backend!(choice, packed, backend => {
+                let (subjects, warnings) = ask.encode(&pipeline, &mut backend)?;
+                warnings.iter().for_each(|cut| self.warn(cut));
+                let request = self.settings(pipeline.request(subjects), latents, meta)?;
                 if self.verbose && !self.quiet && !self.json {
-                    let (denoiser, decoder) = pipeline.plans(&backend, &request)?;
-                    let table = request.sampler.table(request.steps)?;
+                    let plans = pipeline.plans(&backend, &request)?;
                     bar.suspend(|| {
                         use aquatint::backend::Backend;
-                        say(format_args!("{}, {} model calls", backend.name(), table.rows.len()));
-                        say(format_args!("memory: denoiser {} ({} of tables, {} calls a window), decoder {}",
-                            super::bytes(denoiser.arena), super::bytes(denoiser.tables), denoiser.window, super::bytes(decoder.map_or(0, |d| d.arena))));
+                        say(format_args!("{}, {}", backend.name(), told(&plans)));
                     });
                 }
-                pipeline.run(&mut backend, &request, &mut |event| steps.see(event, &bar))
+                let output = pipeline.run(&mut backend, &request, &mut |event| steps.see(event, &bar))?;
+                Ok::<_, Error>((request, output))
             })
         })??;
         bar.finish_and_clear();
-        let files = self.write(&request, &output, &packed.meta().pipeline, &hash)?;
+        let files = self.write(&ask, &request, &output, meta, &hash)?;
         let seconds = begin.elapsed().as_secs_f64();
         if self.json {
             say_json(&json!({
                 "files": files,
-                "images": request.class_labels.len(),
-                "class_labels": request.class_labels,
+                "images": n,
+                "class_labels": request.subjects.classes(),
+                "prompts": (0..n).map(|i| ask.told(i, meta)[0].clone()).collect::<Vec<_>>(),
                 "seed": request.seed,
                 "steps": request.steps,
                 "sampler": request.sampler.kind.name(),
@@ -127,7 +135,6 @@ impl Run {
                 "seconds": seconds,
             }));
         } else if !self.quiet {
-            let n = request.class_labels.len();
             say(format_args!(
                 "{n} image{}, {} steps of {:.1} ms, {seconds:.2} s in all: {}",
                 if n == 1 { "" } else { "s" },
@@ -139,74 +146,47 @@ impl Run {
         Ok(())
     }
 
-    fn request<D: AsRef<[u8]>>(&self, pipeline: &Pipeline<'_, D>) -> Result<Request> {
-        let meta = &pipeline.meta().pipeline;
-        let mut inputs = match &self.inputs {
-            Some(path) => Inputs::read(path, &["latents", "class_labels"])?,
-            None => return self.settings(pipeline.request(self.labels(meta)?), meta),
-        };
-        let latents = inputs.latents(meta.latent_channels)?;
-        let labels = match inputs.class_labels()? {
-            Some(labels) => labels,
-            None => self.labels(meta)?,
-        };
-        let mut request = pipeline.request(labels);
-        if let Some(([n, _, h, w], values)) = latents {
-            if request.class_labels.len() == 1 {
-                request.class_labels = vec![request.class_labels[0]; n];
-            }
-            if n != request.class_labels.len() {
-                let expected = format!("{} images, one per class label", request.class_labels.len());
-                return Err(Error::request("--inputs latents", expected, n));
-            }
-            request.latent_size = [h, w];
-            request.latents = Some(values);
+    /// What is asked for, and the latents to start from.
+    fn ask<D: AsRef<[u8]>>(&self, pipeline: &Pipeline<'_, D>) -> Result<(Ask, Option<Latents>)> {
+        let Some(path) = &self.inputs else { return Ok((self.wishes.ask(pipeline, None, true)?, None)) };
+        let mut inputs = Inputs::read(path, &[&["latents"][..], &ask::NAMES].concat())?;
+        let latents = inputs.latents(pipeline.meta().pipeline.latent_channels)?;
+        let guided = self.cfg_scale.unwrap_or(pipeline.meta().pipeline.guidance_scale) > 1.0;
+        let mut ask = self.wishes.ask(pipeline, Some(&mut inputs), guided)?;
+        inputs.finish()?;
+        if let Some(([n, ..], _)) = &latents {
+            ask.repeat(*n, "--inputs latents")?;
         }
-        request.batch_size = request.class_labels.len().clamp(1, 8);
-        self.settings(request, meta)
+        Ok((ask, latents))
     }
 
     /// Applies the options that change numbers.
-    fn settings(&self, mut request: Request, meta: &PipelineMeta) -> Result<Request> {
+    fn settings(&self, mut request: Request, latents: Option<Latents>, meta: &PipelineMeta) -> Result<Request> {
+        if let Some(([_, _, h, w], values)) = latents {
+            request.latent_size = [h, w];
+            request.latents = Some(values);
+        }
         request.steps = self.steps.unwrap_or(request.steps);
         request.guidance_scale = self.cfg_scale.unwrap_or(request.guidance_scale);
         request.seed = self.seed;
         request.batch_size = self.batch_size.unwrap_or(request.batch_size);
+        request.max_memory = self.max_memory;
+        request.tile = self.vae_tile;
         request.noise = match self.rng {
             Rng::Fast => NoiseSource::Fast,
             Rng::Torch => NoiseSource::Torch,
         };
-        if let Some(name) = &self.sampler {
-            let kind: Kind = name.parse()?;
-            if kind != request.sampler.kind {
-                request.sampler = request.sampler.with_kind(kind);
-            }
-        }
+        self.sampling.apply(&mut request)?;
         self.size.apply(&mut request, meta)?;
+        self.begin.apply(&mut request, meta, self.size.given())?;
         Ok(request)
     }
 
-    /// The class of each image.
-    fn labels(&self, meta: &PipelineMeta) -> Result<Vec<u32>> {
-        let mut labels = Vec::new();
-        for text in self.class_labels.iter().chain(&self.prompt) {
-            labels.push(class_of(text, meta)?);
+    /// Tells what of a prompt the text encoder did not read.
+    fn warn(&self, cut: &str) {
+        if !self.quiet {
+            eprintln!("warning: the prompt is longer than the text encoder reads at once; cut off: {cut:?}");
         }
-        if labels.is_empty() {
-            labels.extend(meta.class_names.keys().take(64));
-        }
-        if labels.is_empty() && meta.classes == 0 {
-            labels.push(meta.null_class);
-        }
-        if labels.is_empty() {
-            let expected = format!("at least one of 0 to {}", meta.classes.saturating_sub(1));
-            return Err(Error::request("--class-labels", expected, "none"));
-        }
-        let most = MOST_IMAGES / labels.len();
-        if !(1..=most).contains(&self.n_imgs) {
-            return Err(Error::request("--n-imgs", format!("1 to {most}"), self.n_imgs));
-        }
-        Ok(labels.iter().flat_map(|&l| std::iter::repeat_n(l, self.n_imgs)).collect())
     }
 
     /// Refuses outputs that could not be written, before anything is computed.
@@ -235,30 +215,36 @@ impl Run {
     }
 
     /// Writes everything asked for; gives the names of the pictures.
-    fn write(&self, request: &Request, output: &Output, meta: &PipelineMeta, hash: &str) -> Result<Vec<String>> {
-        let n = request.class_labels.len();
+    fn write(
+        &self,
+        ask: &Ask,
+        request: &Request,
+        output: &Output,
+        meta: &PipelineMeta,
+        hash: &str,
+    ) -> Result<Vec<String>> {
+        let n = request.subjects.len();
         let [h, w] = output.size;
         if let Some(path) = &self.outputs {
             let [lh, lw] = request.latent_size;
             let channels = meta.latent_channels as usize;
             let image = permute(&output.images, [n, h * w, 3]);
-            let labels = request.class_labels.iter().map(|&c| c as f32).collect();
-            write(
-                path,
-                &[
-                    Named { name: "latents", dims: vec![n, channels, lh, lw], values: output.latents.clone() },
-                    Named { name: "image", dims: vec![n, 3, h, w], values: image },
-                    Named { name: "class_labels", dims: vec![n], values: labels },
-                ],
-            )?;
+            let mut tensors = vec![
+                Named { name: "latents", dims: vec![n, channels, lh, lw], values: output.latents.clone() },
+                Named { name: "image", dims: vec![n, 3, h, w], values: image },
+            ];
+            tensors.extend(ask::features(&request.subjects));
+            write(path, &tensors)?;
         }
         let images = from_nhwc(&output.images, n, h as u32, w as u32)?;
         let model_name = model::name(self.model.as_deref());
-        let text = |labels: &[u32], seed: u64| {
-            let prompt: Vec<String> = labels.iter().map(|l| class_name(*l, meta)).collect();
+        let text = |images: std::ops::Range<usize>, seed: u64| {
+            let mut told: Vec<[String; 2]> = images.map(|i| ask.told(i, meta)).collect();
+            told.dedup();
+            let joined = |side: usize| told.iter().map(|t| t[side].as_str()).collect::<Vec<_>>().join(", ");
             image::parameters(&Recipe {
-                prompt: &prompt.join(", "),
-                negative: "",
+                prompt: &joined(0),
+                negative: &joined(1),
                 steps: request.steps,
                 sampler: request.sampler.kind.title(),
                 cfg_scale: request.guidance_scale,
@@ -271,13 +257,13 @@ impl Run {
         };
         if !self.output.contains('%') {
             let sheet = grid(&images, (n as f64).sqrt().ceil() as usize)?;
-            write_png(&self.output, &sheet, &[("parameters", &text(&request.class_labels, request.seed))])?;
+            write_png(&self.output, &sheet, &[("parameters", &text(0..n, request.seed))])?;
             return Ok(vec![self.output.clone()]);
         }
         let mut files = Vec::with_capacity(n);
         for (k, image) in images.iter().enumerate() {
             let path = numbered(&self.output, k)?;
-            let text = text(&request.class_labels[k..=k], request.seed.wrapping_add(k as u64));
+            let text = text(k..k + 1, request.seed.wrapping_add(k as u64));
             write_png(&path, image, &[("parameters", &text)])?;
             files.push(path);
         }
@@ -285,30 +271,21 @@ impl Run {
     }
 }
 
-/// A class by number or name.
-fn class_of(text: &str, meta: &PipelineMeta) -> Result<u32> {
-    let text = text.trim();
-    let named = meta.class_names.iter().find(|(_, n)| n.as_str() == text);
-    let named = named.or_else(|| meta.class_names.iter().find(|(_, n)| n.eq_ignore_ascii_case(text)));
-    if let Some((&class, _)) = named {
-        return Ok(class);
-    }
-    if meta.classes == 0 {
-        return Err(Error::request("class label", "none: this model has no classes", format!("`{text}`")));
-    }
-    let last = meta.classes.saturating_sub(1);
-    match text.parse::<u32>() {
-        Ok(class) if class <= last || class == meta.null_class => Ok(class),
-        _ => {
-            let names: Vec<_> = meta.class_names.values().take(6).cloned().collect();
-            let or = if names.is_empty() { String::new() } else { format!(", or a name such as {}", names.join(", ")) };
-            Err(Error::request("class label", format!("0 to {last}{or}"), format!("`{text}`")))
-        }
-    }
-}
+/// Latents `(n, c, h, w)`.
+type Latents = ([usize; 4], Vec<f32>);
 
-fn class_name(class: u32, meta: &PipelineMeta) -> String {
-    meta.class_names.get(&class).cloned().unwrap_or_else(|| format!("class {class}"))
+fn told(plans: &Plans) -> String {
+    let arenas = |plans: &[Plan]| plans.iter().map(|p| super::bytes(p.arena)).collect::<Vec<_>>().join(" and ");
+    let [h, w] = plans.tile;
+    let first = &plans.denoisers[0];
+    format!(
+        "memory: denoiser {} ({} of tables, {} calls a window), decoder {} for {h} x {w} latents{}",
+        arenas(&plans.denoisers),
+        super::bytes(first.tables),
+        first.window,
+        super::bytes(plans.decoder.as_ref().map_or(0, |d| d.arena)),
+        if plans.texts.is_empty() { String::new() } else { format!(", text {}", arenas(&plans.texts)) },
+    )
 }
 
 fn shown(files: &[String]) -> String {

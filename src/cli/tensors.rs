@@ -44,6 +44,17 @@ impl Inputs {
         Some((dims, values))
     }
 
+    /// Refuses what nobody took.
+    pub fn finish(&self) -> Result<()> {
+        match self.tensors.first() {
+            None => Ok(()),
+            Some((name, ..)) => {
+                let expected = "only tensors that this model and request have a use for";
+                Err(Error::request(self.path.as_str(), expected, format!("`{name}`")))
+            }
+        }
+    }
+
     /// Latents `(n, c, h, w)` with `channels` channels.
     pub fn latents(&mut self, channels: u32) -> Result<Option<([usize; 4], Vec<f32>)>> {
         let Some((dims, values)) = self.take("latents") else { return Ok(None) };

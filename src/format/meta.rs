@@ -35,6 +35,9 @@ pub struct PipelineMeta {
     pub latent_size: [u32; 2],
     /// Pixels of the image per latent pixel, per axis.
     pub pixels_per_latent: u32,
+    /// Height and width of latents are multiples of this.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub latent_multiple: u32,
     /// Number of classes; class labels are `0..classes`.
     pub classes: u32,
     /// The class number that means "no class".
@@ -48,6 +51,94 @@ pub struct PipelineMeta {
     pub steps: u32,
     /// Guidance scale when none is asked for.
     pub guidance_scale: f32,
+    /// How prompts become what the denoiser reads; none for models without text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextMeta>,
+    /// What the encoder's latents are multiplied with; none without an encoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<EncoderMeta>,
+    /// The denoiser of the last steps, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refiner: Option<Conditioning>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(n: &u32) -> bool {
+    *n == 1
+}
+
+/// How prompts become what the denoiser reads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextMeta {
+    /// The programs `TextEncoder` and `TextEncoder2`, one entry each.
+    pub encoders: Vec<TextEncoderMeta>,
+    /// Whether an empty negative prompt is zeros instead of the features of an empty text.
+    pub zero_negative: bool,
+    /// What the denoiser reads.
+    pub denoiser: Conditioning,
+}
+
+/// A text encoder: tokens `(n, tokens)` to `(n, tokens, features + pooled)`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextEncoderMeta {
+    /// Name of its tokenizer in the file, `tokenizer/tokenizer.json`; empty if there is none.
+    pub tokenizer: String,
+    /// Tokens of a text with its beginning, end and padding.
+    pub tokens: u32,
+    /// Token that begins a text.
+    pub begin: u32,
+    /// Token that ends a text.
+    pub end: u32,
+    /// Token that fills up what is left.
+    pub pad: u32,
+    /// Columns of the result that are features of the token.
+    pub features: u32,
+    /// Columns after them: the vector of the whole text, to be taken at the first end token; 0 if there is none.
+    pub pooled: u32,
+}
+
+/// What a denoiser reads beside latents and timestep.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conditioning {
+    /// Indices of the text encoders whose features are its context, side by side.
+    pub context: Vec<u32>,
+    /// Index of the text encoder whose vector it reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooled: Option<u32>,
+    /// The numbers it reads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<SizeKind>,
+}
+
+/// A number beside the prompt; sizes count pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum SizeKind {
+    OriginalHeight,
+    OriginalWidth,
+    CropTop,
+    CropLeft,
+    TargetHeight,
+    TargetWidth,
+    /// 6 for what is wanted, 2.5 for what is not.
+    AestheticScore,
+}
+
+/// How an encoder's result becomes latents: `(mean + deviation * noise - shift) * scale`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderMeta {
+    /// Factor.
+    pub scale: f32,
+    /// Subtracted first.
+    pub shift: f32,
 }
 
 /// How the weights were quantized.

@@ -18,12 +18,14 @@
 //! * Sections follow each other with no gap but the padding to 4096, in ascending order of kind; the file ends with
 //!   the last section. Tensors fill DATA in table order, strings fill STRINGS in use order. Nothing is left over and
 //!   nothing overlaps, so no byte of the file has two readings or none.
+//! * A tensor of kind *bytes* is a file that a model brings along as it is: `tokenizer/tokenizer.json` is what makes
+//!   tokens of prompts ([`crate::text`]). It is found by its name, which no other has, and no program may use it.
 //! * Reserved fields and padding are zero. An unknown section, feature, op or enum value is refused.
 //! * `hash` of a section is the xxh3-128 of its bytes. The **root hash** in the header is the xxh3-128 of the header
 //!   (with the hash field zero) and the section table: it names the whole file and is checked when it is opened.
 //! * [`Packed::new`] checks structure: header, table, every record, every offset, and the hashes of all sections but
 //!   DATA. It reads no weight. [`Packed::verify`] also checks the hash of DATA, that all padding is zero, all numbers
-//!   are finite and all tap sums are right, and runs the shape rules over every program.
+//!   are finite, all tap sums are right and every tokenizer is there, and runs the shape rules over every program.
 //!
 //! Versions: readers accept exactly [`VERSION`]. A change that old readers could misread gets a new version; one that
 //! they must refuse only when it is used gets a bit in `required_features`.

@@ -6,8 +6,8 @@
 use super::tensor::Cursor;
 use crate::error::{Error, Result};
 use crate::program::{
-    Act, Columns, CurveAxis, Dim, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
-    QuantizeRange, Role, Sampling, Tensor, Value,
+    Act, Attend, Columns, CurveAxis, Dim, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
+    QuantizeRange, Resampling, Role, Sampling, Tensor, Value,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::*};
 
@@ -16,7 +16,7 @@ const NONE: u32 = u32::MAX;
 /// Marks a symbolic axis; the low bits number it.
 const SYMBOL: u32 = 1 << 31;
 /// Most inputs of a program.
-pub const MAX_INPUTS: usize = 4;
+pub const MAX_INPUTS: usize = 5;
 
 /// A declared input.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -51,7 +51,7 @@ pub struct ProgramRecord {
     /// Declared inputs.
     pub inputs: [InputRecord; MAX_INPUTS],
     /// Zero.
-    pub reserved: [u8; 24],
+    pub reserved: [u8; 4],
 }
 
 /// One node.
@@ -86,8 +86,10 @@ pub struct NodeRecord {
     pub floats: [U32; 2],
     /// Phases in which the node takes part; 0 is all.
     pub phases: U32,
+    /// One more integer attribute.
+    pub int2: U32,
     /// Zero.
-    pub reserved2: [u8; 24],
+    pub reserved2: [u8; 20],
 }
 
 const _: () = assert!(size_of::<InputRecord>() == 20);
@@ -101,6 +103,7 @@ fn dim_code(dim: Dim) -> u32 {
         Dim::Conditions => SYMBOL | 1,
         Dim::Height => SYMBOL | 2,
         Dim::Width => SYMBOL | 3,
+        Dim::Tokens => SYMBOL | 4,
     }
 }
 
@@ -111,13 +114,24 @@ fn dim_of(code: u32) -> Option<Dim> {
         c if c == SYMBOL | 1 => Dim::Conditions,
         c if c == SYMBOL | 2 => Dim::Height,
         c if c == SYMBOL | 3 => Dim::Width,
+        c if c == SYMBOL | 4 => Dim::Tokens,
         _ => return None,
     })
 }
 
-const ROLES: [Role; 2] = [Role::Denoiser, Role::VaeDecoder];
-const INPUT_KINDS: [InputKind; 3] = [InputKind::Sample, InputKind::Timestep, InputKind::ClassLabels];
-const ACTS: [Act; 3] = [Act::None, Act::Silu, Act::GeluTanh];
+const ROLES: [Role; 6] =
+    [Role::Denoiser, Role::VaeDecoder, Role::VaeEncoder, Role::TextEncoder, Role::TextEncoder2, Role::Refiner];
+const INPUT_KINDS: [InputKind; 7] = [
+    InputKind::Sample,
+    InputKind::Timestep,
+    InputKind::ClassLabels,
+    InputKind::Tokens,
+    InputKind::Context,
+    InputKind::Pooled,
+    InputKind::Sizes,
+];
+const ACTS: [Act; 5] = [Act::None, Act::Silu, Act::GeluTanh, Act::GeluErf, Act::QuickGelu];
+const RESAMPLINGS: [Resampling; 2] = [Resampling::Nearest, Resampling::Mean];
 const GRAINS: [QuantizeGrain; 2] = [QuantizeGrain::Row, QuantizeGrain::Sample];
 
 fn code_in<T: PartialEq>(list: &[T], item: T) -> u8 {
@@ -147,7 +161,7 @@ pub fn encode_program(program: &Program, first_node: usize) -> ProgramRecord {
         output: program.output.0.into(),
         n_phases: 0.into(),
         inputs,
-        reserved: [0; 24],
+        reserved: [0; 4],
     }
 }
 
@@ -162,7 +176,7 @@ pub fn decode_program(index: usize, r: &ProgramRecord) -> Result<(Program, std::
     };
     let n_inputs = r.n_inputs.get() as usize;
     if n_inputs > MAX_INPUTS {
-        return err(4, "input count", "at most 4", n_inputs.to_string());
+        return err(4, "input count", &format!("at most {MAX_INPUTS}"), n_inputs.to_string());
     }
     let mut inputs = Vec::with_capacity(n_inputs);
     for (i, record) in r.inputs[..n_inputs].iter().enumerate() {
@@ -213,6 +227,10 @@ fn op_code(op: &Op) -> u8 {
         Op::Patchify { .. } => 12,
         Op::Unpatchify { .. } => 13,
         Op::Concat { .. } => 14,
+        Op::GatedLinear { .. } => 15,
+        Op::VectorQuantize { .. } => 16,
+        Op::Resample { .. } => 17,
+        Op::Parameter { .. } => 18,
     }
 }
 
@@ -221,6 +239,7 @@ pub fn encode_node(node: &Node) -> NodeRecord {
     let mut operands = [NONE; 3];
     let mut tensors = [NONE; 2];
     let mut ints = [0u32; 2];
+    let mut int2 = 0;
     let mut floats = [0f32; 2];
     let mut act = Act::None;
     let value = |v: Option<Value>| v.map_or(NONE, |v| v.0);
@@ -232,14 +251,19 @@ pub fn encode_node(node: &Node) -> NodeRecord {
             ints[0] = gate.map_or(0, |g| g.offset);
             act = a;
         }
+        Op::GatedLinear { x, weight, bias, act: a } => {
+            operands[0] = x.0;
+            tensors = [weight.0, tensor(bias)];
+            act = a;
+        }
         Op::Conv2d { x, weight, bias, sampling, shift, residual } => {
             operands = [x.0, value(residual), value(shift.map(|s| s.value))];
             tensors = [weight.0, tensor(bias)];
             ints = [u32::from(code_in(&Sampling::ALL, sampling)) + 1, shift.map_or(0, |s| s.offset)];
         }
-        Op::Attention { q, k, v, heads, scale } => {
+        Op::Attention { q, k, v, heads, scale, attend } => {
             operands = [q.0, k.0, v.0];
-            ints[0] = heads;
+            ints = [heads, attend_code(attend)];
             floats[0] = scale;
         }
         Op::LayerNorm { x, weight, bias, eps, modulation, .. } => {
@@ -248,10 +272,11 @@ pub fn encode_node(node: &Node) -> NodeRecord {
             ints = modulation.map_or([0, 0], |m| [m.scale, m.shift]);
             floats[0] = eps;
         }
-        Op::GroupNorm { x, weight, bias, groups, eps, act: a, .. } => {
-            operands[0] = x.0;
+        Op::GroupNorm { x, weight, bias, groups, eps, modulation, act: a, .. } => {
+            operands = [x.0, value(modulation.map(|m| m.value)), NONE];
             tensors = [weight.0, bias.0];
-            ints[0] = groups;
+            ints = [groups, modulation.map_or(0, |m| m.scale)];
+            int2 = modulation.map_or(0, |m| m.shift);
             floats[0] = eps;
             act = a;
         }
@@ -262,6 +287,15 @@ pub fn encode_node(node: &Node) -> NodeRecord {
         }
         Op::Add { a, b } | Op::Concat { a, b } => operands = [a.0, b.0, NONE],
         Op::Quantize { x, .. } => operands[0] = x.0,
+        Op::VectorQuantize { x, table } => {
+            operands[0] = x.0;
+            tensors[0] = table.0;
+        }
+        Op::Resample { x, how } => {
+            operands[0] = x.0;
+            ints[0] = code_in(&RESAMPLINGS, how).into();
+        }
+        Op::Parameter { tensor } => tensors[0] = tensor.0,
         Op::Embedding { index, table } => {
             operands[0] = index.0;
             tensors[0] = table.0;
@@ -302,8 +336,14 @@ pub fn encode_node(node: &Node) -> NodeRecord {
         ints: ints.map(U32::new),
         floats: floats.map(|f| U32::new(f.to_bits())),
         phases: 0.into(),
-        reserved2: [0; 24],
+        int2: int2.into(),
+        reserved2: [0; 20],
     }
+}
+
+/// [`Attend`] as bits.
+fn attend_code(a: Attend) -> u32 {
+    u32::from(a.causal) | u32::from(a.per_condition) << 1 | u32::from(a.int8) << 2
 }
 
 /// Decodes record `index` of NODES, which makes value `own`, taking its path from STRINGS.
@@ -363,7 +403,14 @@ pub fn decode_node(
             shift: value(o2).map(|value| Columns { value, offset: i1 }),
             residual: value(o1),
         },
-        3 => Op::Attention { q: Value(o0), k: Value(o1), v: Value(o2), heads: i0, scale: f0 },
+        3 => Op::Attention {
+            q: Value(o0),
+            k: Value(o1),
+            v: Value(o2),
+            heads: i0,
+            scale: f0,
+            attend: Attend { causal: i1 & 1 != 0, per_condition: i1 & 2 != 0, int8: i1 & 4 != 0 },
+        },
         4 => Op::LayerNorm {
             x: Value(o0),
             weight: tensor(t0),
@@ -372,7 +419,16 @@ pub fn decode_node(
             modulation: value(o1).map(|value| Modulation { value, scale: i0, shift: i1 }),
             quantize,
         },
-        5 => Op::GroupNorm { x: Value(o0), weight: Tensor(t0), bias: Tensor(t1), groups: i0, eps: f0, act, quantize },
+        5 => Op::GroupNorm {
+            x: Value(o0),
+            weight: Tensor(t0),
+            bias: Tensor(t1),
+            groups: i0,
+            eps: f0,
+            modulation: value(o1).map(|value| Modulation { value, scale: i1, shift: r.int2.get() }),
+            act,
+            quantize,
+        },
         6 => Op::Pointwise { x: Value(o0), act, mul: f0, add: f1 },
         7 => Op::Add { a: Value(o0), b: Value(o1) },
         8 => match quantize {
@@ -385,7 +441,17 @@ pub fn decode_node(
         12 => Op::Patchify { x: Value(o0), patch: i0 },
         13 => Op::Unpatchify { x: Value(o0), patch: i0 },
         14 => Op::Concat { a: Value(o0), b: Value(o1) },
-        other => return err(0, "op", "1 to 14".into(), format!("{other}; use a newer aquatint")),
+        15 => Op::GatedLinear { x: Value(o0), weight: Tensor(t0), bias: tensor(t1), act },
+        16 => Op::VectorQuantize { x: Value(o0), table: Tensor(t0) },
+        17 => Op::Resample {
+            x: Value(o0),
+            how: match RESAMPLINGS.get(i0 as usize) {
+                Some(&how) => how,
+                None => return err(36, "resampling", "0 or 1".into(), i0.to_string()),
+            },
+        },
+        18 => Op::Parameter { tensor: Tensor(t0) },
+        other => return err(0, "op", "1 to 18".into(), format!("{other}; use a newer aquatint")),
     };
     let path = cursor.string(strings, r.path_bytes.get() as usize)?;
     let mut node = Node { op, path, wide: r.flags == 1 };

@@ -8,6 +8,7 @@ use crate::codec::layout::{PackedMatrix, fault};
 use crate::error::{Error, Result};
 use crate::program::{Dims, Program, Role, shape};
 use half::f16;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
@@ -116,8 +117,8 @@ impl<D: AsRef<[u8]>> Packed<D> {
     }
 
     /// Checks everything that [`new`](Self::new) took on trust: the hash of every weight, that all padding is zero,
-    /// that all numbers are finite, that tap sums are those of their codes, and that every program obeys the shape
-    /// rules at the model's own size.
+    /// that all numbers are finite, that tap sums are those of their codes, that files of bytes have names of their own
+    /// and every tokenizer is one of them, and that every program obeys the shape rules at the model's own size.
     pub fn verify(&self) -> Result<()> {
         let file = self.bytes.as_ref();
         let got = xxh3_128(&file[self.data.clone()]);
@@ -139,6 +140,9 @@ impl<D: AsRef<[u8]>> Packed<D> {
                 return Err(Error::format("DATA", (end + i) as u64, "byte between tensors", 0, data[end + i]));
             }
             end = info.offset + info.bytes;
+            if info.kind == TensorKind::Bytes {
+                continue;
+            }
             let expected = match self.view(info) {
                 TensorView::F32(x) => x.iter().any(|v| !v.is_finite()).then_some("finite numbers"),
                 TensorView::F16(x) => x.iter().any(|v| !v.is_finite()).then_some("finite numbers"),
@@ -148,12 +152,29 @@ impl<D: AsRef<[u8]>> Packed<D> {
                 return Err(Error::format("DATA", info.offset as u64, info.name.as_str(), expected, "others"));
             }
         }
+        self.verify_files()?;
         let types: Vec<_> = self.tensors.iter().map(TensorInfo::ty).collect();
         let [height, width] = self.meta.pipeline.latent_size.map(|n| n as usize);
         for program in &self.programs {
-            shape::infer(program, &types, &Dims { batch: 1, conditions: 1, height, width })?;
+            shape::infer(program, &types, &Dims { batch: 1, conditions: 1, height, width, tokens: 1 })?;
         }
         Ok(())
+    }
+
+    /// Checks that each file of bytes can be told by its name, and that META names no tokenizer that is not there.
+    fn verify_files(&self) -> Result<()> {
+        let mut names = BTreeSet::new();
+        for info in self.tensors.iter().filter(|t| t.kind == TensorKind::Bytes) {
+            if !names.insert(info.name.as_str()) {
+                let (what, offset) = (info.name.as_str(), info.offset as u64);
+                return Err(Error::format("DATA", offset, what, "a file of bytes once", "another of that name"));
+            }
+        }
+        let encoders = self.meta.pipeline.text.iter().flat_map(|text| &text.encoders);
+        match encoders.map(|e| e.tokenizer.as_str()).find(|&name| !name.is_empty() && !names.contains(name)) {
+            Some(name) => Err(Error::format("META", 0u64, "tokenizer", "a file of bytes in DATA", format!("{name:?}"))),
+            None => Ok(()),
+        }
     }
 
     /// Tensors, in file order.
@@ -164,14 +185,25 @@ impl<D: AsRef<[u8]>> Packed<D> {
     /// Elements of tensor `index`.
     ///
     /// # Panics
-    /// If there is no such tensor; programs of an opened file name only tensors that exist.
+    /// If there is no such tensor, or it is [`TensorKind::Bytes`]. Programs of an opened file name only tensors that
+    /// exist, and the shape rules refuse those that use bytes.
     pub fn tensor(&self, index: usize) -> TensorView<'_> {
         self.view(&self.tensors[index])
     }
 
+    /// The file called `name` that the model brings along, such as `tokenizer/tokenizer.json`; none if there is no
+    /// tensor of this name, or if it holds weights.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        let info = self.tensors.iter().find(|t| t.kind == TensorKind::Bytes && t.name == name)?;
+        Some(self.stored(info))
+    }
+
+    fn stored(&self, info: &TensorInfo) -> &[u8] {
+        &self.data()[info.offset..info.offset + info.bytes]
+    }
+
     fn view(&self, info: &TensorInfo) -> TensorView<'_> {
-        let data = &self.bytes.as_ref()[self.data.clone()];
-        let bytes = &data[info.offset..info.offset + info.bytes];
+        let bytes = self.stored(info);
         // `new` proved the length against the kind and axes, and the alignment: DATA starts on 4096, tensors on 64.
         let proof = "checked when opened";
         match info.kind {
@@ -181,6 +213,7 @@ impl<D: AsRef<[u8]>> Packed<D> {
                 let layout = info.layout().expect(proof);
                 TensorView::Codes(PackedMatrix::new(layout, bytes).expect(proof))
             }
+            TensorKind::Bytes => panic!("{} holds no weights", info.name),
         }
     }
 

@@ -15,7 +15,7 @@ pub struct TensorRecord {
     pub dims: [U32; 4],
     /// Number of axes, 1 to 4; checked.
     pub rank: u8,
-    /// 0 f32, 1 f16, 2 codes with i8 codebooks, 3 codes with f16 codebooks; checked.
+    /// 0 f32, 1 f16, 2 codes with i8 codebooks, 3 codes with f16 codebooks, 4 bytes; checked.
     pub kind: u8,
     /// Code width, 0 unless codes; checked.
     pub bits: u8,
@@ -49,6 +49,8 @@ pub enum TensorKind {
         /// Whether codebooks hold `i8` (else `f16`).
         int8: bool,
     },
+    /// A file of the model that holds no weights, such as a tokenizer, as it is; one axis. No program may use it.
+    Bytes,
 }
 
 impl TensorKind {
@@ -61,6 +63,7 @@ impl TensorKind {
                 let grain = if *grain == Grain::Row { "row" } else { "tensor" };
                 format!("w{bits} {}/{grain}", if *int8 { "i8" } else { "f16" })
             }
+            TensorKind::Bytes => "bytes".into(),
         }
     }
 }
@@ -81,7 +84,7 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Number of weights.
+    /// Number of weights; of bytes, if they are not weights.
     pub fn len(&self) -> usize {
         self.dims.iter().product()
     }
@@ -111,6 +114,7 @@ impl TensorInfo {
             integer: matches!(self.kind, TensorKind::Codes { int8: true, .. }),
             f32: self.kind == TensorKind::F32,
             codes: matches!(self.kind, TensorKind::Codes { .. }),
+            bytes: self.kind == TensorKind::Bytes,
         }
     }
 
@@ -119,6 +123,7 @@ impl TensorInfo {
         match self.kind {
             TensorKind::F32 => self.len() * 4,
             TensorKind::F16 => self.len() * 2,
+            TensorKind::Bytes => self.len(),
             TensorKind::Codes { .. } => self.layout().map_or(0, |l| l.blobs().total),
         }
     }
@@ -132,6 +137,7 @@ impl TensorInfo {
         let (kind, bits, grain) = match self.kind {
             TensorKind::F32 => (0, 0, 0),
             TensorKind::F16 => (1, 0, 0),
+            TensorKind::Bytes => (4, 0, 0),
             TensorKind::Codes { bits, grain, int8 } => {
                 (if int8 { 2 } else { 3 }, bits.get(), u8::from(grain == Grain::Row))
             }
@@ -202,6 +208,8 @@ impl Cursor {
         let kind = match (r.kind, r.bits, r.grain) {
             (0, 0, 0) => TensorKind::F32,
             (1, 0, 0) => TensorKind::F16,
+            (4, 0, 0) if rank == 1 => TensorKind::Bytes,
+            (4, 0, 0) => return err(16, "rank", "1 for bytes".into(), rank.to_string()),
             (2 | 3, bits, grain @ (0 | 1)) => {
                 let Some(bits) = Bits::new(bits.into()) else {
                     return err(18, "bits", "2, 3, 4, 5, 6 or 8".into(), bits.to_string());

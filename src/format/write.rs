@@ -85,6 +85,18 @@ impl Writer {
         Ok(self.tensors.len() as u32 - 1)
     }
 
+    /// Appends a file that holds no weights, to be found with [`Packed::bytes`]; returns its number.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the disk is full or fails.
+    ///
+    /// # Panics
+    /// If there are no bytes, or a limit of the format is passed: a bug of the caller.
+    pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<u32> {
+        let spec = TensorSpec { name: name.to_owned(), dims: vec![bytes.len()], kind: TensorKind::Bytes };
+        self.tensor(spec, bytes)
+    }
+
     fn data(&mut self, bytes: &[u8]) -> Result<()> {
         self.write(bytes)?;
         self.data_hash.update(bytes);

@@ -12,7 +12,8 @@ mod op;
 pub mod shape;
 
 pub use op::{
-    Act, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Sampling, Tensor, Value,
+    Act, Attend, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Resampling, Sampling,
+    Tensor, Value,
 };
 
 /// What a program computes.
@@ -22,6 +23,14 @@ pub enum Role {
     Denoiser,
     /// Latents to an image.
     VaeDecoder,
+    /// An image to the mean and log variance of its latents, side by side.
+    VaeEncoder,
+    /// Tokens to features.
+    TextEncoder,
+    /// The second text encoder.
+    TextEncoder2,
+    /// The denoiser of the last steps.
+    Refiner,
 }
 
 impl Role {
@@ -30,6 +39,10 @@ impl Role {
         match self {
             Role::Denoiser => "denoiser",
             Role::VaeDecoder => "vae decoder",
+            Role::VaeEncoder => "vae encoder",
+            Role::TextEncoder => "text encoder",
+            Role::TextEncoder2 => "second text encoder",
+            Role::Refiner => "refiner",
         }
     }
 }
@@ -52,21 +65,43 @@ pub enum Rate {
 /// A program input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputKind {
-    /// Latents `(n, h, w, c)`, already scaled for the model.
+    /// Latents `(n, h, w, c)`, already scaled for the model; of encoders, pixels in -1..1.
     Sample,
     /// Timesteps `(conditions)`, as f32.
     Timestep,
-    /// Class numbers `(conditions)`, as i32.
+    /// Class numbers `(conditions)`, as u32, below the number of rows of every table that they index.
     ClassLabels,
+    /// Token numbers `(n, t)`, as u32: a text encoder's only input. Each must be below the number of rows of every table
+    /// that they index.
+    Tokens,
+    /// Features of the prompt's tokens `(conditions, t, d)`.
+    Context,
+    /// One vector per prompt `(conditions, d)`.
+    Pooled,
+    /// Numbers beside the prompt `(conditions, k)`: sizes, crops, scores.
+    Sizes,
 }
 
 impl InputKind {
+    /// The name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            InputKind::Sample => "sample",
+            InputKind::Timestep => "timestep",
+            InputKind::ClassLabels => "class labels",
+            InputKind::Tokens => "tokens",
+            InputKind::Context => "context",
+            InputKind::Pooled => "pooled vectors",
+            InputKind::Sizes => "sizes",
+        }
+    }
+
     /// How often the input changes.
     pub fn rate(self) -> Rate {
         match self {
-            InputKind::Sample => Rate::Loop,
+            InputKind::Sample | InputKind::Tokens => Rate::Loop,
             InputKind::Timestep => Rate::Step,
-            InputKind::ClassLabels => Rate::Prompt,
+            InputKind::ClassLabels | InputKind::Context | InputKind::Pooled | InputKind::Sizes => Rate::Prompt,
         }
     }
 }
@@ -84,6 +119,8 @@ pub enum Dim {
     Height,
     /// Columns of the latents.
     Width,
+    /// Tokens of a prompt.
+    Tokens,
 }
 
 /// Values of the symbolic axes.
@@ -97,6 +134,8 @@ pub struct Dims {
     pub height: usize,
     /// Columns of the latents.
     pub width: usize,
+    /// Tokens of a prompt; 1 where there are none.
+    pub tokens: usize,
 }
 
 impl Dims {
@@ -108,6 +147,7 @@ impl Dims {
             Dim::Conditions => self.conditions,
             Dim::Height => self.height,
             Dim::Width => self.width,
+            Dim::Tokens => self.tokens,
         }
     }
 }

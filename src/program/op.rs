@@ -22,6 +22,10 @@ pub enum Act {
     Silu,
     /// The tanh approximation of GELU.
     GeluTanh,
+    /// GELU itself: `x * (1 + erf(x / sqrt(2))) / 2`.
+    GeluErf,
+    /// `x * sigmoid(1.702 x)`.
+    QuickGelu,
 }
 
 /// A run of columns of a two-dimensional value: `value[:, offset..offset + d]`, `d` known from the other operand.
@@ -75,6 +79,26 @@ impl Sampling {
             Sampling::DownAfter => Some(rows / 2),
         }
     }
+}
+
+/// Which keys a query sees, and how exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Attend {
+    /// A query sees the keys up to its own position only.
+    pub causal: bool,
+    /// `k` and `v` hold rows per condition, not per sample: those of a prompt. A value of two axes is one row each.
+    pub per_condition: bool,
+    /// Scores and sums may be made of 8-bit codes of `q`, `k`, `v` and of the probabilities.
+    pub int8: bool,
+}
+
+/// How [`Op::Resample`] changes the number of pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Resampling {
+    /// Twice as many per axis, nearest neighbour.
+    Nearest,
+    /// Half as many per axis, means of 2 x 2; odd ones at the end are dropped.
+    Mean,
 }
 
 /// Adaptive norm: `y = norm(x) * (1 + scale) + shift`, both taken from columns of `value` at the sample's condition.
@@ -146,6 +170,18 @@ pub enum Op {
         /// Added; its rows may be fewer and are then repeated cyclically.
         residual: Option<Value>,
     },
+    /// `y[j] = (x W[2j]^T + bias[2j]) * act(x W[2j + 1]^T + bias[2j + 1])`: a gated linear unit whose weight holds the
+    /// rows of values and gates by turns.
+    GatedLinear {
+        /// `(.., k)`.
+        x: Value,
+        /// `(2 o, k)`.
+        weight: Tensor,
+        /// `(2 o)`.
+        bias: Option<Tensor>,
+        /// Applied to the gate.
+        act: Act,
+    },
     /// 3x3 convolution, `(n, h, w, c) -> (n, h', w', o)`: `y = conv(x) + bias + shift + residual`.
     Conv2d {
         /// `(n, h, w, c)`, float or codes with one scale per sample.
@@ -165,14 +201,16 @@ pub enum Op {
     Attention {
         /// `(n, .., heads * e)`.
         q: Value,
-        /// `(n, .., heads * e)`.
+        /// `(n, .., heads * e)`, or with conditions instead of samples.
         k: Value,
-        /// `(n, .., heads * e)`.
+        /// Like `k`.
         v: Value,
         /// Number of heads.
         heads: u32,
         /// Multiplies the scores.
         scale: f32,
+        /// Who sees whom.
+        attend: Attend,
     },
     /// Layer norm over the last axis, statistics in f32.
     LayerNorm {
@@ -189,7 +227,7 @@ pub enum Op {
         /// Quantizes the result.
         quantize: Option<Quantize>,
     },
-    /// Group norm over `(h, w, c / groups)` of each sample, then an activation.
+    /// Group norm over `(h, w, c / groups)` of each sample, perhaps modulated, then an activation.
     GroupNorm {
         /// `(n, h, w, c)`.
         x: Value,
@@ -201,6 +239,8 @@ pub enum Op {
         groups: u32,
         /// Added to the variance.
         eps: f32,
+        /// Applied after the affine part.
+        modulation: Option<Modulation>,
         /// Applied last.
         act: Act,
         /// Quantizes the result.
@@ -238,17 +278,36 @@ pub enum Op {
         /// How.
         spec: Quantize,
     },
-    /// Rows of a table: `(conditions) -> (conditions, d)`.
+    /// The nearest row of a table, by squared distance, the first among equals: `(.., d) -> (.., d)`.
+    VectorQuantize {
+        /// `(.., d)`.
+        x: Value,
+        /// `(rows, d)`, f32.
+        table: Tensor,
+    },
+    /// More or fewer pixels.
+    Resample {
+        /// `(n, h, w, c)`.
+        x: Value,
+        /// Which.
+        how: Resampling,
+    },
+    /// A tensor as a value, with the tensor's axes.
+    Parameter {
+        /// f16 or f32.
+        tensor: Tensor,
+    },
+    /// Rows of a table: `(conditions) -> (conditions, d)`, `(n, t) -> (n, t, d)`.
     Embedding {
-        /// Row numbers.
+        /// Row numbers: an input, each below the number of rows of the table, which whoever sets the input checks.
         index: Value,
         /// `(rows, d)`, f16 or f32.
         table: Tensor,
     },
     /// Sinusoidal embedding of timesteps: `(conditions) -> (conditions, dim)`, frequencies
-    /// `exp(-ln(10000) i / (dim / 2 - shift))`.
+    /// `exp(-ln(10000) i / (dim / 2 - shift))`; of several numbers each: `(conditions, k) -> (conditions, k * dim)`.
     TimestepEmbedding {
-        /// Timesteps.
+        /// Timesteps, or other numbers.
         t: Value,
         /// Features, even.
         dim: u32,
@@ -289,6 +348,7 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Op::Linear { .. } => "linear",
+            Op::GatedLinear { .. } => "gated_linear",
             Op::Conv2d { .. } => "conv2d",
             Op::Attention { .. } => "attention",
             Op::LayerNorm { .. } => "layer_norm",
@@ -297,6 +357,9 @@ impl Op {
             Op::Add { .. } => "add",
             Op::Concat { .. } => "concat",
             Op::Quantize { .. } => "quantize",
+            Op::VectorQuantize { .. } => "vector_quantize",
+            Op::Resample { .. } => "resample",
+            Op::Parameter { .. } => "parameter",
             Op::Embedding { .. } => "embedding",
             Op::TimestepEmbedding { .. } => "timestep_embedding",
             Op::PositionEmbedding { .. } => "position_embedding",
@@ -311,8 +374,12 @@ impl Op {
             Op::Linear { x, gate, residual, .. } => [Some(x), gate.map(|g| g.value), residual],
             Op::Conv2d { x, shift, residual, .. } => [Some(x), residual, shift.map(|s| s.value)],
             Op::Attention { q, k, v, .. } => [Some(q), Some(k), Some(v)],
-            Op::LayerNorm { x, modulation, .. } => [Some(x), modulation.map(|m| m.value), None],
-            Op::GroupNorm { x, .. }
+            Op::LayerNorm { x, modulation, .. } | Op::GroupNorm { x, modulation, .. } => {
+                [Some(x), modulation.map(|m| m.value), None]
+            }
+            Op::GatedLinear { x, .. }
+            | Op::VectorQuantize { x, .. }
+            | Op::Resample { x, .. }
             | Op::Pointwise { x, .. }
             | Op::Quantize { x, .. }
             | Op::Patchify { x, .. }
@@ -320,7 +387,7 @@ impl Op {
             Op::Add { a, b } | Op::Concat { a, b } => [Some(a), Some(b), None],
             Op::Embedding { index, .. } => [Some(index), None, None],
             Op::TimestepEmbedding { t, .. } => [Some(t), None, None],
-            Op::PositionEmbedding { .. } => [None; 3],
+            Op::PositionEmbedding { .. } | Op::Parameter { .. } => [None; 3],
         };
         list.into_iter().flatten()
     }
@@ -331,8 +398,12 @@ impl Op {
             Op::Linear { x, gate, residual, .. } => [Some(x), gate.as_mut().map(|g| &mut g.value), residual.as_mut()],
             Op::Conv2d { x, shift, residual, .. } => [Some(x), residual.as_mut(), shift.as_mut().map(|s| &mut s.value)],
             Op::Attention { q, k, v, .. } => [Some(q), Some(k), Some(v)],
-            Op::LayerNorm { x, modulation, .. } => [Some(x), modulation.as_mut().map(|m| &mut m.value), None],
-            Op::GroupNorm { x, .. }
+            Op::LayerNorm { x, modulation, .. } | Op::GroupNorm { x, modulation, .. } => {
+                [Some(x), modulation.as_mut().map(|m| &mut m.value), None]
+            }
+            Op::GatedLinear { x, .. }
+            | Op::VectorQuantize { x, .. }
+            | Op::Resample { x, .. }
             | Op::Pointwise { x, .. }
             | Op::Quantize { x, .. }
             | Op::PositionEmbedding { x, .. }
@@ -341,6 +412,7 @@ impl Op {
             Op::Add { a, b } | Op::Concat { a, b } => [Some(a), Some(b), None],
             Op::Embedding { index, .. } => [Some(index), None, None],
             Op::TimestepEmbedding { t, .. } => [Some(t), None, None],
+            Op::Parameter { .. } => [None, None, None],
         };
         list.into_iter().flatten()
     }
@@ -352,11 +424,14 @@ impl Op {
             _ => None,
         };
         let list = match self {
-            Op::Linear { weight, bias, .. } | Op::Conv2d { weight, bias, .. } => [Some(*weight), *bias, None],
+            Op::Linear { weight, bias, .. }
+            | Op::GatedLinear { weight, bias, .. }
+            | Op::Conv2d { weight, bias, .. } => [Some(*weight), *bias, None],
             Op::LayerNorm { weight, bias, quantize, .. } => [*weight, *bias, curve(quantize)],
             Op::GroupNorm { weight, bias, quantize, .. } => [Some(*weight), Some(*bias), curve(quantize)],
             Op::Quantize { spec, .. } => [curve(&Some(*spec)), None, None],
-            Op::Embedding { table, .. } => [Some(*table), None, None],
+            Op::Embedding { table, .. } | Op::VectorQuantize { table, .. } => [Some(*table), None, None],
+            Op::Parameter { tensor } => [Some(*tensor), None, None],
             _ => [None; 3],
         };
         list.into_iter().flatten()

@@ -3,7 +3,7 @@
 //! The one place that knows which operands an op accepts. The packer runs it before it writes a file, `verify` runs it
 //! over a file, and `bind` runs it with the caller's dims; a back end may therefore trust every length it is given.
 
-use super::{Dims, Input, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value};
+use super::{Dims, Input, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Resampling, Tensor, Value};
 use crate::error::{Error, Result};
 
 /// Largest number of elements of one value; keeps every later product of a few factors within 64 bits.
@@ -19,7 +19,7 @@ pub const MAX_INTEGER_PRODUCTS: usize = i32::MAX as usize / (255 * 128);
 pub enum Kind {
     /// Real numbers.
     Float,
-    /// Row numbers, i32.
+    /// Row numbers, u32.
     Index,
     /// Integer codes with scales and zero points.
     Codes(Quantize),
@@ -88,6 +88,8 @@ pub struct TensorType {
     pub f32: bool,
     /// Whether it is stored as codes.
     pub codes: bool,
+    /// Whether it is a file that holds no weights, which no op may use.
+    pub bytes: bool,
 }
 
 /// Types of all values of `program` when its symbolic axes are `dims`.
@@ -128,15 +130,22 @@ fn declared(program: &Program, index: usize, input: &Input, dims: &Dims) -> Resu
         return Err(Error::shape(path(), "input", "each kind once", "a second one"));
     }
     let axes: Vec<usize> = input.dims.iter().map(|&d| dims.resolve(d)).collect();
-    let Dims { batch, conditions, height, width } = *dims;
+    let Dims { batch, conditions, height, width, tokens } = *dims;
     let (kind, fits) = match input.kind {
         InputKind::Sample => (Kind::Float, matches!(axes[..], [n, h, w, _] if [n, h, w] == [batch, height, width])),
         InputKind::Timestep => (Kind::Float, axes == [conditions]),
         InputKind::ClassLabels => (Kind::Index, axes == [conditions]),
+        // A text encoder is made for a fixed number of tokens; what reads features takes any.
+        InputKind::Tokens => (Kind::Index, matches!(axes[..], [n, _] if n == batch)),
+        InputKind::Context => (Kind::Float, matches!(axes[..], [n, t, _] if [n, t] == [conditions, tokens])),
+        InputKind::Pooled | InputKind::Sizes => (Kind::Float, matches!(axes[..], [n, _] if n == conditions)),
     };
     if !fits {
         let expected = match input.kind {
             InputKind::Sample => format!("[{batch}, {height}, {width}, channels]"),
+            InputKind::Tokens => format!("[{batch}, tokens]"),
+            InputKind::Context => format!("[{conditions}, {tokens}, features]"),
+            InputKind::Pooled | InputKind::Sizes => format!("[{conditions}, features]"),
             _ => format!("[{conditions}]"),
         };
         return Err(Error::shape(path(), "axes", expected, format!("{axes:?}")));
@@ -190,6 +199,7 @@ impl Rule<'_> {
 
     fn tensor(&self, what: &str, tensor: Tensor) -> Result<&TensorType> {
         match self.tensors.get(tensor.0 as usize) {
+            Some(t) if t.bytes => self.err(what, "a tensor of weights", format_args!("a file of bytes")),
             Some(t) => Ok(t),
             None => self.err(what, format!("a tensor below {}", self.tensors.len()), tensor.0),
         }
@@ -281,6 +291,22 @@ impl Rule<'_> {
                 self.residual(residual, &y, true)?;
                 Ok(y)
             }
+            Op::GatedLinear { x, weight, bias, act: _ } => {
+                let x = self.value("x", x)?;
+                let w = self.tensor("weight", weight)?;
+                let (rows, k) = match w.dims[..] {
+                    [rows, k] if rows > 0 && rows % 2 == 0 => (rows, k),
+                    _ => return self.err("weight", "[2 o, k]", &w.dims),
+                };
+                if x.cols() != k {
+                    return self.err("x", format!("{k} features, as weight {:?}", w.dims), x.dims());
+                }
+                self.matched(&x, w, k)?;
+                self.vector("bias", bias, rows)?;
+                let mut y = Type { kind: Kind::Float, ..x };
+                y.dims[y.rank - 1] = rows / 2;
+                Ok(y)
+            }
             Op::Conv2d { x, weight, bias, sampling, shift, residual } => {
                 let x = self.value("x", x)?;
                 let w = self.tensor("weight", weight)?;
@@ -315,10 +341,18 @@ impl Rule<'_> {
                 self.residual(residual, &y, false)?;
                 Ok(y)
             }
-            Op::Attention { q, k, v, heads, scale } => {
+            Op::Attention { q, k, v, heads, scale, attend } => {
                 let (q, k, v) = (self.float("q", q)?, self.float("k", k)?, self.float("v", v)?);
-                if q.rank < 3 || k.rank < 3 || v.dims() != k.dims() || k.cols() != q.cols() || k.dims[0] != q.dims[0] {
-                    return self.err("q, k, v", "(n, .., d) with equal n and d", (q.dims(), k.dims(), v.dims()));
+                let (n, rank) = if attend.per_condition { (self.dims.conditions, 2) } else { (q.dims[0], 3) };
+                if q.rank < 3 || k.rank < rank || v.dims() != k.dims() || k.cols() != q.cols() || k.dims[0] != n {
+                    let expected = format!("q (n, .., d), k and v ({n}, .., d)");
+                    return self.err("q, k, v", expected, (q.dims(), k.dims(), v.dims()));
+                }
+                if attend.per_condition && q.dims[0] != self.dims.batch {
+                    return self.err("q", format!("{} samples", self.dims.batch), q.dims());
+                }
+                if attend.causal && q.rows_per_sample() != k.rows_per_sample() {
+                    return self.err("k", format!("as many rows as {:?}", q.dims()), k.dims());
                 }
                 if heads == 0 || q.cols() % heads as usize != 0 {
                     return self.err("heads", format!("a divisor of {}", q.cols()), heads);
@@ -342,13 +376,17 @@ impl Rule<'_> {
                 }
                 self.quantized(x, quantize)
             }
-            Op::GroupNorm { x, weight, bias, groups, eps, quantize, .. } => {
+            Op::GroupNorm { x, weight, bias, groups, eps, modulation, quantize, .. } => {
                 let x = self.float_image("x", x)?;
                 self.vector("weight", Some(weight), x.cols())?;
                 self.vector("bias", Some(bias), x.cols())?;
                 self.eps(eps)?;
                 if groups == 0 || x.cols() % groups as usize != 0 {
                     return self.err("groups", format!("a divisor of {}", x.cols()), groups);
+                }
+                if let Some(m) = modulation {
+                    self.columns("scale", m.value, m.scale, &x)?;
+                    self.columns("shift", m.value, m.shift, &x)?;
                 }
                 self.quantized(x, quantize)
             }
@@ -375,21 +413,49 @@ impl Rule<'_> {
                 let x = self.float("x", x)?;
                 self.quantized(x, Some(spec))
             }
+            Op::VectorQuantize { x, table } => {
+                let x = self.float("x", x)?;
+                let t = self.tensor("table", table)?;
+                match t.dims[..] {
+                    [rows, d] if t.f32 && rows > 0 && d == x.cols() => Ok(x),
+                    _ => self.err("table", format!("f32 [rows, {}]", x.cols()), &t.dims),
+                }
+            }
+            Op::Resample { x, how } => {
+                let x = self.float_image("x", x)?;
+                let [n, h, w, c] = x.dims;
+                let sizes = match how {
+                    Resampling::Nearest => (h.checked_mul(2), w.checked_mul(2)),
+                    Resampling::Mean => (Some(h / 2), Some(w / 2)),
+                };
+                let (Some(h), Some(w)) = sizes else {
+                    return self.err("x", "fewer pixels", x.dims());
+                };
+                Ok(Type::new(&[n, h, w, c], Kind::Float))
+            }
+            Op::Parameter { tensor } => {
+                let t = self.tensor("tensor", tensor)?;
+                if !(1..=4).contains(&t.dims.len()) || t.codes {
+                    return self.err("tensor", "f16 or f32, 1 to 4 axes", &t.dims);
+                }
+                Ok(Type::new(&t.dims, Kind::Float))
+            }
             Op::Embedding { index, table } => {
                 let index = self.value("index", index)?;
                 let t = self.tensor("table", table)?;
-                if index.kind != Kind::Index || index.rank != 1 {
-                    return self.err("index", "(conditions) row numbers", (index.dims(), index.kind));
+                if index.kind != Kind::Index || index.rank > 2 {
+                    return self.err("index", "(conditions) or (n, t) row numbers", (index.dims(), index.kind));
                 }
                 if t.dims.len() != 2 || t.codes {
                     return self.err("table", "f16 or f32 [rows, d]", &t.dims);
                 }
-                Ok(Type::new(&[index.dims[0], t.dims[1]], Kind::Float))
+                let dims = [index.dims(), &[t.dims[1]]].concat();
+                Ok(Type::new(&dims, Kind::Float))
             }
             Op::TimestepEmbedding { t, dim, shift, .. } => {
                 let t = self.float("t", t)?;
-                if t.rank != 1 {
-                    return self.err("t", "(conditions)", t.dims());
+                if t.rank > 2 {
+                    return self.err("t", "(conditions) or (conditions, k)", t.dims());
                 }
                 if dim < 4 || dim % 2 != 0 || !(shift.is_finite() && shift < dim as f32 / 2.0) {
                     return self.err(
@@ -398,7 +464,10 @@ impl Rule<'_> {
                         (dim, shift),
                     );
                 }
-                Ok(Type::new(&[t.dims[0], dim as usize], Kind::Float))
+                let Some(cols) = t.dims[1].checked_mul(dim as usize) else {
+                    return self.err("dim", "fewer features", dim);
+                };
+                Ok(Type::new(&[t.dims[0], cols], Kind::Float))
             }
             Op::PositionEmbedding { x, dim, base, interpolation } => {
                 let x = self.value("x", x)?;

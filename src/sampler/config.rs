@@ -112,6 +112,30 @@ impl Config {
         Config { kind, lower_order_final, ..self.clone() }
     }
 
+    /// The same model under the sampler of a name: of a [`Kind`], or with `-karras` behind it, or `iddpm`, which is DDPM
+    /// with learned variance over evenly spaced timesteps (Nichol and Dhariwal, arXiv 2102.09672), as DiT's own code
+    /// samples.
+    ///
+    /// # Errors
+    /// A request error that lists the names.
+    pub fn named(&self, name: &str) -> Result<Config> {
+        if name == "iddpm" {
+            return Ok(Config {
+                variance: Some(Variance::LearnedRange),
+                spacing: Some(Spacing::Linspace),
+                clip_sample: Some(false),
+                ..self.with_kind(Kind::Ddpm)
+            });
+        }
+        let base = name.strip_suffix("-karras").and_then(|base| base.parse::<Kind>().ok()).filter(|k| k.has_sigmas());
+        let kind = base.map_or_else(|| name.parse(), Ok)?;
+        let mut config = if kind == self.kind { self.clone() } else { self.with_kind(kind) };
+        if base.is_some() {
+            (config.use_karras_sigmas, config.use_exponential_sigmas) = (true, false);
+        }
+        Ok(config)
+    }
+
     /// The magnitude that x0 is clamped to, if the sampler does so.
     pub(super) fn clamp(&self) -> Option<f32> {
         let default = matches!(self.kind, Kind::Ddim | Kind::Ddpm);
@@ -175,13 +199,6 @@ impl Config {
         let no_sample = matches!(kind, Kind::Pndm | Kind::EulerAncestral);
         if no_sample && self.prediction == Prediction::Sample {
             return wrong("prediction_type", format!("epsilon or v_prediction with {kind}"), "sample".into());
-        }
-        if kind == Kind::Ddpm && self.variance == Some(Variance::LearnedRange) {
-            return wrong(
-                "variance_type",
-                "fixed_small, fixed_small_log or fixed_large".into(),
-                "learned_range".into(),
-            );
         }
         if kind == Kind::UniPc && !self.lower_order_final && self.final_sigma == FinalSigma::Zero {
             return wrong("lower_order_final", "true where final_sigmas_type is zero".into(), "false".into());

@@ -29,9 +29,14 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
     Ok(Table::new(timesteps.iter().enumerate().map(row).collect(), 1))
 }
 
+/// Shares of clean latents and noise in latents of the noise level `a`, an alphas_cumprod.
+pub(super) fn level(a: f64) -> [f64; 2] {
+    [a.sqrt(), (1.0 - a).sqrt()]
+}
+
 /// Coefficients of (state, output) in x0 at the noise level `a`, an alphas_cumprod.
 pub(super) fn x0(prediction: Prediction, a: f64) -> [f64; 2] {
-    let (signal, sigma) = (a.sqrt(), (1.0 - a).sqrt());
+    let [signal, sigma] = level(a);
     match prediction {
         Prediction::Epsilon => [1.0 / signal, -sigma / signal],
         Prediction::VPrediction => [signal, -sigma],
@@ -41,7 +46,7 @@ pub(super) fn x0(prediction: Prediction, a: f64) -> [f64; 2] {
 
 /// The step from noise level `a` (at timestep `t`) to `previous`, both as alphas_cumprod.
 fn row(config: &Config, t: usize, a: f64, previous: f64) -> Row {
-    let (signal, sigma) = (a.sqrt(), (1.0 - a).sqrt());
+    let [signal, sigma] = level(a);
     // Coefficients of (state, output) in eps.
     let eps = match config.prediction {
         Prediction::Epsilon => [0.0, 1.0],
@@ -53,7 +58,7 @@ fn row(config: &Config, t: usize, a: f64, previous: f64) -> Row {
     // Not negative: for eta = 1 it is (1 - a')^2 a / (a' (1 - a)), and 0 - 0 at the clean end.
     let direction = (1.0 - previous - noise * noise).sqrt();
 
-    let mut row = Row::new(t as f32);
+    let mut row = Row::new(t as f32, level(a));
     row.x0 = x0(config.prediction, a).map(|c| c as f32);
     row.clamp = config.clamp();
     row.next[0][0] = (direction * eps[0]) as f32;

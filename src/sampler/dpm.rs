@@ -17,20 +17,20 @@ use crate::error::Result;
 /// Below this many calls, `lower_order_final` makes the last step first order (diffusers' constant).
 const FEW_CALLS: usize = 15;
 
-/// The rows of DPM-Solver++ of order 1 (one state) or 2 (two states).
-pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
+/// The rows of DPM-Solver++ of order 1 (one state) or 2 (two states), from call `begin` on.
+pub(super) fn table(config: &Config, steps: usize, begin: usize) -> Result<Table> {
     let levels = levels::solver(config, steps)?;
     let sigmas = &levels.sigmas;
     let calls = levels.timesteps.len();
     let first_order_last = config.euler_at_final
         || (config.lower_order_final && calls < FEW_CALLS)
         || config.final_sigma == FinalSigma::Zero;
-    let second_order = |i: usize| config.solver_order == 2 && i > 0 && !(i + 1 == calls && first_order_last);
+    let second_order = |i: usize| config.solver_order == 2 && i > begin && !(i + 1 == calls && first_order_last);
     let row = |(i, &t): (usize, &f32)| {
         let before = second_order(i).then(|| sigmas[i - 1]);
         row(config, t, before, sigmas[i], sigmas[i + 1])
     };
-    Ok(Table::new(levels.timesteps.iter().enumerate().map(row).collect(), config.solver_order))
+    Ok(Table::new(levels.timesteps.iter().enumerate().skip(begin).map(row).collect(), config.solver_order))
 }
 
 /// The step from ratio `s` (at timestep `t`) to `next`; second order when the ratio of the call `before` is given.

@@ -34,7 +34,7 @@ fn row(config: &Config, t: usize, a: f64, next: Option<f64>) -> Row {
     let scaled = t as f64 * config.timestep_scaling.unwrap_or(10.0);
     let whole = scaled * scaled + DATA_VARIANCE;
     let signal = next.map_or(1.0, f64::sqrt);
-    let mut row = Row::new(t as f32);
+    let mut row = Row::new(t as f32, ddim::level(a));
     row.x0 = ddim::x0(config.prediction, a).map(|c| c as f32);
     row.clamp = config.clamp();
     row.next[0][0] = (signal * DATA_VARIANCE / whole) as f32;

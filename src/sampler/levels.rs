@@ -139,7 +139,7 @@ pub(super) fn solver_row(config: &Config, timestep: f32, s: f64) -> Row {
         Prediction::VPrediction => [signal, -sigma],
         Prediction::Sample => [0.0, 1.0],
     };
-    let mut row = Row::new(timestep);
+    let mut row = Row::new(timestep, [signal, sigma]);
     row.x0 = x0.map(|c| c as f32);
     row
 }
@@ -152,7 +152,7 @@ pub(super) fn sigma_row(config: &Config, timestep: f32, s: f64) -> Row {
         Prediction::VPrediction => [signal * signal, -sigma],
         Prediction::Sample => [0.0, 1.0],
     };
-    let mut row = Row::new(timestep);
+    let mut row = Row::new(timestep, [1.0, s]);
     row.input_scale = signal as f32;
     row.x0 = x0.map(|c| c as f32);
     row

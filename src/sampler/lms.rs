@@ -11,8 +11,10 @@ use crate::error::Result;
 /// Most derivatives that a step is made of.
 const ORDER: usize = 4;
 
-/// The rows of linear multistep; four states.
-pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
+/// The rows of linear multistep, four states, from call `begin` on.
+///
+/// Like diffusers, the weights of a part's first calls are those of the whole run, less the derivatives that are not there.
+pub(super) fn table(config: &Config, steps: usize, begin: usize) -> Result<Table> {
     let levels = levels::sigma(config, steps)?;
     let row = |(i, &t): (usize, &f32)| {
         let (s, next) = (levels.sigmas[i], levels.sigmas[i + 1]);
@@ -22,17 +24,17 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
         let newest = integral(&nodes, 0, next) / s;
         row.next[0][0] = (1.0 + newest) as f32;
         row.next[0][X0] = (0.0 - newest) as f32;
-        for k in 1..nodes.len() {
+        for k in 1..nodes.len().min(i - begin + 1) {
             row.next[0][k] = integral(&nodes, k, next) as f32;
         }
         row.next[1][0] = (1.0 / s) as f32;
         row.next[1][X0] = (-1.0 / s) as f32;
-        for k in 2..ORDER.min(i + 2) {
+        for k in 2..ORDER.min(i - begin + 2) {
             row.next[k][k - 1] = 1.0;
         }
         row
     };
-    let rows = levels.timesteps.iter().enumerate().map(row).collect();
+    let rows = levels.timesteps.iter().enumerate().skip(begin).map(row).collect();
     Ok(levels::sigma_table(config, rows, ORDER, levels.sigmas[0]))
 }
 

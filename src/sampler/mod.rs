@@ -28,12 +28,14 @@ mod names;
 mod pndm;
 mod schedule;
 mod singlestep;
+mod span;
 mod unipc;
 
 use std::ops::{Add, Mul};
 
 pub use config::Config;
 pub use names::{BetaSchedule, FinalSigma, Kind, Prediction, SolverType, Spacing, Variance};
+pub use span::{Span, Start};
 
 use crate::error::Result;
 
@@ -52,8 +54,8 @@ pub const X0: usize = MAX_STATES + 1;
 /// Column of the noise in [`Row::next`].
 pub const NOISE: usize = MAX_STATES + 2;
 
-/// Floats of an encoded row: input scale, the two coefficients of x0, the clamp (infinite for none), nothing up to
-/// [`ROW_NEXT`], then [`Row::next`] row by row, and nothing up to a multiple of 64 bytes.
+/// Floats of an encoded row: input scale, the two coefficients of x0, the clamp (infinite for none), [`Row::keep`],
+/// [`Row::gain`] (zeros for none), then [`Row::next`] row by row, and nothing up to a multiple of 64 bytes.
 pub const ROW_FLOATS: usize = 80;
 
 /// Where [`Row::next`] begins in an encoded row.
@@ -70,21 +72,40 @@ pub struct Row {
     pub x0: [f32; 2],
     /// x0 is then clamped to this magnitude, if any.
     pub clamp: Option<f32>,
+    /// The noise level before the call: clean latents would be `level[0] * clean + level[1] * noise` here.
+    pub level: [f32; 2],
+    /// The same after the call, which is the level of the next one; the last leaves clean latents as they are. It is
+    /// what inpainting puts where the picture is to stay as it was.
+    pub keep: [f32; 2],
+    /// With learned variance, noise is first multiplied by `exp(gain[0] + gain[1] * v)`, where v is the model's other
+    /// output.
+    pub gain: Option<[f32; 2]>,
     /// New `state[i] = sum_j next[i][j] * v[j]`, where `v` is the old states, the model output, x0 and fresh noise (see
     /// [`OUTPUT`], [`X0`], [`NOISE`]). A term with coefficient 0 is not read.
     pub next: [[f32; COLUMNS]; MAX_STATES],
 }
 
 impl Row {
-    /// A row that leaves every state at 0, to be filled in.
-    fn new(timestep: f32) -> Row {
-        Row { timestep, input_scale: 1.0, x0: [0.0; 2], clamp: None, next: [[0.0; COLUMNS]; MAX_STATES] }
+    /// A row at a noise level that leaves every state at 0, to be filled in.
+    fn new(timestep: f32, level: [f64; 2]) -> Row {
+        Row {
+            timestep,
+            input_scale: 1.0,
+            x0: [0.0; 2],
+            clamp: None,
+            level: level.map(|c| c as f32),
+            keep: [1.0, 0.0],
+            gain: None,
+            next: [[0.0; COLUMNS]; MAX_STATES],
+        }
     }
 
     /// The row as it lies in a back end's memory.
     pub fn encode(&self) -> [f32; ROW_FLOATS] {
         let mut to = [0.0; ROW_FLOATS];
-        to[..4].copy_from_slice(&[self.input_scale, self.x0[0], self.x0[1], self.clamp.unwrap_or(f32::INFINITY)]);
+        let ([a, b], [keep_clean, keep_noise], [base, slope]) = (self.x0, self.keep, self.gain.unwrap_or_default());
+        let most = self.clamp.unwrap_or(f32::INFINITY);
+        to[..ROW_NEXT].copy_from_slice(&[self.input_scale, a, b, most, keep_clean, keep_noise, base, slope]);
         for (to, next) in to[ROW_NEXT..].chunks_exact_mut(COLUMNS).zip(&self.next) {
             to.copy_from_slice(next);
         }
@@ -104,7 +125,8 @@ pub struct Table {
     pub rows: Vec<Row>,
     /// States in use, 1 ..= [`MAX_STATES`]. State 0 is the latents; the others start at 0.
     pub states: usize,
-    /// The initial latents are standard normal noise times this.
+    /// A run that begins with noise begins with standard normal noise times this. One that begins with an image begins
+    /// at the [`Row::level`] of its first row instead.
     pub init_scale: f32,
     /// Whether any row adds noise, that is, whether the run needs a noise table.
     pub noise: bool,
@@ -117,20 +139,33 @@ impl Table {
         Table { rows, states, init_scale: 1.0, noise }
     }
 
+    /// The first `calls` of these calls.
+    fn take(mut self, calls: usize) -> Table {
+        self.rows.truncate(calls);
+        for i in 1..self.rows.len() {
+            self.rows[i - 1].keep = self.rows[i].level;
+        }
+        self.noise = self.rows.iter().any(Row::noise);
+        self
+    }
+
+    /// Whether the model must give a variance beside its prediction: twice as many channels.
+    pub fn learned(&self) -> bool {
+        self.rows.iter().any(|row| row.gain.is_some())
+    }
+
     /// The scalar reference of one step: applies row `call` to `states` in place. Instantiated for f32 (what the back
     /// ends compute) and f64 (what tests compare with).
     ///
-    /// `states` is `[self.states, n]`, `output` and `noise` are `[n]`; `noise` may be empty when the row adds none.
-    /// Sums run over the columns in order, starting from the first non-zero coefficient, without fused multiply-adds.
+    /// `states` is `[self.states, n]`, `output` and `noise` are `[n]`; `noise` may be empty when the row adds none, and
+    /// with learned variance `output` is `[2, n]`. Sums run over the columns in order, starting from the first non-zero
+    /// coefficient, without fused multiply-adds.
     ///
     /// # Panics
     /// When a length or `call` does not fit; that is a bug of the caller.
-    pub fn step<T>(&self, call: usize, states: &mut [T], output: &[T], noise: &[T])
-    where
-        T: Copy + From<f32> + Add<Output = T> + Mul<Output = T> + PartialOrd,
-    {
+    pub fn step<T: Real>(&self, call: usize, states: &mut [T], output: &[T], noise: &[T]) {
         let row = &self.rows[call];
-        let n = output.len();
+        let n = output.len() / if row.gain.is_some() { 2 } else { 1 };
         assert_eq!(states.len(), self.states * n, "states: {} buffers of {n} values expected", self.states);
         assert!(noise.len() == n || (noise.is_empty() && !row.noise()), "noise: {n} values expected");
         let zero = T::from(0.0);
@@ -145,6 +180,9 @@ impl Table {
                 v[X0] = clamp(v[X0], limit.into());
             }
             v[NOISE] = noise.get(i).copied().unwrap_or(zero);
+            if let Some([base, slope]) = row.gain {
+                v[NOISE] = (T::from(base) + T::from(slope) * output[n + i]).exp() * v[NOISE];
+            }
             for s in 0..self.states {
                 states[s * n + i] = dot(&row.next[s], &v);
             }
@@ -155,29 +193,51 @@ impl Table {
     ///
     /// # Panics
     /// When `call` is past the last row.
-    pub fn input<T>(&self, call: usize, latents: &[T], input: &mut [T])
-    where
-        T: Copy + From<f32> + Mul<Output = T>,
-    {
+    pub fn input<T: Real>(&self, call: usize, latents: &[T], input: &mut [T]) {
         let scale = T::from(self.rows[call].input_scale);
         input.iter_mut().zip(latents).for_each(|(to, &from)| *to = scale * from);
+    }
+
+    /// The scalar reference of inpainting after row `call`, in place on the latents: where `mask` is 1 they stay, where
+    /// it is 0 they become those of the clean image `init` with `noise` of the level that the run is at. All are `[n]`.
+    ///
+    /// # Panics
+    /// When `call` is past the last row.
+    pub fn blend<T: Real>(&self, call: usize, latents: &mut [T], mask: &[T], init: &[T], noise: &[T]) {
+        let [clean, noisy] = self.rows[call].keep.map(T::from);
+        for (i, to) in latents.iter_mut().enumerate() {
+            let outside = T::from(1.0) + T::from(-1.0) * mask[i];
+            *to = outside * (clean * init[i] + noisy * noise[i]) + mask[i] * *to;
+        }
+    }
+}
+
+/// What the scalar reference computes in: f32 or f64.
+pub trait Real: Copy + From<f32> + Add<Output = Self> + Mul<Output = Self> + PartialOrd {
+    /// `e^self`.
+    fn exp(self) -> Self;
+}
+
+impl Real for f32 {
+    fn exp(self) -> f32 {
+        self.exp()
+    }
+}
+
+impl Real for f64 {
+    fn exp(self) -> f64 {
+        self.exp()
     }
 }
 
 /// `sum_j c[j] * v[j]` over the non-zero coefficients, left to right.
-fn dot<T>(c: &[f32], v: &[T]) -> T
-where
-    T: Copy + From<f32> + Add<Output = T> + Mul<Output = T>,
-{
+fn dot<T: Real>(c: &[f32], v: &[T]) -> T {
     let terms = c.iter().zip(v).filter(|(c, _)| **c != 0.0).map(|(&c, &v)| T::from(c) * v);
     terms.reduce(|a, b| a + b).unwrap_or(T::from(0.0))
 }
 
 /// `v` limited to +-`limit`; NaN stays NaN.
-fn clamp<T>(v: T, limit: T) -> T
-where
-    T: Copy + From<f32> + Mul<Output = T> + PartialOrd,
-{
+fn clamp<T: Real>(v: T, limit: T) -> T {
     let low = T::from(-1.0) * limit;
     match v {
         v if v > limit => limit,
@@ -196,18 +256,44 @@ impl Config {
     /// A request error when `steps` is 0, exceeds `train_steps` or does not fit the spacing, or when a field of the
     /// configuration is out of range; the message names the remedy.
     pub fn table(&self, steps: usize) -> Result<Table> {
+        self.table_range(steps, &Span::default())
+    }
+
+    /// The rows of a part of a run of `steps` steps.
+    ///
+    /// They are those of the whole run, but for samplers that look back: at the first row there is nothing to look back
+    /// at, so they begin with their first order again, as diffusers' schedulers do. Calls are counted from the first row
+    /// of the part, and so is the noise of each call. Two peculiarities of diffusers are kept, for equal pictures: linear
+    /// multistep leaves out the derivatives it lacks but keeps the weights of the others, and PLMS begins with two calls
+    /// as if the second were the first again, whose step is then one short.
+    ///
+    /// # Errors
+    /// Those of [`table`](Config::table), and when the part is none or its bounds are out of range.
+    pub fn table_range(&self, steps: usize, span: &Span) -> Result<Table> {
         self.check(steps)?;
-        match self.kind {
+        let whole = self.rows(steps, 0)?;
+        let timesteps: Vec<f32> = whole.rows.iter().map(|row| row.timestep).collect();
+        let calls = span.calls(self, steps, &timesteps)?;
+        let table = if calls.start == 0 { whole } else { self.rows(steps, calls.start)? };
+        Ok(table.take(calls.len()))
+    }
+
+    /// The rows from call `begin` on, of a sampler that has seen none before.
+    fn rows(&self, steps: usize, begin: usize) -> Result<Table> {
+        let mut table = match self.kind {
+            Kind::Pndm => return pndm::table(self, steps, begin),
+            Kind::Lms => return lms::table(self, steps, begin),
+            Kind::UniPc => return unipc::table(self, steps, begin),
+            Kind::DpmSolverPp2S => return singlestep::table(self, steps, begin),
+            Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde => return dpm::table(self, steps, begin),
+            // What follows does not look back.
             Kind::Ddim => ddim::table(self, steps),
             Kind::Ddpm => ddpm::table(self, steps),
-            Kind::Pndm => pndm::table(self, steps),
             Kind::Euler | Kind::EulerAncestral => euler::table(self, steps),
             Kind::Heun => heun::table(self, steps),
-            Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde => dpm::table(self, steps),
-            Kind::DpmSolverPp2S => singlestep::table(self, steps),
-            Kind::Lms => lms::table(self, steps),
-            Kind::UniPc => unipc::table(self, steps),
             Kind::Lcm => lcm::table(self, steps),
-        }
+        }?;
+        table.rows.drain(..begin);
+        Ok(table)
     }
 }

@@ -131,7 +131,7 @@ words! {
         FixedSmallLog = "fixed_small_log",
         /// The step's beta.
         FixedLarge = "fixed_large",
-        /// Between the two, as the model says. Not supported: a table of coefficients knows no such thing.
+        /// Between the two, as the model says in the second half of its channels.
         LearnedRange = "learned_range",
     }
 }
@@ -185,6 +185,12 @@ impl Kind {
     /// Whether this is one of the DPM solvers.
     pub(super) fn is_dpm(self) -> bool {
         matches!(self, Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde | Kind::DpmSolverPp2S)
+    }
+
+    /// Whether noise levels may be spaced by themselves rather than by timesteps.
+    pub fn has_sigmas(self) -> bool {
+        let by_level = matches!(self, Kind::Euler | Kind::Heun | Kind::Lms | Kind::UniPc);
+        by_level || self.is_dpm()
     }
 
     /// The spacing of timesteps where none is given.

@@ -21,8 +21,9 @@ const WEIGHTS: [[f64; 4]; 4] = [
     [55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0],
 ];
 
-/// The rows of PLMS, `steps + 1` (one for a single step); four states.
-pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
+/// The rows of PLMS, `steps + 1` (one for a single step), four states; or those from call `begin` on, of which the second
+/// then improves the first although it is a step ahead, as in diffusers.
+pub(super) fn table(config: &Config, steps: usize, begin: usize) -> Result<Table> {
     let alphas = schedule::alphas_cumprod(config);
     let stride = config.train_steps / steps;
     let last = if config.set_alpha_to_one.unwrap_or(false) { 1.0 } else { f64::from(alphas[0]) };
@@ -34,7 +35,7 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
         let (from, to) = if call == 1 { (t + stride, Some(t)) } else { (t, t.checked_sub(stride)) };
         let step =
             Step { from: f64::from(alphas[from.min(alphas.len() - 1)]), to: to.map_or(last, |t| f64::from(alphas[t])) };
-        let mut row = Row::new(t as f32);
+        let mut row = Row::new(t as f32, ddim::level(f64::from(alphas[t])));
         // Not used below; what it is worth knowing for is the same as in every other sampler.
         row.x0 = ddim::x0(config.prediction, f64::from(alphas[t])).map(|c| c as f32);
         match call {
@@ -56,7 +57,7 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
         }
         row
     };
-    Ok(Table::new(timesteps.iter().enumerate().map(row).collect(), 4))
+    Ok(Table::new(timesteps[begin..].iter().enumerate().map(row).collect(), 4))
 }
 
 /// One step between two noise levels, both as alphas_cumprod.

@@ -11,8 +11,9 @@ use super::names::{FinalSigma, SolverType};
 use super::{Table, X0};
 use crate::error::Result;
 
-/// The rows of the singlestep solver of order 1 (one state) or 2 (two states).
-pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
+/// The rows of the singlestep solver of order 1 (one state) or 2 (two states), from call `begin` on. Where that is the
+/// second of a pair, it stands alone.
+pub(super) fn table(config: &Config, steps: usize, begin: usize) -> Result<Table> {
     let levels = levels::solver(config, steps)?;
     let sigmas = &levels.sigmas;
     // Pairs of calls from the first on; the last call stands alone if it is left over, and the last two if need be.
@@ -23,12 +24,12 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
         _ => steps / 2,
     };
     let mut rows = Vec::with_capacity(steps);
-    for (i, &t) in levels.timesteps.iter().enumerate() {
+    for (i, &t) in levels.timesteps.iter().enumerate().skip(begin) {
         let (s, next) = (sigmas[i], sigmas[i + 1]);
         let mut row = levels::solver_row(config, t, s);
-        if i >= 2 * pairs || i % 2 == 0 {
+        if i >= 2 * pairs || i % 2 == 0 || i == begin {
             row.next[0] = first_order(s, next);
-            if i < 2 * pairs {
+            if i < 2 * pairs && i % 2 == 0 {
                 // First order all the way, less the share of this x0 that D takes off.
                 row.next[1] = first_order(s, sigmas[i + 2]);
                 row.next[1][X0] = (weight(s, sigmas[i + 2]) - difference(config, s, next, sigmas[i + 2])) as f32;

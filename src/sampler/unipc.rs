@@ -17,19 +17,19 @@ const LAST: usize = 1;
 const BEFORE: usize = 2;
 const SECOND: usize = 3;
 
-/// The rows of UniPC of order 1 (three states) or 2 (four states).
-pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
+/// The rows of UniPC of order 1 (three states) or 2 (four states), from call `begin` on.
+pub(super) fn table(config: &Config, steps: usize, begin: usize) -> Result<Table> {
     let levels = levels::solver(config, steps)?;
     let sigmas = &levels.sigmas;
     let order = |i: usize| match config.lower_order_final {
-        true => config.solver_order.min(steps - i).min(i + 1),
-        false => config.solver_order.min(i + 1),
+        true => config.solver_order.min(steps - i).min(i - begin + 1),
+        false => config.solver_order.min(i - begin + 1),
     };
     let row = |(i, &t): (usize, &f32)| {
         let mut row = levels::solver_row(config, t, sigmas[i]);
         // The corrected latents, as weights of the columns; at the first call there is nothing to correct.
         let mut latents = [0.0; COLUMNS];
-        match i {
+        match i - begin {
             0 => latents[0] = 1.0,
             _ => correct(&mut latents, &sigmas[..=i], order(i - 1)),
         }
@@ -46,12 +46,12 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
         row.next[0] = predicted.map(|c| c as f32);
         row.next[LAST] = latents.map(|c| c as f32);
         row.next[BEFORE][X0] = 1.0;
-        if config.solver_order == 2 && i > 0 {
+        if config.solver_order == 2 && i > begin {
             row.next[SECOND][BEFORE] = 1.0;
         }
         row
     };
-    Ok(Table::new(levels.timesteps.iter().enumerate().map(row).collect(), config.solver_order + 2))
+    Ok(Table::new(levels.timesteps.iter().enumerate().skip(begin).map(row).collect(), config.solver_order + 2))
 }
 
 /// The weights of the latents at the last of `sigmas`, corrected with the x0 there: a step of `order` from the level

@@ -1,16 +1,17 @@
 //! Every op over odd sizes, tails, batches and codecs: models, inputs, and how close to the oracle a tier must come.
 
-use super::naive::Inputs;
+use super::naive::{Array, Inputs, distance};
 use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, inputs, normal, normals};
 use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use aquatint::program::{Act, Columns, CurveAxis, Op, Quantize, QuantizeGrain, QuantizeRange, Sampling, Tensor, Value};
 use fastrand::Rng;
+use half::f16;
 
 /// Half a unit in the last place of f32, relatively.
 const U: f64 = 1.0 / (1 << 24) as f64;
 
 /// How close the result must be. `rms` is the root mean square of the oracle's result.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Check {
     /// Equal: all sums are exact in f32.
     Exact,
@@ -23,18 +24,26 @@ pub enum Check {
     /// Values stored as f16: `|got - ref| <= gain * 2^-11 * (4 + sqrt(k) / 4) * (|ref| + rms) + 1.3 * step`. The terms of
     /// a sum may exceed their sum, and each brings an error of its own, but the sum is taken in f32.
     Half { k: usize, gain: f64, step: f64 },
+    /// Rows of `table`, rounded to f16 if `half`, each beside the `d` numbers that it is nearest to. A squared distance
+    /// `D` is a sum of terms without sign, each rounded at most `d + 2` times (a difference, its square, `d` sums), so
+    /// in f32 it is within `g D`, `g = (d + 2) u / (1 - (d + 2) u)`. What looks nearest may therefore be as far as
+    /// `(1 + g) / (1 - g)` times the least distance, and no farther.
+    Nearest { table: Array, half: bool },
 }
 
 impl Check {
     /// Panics if `got` is not as close to `want` as it must be.
     pub fn compare(&self, name: &str, got: &[f32], want: &[f64]) {
         assert_eq!(got.len(), want.len(), "{name}: length");
+        if let Check::Nearest { table, half } = self {
+            return nearest(name, got, want, table, *half);
+        }
         let rms = |x: &mut dyn Iterator<Item = f64>| (x.map(|v| v * v).sum::<f64>() / want.len() as f64).sqrt();
         let size = rms(&mut want.iter().copied());
         let difference = |i: usize| (f64::from(got[i]) - want[i]).abs();
         for i in 0..got.len() {
             let allowed = match *self {
-                Check::Exact => 0.0,
+                Check::Exact | Check::Nearest { .. } => 0.0,
                 Check::Close { k, gain } => gain * U * (16.0 + 4.0 * (k as f64).sqrt()) * (want[i].abs() + size),
                 Check::Step { step } => 1.3 * step,
                 Check::Half { k, gain, step } => {
@@ -48,6 +57,22 @@ impl Check {
             let spread = rms(&mut (0..got.len()).map(difference));
             assert!(spread <= 0.25 * step, "{name}: differences of {spread:e}, step {step:e}");
         }
+    }
+}
+
+/// See [`Check::Nearest`].
+fn nearest(name: &str, got: &[f32], want: &[f64], table: &Array, half: bool) {
+    let d = table.cols();
+    let stored = |v: f64| if half { f16::from_f64(v).to_f32() } else { v as f32 };
+    let roundings = (d + 2) as f64 * U;
+    let g = roundings / (1.0 - roundings);
+    for (i, (got, want)) in got.chunks_exact(2 * d).zip(want.chunks_exact(2 * d)).enumerate() {
+        let (best, x) = want.split_at(d);
+        assert!(got[d..].iter().zip(x).all(|(&got, &x)| f64::from(got) == x), "{name}: vector {i} is not {x:?}");
+        let found = (0..table.rows()).filter(|&row| table.row(row).iter().zip(got).all(|(&t, &got)| stored(t) == got));
+        let least = found.map(|row| distance(x, table.row(row))).fold(f64::INFINITY, f64::min);
+        let allowed = distance(x, best) * (1.0 + g) / (1.0 - g);
+        assert!(least <= allowed, "{name}: vector {i}: {:?} is at {least}, {best:?} within {allowed}", &got[..d]);
     }
 }
 
@@ -101,7 +126,7 @@ pub fn identity(b: &mut Build, d: usize) -> Tensor {
 /// Numbers whose codes are known: group after group of `len`, each with a step of its own (a power of two) and a
 /// zero point that may lie far outside the codes. Values stand a quarter step beside their codes, so that rounding
 /// matters but nothing lies on a tie; every group contains its lowest and highest code.
-fn coded(rng: &mut Rng, groups: usize, len: usize, bits: u8) -> Vec<f32> {
+pub fn coded(rng: &mut Rng, groups: usize, len: usize, bits: u8) -> Vec<f32> {
     let top = (1 << bits) - 1;
     let mut x = Vec::new();
     for _ in 0..groups {
@@ -412,7 +437,7 @@ pub fn attention() -> Vec<Case> {
         let k = b.op(linear(SAMPLE, table));
         let v = b.op(Op::Pointwise { x: SAMPLE, act: Act::Silu, mul: 1.0 / size, add: 0.25 });
         let scale = 1.0 / (e as f32).sqrt();
-        b.op(Op::Attention { q: SAMPLE, k, v, heads: heads as u32, scale });
+        b.op(Op::Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend: Default::default() });
         // A score is a sum of e products of size^2 and carries its error, absolute, into an exponential.
         let gain = f64::from(2.0 + 4.0 * size * size);
         let inputs = inputs([n, tokens[0], tokens[1], d], || size * normal(rng));
@@ -426,7 +451,7 @@ pub fn attention() -> Vec<Case> {
         let weight = b.f32(&[24, 6], &normals(rng, 24 * 6));
         let k = b.op(linear(SAMPLE, weight));
         let v = b.op(Op::Pointwise { x: k, act: Act::Silu, mul: 1.0, add: 0.0 });
-        b.op(Op::Attention { q, k, v, heads: 3, scale: 0.2 });
+        b.op(Op::Attention { q, k, v, heads: 3, scale: 0.2, attend: Default::default() });
         cases.push(case(name, b, inputs([2, h, w, 6], || normal(rng)), Check::Close { k: 24, gain: 8.0 }));
     }
     cases

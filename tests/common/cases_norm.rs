@@ -95,7 +95,16 @@ pub fn group_norm() -> Vec<Case> {
                     let range =
                         if fixed { QuantizeRange::Curve(curve, CurveAxis::Timestep) } else { QuantizeRange::Dynamic };
                     let quantize = grain.map(|grain| Quantize { range, ..dynamic(8, grain) });
-                    let y = b.op(Op::GroupNorm { x: SAMPLE, weight, bias, groups, eps: 1e-6, act, quantize });
+                    let y = b.op(Op::GroupNorm {
+                        x: SAMPLE,
+                        weight,
+                        bias,
+                        groups,
+                        eps: 1e-6,
+                        modulation: None,
+                        act,
+                        quantize,
+                    });
                     let check = match quantize {
                         None => Check::Close { k: 1, gain: 2.0 + f64::from(mean / spread).abs() },
                         Some(_) => {

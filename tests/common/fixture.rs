@@ -1,21 +1,23 @@
 //! Genuine model directories with what diffusers computed of them.
 
 use aquatint::format::Packed;
+use packer::emit::Options;
 use safetensors::SafeTensors;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Packs a model directory into a temporary file and maps it.
 pub fn pack(model: &Path, config: &str, vae: Option<&str>) -> Packed<memmap2::Mmap> {
+    let (model, q_config) = (model.into(), Some(config.into()));
+    pack_as(Options { model, q_config, vae_q_config: vae.map(Into::into), ..Default::default() })
+}
+
+/// The same with all options; the output is a temporary file whatever they say.
+pub fn pack_as(options: Options) -> Packed<memmap2::Mmap> {
     static FILES: AtomicUsize = AtomicUsize::new(0);
     let name = format!("aquatint-pack-{}-{}.aqt", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
     let output = std::env::temp_dir().join(name);
-    let options = packer::emit::Options {
-        model: model.into(),
-        q_config: Some(config.into()),
-        vae_q_config: vae.map(Into::into),
-        output: output.clone(),
-    };
+    let options = Options { output: output.clone(), ..options };
     packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
     let map = aquatint::mmap::map(&output).expect("the packed file maps");
     std::fs::remove_file(&output).expect("a mapped file can be unlinked");
@@ -45,6 +47,12 @@ impl Fixture {
             other => panic!("{key} is {other:?}"),
         };
         (values, t.shape().to_vec())
+    }
+
+    /// A tensor and its axes, if it is there.
+    pub fn find(&self, key: &str) -> Option<(Vec<f32>, Vec<usize>)> {
+        let tensors = SafeTensors::deserialize(&self.0).expect("a safetensors file");
+        tensors.names().contains(&key).then(|| self.get(key))
     }
 
     /// A tensor of class labels.

@@ -3,6 +3,8 @@
 
 pub mod cases;
 pub mod cases_norm;
+pub mod cases_text;
+pub mod cases_unet;
 pub mod emulated;
 pub mod fixture;
 pub mod naive;
@@ -16,7 +18,7 @@ use aquatint::backend::cpu::simd::{Isa, avx2::Avx2, avx512::Avx512};
 use aquatint::backend::cuda::device::Device;
 use aquatint::codec::layout::pack;
 use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
-use aquatint::exec::Executor;
+use aquatint::exec::{Executor, Prompt};
 use aquatint::format::meta::{PipelineMeta, QuantizationMeta};
 use aquatint::format::{Meta, Packed, TensorKind, TensorSpec, Writer};
 use aquatint::plan::Shape;
@@ -34,10 +36,13 @@ pub const TIMESTEP: Value = Value(1);
 /// The class labels.
 pub const LABELS: Value = Value(2);
 
+/// Features of a prompt's tokens, where [`Build::with_context`] declared them.
+pub const CONTEXT: Value = Value(3);
+
 /// An opened model.
 pub type Model = Packed<memmap2::Mmap>;
 
-/// A small model under construction: one program with the three inputs above.
+/// A small model under construction: one program with the three inputs above, and perhaps more.
 pub struct Build {
     /// The program so far; its output is the last node.
     pub program: Program,
@@ -49,15 +54,39 @@ pub struct Build {
 impl Build {
     /// A model whose sample has `channels` channels.
     pub fn new(channels: usize) -> Self {
-        let input = |kind, dims| Input { kind, dims };
+        Self::with(channels, &[])
+    }
+
+    /// The same with further inputs.
+    pub fn with(channels: usize, more: &[(InputKind, Vec<Dim>)]) -> Self {
         let sample = vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(channels as u32)];
-        let inputs = vec![
-            input(InputKind::Sample, sample),
-            input(InputKind::Timestep, vec![Dim::Conditions]),
-            input(InputKind::ClassLabels, vec![Dim::Conditions]),
+        let mut inputs = vec![
+            (InputKind::Sample, sample),
+            (InputKind::Timestep, vec![Dim::Conditions]),
+            (InputKind::ClassLabels, vec![Dim::Conditions]),
         ];
+        inputs.extend_from_slice(more);
+        Self::of(inputs)
+    }
+
+    /// A model with these inputs.
+    pub fn of(inputs: Vec<(InputKind, Vec<Dim>)>) -> Self {
+        let inputs = inputs.into_iter().map(|(kind, dims)| Input { kind, dims }).collect();
         let program = Program { role: Role::Denoiser, inputs, nodes: Vec::new(), output: Value(0) };
         Build { program, tensors: Vec::new(), stored: Vec::new() }
+    }
+
+    /// The input of this kind.
+    pub fn input(&self, kind: InputKind) -> Value {
+        self.program.input(kind).unwrap()
+    }
+
+    /// The same with a fourth input: `features` features per token of each condition's prompt.
+    pub fn with_context(channels: usize, features: usize) -> Self {
+        let mut build = Build::new(channels);
+        let dims = vec![Dim::Conditions, Dim::Tokens, Dim::Fixed(features as u32)];
+        build.program.inputs.push(Input { kind: InputKind::Context, dims });
+        build
     }
 
     fn store(&mut self, array: Array, kind: TensorKind, bytes: Vec<u8>) -> Tensor {
@@ -100,6 +129,7 @@ impl Build {
     pub fn narrowed(mut self, keep_result: bool) -> Self {
         let identity = |x| Op::Pointwise { x, act: Act::None, mul: 1.0, add: 0.0 };
         let first = self.program.value_of(0);
+        assert_eq!(self.program.inputs[0].kind, InputKind::Sample);
         for node in &mut self.program.nodes {
             for v in node.op.operands_mut() {
                 match *v {
@@ -133,19 +163,24 @@ impl Build {
     }
 }
 
-fn meta(latent: [usize; 2]) -> Meta {
+/// META of a model for latents of this height and width.
+pub fn meta(latent: [usize; 2]) -> Meta {
     let pipeline = PipelineMeta {
         name: "test".into(),
         class: "Test".into(),
         latent_channels: 1,
         latent_size: latent.map(|n| n as u32),
         pixels_per_latent: 8,
+        latent_multiple: 1,
         classes: 1,
         null_class: 1,
         class_names: Default::default(),
         sampler: Default::default(),
         steps: 1,
         guidance_scale: 1.0,
+        text: None,
+        encoder: None,
+        refiner: None,
     };
     let quantization = QuantizationMeta::default();
     Meta { tool: "test".into(), pipeline, quantization, sources: Vec::new(), aliases: Default::default() }
@@ -161,7 +196,10 @@ pub fn run_on<B: Backend>(backend: &mut B, model: &Model, inputs: &Inputs) -> Re
     let shape = Shape { dims: inputs.dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
     let mut executor = Executor::bind(backend, model, Role::Denoiser, shape)?;
     executor.set_conditions(&inputs.conditions)?;
-    executor.set_class_labels(&inputs.labels)?;
+    if executor.program().input(InputKind::Tokens).is_some() {
+        executor.set_tokens(&inputs.tokens)?;
+    }
+    executor.set_prompt(&prompt(executor.program(), inputs))?;
     executor.set_timesteps([inputs.timestep].into_iter())?;
     executor.write_sample(&inputs.sample)?;
     executor.call(0)?;
@@ -170,12 +208,34 @@ pub fn run_on<B: Backend>(backend: &mut B, model: &Model, inputs: &Inputs) -> Re
     Ok(out)
 }
 
+/// What of `inputs` the program takes with a prompt.
+pub fn prompt<'a>(program: &Program, inputs: &'a Inputs) -> Prompt<'a> {
+    let has = |kind| program.input(kind).is_some();
+    Prompt {
+        class_labels: has(InputKind::ClassLabels).then_some(&inputs.labels),
+        context: has(InputKind::Context).then_some(&inputs.context),
+        pooled: has(InputKind::Pooled).then_some(&inputs.pooled),
+        sizes: has(InputKind::Sizes).then_some(&inputs.sizes),
+    }
+}
+
 /// Inputs of `n` samples of `h * w * c` numbers each, with a condition per sample.
 pub fn inputs([n, h, w, c]: [usize; 4], sample: impl FnMut() -> f32) -> Inputs {
     let sample: Vec<f32> = std::iter::repeat_with(sample).take(n * h * w * c).collect();
-    let dims = Dims { batch: n, conditions: n, height: h, width: w };
+    let dims = Dims { batch: n, conditions: n, height: h, width: w, tokens: 1 };
     let numbers: Vec<u32> = (0..n as u32).collect();
-    Inputs { dims, sample, timestep: 500.0, fraction: 0.0, labels: numbers.clone(), conditions: numbers }
+    Inputs {
+        dims,
+        sample,
+        timestep: 500.0,
+        fraction: 0.0,
+        labels: numbers.clone(),
+        conditions: numbers,
+        tokens: Vec::new(),
+        context: Vec::new(),
+        pooled: Vec::new(),
+        sizes: Vec::new(),
+    }
 }
 
 /// A normal-like number: mean 0, variance 1, bounded by 6.

@@ -6,7 +6,8 @@
 
 use aquatint::codec::QuantizedMatrix;
 use aquatint::program::{
-    Act, CurveAxis, Dims, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Sampling, Tensor, Value,
+    Act, CurveAxis, Dims, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Resampling, Sampling, Tensor,
+    Value,
 };
 
 /// A dense array of real numbers, row-major.
@@ -79,6 +80,14 @@ pub struct Inputs {
     pub labels: Vec<u32>,
     /// A condition per sample.
     pub conditions: Vec<u32>,
+    /// Tokens of a text.
+    pub tokens: Vec<u32>,
+    /// Features of a prompt's tokens.
+    pub context: Vec<f32>,
+    /// A vector per condition.
+    pub pooled: Vec<f32>,
+    /// Numbers beside the prompt.
+    pub sizes: Vec<f32>,
 }
 
 /// Every value of `program`, in order. Codes appear as the real numbers they stand for.
@@ -90,6 +99,13 @@ pub fn run(program: &Program, tensors: &[Array], inputs: &Inputs) -> Vec<Array> 
             InputKind::Sample => Array::of(&dims, &inputs.sample),
             InputKind::Timestep => Array::new(&dims, |_| inputs.timestep.into()),
             InputKind::ClassLabels => Array::new(&dims, |i| inputs.labels[i].into()),
+            InputKind::Tokens => {
+                assert_eq!(inputs.tokens.len(), dims.iter().product::<usize>());
+                Array::new(&dims, |i| inputs.tokens[i].into())
+            }
+            InputKind::Context => Array::of(&dims, &inputs.context),
+            InputKind::Pooled => Array::of(&dims, &inputs.pooled),
+            InputKind::Sizes => Array::of(&dims, &inputs.sizes),
         });
     }
     for node in &program.nodes {
@@ -134,6 +150,18 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
                 y + residual.map_or(0.0, |r| value(r).row(row)[channel])
             })
         }
+        Op::GatedLinear { x, weight, bias, act } => {
+            let (x, w) = (value(x), tensor(weight));
+            let (o, k) = (w.dims[0] / 2, w.dims[1]);
+            x.with_cols(o, |i| {
+                let (row, column) = (i / o, i % o);
+                let product = |channel: usize| -> f64 {
+                    let y: f64 = (0..k).map(|j| x.row(row)[j] * w.data[channel * k + j]).sum();
+                    y + bias.map_or(0.0, |b| tensor(b).data[channel])
+                };
+                product(2 * column) * activate(act, product(2 * column + 1))
+            })
+        }
         Op::Conv2d { x, weight, bias, sampling, shift, residual } => {
             let y = conv3x3(value(x), tensor(weight), sampling);
             let o = y.cols();
@@ -143,8 +171,14 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
                 y.data[i] + bias + shift + residual.map_or(0.0, |r| value(r).data[i])
             })
         }
-        Op::Attention { q, k, v, heads, scale } => {
-            attention(value(q), value(k), value(v), heads as usize, scale.into())
+        Op::Attention { q, k, v, heads, scale, attend } => {
+            let q = value(q);
+            // The sample, or else the condition, whose keys a sample's queries see.
+            let of_keys: Vec<usize> = match attend.per_condition {
+                true => inputs.conditions.iter().map(|&c| c as usize).collect(),
+                false => (0..q.dims[0]).collect(),
+            };
+            attention(q, value(k), value(v), heads as usize, scale.into(), attend.causal, &of_keys)
         }
         Op::LayerNorm { x, weight, bias, eps, modulation, quantize } => {
             let x = value(x);
@@ -163,7 +197,7 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
             });
             quantized(y, quantize)
         }
-        Op::GroupNorm { x, weight, bias, groups, eps, act, quantize } => {
+        Op::GroupNorm { x, weight, bias, groups, eps, modulation, act, quantize } => {
             let (x, w, b) = (value(x), tensor(weight), tensor(bias));
             let (n, c) = (x.dims[0], x.cols());
             let (pixels, per_group) = (x.rows() / n, c / groups as usize);
@@ -177,8 +211,13 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
             let y = Array::new(&x.dims, |i| {
                 let (sample, group) = group_of(i);
                 let (mean, variance) = stats[sample][group];
-                let y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
-                activate(act, y * w.data[i % c] + b.data[i % c])
+                let mut y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
+                y = y * w.data[i % c] + b.data[i % c];
+                if let Some(m) = modulation {
+                    let columns = of_sample(x, m.value, i / c);
+                    y = y * (1.0 + columns[m.scale as usize + i % c]) + columns[m.shift as usize + i % c];
+                }
+                activate(act, y)
             });
             quantized(y, quantize)
         }
@@ -195,18 +234,27 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
             Array::new(&dims, |i| if i % d < a.cols() { a.row(i / d)[i % d] } else { b.row(i / d)[i % d - a.cols()] })
         }
         Op::Quantize { x, spec } => quantized(value(x).clone(), Some(spec)),
+        Op::VectorQuantize { x, table } => {
+            let (x, table) = (value(x), tensor(table));
+            let nearest: Vec<&[f64]> = (0..x.rows()).map(|row| table.row(nearest_row(x.row(row), table))).collect();
+            Array::new(&x.dims, |i| nearest[i / x.cols()][i % x.cols()])
+        }
+        Op::Resample { x, how } => resample(value(x), how),
+        Op::Parameter { tensor: t } => tensor(t).clone(),
         Op::Embedding { index, table } => {
             let (index, table) = (value(index), tensor(table));
             let d = table.cols();
-            Array::new(&[index.data.len(), d], |i| table.row(index.data[i / d] as usize)[i % d])
+            Array::new(&[&index.dims[..], &[d]].concat(), |i| table.row(index.data[i / d] as usize)[i % d])
         }
         Op::TimestepEmbedding { t, dim, cos_first, shift } => {
             let (t, dim) = (value(t), dim as usize);
             let half = dim / 2;
-            Array::new(&[t.data.len(), dim], |i| {
-                let (row, column) = (i / dim, i % dim);
+            let rows = t.dims[0];
+            Array::new(&[rows, t.data.len() / rows * dim], |i| {
+                // The embeddings of a row's numbers lie side by side.
+                let (number, column) = (i / dim, i % dim);
                 let frequency = (-(10_000f64.ln()) * (column % half) as f64 / (half as f64 - f64::from(shift))).exp();
-                let angle = t.data[row] * frequency;
+                let angle = t.data[number] * frequency;
                 if (column < half) == cos_first { angle.cos() } else { angle.sin() }
             })
         }
@@ -232,7 +280,22 @@ pub fn activate(act: Act, x: f64) -> f64 {
         Act::None => x,
         Act::Silu => x / (1.0 + (-x).exp()),
         Act::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
+        Act::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+        Act::GeluErf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
     }
+}
+
+/// The error function, by its series with positive terms only: `2 / sqrt(pi) e^(-x^2) sum of 2^n x^(2 n + 1) / (2 n + 1)!!`.
+pub fn erf(x: f64) -> f64 {
+    if x.abs() > 6.5 {
+        return x.signum(); // nearer than f64 can tell
+    }
+    let (mut sum, mut term) = (0.0, x);
+    for n in 0..200 {
+        sum += term;
+        term *= 2.0 * x * x / f64::from(2 * n + 3);
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
 }
 
 /// Mean and (biased) variance.
@@ -271,24 +334,62 @@ fn conv3x3(x: &Array, weight: &Array, sampling: Sampling) -> Array {
     })
 }
 
-/// `softmax(q k^T * scale) v` per sample and head.
-fn attention(q: &Array, k: &Array, v: &Array, heads: usize, scale: f64) -> Array {
+/// The row of `table` at the least squared distance from `x`; the first if there are several.
+fn nearest_row(x: &[f64], table: &Array) -> usize {
+    let mut best = 0;
+    for row in 1..table.rows() {
+        if distance(x, table.row(row)) < distance(x, table.row(best)) {
+            best = row;
+        }
+    }
+    best
+}
+
+/// Squared distance.
+pub fn distance(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
+}
+
+/// Twice as many pixels per axis, or half as many.
+fn resample(x: &Array, how: Resampling) -> Array {
+    let [n, h, w, c] = x.dims[..] else { panic!("not an image: {:?}", x.dims) };
+    let pixel = |sample: usize, row: usize, column: usize, i: usize| x.data[((sample * h + row) * w + column) * c + i];
+    let (down, across) = match how {
+        Resampling::Nearest => (2 * h, 2 * w),
+        Resampling::Mean => (h / 2, w / 2),
+    };
+    Array::new(&[n, down, across, c], |i| {
+        let (sample, row, column, i) = (i / c / across / down, i / c / across % down, i / c % across, i % c);
+        match how {
+            Resampling::Nearest => pixel(sample, row / 2, column / 2, i),
+            Resampling::Mean => {
+                let four = [(0, 0), (0, 1), (1, 0), (1, 1)];
+                four.iter().map(|(y, x)| pixel(sample, 2 * row + y, 2 * column + x, i)).sum::<f64>() / 4.0
+            }
+        }
+    })
+}
+
+/// `softmax(q k^T * scale) v` per sample and head; sample `i` sees the keys number `of_keys[i]`, and under a causal mask
+/// no key behind the query.
+fn attention(q: &Array, k: &Array, v: &Array, heads: usize, scale: f64, causal: bool, of_keys: &[usize]) -> Array {
     let (n, d) = (q.dims[0], q.cols());
-    let (e, queries, keys) = (d / heads, q.rows() / n, k.rows() / n);
+    let (e, queries, keys) = (d / heads, q.rows() / n, k.rows() / k.dims[0]);
     let mut out = Array::new(&q.dims, |_| 0.0);
     for (row, head) in (0..q.rows()).flat_map(|row| (0..heads).map(move |head| (row, head))) {
         let columns = head * e..(head + 1) * e;
-        let first_key = row / queries * keys;
+        let first_key = of_keys[row / queries] * keys;
+        let seen = if causal { row % queries + 1 } else { keys };
         let score = |key: usize| -> f64 {
             let products = q.row(row)[columns.clone()].iter().zip(&k.row(first_key + key)[columns.clone()]);
             products.map(|(a, b)| a * b).sum::<f64>() * scale
         };
-        let scores: Vec<f64> = (0..keys).map(score).collect();
+        let scores: Vec<f64> = (0..seen).map(score).collect();
         let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
         let total: f64 = weights.iter().sum();
         for c in columns {
-            out.data[row * d + c] = (0..keys).map(|key| weights[key] / total * v.row(first_key + key)[c]).sum();
+            out.data[row * d + c] = (0..seen).map(|key| weights[key] / total * v.row(first_key + key)[c]).sum();
         }
     }
     out

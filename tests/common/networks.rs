@@ -74,7 +74,16 @@ pub fn spatial() -> Build {
     let mut b = Build::new(d);
     let ones = b.f32(&[d], &vec![1.0; d]);
     let zeros = b.f32(&[d], &vec![0.0; d]);
-    let norm = |x, act, quantize| Op::GroupNorm { x, weight: ones, bias: zeros, groups: 3, eps: 1e-6, act, quantize };
+    let norm = |x, act, quantize| Op::GroupNorm {
+        x,
+        weight: ones,
+        bias: zeros,
+        groups: 3,
+        eps: 1e-6,
+        modulation: None,
+        act,
+        quantize,
+    };
     let conv = |x, weight, sampling, residual| Op::Conv2d { x, weight, bias: None, sampling, shift: None, residual };
     let table = weight(&mut b, rng, 6, 8 * d);
     let floats = weight(&mut b, rng, 4 * d, 4 * d);
@@ -85,7 +94,7 @@ pub fn spatial() -> Build {
     let x = b.op(conv(x, kernels[0], Sampling::Same, Some(SAMPLE)));
     let patches: Value = b.op(Op::Patchify { x, patch: 2 });
     let k = b.op(linear(patches, floats));
-    let x = b.op(Op::Attention { q: patches, k, v: patches, heads: 4, scale: 0.3 });
+    let x = b.op(Op::Attention { q: patches, k, v: patches, heads: 4, scale: 0.3, attend: Default::default() });
     let modulation = Some(Modulation { value: class, scale: 0, shift: 4 * d as u32 });
     let quantize = Some(dynamic(8, QuantizeGrain::Row));
     let x = b.op(Op::LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize });

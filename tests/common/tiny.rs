@@ -241,7 +241,7 @@ fn denoiser(writer: &mut Writer) -> Program {
         let weight = b.codes(&format!("block.{name}.weight"), &[8, 8], (width(bits), Grain::Tensor, true));
         b.linear(&format!("block.{name}"), h, weight)
     });
-    let a = b.op("block.attention", Op::Attention { q, k, v, heads: 2, scale: 0.5 });
+    let a = b.op("block.attention", Op::Attention { q, k, v, heads: 2, scale: 0.5, attend: Default::default() });
     let weight = b.f32("block.out.weight", &[8, 8]);
     let gate = Some(Columns { value: table, offset: 16 });
     let x = b.op("block.out", Op::Linear { x: a, weight, bias: None, act: Act::None, gate, residual: Some(x) });
@@ -283,7 +283,7 @@ fn decoder(writer: &mut Writer) -> Program {
     let samples = Quantize { bits: 8, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
     let (weight, bias) = (b.f32("norm1.weight", &[8]), b.f32("norm1.bias", &[8]));
     let quantize = Some(samples);
-    let norm = Op::GroupNorm { x, weight, bias, groups: 4, eps: 1e-6, act: Act::Silu, quantize };
+    let norm = Op::GroupNorm { x, weight, bias, groups: 4, eps: 1e-6, modulation: None, act: Act::Silu, quantize };
     let h = b.op("norm1", norm);
     let weight = b.codes("conv1.weight", &[8, 3, 3, 8], (width(4), Grain::Row, true));
     let h = b
@@ -291,11 +291,15 @@ fn decoder(writer: &mut Writer) -> Program {
     let (weight, bias) = (b.f32("norm2.weight", &[8]), b.f32("norm2.bias", &[8]));
     let range = QuantizeRange::Curve(b.curve("norm2.curve", [0.0, 1.0]), CurveAxis::StepFraction);
     let quantize = Some(Quantize { range, ..samples });
-    let h = b.op("norm2", Op::GroupNorm { x: h, weight, bias, groups: 2, eps: 1e-6, act: Act::None, quantize });
+    let h = b.op(
+        "norm2",
+        Op::GroupNorm { x: h, weight, bias, groups: 2, eps: 1e-6, modulation: None, act: Act::None, quantize },
+    );
     let weight = b.codes("up.weight", &[5, 3, 3, 8], (width(5), Grain::Tensor, true));
     let x = b.op("up", Op::Conv2d { x: h, weight, bias: None, sampling: Sampling::Up, shift: None, residual: None });
     let (weight, bias) = (b.f32("norm3.weight", &[5]), b.f32("norm3.bias", &[5]));
-    let norm = Op::GroupNorm { x, weight, bias, groups: 1, eps: 1e-6, act: Act::Silu, quantize: None };
+    let norm =
+        Op::GroupNorm { x, weight, bias, groups: 1, eps: 1e-6, modulation: None, act: Act::Silu, quantize: None };
     let x = b.op("norm3", norm);
     let (weight, bias) = (b.f32("out.weight", &[3, 3, 3, 5]), Some(b.f32("out.bias", &[3])));
     b.op("out", Op::Conv2d { x, weight, bias, sampling: Sampling::Same, shift: None, residual: None });
@@ -320,12 +324,16 @@ pub fn meta() -> Meta {
             latent_channels: 4,
             latent_size: [4, 6],
             pixels_per_latent: 2,
+            latent_multiple: 1,
             classes: 3,
             null_class: 3,
             class_names: BTreeMap::from([(0, "circle".into()), (2, "κύκλος".into())]),
             sampler: Default::default(),
             steps: 4,
             guidance_scale: 1.5,
+            text: None,
+            encoder: None,
+            refiner: None,
         },
         quantization: QuantizationMeta { config: "w4a8".into(), average_bits: 4.5, layers: vec![layer] },
         sources: vec![SourceMeta { file: "transformer.safetensors".into(), bytes: 7, xxh3: "0f".repeat(16) }],
@@ -335,9 +343,17 @@ pub fn meta() -> Meta {
 
 /// Writes the tiny file to `path`.
 pub fn write(path: &Path) {
+    write_with(path, &[], &meta()).expect("the tiny file is sound");
+}
+
+/// Writes the tiny file with files of bytes after its weights, and another META.
+pub fn write_with(path: &Path, files: &[(&str, &[u8])], meta: &Meta) -> aquatint::Result<()> {
     let mut writer = Writer::create(path).expect("the temporary directory takes files");
     let programs = [denoiser(&mut writer), decoder(&mut writer)];
-    writer.finish(&programs, &meta()).expect("the tiny file is sound");
+    for (name, bytes) in files {
+        writer.bytes(name, bytes)?;
+    }
+    writer.finish(&programs, meta)
 }
 
 /// The bytes of the tiny file, written once more. `test` names the caller's file in the temporary directory.

@@ -5,16 +5,18 @@ mod pack;
 mod table;
 
 use crate::error::Result;
-use crate::synth::Architecture;
+use crate::synth::{MODELS, Recipe};
 use crate::unpack;
 use crate::weights::Float;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Packs a diffusion model into one quantized file.
 ///
-/// MODEL is a diffusers model directory. The result is one .aqt file, which holds the networks, their weights and all
+/// MODEL is a diffusers model directory, or a checkpoint in its authors' layout (DDIM, latent diffusion, Stable Diffusion
+/// 1.x, SDXL). The result is one .aqt file, which holds the networks, their weights and all
 /// that is needed to run them.
 #[derive(Debug, Parser)]
 #[command(name = "packer", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -28,9 +30,12 @@ struct Cli {
 /// Arguments of packing.
 #[derive(Debug, Args)]
 struct Pack {
-    /// The model: a diffusers directory (with model_index.json).
+    /// The model: a diffusers directory (with model_index.json), or a single file (.ckpt, .pt, .safetensors).
     #[arg(value_name = "MODEL")]
     model: PathBuf,
+    /// A second model, Stable Diffusion XL's refiner, for the last steps.
+    #[arg(long, value_name = "MODEL")]
+    refiner: Option<PathBuf>,
     /// Quantization of the denoiser: a file (.json .toml .yaml .pkl) or a specification such as f32, f16, w8a16, w4a8
     /// or w4a8:kmeans. Without it, f16.
     #[arg(long, alias = "q_config", value_name = "FILE|SPEC")]
@@ -38,6 +43,9 @@ struct Pack {
     /// The same for the image decoder. Without it f16, or f32 if the denoiser is f32.
     #[arg(long, alias = "vae_q_config", value_name = "FILE|SPEC")]
     vae_q_config: Option<String>,
+    /// The same for the text encoders. Without it f16, or f32 if the denoiser is f32.
+    #[arg(long, alias = "text_q_config", value_name = "FILE|SPEC")]
+    text_q_config: Option<String>,
     /// The file to write.
     #[arg(short, long, value_name = "OUT.aqt")]
     output: PathBuf,
@@ -68,7 +76,7 @@ enum Command {
         /// The packed file.
         file: PathBuf,
     },
-    /// Write the dequantized weights under their original names.
+    /// Write the dequantized weights, under the names and in the shapes that diffusers has them in.
     Unpack {
         /// The packed file.
         file: PathBuf,
@@ -82,13 +90,14 @@ enum Command {
         #[arg(long, value_enum, default_value = "f32")]
         dtype: Dtype,
     },
-    /// Make a diffusers directory of a model's true size with random weights.
+    /// Make a model of true size with random weights: a diffusers directory, or a file in its authors' layout (ldm4, church,
+    /// cin256).
     Synth {
         /// The model.
-        #[arg(value_enum)]
-        arch: Arch,
-        /// The directory to make.
-        #[arg(short, long, value_name = "DIR")]
+        #[arg(value_parser = PossibleValuesParser::new(MODELS.map(|(name, _)| name)).map(recipe))]
+        arch: Recipe,
+        /// The directory or file to make.
+        #[arg(short, long, value_name = "DIR|FILE")]
         output: PathBuf,
         /// Another seed makes other weights.
         #[arg(long, default_value_t = 0)]
@@ -96,24 +105,10 @@ enum Command {
     },
 }
 
-/// Models that can be made up.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Arch {
-    /// DiT-XL/2 for 256 x 256 pixels.
-    #[value(name = "dit-xl-2-256")]
-    DitXl2256,
-    /// DiT-XL/2 for 512 x 512 pixels.
-    #[value(name = "dit-xl-2-512")]
-    DitXl2512,
-}
-
-impl Arch {
-    fn architecture(self) -> Architecture {
-        match self {
-            Arch::DitXl2256 => Architecture::dit_xl_2(32),
-            Arch::DitXl2512 => Architecture::dit_xl_2(64),
-        }
-    }
+/// The model called `name`, one of those that the parser admits.
+fn recipe(name: String) -> Recipe {
+    let found = MODELS.iter().find(|(n, _)| *n == name);
+    found.map_or_else(|| unreachable!("{name}: a possible value"), |(_, recipe)| *recipe)
 }
 
 /// Element types of unpacked weights.
@@ -145,9 +140,7 @@ pub fn main() -> ExitCode {
             unpack::unpack(&file, &output, component.as_deref(), dtype.into())
                 .map(|count| say(format!("{}: {count} tensors", output.display())))
         }
-        (Some(Command::Synth { arch, output, seed }), _) => {
-            arch.architecture().write(&output, seed).map(|()| say(output.display()))
-        }
+        (Some(Command::Synth { arch, output, seed }), _) => arch.write(&output, seed).map(|()| say(output.display())),
         (None, Some(args)) => pack::pack(&args),
         (None, None) => Ok(()),
     };

@@ -9,8 +9,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub(super) fn pack(args: &Pack) -> Result<()> {
     let options = Options {
         model: args.model.clone(),
+        refiner: args.refiner.clone(),
         q_config: args.q_config.clone(),
         vae_q_config: args.vae_q_config.clone(),
+        text_q_config: args.text_q_config.clone(),
         output: args.output.clone(),
     };
     let bar = bar(args.quiet);

@@ -4,11 +4,12 @@
 //! from `(o, i, h, w)` to `(o, h, w, i)`, everything else stays as it is.
 
 use aquatint::program::{Act, Columns, Input, Modulation, Node, Op, Program, Role, Sampling, Tensor, Value};
+use std::borrow::Cow;
 
 /// How a weight may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
-    /// Always plain f32: biases and norm parameters.
+    /// Always plain f32: biases, norm parameters, and the vectors of a vector quantizer.
     Vector,
     /// Plain f16 or f32: lookup tables.
     Table,
@@ -16,6 +17,42 @@ pub enum Storage {
     Linear,
     /// A convolution's kernel: quantizable.
     Conv,
+}
+
+/// The order of a weight's rows in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Rows {
+    /// That of the checkpoint.
+    #[default]
+    AsIs,
+    /// The checkpoint holds two halves of rows, the file one of each by turns: `0, o, 1, o + 1, ..`; see
+    /// [`Op::GatedLinear`].
+    Interleaved,
+}
+
+impl Rows {
+    /// `values`, rows of `cols` in the checkpoint's order, in the file's.
+    pub fn arrange<T: Copy>(self, values: &[T], cols: usize) -> Cow<'_, [T]> {
+        match self {
+            Rows::AsIs => Cow::Borrowed(values),
+            Rows::Interleaved => {
+                let (first, second) = values.split_at(values.len() / 2);
+                let pairs = first.chunks_exact(cols).zip(second.chunks_exact(cols));
+                Cow::Owned(pairs.flat_map(|(a, b)| a.iter().chain(b)).copied().collect())
+            }
+        }
+    }
+
+    /// The inverse of [`arrange`](Self::arrange).
+    pub fn restore<T: Copy>(self, values: &[T], cols: usize) -> Cow<'_, [T]> {
+        match self {
+            Rows::AsIs => Cow::Borrowed(values),
+            Rows::Interleaved => {
+                let half = |skip| values.chunks_exact(cols).skip(skip).step_by(2).flatten().copied();
+                Cow::Owned(half(0).chain(half(1)).collect())
+            }
+        }
+    }
 }
 
 /// One weight of a program.
@@ -31,6 +68,8 @@ pub struct Weight {
     pub dims: Vec<usize>,
     /// How it may be stored.
     pub storage: Storage,
+    /// The order of its rows in the file.
+    pub rows: Rows,
     /// Names under which the checkpoint stores the same tensor again.
     pub copies: Vec<String>,
 }
@@ -96,6 +135,31 @@ pub struct Conv {
     pub residual: Option<Value>,
 }
 
+/// A group norm's settings; see [`Op::GroupNorm`].
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNorm {
+    /// Number of groups.
+    pub groups: u32,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Modulation.
+    pub modulation: Option<Modulation>,
+    /// Applied last.
+    pub act: Act,
+}
+
+impl GroupNorm {
+    /// A norm of `groups` groups and nothing after it.
+    pub fn new(groups: u32, eps: f32) -> Self {
+        GroupNorm { groups, eps, modulation: None, act: Act::None }
+    }
+
+    /// The same, then SiLU.
+    pub fn silu(self) -> Self {
+        GroupNorm { act: Act::Silu, ..self }
+    }
+}
+
 /// Builds one program.
 pub struct Builder<'a> {
     component: &'static str,
@@ -122,6 +186,14 @@ impl<'a> Builder<'a> {
         self.program.value_of(self.program.nodes.len() - 1)
     }
 
+    /// What `steps` appends, with weights of another component.
+    pub fn of<T>(&mut self, component: &'static str, steps: impl FnOnce(&mut Self) -> T) -> T {
+        let own = std::mem::replace(&mut self.component, component);
+        let result = steps(self);
+        self.component = own;
+        result
+    }
+
     /// Marks the node that makes `value` as wide; returns `value`.
     pub fn wide(&mut self, value: Value) -> Value {
         if let Some(node) = self.program.node_of(value) {
@@ -131,13 +203,17 @@ impl<'a> Builder<'a> {
     }
 
     fn weight(&mut self, key: String, source_dims: &[usize], storage: Storage) -> Tensor {
+        self.arranged(key, source_dims, storage, Rows::AsIs)
+    }
+
+    fn arranged(&mut self, key: String, source_dims: &[usize], storage: Storage, rows: Rows) -> Tensor {
         let dims = match *source_dims {
             [o, i, h, w] => vec![o, h, w, i],
             _ => source_dims.to_vec(),
         };
         let source_dims = source_dims.to_vec();
-        let weight = Weight { component: self.component, key, source_dims, dims, storage, copies: Vec::new() };
-        self.weights.push(weight);
+        let (component, copies) = (self.component, Vec::new());
+        self.weights.push(Weight { component, key, source_dims, dims, storage, rows, copies });
         Tensor(self.weights.len() as u32 - 1)
     }
 
@@ -155,6 +231,15 @@ impl<'a> Builder<'a> {
         self.push(path, Op::Linear { x, weight, bias, act, gate, residual })
     }
 
+    /// A gated linear layer at module `path` from `k` to `o` features, with biases. The checkpoint's first `o` rows make
+    /// values, the others gates.
+    pub fn gated_linear(&mut self, path: &str, x: Value, [k, o]: [usize; 2], act: Act) -> Value {
+        let rows = Rows::Interleaved;
+        let weight = self.arranged(format!("{path}.weight"), &[2 * o, k], Storage::Linear, rows);
+        let bias = Some(self.arranged(format!("{path}.bias"), &[2 * o], Storage::Vector, rows));
+        self.push(path, Op::GatedLinear { x, weight, bias, act })
+    }
+
     /// A 3x3 convolution at module `path` from `i` to `o` channels.
     pub fn conv(&mut self, path: &str, x: Value, [i, o]: [usize; 2], with: Conv) -> Value {
         let weight = self.weight(format!("{path}.weight"), &[o, i, 3, 3], Storage::Conv);
@@ -163,23 +248,43 @@ impl<'a> Builder<'a> {
         self.push(path, Op::Conv2d { x, weight, bias, sampling, shift, residual })
     }
 
+    /// A layer norm of `d` features at module `path`.
+    pub fn layer_norm(&mut self, path: &str, x: Value, d: usize, eps: f32) -> Value {
+        let weight = Some(self.vector(format!("{path}.weight"), d));
+        let bias = Some(self.vector(format!("{path}.bias"), d));
+        self.push(path, Op::LayerNorm { x, weight, bias, eps, modulation: None, quantize: None })
+    }
+
     /// A layer norm without parameters, modulated.
-    pub fn layer_norm(&mut self, path: &str, x: Value, eps: f32, modulation: Modulation) -> Value {
+    pub fn adaptive_layer_norm(&mut self, path: &str, x: Value, eps: f32, modulation: Modulation) -> Value {
         let modulation = Some(modulation);
         self.push(path, Op::LayerNorm { x, weight: None, bias: None, eps, modulation, quantize: None })
     }
 
     /// A group norm of `channels` channels at module `path`, then `act`.
-    pub fn group_norm(&mut self, path: &str, x: Value, channels: usize, groups: u32, eps: f32, act: Act) -> Value {
+    pub fn group_norm(&mut self, path: &str, x: Value, channels: usize, with: GroupNorm) -> Value {
         let weight = self.vector(format!("{path}.weight"), channels);
         let bias = self.vector(format!("{path}.bias"), channels);
-        self.push(path, Op::GroupNorm { x, weight, bias, groups, eps, act, quantize: None })
+        let GroupNorm { groups, eps, modulation, act } = with;
+        self.push(path, Op::GroupNorm { x, weight, bias, groups, eps, modulation, act, quantize: None })
     }
 
     /// Rows `index` of a table of `rows` by `d` at module `path`.
     pub fn embedding(&mut self, path: &str, index: Value, rows: usize, d: usize) -> Value {
         let table = self.weight(format!("{path}.weight"), &[rows, d], Storage::Table);
         self.push(path, Op::Embedding { index, table })
+    }
+
+    /// The whole table of `rows` by `d` at module `path`.
+    pub fn table(&mut self, path: &str, rows: usize, d: usize) -> Value {
+        let tensor = self.weight(format!("{path}.weight"), &[rows, d], Storage::Table);
+        self.push(path, Op::Parameter { tensor })
+    }
+
+    /// The nearest of `rows` vectors of `d` at module `path`; `table` is the module that holds them.
+    pub fn vector_quantize(&mut self, path: &str, table: &str, x: Value, rows: usize, d: usize) -> Value {
+        let table = self.weight(format!("{table}.weight"), &[rows, d], Storage::Vector);
+        self.push(path, Op::VectorQuantize { x, table })
     }
 
     /// Records that the checkpoint stores every weight below module `path` again under each of `others`.
@@ -189,5 +294,21 @@ impl<'a> Builder<'a> {
                 weight.copies = others.iter().map(|other| format!("{other}{rest}")).collect();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_of_rows_go_by_turns_and_back() {
+        let source = [[1, 2], [3, 4], [5, 6], [10, 20], [30, 40], [50, 60]].concat();
+        let arranged = Rows::Interleaved.arrange(&source, 2);
+        assert_eq!(arranged[..], [1, 2, 10, 20, 3, 4, 30, 40, 5, 6, 50, 60]);
+        assert_eq!(Rows::Interleaved.restore(&arranged, 2)[..], source);
+        assert_eq!(Rows::Interleaved.arrange(&[1, 2, 3, 10, 20, 30], 1)[..], [1, 10, 2, 20, 3, 30]);
+        assert_eq!(Rows::AsIs.arrange(&source, 2)[..], source);
+        assert_eq!(Rows::AsIs.restore(&source, 2)[..], source);
     }
 }

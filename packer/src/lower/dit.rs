@@ -149,7 +149,7 @@ pub fn lower(config: &Config, weights: &mut Vec<Weight>) -> Program {
     }
 
     let out = b.linear("proj_out_1", silu, &[2 * d, d], Linear::default());
-    x = b.layer_norm("norm_out", x, EPS, Modulation { value: out, shift: 0, scale: d as u32 });
+    x = b.adaptive_layer_norm("norm_out", x, EPS, Modulation { value: out, shift: 0, scale: d as u32 });
     // The result drives a sampler whose coefficients reach 1 / alpha, so it keeps its 32 bits.
     x = b.linear("proj_out_2", x, &[p * p * out_channels, d], Linear::default());
     b.wide(x);
@@ -188,16 +188,17 @@ fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, silu: Va
     };
 
     let modulation = Modulation { value: m, shift: column(0), scale: column(1) };
-    let normed = b.layer_norm(&format!("{path}.norm1.norm"), x, EPS, modulation);
+    let normed = b.adaptive_layer_norm(&format!("{path}.norm1.norm"), x, EPS, modulation);
     let projection = Linear { bias: c.attention_bias, ..Linear::default() };
     let [q, k, v] =
         ["to_q", "to_k", "to_v"].map(|name| b.linear(&format!("{path}.attn1.{name}"), normed, &[d, d], projection));
     let scale = (c.head_dim as f32).sqrt().recip();
-    let attended = b.push(&format!("{path}.attn1"), Op::Attention { q, k, v, heads: c.heads, scale });
+    let attended =
+        b.push(&format!("{path}.attn1"), Op::Attention { q, k, v, heads: c.heads, scale, attend: Default::default() });
     let x = b.linear(&format!("{path}.attn1.to_out.0"), attended, &[d, d], gated(2, x));
 
     let modulation = Modulation { value: m, shift: column(3), scale: column(4) };
-    let normed = b.layer_norm(&format!("{path}.norm3"), x, c.norm_eps, modulation);
+    let normed = b.adaptive_layer_norm(&format!("{path}.norm3"), x, c.norm_eps, modulation);
     let gelu = Linear { act: Act::GeluTanh, ..Linear::default() };
     let hidden = b.linear(&format!("{path}.ff.net.0.proj"), normed, &[4 * d, d], gelu);
     b.linear(&format!("{path}.ff.net.2"), hidden, &[d, 4 * d], gated(5, x))

@@ -47,6 +47,42 @@ impl<'a> Fields<'a> {
         list.iter().map(|v| self.number(field, v)).collect::<Result<Vec<_>>>().map(Some)
     }
 
+    /// One positive whole number per level, of `levels`: a list of them, or one for all; `default` if absent.
+    pub fn counts_per_level(&self, field: &str, levels: usize, default: u32) -> Result<Vec<u32>> {
+        let counts = match self.value(field) {
+            Some(Value::Array(_)) => self.counts(field)?.unwrap_or_default(),
+            _ => vec![self.count_or(field, default)?; levels],
+        };
+        if counts.len() != levels {
+            return Err(self.error(field, format!("one number, or one for each of {levels} levels"), counts.len()));
+        }
+        Ok(counts)
+    }
+
+    /// Height and width: two numbers, or one for both; `None` if absent.
+    pub fn size(&self, field: &str) -> Result<Option<[u32; 2]>> {
+        match self.value(field) {
+            None => Ok(None),
+            Some(value @ Value::Array(_)) => match self.counts(field)?.as_deref() {
+                Some(&[height, width]) => Ok(Some([height, width])),
+                _ => Err(self.error(field, "one number, or height and width", value)),
+            },
+            Some(value) => self.number(field, value).map(|n| Some([n; 2])),
+        }
+    }
+
+    /// A text; `default` if absent.
+    pub fn text_or(&self, field: &str, default: &'a str) -> Result<&'a str> {
+        let Some(value) = self.value(field) else { return Ok(default) };
+        value.as_str().ok_or_else(|| self.error(field, "a text", value))
+    }
+
+    /// Refuses any factor but 1, which is what an absent one is.
+    pub fn one(&self, field: &str) -> Result<()> {
+        let factor = self.float_or(field, 1.0)?;
+        if factor == 1.0 { Ok(()) } else { Err(self.error(field, 1, factor)) }
+    }
+
     /// A list of texts; `None` if absent.
     pub fn texts(&self, field: &str) -> Result<Option<Vec<&'a str>>> {
         let Some(value) = self.value(field) else { return Ok(None) };
@@ -72,6 +108,16 @@ impl<'a> Fields<'a> {
     pub fn flag_or(&self, field: &str, default: bool) -> Result<bool> {
         let Some(value) = self.value(field) else { return Ok(default) };
         value.as_bool().ok_or_else(|| self.error(field, "true or false", value))
+    }
+
+    /// True or false, or a list of them; empty if absent.
+    pub fn flags(&self, field: &str) -> Result<Vec<bool>> {
+        let Some(value) = self.value(field) else { return Ok(Vec::new()) };
+        let flags = match value {
+            Value::Array(list) => list.iter().map(Value::as_bool).collect(),
+            _ => value.as_bool().map(|flag| vec![flag]),
+        };
+        flags.ok_or_else(|| self.error(field, "true or false, or one of them per level", value))
     }
 
     /// Refuses any value of `field` but `supported`; an absent field has the value `default`.

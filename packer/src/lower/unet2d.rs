@@ -1,243 +1,185 @@
-//! `UNet2DModel`: the unconditional UNet of DDPM and DDIM on pixels (Ho et al. 2020), as diffusers saves it.
+//! `UNet2DModel`: the unconditional UNet of DDPM, DDIM and latent diffusion (Ho et al. 2020, Rombach et al. 2022), as
+//! diffusers saves it.
 //!
-//! Residual blocks of two convolutions, a shift per channel from the timestep between them; attention over all pixels at
-//! some levels; every block of the way down is concatenated to one of the way up.
+//! One field is not diffusers': `num_attention_heads` gives the number of heads at every level, whatever its channels,
+//! where diffusers only has one size for all heads. LSUN-churches of latent diffusion needs it.
 
-use super::builder::{Builder, Conv, Linear, Weight};
-use super::{Fields, UNET};
+use super::Fields;
+use super::blocks::Blocks;
+use super::builder::{Builder, Weight};
+use super::unet::{Change, Level, Levels, TimeConfig};
 use crate::source::diffusers::Object;
 use aquatint::error::{Error, Result};
-use aquatint::program::{Act, Columns, Dim, Input, InputKind, Op, Program, Role, Sampling, Value};
+use aquatint::program::{Dim, Input, InputKind, Program, Role, Sampling, Value};
 use serde_json::json;
 
-/// What the builder needs of `unet/config.json`.
+/// What the builder needs of `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    component: &'static str,
     /// Channels of the image in, and of the result.
     pub in_channels: u32,
-    out_channels: u32,
     /// Height and width it was made for.
-    pub sample_size: u32,
-    layers: u32,
-    channels: Vec<u32>,
-    /// Whether each level attends, on the way down and on the way up.
-    attend_down: Vec<bool>,
-    attend_up: Vec<bool>,
-    attend_mid: bool,
-    /// Features per head; a single head if absent.
-    head_dim: Option<u32>,
+    pub sample_size: [u32; 2],
+    /// Channels and blocks of each level.
+    pub levels: Levels,
+    heads: Heads,
     groups: u32,
+    /// Groups of the norm before the middle's attention, if the configuration says.
+    mid_groups: Option<u32>,
     eps: f32,
-    cos_first: bool,
-    freq_shift: f32,
-    /// Zero padding of the convolutions that halve the image.
-    down: Sampling,
+    time: TimeConfig,
+}
+
+/// How channels are divided between heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Heads {
+    One,
+    /// Features per head.
+    Of(u32),
+    Number(u32),
+}
+
+impl Heads {
+    /// Heads for `channels`; `None` if they cannot be divided.
+    fn count(self, channels: u32) -> Option<u32> {
+        match self {
+            Heads::One => Some(1),
+            Heads::Of(d) => channels.is_multiple_of(d).then_some(channels / d),
+            Heads::Number(n) => channels.is_multiple_of(n).then_some(n),
+        }
+    }
 }
 
 impl Config {
-    /// Reads the configuration of a component of class `class`.
+    /// Reads the configuration of `component`, which is of class `class`.
     ///
     /// # Errors
     /// [`Error::Request`] naming the field, what is supported, and what was found.
-    pub fn read(class: &str, object: &Object) -> Result<Self> {
+    pub fn read(component: &'static str, class: &str, object: &Object) -> Result<Self> {
         if class != "UNet2DModel" {
-            return Err(Error::request("unet/config.json: _class_name", "UNet2DModel", class));
+            return Err(Error::request(format!("{component}/config.json: _class_name"), "UNet2DModel", class));
         }
-        let fields = Fields::new(UNET, object);
+        let fields = Fields::new(component, object);
         fields.only("act_fn", json!("silu"), json!("silu"))?;
         fields.only("time_embedding_type", json!("positional"), json!("positional"))?;
-        fields.only("resnet_time_scale_shift", json!("default"), json!("default"))?;
-        fields.only("downsample_type", json!("conv"), json!("conv"))?;
-        fields.only("upsample_type", json!("conv"), json!("conv"))?;
-        let scale = fields.float_or("mid_block_scale_factor", 1.0)?;
-        if scale != 1.0 {
-            return Err(fields.error("mid_block_scale_factor", 1, scale));
-        }
         fields.only("center_input_sample", json!(false), json!(false))?;
         fields.only("mid_block_type", json!("UNetMidBlock2D"), json!("UNetMidBlock2D"))?;
-        for field in [
-            "time_embedding_dim",
-            "class_embed_type",
-            "num_class_embeds",
-            "num_train_timesteps",
-            "attn_norm_num_groups",
-        ] {
+        fields.one("mid_block_scale_factor")?;
+        for field in ["time_embedding_dim", "class_embed_type", "num_class_embeds", "num_train_timesteps"] {
             fields.only(field, json!(null), json!(null))?;
         }
         let channels = fields.counts("block_out_channels")?.unwrap_or_else(|| vec![224, 448, 672, 896]);
-        let sides = |field: &str, plain: &str, attending: &str| -> Result<Vec<bool>> {
-            let Some(list) = fields.texts(field)? else {
-                return Err(fields.error(field, "a list of block classes", "none"));
-            };
-            if list.len() != channels.len() {
-                return Err(fields.error(field, format!("{} blocks, one per level", channels.len()), list.len()));
-            }
-            let attends = |name: &&str| match *name {
-                name if name == plain => Ok(false),
-                name if name == attending => Ok(true),
-                other => Err(fields.error(field, format!("{plain} or {attending}"), other)),
-            };
-            list.iter().map(attends).collect()
+        let change = |field: &str| match fields.text_or(field, "conv")? {
+            "conv" => Ok(Change::Conv),
+            "resnet" => Ok(Change::Resnet),
+            other => Err(fields.error(field, "conv or resnet", other)),
         };
+        let down = blocks(&fields, "down", channels.len(), change("downsample_type")?)?;
+        let up = blocks(&fields, "up", channels.len(), change("upsample_type")?)?;
+        // The class's default is 8, but a null in the file means one head.
+        let head_dim =
+            if object.contains_key("attention_head_dim") { fields.count("attention_head_dim")? } else { Some(8) };
+        let heads = match (fields.count("num_attention_heads")?, head_dim) {
+            (Some(heads), _) => Heads::Number(heads),
+            (None, Some(d)) => Heads::Of(d),
+            (None, None) => Heads::One,
+        };
+        let in_channels = fields.count_or("in_channels", 3)?;
+        let out_channels = fields.count_or("out_channels", 3)?;
         let config = Config {
-            in_channels: fields.count_or("in_channels", 3)?,
-            out_channels: fields.count_or("out_channels", 3)?,
-            sample_size: fields.count_or("sample_size", 32)?,
-            layers: fields.count_or("layers_per_block", 2)?,
-            attend_down: sides("down_block_types", "DownBlock2D", "AttnDownBlock2D")?,
-            attend_up: sides("up_block_types", "UpBlock2D", "AttnUpBlock2D")?,
-            attend_mid: fields.flag_or("add_attention", true)?,
-            // The class's default is 8, but a null in the file means one head.
-            head_dim: if object.contains_key("attention_head_dim") {
-                fields.count("attention_head_dim")?
-            } else {
-                Some(8)
-            },
+            component,
+            in_channels,
+            sample_size: fields.size("sample_size")?.unwrap_or([32; 2]),
+            heads,
             groups: fields.count_or("norm_num_groups", 32)?,
+            mid_groups: fields.count("attn_norm_num_groups")?,
             eps: fields.float_or("norm_eps", 1e-5)? as f32,
-            cos_first: fields.flag_or("flip_sin_to_cos", true)?,
-            freq_shift: fields.float_or("freq_shift", 0.0)? as f32,
-            down: match fields.float_or("downsample_padding", 1.0)? {
-                0.0 => Sampling::DownAfter,
-                1.0 => Sampling::Down,
-                other => return Err(fields.error("downsample_padding", "0 or 1", other)),
+            time: TimeConfig::read(&fields, channels[0])?,
+            levels: Levels {
+                layers: vec![fields.count_or("layers_per_block", 2)?; channels.len()],
+                down,
+                up,
+                attend_mid: fields.flag_or("add_attention", true)?,
+                sampling: match fields.float_or("downsample_padding", 1.0)? {
+                    0.0 => Sampling::DownAfter,
+                    1.0 => Sampling::Down,
+                    other => return Err(fields.error("downsample_padding", "0 or 1", other)),
+                },
+                channels,
             },
-            channels,
         };
-        if config.in_channels != config.out_channels {
-            return Err(fields.error(
-                "out_channels",
-                format!("{}, as in_channels", config.in_channels),
-                config.out_channels,
-            ));
+        if in_channels != out_channels {
+            return Err(fields.error("out_channels", format!("{in_channels}, as in_channels"), out_channels));
         }
-        if let Some(level) = config.channels.iter().find(|c| !c.is_multiple_of(config.groups)) {
-            let expected = format!("channels in multiples of norm_num_groups {}", config.groups);
-            return Err(fields.error("block_out_channels", expected, level));
+        config.levels.check(&fields, config.groups, config.sample_size)?;
+        if let Some(level) = config.levels.channels.iter().find(|&&c| heads.count(c).is_none()) {
+            let (field, got) = match heads {
+                Heads::Number(n) => ("num_attention_heads", n),
+                Heads::Of(n) => ("attention_head_dim", n),
+                Heads::One => unreachable!("one head fits all"),
+            };
+            return Err(fields.error(field, format!("a divisor of {level} channels"), got));
         }
-        if config.channels[0] < 4 || !config.channels[0].is_multiple_of(2) || config.channels.len() > 8 {
-            let expected = "at most 8 levels, the first of an even number of channels";
-            return Err(fields.error("block_out_channels", expected, format!("{:?}", config.channels)));
-        }
-        if let Some(d) = config.head_dim
-            && let Some(level) = config.channels.iter().find(|c| !c.is_multiple_of(d))
+        if let Some(groups) = config.mid_groups
+            && let Some(mid) = config.levels.channels.last().filter(|c| !c.is_multiple_of(groups))
         {
-            return Err(fields.error("attention_head_dim", format!("a divisor of {level} channels"), d));
-        }
-        let halvings = config.channels.len() as u32 - 1;
-        if !config.sample_size.is_multiple_of(1 << halvings) {
-            return Err(fields.error("sample_size", format!("a multiple of {}", 1 << halvings), config.sample_size));
+            return Err(fields.error("attn_norm_num_groups", format!("a divisor of {mid} channels"), groups));
         }
         Ok(config)
     }
 }
 
-/// The denoiser: `(n, h, w, in_channels)` and timesteps to `(n, h, w, out_channels)`. `has` tells whether the checkpoint
-/// holds a tensor of that name; it decides between the old and the new names of attention.
+/// The levels of one way, from its block classes; `change` is what the field of that name says.
+fn blocks(fields: &Fields, way: &str, count: usize, change: Change) -> Result<Vec<Level>> {
+    let field = format!("{way}_block_types");
+    let Some(list) = fields.texts(&field)? else {
+        return Err(fields.error(&field, "a list of block classes", "none"));
+    };
+    if list.len() != count {
+        return Err(fields.error(&field, format!("{count} blocks, one per level"), list.len()));
+    }
+    let names = match way {
+        "down" => ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"],
+        _ => ["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"],
+    };
+    let level = |name: &&str| match names.iter().position(|known| known == name) {
+        Some(0) => Ok(Level { attend: false, change }),
+        Some(1) => Ok(Level { attend: true, change }),
+        Some(2) => Ok(Level { attend: false, change: Change::Resnet }),
+        _ => Err(fields.error(&field, format!("{}, {} or {}", names[0], names[1], names[2]), name)),
+    };
+    list.iter().map(level).collect()
+}
+
+/// The denoiser: `(n, h, w, in_channels)` and timesteps to `(n, h, w, in_channels)`. `has` tells whether the checkpoint
+/// holds a tensor of that name. It decides between the old and the new names of attention, and where configurations are
+/// not plain: blocks without attention are resampled by a convolution in diffusers, whatever the configuration says of
+/// the others, and the middle has a norm before attention unless blocks scale and shift.
 pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Vec<Weight>) -> Program {
     let c = config;
     let dims = vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(c.in_channels)];
     let inputs =
         vec![Input { kind: InputKind::Sample, dims }, Input { kind: InputKind::Timestep, dims: vec![Dim::Conditions] }];
     let (sample, timestep) = (Value(0), Value(1));
-    let mut b = Builder::new(Role::Denoiser, UNET, inputs, weights);
-    let channels: Vec<usize> = c.channels.iter().map(|&n| n as usize).collect();
-    let (first, d) = (channels[0], 4 * channels[0]);
-
-    let embedding =
-        Op::TimestepEmbedding { t: timestep, dim: c.channels[0], cos_first: c.cos_first, shift: c.freq_shift };
-    let t = b.push("time_proj", embedding);
-    let with = Linear { act: Act::Silu, ..Linear::default() };
-    let t = b.linear("time_embedding.linear_1", t, &[d, first], with);
-    // Every reader wants the SiLU of the embedding.
-    let time = b.linear("time_embedding.linear_2", t, &[d, d], with);
-
-    let x = b.conv("conv_in", sample, [c.in_channels as usize, first], Conv::default());
-    let mut unet = Unet { b, config: c, has, time, d };
-    let mut skips = vec![(x, first)];
-    let (mut x, mut width) = (x, first);
-    for (level, &out) in channels.iter().enumerate() {
-        let path = format!("down_blocks.{level}");
-        for i in 0..c.layers {
-            x = unet.resnet(&format!("{path}.resnets.{i}"), x, width, out);
-            width = out;
-            if c.attend_down[level] {
-                x = unet.attention(&format!("{path}.attentions.{i}"), x, width);
-            }
-            skips.push((x, width));
-        }
-        if level + 1 < channels.len() {
-            let with = Conv { sampling: c.down, ..Conv::default() };
-            x = unet.b.conv(&format!("{path}.downsamplers.0.conv"), x, [width; 2], with);
-            skips.push((x, width));
-        }
-    }
-    x = unet.resnet("mid_block.resnets.0", x, width, width);
-    if c.attend_mid {
-        x = unet.attention("mid_block.attentions.0", x, width);
-    }
-    x = unet.resnet("mid_block.resnets.1", x, width, width);
-    for (level, &out) in channels.iter().rev().enumerate() {
-        let path = format!("up_blocks.{level}");
-        for i in 0..=c.layers {
-            let Some((skip, skip_width)) = skips.pop() else { unreachable!("one per block of the way down") };
-            x = unet.b.push(&format!("{path}.concat.{i}"), Op::Concat { a: x, b: skip });
-            x = unet.resnet(&format!("{path}.resnets.{i}"), x, width + skip_width, out);
-            width = out;
-            if c.attend_up[level] {
-                x = unet.attention(&format!("{path}.attentions.{i}"), x, width);
+    let mut b = Builder::new(Role::Denoiser, c.component, inputs, weights);
+    let time = c.time.lower(&mut b, timestep, None);
+    let mut blocks = Blocks { b, groups: c.groups, eps: c.eps, time: Some(time), wide: false, has };
+    let mut levels = c.levels.clone();
+    for (way, levels) in [("down", &mut levels.down), ("up", &mut levels.up)] {
+        for (i, level) in levels.iter_mut().enumerate() {
+            if has(&format!("{way}_blocks.{i}.{way}samplers.0.conv.weight")) {
+                level.change = Change::Conv;
             }
         }
-        if level + 1 < channels.len() {
-            let with = Conv { sampling: Sampling::Up, ..Conv::default() };
-            x = unet.b.conv(&format!("{path}.upsamplers.0.conv"), x, [width; 2], with);
-        }
     }
-    let Unet { mut b, .. } = unet;
-    x = b.group_norm("conv_norm_out", x, width, c.groups, c.eps, Act::Silu);
-    x = b.conv("conv_out", x, [width, c.out_channels as usize], Conv::default());
-    b.wide(x);
-    b.finish(x)
-}
-
-/// The builder, with what all blocks share.
-struct Unet<'a> {
-    b: Builder<'a>,
-    config: &'a Config,
-    has: &'a dyn Fn(&str) -> bool,
-    /// SiLU of the embedding of the timestep, and its features.
-    time: Value,
-    d: usize,
-}
-
-impl Unet<'_> {
-    /// A residual block from `i` to `o` channels.
-    fn resnet(&mut self, path: &str, x: Value, i: usize, o: usize) -> Value {
-        let (b, c) = (&mut self.b, self.config);
-        let shift = b.linear(&format!("{path}.time_emb_proj"), self.time, &[o, self.d], Linear::default());
-        let normed = b.group_norm(&format!("{path}.norm1"), x, i, c.groups, c.eps, Act::Silu);
-        let with = Conv { shift: Some(Columns { value: shift, offset: 0 }), ..Conv::default() };
-        let hidden = b.conv(&format!("{path}.conv1"), normed, [i, o], with);
-        let normed = b.group_norm(&format!("{path}.norm2"), hidden, o, c.groups, c.eps, Act::Silu);
-        let skip =
-            if i == o { x } else { b.linear(&format!("{path}.conv_shortcut"), x, &[o, i, 1, 1], Linear::default()) };
-        b.conv(&format!("{path}.conv2"), normed, [o, o], Conv { residual: Some(skip), ..Conv::default() })
-    }
-
-    /// Attention over all pixels.
-    fn attention(&mut self, path: &str, x: Value, d: usize) -> Value {
-        let (b, c) = (&mut self.b, self.config);
-        let names = if (self.has)(&format!("{path}.query.weight")) {
-            ["query", "key", "value", "proj_attn"]
-        } else {
-            ["to_q", "to_k", "to_v", "to_out.0"]
-        };
-        let [to_q, to_k, to_v, to_out] = names.map(|name| format!("{path}.{name}"));
-        let normed = b.group_norm(&format!("{path}.group_norm"), x, d, c.groups, c.eps, Act::None);
-        let [q, k, v] = [to_q, to_k, to_v].map(|name| b.linear(&name, normed, &[d, d], Linear::default()));
-        let head = c.head_dim.unwrap_or(d as u32);
-        let heads = d as u32 / head;
-        let attended = b.push(path, Op::Attention { q, k, v, heads, scale: (head as f32).sqrt().recip() });
-        b.linear(&to_out, attended, &[d, d], Linear { residual: Some(x), ..Linear::default() })
-    }
+    let plain = !c.time.scale_shift || has("mid_block.attentions.0.group_norm.weight");
+    let mid_groups = c.mid_groups.or(plain.then_some(c.groups));
+    let channels = [c.in_channels as usize; 2];
+    let output = levels.lower(&mut blocks, sample, channels, &mut |blocks, site, x| {
+        let groups = if site.level.is_some() { Some(c.groups) } else { mid_groups };
+        let heads = c.heads.count(site.channels as u32).unwrap_or(1);
+        blocks.attention(site.path, x, site.channels, heads, groups)
+    });
+    blocks.b.finish(output)
 }

@@ -1,30 +1,35 @@
-//! The decoder of `AutoencoderKL`: latents, as the sampler leaves them, to an image in about -1..1, not clamped.
+//! `AutoencoderKL`: the decoder, latents as the sampler leaves them to an image in about -1..1, not clamped; and the
+//! encoder, an image in -1..1 to mean and log variance of its latents, side by side.
 //!
 //! ```text
-//! z / scaling_factor + shift_factor -> post_quant_conv 1x1 -> conv_in
+//! decoder: z / scaling_factor + shift_factor -> post_quant_conv 1x1 -> conv_in
 //!   -> resnet, attention, resnet -> per up block: resnets, 2x upsampling with a convolution (but not the last)
 //!   -> group norm, silu, conv_out
-//! resnet: x + conv(silu(norm(conv(silu(norm(x))))))     x through a 1x1 convolution where channels change
+//! encoder: conv_in -> per down block: resnets, a convolution of stride 2 (but not the last)
+//!   -> resnet, attention, resnet -> group norm, silu, conv_out -> quant_conv 1x1
 //! ```
 //!
-//! The encoder is not lowered. The residual stream grows large in some trained models, so every value on it is wide.
-//! Checkpoints older than diffusers 0.15 call the attention's layers `query`, `key`, `value` and `proj_attn`.
+//! The residual stream grows large in some trained models, so every value on it is wide. [`super::vq`] has the same
+//! decoder.
 
+use super::Fields;
+use super::blocks::Blocks;
 use super::builder::{Builder, Conv, Linear, Weight};
-use super::{Fields, VAE};
 use crate::source::diffusers::Object;
 use aquatint::error::{Error, Result};
+use aquatint::format::meta::EncoderMeta;
 use aquatint::program::{Act, Dim, Input, InputKind, Op, Program, Role, Sampling, Value};
 use serde_json::json;
 
-/// Epsilon of every norm of the decoder.
+/// Epsilon of every norm.
 const EPS: f32 = 1e-6;
 /// Channels of an image.
 const IMAGE_CHANNELS: u32 = 3;
 
-/// What the program depends on.
+/// What the programs depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    pub(super) component: &'static str,
     /// Channels of the latents.
     pub latent_channels: u32,
     /// Channels per level, finest first.
@@ -37,6 +42,8 @@ pub struct Config {
     pub scaling_factor: f64,
     /// Added to the latents afterwards.
     pub shift_factor: f64,
+    /// Whether there is a 1x1 convolution after the encoder.
+    pub quant_conv: bool,
     /// Whether there is a 1x1 convolution before the decoder.
     pub post_quant_conv: bool,
     /// Whether the middle has attention.
@@ -44,34 +51,43 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the configuration of a component of class `class`.
+    /// Reads the configuration of `component`, which is of class `class`.
     ///
     /// # Errors
     /// [`Error::Request`] naming the field, what is supported and what it is.
-    pub fn read(class: &str, object: &Object) -> Result<Self> {
+    pub fn read(component: &'static str, class: &str, object: &Object) -> Result<Self> {
         if class != "AutoencoderKL" {
-            return Err(Error::request(
-                format!("{VAE}/config.json: _class_name"),
-                "AutoencoderKL",
-                format!("{class:?}"),
-            ));
+            let what = format!("{component}/config.json: _class_name");
+            return Err(Error::request(what, "AutoencoderKL", format!("{class:?}")));
         }
-        let fields = Fields::new(VAE, object);
-        fields.only("act_fn", json!("silu"), json!("silu"))?;
-        fields.only("out_channels", json!(IMAGE_CHANNELS), json!(IMAGE_CHANNELS))?;
+        let fields = Fields::new(component, object);
         for field in ["latents_mean", "latents_std"] {
             fields.only(field, json!(null), json!(null))?;
         }
+        Ok(Config {
+            shift_factor: fields.float_or("shift_factor", 0.0)?,
+            quant_conv: fields.flag_or("use_quant_conv", true)?,
+            post_quant_conv: fields.flag_or("use_post_quant_conv", true)?,
+            ..Config::shared(component, &fields, 4)?
+        })
+    }
+
+    /// What the configurations of all autoencoders have; `latents` is the class's default of their channels.
+    pub(super) fn shared(component: &'static str, fields: &Fields, latents: u32) -> Result<Self> {
+        fields.only("act_fn", json!("silu"), json!("silu"))?;
+        fields.only("out_channels", json!(IMAGE_CHANNELS), json!(IMAGE_CHANNELS))?;
         let channels = fields.counts("block_out_channels")?.unwrap_or_else(|| vec![64]);
-        let blocks = vec!["UpDecoderBlock2D"; channels.len()];
-        fields.only("up_block_types", json!(["UpDecoderBlock2D"]), json!(blocks))?;
+        let blocks = |name| vec![name; channels.len()];
+        fields.only("up_block_types", json!(["UpDecoderBlock2D"]), json!(blocks("UpDecoderBlock2D")))?;
         let config = Config {
-            latent_channels: fields.count_or("latent_channels", 4)?,
+            component,
+            latent_channels: fields.count_or("latent_channels", latents)?,
             layers: fields.count_or("layers_per_block", 1)?,
             groups: fields.count_or("norm_num_groups", 32)?,
             scaling_factor: fields.float_or("scaling_factor", 0.18215)?,
-            shift_factor: fields.float_or("shift_factor", 0.0)?,
-            post_quant_conv: fields.flag_or("use_post_quant_conv", true)?,
+            shift_factor: 0.0,
+            quant_conv: true,
+            post_quant_conv: true,
             mid_attention: fields.flag_or("mid_block_add_attention", true)?,
             channels,
         };
@@ -92,90 +108,99 @@ impl Config {
     pub fn pixels_per_latent(&self) -> u32 {
         1 << (self.channels.len() - 1)
     }
+
+    /// What the encoder's result is multiplied with.
+    pub fn encoder_meta(&self) -> EncoderMeta {
+        EncoderMeta { scale: self.scaling_factor as f32, shift: self.shift_factor as f32 }
+    }
+
+    pub(super) fn builder<'a>(&self, role: Role, channels: u32, weights: &'a mut Vec<Weight>) -> Builder<'a> {
+        let dims = vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(channels)];
+        Builder::new(role, self.component, vec![Input { kind: InputKind::Sample, dims }], weights)
+    }
 }
 
 /// The decoder: `(n, h, w, latent_channels)` to `(n, h * pixels, w * pixels, 3)`. `has` tells whether the checkpoint
 /// holds a tensor of that name; it decides between the old and the new names of attention.
 pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Vec<Weight>) -> Program {
-    let c = config;
-    let latent = c.latent_channels as usize;
-    let dims = vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(c.latent_channels)];
-    let inputs = vec![Input { kind: InputKind::Sample, dims }];
-    let mut b = Builder::new(Role::VaeDecoder, VAE, inputs, weights);
-
-    let (mul, add) = ((1.0 / c.scaling_factor) as f32, c.shift_factor as f32);
-    let mut x = b.push("scaling_factor", Op::Pointwise { x: Value(0), act: Act::None, mul, add });
-    b.wide(x);
-    if c.post_quant_conv {
+    let mut b = config.builder(Role::VaeDecoder, config.latent_channels, weights);
+    let mut x = unscale(config, &mut b);
+    if config.post_quant_conv {
+        let latent = config.latent_channels as usize;
         x = b.linear("post_quant_conv", x, &[latent, latent, 1, 1], Linear::default());
         b.wide(x);
     }
-    let mut levels = c.channels.iter().rev().map(|&n| n as usize).peekable();
-    let mut width = levels.peek().copied().unwrap_or(latent);
-    x = b.conv("decoder.conv_in", x, [latent, width], Conv::default());
-    b.wide(x);
+    decode(config, b, x, has)
+}
 
-    let mut decoder = Decoder { b, groups: c.groups };
-    x = decoder.resnet("decoder.mid_block.resnets.0", x, width, width);
-    if c.mid_attention {
-        x = decoder.attention("decoder.mid_block.attentions.0", x, width, has);
-    }
-    x = decoder.resnet("decoder.mid_block.resnets.1", x, width, width);
+/// The input divided by the scaling factor and shifted.
+pub(super) fn unscale(config: &Config, b: &mut Builder) -> Value {
+    let (mul, add) = ((1.0 / config.scaling_factor) as f32, config.shift_factor as f32);
+    let x = b.push("scaling_factor", Op::Pointwise { x: Value(0), act: Act::None, mul, add });
+    b.wide(x)
+}
+
+/// The rest of the decoder, from the convolution at its beginning.
+pub(super) fn decode(c: &Config, mut b: Builder, x: Value, has: &dyn Fn(&str) -> bool) -> Program {
+    let mut levels = c.channels.iter().rev().map(|&n| n as usize).peekable();
+    let latent = c.latent_channels as usize;
+    let mut width = levels.peek().copied().unwrap_or(latent);
+    let mut x = b.conv("decoder.conv_in", x, [latent, width], Conv::default());
+    b.wide(x);
+    let mut blocks = Blocks { b, groups: c.groups, eps: EPS, time: None, wide: true, has };
+    x = middle(c, &mut blocks, "decoder.mid_block", x, width);
     for (level, channels) in levels.enumerate() {
         let path = format!("decoder.up_blocks.{level}");
         for i in 0..=c.layers {
-            x = decoder.resnet(&format!("{path}.resnets.{i}"), x, width, channels);
+            x = blocks.resnet(&format!("{path}.resnets.{i}"), x, [width, channels]);
             width = channels;
         }
         if level + 1 < c.channels.len() {
             let up = Conv { sampling: Sampling::Up, ..Conv::default() };
-            x = decoder.b.conv(&format!("{path}.upsamplers.0.conv"), x, [width; 2], up);
-            decoder.b.wide(x);
+            x = blocks.b.conv(&format!("{path}.upsamplers.0.conv"), x, [width; 2], up);
+            blocks.b.wide(x);
         }
     }
-    let Decoder { mut b, groups } = decoder;
-    x = b.group_norm("decoder.conv_norm_out", x, width, groups, EPS, Act::Silu);
-    x = b.conv("decoder.conv_out", x, [width, IMAGE_CHANNELS as usize], Conv::default());
+    let output = blocks.finish("decoder.", x, [width, IMAGE_CHANNELS as usize]);
+    blocks.b.finish(output)
+}
+
+/// The encoder: `(n, h, w, 3)` to `(n, h / pixels, w / pixels, 2 latent_channels)`, means then log variances; `has` as
+/// for [`lower`].
+pub fn lower_encoder(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Vec<Weight>) -> Program {
+    let c = config;
+    let mut b = c.builder(Role::VaeEncoder, IMAGE_CHANNELS, weights);
+    let mut width = c.channels[0] as usize;
+    let mut x = b.conv("encoder.conv_in", Value(0), [IMAGE_CHANNELS as usize, width], Conv::default());
     b.wide(x);
-    b.finish(x)
-}
-
-/// The builder, with what all blocks share.
-struct Decoder<'a> {
-    b: Builder<'a>,
-    groups: u32,
-}
-
-impl Decoder<'_> {
-    /// A residual block from `i` to `o` channels.
-    fn resnet(&mut self, path: &str, x: Value, i: usize, o: usize) -> Value {
-        let b = &mut self.b;
-        let normed = b.group_norm(&format!("{path}.norm1"), x, i, self.groups, EPS, Act::Silu);
-        let hidden = b.conv(&format!("{path}.conv1"), normed, [i, o], Conv::default());
-        let normed = b.group_norm(&format!("{path}.norm2"), hidden, o, self.groups, EPS, Act::Silu);
-        let mut skip = x;
-        if i != o {
-            skip = b.linear(&format!("{path}.conv_shortcut"), x, &[o, i, 1, 1], Linear::default());
-            b.wide(skip);
+    let mut blocks = Blocks { b, groups: c.groups, eps: EPS, time: None, wide: true, has };
+    for (level, &channels) in c.channels.iter().enumerate() {
+        let path = format!("encoder.down_blocks.{level}");
+        for i in 0..c.layers {
+            x = blocks.resnet(&format!("{path}.resnets.{i}"), x, [width, channels as usize]);
+            width = channels as usize;
         }
-        let y = b.conv(&format!("{path}.conv2"), normed, [o, o], Conv { residual: Some(skip), ..Conv::default() });
-        b.wide(y)
+        if level + 1 < c.channels.len() {
+            let down = Conv { sampling: Sampling::DownAfter, ..Conv::default() };
+            x = blocks.b.conv(&format!("{path}.downsamplers.0.conv"), x, [width; 2], down);
+            blocks.b.wide(x);
+        }
     }
+    x = middle(c, &mut blocks, "encoder.mid_block", x, width);
+    let moments = 2 * c.latent_channels as usize;
+    let mut output = blocks.finish("encoder.", x, [width, moments]);
+    if c.quant_conv {
+        output = blocks.b.linear("quant_conv", output, &[moments, moments, 1, 1], Linear::default());
+        blocks.b.wide(output);
+    }
+    blocks.b.finish(output)
+}
 
-    /// Attention over all pixels with a single head of `d` features.
-    fn attention(&mut self, path: &str, x: Value, d: usize, has: &dyn Fn(&str) -> bool) -> Value {
-        let b = &mut self.b;
-        let names = if has(&format!("{path}.query.weight")) {
-            ["query", "key", "value", "proj_attn"]
-        } else {
-            ["to_q", "to_k", "to_v", "to_out.0"]
-        };
-        let [to_q, to_k, to_v, to_out] = names.map(|name| format!("{path}.{name}"));
-        let normed = b.group_norm(&format!("{path}.group_norm"), x, d, self.groups, EPS, Act::None);
-        let [q, k, v] = [to_q, to_k, to_v].map(|name| b.linear(&name, normed, &[d, d], Linear::default()));
-        let attended = b.push(path, Op::Attention { q, k, v, heads: 1, scale: (d as f32).sqrt().recip() });
-        let with = Linear { residual: Some(x), ..Linear::default() };
-        let y = b.linear(&to_out, attended, &[d, d], with);
-        b.wide(y)
+/// Residual block, attention with a single head if there is any, residual block.
+fn middle(c: &Config, blocks: &mut Blocks, path: &str, x: Value, width: usize) -> Value {
+    let mut x = blocks.resnet(&format!("{path}.resnets.0"), x, [width; 2]);
+    if c.mid_attention {
+        x = blocks.attention(&format!("{path}.attentions.0"), x, width, 1, Some(c.groups));
     }
+    blocks.resnet(&format!("{path}.resnets.1"), x, [width; 2])
 }

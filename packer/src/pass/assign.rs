@@ -17,12 +17,14 @@ pub fn assign(program: &mut Program, bits: &dyn Fn(Tensor) -> Option<u8>) {
             *operand = numbers[operand.0 as usize];
         }
         let (weight, grain) = match node.op {
-            Op::Linear { weight, .. } => (Some(weight), QuantizeGrain::Row),
+            Op::Linear { weight, .. } | Op::GatedLinear { weight, .. } => (Some(weight), QuantizeGrain::Row),
             Op::Conv2d { weight, .. } => (Some(weight), QuantizeGrain::Sample),
             _ => (None, QuantizeGrain::Row),
         };
         if let Some(bits) = weight.and_then(bits) {
-            let (Op::Linear { x, .. } | Op::Conv2d { x, .. }) = &mut node.op else { unreachable!("ops with a weight") };
+            let (Op::Linear { x, .. } | Op::GatedLinear { x, .. } | Op::Conv2d { x, .. }) = &mut node.op else {
+                unreachable!("ops with a weight")
+            };
             let spec = Quantize { bits, grain, range: QuantizeRange::Dynamic };
             *x = *codes.entry((*x, spec)).or_insert_with(|| {
                 let value = next(&nodes);

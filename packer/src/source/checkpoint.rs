@@ -4,6 +4,7 @@
 //! asked for, and nothing is kept, so memory does not grow with the model. Which format a file has is told from its
 //! contents, never from its name.
 
+use super::layout::Entry;
 use super::view::View;
 use super::{SourceFile, safetensors, torch};
 use crate::quantize::first_non_finite;
@@ -16,19 +17,24 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Where a tensor lies.
 #[derive(Clone, Debug, PartialEq)]
 struct Place {
     file: usize,
     view: View,
+    /// Its name in the file, where that is another.
+    source: Option<String>,
 }
 
 /// All tensors of one component, by their names.
 #[derive(Debug)]
 pub struct Checkpoint {
     component: String,
-    maps: Vec<Mmap>,
+    /// The file that it is a part of, where tensors have other names than in the file.
+    origin: Option<String>,
+    maps: Vec<Arc<Mmap>>,
     tensors: BTreeMap<String, Place>,
     /// Objects that a tensor may be hidden in, by name: what they are.
     objects: BTreeMap<String, String>,
@@ -40,14 +46,21 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Names a component's weights may have, best first: full precision before half; then safetensors before pickles, as
-/// `from_pretrained` has it. The variant comes before the last extension, also in the index of a sharded set.
-const FILES: [(&str, &str); 4] = [
-    ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
-    ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json"),
-    ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"),
-    ("diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.bin.index.fp16.json"),
-];
+/// Names a component's weights may have, as `from_pretrained` has them: diffusers' before transformers', full precision before half, and then safetensors before pickles. The variant comes
+/// before the last extension, also in the index of a sharded set.
+const STEMS: [(&str, &[&str]); 3] =
+    [("diffusion_pytorch_model", &["safetensors", "bin"]), ("model", &["safetensors"]), ("pytorch_model", &["bin"])];
+
+/// `(whole, index of a sharded set)`, best first.
+fn files() -> impl Iterator<Item = (String, String)> {
+    STEMS.into_iter().flat_map(|(stem, extensions)| {
+        ["", ".fp16"].into_iter().flat_map(move |variant| {
+            extensions.iter().map(move |extension| {
+                (format!("{stem}{variant}.{extension}"), format!("{stem}.{extension}.index{variant}.json"))
+            })
+        })
+    })
+}
 
 impl Checkpoint {
     /// Opens the weights in `root/component`; appends every file it reads to `sources`.
@@ -58,17 +71,18 @@ impl Checkpoint {
     pub fn open(root: &Path, component: &str, sources: &mut Vec<SourceFile>) -> Result<Self> {
         let dir = root.join(component);
         let mut checkpoint = Checkpoint::empty(component.to_owned());
-        for (whole, sharded) in FILES {
-            if dir.join(whole).is_file() {
+        for (whole, sharded) in files() {
+            if dir.join(&whole).is_file() {
                 checkpoint.add_file(root, &format!("{component}/{whole}"), sources)?;
                 return Ok(checkpoint);
             }
-            if dir.join(sharded).is_file() {
-                checkpoint.add_shards(root, sharded, sources)?;
+            if dir.join(&sharded).is_file() {
+                checkpoint.add_shards(root, &sharded, sources)?;
                 return Ok(checkpoint);
             }
         }
-        let expected = format!("{}, {}, an .fp16 variant, or their sharded sets", FILES[0].0, FILES[1].0);
+        let expected =
+            "diffusion_pytorch_model.safetensors, model.safetensors, their .bin or .fp16 variants, or sharded sets";
         Err(Error::request(format!("weights in {}", dir.display()), expected, "none of them"))
     }
 
@@ -86,7 +100,7 @@ impl Checkpoint {
     }
 
     fn empty(component: String) -> Self {
-        Checkpoint { component, maps: Vec::new(), tensors: BTreeMap::new(), objects: BTreeMap::new() }
+        Checkpoint { component, origin: None, maps: Vec::new(), tensors: BTreeMap::new(), objects: BTreeMap::new() }
     }
 
     fn add_shards(&mut self, root: &Path, index_name: &str, sources: &mut Vec<SourceFile>) -> Result<()> {
@@ -130,10 +144,10 @@ impl Checkpoint {
             if self.tensors.contains_key(&key) {
                 return Err(Error::request(relative, "each tensor once, in one shard", format!("{key} again")));
             }
-            self.tensors.insert(key, Place { file: self.maps.len(), view });
+            self.tensors.insert(key, Place { file: self.maps.len(), view, source: None });
         }
         sources.push(SourceFile::of(relative.to_owned(), &map, true));
-        self.maps.push(map);
+        self.maps.push(Arc::new(map));
         Ok(())
     }
 
@@ -151,6 +165,43 @@ impl Checkpoint {
             return Err(Error::request(self.component, format!("tensors in {prefix}"), format!("others: {first}...")));
         }
         Ok(self)
+    }
+
+    /// The tensors that make up `component`, under the names and in the shapes that `entries` give them. Nothing is read;
+    /// the maps are shared. Messages name the tensors of this checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for the first entry whose tensor is missing or has another shape than the entry says.
+    pub fn renamed(&self, component: &str, entries: &[Entry]) -> Result<Self> {
+        let origin = Some(self.component.clone());
+        let mut renamed = Checkpoint { origin, maps: self.maps.clone(), ..Checkpoint::empty(component.to_owned()) };
+        for entry in entries {
+            let error = |expected: &dyn std::fmt::Display, got: &dyn std::fmt::Display| {
+                let what = format!("{}: {} ({component}: {})", self.component, entry.source, entry.key);
+                Error::request(what, expected, got)
+            };
+            let Some(place) = self.tensors.get(&entry.source) else {
+                let got = self.objects.get(&entry.source).map_or("no such tensor", String::as_str);
+                return Err(error(&format!("shape {:?}", entry.source_dims), &got));
+            };
+            if !same_shape(&place.view.shape, &entry.source_dims) {
+                return Err(error(&format!("shape {:?}", entry.source_dims), &format!("shape {:?}", place.view.shape)));
+            }
+            let view = place.view.part(&entry.part, &entry.dims).map_err(|(expected, got)| error(&expected, &got))?;
+            let place = Place { file: place.file, view, source: Some(entry.source.clone()) };
+            renamed.tensors.insert(entry.key.clone(), place);
+        }
+        Ok(renamed)
+    }
+
+    /// What messages call tensor `key`: `component: key`, with the file's own name where that is another.
+    pub fn describe(&self, key: &str) -> String {
+        let (component, place) = (&self.component, self.tensors.get(key));
+        match (&self.origin, place.and_then(|p| p.source.as_ref())) {
+            (Some(file), Some(source)) => format!("{file}: {source} ({component}: {key})"),
+            (Some(file), None) => format!("{file}: {component}: {key}"),
+            (None, _) => format!("{component}: {key}"),
+        }
     }
 
     /// The component's folder name, or the name of the single file.
@@ -261,9 +312,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Request`] if the average has another shape than `key`.
     pub fn ema(&self, key: &str) -> Result<Option<String>> {
-        let (outer, inner) = key.strip_prefix("state_dict.").map_or(("", key), |inner| ("state_dict.", inner));
-        let Some(own) = inner.strip_prefix("model.") else { return Ok(None) };
-        let average = format!("{outer}model_ema.{}", own.replace('.', ""));
+        let Some(average) = average_name(key) else { return Ok(None) };
         let (Some(expected), Some(got)) = (self.shape(key), self.shape(&average)) else {
             return Ok(self.has(&average).then_some(average));
         };
@@ -282,8 +331,20 @@ impl Checkpoint {
     }
 
     fn error(&self, key: &str, expected: impl std::fmt::Display, got: impl std::fmt::Display) -> Error {
-        Error::request(format!("{}: {key}", self.component), expected, got)
+        Error::request(self.describe(key), expected, got)
     }
+}
+
+/// The name of the running average of `key`; see [`Checkpoint::ema`].
+pub(super) fn average_name(key: &str) -> Option<String> {
+    let (outer, inner) = key.strip_prefix("state_dict.").map_or(("", key), |inner| ("state_dict.", inner));
+    Some(format!("{outer}model_ema.{}", inner.strip_prefix("model.")?.replace('.', "")))
+}
+
+/// Whether two tensors have the same axes, but for those of one element at the end.
+fn same_shape(a: &[usize], b: &[usize]) -> bool {
+    let n = a.len().min(b.len());
+    a[..n] == b[..n] && a[n..].iter().chain(&b[n..]).all(|&d| d == 1)
 }
 
 /// `bytes` in words of `N`.

@@ -1,16 +1,60 @@
 //! A model directory as `DiffusionPipeline.save_pretrained` writes it: `model_index.json` and a folder per component.
+//! A model in one file becomes the same.
 
-use super::{Checkpoint, SourceFile, read_json};
+use super::tokenizer::{self, TokenizerFile};
+use super::{Checkpoint, SourceFile, layout, read_json};
 use aquatint::error::{Error, Result};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::path::Path;
 
 /// A JSON object.
 pub type Object = Map<String, Value>;
 
-/// Pipelines that can be packed, and the folders of their networks.
-pub const PIPELINES: [(&str, &[&str]); 3] =
-    [("DiTPipeline", &["transformer", "vae"]), ("DDPMPipeline", &["unet"]), ("DDIMPipeline", &["unet"])];
+/// Name of a second denoiser; see [`Model::with_refiner`].
+pub const REFINER: &str = "refiner";
+
+/// A pipeline that can be packed, and the folders of its networks.
+#[derive(Clone, Copy, Debug)]
+pub struct Pipeline {
+    /// Its class.
+    pub class: &'static str,
+    /// One folder of each list must be there.
+    pub needs: &'static [&'static [&'static str]],
+    /// Folders that may be there.
+    pub takes: &'static [&'static str],
+    /// Folders of tokenizers that may be there.
+    pub tokenizers: &'static [&'static str],
+}
+
+/// Pipelines that can be packed. Whatever else their directories hold (a `safety_checker`, a `feature_extractor`) is not
+/// looked at.
+pub const PIPELINES: [Pipeline; 11] = [
+    plain("DiTPipeline", &[&["transformer"], &["vae"]]),
+    plain("DDPMPipeline", &[&["unet"]]),
+    plain("DDIMPipeline", &[&["unet"]]),
+    plain("LDMPipeline", &[&["unet"], &["vqvae", "vae"]]),
+    plain("LDMClassToImagePipeline", &[&["unet"], &["class_embedding"], &["vqvae", "vae"]]),
+    stable_diffusion("StableDiffusionPipeline"),
+    stable_diffusion("StableDiffusionImg2ImgPipeline"),
+    stable_diffusion("StableDiffusionInpaintPipeline"),
+    stable_diffusion_xl("StableDiffusionXLPipeline"),
+    stable_diffusion_xl("StableDiffusionXLImg2ImgPipeline"),
+    stable_diffusion_xl("StableDiffusionXLInpaintPipeline"),
+];
+
+const fn plain(class: &'static str, needs: &'static [&'static [&'static str]]) -> Pipeline {
+    Pipeline { class, needs, takes: &[], tokenizers: &[] }
+}
+
+const fn stable_diffusion(class: &'static str) -> Pipeline {
+    Pipeline { class, needs: &[&["unet"], &["text_encoder"], &["vae"]], takes: &[], tokenizers: &["tokenizer"] }
+}
+
+const fn stable_diffusion_xl(class: &'static str) -> Pipeline {
+    let needs: &[&[&str]] = &[&["unet"], &["text_encoder_2"], &["vae"]];
+    Pipeline { class, needs, takes: &["text_encoder"], tokenizers: &["tokenizer", "tokenizer_2"] }
+}
 
 /// A network of the pipeline: its configuration and weights.
 #[derive(Debug)]
@@ -38,37 +82,59 @@ pub struct Model {
     pub scheduler: Value,
     /// Networks, in the order they were asked for.
     pub components: Vec<Component>,
+    /// Tokenizers by folder.
+    pub tokenizers: Vec<(String, TokenizerFile)>,
     /// Every file read so far, in order.
     pub sources: Vec<SourceFile>,
 }
 
 impl Model {
-    /// Opens the model directory at `root`.
+    /// Opens the model directory at `root`, or the single file; see [`layout::open`] for those.
     ///
     /// # Errors
-    /// [`Error::Request`] if it is not a diffusers directory, its pipeline is not one of [`PIPELINES`], or a component
+    /// [`Error::Request`] if it is neither a diffusers directory nor a known file, its pipeline is not one of [`PIPELINES`], or a component
     /// is missing or malformed; [`Error::Io`] if a file cannot be read.
     pub fn open(root: &Path) -> Result<Self> {
+        if root.is_file() {
+            return layout::open(root);
+        }
         let index_file = "model_index.json";
         if !root.join(index_file).is_file() {
-            let got = if root.is_dir() { "a directory without one" } else { "no such directory" };
-            let expected = "a diffusers model directory, with model_index.json";
+            let got = if root.is_dir() { "a directory without one" } else { "no such file or directory" };
+            let expected = "a diffusers model directory, with model_index.json, or a checkpoint file";
             return Err(Error::request(format!("model {}", root.display()), expected, got));
         }
         let mut sources = Vec::new();
         let index: Object = read_json(root, index_file, &mut sources)?;
         let class = text(&index, "_class_name").unwrap_or_default().to_owned();
-        let Some((_, folders)) = PIPELINES.iter().find(|(name, _)| *name == class) else {
-            let expected = format!("a supported pipeline: {}", PIPELINES.map(|p| p.0).join(", "));
+        let Some(pipeline) = PIPELINES.iter().find(|p| p.class == class) else {
+            let expected = format!("a supported pipeline: {}", PIPELINES.map(|p| p.class).join(", "));
             return Err(Error::request(format!("{index_file}: _class_name"), expected, format!("{class:?}")));
         };
-        let mut model =
-            Model { name: directory_name(root), class, index, scheduler: Value::Null, components: Vec::new(), sources };
+        let mut model = Model {
+            name: directory_name(root),
+            class,
+            index,
+            scheduler: Value::Null,
+            components: Vec::new(),
+            tokenizers: Vec::new(),
+            sources,
+        };
         let scheduler = "scheduler/scheduler_config.json";
         model.scheduler = Value::Object(read_json(root, scheduler, &mut model.sources)?);
-        for name in *folders {
+        let is_there = |name: &&&str| root.join(name).is_dir();
+        for folders in pipeline.needs {
+            let name = folders.iter().find(is_there).unwrap_or(&folders[0]);
             let component = model.open_component(root, name)?;
             model.components.push(component);
+        }
+        for name in pipeline.takes.iter().filter(is_there) {
+            let component = model.open_component(root, name)?;
+            model.components.push(component);
+        }
+        for name in pipeline.tokenizers.iter().filter(is_there) {
+            let tokenizer = tokenizer::read(root, name, &mut model.sources)?;
+            model.tokenizers.push((name.to_string(), tokenizer));
         }
         Ok(model)
     }
@@ -91,8 +157,60 @@ impl Model {
     /// # Panics
     /// If the pipeline's class has no such component: a bug, since [`open`](Self::open) opened all of them.
     pub fn component(&self, name: &str) -> &Component {
-        let found = self.components.iter().find(|c| c.name == name);
-        found.unwrap_or_else(|| panic!("component {name} of {}", self.class))
+        self.find(name).unwrap_or_else(|| panic!("component {name} of {}", self.class))
+    }
+
+    /// The component in folder `name`, if there is one.
+    pub fn find(&self, name: &str) -> Option<&Component> {
+        self.components.iter().find(|c| c.name == name)
+    }
+
+    /// This model, with the denoiser of `refiner` as a further component called [`REFINER`]: the last steps of one
+    /// sampling run are the refiner's. It must read the same latents and the same text encoder as this one.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if this model or the other has no such role, or their encoders or autoencoders differ.
+    pub fn with_refiner(mut self, refiner: Model) -> Result<Self> {
+        let refines = |class: &str| class == "StableDiffusionXLImg2ImgPipeline";
+        for (what, model, fits) in [
+            ("model with a refiner", &self, self.class.starts_with("StableDiffusionXL")),
+            ("refiner", &refiner, refines(&refiner.class)),
+        ] {
+            if !fits {
+                return Err(Error::request(what, "a pipeline of Stable Diffusion XL", &model.class));
+            }
+        }
+        for (name, key) in [("vae", "decoder.conv_out.bias"), ("text_encoder_2", "text_model.final_layer_norm.bias")] {
+            let (own, other) = (&self.component(name).weights, &refiner.component(name).weights);
+            // One tensor of each tells trained weights apart.
+            if own.has(key) && other.has(key) && own.read(key)? != other.read(key)? {
+                return Err(Error::request(format!("refiner: {name}"), format!("the model's own {name}"), "another"));
+            }
+        }
+        let scaling = |m: &Model| m.component("vae").config.get("scaling_factor").cloned();
+        if scaling(&self) != scaling(&refiner) {
+            let shown = |m: &Model| scaling(m).unwrap_or(Value::Null);
+            return Err(Error::request("refiner: vae scaling_factor", shown(&self), shown(&refiner)));
+        }
+        let unet = refiner.components.into_iter().find(|c| c.name == "unet");
+        self.components.extend(unet.map(|component| Component { name: REFINER.to_owned(), ..component }));
+        // Or the one file that holds everything.
+        let of_unet = |s: &SourceFile| s.meta.file.starts_with("unet/") || s.weights && !s.meta.file.contains('/');
+        for mut source in refiner.sources.into_iter().filter(of_unet) {
+            source.meta.file = format!("{REFINER}/{}", source.meta.file);
+            self.sources.push(source);
+        }
+        Ok(self)
+    }
+
+    /// The tokenizer in folder `name`; CLIP's own if there is none, as there is none beside checkpoints in their authors'
+    /// layouts.
+    pub fn tokenizer(&self, name: &str) -> Cow<'_, TokenizerFile> {
+        match self.tokenizers.iter().find(|(folder, _)| folder == name) {
+            Some((_, file)) => Cow::Borrowed(file),
+            // The second of Stable Diffusion XL fills texts up in its own way.
+            None => Cow::Owned(tokenizer::clip(if name == "tokenizer_2" { tokenizer::PAD_XL } else { tokenizer::END })),
+        }
     }
 
     /// Names of classes by number, from `id2label` of the index; empty if there are none.

@@ -1,11 +1,14 @@
 //! Reading models as others publish them: directories, weights, configurations.
 //!
-//! Nothing here knows a network; [`crate::lower`] does. Every file that is read is recorded with its size and hash.
+//! [`layout`] knows how published files name the tensors of a network, so that nothing after it needs to; what a network
+//! computes is known to [`crate::lower`] only. Every file that is read is recorded with its size and hash.
 
 pub mod checkpoint;
 pub mod diffusers;
+pub mod layout;
 pub mod pickle;
 pub mod safetensors;
+pub mod tokenizer;
 pub mod torch;
 pub mod view;
 

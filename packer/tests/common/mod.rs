@@ -57,7 +57,8 @@ impl Drop for Scratch {
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -77,6 +78,7 @@ pub fn pack_as(model: &Path, config: Option<&str>, output: &Path) -> packer::Res
         q_config: config.map(str::to_owned),
         vae_q_config: None,
         output: output.to_owned(),
+        ..Default::default()
     };
     pack(&options, &mut |_| ())
 }
@@ -98,6 +100,7 @@ pub fn load(path: &Path) -> BTreeMap<String, Dense> {
             Dtype::F16 => {
                 t.data().chunks_exact(2).map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
             }
+            Dtype::I64 => t.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
             other => panic!("{other:?}"),
         };
         Dense { shape: t.shape().to_vec(), values }

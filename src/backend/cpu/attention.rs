@@ -46,14 +46,20 @@ pub fn attention<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &Attentio
     let (out, reads) = arena.write_floats(&args.y, call);
     let (q, k, v) = (reads.floats(&args.q, call), reads.floats(&args.k, call), reads.floats(&args.v, call));
     let (d, e) = (args.q.cols, args.q.cols / args.heads);
-    let (tq, tk) = (args.q.rows / args.samples, args.k.rows / args.samples);
+    let (tq, tk) = (args.q.rows / args.samples, args.keys);
+    let conditions: Option<&[u32]> = args.condition.map(|slot| reads.slice(slot.at, args.samples));
     let sizes = Sizes::new(e);
     // Tiles must not straddle samples, so each sample's rows are cut on their own.
     for (sample, out) in out.chunks_exact_mut(tq * d).enumerate() {
-        let (q, k, v) = (&q[sample * tq * d..], &k[sample * tk * d..][..tk * d], &v[sample * tk * d..][..tk * d]);
+        let of_keys = conditions.map_or(sample, |c| c[sample] as usize);
+        let (q, k, v) = (&q[sample * tq * d..], &k[of_keys * tk * d..][..tk * d], &v[of_keys * tk * d..][..tk * d]);
         for_each_tile(out, d, QUERIES, e, |tile| {
             scratch::with(sizes.total() * 4, |bytes| {
-                Head { isa, d, e, tk, scale: args.scale, q, k, v }.run(&sizes, floats_mut(bytes), tile);
+                Head { isa, d, e, tk, scale: args.scale, causal: args.causal, q, k, v }.run(
+                    &sizes,
+                    floats_mut(bytes),
+                    tile,
+                );
             });
         });
     }
@@ -66,12 +72,18 @@ struct Head<'a, I: Isa> {
     e: usize,
     tk: usize,
     scale: f32,
+    causal: bool,
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
 }
 
 impl<I: Isa> Head<'_, I> {
+    /// How many of the `n` keys from key `first` a query sees.
+    fn seen(&self, query: usize, first: usize, n: usize) -> usize {
+        if self.causal { n.min((query + 1).saturating_sub(first)) } else { n }
+    }
+
     fn run(&self, sizes: &Sizes, memory: &mut [f32], mut tile: TileMut) {
         let (d, e) = (self.d, self.e);
         let column = tile.cols.start;
@@ -86,22 +98,33 @@ impl<I: Isa> Head<'_, I> {
         }
         let mut acc: Tile<f32> = [[0.0; NR]; MR];
         for first in (0..self.tk).step_by(KEYS) {
-            let n = KEYS.min(self.tk - first);
+            let n = self.seen(tile.rows.end - 1, first, KEYS.min(self.tk - first));
+            if n == 0 {
+                break;
+            }
             self.isa.run(LayOut, (self.k, self.v, [d, e, first, n, column], keys, values));
             for q0 in tile.rows.clone().step_by(MR) {
                 let count = (tile.rows.end - q0).min(MR);
+                let most = self.seen(q0 + count - 1, first, n);
+                if most == 0 {
+                    continue;
+                }
                 let queries: [&[f32]; MR] =
                     std::array::from_fn(|i| &self.q[(q0 + i.min(count - 1)) * d + column..][..e]);
-                for key in (0..n).step_by(NR) {
-                    let groups = (n - key).div_ceil(GROUP).min(GROUPS);
+                for key in (0..most).step_by(NR) {
+                    let groups = (most - key).div_ceil(GROUP).min(GROUPS);
                     self.isa.tile_f32(&queries, e, &keys[key * e..][..groups * GROUP * e], groups, &mut acc);
                     for (row, acc) in scores.chunks_exact_mut(KEYS).zip(&acc) {
                         row[key..key + NR].copy_from_slice(acc);
                     }
                 }
                 let states = &mut sums[(q0 - tile.rows.start) * (wide + 2)..][..count * (wide + 2)];
-                for (row, state) in scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2)) {
-                    self.isa.run(Soften, (&mut row[..n], self.scale, state, wide));
+                let rows = scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2));
+                for (query, (row, state)) in (q0..).zip(rows) {
+                    let (seen, hidden) = row[..n].split_at_mut(self.seen(query, first, n));
+                    self.isa.run(Soften, (seen, self.scale, state, wide));
+                    // A weight of 0 adds exactly nothing.
+                    hidden.fill(0.0);
                 }
                 let weights: [&[f32]; MR] = std::array::from_fn(|i| &scores[i * KEYS..][..n]);
                 for c in (0..wide).step_by(NR) {

@@ -1,7 +1,7 @@
-//! Embeddings: of classes, timesteps and positions. None of them runs in the step loop.
+//! Tensors and rows of them as values; embeddings of timesteps and positions. None of them runs in the step loop.
 
 use super::arena::Arena;
-use crate::backend::args::{EmbeddingArgs, PositionEmbeddingArgs, TimestepEmbeddingArgs};
+use crate::backend::args::{EmbeddingArgs, ParameterArgs, PositionEmbeddingArgs, TimestepEmbeddingArgs};
 use crate::format::TensorView;
 
 /// See [`Op::Embedding`](crate::program::Op::Embedding).
@@ -10,12 +10,21 @@ pub fn embedding(arena: &mut Arena, call: usize, args: &EmbeddingArgs, table: &T
     let index: &[u32] = reads.slice(args.index.of(call), args.y.rows);
     let cols = args.y.cols;
     for (out, &i) in out.chunks_exact_mut(cols).zip(index) {
-        let at = i as usize * cols;
-        match table {
-            TensorView::F32(t) => out.copy_from_slice(&t[at..at + cols]),
-            TensorView::F16(t) => out.iter_mut().zip(&t[at..]).for_each(|(o, v)| *o = v.to_f32()),
-            TensorView::Codes(_) => unreachable!("the shape rules keep tables of rows uncoded"),
-        }
+        copy(table, i as usize * cols, out);
+    }
+}
+
+/// See [`Op::Parameter`](crate::program::Op::Parameter).
+pub fn parameter(arena: &mut Arena, call: usize, args: &ParameterArgs, tensor: &TensorView) {
+    copy(tensor, 0, arena.write_floats(&args.y, call).0);
+}
+
+/// The elements of `tensor` from element `at`, as many as `out` takes.
+fn copy(tensor: &TensorView, at: usize, out: &mut [f32]) {
+    match tensor {
+        TensorView::F32(t) => out.copy_from_slice(&t[at..at + out.len()]),
+        TensorView::F16(t) => t[at..at + out.len()].iter().zip(out).for_each(|(v, out)| *out = v.to_f32()),
+        TensorView::Codes(_) => unreachable!("the shape rules keep what is copied uncoded"),
     }
 }
 
@@ -23,9 +32,10 @@ pub fn embedding(arena: &mut Arena, call: usize, args: &EmbeddingArgs, table: &T
 /// where diffusers' `get_timestep_embedding` rounds them; sines are taken in f64.
 pub fn timestep_embedding(arena: &mut Arena, call: usize, args: &TimestepEmbeddingArgs) {
     let (out, reads) = arena.write_floats(&args.y, call);
-    let t: &[f32] = reads.slice(args.t.of(call), args.y.rows);
-    let half = args.y.cols / 2;
-    for (out, &t) in out.chunks_exact_mut(args.y.cols).zip(t) {
+    let t: &[f32] = reads.slice(args.t.of(call), args.y.rows * args.numbers);
+    let dim = args.y.cols / args.numbers;
+    let half = dim / 2;
+    for (out, &t) in out.chunks_exact_mut(dim).zip(t) {
         let (first, second) = out.split_at_mut(half);
         let (cos, sin) = if args.cos_first { (first, second) } else { (second, first) };
         for i in 0..half {

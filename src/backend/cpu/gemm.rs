@@ -74,6 +74,9 @@ pub struct Epilogue<'a> {
     pub shift: Option<PerRow<'a>>,
     /// Applied then.
     pub act: Act,
+    /// Channels are values and gates by turns, and a pair makes one number of the result: `act` is the gate's alone, and
+    /// nothing but the bias may go with it.
+    pub gated: bool,
     /// Multiplies, after the activation.
     pub gate: Option<PerRow<'a>>,
     /// Added last: a matrix of as many columns as the output; its rows repeat.
@@ -115,10 +118,15 @@ impl<'a> PerRow<'a> {
 }
 
 impl Epilogue<'_> {
+    /// Channels of the product per number of the result.
+    fn channels(&self) -> usize {
+        if self.gated { 2 } else { 1 }
+    }
+
     /// Finishes row `m` of a tile, `v`, and stores it into `out`, which begins at channel `n0`; `n` channels in all.
     #[inline(always)]
     fn apply<I: Isa>(&self, m: usize, n0: usize, n: usize, v: &mut [f32; NR], out: &mut [f32]) {
-        let cols = out.len();
+        let cols = out.len() * self.channels();
         if let Some(bias) = self.bias {
             for (v, b) in v.iter_mut().zip(&bias[n0..n0 + cols]) {
                 *v += b;
@@ -128,6 +136,14 @@ impl Epilogue<'_> {
             for (v, s) in v.iter_mut().zip(shift.of(m, n0, cols)) {
                 *v += s;
             }
+        }
+        if self.gated {
+            let mut gates: [f32; NR / 2] = std::array::from_fn(|j| v[2 * j + 1]);
+            activate::<I>(self.act, &mut gates);
+            for (j, (out, gate)) in out.iter_mut().zip(gates).enumerate() {
+                *out = v[2 * j] * gate;
+            }
+            return;
         }
         activate::<I>(self.act, v);
         if let Some(gate) = &self.gate {
@@ -180,7 +196,8 @@ struct Constants {
     weight_sum: [f32; NR],
 }
 
-/// `out (m, n) = epilogue(x W^T)` with integer codes on both sides.
+/// `out = epilogue(x W^T)` with integer codes on both sides; `out` has as many columns as the weight has rows, or half as
+/// many if the epilogue is gated.
 ///
 /// With `x = s (q - z)` and `w = r (c + o)`, the product of a row is
 /// `s r (sum q c + o sum q - z (sum c + o K))`, where sums run over valid taps and `K` counts their inputs.
@@ -194,8 +211,8 @@ pub fn product_i8<I: Isa>(
     out: &mut [f32],
     epilogue: &Epilogue<'_>,
 ) {
-    let n = weight.layout.rows;
-    let m = out.len() / n;
+    let (n, per_output) = (weight.layout.rows, epilogue.channels());
+    let m = out.len() / (n / per_output);
     let (taps, len) = (rows.taps(), rows.len());
     let k = taps * len;
     let group = GROUP * panel_len(k);
@@ -205,9 +222,8 @@ pub fn product_i8<I: Isa>(
     let all_taps = (1u32 << taps) - 1;
     let rows_per_scale = m / codes.scale.len();
     let tap_sum = |tap: usize, channel: usize| weight.tap_sums[tap * padded + channel];
-    for_each_tile(out, n, row_step(m, n, k, 1 << 20), NR, |mut tile: TileMut| {
-        let n0 = tile.cols.start;
-        let cols = tile.cols.len();
+    for_each_tile(out, n / per_output, row_step(m, n, k, 1 << 20), NR / per_output, |mut tile: TileMut| {
+        let [n0, cols] = [tile.cols.start, tile.cols.len()].map(|outputs| outputs * per_output);
         let groups = cols.div_ceil(GROUP);
         scratch::with(groups * group, |panel| {
             let panel: &mut [i8] = super::arena::typed_mut(panel);
@@ -287,7 +303,8 @@ vectorized! {
     }
 }
 
-/// `out (m, n) = epilogue(x W^T)` in floats, for any kind of weight.
+/// `out = epilogue(x W^T)` in floats, for any kind of weight, which has `n` rows: as many as `out` has columns, or twice
+/// as many if the epilogue is gated.
 pub fn product_f32<I: Isa>(
     isa: I,
     rows: &impl Rows<f32>,
@@ -296,13 +313,14 @@ pub fn product_f32<I: Isa>(
     out: &mut [f32],
     epilogue: &Epilogue<'_>,
 ) {
-    let m = out.len() / n;
+    let per_output = epilogue.channels();
+    let m = out.len() / (n / per_output);
     let (taps, len) = (rows.taps(), rows.len());
     let k = taps * len;
     let group = GROUP * k;
-    for_each_tile(out, n, row_step(m, n, 4 * k, 4 << 20), NR, |mut tile: TileMut| {
-        let n0 = tile.cols.start;
-        let groups = tile.cols.len().div_ceil(GROUP);
+    for_each_tile(out, n / per_output, row_step(m, n, 4 * k, 4 << 20), NR / per_output, |mut tile: TileMut| {
+        let [n0, cols] = [tile.cols.start, tile.cols.len()].map(|outputs| outputs * per_output);
+        let groups = cols.div_ceil(GROUP);
         scratch::with((groups * group + group) * 4, |bytes| {
             let (panel, wide) = super::arena::floats_mut(bytes).split_at_mut(groups * group);
             for (g, part) in panel.chunks_exact_mut(group).enumerate() {

@@ -1,14 +1,14 @@
 //! Linear layers.
 
 use super::arena::{Arena, CodesView, Reads};
+use super::floats;
 use super::gemm::{Epilogue, Matrix, PerRow, product_f32, product_i8};
 use super::simd::Isa;
-use super::vector;
 use crate::backend::args::{Floats, Input, LinearArgs, PerSample};
 use crate::format::TensorView;
 use crate::program::Act;
 
-/// See [`Op::Linear`](crate::program::Op::Linear).
+/// See [`Op::Linear`](crate::program::Op::Linear) and [`Op::GatedLinear`](crate::program::Op::GatedLinear).
 pub fn linear<I: Isa>(
     isa: I,
     arena: &mut Arena,
@@ -18,7 +18,7 @@ pub fn linear<I: Isa>(
     bias: Option<&TensorView>,
 ) {
     let (out, reads) = arena.write_floats(&args.y, call);
-    let epilogue = epilogue(&reads, call, bias, args.act, args.gate, args.residual);
+    let epilogue = Epilogue { gated: args.gated, ..epilogue(&reads, call, bias, args.act, args.gate, args.residual) };
     match (&args.x, weight) {
         (Input::Codes(x), TensorView::Codes(w)) => {
             let codes = reads.codes(x, call);
@@ -26,7 +26,7 @@ pub fn linear<I: Isa>(
         }
         (Input::Floats(x), _) => {
             let rows = Matrix { data: reads.floats(x, call), stride: x.cols, len: x.cols };
-            product_f32(isa, &rows, args.y.cols, weight, out, &epilogue);
+            product_f32(isa, &rows, args.channels(), weight, out, &epilogue);
         }
         (Input::Codes(_), _) => unreachable!("the shape rules pair codes with integer weights only"),
     }
@@ -46,8 +46,9 @@ pub fn epilogue<'a>(
     residual: Option<Floats>,
 ) -> Epilogue<'a> {
     Epilogue {
-        bias: bias.map(vector),
+        bias: bias.map(floats),
         act,
+        gated: false,
         shift: None,
         gate: gate.map(|(gate, offset)| PerRow::new(reads, call, &gate, offset)),
         residual: residual.map(|r| reads.floats(&r, call)),

@@ -15,9 +15,11 @@ pub mod math;
 mod norm;
 mod pointwise;
 mod quantize;
+mod resample;
 mod sampler;
 mod scratch;
 pub mod simd;
+mod vector_quantize;
 
 pub use arena::Arena;
 
@@ -209,11 +211,11 @@ impl<I: Isa> Backend for Cpu<I> {
         weight: Option<&TensorView>,
         bias: Option<&TensorView>,
     ) {
-        norm::layer_norm(self.isa, arena, call, args, weight.map(vector), bias.map(vector));
+        norm::layer_norm(self.isa, arena, call, args, weight.map(floats), bias.map(floats));
     }
 
     fn group_norm(&self, arena: &mut Arena, call: usize, args: &GroupNormArgs, weight: &TensorView, bias: &TensorView) {
-        norm::group_norm(self.isa, arena, call, args, vector(weight), vector(bias));
+        norm::group_norm(self.isa, arena, call, args, floats(weight), floats(bias));
     }
 
     fn pointwise(&self, arena: &mut Arena, call: usize, args: &PointwiseArgs) {
@@ -230,6 +232,18 @@ impl<I: Isa> Backend for Cpu<I> {
 
     fn quantize(&self, arena: &mut Arena, call: usize, args: &QuantizeArgs) {
         quantize::quantize(self.isa, arena, call, args);
+    }
+
+    fn vector_quantize(&self, arena: &mut Arena, call: usize, args: &VectorQuantizeArgs, table: &TensorView) {
+        vector_quantize::vector_quantize(self.isa, arena, call, args, floats(table));
+    }
+
+    fn resample(&self, arena: &mut Arena, call: usize, args: &ResampleArgs) {
+        resample::resample(self.isa, arena, call, args);
+    }
+
+    fn parameter(&self, arena: &mut Arena, call: usize, args: &ParameterArgs, tensor: &TensorView) {
+        embed::parameter(arena, call, args, tensor);
     }
 
     fn embedding(&self, arena: &mut Arena, call: usize, args: &EmbeddingArgs, table: &TensorView) {
@@ -257,11 +271,11 @@ impl<I: Isa> Backend for Cpu<I> {
     }
 }
 
-/// A tensor that the shape rules proved to be a plain f32 vector.
-fn vector<'a>(tensor: &TensorView<'a>) -> &'a [f32] {
+/// A tensor that the shape rules proved to be plain f32.
+fn floats<'a>(tensor: &TensorView<'a>) -> &'a [f32] {
     match tensor {
         TensorView::F32(v) => v,
-        other => unreachable!("the shape rules let only f32 vectors through, not {other:?}"),
+        other => unreachable!("the shape rules let only f32 through, not {other:?}"),
     }
 }
 
@@ -273,6 +287,7 @@ pub fn scratch_bytes(op: &OpArgs) -> usize {
         OpArgs::Attention(a) => attention::scratch_bytes(a),
         OpArgs::LayerNorm(a) => a.x.cols * 4,
         OpArgs::GroupNorm(a) => norm::group_norm_scratch(a),
+        OpArgs::VectorQuantize(a) => vector_quantize::scratch_bytes(a),
         _ => 0,
     }
 }

@@ -109,9 +109,9 @@ pub fn group_norm_scratch(args: &GroupNormArgs) -> usize {
 /// See [`Op::GroupNorm`](crate::program::Op::GroupNorm).
 ///
 /// Statistics are summed in f64, by blocks of 64 pixels. With them the norm is `(x - mean) * factor + summand` per sample
-/// and channel, which a second pass applies; folding the mean into the summand would cancel badly where the mean is
-/// large. When the result is quantized, that pass runs twice, first for the extent: computing again is cheaper than
-/// storing floats.
+/// and channel, which a second pass applies; a modulation changes factors and summands only. Folding the mean into the
+/// summand would cancel badly where the mean is large. When the result is quantized, that pass runs twice, first for the
+/// extent: computing again is cheaper than storing floats.
 pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNormArgs, weight: &[f32], bias: &[f32]) {
     let (at, bytes) = match &args.y {
         Output::Floats(y) => (y.slot.of(call), y.bytes()),
@@ -166,6 +166,18 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
                 factors[c] = factor as f32;
                 // The summand makes up for the rounding of the mean.
                 summands[c] = (f64::from(bias[c]) - (mean - f64::from(means[c])) * factor) as f32;
+            }
+        }
+    }
+    if let Some((m, scale, shift)) = &args.modulation {
+        let (table, condition): (_, &[u32]) = (reads.floats(&m.table, call), reads.slice(m.condition.at, m.samples));
+        for (affine, &condition) in affine.chunks_exact_mut(cols * 3).zip(condition) {
+            let row = &table[condition as usize * m.table.cols..][..m.table.cols];
+            let (factors, summands) = affine[cols..].split_at_mut(cols);
+            for c in 0..cols {
+                let scale = 1.0 + row[scale + c];
+                factors[c] *= scale;
+                summands[c] = summands[c] * scale + row[shift + c];
             }
         }
     }

@@ -1,8 +1,11 @@
 //! What happens to the latents between model calls.
 
 use super::arena::{Arena, floats_mut};
+use super::math::exp;
+use super::simd::scalar::Scalar;
 use crate::backend::args::{ModelInputArgs, SamplerStepArgs};
-use crate::sampler::{COLUMNS, MAX_STATES, NOISE, OUTPUT, ROW_FLOATS, ROW_NEXT, X0};
+use crate::sampler::{COLUMNS, MAX_STATES, NOISE, OUTPUT, ROW_FLOATS, X0};
+use std::ops::Range;
 
 /// See [`Backend::model_input`](crate::backend::Backend::model_input).
 pub fn model_input(arena: &mut Arena, run: usize, args: &ModelInputArgs) {
@@ -23,36 +26,120 @@ pub fn sampler_step(arena: &mut Arena, run: usize, args: &SamplerStepArgs) {
     let at = args.states.at;
     let (states, reads) = arena.write(at..at + args.n_states * args.len * 4);
     let states = floats_mut(states);
-    let model = reads.floats(&args.model, 0);
     let noise: Option<&[f32]> = args.noise.map(|n| reads.slice(n.of(run), args.len));
     let row: &[f32] = reads.slice(args.rows.of(run), ROW_FLOATS);
-    let (x0_of, most) = ([row[1], row[2]], row[3]);
-    let (channels, cols) = (args.channels, args.model.cols);
-    let unconditional = args.len / channels * cols;
-    for i in 0..args.len {
-        let at = i / channels * cols + i % channels;
-        let output = match args.guidance {
-            Some(scale) => {
-                let (c, u) = (model[at], model[unconditional + at]);
-                u + scale * (c - u)
+    let ([_, a, b, most, keep_clean, keep_noise, base, slope], next) =
+        row.split_first_chunk().expect("a row is longer");
+    let learned = *base != 0.0 || *slope != 0.0;
+    let blend = args.blend.map(|blend| {
+        let mask: &[f32] = reads.slice(blend.mask.at, args.len / args.channels);
+        let [init, noise]: [&[f32]; 2] = [blend.init, blend.noise].map(|slot| reads.slice(slot.at, args.len));
+        (mask, init, noise)
+    });
+    let model = Model::new(reads.floats(&args.model, 0), args);
+    let images = args.rescale.map_or(1, |rescale| rescale.images);
+    let per_image = args.len / images;
+    for image in 0..images {
+        let range = image * per_image..(image + 1) * per_image;
+        let factor = args.rescale.map(|rescale| model.factor(rescale.share, range.clone()));
+        for i in range {
+            let output = factor.map_or(model.output(i), |factor| model.output(i) * factor);
+            let mut old = [0.0; MAX_STATES];
+            for (s, old) in old[..args.n_states].iter_mut().enumerate() {
+                *old = states[s * args.len + i];
             }
-            None => model[at],
-        };
-        let mut old = [0.0; MAX_STATES];
-        for (s, old) in old[..args.n_states].iter_mut().enumerate() {
-            *old = states[s * args.len + i];
-        }
-        let x0 = (x0_of[0] * old[0] + x0_of[1] * output).clamp(-most, most);
-        for (s, next) in row[ROW_NEXT..].chunks_exact(COLUMNS).take(args.n_states).enumerate() {
-            let mut new = next[OUTPUT] * output + next[X0] * x0;
-            for (c, old) in next[..args.n_states].iter().zip(&old) {
-                // A term that does not count is not read: a state may be unset before its first use.
-                new += if *c == 0.0 { 0.0 } else { c * old };
+            let x0 = (a * old[0] + b * output).clamp(-most, *most);
+            for (s, next) in next.chunks_exact(COLUMNS).take(args.n_states).enumerate() {
+                let mut new = next[OUTPUT] * output + next[X0] * x0;
+                for (c, old) in next[..args.n_states].iter().zip(&old) {
+                    // A term that does not count is not read: a state may be unset before its first use.
+                    new += if *c == 0.0 { 0.0 } else { c * old };
+                }
+                if let Some(noise) = noise.filter(|_| next[NOISE] != 0.0) {
+                    // The portable tier's, so that all tiers give the same.
+                    let gain = if learned { exp::<Scalar>(base + slope * model.variance(i)) } else { 1.0 };
+                    new += next[NOISE] * (gain * noise[i]);
+                }
+                if let Some((mask, init, noise)) = blend.filter(|_| s == 0) {
+                    let inside = mask[i / args.channels];
+                    new = (1.0 - inside) * (keep_clean * init[i] + keep_noise * noise[i]) + inside * new;
+                }
+                states[s * args.len + i] = new;
             }
-            if let Some(noise) = noise {
-                new += next[NOISE] * noise[i];
-            }
-            states[s * args.len + i] = new;
         }
     }
+}
+
+/// The model's output, element by element of the latents.
+struct Model<'a> {
+    values: &'a [f32],
+    cols: usize,
+    channels: usize,
+    /// First value of the unconditional samples.
+    unconditional: usize,
+    guidance: Option<f32>,
+}
+
+impl<'a> Model<'a> {
+    fn new(values: &'a [f32], args: &SamplerStepArgs) -> Self {
+        let (channels, cols) = (args.channels, args.model.cols);
+        Model { values, cols, channels, unconditional: args.len / channels * cols, guidance: args.guidance }
+    }
+
+    fn at(&self, i: usize) -> usize {
+        i / self.channels * self.cols + i % self.channels
+    }
+
+    /// What the conditional samples have at element `i`.
+    fn conditional(&self, i: usize) -> f32 {
+        self.values[self.at(i)]
+    }
+
+    /// The output at element `i`, guided.
+    fn output(&self, i: usize) -> f32 {
+        let c = self.conditional(i);
+        match self.guidance {
+            Some(scale) => {
+                let u = self.values[self.unconditional + self.at(i)];
+                u + scale * (c - u)
+            }
+            None => c,
+        }
+    }
+
+    /// The variance that belongs to element `i`, of the conditional samples.
+    fn variance(&self, i: usize) -> f32 {
+        self.values[self.at(i) + self.channels]
+    }
+
+    /// What the elements of an image are multiplied with; see [`Rescale`](crate::backend::args::Rescale).
+    fn factor(&self, share: f32, image: Range<usize>) -> f32 {
+        let wanted = deviations(image.clone(), |i| self.conditional(i));
+        let guided = deviations(image, |i| self.output(i));
+        let ratio = if guided > 0.0 { (wanted / guided).sqrt() } else { 1.0 };
+        share * ratio + (1.0 - share)
+    }
+}
+
+/// The sum of the squares of `f` less its mean.
+fn deviations(range: Range<usize>, f: impl Fn(usize) -> f32) -> f32 {
+    let mean = lane_sum(range.clone(), &f) / range.len() as f32;
+    lane_sum(range, |i| (f(i) - mean) * (f(i) - mean))
+}
+
+/// The sum of `f` over `range`, in lanes that are then folded in halves: the order of a block of the CUDA kernel.
+fn lane_sum(range: Range<usize>, f: impl Fn(usize) -> f32) -> f32 {
+    const LANES: usize = 256;
+    let mut lanes = [0.0; LANES];
+    for (k, i) in range.enumerate() {
+        lanes[k % LANES] += f(i);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for k in 0..half {
+            lanes[k] += lanes[k + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
 }

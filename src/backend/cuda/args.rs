@@ -53,7 +53,7 @@ structs! {
     /// What happens to a product.
     Epilogue, 152 {
         bias: u64, residual: Floats, shift: PerSample, gate: PerSample,
-        shift_column: u32, gate_column: u32, act: u32, pad: u32,
+        shift_column: u32, gate_column: u32, act: u32, gated: u32,
     }
 
     /// A product of codes.
@@ -69,6 +69,8 @@ pub fn act(act: Act) -> u32 {
         Act::None => 0,
         Act::Silu => 1,
         Act::GeluTanh => 2,
+        Act::GeluErf => 3,
+        Act::QuickGelu => 4,
     }
 }
 

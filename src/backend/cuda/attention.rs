@@ -8,8 +8,9 @@ use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 structs! {
     /// Softmax attention.
-    AttentionArgs, 184 {
+    AttentionArgs, 192 {
         calls: u64, q: Floats, k: Floats, v: Floats, y: Floats, lengths: u64, bias: u64,
+        condition: u64,
         heads: u32, e: u32, queries: u32, keys: u32, query_tiles: u32, column_tiles: u32, causal: u32, scale: f32,
     }
 }
@@ -63,10 +64,11 @@ impl Choice {
     }
 }
 
-/// See [`Op::Attention`](crate::program::Op::Attention).
+/// See [`Op::Attention`](crate::program::Op::Attention). `args.int8` allows 8-bit codes and asks for none: these kernels
+/// make scores and sums in f16 with f32 sums (or in f32), which is more exact, and ignore it.
 pub fn attention(frame: &Frame, args: &args::AttentionArgs, issue: &mut impl FnMut(Launch<'_>)) {
     let (e, pairs) = (args.q.cols / args.heads, args.samples * args.heads);
-    let (queries, keys) = (args.q.rows / args.samples, args.k.rows / args.samples);
+    let (queries, keys) = (args.q.rows / args.samples, args.keys);
     let narrow = [&args.q, &args.k, &args.v].iter().all(|f| f.element == Element::F16);
     let choice = Choice::new(narrow, e, pairs, queries);
     let (query_tiles, column_tiles) = (queries.div_ceil(choice.queries), e.div_ceil(choice.columns));
@@ -78,13 +80,14 @@ pub fn attention(frame: &Frame, args: &args::AttentionArgs, issue: &mut impl FnM
         y: frame.floats(&args.y),
         lengths: 0,
         bias: 0,
+        condition: args.condition.map_or(0, |slot| frame.at(slot)),
         heads: args.heads as u32,
         e: e as u32,
         queries: queries as u32,
         keys: keys as u32,
         query_tiles: query_tiles as u32,
         column_tiles: column_tiles as u32,
-        causal: 0,
+        causal: u32::from(args.causal),
         scale: args.scale,
     };
     let grid = [(pairs * column_tiles * query_tiles) as u32, 1, 1];

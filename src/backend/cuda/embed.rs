@@ -1,4 +1,4 @@
-//! Embeddings: `kernels/embed.cu`.
+//! Tensors and rows of them as values, embeddings: `kernels/embed.cu`.
 
 use super::DeviceTensor;
 use super::args::{Floats, Frame, structs};
@@ -10,6 +10,9 @@ use zerocopy::{FromZeros, Immutable, IntoBytes};
 structs! {
     /// Rows of a table.
     EmbeddingArgs, 72 { calls: u64, y: Floats, table: u64, index: u64, index_stride: u64, table_half: u32, pad: u32 }
+
+    /// A tensor's elements.
+    ParameterArgs, 56 { calls: u64, y: Floats, tensor: u64, tensor_half: u32, pad: u32 }
 
     /// Sinusoids of timesteps.
     TimestepEmbeddingArgs, 64 { calls: u64, y: Floats, t: u64, t_stride: u64, cos_first: u32, shift: f32 }
@@ -45,11 +48,30 @@ pub fn embedding(
     launch("embedding", &args.y, kernel_args.as_bytes(), issue);
 }
 
-/// See [`Op::TimestepEmbedding`](crate::program::Op::TimestepEmbedding).
-pub fn timestep_embedding(frame: &Frame, args: &args::TimestepEmbeddingArgs, issue: &mut impl FnMut(Launch<'_>)) {
-    let kernel_args = TimestepEmbeddingArgs {
+/// See [`Op::Parameter`](crate::program::Op::Parameter).
+pub fn parameter(
+    frame: &Frame,
+    args: &args::ParameterArgs,
+    tensor: &DeviceTensor<'_>,
+    issue: &mut impl FnMut(Launch<'_>),
+) {
+    let kernel_args = ParameterArgs {
         calls: frame.calls,
         y: frame.floats(&args.y),
+        tensor: tensor.at,
+        tensor_half: u32::from(matches!(tensor.view, TensorView::F16(_))),
+        pad: 0,
+    };
+    launch("parameter", &args.y, kernel_args.as_bytes(), issue);
+}
+
+/// See [`Op::TimestepEmbedding`](crate::program::Op::TimestepEmbedding). To the kernel, every number has a row of its
+/// own: values have no gaps, so rows that lie side by side are rows one after another.
+pub fn timestep_embedding(frame: &Frame, args: &args::TimestepEmbeddingArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let each = args::Floats { rows: args.y.rows * args.numbers, cols: args.y.cols / args.numbers, ..args.y };
+    let kernel_args = TimestepEmbeddingArgs {
+        calls: frame.calls,
+        y: frame.floats(&each),
         t: frame.at(args.t),
         t_stride: args.t.stride as u64,
         cos_first: u32::from(args.cos_first),

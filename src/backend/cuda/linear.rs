@@ -7,7 +7,7 @@ use crate::backend::args::{Element, Floats, Input, LinearArgs, PerSample};
 use crate::program::Act;
 use zerocopy::{FromZeros, IntoBytes};
 
-/// See [`Op::Linear`](crate::program::Op::Linear).
+/// See [`Op::Linear`](crate::program::Op::Linear) and [`Op::GatedLinear`](crate::program::Op::GatedLinear).
 pub fn linear(
     frame: &Frame,
     args: &LinearArgs,
@@ -17,8 +17,9 @@ pub fn linear(
 ) {
     let inputs = args.x.cols();
     let window = Window { taps: 1, channels: inputs as u32, ..Window::new_zeroed() };
-    let epilogue = epilogue(frame, bias, args.act, args.gate, args.residual.as_ref());
-    let weight = args::weight(&weight.view, weight.at, args.y.cols, inputs);
+    let mut epilogue = epilogue(frame, bias, args.act, args.gate, args.residual.as_ref());
+    epilogue.gated = u32::from(args.gated);
+    let weight = args::weight(&weight.view, weight.at, args.channels(), inputs);
     product(frame, Family::Linear, &args.x, weight, &args.y, window, epilogue, issue);
 }
 
@@ -38,7 +39,7 @@ pub fn epilogue(
         gate: frame.per_sample(gate.as_ref().map(|g| &g.0)),
         gate_column: gate.map_or(0, |g| g.1 as u32),
         act: args::act(act),
-        pad: 0,
+        gated: 0,
     }
 }
 
@@ -65,7 +66,7 @@ pub fn product(
 ) {
     let calls = frame.calls;
     let y_args = frame.floats(y);
-    let blocks = |tile: usize| [(y.rows.div_ceil(tile) * y.cols.div_ceil(tile)) as u32, 1, 1];
+    let blocks = |tile: usize| [(y.rows.div_ceil(tile) * (weight.rows as usize).div_ceil(tile)) as u32, 1, 1];
     match x {
         Input::Codes(codes) => {
             let kernel = integer_kernel(family, &weight);

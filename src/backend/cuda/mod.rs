@@ -26,7 +26,9 @@ mod norm;
 mod pointwise;
 mod probe;
 mod quantize;
+mod resample;
 mod sampler;
+mod vector_quantize;
 
 mod modules {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
@@ -325,6 +327,18 @@ impl<D: Driver> Backend for Cuda<'_, D> {
 
     fn quantize(&self, arena: &mut Arena<D>, _: usize, args: &QuantizeArgs) {
         quantize::quantize(&arena.frame(), args, &mut |launch| self.issue(launch));
+    }
+
+    fn vector_quantize(&self, arena: &mut Arena<D>, _: usize, args: &VectorQuantizeArgs, table: &DeviceTensor<'_>) {
+        vector_quantize::vector_quantize(&arena.frame(), args, table, &mut |launch| self.issue(launch));
+    }
+
+    fn resample(&self, arena: &mut Arena<D>, _: usize, args: &ResampleArgs) {
+        resample::resample(&arena.frame(), args, &mut |launch| self.issue(launch));
+    }
+
+    fn parameter(&self, arena: &mut Arena<D>, _: usize, args: &ParameterArgs, tensor: &DeviceTensor<'_>) {
+        embed::parameter(&arena.frame(), args, tensor, &mut |launch| self.issue(launch));
     }
 
     fn embedding(&self, arena: &mut Arena<D>, _: usize, args: &EmbeddingArgs, table: &DeviceTensor<'_>) {

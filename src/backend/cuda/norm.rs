@@ -17,10 +17,10 @@ structs! {
     }
 
     /// All kernels of a group norm.
-    GroupNormArgs, 240 {
+    GroupNormArgs, 296 {
         calls: u64, x: Floats, y: Floats, to: QuantizeTo, weight: u64, bias: u64, sums: u64, affine: u64,
-        samples: u32, groups: u32, blocks: u32, pixels_per_block: u32, lanes: u32, rows_per_team: u32,
-        act: u32, eps: f32,
+        modulation: PerSample, samples: u32, groups: u32, blocks: u32, pixels_per_block: u32, lanes: u32,
+        rows_per_team: u32, act: u32, eps: f32, scale: u32, shift: u32,
     }
 }
 
@@ -34,8 +34,7 @@ pub fn layer_norm(
 ) {
     const MODULES: [&str; ROWS.len()] = row_modules!("norm_layer");
     let (y, to) = output(frame, &args.y, None);
-    let (modulation, scale, shift) =
-        args.modulation.as_ref().map_or((None, 0, 0), |(m, scale, shift)| (Some(m), *scale, *shift));
+    let (modulation, [scale, shift]) = modulation(frame, &args.modulation);
     let (variant, teams) = row_variant(args.x.cols);
     let kernel = Kernel { module: MODULES[variant], entry: "layer_norm" };
     let grid = [args.x.rows.div_ceil(teams) as u32, 1, 1];
@@ -46,13 +45,19 @@ pub fn layer_norm(
         to,
         weight: weight.unwrap_or(0),
         bias: bias.unwrap_or(0),
-        modulation: frame.per_sample(modulation),
-        scale: scale as u32,
-        shift: shift as u32,
+        modulation,
+        scale,
+        shift,
         eps: args.eps,
         quantize: u32::from(matches!(args.y, Output::Codes(_))),
     };
     issue(Launch { kernel, grid, block: ROW_THREADS, shared: 0, args: args.as_bytes() });
+}
+
+/// A modulation, or none, and the first columns of scale and shift.
+fn modulation(frame: &Frame, m: &Option<(args::PerSample, usize, usize)>) -> (PerSample, [u32; 2]) {
+    let columns = m.map_or([0, 0], |(_, scale, shift)| [scale as u32, shift as u32]);
+    (frame.per_sample(m.as_ref().map(|m| &m.0)), columns)
 }
 
 /// A result as floats or as codes; the other one is none.
@@ -129,6 +134,7 @@ pub fn group_norm(
     let extents = matches!(&args.y, Output::Codes(to) if needs_extents(to)).then_some((extents, division.blocks));
     let (y, to) = output(frame, &args.y, extents);
     let each = rows_per_team(args.x.rows);
+    let (modulation, [scale, shift]) = modulation(frame, &args.modulation);
     let kernel_args = GroupNormArgs {
         calls: frame.calls,
         x: frame.floats(&args.x),
@@ -138,6 +144,7 @@ pub fn group_norm(
         bias,
         sums,
         affine,
+        modulation,
         samples: args.samples as u32,
         groups: args.groups as u32,
         blocks: division.blocks as u32,
@@ -146,6 +153,8 @@ pub fn group_norm(
         rows_per_team: each as u32,
         act: act(args.act),
         eps: args.eps,
+        scale,
+        shift,
     };
     let mut launch = |module, entry, blocks: usize, block, shared| {
         let grid = [blocks as u32, 1, 1];

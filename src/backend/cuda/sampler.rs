@@ -10,10 +10,16 @@ structs! {
     /// Scaled copies of the latents.
     ModelInputArgs, 64 { calls: u64, rows: u64, state: u64, sample: Floats, len: u32, copies: u32 }
 
-    /// Guidance and one row of the sampler's table.
-    SamplerStepArgs, 96 {
-        calls: u64, rows: u64, states: u64, noise: u64, noise_stride: u64, model: Floats,
-        len: u32, n_states: u32, channels: u32, guided: u32, guidance: f32, pad: u32,
+    /// Each image's factor of rescaled guidance.
+    GuidanceFactorsArgs, 64 {
+        calls: u64, factors: u64, model: Floats, per_image: u32, channels: u32, guidance: f32, share: f32,
+    }
+
+    /// Guidance, one row of the sampler's table, blending.
+    SamplerStepArgs, 128 {
+        calls: u64, rows: u64, states: u64, noise: u64, noise_stride: u64,
+        factors: u64, mask: u64, init: u64, init_noise: u64, model: Floats,
+        len: u32, n_states: u32, channels: u32, guided: u32, guidance: f32, per_image: u32,
     }
 
     /// On to the next call.
@@ -54,19 +60,39 @@ pub fn model_input(frame: &Frame, args: &args::ModelInputArgs, issue: &mut impl 
 
 /// See [`Backend::sampler_step`](crate::backend::Backend::sampler_step).
 pub fn sampler_step(frame: &Frame, args: &args::SamplerStepArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let images = args.rescale.map_or(1, |rescale| rescale.images);
+    let (per_image, guidance) = ((args.len / images) as u32, args.guidance.unwrap_or(0.0));
+    if let Some(rescale) = args.rescale {
+        let kernel_args = GuidanceFactorsArgs {
+            calls: frame.calls,
+            factors: frame.at(rescale.factors),
+            model: frame.floats(&args.model),
+            per_image,
+            channels: args.channels as u32,
+            guidance,
+            share: rescale.share,
+        };
+        let kernel = Kernel { module: "sampler", entry: "guidance_factors" };
+        issue(Launch { kernel, grid: [images as u32, 1, 1], block: BLOCK, shared: 0, args: kernel_args.as_bytes() });
+    }
+    let at = |slot: Option<args::Slot>| slot.map_or(0, |slot| frame.at(slot));
     let kernel_args = SamplerStepArgs {
         calls: frame.calls,
         rows: frame.at(args.rows),
         states: frame.at(args.states),
-        noise: args.noise.map_or(0, |noise| frame.at(noise)),
+        noise: at(args.noise),
         noise_stride: args.noise.map_or(0, |noise| noise.stride as u64),
+        factors: at(args.rescale.map(|rescale| rescale.factors)),
+        mask: at(args.blend.map(|blend| blend.mask)),
+        init: at(args.blend.map(|blend| blend.init)),
+        init_noise: at(args.blend.map(|blend| blend.noise)),
         model: frame.floats(&args.model),
         len: args.len as u32,
         n_states: args.n_states as u32,
         channels: args.channels as u32,
         guided: u32::from(args.guidance.is_some()),
-        guidance: args.guidance.unwrap_or(0.0),
-        pad: 0,
+        guidance,
+        per_image,
     };
     launch("sampler_step", args.len, kernel_args.as_bytes(), issue);
 }

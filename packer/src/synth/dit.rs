@@ -1,25 +1,15 @@
-//! Models of true size with random weights: genuine diffusers directories, to try the packer and runtime on.
-//!
-//! The tensors are those of the real checkpoints, copies included. Weights are drawn so that activations stay near unit
-//! size at every depth and the denoiser predicts roughly its input, as a trained one does at high noise; otherwise the
-//! sampler, which divides by alpha, would amplify noise a hundredfold and the decoder would see nothing like latents.
-//! A tensor depends on the seed and its name alone, so the same command writes the same bytes.
+//! DiT pipelines.
 
+use super::{Pending, SILU_ENERGY, class, normal, object, write_json};
 use crate::error::Result;
 use crate::lower::{DENOISER, VAE, Weight, dit, vae};
 use crate::source::diffusers::Object;
 use crate::weights::{self, Float};
 use aquatint::error::Error;
-use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use std::path::Path;
 
-/// Elements drawn by one task.
-const CHUNK: usize = 1 << 16;
-/// Second moment of `silu(x)` for a standard normal `x`.
-const SILU_ENERGY: f32 = 0.36;
 /// Spread of a token entering the last norm, about; its inverse is what that norm multiplies by.
 const TOKEN_SPREAD: f32 = 1.45;
 
@@ -93,7 +83,7 @@ impl Architecture {
         if component == DENOISER {
             dit::lower(&dit::Config::read(class(&self.transformer), &self.transformer)?, &mut weights);
         } else {
-            let config = vae::Config::read(class(&self.vae), &self.vae)?;
+            let config = vae::Config::read(VAE, class(&self.vae), &self.vae)?;
             encoder(&config, &mut |key, dims: &[usize]| {
                 tensors.push(Tensor { of: key.clone(), key, dims: dims.to_vec() });
             });
@@ -112,13 +102,7 @@ impl Architecture {
     /// [`Error::Request`] if there is something at `dir`; [`Error::Io`] if it cannot be written. Nothing is left
     /// behind.
     pub fn write(&self, dir: &Path, seed: u64) -> Result<()> {
-        if fs::read_dir(dir).map_or(dir.exists(), |mut entries| entries.next().is_some()) {
-            let expected = "a directory that does not exist or is empty";
-            return Err(Error::request(format!("output {}", dir.display()), expected, "something there").into());
-        }
-        let mut name = dir.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let pending = Pending(dir.with_file_name(name));
+        let pending = Pending::beside(dir)?;
         let at = &pending.0;
         let index = json!({
             "_class_name": "DiTPipeline",
@@ -200,16 +184,6 @@ impl Architecture {
     }
 }
 
-/// A directory that is removed unless it was renamed.
-struct Pending(PathBuf);
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        // After the rename there is nothing to remove, and before it an error is already on its way.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// The encoder's tensors, which the packer ignores and diffusers does not.
 fn encoder(config: &vae::Config, add: &mut dyn FnMut(String, &[usize])) {
     let mut layer = |path: &str, dims: &[usize]| {
@@ -252,61 +226,4 @@ fn encoder(config: &vae::Config, add: &mut dyn FnMut(String, &[usize])) {
     layer("encoder.conv_norm_out", &[width]);
     layer("encoder.conv_out", &[latents, width, 3, 3]);
     layer("quant_conv", &[latents, latents, 1, 1]);
-}
-
-/// `count` nearly normal numbers of mean 0 and variance 1, by name and seed: sums of four 16-bit uniforms, each taken
-/// from one step of splitmix64, so any chunk can be drawn on its own.
-fn normal(name: &str, seed: u64, count: usize) -> Vec<f32> {
-    let start = xxh3_64_with_seed(name.as_bytes(), seed);
-    let mut out = vec![0.0; count];
-    out.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, to)| {
-        for (i, v) in to.iter_mut().enumerate() {
-            let n = (chunk * CHUNK + i) as u64 + 1;
-            let mut z = start.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^= z >> 31;
-            let sum = (z & 0xffff) + (z >> 16 & 0xffff) + (z >> 32 & 0xffff) + (z >> 48);
-            // Four uniforms have mean 2 and variance 1/3; half a unit each centres the 16-bit steps.
-            *v = ((sum as f32 + 2.0) / 65536.0 - 2.0) * 1.732_050_8;
-        }
-    });
-    out
-}
-
-fn object(value: Value) -> Object {
-    match value {
-        Value::Object(object) => object,
-        _ => Object::new(),
-    }
-}
-
-fn class(config: &Object) -> &str {
-    config.get("_class_name").and_then(Value::as_str).unwrap_or_default()
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let mut text = format!("{value:#}");
-    text.push('\n');
-    fs::write(path, text).map_err(Error::io("write", path))?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_normal_enough_and_follow_name_and_seed() {
-        let x = normal("a", 1, 200_000);
-        let moment = |k| x.iter().map(|&v| f64::from(v).powi(k)).sum::<f64>() / x.len() as f64;
-        assert!(moment(1).abs() < 0.01, "mean {}", moment(1));
-        assert!((moment(2) - 1.0).abs() < 0.01, "variance {}", moment(2));
-        assert!((moment(4) - 2.7).abs() < 0.05, "fourth moment {}", moment(4));
-        assert_eq!(x[..100], normal("a", 1, 100)[..]);
-        assert_ne!(x[..100], normal("b", 1, 100)[..]);
-        assert_ne!(x[..100], normal("a", 2, 100)[..]);
-    }
 }

@@ -1,0 +1,137 @@
+//! Attention at the sizes of Stable Diffusion 1.5 at 512 x 512 and DiT-XL/2, against the peak of the float units.
+//!
+//! For: seeing what a sixth of Stable Diffusion's work costs, at heads of 40 to 512 features, and that short prompts do
+//! not pay for the block size. `cargo bench --bench attention`; a summary with ratios to the peak measured in the same
+//! run is printed first, Criterion's statistics follow.
+
+mod common;
+
+use aquatint::backend::args::{AttentionArgs, Element, Floats, OpArgs, Slot};
+use aquatint::backend::cpu::Tier;
+use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
+use common::{best, peak};
+use criterion::{Criterion, Throughput};
+
+/// Attention of one sample.
+#[derive(Clone, Copy)]
+struct Shape {
+    name: &'static str,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    e: usize,
+}
+
+const SHAPES: [Shape; 7] = [
+    Shape { name: "sd15 64x64", queries: 4096, keys: 4096, heads: 8, e: 40 },
+    Shape { name: "sd15 32x32", queries: 1024, keys: 1024, heads: 8, e: 80 },
+    Shape { name: "sd15 16x16", queries: 256, keys: 256, heads: 8, e: 160 },
+    Shape { name: "sd15 64x64, prompt", queries: 4096, keys: 77, heads: 8, e: 40 },
+    Shape { name: "sdxl 32x32", queries: 1024, keys: 1024, heads: 20, e: 64 },
+    Shape { name: "dit-xl 512", queries: 1024, keys: 1024, heads: 16, e: 72 },
+    Shape { name: "vae 64x64", queries: 4096, keys: 4096, heads: 1, e: 512 },
+];
+
+impl Shape {
+    fn ops(&self) -> f64 {
+        4.0 * (self.queries * self.keys * self.heads * self.e) as f64
+    }
+
+    fn args(&self) -> (AttentionArgs, usize) {
+        let d = self.heads * self.e;
+        let mut end = 0;
+        let mut floats = |rows: usize| {
+            let slot = Slot { at: end, stride: 0 };
+            end += rows * d * 4;
+            Floats { slot, rows, cols: d, element: Element::F32 }
+        };
+        let (q, k, v, y) = (floats(self.queries), floats(self.keys), floats(self.keys), floats(self.queries));
+        let args = AttentionArgs {
+            q,
+            k,
+            v,
+            y,
+            samples: 1,
+            heads: self.heads,
+            scale: (self.e as f32).sqrt().recip(),
+            causal: false,
+            int8: false,
+            condition: None,
+            keys: self.keys,
+        };
+        (args, end)
+    }
+
+    /// Standard normal values.
+    fn data(&self, rows: usize, seed: u64) -> Vec<f32> {
+        let mut out = vec![0.0; rows * self.heads * self.e];
+        aquatint::rng::FastRng::new(seed).randn(&mut out);
+        out
+    }
+
+    /// A few rows of the result against plain sums in f64.
+    fn check(&self, out: &[f32], [q, k, v]: [&[f32]; 3]) {
+        let (d, e) = (self.heads * self.e, self.e);
+        for (row, head) in [(0, 0), (self.queries / 2, self.heads - 1), (self.queries - 1, self.heads / 2)] {
+            let part = |x: &[f32], row: usize| x[row * d + head * e..][..e].to_vec();
+            let query = part(q, row);
+            let dot = |key: Vec<f32>| query.iter().zip(key).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            let scores: Vec<f64> = (0..self.keys).map(|i| dot(part(k, i)) / (e as f64).sqrt()).collect();
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+            for j in 0..e {
+                let weigh = |i: usize| (scores[i] - most).exp() / total * f64::from(v[i * d + head * e + j]);
+                let want: f64 = (0..self.keys).map(weigh).sum();
+                let got = f64::from(out[row * d + head * e + j]);
+                assert!((got - want).abs() <= 1e-5, "{}: ({row}, {head}, {j}): {got} instead of {want}", self.name);
+            }
+        }
+    }
+}
+
+fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
+    println!("{} on {} threads", I::NAME, rayon::current_num_threads());
+    let mut group = c.benchmark_group("attention");
+    for shape in SHAPES {
+        let mut cpu = Cpu::new(isa);
+        let (args, bytes) = shape.args();
+        cpu.prepare(&mut [OpArgs::Attention(args)].iter());
+        let mut arena = cpu.arena(bytes).expect("memory");
+        let [q, k, v] = [(shape.queries, 1), (shape.keys, 2), (shape.keys, 3)].map(|(n, seed)| shape.data(n, seed));
+        for (place, data) in [(args.q, &q), (args.k, &k), (args.v, &v)] {
+            cpu.write_f32(&mut arena, place.slot.at, data).expect("in the arena");
+        }
+        cpu.attention(&mut arena, 0, &args);
+        let mut out = vec![0.0; q.len()];
+        cpu.read_f32(&arena, args.y.slot.at, &mut out).expect("in the arena");
+        shape.check(&out, [&q, &k, &v]);
+        if !test {
+            let (peak, time) = (peak(isa, false), best(10, || cpu.attention(&mut arena, 0, &args)));
+            let rate = shape.ops() / time;
+            println!(
+                "{:<22} {:8.2} ms  {:6.0} GFLOP/s  {:4.0} % of {:.0}",
+                shape.name,
+                time * 1e3,
+                rate / 1e9,
+                100.0 * rate / peak,
+                peak / 1e9
+            );
+        }
+        group.throughput(Throughput::Elements(shape.ops() as u64));
+        group.bench_function(shape.name, |b| b.iter(|| cpu.attention(&mut arena, 0, &args)));
+    }
+    group.finish();
+}
+
+fn main() {
+    let test = std::env::args().any(|a| a == "--test");
+    let mut c = Criterion::default().sample_size(10).configure_from_args();
+    match Tier::available()[0] {
+        #[cfg(target_arch = "x86_64")]
+        Tier::Avx512(isa) => run(isa, &mut c, test),
+        #[cfg(target_arch = "x86_64")]
+        Tier::Avx2(isa) => run(isa, &mut c, test),
+        Tier::Portable(isa) => run(isa, &mut c, test),
+    }
+    c.final_summary();
+}

@@ -1,0 +1,28 @@
+//! `DiTPipeline`: a class-conditional transformer on latents.
+
+use super::{fits, meta};
+use crate::lower::{DENOISER, Lowered, VAE, dit, vae};
+use crate::source::diffusers::Model;
+use aquatint::error::Result;
+use aquatint::format::meta::PipelineMeta;
+
+pub(super) fn lower(model: &Model) -> Result<Lowered> {
+    let (transformer, decoder) = (model.component(DENOISER), model.component(VAE));
+    let mut weights = Vec::new();
+    let config = dit::Config::read(&transformer.class, &transformer.config)?;
+    let vae_config = vae::Config::read(VAE, &decoder.class, &decoder.config)?;
+    fits(decoder, "latent_channels", vae_config.latent_channels, DENOISER, config.in_channels)?;
+    let denoiser = dit::lower(&config, &mut weights);
+    let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
+    let pipeline = PipelineMeta {
+        classes: config.classes,
+        null_class: config.classes,
+        class_names: model.class_names()?.into_iter().filter(|&(number, _)| number < config.classes).collect(),
+        // The default of DiTPipeline.__call__; so are the 50 steps.
+        guidance_scale: 4.0,
+        ..meta(model, config.in_channels, [config.sample_size; 2], vae_config.pixels_per_latent())?
+    };
+    // Old versions saved the position table, although it follows from the configuration. Nothing encodes images here.
+    let unused = ["transformer/pos_embed.pos_embed", "vae/encoder.", "vae/quant_conv."].map(String::from).to_vec();
+    Ok(Lowered { programs: vec![denoiser, image], weights, files: Vec::new(), pipeline, unused })
+}

@@ -1,0 +1,63 @@
+//! One function per pipeline class: which networks it has, how they fit together, and its defaults.
+
+mod dit;
+mod latent;
+mod pixel;
+mod stable_diffusion;
+
+use super::Lowered;
+use crate::source::diffusers::{Component, Model};
+use aquatint::error::{Error, Result};
+use aquatint::format::meta::PipelineMeta;
+use aquatint::sampler;
+
+/// Lowers `model` by its class.
+///
+/// # Errors
+/// See [`super::lower`].
+pub fn lower(model: &Model) -> Result<Lowered> {
+    match model.class.as_str() {
+        "DiTPipeline" => dit::lower(model),
+        "DDPMPipeline" | "DDIMPipeline" => pixel::lower(model),
+        "LDMPipeline" => latent::lower_unconditional(model),
+        "LDMClassToImagePipeline" => latent::lower_class_conditional(model),
+        _ => stable_diffusion::lower(model),
+    }
+}
+
+/// What every pipeline's META has, from `model` and the shape of its latents; the rest as for a model without classes,
+/// text, or encoder.
+fn meta(model: &Model, latent_channels: u32, latent_size: [u32; 2], pixels_per_latent: u32) -> Result<PipelineMeta> {
+    Ok(PipelineMeta {
+        name: model.name.clone(),
+        class: model.class.clone(),
+        latent_channels,
+        latent_size,
+        pixels_per_latent,
+        latent_multiple: 1,
+        classes: 0,
+        null_class: 0,
+        class_names: Default::default(),
+        sampler: sampler::Config::from_diffusers(&model.scheduler)?,
+        steps: 50,
+        guidance_scale: 1.0,
+        text: None,
+        encoder: None,
+        refiner: None,
+    })
+}
+
+/// Refuses a decoder whose latents are not what the denoiser makes.
+fn fits(decoder: &Component, field: &str, got: u32, denoiser: &str, channels: u32) -> Result<()> {
+    if got == channels {
+        return Ok(());
+    }
+    let expected = format!("{channels}, the {denoiser}'s in_channels");
+    Err(Error::request(format!("{}/config.json: {field}", decoder.name), expected, got))
+}
+
+/// The component in the first of `folders` that the model has, with that folder's name.
+fn first_of<'m>(model: &'m Model, folders: &[&'static str]) -> (&'static str, &'m Component) {
+    let found = folders.iter().find_map(|&name| Some((name, model.find(name)?)));
+    found.unwrap_or_else(|| panic!("one of {folders:?} in a {}", model.class))
+}

@@ -1,0 +1,21 @@
+//! `DDPMPipeline` and `DDIMPipeline`: a UNet on pixels.
+
+use super::meta;
+use crate::lower::{Lowered, UNET, unet2d};
+use crate::source::diffusers::Model;
+use aquatint::error::Result;
+use aquatint::format::meta::PipelineMeta;
+
+pub(super) fn lower(model: &Model) -> Result<Lowered> {
+    let unet = model.component(UNET);
+    let config = unet2d::Config::read(UNET, &unet.class, &unet.config)?;
+    let mut weights = Vec::new();
+    let denoiser = unet2d::lower(&config, &|key| unet.weights.has(key), &mut weights);
+    let pipeline = PipelineMeta {
+        // The defaults of DDIMPipeline.__call__ and DDPMPipeline.__call__.
+        steps: if model.class == "DDIMPipeline" { 50 } else { 1000 },
+        latent_multiple: config.levels.multiple(),
+        ..meta(model, config.in_channels, config.sample_size, 1)?
+    };
+    Ok(Lowered { programs: vec![denoiser], weights, files: Vec::new(), pipeline, unused: Vec::new() })
+}

@@ -1,0 +1,211 @@
+//! Stable Diffusion 1, and XL with or without its refiner: a UNet on latents that reads one or two text encoders.
+//!
+//! The classes for images to start from and for masks have the same networks and other defaults at most, so they are the
+//! same here. The refiner is a pipeline of its own, or a second denoiser: see [`Model::with_refiner`].
+
+use super::{fits, meta};
+use crate::lower::clip::Output;
+use crate::lower::unet2d_condition::{Added, Config, Context};
+use crate::lower::{Lowered, REFINER, TEXT_ENCODERS, UNET, VAE, Weight, clip, unet2d_condition, vae};
+use crate::source::diffusers::{Component, Model};
+use aquatint::error::{Error, Result};
+use aquatint::format::meta::{Conditioning, PipelineMeta, SizeKind, TextEncoderMeta, TextMeta};
+use aquatint::program::{Program, Role};
+
+/// Roles of text encoders, by their index.
+const ROLES: [Role; 2] = [Role::TextEncoder, Role::TextEncoder2];
+
+/// The numbers that SDXL's base reads.
+const BASE_SIZES: [SizeKind; 6] = [
+    SizeKind::OriginalHeight,
+    SizeKind::OriginalWidth,
+    SizeKind::CropTop,
+    SizeKind::CropLeft,
+    SizeKind::TargetHeight,
+    SizeKind::TargetWidth,
+];
+/// The numbers that its refiner reads.
+const REFINER_SIZES: [SizeKind; 5] = [
+    SizeKind::OriginalHeight,
+    SizeKind::OriginalWidth,
+    SizeKind::CropTop,
+    SizeKind::CropLeft,
+    SizeKind::AestheticScore,
+];
+
+pub(super) fn lower(model: &Model) -> Result<Lowered> {
+    let unet = model.component(UNET);
+    let config = Config::read(UNET, &unet.class, &unet.config)?;
+    let xl = model.class.contains("XL");
+    let encoders = encoders(model, xl)?;
+
+    let mut weights = Vec::new();
+    let mut programs = Vec::new();
+    let conditioning = denoiser(&config, Role::Denoiser, &encoders, &mut programs, &mut weights)?;
+    let refiner = match model.find(REFINER) {
+        None => None,
+        Some(component) => {
+            let refining = Config::read(REFINER, &component.class, &component.config)?;
+            if refining.in_channels != config.in_channels {
+                let what = format!("{REFINER}/config.json: in_channels");
+                return Err(Error::request(what, config.in_channels, refining.in_channels));
+            }
+            Some(denoiser(&refining, Role::Refiner, &encoders, &mut programs, &mut weights)?)
+        }
+    };
+    if let Some(wants) = model.index.get("requires_aesthetics_score").and_then(|v| v.as_bool())
+        && wants != conditioning.sizes.contains(&SizeKind::AestheticScore)
+    {
+        let expected = format!("{}, as the unet's configuration has it", !wants);
+        return Err(Error::request("model_index.json: requires_aesthetics_score", expected, wants));
+    }
+    let mut unused = Vec::new();
+    for (encoder, role) in encoders.iter().zip(ROLES) {
+        let has = |key: &str| encoder.component.weights.has(key);
+        programs.push(clip::lower(&encoder.config, encoder.output, role, &has, &mut weights));
+        let folder = &encoder.component.name;
+        unused.extend(encoder.config.unused(encoder.output, &has).iter().map(|key| format!("{folder}/{key}")));
+    }
+    let images = autoencoder(model.component(VAE), config.in_channels, &mut programs, &mut weights, &mut unused)?;
+
+    let zero_negative = model.index.get("force_zeros_for_empty_prompt").and_then(|v| v.as_bool()).unwrap_or(xl);
+    let pipeline = PipelineMeta {
+        // The defaults of the pipelines' __call__.
+        guidance_scale: if xl { 5.0 } else { 7.5 },
+        text: Some(TextMeta {
+            encoders: encoders.iter().map(|e| e.meta.clone()).collect(),
+            zero_negative,
+            denoiser: conditioning,
+        }),
+        encoder: images.encodes.then(|| images.config.encoder_meta()),
+        refiner,
+        latent_multiple: config.levels.multiple(),
+        ..meta(model, config.in_channels, config.sample_size, images.config.pixels_per_latent())?
+    };
+    let files = encoders.into_iter().map(|e| (e.meta.tokenizer, e.tokenizer)).collect();
+    Ok(Lowered { programs, weights, files, pipeline, unused })
+}
+
+/// A text encoder of the pipeline.
+struct Encoder<'m> {
+    component: &'m Component,
+    config: clip::Config,
+    output: Output,
+    meta: TextEncoderMeta,
+    /// Contents of its tokenizer's file.
+    tokenizer: Vec<u8>,
+}
+
+/// The text encoders that the model has, in order.
+fn encoders(model: &Model, xl: bool) -> Result<Vec<Encoder<'_>>> {
+    let mut encoders = Vec::new();
+    for (folder, tokenizer) in TEXT_ENCODERS {
+        let Some(component) = model.find(folder) else { continue };
+        let config = clip::Config::read(folder, &component.class, &component.config)?;
+        let output = match (xl, config.projection) {
+            (false, None) => Output::Normed,
+            (true, None) => Output::Penultimate,
+            (true, Some(_)) => Output::PenultimateAndPooled,
+            (false, Some(_)) => {
+                let what = format!("{folder}/config.json: class");
+                return Err(Error::request(what, "CLIPTextModel", &component.class));
+            }
+        };
+        let file = model.tokenizer(tokenizer);
+        for (field, fits, limit, got) in [
+            ("vocab_size", file.vocabulary <= config.vocabulary, config.vocabulary, file.vocabulary),
+            ("max_position_embeddings", file.tokens == config.tokens, config.tokens, file.tokens),
+        ] {
+            if !fits {
+                return Err(Error::request(tokenizer, format!("{limit} tokens, the {folder}'s {field}"), got));
+            }
+        }
+        let meta = TextEncoderMeta {
+            tokenizer: format!("{tokenizer}/tokenizer.json"),
+            tokens: config.tokens,
+            begin: file.begin,
+            end: file.end,
+            pad: file.pad,
+            features: config.features,
+            pooled: if output == Output::PenultimateAndPooled { config.projection.unwrap_or(0) } else { 0 },
+        };
+        let tokenizer = file.into_owned().json;
+        encoders.push(Encoder { component, config, output, meta, tokenizer });
+    }
+    Ok(encoders)
+}
+
+/// Appends the program of `role`, whose context is as wide as some of the encoders together; says which.
+fn denoiser(
+    config: &Config,
+    role: Role,
+    encoders: &[Encoder],
+    programs: &mut Vec<Program>,
+    weights: &mut Vec<Weight>,
+) -> Result<Conditioning> {
+    let component = if role == Role::Refiner { REFINER } else { UNET };
+    // All encoders, or the last alone: the refiner has no use for the first.
+    let count = encoders.len();
+    let widths = |from: usize| encoders[from..].iter().map(|e| e.meta.features).sum::<u32>();
+    let Some(from) = (0..count).find(|&from| widths(from) == config.context) else {
+        let features: Vec<_> = encoders.iter().map(|e| e.meta.features).collect();
+        let expected = format!("the features of the text encoders, {features:?}, side by side");
+        return Err(Error::request(format!("{component}/config.json: cross_attention_dim"), expected, config.context));
+    };
+    let context = (from as u32..count as u32).collect();
+    let Some(added) = config.added else {
+        let inputs = Context::Text { pooled: 0, numbers: 0 };
+        programs.push(unet2d_condition::lower(config, role, inputs, weights));
+        return Ok(Conditioning { context, pooled: None, sizes: Vec::new() });
+    };
+    let Some(index) = (from..count).find(|&i| encoders[i].meta.pooled > 0) else {
+        let expected = "an encoder of class CLIPTextModelWithProjection, for addition_embed_type text_time";
+        return Err(Error::request("text encoders", expected, "none"));
+    };
+    let pooled = encoders[index].meta.pooled;
+    let sizes = sizes(component, &added, pooled)?;
+    let inputs = Context::Text { pooled, numbers: sizes.len() as u32 };
+    programs.push(unet2d_condition::lower(config, role, inputs, weights));
+    Ok(Conditioning { context, pooled: Some(index as u32), sizes: sizes.to_vec() })
+}
+
+/// The numbers that a denoiser reads, told by how many they are.
+fn sizes(component: &str, added: &Added, pooled: u32) -> Result<&'static [SizeKind]> {
+    match added.numbers(component, pooled)? {
+        6 => Ok(&BASE_SIZES),
+        5 => Ok(&REFINER_SIZES),
+        other => {
+            let expected = "5 or 6 numbers beside the text, as SDXL has them";
+            let what = format!("{component}/config.json: projection_class_embeddings_input_dim");
+            Err(Error::request(what, expected, other))
+        }
+    }
+}
+
+/// What became of the autoencoder.
+struct Images {
+    config: vae::Config,
+    /// Whether its checkpoint has the encoder too.
+    encodes: bool,
+}
+
+/// Appends the decoder, and the encoder if the checkpoint has it.
+fn autoencoder(
+    component: &Component,
+    channels: u32,
+    programs: &mut Vec<Program>,
+    weights: &mut Vec<Weight>,
+    unused: &mut Vec<String>,
+) -> Result<Images> {
+    let config = vae::Config::read(VAE, &component.class, &component.config)?;
+    fits(component, "latent_channels", config.latent_channels, UNET, channels)?;
+    let has = |key: &str| component.weights.has(key);
+    programs.push(vae::lower(&config, &has, weights));
+    let encodes = has("encoder.conv_in.weight");
+    if encodes {
+        programs.push(vae::lower_encoder(&config, &has, weights));
+    } else {
+        unused.push(format!("{VAE}/quant_conv."));
+    }
+    Ok(Images { config, encodes })
+}

@@ -1,0 +1,202 @@
+//! The published models that single files hold, at their true sizes.
+
+use super::autoencoder::Autoencoder;
+use super::pipeline::{self, Published};
+use super::scheduler::Betas;
+use super::text::TextEncoder;
+use super::unet::{Added, Attention, Conventions, Heads, Unet};
+
+/// Makes a pipeline's description.
+pub type Describe = fn() -> Published;
+
+/// What people call them, and what they are.
+pub const ALL: [(&str, Describe); 8] = [
+    ("DDIM CIFAR-10", ddim_cifar10),
+    ("LDM-4 (bedrooms, faces)", ldm4),
+    ("LDM-8 (churches)", church),
+    ("LDM-4 ImageNet", cin256_v2),
+    ("LDM-8 ImageNet", cin256_f8),
+    ("Stable Diffusion 1.x", sd1),
+    ("SDXL base", sdxl),
+    ("SDXL refiner", sdxl_refiner),
+];
+
+/// Song et al. 2021 on CIFAR-10.
+pub fn ddim_cifar10() -> Published {
+    let unet = Unet {
+        sample_size: 32,
+        in_channels: 3,
+        out_channels: 3,
+        channels: vec![128, 256, 256, 256],
+        depths: vec![0, 1, 0, 0],
+        conventions: Conventions::Ddim,
+        ..latent_unet(Attention::Pixels(Heads::Count(1)))
+    };
+    pipeline::ddim(&unet, "")
+}
+
+/// Bedrooms, CelebA-HQ and FFHQ of Rombach et al. 2022, which have one configuration.
+pub fn ldm4() -> Published {
+    let unet = Unet {
+        in_channels: 3,
+        out_channels: 3,
+        channels: vec![224, 448, 672, 896],
+        depths: vec![0, 1, 1, 1],
+        ..latent_unet(Attention::Pixels(Heads::Features(32)))
+    };
+    pipeline::unconditional(&unet, &vq_f4(), Betas::scaled(0.0015, 0.0195))
+}
+
+/// Churches of Rombach et al. 2022.
+pub fn church() -> Published {
+    let unet = Unet {
+        sample_size: 32,
+        channels: vec![192, 384, 384, 768, 768],
+        depths: vec![1, 1, 1, 1, 0],
+        scale_shift: true,
+        resnet_resampling: true,
+        ..latent_unet(Attention::Pixels(Heads::Count(8)))
+    };
+    let vae = Autoencoder { sample_size: 256, scaling_factor: 0.2458, ..kl_f8() };
+    pipeline::unconditional(&unet, &vae, Betas::scaled(0.0015, 0.0155))
+}
+
+/// The newer ImageNet model of Rombach et al. 2022.
+pub fn cin256_v2() -> Published {
+    let unet = Unet {
+        in_channels: 3,
+        out_channels: 3,
+        channels: vec![192, 384, 576, 960],
+        depths: vec![0, 1, 1, 1],
+        ..latent_unet(Attention::Context { features: 512, linear: false, heads: Heads::Count(1) })
+    };
+    pipeline::class_conditional(&unet, &vq_f4(), 1001, Betas::scaled(0.0015, 0.0195))
+}
+
+/// The older one.
+pub fn cin256_f8() -> Published {
+    let unet = Unet {
+        sample_size: 32,
+        channels: vec![256, 512, 1024],
+        depths: vec![1, 1, 1],
+        ..latent_unet(Attention::Context { features: 512, linear: false, heads: Heads::Features(32) })
+    };
+    pipeline::class_conditional(&unet, &vq_f8(), 1000, Betas::scaled(0.0015, 0.0195))
+}
+
+/// Stable Diffusion 1.1 to 1.5.
+pub fn sd1() -> Published {
+    let unet = Unet {
+        channels: vec![320, 640, 1280, 1280],
+        depths: vec![1, 1, 1, 0],
+        ..latent_unet(Attention::Context { features: 768, linear: false, heads: Heads::Count(8) })
+    };
+    let text = "cond_stage_model.transformer.text_model.";
+    pipeline::stable_diffusion(&unet, &kl_f8(), &clip_l(), text, Betas::scaled(0.00085, 0.012))
+}
+
+/// SDXL 1.0.
+pub fn sdxl() -> Published {
+    let unet = Unet {
+        sample_size: 128,
+        channels: vec![320, 640, 1280],
+        depths: vec![0, 2, 10],
+        mid_depth: 10,
+        added: Some(Added { features: 2816, per_number: 256 }),
+        ..latent_unet(Attention::Context { features: 2048, linear: true, heads: Heads::Features(64) })
+    };
+    let text = "conditioner.embedders.0.transformer.text_model.";
+    pipeline::sdxl(&unet, &vae_xl(), (&clip_l(), text), &clip_big_g())
+}
+
+/// SDXL 1.0's refiner.
+pub fn sdxl_refiner() -> Published {
+    let unet = Unet {
+        sample_size: 128,
+        channels: vec![384, 768, 1536, 1536],
+        depths: vec![0, 4, 4, 0],
+        mid_depth: 4,
+        added: Some(Added { features: 2560, per_number: 256 }),
+        ..latent_unet(Attention::Context { features: 1280, linear: true, heads: Heads::Features(64) })
+    };
+    pipeline::refiner(&unet, &vae_xl(), &clip_big_g())
+}
+
+/// What most UNets of latent diffusion have in common.
+fn latent_unet(attention: Attention) -> Unet {
+    Unet {
+        sample_size: 64,
+        in_channels: 4,
+        out_channels: 4,
+        channels: Vec::new(),
+        layers: 2,
+        attention,
+        depths: Vec::new(),
+        mid_depth: 1,
+        scale_shift: false,
+        resnet_resampling: false,
+        added: None,
+        conventions: Conventions::Latent,
+    }
+}
+
+/// The autoencoder of Stable Diffusion.
+fn kl_f8() -> Autoencoder {
+    Autoencoder {
+        image_channels: 3,
+        latent_channels: 4,
+        channels: vec![128, 256, 512, 512],
+        layers: 2,
+        attend: vec![false; 4],
+        codebook: None,
+        encoder: true,
+        sample_size: 512,
+        scaling_factor: 0.18215,
+    }
+}
+
+/// The same, trained again.
+fn vae_xl() -> Autoencoder {
+    Autoencoder { sample_size: 1024, scaling_factor: 0.13025, ..kl_f8() }
+}
+
+fn vq_f4() -> Autoencoder {
+    Autoencoder {
+        latent_channels: 3,
+        channels: vec![128, 256, 512],
+        attend: vec![false; 3],
+        codebook: Some([8192, 3]),
+        sample_size: 256,
+        scaling_factor: 1.0,
+        ..kl_f8()
+    }
+}
+
+fn vq_f8() -> Autoencoder {
+    Autoencoder {
+        channels: vec![128, 256, 256, 512],
+        attend: vec![false, false, false, true],
+        codebook: Some([16384, 4]),
+        sample_size: 256,
+        scaling_factor: 1.0,
+        ..kl_f8()
+    }
+}
+
+/// OpenAI's CLIP ViT-L/14.
+fn clip_l() -> TextEncoder {
+    TextEncoder {
+        vocabulary: 49408,
+        tokens: 77,
+        features: 768,
+        inner: 3072,
+        layers: 12,
+        projection: None,
+        activation: "quick_gelu",
+    }
+}
+
+/// OpenCLIP's ViT-bigG/14.
+fn clip_big_g() -> TextEncoder {
+    TextEncoder { features: 1280, inner: 5120, layers: 32, projection: Some(1280), activation: "gelu", ..clip_l() }
+}

@@ -1,0 +1,107 @@
+//! Schedulers of published models, as diffusers would save them.
+
+use super::{Tensors, object};
+use crate::source::diffusers::Object;
+use aquatint::error::{Error, Result};
+use serde_json::{Value, json};
+
+/// The table of betas in checkpoints of latent diffusion.
+const BETAS: &str = "betas";
+/// How far a beta in f32 may be from the formula that made it, relative.
+const ROUNDING: f64 = 1e-5;
+
+/// First and last beta, and how those between follow.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Betas {
+    pub schedule: &'static str,
+    pub start: f64,
+    pub end: f64,
+    pub count: usize,
+}
+
+impl Betas {
+    /// Roots of betas in equal steps, which the authors call linear and diffusers `scaled_linear`.
+    pub fn scaled(start: f64, end: f64) -> Self {
+        Betas { schedule: "scaled_linear", start, end, count: 1000 }
+    }
+
+    /// The table that the file has, or `default` if it has none.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the table is neither of equal steps nor of roots in equal steps.
+    pub fn of(tensors: &dyn Tensors, default: Betas) -> Result<Self> {
+        if tensors.shape(BETAS).is_none() {
+            return Ok(default);
+        }
+        let table = tensors.values(BETAS)?;
+        let error = |got: String| {
+            let expected = "a table of betas in equal steps, or of which the roots are";
+            Error::request(format!("{}: {BETAS}", tensors.name()), expected, got)
+        };
+        let (&[first, .., last], true) = (&table[..], table.iter().all(|b| *b > 0.0)) else {
+            return Err(error(format!("{} values, {:?}...", table.len(), table.first())));
+        };
+        // The shortest decimal that f32 rounds to this: what the authors wrote in their configuration.
+        let written = |b: f32| b.to_string().parse().unwrap_or(f64::from(b));
+        let (start, end) = (written(first), written(last));
+        for schedule in ["scaled_linear", "linear"] {
+            let betas = Betas { schedule, start, end, count: table.len() };
+            let wrong = |(i, b): (usize, &f32)| (betas.at(i) / f64::from(*b) - 1.0).abs() > ROUNDING;
+            if !table.iter().enumerate().any(wrong) {
+                return Ok(betas);
+            }
+        }
+        Err(error(format!("{first} .. {} .. {last}", table[table.len() / 2])))
+    }
+
+    fn at(&self, i: usize) -> f64 {
+        let step = |from: f64, to: f64| from + (to - from) * i as f64 / (self.count - 1) as f64;
+        match self.schedule {
+            "linear" => step(self.start, self.end),
+            _ => step(self.start.sqrt(), self.end.sqrt()).powi(2),
+        }
+    }
+
+    fn scheduler(self, class: &str, fields: Value) -> Object {
+        let mut all = object(json!({
+            "_class_name": class,
+            "beta_end": self.end,
+            "beta_schedule": self.schedule,
+            "beta_start": self.start,
+            "clip_sample": false,
+            "num_train_timesteps": self.count,
+            "prediction_type": "epsilon",
+            "trained_betas": null,
+        }));
+        all.extend(object(fields));
+        all
+    }
+}
+
+/// Song et al. 2021 on images.
+pub(super) fn ddim_pixels() -> Object {
+    let betas = Betas { schedule: "linear", start: 1e-4, end: 0.02, count: 1000 };
+    betas
+        .scheduler("DDIMScheduler", json!({"set_alpha_to_one": true, "steps_offset": 0, "timestep_spacing": "leading"}))
+}
+
+/// The sampler of latent diffusion: timesteps begin at 1, and the last step goes to the first of them.
+pub(super) fn ddim_latents(betas: Betas) -> Object {
+    betas.scheduler(
+        "DDIMScheduler",
+        json!({"set_alpha_to_one": false, "steps_offset": 1, "timestep_spacing": "leading"}),
+    )
+}
+
+/// Stable Diffusion's default sampler, which its authors call PLMS.
+pub(super) fn pndm(betas: Betas) -> Object {
+    let fields =
+        json!({"set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1, "timestep_spacing": "leading"});
+    betas.scheduler("PNDMScheduler", fields)
+}
+
+/// The sampler SDXL's authors recommend, with the steps diffusers takes.
+pub(super) fn euler(betas: Betas) -> Object {
+    let fields = json!({"interpolation_type": "linear", "steps_offset": 1, "timestep_spacing": "leading", "use_karras_sigmas": false});
+    betas.scheduler("EulerDiscreteScheduler", fields)
+}
