@@ -213,6 +213,7 @@ impl View<'_> {
                 int8: attend.int8,
                 condition: attend.per_condition.then_some(self.condition),
                 keys: self.see(k, rate).0.rows_per_sample(),
+                workspace,
             }),
             Op::LayerNorm { x, eps, modulation, quantize, .. } => OpArgs::LayerNorm(LayerNormArgs {
                 x: f(x),

@@ -109,6 +109,7 @@ fn attention_is_close() {
                     int8: false,
                     condition: None,
                     keys: k.rows / samples,
+                    workspace: Slot::default(),
                 },
             );
             let (q, k, v) = (&q_data, &k_data, &v_data);

@@ -219,7 +219,7 @@ mod structs {
         pub residual: Option<Floats>,
     }
 
-    /// Attention over all rows of a sample.
+    /// Attention over all rows of a sample. `workspace` is as large as `Backend::workspace` asked.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct AttentionArgs {
         pub q: Floats,
@@ -235,6 +235,7 @@ mod structs {
         pub condition: Option<Slot>,
         /// Keys of each query's sample.
         pub keys: usize,
+        pub workspace: Slot,
     }
 
     /// Layer norm.

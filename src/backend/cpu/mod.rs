@@ -6,6 +6,7 @@
 
 mod arena;
 mod attention;
+mod attention_i8;
 mod conv;
 mod embed;
 mod gemm;
@@ -113,6 +114,7 @@ impl<I: Isa> Needs for Cpu<I> {
     fn workspace(&self, op: &OpArgs) -> usize {
         match op {
             OpArgs::GroupNorm(a) => norm::group_norm_workspace(a),
+            OpArgs::Attention(a) if a.int8 => attention_i8::workspace(a),
             _ => 0,
         }
     }
@@ -200,7 +202,10 @@ impl<I: Isa> Backend for Cpu<I> {
     }
 
     fn attention(&self, arena: &mut Arena, call: usize, args: &AttentionArgs) {
-        attention::attention(self.isa, arena, call, args);
+        match args.int8 {
+            true => attention_i8::attention(self.isa, arena, call, args),
+            false => attention::attention(self.isa, arena, call, args),
+        }
     }
 
     fn layer_norm(
@@ -284,6 +289,7 @@ pub fn scratch_bytes(op: &OpArgs) -> usize {
     match op {
         OpArgs::Linear(a) => gemm::scratch_bytes(&a.x, 1),
         OpArgs::Conv2d(a) => gemm::scratch_bytes(&a.x, 9),
+        OpArgs::Attention(a) if a.int8 => attention_i8::scratch_bytes(a),
         OpArgs::Attention(a) => attention::scratch_bytes(a),
         OpArgs::LayerNorm(a) => a.x.cols * 4,
         OpArgs::GroupNorm(a) => norm::group_norm_scratch(a),
