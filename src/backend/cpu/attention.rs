@@ -115,7 +115,7 @@ impl<I: Isa> Head<'_, I> {
                     let groups = (most - key).div_ceil(GROUP).min(GROUPS);
                     self.isa.tile_f32(&queries, e, &keys[key * e..][..groups * GROUP * e], groups, &mut acc);
                     for (row, acc) in scores.chunks_exact_mut(KEYS).zip(&acc) {
-                        row[key..key + NR].copy_from_slice(acc);
+                        *row[key..].first_chunk_mut().expect("blocks are whole tiles") = *acc;
                     }
                 }
                 let states = &mut sums[(q0 - tile.rows.start) * (wide + 2)..][..count * (wide + 2)];

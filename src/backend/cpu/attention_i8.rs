@@ -21,7 +21,7 @@
 //! Blocks begin at fixed keys and a query is quantized alone, so a result depends neither on batch nor threads nor tiles.
 
 use super::arena::{Arena, floats_mut, typed_mut};
-use super::math::{LANES, exp, fma, greater, greatest, lesser};
+use super::math::{LANES, exp, fma, greater, greatest, least, lesser};
 use super::scratch;
 use super::simd::tiles::{TileMut, for_each_tile};
 use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile, panel_len, vectorized};
@@ -191,7 +191,7 @@ impl<I: Isa> Head<'_, I> {
         let q = &self.q[rows.start * self.d..][..count * self.d];
         self.isa.run(EncodeQueries, (q, [self.d, self.e, tile.cols.start, key], self.scale, queries, slopes));
         // Rows that fill the last tile up: any codes will do.
-        slopes[count..].fill(0.0);
+        slopes[count..].fill(1.0);
         sums.fill(0.0);
         totals.fill(0.0);
         highest.fill(f32::NEG_INFINITY);
@@ -220,7 +220,7 @@ impl<I: Isa> Head<'_, I> {
                     highest: highest[q0..].first_chunk_mut().expect("whole tiles"),
                     totals: totals[q0..].first_chunk_mut().expect("whole tiles"),
                 };
-                let factors = self.isa.run(Weigh, (scores, &seen, state, weights));
+                let factors = self.isa.run(Weigh, (&mut *scores, &seen, state, weights));
                 let weights: [&[u8]; MR] = std::array::from_fn(|i| &weights[i * KEYS..][..KEYS]);
                 let sums = &mut sums[q0 * wide..][..MR * wide];
                 for c in (0..wide).step_by(NR) {
@@ -267,25 +267,30 @@ vectorized! {
         let [d, e, column, stride] = sizes;
         for ((row, codes), slope) in q.chunks_exact(d).zip(codes.chunks_exact_mut(stride)).zip(slopes) {
             let row = &row[column..][..e];
-            let most = extent(row, |x, _| x.abs());
-            let (size, inverse) = step(most * scale.abs());
+            let most = greater(greatest(row), -least(row)) * scale.abs();
+            let (size, inverse) = step(most);
             for (code_at, &x) in codes.iter_mut().zip(row) {
                 *code_at = (code(x * scale, inverse) + i32::from(ZERO)) as u8;
             }
             codes[e..].fill(ZERO);
-            *slope = size * std::f32::consts::LOG2_E;
+            // Not 0, which is no factor for an infinite distance.
+            *slope = greater(size * std::f32::consts::LOG2_E, f32::MIN_POSITIVE);
         }
     }
 }
 
-/// The greatest `f(x, index)`.
+/// The greatest `|x - y|`.
 #[inline(always)]
-fn extent(x: &[f32], f: impl Fn(f32, usize) -> f32) -> f32 {
+fn furthest(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
-    for (c, chunk) in x.chunks(LANES).enumerate() {
-        for (i, (lane, &x)) in lanes.iter_mut().zip(chunk).enumerate() {
-            *lane = greater(*lane, f(x, c * LANES + i));
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    for (x, y) in x.iter().zip(y) {
+        for i in 0..LANES {
+            lanes[i] = greater(lanes[i], (x[i] - y[i]).abs());
         }
+    }
+    for (lane, (x, y)) in lanes.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *lane = greater(*lane, (x - y).abs());
     }
     greatest(&lanes)
 }
@@ -316,12 +321,18 @@ vectorized! {
         }
         for key in 0..tk {
             let row = row(key);
-            let (size, inverse) = step(extent(row, |x, j| (x - mean[j]).abs()));
+            let (size, inverse) = step(furthest(row, &mean[..e]));
             let panel = &mut codes[key / GROUP * whole..][..whole];
+            let words = panel.iter_mut().skip(key % GROUP).step_by(GROUP);
+            let (row, row_rest) = row.as_chunks::<4>();
+            let (mean, mean_rest) = mean[..e].as_chunks::<4>();
+            let mut last = [0.0; 4];
+            last.iter_mut().zip(row_rest.iter().zip(mean_rest)).for_each(|(d, (x, mean))| *d = x - mean);
+            let differences = row.iter().zip(mean).map(|(x, mean)| [0, 1, 2, 3].map(|i| x[i] - mean[i]));
             let mut total = 0;
-            for (j, word) in panel.iter_mut().skip(key % GROUP).step_by(GROUP).enumerate() {
-                let at = |i: usize| if i < e { code(row[i] - mean[i], inverse) } else { 0 };
-                let four = [at(4 * j), at(4 * j + 1), at(4 * j + 2), at(4 * j + 3)];
+            // Words beyond the key's codes, up to a whole panel, meet no codes of a query.
+            for (word, x) in words.zip(differences.chain([last])) {
+                let four = x.map(|x| code(x, inverse));
                 total += four.iter().sum::<i32>();
                 *word = quad(four);
             }
@@ -383,13 +394,16 @@ vectorized! {
 vectorized! {
     /// Integer sums as scores against the keys, still without the query's factor; into rows of `KEYS`.
     fn Scale<'a, I>(acc: &'a Tile<i32>, scales: &'a [f32], offsets: &'a [f32], scores: &'a mut [f32]) {
-        for (g, (scale, offset)) in scales.chunks_exact(GROUP).zip(offsets.chunks_exact(GROUP)).enumerate() {
-            for (i, acc) in acc.iter().enumerate() {
-                let out = &mut scores[i * KEYS + g * GROUP..][..GROUP];
-                let acc = &acc[g * GROUP..][..GROUP];
+        let (scales, offsets) = (scales.as_chunks::<GROUP>().0, offsets.as_chunks::<GROUP>().0);
+        for (acc, scores) in acc.iter().zip(scores.chunks_mut(KEYS)) {
+            let groups = acc.as_chunks::<GROUP>().0.iter().zip(scores.as_chunks_mut::<GROUP>().0);
+            for ((acc, scores), (scale, offset)) in groups.zip(scales.iter().zip(offsets)) {
+                // Whole arrays, lest the compiler fear that they overlap.
+                let mut out = [0.0; GROUP];
                 for j in 0..GROUP {
                     out[j] = fma::<I>(acc[j] as f32, scale[j], offset[j]);
                 }
+                *scores = out;
             }
         }
     }
@@ -418,16 +432,18 @@ vectorized! {
     /// Turns the scores of eight queries against the first `seen` keys of a block into codes of weights, 0 for the others;
     /// returns the factors of what was summed up before and of what this block adds.
     fn Weigh<'a, I>(
-        scores: &'a [f32], seen: &'a [usize; MR], rows: Rows<'a>, weights: &'a mut [u8],
+        scores: &'a mut [f32], seen: &'a [usize; MR], rows: Rows<'a>, weights: &'a mut [u8],
     ) -> [[f32; MR]; 2] {
         let Rows { slopes, highest, totals } = rows;
         let mut most = [0.0; MR];
         let mut counts = [0.0; MR];
-        for (i, (scores, weights)) in scores.chunks_exact(KEYS).zip(weights.chunks_exact_mut(KEYS)).enumerate() {
-            let n = seen[i];
-            most[i] = greatest(&scores[..n]);
-            counts[i] = encode_weights::<I>(&scores[..n], most[i], slopes[i], &mut weights[..n]) as f32;
-            weights[n..].fill(0);
+        for (i, (scores, weights)) in scores.chunks_exact_mut(KEYS).zip(weights.chunks_exact_mut(KEYS)).enumerate() {
+            let whole = seen[i].next_multiple_of(LANES);
+            scores[seen[i]..whole].fill(f32::NEG_INFINITY);
+            let (scores, codes) = (&scores[..whole], &mut weights[..whole]);
+            most[i] = greatest(scores);
+            counts[i] = encode_weights::<I>(scores, most[i], slopes[i], codes) as f32;
+            weights[whole..].fill(0);
         }
         let (mut shrink, mut grow) = ([0.0; MR], [0.0; MR]);
         for i in 0..MR {
@@ -442,7 +458,7 @@ vectorized! {
     }
 }
 
-/// `255 * 2^(slope * (score - most))` as codes; returns their sum.
+/// `255 * 2^(slope * (score - most))` as codes; returns their sum. Scores come in whole chunks of lanes.
 ///
 /// `2^x = 2^n 2^f` with `f` in -1/2 to 1/2 and `2^f` by a minimax polynomial of our own, 7.5e-5 off: a fiftieth of a code.
 /// Adding 1.5 * 2^23 + 127 rounds to `n` and leaves the exponent of `2^n` in the low bits. The same is done with the code:
@@ -454,28 +470,21 @@ fn encode_weights<I: Isa>(scores: &[f32], most: f32, slope: f32, codes: &mut [u8
     const POLYNOMIAL: [f32; 4] = [255.0 * 0.055_171_67, 255.0 * 0.242_611_12, 255.0 * 0.693_260_99, 255.0 * 0.999_928];
     // Below 2^-9 of a code nothing is left; the exponent stays normal.
     let lowest = -17.0 / slope;
-    let bits = |score: f32, threshold: f32| {
-        let distance = greater(score - most, lowest);
-        let shifted = fma::<I>(distance, slope, EXPONENT);
-        let f = fma::<I>(distance, slope, EXPONENT - shifted);
-        let [c3, c2, c1, c0] = POLYNOMIAL;
-        let p = fma::<I>(fma::<I>(fma::<I>(c3, f, c2), f, c1), f, c0);
-        fma::<I>(p, f32::from_bits(shifted.to_bits() << 23), WHOLE + threshold).to_bits() >> 8
-    };
     let mut sums = [0u32; LANES];
-    let mut chunks = codes.chunks_exact_mut(LANES);
-    for (codes, scores) in chunks.by_ref().zip(scores.chunks_exact(LANES)) {
+    for (codes, scores) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(scores.as_chunks::<LANES>().0) {
+        let mut bits = [0; LANES];
         for i in 0..LANES {
-            let b = bits(scores[i], THRESHOLDS[i]);
-            codes[i] = b as u8;
-            sums[i] = sums[i].wrapping_add(b);
+            let distance = greater(scores[i] - most, lowest);
+            let shifted = fma::<I>(distance, slope, EXPONENT);
+            let f = fma::<I>(distance, slope, EXPONENT - shifted);
+            let [c3, c2, c1, c0] = POLYNOMIAL;
+            let p = fma::<I>(fma::<I>(fma::<I>(c3, f, c2), f, c1), f, c0);
+            bits[i] = fma::<I>(p, f32::from_bits(shifted.to_bits() << 23), WHOLE + THRESHOLDS[i]).to_bits() >> 8;
         }
-    }
-    let rest = scores.chunks_exact(LANES).remainder();
-    for (i, (code, &score)) in chunks.into_remainder().iter_mut().zip(rest).enumerate() {
-        let b = bits(score, THRESHOLDS[i]);
-        *code = b as u8;
-        sums[i] = sums[i].wrapping_add(b);
+        for i in 0..LANES {
+            sums[i] = sums[i].wrapping_add(bits[i]);
+        }
+        *codes = bits.map(|b| b as u8);
     }
     // Every term is the code plus the bits of `WHOLE`.
     let excess = (WHOLE.to_bits() >> 8).wrapping_mul(scores.len() as u32);
@@ -488,10 +497,14 @@ vectorized! {
         let [wide, first, n] = sizes;
         let [shrink, grow] = factors;
         for (i, sums) in sums.chunks_exact_mut(wide).enumerate() {
-            for (sums, acc) in sums[first..first + n].chunks_exact_mut(GROUP).zip(acc[i].chunks_exact(GROUP)) {
+            let (shrink, grow) = (shrink[i], grow[i]);
+            let sums = sums[first..first + n].as_chunks_mut::<GROUP>().0;
+            for (sums, acc) in sums.iter_mut().zip(acc[i].as_chunks::<GROUP>().0) {
+                let mut out = [0.0; GROUP];
                 for j in 0..GROUP {
-                    sums[j] = fma::<I>(sums[j], shrink[i], acc[j] as f32 * grow[i]);
+                    out[j] = fma::<I>(sums[j], shrink, acc[j] as f32 * grow);
                 }
+                *sums = out;
             }
         }
     }

@@ -107,6 +107,8 @@ pub fn fold(x: &[f32], start: f32, f: impl Fn(f32) -> f32, join: impl Fn(f32, f3
     for (lane, &v) in lanes.iter_mut().zip(rest) {
         *lane = join(*lane, f(v));
     }
+    // Through memory: otherwise the compiler sees this tree from inside the loop above and keeps lanes in odd pieces.
+    let mut lanes = std::hint::black_box(lanes);
     for half in [8, 4, 2, 1] {
         for i in 0..half {
             lanes[i] = join(lanes[i], lanes[i + half]);
