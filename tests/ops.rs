@@ -22,7 +22,7 @@ macro_rules! op_suite {
         op_suite!($tier, $isa; cases: linear_float, linear_exact, linear_quantized, epilogues, conv, attention,
             elementwise; cases_norm: quantize, layer_norm, group_norm; cases_unet: group_norm_modulated,
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
-            attention_causal, attention_per_condition, activations);
+            attention_causal, attention_per_condition, activations; cases_attention: attention_int8);
     };
     ($tier:ident, $isa:expr; $($module:ident: $($family:ident),+);+) => {
         mod $tier {
@@ -47,5 +47,25 @@ fn avx2_and_avx512_agree_to_the_bit() {
         let model = build.open([inputs.dims.height, inputs.dims.width]);
         let bits = |y: Vec<f32>| y.into_iter().map(f32::to_bits).collect::<Vec<_>>();
         assert_eq!(bits(run(avx2, &model, &inputs)), bits(run(avx512, &model, &inputs)), "{name}");
+    }
+}
+
+/// A sample's 8-bit attention is the same to the bit in any batch and on any number of threads.
+#[test]
+fn int8_attention_depends_on_the_sample_alone() {
+    let alone = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let cases = common::cases_attention::attention_int8();
+    for Case { name, build, inputs, .. } in cases.iter().filter(|c| c.inputs.dims.batch == 3) {
+        let model = build.open([inputs.dims.height, inputs.dims.width]);
+        let together = alone(3).install(|| run(Scalar, &model, inputs));
+        let (sample, result) = (inputs.sample.len() / 3, together.len() / 3);
+        for i in 0..3 {
+            let mut inputs = inputs.clone();
+            inputs.dims.batch = 1;
+            inputs.sample = inputs.sample[i * sample..][..sample].to_vec();
+            inputs.conditions = vec![inputs.conditions[i]; 1];
+            let got = alone(1).install(|| run(Scalar, &model, &inputs));
+            assert!(got == together[i * result..][..result], "{name}: sample {i}");
+        }
     }
 }

@@ -24,6 +24,9 @@ pub enum Check {
     /// Values stored as f16: `|got - ref| <= gain * 2^-11 * (4 + sqrt(k) / 4) * (|ref| + rms) + 1.3 * step`. The terms of
     /// a sum may exceed their sum, and each brings an error of its own, but the sum is taken in f32.
     Half { k: usize, gain: f64, step: f64 },
+    /// Within `allowed`, element by element; and together neither more off than `deviation` by half, nor so little that
+    /// nothing can have been rounded.
+    Rounded { allowed: Vec<f64>, deviation: Vec<f64> },
     /// Rows of `table`, rounded to f16 if `half`, each beside the `d` numbers that it is nearest to. A squared distance
     /// `D` is a sum of terms without sign, each rounded at most `d + 2` times (a difference, its square, `d` sums), so
     /// in f32 it is within `g D`, `g = (d + 2) u / (1 - (d + 2) u)`. What looks nearest may therefore be as far as
@@ -43,6 +46,7 @@ impl Check {
         let difference = |i: usize| (f64::from(got[i]) - want[i]).abs();
         for i in 0..got.len() {
             let allowed = match *self {
+                Check::Rounded { ref allowed, .. } => allowed[i],
                 Check::Exact | Check::Nearest { .. } => 0.0,
                 Check::Close { k, gain } => gain * U * (16.0 + 4.0 * (k as f64).sqrt()) * (want[i].abs() + size),
                 Check::Step { step } => 1.3 * step,
@@ -52,6 +56,12 @@ impl Check {
             };
             let near = difference(i) <= allowed;
             assert!(near, "{name}: element {i} of {}: {} is not {} within {allowed:e}", got.len(), got[i], want[i]);
+        }
+        if let Check::Rounded { deviation, .. } = self {
+            let [spread, expected] = [rms(&mut (0..got.len()).map(difference)), rms(&mut deviation.iter().copied())];
+            println!("{name}: differences of {spread:e}, {expected:e} expected, of {size:e}");
+            let near = spread <= 1.5 * expected + 1e-5 * size && spread >= 0.05 * expected;
+            assert!(near, "{name}: differences of {spread:e}, {expected:e} expected");
         }
         if let Check::Step { step } = *self {
             let spread = rms(&mut (0..got.len()).map(difference));

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test crate uses its own part.
 
 pub mod cases;
+pub mod cases_attention;
 pub mod cases_norm;
 pub mod cases_text;
 pub mod cases_unet;
