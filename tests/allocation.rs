@@ -6,7 +6,7 @@ use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::scalar::Scalar;
 use aquatint::exec::Executor;
 use aquatint::plan::Shape;
-use aquatint::program::{QuantizeRange, Role};
+use aquatint::program::{Op, QuantizeRange, Role};
 use common::networks::{CHANNELS, conditioned, spatial};
 use common::{inputs, normal};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -47,8 +47,14 @@ fn calls_allocate_nothing() {
     let mut rng = fastrand::Rng::with_seed(1);
     let small = inputs([2, 6, 10, CHANNELS], || normal(&mut rng));
     let large = inputs([1, 18, 22, CHANNELS], || normal(&mut rng));
-    for (build, inputs) in [(conditioned(|_| QuantizeRange::Dynamic), &small), (spatial(), &small), (spatial(), &large)]
-    {
+    let mut int8 = spatial();
+    for node in &mut int8.program.nodes {
+        if let Op::Attention { attend, .. } = &mut node.op {
+            attend.int8 = true;
+        }
+    }
+    let conditioned = conditioned(|_| QuantizeRange::Dynamic);
+    for (build, inputs) in [(conditioned, &small), (spatial(), &small), (spatial(), &large), (int8, &large)] {
         let model = build.open([inputs.dims.height, inputs.dims.width]);
         for threads in [1, 2] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -67,6 +67,7 @@ impl Array {
 }
 
 /// What a run is given.
+#[derive(Clone)]
 pub struct Inputs {
     /// Axes.
     pub dims: Dims,

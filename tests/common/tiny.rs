@@ -335,7 +335,12 @@ pub fn meta() -> Meta {
             encoder: None,
             refiner: None,
         },
-        quantization: QuantizationMeta { config: "w4a8".into(), average_bits: 4.5, layers: vec![layer] },
+        quantization: QuantizationMeta {
+            config: "w4a8".into(),
+            average_bits: 4.5,
+            attention: None,
+            layers: vec![layer],
+        },
         sources: vec![SourceMeta { file: "transformer.safetensors".into(), bytes: 7, xxh3: "0f".repeat(16) }],
         aliases: BTreeMap::from([("transformer.classes".into(), vec!["transformer.classes.again".into()])]),
     }
