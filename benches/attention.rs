@@ -103,8 +103,8 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
     println!("{} on {} threads", I::NAME, rayon::current_num_threads());
     let mut group = c.benchmark_group("attention");
     let all = SHAPES.into_iter().flat_map(|s| [(s, false, s.name.to_owned()), (s, true, format!("{}, int8", s.name))]);
-    // Criterion's filter, as far as it names shapes.
-    let filter = std::env::args().skip(1).find(|a| SHAPES.iter().any(|s| s.name.contains(a.as_str())));
+    // Criterion's filter, if it names shapes.
+    let filter = std::env::args().skip(1).find(|a| all.clone().any(|(.., name)| name.contains(a.as_str())));
     for (shape, int8, name) in all.filter(|(.., name)| filter.as_ref().is_none_or(|f| name.contains(f))) {
         let mut cpu = Cpu::new(isa);
         let args = shape.args(int8);

@@ -14,7 +14,7 @@ use aquatint::codec::layout;
 use aquatint::error::Error;
 use aquatint::format::meta::{LayerMeta, QuantizationMeta};
 use aquatint::format::{Meta, TensorKind, TensorSpec, Writer};
-use aquatint::program::{Dims, shape};
+use aquatint::program::{Dims, Role, shape};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -36,6 +36,8 @@ pub struct Options {
     pub vae_q_config: Option<String>,
     /// Quantization of the text encoders; if absent f16, or f32 where the denoiser's is f32.
     pub text_q_config: Option<String>,
+    /// Whether the denoisers' attentions between integer layers work in 8-bit codes too.
+    pub int8_attention: bool,
     /// The packed file.
     pub output: PathBuf,
 }
@@ -107,9 +109,17 @@ pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rep
         text: options.text_q_config.as_deref(),
     };
     let recipe = Recipe::new(&weights, requests)?;
+    let mut attentions = 0;
     for program in &mut programs {
         pass::assign(program, &|tensor| recipe.treatments[tensor.0 as usize].activation_bits);
+        if options.int8_attention && matches!(program.role, Role::Denoiser | Role::Refiner) {
+            attentions += pass::attend_in_codes(program);
+        }
         pass::fuse(program);
+    }
+    if options.int8_attention && attentions == 0 {
+        let expected = "a denoiser with attention between layers of integer activations";
+        return Err(Error::request("--int8-attention", expected, "none").into());
     }
     // The writer checks the same at the end; here it costs nothing and spares a wait.
     let types = recipe.types(&weights);
@@ -161,6 +171,7 @@ pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rep
         quantization: QuantizationMeta {
             config: recipe.config,
             average_bits,
+            attention: (attentions > 0).then(|| "int8".into()),
             layers: layers.iter().map(LayerLine::meta).collect(),
         },
         sources: model.sources.iter().map(|s| s.meta.clone()).collect(),

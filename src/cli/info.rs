@@ -98,7 +98,8 @@ impl Info {
                 "file_bytes": packed.as_bytes().len(),
                 "weight_bytes": packed.data_bytes(),
                 "model": meta.pipeline,
-                "quantization": { "config": meta.quantization.config, "average_bits": meta.quantization.average_bits },
+                "quantization": { "config": meta.quantization.config, "average_bits": meta.quantization.average_bits,
+                    "attention": meta.quantization.attention },
                 "codecs": codecs,
                 "files": files,
                 "programs": programs,
@@ -134,6 +135,9 @@ impl Info {
             "config  {}, {:.2} bits on average, codebooks included",
             meta.quantization.config, meta.quantization.average_bits
         ));
+        if let Some(attention) = &meta.quantization.attention {
+            say(format_args!("        attention in {attention}"));
+        }
         say("\ncodec          tensors      weights        bytes  bits/weight");
         for (name, s) in &codecs {
             let bits = 8.0 * s.bytes as f64 / s.weights as f64;

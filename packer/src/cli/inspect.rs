@@ -54,6 +54,9 @@ pub(super) fn inspect(file: &Path, as_json: bool) -> Result<()> {
     say(format!("model     {} ({}), {} x {} pixels", pipeline.name, pipeline.class, pixels[0], pixels[1]));
     say(format!("sampler   {}, {} steps, guidance {}", pipeline.sampler.kind, pipeline.steps, pipeline.guidance_scale));
     say(format!("quantized {}; average bits {:.2}", meta.quantization.config, meta.quantization.average_bits));
+    if let Some(attention) = &meta.quantization.attention {
+        say(format!("attention {attention}"));
+    }
     for program in packed.programs() {
         say(format!("program   {}, {} nodes", program.role.name(), program.nodes.len()));
     }

@@ -13,6 +13,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
         q_config: args.q_config.clone(),
         vae_q_config: args.vae_q_config.clone(),
         text_q_config: args.text_q_config.clone(),
+        int8_attention: args.int8_attention,
         output: args.output.clone(),
     };
     let bar = bar(args.quiet);
