@@ -2,6 +2,8 @@
 
 mod common;
 
+use aquatint::format::Packed;
+use aquatint::program::{Attend, Op, Program, Role};
 use common::{Scratch, copy_folder, edit_json, edit_weights, fixture, load, load_component};
 use packer::emit::{Options, Report, pack};
 use packer::unpack::unpack;
@@ -209,4 +211,40 @@ fn weights_come_back_exactly() {
     pack_f16(&model("v1"), &packed).unwrap();
     let count = unpack(&packed, &out, None, Float::F16).unwrap();
     assert_eq!(count, load_component(&model("v1").join("unet")).len());
+}
+
+/// Attention in 8-bit codes is for the denoiser's own keys between integer layers, is told in META, and is not the default.
+#[test]
+fn int8_attention_is_asked_for() {
+    let scratch = Scratch::new("latent-int8-attention");
+    let packed = |q_config: &str, int8_attention| -> packer::Result<_> {
+        let output = scratch.path("out.aqt");
+        // These layers have few inputs, so they are named.
+        let file = scratch.path("q.json");
+        std::fs::write(&file, json!({"*": q_config}).to_string()).unwrap();
+        let (model, q_config) = (model("v1"), Some(file.to_str().unwrap().to_owned()));
+        pack(&Options { model, q_config, int8_attention, output: output.clone(), ..Default::default() }, &mut |_| ())?;
+        let packed = Packed::new(aquatint::mmap::map(&output)?)?;
+        let attends: Vec<_> = packed.programs().iter().map(|p| (p.role, attends(p))).collect();
+        Ok((packed.meta().quantization.attention.clone(), attends))
+    };
+    let attends = |int8| {
+        let (attention, programs) = packed("w8a8", int8).unwrap();
+        assert_eq!(attention.as_deref(), int8.then_some("int8"));
+        programs
+    };
+    let mut want = attends(false);
+    assert!(want.iter().all(|(_, all)| all.iter().all(|a| !a.int8)), "{want:?}");
+    let (role, denoiser) = &mut want[0];
+    assert_eq!(*role, Role::Denoiser);
+    denoiser.iter_mut().for_each(|a| a.int8 = !a.per_condition);
+    assert!(denoiser.iter().any(|a| a.int8) && denoiser.iter().any(|a| !a.int8), "{denoiser:?}");
+    assert_eq!(attends(true), want);
+    let message = packed("w8a16", true).unwrap_err().to_string();
+    assert!(message.contains("--int8-attention") && message.contains("integer activations"), "{message}");
+}
+
+fn attends(program: &Program) -> Vec<Attend> {
+    let attend = |op: &Op| if let Op::Attention { attend, .. } = op { Some(*attend) } else { None };
+    program.nodes.iter().filter_map(|node| attend(&node.op)).collect()
 }
