@@ -18,7 +18,6 @@ fn packing_the_letter_model_again_gives_the_embedded_file() {
     let options = packer::emit::Options {
         model: models().join("glyphs"),
         q_config: Some("w4a8:kmeans".into()),
-        vae_q_config: None,
         output: output.clone(),
         ..Default::default()
     };

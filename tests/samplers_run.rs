@@ -14,10 +14,9 @@ fn packed() -> Packed<memmap2::Mmap> {
     let options = packer::emit::Options {
         model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit/d2"),
         q_config: Some("f32".into()),
-        text_q_config: None,
-        refiner: None,
         vae_q_config: Some("f32".into()),
         output: output.clone(),
+        ..Default::default()
     };
     packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
     let map = aquatint::mmap::map(&output).expect("the packed file maps");

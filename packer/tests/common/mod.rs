@@ -76,7 +76,6 @@ pub fn pack_as(model: &Path, config: Option<&str>, output: &Path) -> packer::Res
     let options = Options {
         model: model.to_owned(),
         q_config: config.map(str::to_owned),
-        vae_q_config: None,
         output: output.to_owned(),
         ..Default::default()
     };
