@@ -1,7 +1,7 @@
 //! 3x3 convolutions as implicit matrix products over channels-last images.
 
 use super::arena::{Arena, CodesView};
-use super::gemm::{MAX_TAPS, PerRow, Rows, product_f32, product_i8};
+use super::gemm::{PerRow, Rows, Windows, product_f32, product_i8};
 use super::linear::epilogue;
 use super::simd::{Isa, MR};
 use crate::backend::args::{Conv2dArgs, Input};
@@ -24,18 +24,22 @@ struct Window {
 }
 
 impl Window {
-    /// The input pixel, counted over the whole batch, under tap `tap` of output pixel `m`; `None` in the padding.
-    /// Upsampling is nearest-neighbour: output coordinates are divided by the factor.
+    /// What the three taps of output place `at` read along an axis of `len` pixels; `None` in the padding. Upsampling
+    /// is nearest-neighbour: output coordinates are divided by the factor.
     #[inline(always)]
-    fn pixel(&self, m: usize, tap: usize) -> Option<usize> {
-        let ([h, w], s) = (self.out, self.sampling);
-        let (sample, y, x) = (m / (h * w), m / w % h, m % w);
-        let y = (y * s.stride() + tap / 3).checked_sub(s.before())? / s.upsample();
-        let x = (x * s.stride() + tap % 3).checked_sub(s.before())? / s.upsample();
-        if y >= self.height || x >= self.width {
-            return None;
-        }
-        Some((sample * self.height + y) * self.width + x)
+    fn along(&self, at: usize, len: usize) -> [Option<usize>; 3] {
+        let s = self.sampling;
+        std::array::from_fn(|tap| {
+            let place = (at * s.stride() + tap).checked_sub(s.before())?;
+            let place = if s.upsample() == 2 { place / 2 } else { place };
+            (place < len).then_some(place)
+        })
+    }
+
+    /// The first pixels of the three lines under output line `y`, counted over the whole batch.
+    #[inline(always)]
+    fn lines(&self, sample: usize, y: usize) -> [Option<usize>; 3] {
+        self.along(y, self.height).map(|line| Some((sample * self.height + line?) * self.width))
     }
 }
 
@@ -45,6 +49,8 @@ struct Pixels<'a, T> {
     stride: usize,
     channels: usize,
     zeros: &'a [T],
+    /// Sum of each pixel's codes; empty for floats.
+    sums: &'a [i32],
     window: Window,
 }
 
@@ -57,15 +63,39 @@ impl<T: Sync> Rows<T> for Pixels<'_, T> {
         self.channels
     }
 
-    fn fill<'a>(&'a self, first: usize, count: usize, out: &mut [&'a [T]; MAX_TAPS * MR]) {
+    fn fill<'a>(&'a self, first: usize, count: usize, out: &mut Windows<'a, T>) {
+        let window = &self.window;
+        let [height, width] = window.out;
+        // Divided once for the tile; from there pixels follow one another. (Places found by three divisions per tap
+        // took as long as the products of 64 channels.)
+        let (line, mut x) = (first / width, first % width);
+        let (mut sample, mut y) = (line / height, line % height);
+        let mut lines = window.lines(sample, y);
         for i in 0..MR {
-            let m = first + i.min(count - 1);
+            if 0 < i && i < count {
+                x += 1;
+                if x == width {
+                    (x, y) = (0, y + 1);
+                    if y == height {
+                        (y, sample) = (0, sample + 1);
+                    }
+                    lines = window.lines(sample, y);
+                }
+            }
+            let columns = window.along(x, window.width);
+            let (mut valid, mut sum) = (0, 0);
             for tap in 0..9 {
-                out[tap * MR + i] = match self.window.pixel(m, tap) {
-                    Some(pixel) => &self.data[pixel * self.stride..][..self.channels],
-                    None => &self.zeros[..self.channels],
+                out.slices[tap * MR + i] = match (lines[tap / 3], columns[tap % 3]) {
+                    (Some(line), Some(column)) => {
+                        let pixel = line + column;
+                        valid |= 1 << tap;
+                        sum += self.sums.get(pixel).copied().unwrap_or(0);
+                        &self.data[pixel * self.stride..][..self.channels]
+                    }
+                    _ => &self.zeros[..self.channels],
                 };
             }
+            (out.valid[i], out.sum[i]) = (valid, sum);
         }
     }
 }
@@ -92,18 +122,19 @@ pub fn conv2d<I: Isa>(
     match (&args.x, weight) {
         (Input::Codes(x), TensorView::Codes(w)) => {
             let codes: CodesView = reads.codes(x, call);
-            let rows = Pixels { data: codes.codes, stride: codes.stride, channels: x.cols, zeros: &ZERO_CODES, window };
-            let sums = |m: usize| {
-                (0..9).fold((0, 0), |(valid, sum), tap| match window.pixel(m, tap) {
-                    Some(pixel) => (valid | 1 << tap, sum + codes.sum[pixel]),
-                    None => (valid, sum),
-                })
+            let rows = Pixels {
+                data: codes.codes,
+                stride: codes.stride,
+                channels: x.cols,
+                zeros: &ZERO_CODES,
+                sums: codes.sum,
+                window,
             };
-            product_i8(isa, &rows, &codes, &sums, w, out, &epilogue);
+            product_i8(isa, &rows, &codes, w, out, &epilogue);
         }
         (Input::Floats(x), _) => {
             let data = reads.floats(x, call);
-            let rows = Pixels { data, stride: x.cols, channels: x.cols, zeros: &ZERO_FLOATS, window };
+            let rows = Pixels { data, stride: x.cols, channels: x.cols, zeros: &ZERO_FLOATS, sums: &[], window };
             product_f32(isa, &rows, args.y.cols, weight, out, &epilogue);
         }
         (Input::Codes(_), _) => unreachable!("the shape rules pair codes with integer weights only"),

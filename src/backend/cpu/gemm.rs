@@ -35,9 +35,24 @@ pub trait Rows<T>: Sync {
     fn taps(&self) -> usize;
     /// Length of each.
     fn len(&self) -> usize;
-    /// Puts the slices of rows `first..first + count` (at most `MR`) into `out[tap * MR + i]`; repeats a row to fill
-    /// the tile.
-    fn fill<'a>(&'a self, first: usize, count: usize, out: &mut [&'a [T]; MAX_TAPS * MR]);
+    /// Finds the windows of rows `first..first + count` (at most `MR`); repeats the last to fill the tile.
+    fn fill<'a>(&'a self, first: usize, count: usize, out: &mut Windows<'a, T>);
+}
+
+/// What `MR` output rows are made of.
+pub struct Windows<'a, T> {
+    /// Slice `tap * MR + i` lies under tap `tap` of row `i`.
+    pub slices: [&'a [T]; MAX_TAPS * MR],
+    /// The taps of each row that are not padding, as bits.
+    pub valid: [u32; MR],
+    /// The sum of the codes under each row's valid taps; 0 for floats.
+    pub sum: [i32; MR],
+}
+
+impl<T> Windows<'_, T> {
+    fn new() -> Self {
+        Windows { slices: [&[]; MAX_TAPS * MR], valid: [0; MR], sum: [0; MR] }
+    }
 }
 
 /// Rows that lie one after another.
@@ -48,6 +63,8 @@ pub struct Matrix<'a, T> {
     pub stride: usize,
     /// Elements of a row that count.
     pub len: usize,
+    /// Sum of each row's codes; empty for floats.
+    pub sums: &'a [i32],
 }
 
 impl<T: Sync> Rows<T> for Matrix<'_, T> {
@@ -59,9 +76,11 @@ impl<T: Sync> Rows<T> for Matrix<'_, T> {
         self.len
     }
 
-    fn fill<'a>(&'a self, first: usize, count: usize, out: &mut [&'a [T]; MAX_TAPS * MR]) {
-        for (i, slot) in out[..MR].iter_mut().enumerate() {
-            *slot = &self.data[(first + i.min(count - 1)) * self.stride..][..self.stride];
+    fn fill<'a>(&'a self, first: usize, count: usize, out: &mut Windows<'a, T>) {
+        for i in 0..MR {
+            let row = first + i.min(count - 1);
+            out.slices[i] = &self.data[row * self.stride..][..self.stride];
+            (out.valid[i], out.sum[i]) = (1, self.sums.get(row).copied().unwrap_or(0));
         }
     }
 }
@@ -112,8 +131,44 @@ impl<'a> PerRow<'a> {
     /// The numbers of row `m` and channels `n0..n0 + cols`.
     #[inline(always)]
     fn of(&self, m: usize, n0: usize, cols: usize) -> &[f32] {
-        let condition = self.condition[m / self.rows_per_sample] as usize;
+        // Division is the dearest instruction of an epilogue, and the first sample is the only one more often than not.
+        let sample = if m < self.rows_per_sample { 0 } else { m / self.rows_per_sample };
+        let condition = self.condition[sample] as usize;
         &self.table[condition * self.cols + self.offset + n0..][..cols]
+    }
+}
+
+/// At most `NR` numbers, and zeros: loops of known length over them stay in registers.
+#[inline(always)]
+fn padded(x: &[f32]) -> [f32; NR] {
+    if let Some(whole) = x.first_chunk() {
+        return *whole;
+    }
+    let mut out = [0.0; NR];
+    let (groups, rest) = x.as_chunks::<GROUP>();
+    let (to, to_rest) = out.split_at_mut(groups.len() * GROUP);
+    for (to, from) in to.as_chunks_mut::<GROUP>().0.iter_mut().zip(groups) {
+        *to = *from;
+    }
+    for (to, from) in to_rest.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    out
+}
+
+/// Stores as many numbers as `out` takes.
+#[inline(always)]
+fn store<const N: usize>(v: &[f32; N], out: &mut [f32]) {
+    match out.first_chunk_mut() {
+        Some(whole) => *whole = *v,
+        None => {
+            for (to, from) in out.chunks_mut(GROUP).zip(v.chunks(GROUP)) {
+                match (to.first_chunk_mut::<GROUP>(), from.first_chunk()) {
+                    (Some(to), Some(from)) => *to = *from,
+                    _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
+                }
+            }
+        }
     }
 }
 
@@ -124,45 +179,49 @@ impl Epilogue<'_> {
     }
 
     /// Finishes row `m` of a tile, `v`, and stores it into `out`, which begins at channel `n0`; `n` channels in all.
+    /// Not for gated products.
     #[inline(always)]
     fn apply<I: Isa>(&self, m: usize, n0: usize, n: usize, v: &mut [f32; NR], out: &mut [f32]) {
-        let cols = out.len() * self.channels();
+        let cols = out.len();
         if let Some(bias) = self.bias {
-            for (v, b) in v.iter_mut().zip(&bias[n0..n0 + cols]) {
-                *v += b;
-            }
+            let bias = padded(&bias[n0..n0 + cols]);
+            v.iter_mut().zip(bias).for_each(|(v, x)| *v += x);
         }
         if let Some(shift) = &self.shift {
-            for (v, s) in v.iter_mut().zip(shift.of(m, n0, cols)) {
-                *v += s;
-            }
-        }
-        if self.gated {
-            let mut gates: [f32; NR / 2] = std::array::from_fn(|j| v[2 * j + 1]);
-            activate::<I>(self.act, &mut gates);
-            for (j, (out, gate)) in out.iter_mut().zip(gates).enumerate() {
-                *out = v[2 * j] * gate;
-            }
-            return;
+            let shift = padded(shift.of(m, n0, cols));
+            v.iter_mut().zip(shift).for_each(|(v, x)| *v += x);
         }
         activate::<I>(self.act, v);
         if let Some(gate) = &self.gate {
-            for (v, g) in v.iter_mut().zip(gate.of(m, n0, cols)) {
-                *v *= g;
+            let gate = padded(gate.of(m, n0, cols));
+            v.iter_mut().zip(gate).for_each(|(v, x)| *v *= x);
+        }
+        if let Some(residual) = self.residual {
+            // Its rows repeat, which needs no division in the first round.
+            let at = if m * n < residual.len() { m * n } else { m * n % residual.len() };
+            let residual = padded(&residual[at + n0..][..cols]);
+            v.iter_mut().zip(residual).for_each(|(v, x)| *v += x);
+        }
+        store(v, out);
+    }
+
+    /// Finishes the rows of a gated tile, whose channels begin at `n0`: all its gates are activated together, whole
+    /// vectors of them.
+    #[inline(always)]
+    fn apply_gated<I: Isa>(&self, m0: usize, n0: usize, acc: &Tile<f32>, tile: &mut TileMut<'_>, count: usize) {
+        const OUT: usize = NR / 2;
+        let bias = self.bias.map_or([0.0; NR], |bias| padded(&bias[n0..n0 + 2 * tile.cols.len()]));
+        let (mut values, mut gates) = ([[0.0; OUT]; MR], [[0.0; OUT]; MR]);
+        for (v, (values, gates)) in acc.iter().zip(values.iter_mut().zip(&mut gates)) {
+            for j in 0..OUT {
+                values[j] = v[2 * j] + bias[2 * j];
+                gates[j] = v[2 * j + 1] + bias[2 * j + 1];
             }
         }
-        match self.residual {
-            Some(r) => {
-                let row = m % (r.len() / n);
-                for ((out, v), r) in out.iter_mut().zip(v).zip(&r[row * n + n0..][..cols]) {
-                    *out = *v + r;
-                }
-            }
-            // A copy of known length stays in registers.
-            None => match out.first_chunk_mut() {
-                Some(whole) => *whole = *v,
-                None => out.copy_from_slice(&v[..cols]),
-            },
+        activate::<I>(self.act, gates.as_flattened_mut());
+        for (i, (values, gates)) in values.iter_mut().zip(&gates).enumerate().take(count) {
+            values.iter_mut().zip(gates).for_each(|(v, gate)| *v *= gate);
+            store(values, tile.row(m0 + i));
         }
     }
 }
@@ -192,8 +251,36 @@ pub fn scratch_bytes(x: &Input, taps: usize) -> usize {
 struct Constants {
     scale: [f32; NR],
     offset: [f32; NR],
-    /// Sum of table entries over all taps.
-    weight_sum: [f32; NR],
+}
+
+/// Most different sets of valid taps of a product: an output pixel lies first, last or between along each axis.
+const MAX_SETS: usize = 9;
+
+/// Sums of the table entries of a panel's channels, over the taps that are valid. Worked out when a set of taps first
+/// turns up: rows at the left and right border come by turns.
+struct WeightSums {
+    len: usize,
+    valid: [u32; MAX_SETS],
+    sums: [[f32; NR]; MAX_SETS],
+}
+
+impl WeightSums {
+    fn new() -> Self {
+        WeightSums { len: 0, valid: [0; MAX_SETS], sums: [[0.0; NR]; MAX_SETS] }
+    }
+
+    /// The index of the sums for a set of taps; `make` works them out.
+    #[inline(always)]
+    fn index(&mut self, valid: u32, make: impl FnOnce(&mut [f32; NR])) -> usize {
+        if let Some(at) = self.valid[..self.len].iter().position(|&v| v == valid) {
+            return at;
+        }
+        let at = self.len;
+        make(&mut self.sums[at]);
+        self.valid[at] = valid;
+        self.len += 1;
+        at
+    }
 }
 
 /// `out = epilogue(x W^T)` with integer codes on both sides; `out` has as many columns as the weight has rows, or half as
@@ -201,12 +288,10 @@ struct Constants {
 ///
 /// With `x = s (q - z)` and `w = r (c + o)`, the product of a row is
 /// `s r (sum q c + o sum q - z (sum c + o K))`, where sums run over valid taps and `K` counts their inputs.
-/// `valid(m)` gives the set of valid taps of a row as bits.
 pub fn product_i8<I: Isa>(
     isa: I,
     rows: &impl Rows<u8>,
     codes: &CodesView<'_>,
-    window_sum: &(impl Fn(usize) -> (u32, i32) + Sync),
     weight: &PackedMatrix<'_>,
     out: &mut [f32],
     epilogue: &Epilogue<'_>,
@@ -214,15 +299,14 @@ pub fn product_i8<I: Isa>(
     let (n, per_output) = (weight.layout.rows, epilogue.channels());
     let m = out.len() / (n / per_output);
     let (taps, len) = (rows.taps(), rows.len());
-    let k = taps * len;
-    let group = GROUP * panel_len(k);
-    let padded = weight.layout.padded_rows();
+    let group = GROUP * panel_len(taps * len);
+    let padded_rows = weight.layout.padded_rows();
     // The weight may have more taps than the rows: a patch embedding is a linear layer to its input.
     let weight_taps = weight.layout.taps;
     let all_taps = (1u32 << taps) - 1;
     let rows_per_scale = m / codes.scale.len();
-    let tap_sum = |tap: usize, channel: usize| weight.tap_sums[tap * padded + channel];
-    for_each_tile(out, n / per_output, row_step(m, n, k, 1 << 20), NR / per_output, |mut tile: TileMut| {
+    // The windows of neighbours overlap: an image takes a row's inputs once, not once per tap.
+    for_each_tile(out, n / per_output, row_step(m, n, len, 1 << 20), NR / per_output, |mut tile: TileMut| {
         let [n0, cols] = [tile.cols.start, tile.cols.len()].map(|outputs| outputs * per_output);
         let groups = cols.div_ceil(GROUP);
         scratch::with(groups * group, |panel| {
@@ -230,38 +314,40 @@ pub fn product_i8<I: Isa>(
             for (g, part) in panel.chunks_exact_mut(group).enumerate() {
                 isa.decode(weight, n0 / GROUP + g, part);
             }
-            let mut c = Constants { scale: [0.0; NR], offset: [0.0; NR], weight_sum: [0.0; NR] };
+            let mut c = Constants { scale: [0.0; NR], offset: [0.0; NR] };
             let wide = groups * GROUP;
             c.scale[..wide].copy_from_slice(&weight.scale[n0..n0 + wide]);
             c.offset[..wide].copy_from_slice(&weight.offset[n0..n0 + wide]);
-            for (j, sum) in c.weight_sum[..wide].iter_mut().enumerate() {
-                *sum = (0..weight_taps).map(|t| tap_sum(t, n0 + j)).sum::<i32>() as f32;
-            }
-            let mut slices: [&[u8]; MAX_TAPS * MR] = [&[]; MAX_TAPS * MR];
-            let mut borders = [[0.0; NR]; MR];
+            let mut weight_sums = WeightSums::new();
+            let mut windows = Windows::new();
             let mut acc: Tile<i32> = [[0; NR]; MR];
+            // The scale of a row is found by counting, not by dividing.
+            let mut at = tile.rows.start / rows_per_scale;
+            let mut next = (at + 1) * rows_per_scale;
             for m0 in tile.rows.clone().step_by(MR) {
                 let count = (tile.rows.end - m0).min(MR);
-                rows.fill(m0, count, &mut slices);
-                isa.tile_i8(&slices[..taps * MR], len.div_ceil(4), panel, groups, &mut acc);
-                let mut full = [true; MR];
+                rows.fill(m0, count, &mut windows);
+                isa.tile_i8(&windows.slices[..taps * MR], len.div_ceil(4), panel, groups, &mut acc);
+                let mut sets = [0; MR];
                 let x: [RowConstants; MR] = std::array::from_fn(|i| {
-                    let row = m0 + i.min(count - 1);
-                    let (valid, sum_q) = window_sum(row);
-                    if valid != all_taps {
-                        full[i] = false;
-                        for (j, b) in borders[i][..wide].iter_mut().enumerate() {
-                            let taps = (0..taps).filter(|t| valid >> t & 1 == 1);
-                            *b = taps.map(|t| tap_sum(t, n0 + j)).sum::<i32>() as f32;
-                        }
+                    if m0 + i.min(count - 1) == next {
+                        at += 1;
+                        next += rows_per_scale;
                     }
-                    let inputs = (valid.count_ones() as usize * len) as f32;
-                    let at = row / rows_per_scale;
-                    RowConstants { scale: codes.scale[at], zero: codes.zero[at], sum: sum_q as f32, inputs }
+                    let valid = windows.valid[i];
+                    sets[i] = weight_sums.index(valid, |out| {
+                        let mut sums = [0i32; NR];
+                        for tap in (0..weight_taps).filter(|&t| valid == all_taps || valid >> t & 1 == 1) {
+                            let of_tap = &weight.tap_sums[tap * padded_rows + n0..][..wide];
+                            sums.iter_mut().zip(of_tap).for_each(|(sum, s)| *sum += s);
+                        }
+                        *out = sums.map(|sum| sum as f32);
+                    });
+                    let inputs = (if valid == all_taps { taps } else { valid.count_ones() as usize } * len) as f32;
+                    RowConstants { scale: codes.scale[at], zero: codes.zero[at], sum: windows.sum[i] as f32, inputs }
                 });
-                let weight_sums: [&[f32; NR]; MR] =
-                    std::array::from_fn(|i| if full[i] { &c.weight_sum } else { &borders[i] });
-                isa.run(Rescale, (&acc, count, &c, &weight_sums, &x, epilogue, [m0, n0, n], tile.reborrow()));
+                let sums: [&[f32; NR]; MR] = std::array::from_fn(|i| &weight_sums.sums[sets[i]]);
+                isa.run(Rescale, (&acc, count, &c, &sums, &x, epilogue, [m0, n0, n], tile.reborrow()));
             }
         });
     });
@@ -277,6 +363,19 @@ struct RowConstants {
     inputs: f32,
 }
 
+/// The product of a row, from its integer sums.
+#[inline(always)]
+fn rescale<I: Isa>(acc: &[i32; NR], weight_sum: &[f32; NR], x: &RowConstants, c: &Constants) -> [f32; NR] {
+    // sum q - z K multiplies o; both factors are exact for integral zero points.
+    let shifted = fma::<I>(-x.zero, x.inputs, x.sum);
+    let mut v = [0.0; NR];
+    for j in 0..NR {
+        let product = fma::<I>(-x.zero, weight_sum[j], acc[j] as f32);
+        v[j] = x.scale * c.scale[j] * fma::<I>(c.offset[j], shifted, product);
+    }
+    v
+}
+
 vectorized! {
     /// Turns the integer sums of `count` rows into floats and finishes them.
     fn Rescale<'a, I>(
@@ -290,14 +389,15 @@ vectorized! {
         tile: TileMut<'a>,
     ) {
         let ([m0, n0, n], mut tile) = (place, tile);
+        if epilogue.gated {
+            let mut v: Tile<f32> = [[0.0; NR]; MR];
+            for i in 0..MR {
+                v[i] = rescale::<I>(&acc[i], weight_sums[i], &x[i], c);
+            }
+            return epilogue.apply_gated::<I>(m0, n0, &v, &mut tile, count);
+        }
         for i in 0..count {
-            let (x, acc, weight_sum) = (&x[i], &acc[i], weight_sums[i]);
-            // sum q - z K multiplies o; both factors are exact for integral zero points.
-            let shifted = fma::<I>(-x.zero, x.inputs, x.sum);
-            let mut v: [f32; NR] = std::array::from_fn(|j| {
-                let product = fma::<I>(-x.zero, weight_sum[j], acc[j] as f32);
-                x.scale * c.scale[j] * fma::<I>(c.offset[j], shifted, product)
-            });
+            let mut v = rescale::<I>(&acc[i], weight_sums[i], &x[i], c);
             epilogue.apply::<I>(m0 + i, n0, n, &mut v, tile.row(m0 + i));
         }
     }
@@ -326,23 +426,32 @@ pub fn product_f32<I: Isa>(
             for (g, part) in panel.chunks_exact_mut(group).enumerate() {
                 fill_panel(isa, weight, n0 + g * GROUP, n, k, wide, part);
             }
-            let mut slices: [&[f32]; MAX_TAPS * MR] = [&[]; MAX_TAPS * MR];
+            let mut windows = Windows::new();
             let mut acc: Tile<f32> = [[0.0; NR]; MR];
             for m0 in tile.rows.clone().step_by(MR) {
                 let count = (tile.rows.end - m0).min(MR);
-                rows.fill(m0, count, &mut slices);
-                isa.tile_f32(&slices[..taps * MR], len, panel, groups, &mut acc);
-                isa.run(Finish, (&mut acc[..count], epilogue, [m0, n0, n], tile.reborrow()));
+                rows.fill(m0, count, &mut windows);
+                isa.tile_f32(&windows.slices[..taps * MR], len, panel, groups, &mut acc);
+                isa.run(Finish, (&mut acc, count, epilogue, [m0, n0, n], tile.reborrow()));
             }
         });
     });
 }
 
 vectorized! {
-    /// Finishes the rows of a tile.
-    fn Finish<'a, I>(acc: &'a mut [[f32; NR]], epilogue: &'a Epilogue<'a>, place: [usize; 3], tile: TileMut<'a>) {
+    /// Finishes `count` rows of a tile.
+    fn Finish<'a, I>(
+        acc: &'a mut Tile<f32>,
+        count: usize,
+        epilogue: &'a Epilogue<'a>,
+        place: [usize; 3],
+        tile: TileMut<'a>,
+    ) {
         let ([m0, n0, n], mut tile) = (place, tile);
-        for (i, v) in acc.iter_mut().enumerate() {
+        if epilogue.gated {
+            return epilogue.apply_gated::<I>(m0, n0, acc, &mut tile, count);
+        }
+        for (i, v) in acc.iter_mut().enumerate().take(count) {
             epilogue.apply::<I>(m0 + i, n0, n, v, tile.row(m0 + i));
         }
     }

@@ -22,10 +22,10 @@ pub fn linear<I: Isa>(
     match (&args.x, weight) {
         (Input::Codes(x), TensorView::Codes(w)) => {
             let codes = reads.codes(x, call);
-            product_i8(isa, &matrix_of(&codes), &codes, &|m| (1, codes.sum[m]), w, out, &epilogue);
+            product_i8(isa, &matrix_of(&codes), &codes, w, out, &epilogue);
         }
         (Input::Floats(x), _) => {
-            let rows = Matrix { data: reads.floats(x, call), stride: x.cols, len: x.cols };
+            let rows = Matrix { data: reads.floats(x, call), stride: x.cols, len: x.cols, sums: &[] };
             product_f32(isa, &rows, args.channels(), weight, out, &epilogue);
         }
         (Input::Codes(_), _) => unreachable!("the shape rules pair codes with integer weights only"),
@@ -33,7 +33,7 @@ pub fn linear<I: Isa>(
 }
 
 fn matrix_of<'a>(codes: &CodesView<'a>) -> Matrix<'a, u8> {
-    Matrix { data: codes.codes, stride: codes.stride, len: codes.cols }
+    Matrix { data: codes.codes, stride: codes.stride, len: codes.cols, sums: codes.sum }
 }
 
 /// Resolves what comes after a product.
