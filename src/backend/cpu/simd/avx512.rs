@@ -204,26 +204,11 @@ mod imp {
         }
     }
 
-    /// Four 128-bit lanes, 64 bytes apart in memory.
-    ///
-    /// # Safety
-    /// The processor must have the features; 16 bytes must be readable at `p`, `p + 64`, `p + 128` and `p + 192`.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn lanes(p: *const u8) -> __m512i {
-        // SAFETY: the caller's duty.
-        unsafe {
-            let v = _mm512_castsi128_si512(_mm_loadu_si128(p.cast()));
-            let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(p.add(64).cast()));
-            let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(p.add(128).cast()));
-            _mm512_inserti32x4::<3>(v, _mm_loadu_si128(p.add(192).cast()))
-        }
-    }
-
     /// Decodes sixteen rows with codebooks of `16 * T` entries; `T = 0` means the 8-bit identity.
     ///
     /// A 128-bit lane is one row, so a byte shuffle looks up sixteen codes of four rows at once. Vector `j` holds rows
-    /// `j, j + 4, j + 8, j + 12`; transposing four vectors as 4x4 double words within lanes then gives, for each quad
-    /// of inputs, rows 0 to 15 in order.
+    /// `4 j` to `4 j + 3`, as they lie in the file; a permutation of two vectors' double words gives, for two quads of
+    /// inputs, eight rows in order, and its halves are stored apart.
     ///
     /// # Safety
     /// The processor must have the features; the block must exist and the panel be `GROUP * panel_len(cols)` long.
@@ -244,66 +229,76 @@ mod imp {
                 }
             }
             for (j, v) in table.iter_mut().enumerate() {
-                // SAFETY: rows j, j + 4, j + 8 and j + 12 of `rows` are 64 bytes apart; the pointer is to all of `rows`.
-                *v = unsafe { lanes(rows.as_ptr().add(j).cast()) };
+                // SAFETY: four rows of 16 bytes from row `4 j` of sixteen.
+                *v = unsafe { _mm512_loadu_si512(rows.as_flattened().as_ptr().add(64 * j).cast()) };
             }
         }
         let planes = matrix.layout.bits.planes();
         let masks = [0, 1].map(|p| _mm512_set1_epi8(planes.get(p).map_or(0, |&b| ((1u16 << b) - 1) as u8) as i8));
         let low_nibble = _mm512_set1_epi8(15);
         let mut base = [std::ptr::null::<u8>(); 2];
-        let mut per_unit = [1; 2];
+        // A unit holds 1 << halvings chunks of sixteen codes.
+        let mut halvings = [0; 2];
         for (p, &bits) in planes.iter().enumerate() {
             base[p] = matrix.planes[p][block * units(cols, bits) * GROUP * UNIT_BYTES..].as_ptr();
-            per_unit[p] = 8 / usize::from(bits);
+            halvings[p] = (8 / bits).trailing_zeros();
         }
         let second = planes.len() == 2;
         let low = _mm_cvtsi32_si128(i32::from(planes[0]));
         let (bits0, bits1) = (usize::from(planes[0]), usize::from(*planes.get(1).unwrap_or(&8)));
+        // Double word `r` of eight is row `r`'s, of the first quad and then of the second.
+        let quads = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+        let pairs = [quads, _mm512_add_epi32(quads, _mm512_set1_epi32(2))];
         for chunk in 0..panel_len(cols) / 16 {
-            let shift0 = _mm_cvtsi32_si128((chunk % per_unit[0] * bits0) as i32);
-            let shift1 = _mm_cvtsi32_si128((chunk % per_unit[1] * bits1) as i32);
+            // Where chunk `chunk` lies in a plane: in which unit's block of sixteen rows, and from which bit of a byte on.
+            let place = |p: usize, bits: usize| {
+                let unit = chunk >> halvings[p];
+                (unit * GROUP * UNIT_BYTES, _mm_cvtsi32_si128(((chunk - (unit << halvings[p])) * bits) as i32))
+            };
+            let (unit0, shift0) = place(0, bits0);
+            let (unit1, shift1) = place(1, bits1);
             let mut rows = [_mm512_setzero_si512(); 4];
             for (j, row) in rows.iter_mut().enumerate() {
-                // SAFETY: chunk `c` of 16 columns lies in unit `c / per_unit`, and a row block has
+                // SAFETY: chunk `c` of 16 columns lies in unit `c >> halvings`, and a row block has
                 // `units * 16 rows * 16 bytes` per plane, checked when the matrix was viewed.
                 let mut code = unsafe {
-                    let unit = base[0].add((chunk / per_unit[0] * GROUP + j) * UNIT_BYTES);
-                    _mm512_and_si512(_mm512_srl_epi16(lanes(unit), shift0), masks[0])
+                    let unit = _mm512_loadu_si512(base[0].add(unit0 + 4 * j * UNIT_BYTES).cast());
+                    _mm512_and_si512(_mm512_srl_epi16(unit, shift0), masks[0])
                 };
                 if second {
                     // SAFETY: as above.
                     let high = unsafe {
-                        let unit = base[1].add((chunk / per_unit[1] * GROUP + j) * UNIT_BYTES);
-                        _mm512_and_si512(_mm512_srl_epi16(lanes(unit), shift1), masks[1])
+                        let unit = _mm512_loadu_si512(base[1].add(unit1 + 4 * j * UNIT_BYTES).cast());
+                        _mm512_and_si512(_mm512_srl_epi16(unit, shift1), masks[1])
                     };
                     code = _mm512_or_si512(code, _mm512_sll_epi16(high, low));
                 }
-                *row = if T == 0 {
-                    _mm512_xor_si512(code, _mm512_set1_epi8(-128))
-                } else {
-                    let index = _mm512_and_si512(code, low_nibble);
-                    let mut value = _mm512_shuffle_epi8(table[0][j], index);
-                    for t in 1..T {
-                        let here = _mm512_srli_epi16::<4>(_mm512_andnot_si512(low_nibble, code));
-                        let mask = _mm512_cmpeq_epi8_mask(here, _mm512_set1_epi8(t as i8));
-                        value = _mm512_mask_shuffle_epi8(value, mask, table[t][j], index);
+                *row = match T {
+                    0 => _mm512_xor_si512(code, _mm512_set1_epi8(-128)),
+                    1 => _mm512_shuffle_epi8(table[0][j], code),
+                    _ => {
+                        let index = _mm512_and_si512(code, low_nibble);
+                        let mut value = _mm512_shuffle_epi8(table[0][j], index);
+                        for t in 1..T {
+                            let here = _mm512_srli_epi16::<4>(_mm512_andnot_si512(low_nibble, code));
+                            let mask = _mm512_cmpeq_epi8_mask(here, _mm512_set1_epi8(t as i8));
+                            value = _mm512_mask_shuffle_epi8(value, mask, table[t][j], index);
+                        }
+                        value
                     }
-                    value
                 };
             }
-            let ab = (_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[0], rows[1]));
-            let cd = (_mm512_unpacklo_epi32(rows[2], rows[3]), _mm512_unpackhi_epi32(rows[2], rows[3]));
-            let quads = [
-                _mm512_unpacklo_epi64(ab.0, cd.0),
-                _mm512_unpackhi_epi64(ab.0, cd.0),
-                _mm512_unpacklo_epi64(ab.1, cd.1),
-                _mm512_unpackhi_epi64(ab.1, cd.1),
-            ];
             let out = &mut panel[chunk * 256..][..256];
-            for (q, v) in quads.into_iter().enumerate() {
-                // SAFETY: `out` is 256 bytes long.
-                unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(q * 64).cast(), v) };
+            for half in 0..2 {
+                for (pair, &order) in pairs.iter().enumerate() {
+                    let two = _mm512_permutex2var_epi32(rows[2 * half], order, rows[2 * half + 1]);
+                    // SAFETY: `out` is 256 bytes long: four quads of sixteen rows' 4 bytes.
+                    unsafe {
+                        let out = out.as_mut_ptr().add(pair * 128 + half * 32);
+                        _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(two));
+                        _mm256_storeu_si256(out.add(64).cast(), _mm512_extracti64x4_epi64::<1>(two));
+                    }
+                }
             }
         }
     }
