@@ -21,6 +21,10 @@ struct Window {
     /// Rows and columns of the output.
     out: [usize; 2],
     sampling: Sampling,
+    /// Of `sampling`: pixels from one window to the next, lines of zeros above, and the factor of upsampling, as a shift.
+    stride: usize,
+    before: usize,
+    shift: u32,
 }
 
 impl Window {
@@ -28,10 +32,8 @@ impl Window {
     /// is nearest-neighbour: output coordinates are divided by the factor.
     #[inline(always)]
     fn along(&self, at: usize, len: usize) -> [Option<usize>; 3] {
-        let s = self.sampling;
         std::array::from_fn(|tap| {
-            let place = (at * s.stride() + tap).checked_sub(s.before())?;
-            let place = if s.upsample() == 2 { place / 2 } else { place };
+            let place = (at * self.stride + tap).checked_sub(self.before)? >> self.shift;
             (place < len).then_some(place)
         })
     }
@@ -66,11 +68,14 @@ impl<T: Sync> Rows<T> for Pixels<'_, T> {
     fn fill<'a>(&'a self, first: usize, count: usize, out: &mut Windows<'a, T>) {
         let window = &self.window;
         let [height, width] = window.out;
-        // Divided once for the tile; from there pixels follow one another. (Places found by three divisions per tap
-        // took as long as the products of 64 channels.)
+        // Divided once for the tile; from there pixels follow one another. (Three divisions per tap and row, as it was
+        // at first, took as long as the products of 64 channels.)
         let (line, mut x) = (first / width, first % width);
         let (mut sample, mut y) = (line / height, line % height);
         let mut lines = window.lines(sample, y);
+        if window.sampling == Sampling::Same && count == MR && x > 0 && x + MR < width {
+            return self.fill_inside(lines, x, out);
+        }
         for i in 0..MR {
             if 0 < i && i < count {
                 x += 1;
@@ -100,6 +105,39 @@ impl<T: Sync> Rows<T> for Pixels<'_, T> {
     }
 }
 
+impl<T: Sync> Pixels<'_, T> {
+    /// `MR` neighbours that lie within a line, from `x` on, none at its ends: their windows share all but two pixels a
+    /// line, and each is looked up once.
+    #[inline(always)]
+    fn fill_inside<'a>(&'a self, lines: [Option<usize>; 3], x: usize, out: &mut Windows<'a, T>) {
+        let mut columns = [0; MR + 2];
+        let mut valid = 0;
+        for (row, line) in lines.into_iter().enumerate() {
+            let taps = &mut out.slices[row * 3 * MR..][..3 * MR];
+            let Some(line) = line else {
+                taps.fill(&self.zeros[..self.channels]);
+                continue;
+            };
+            let first = line + x - 1;
+            valid |= 0b111 << (3 * row);
+            if let Some(sums) = self.sums[first.min(self.sums.len())..].first_chunk::<{ MR + 2 }>() {
+                columns.iter_mut().zip(sums).for_each(|(column, sum)| *column += sum);
+            }
+            let line = &self.data[first * self.stride..][..(MR + 1) * self.stride + self.channels];
+            for place in 0..MR + 2 {
+                let pixel = &line[place * self.stride..][..self.channels];
+                for tap in place.saturating_sub(MR - 1)..=place.min(2) {
+                    taps[tap * MR + place - tap] = pixel;
+                }
+            }
+        }
+        out.valid = [valid; MR];
+        for (i, sum) in out.sum.iter_mut().enumerate() {
+            *sum = columns[i] + columns[i + 1] + columns[i + 2];
+        }
+    }
+}
+
 /// See [`Op::Conv2d`](crate::program::Op::Conv2d).
 pub fn conv2d<I: Isa>(
     isa: I,
@@ -118,6 +156,9 @@ pub fn conv2d<I: Isa>(
         width: args.width,
         out: [out_axis(args.height), out_axis(args.width)],
         sampling: args.sampling,
+        stride: args.sampling.stride(),
+        before: args.sampling.before(),
+        shift: args.sampling.upsample().trailing_zeros(),
     };
     match (&args.x, weight) {
         (Input::Codes(x), TensorView::Codes(w)) => {
