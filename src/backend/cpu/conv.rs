@@ -68,8 +68,7 @@ impl<T: Sync> Rows<T> for Pixels<'_, T> {
     fn fill<'a>(&'a self, first: usize, count: usize, out: &mut Windows<'a, T>) {
         let window = &self.window;
         let [height, width] = window.out;
-        // Divided once for the tile; from there pixels follow one another. (Three divisions per tap and row, as it was
-        // at first, took as long as the products of 64 channels.)
+        // Divided once for the tile; from there pixels follow one another.
         let (line, mut x) = (first / width, first % width);
         let (mut sample, mut y) = (line / height, line % height);
         let mut lines = window.lines(sample, y);
