@@ -30,7 +30,7 @@ pub struct Executor<'m, B: Backend> {
 
 /// What a prompt gives a program: all inputs of [`Rate::Prompt`] that the program declares, and no others.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Prompt<'a> {
+pub struct PromptInputs<'a> {
     /// The class of each condition.
     pub class_labels: Option<&'a [u32]>,
     /// Features of the prompt's tokens, `(conditions, t, d)`.
@@ -119,7 +119,7 @@ impl<'m, B: Backend> Executor<'m, B> {
     /// # Errors
     /// [`Error::Request`] if an input is missing or the program has no such input, if a length is not that of the
     /// input, or if a class has no row in the table of classes. Nothing has changed then.
-    pub fn set_prompt(&mut self, prompt: &Prompt<'_>) -> Result<()> {
+    pub fn set_prompt(&mut self, prompt: &PromptInputs<'_>) -> Result<()> {
         let floats = [
             (InputKind::Context, prompt.context),
             (InputKind::Pooled, prompt.pooled),
@@ -146,7 +146,7 @@ impl<'m, B: Backend> Executor<'m, B> {
 
     /// [`set_prompt`](Self::set_prompt) of a program for which the class of each condition is all of it.
     pub fn set_class_labels(&mut self, labels: &[u32]) -> Result<()> {
-        self.set_prompt(&Prompt { class_labels: Some(labels), ..Default::default() })
+        self.set_prompt(&PromptInputs { class_labels: Some(labels), ..Default::default() })
     }
 
     /// Sets the tokens of a text encoder, `(n, t)`.
@@ -334,7 +334,7 @@ impl<'m, B: Backend> Executor<'m, B> {
 }
 
 /// For each input, the rows of the smallest table that it indexes; without one, any number will do.
-fn table_rows(program: &Program, rows: impl Fn(Tensor) -> usize) -> Vec<usize> {
+pub(crate) fn table_rows(program: &Program, rows: impl Fn(Tensor) -> usize) -> Vec<usize> {
     let mut least = vec![usize::MAX; program.inputs.len()];
     for node in &program.nodes {
         if let Op::Embedding { index, table } = node.op

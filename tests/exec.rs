@@ -5,7 +5,7 @@ mod common;
 use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::Isa;
 use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::exec::{self, Executor, Prompt};
+use aquatint::exec::{self, Executor, PromptInputs};
 use aquatint::plan::Shape;
 use aquatint::program::{Act, Dim, Dims, InputKind, Modulation, Op, QuantizeRange, Rate, Role};
 use common::cases::linear;
@@ -256,14 +256,14 @@ fn a_prompt_is_set_as_a_whole() {
     let good = prompt(&build.program, &first);
     let six = [1.0; 6];
     let refused = [
-        (Prompt { class_labels: None, ..good }, "class labels: expected 2, got none"),
-        (Prompt { pooled: None, ..good }, "pooled vectors: expected 6, got none"),
-        (Prompt { sizes: None, ..good }, "sizes: expected 4, got none"),
-        (Prompt { context: Some(&six), ..good }, "context: expected none, as the model takes none, got 6"),
-        (Prompt { class_labels: Some(&[0]), ..good }, "class labels: expected 2, got 1"),
-        (Prompt { class_labels: Some(&[0, 5]), ..good }, "class labels: expected numbers below 5, got 5"),
-        (Prompt { pooled: Some(&six[..5]), ..good }, "pooled vectors: expected 6, got 5"),
-        (Prompt { sizes: Some(&six), ..good }, "sizes: expected 4, got 6"),
+        (PromptInputs { class_labels: None, ..good }, "class labels: expected 2, got none"),
+        (PromptInputs { pooled: None, ..good }, "pooled vectors: expected 6, got none"),
+        (PromptInputs { sizes: None, ..good }, "sizes: expected 4, got none"),
+        (PromptInputs { context: Some(&six), ..good }, "context: expected none, as the model takes none, got 6"),
+        (PromptInputs { class_labels: Some(&[0]), ..good }, "class labels: expected 2, got 1"),
+        (PromptInputs { class_labels: Some(&[0, 5]), ..good }, "class labels: expected numbers below 5, got 5"),
+        (PromptInputs { pooled: Some(&six[..5]), ..good }, "pooled vectors: expected 6, got 5"),
+        (PromptInputs { sizes: Some(&six), ..good }, "sizes: expected 4, got 6"),
     ];
     for (prompt, message) in refused {
         assert_eq!(executor.set_prompt(&prompt).unwrap_err().to_string(), message);
@@ -319,7 +319,7 @@ fn a_text_encoder_needs_tokens_alone() {
     for (tokens, message) in refused {
         assert_eq!(executor.set_tokens(tokens).unwrap_err().to_string(), message);
     }
-    executor.set_prompt(&Prompt::default()).unwrap();
+    executor.set_prompt(&PromptInputs::default()).unwrap();
     let message = "class labels: expected none, as the model takes none, got 2";
     assert_eq!(executor.set_class_labels(&[0, 0]).unwrap_err().to_string(), message);
 }

@@ -7,6 +7,7 @@ mod tiny;
 use aquatint::Error;
 use aquatint::format::meta::{Conditioning, TextEncoderMeta, TextMeta};
 use aquatint::format::{Meta, Packed, TensorKind, Writer};
+use aquatint::pipeline::Pipeline;
 use aquatint::program::{Dim, Input, InputKind, Node, Op, Program, Role, Tensor, Value};
 use std::path::PathBuf;
 use tiny::{AlignedBytes, reseal, sections};
@@ -138,4 +139,21 @@ fn programs_cannot_use_them() {
     assert!(matches!(error, Error::Shape { .. }), "{error}");
     let message = error.to_string();
     assert!(message.ends_with("tensor: expected a tensor of weights, got a file of bytes"), "{message}");
+}
+
+#[test]
+fn text_encoders_of_meta_must_be_in_the_file() {
+    let refused = |change: &dyn Fn(&mut TextMeta)| {
+        let mut meta = with_tokenizer("");
+        change(meta.pipeline.text.as_mut().expect("just set"));
+        let file = written("encoders", &FILES, &meta).expect("sound");
+        let packed = Packed::new(&file).expect("sound");
+        Pipeline::new(&packed).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    assert_eq!(refused(&|text| text.encoders.clear()), "META: expected 1 to 2 text encoders, got 0");
+    let three = |text: &mut TextMeta| text.encoders = vec![text.encoders[0].clone(); 3];
+    assert_eq!(refused(&three), "META: expected 1 to 2 text encoders, got 3");
+    // What is not there cannot be as wide as META claims.
+    let wide = |text: &mut TextMeta| (text.encoders[0].tokens, text.encoders[0].features) = (u32::MAX, u32::MAX);
+    assert!(refused(&wide).contains("text encoder"), "{}", refused(&wide));
 }

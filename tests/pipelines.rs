@@ -198,6 +198,8 @@ fn requests_that_do_not_fit_the_model_are_refused() {
     assert_eq!(message, "conditions of images: expected prompts, got classes");
     let message = refused(&|r| r.latent_size = [8, 9]);
     assert_eq!(message, "size: expected multiples of 4 latents, got 8 x 9");
+    let message = refused(&|r| r.latent_size = [0, 8]);
+    assert_eq!(message, "size: expected multiples of 4 latents, got 0 x 8");
     let message = refused(&|r| r.init = Some(Init { pictures: vec![0.5; 7], strength: 0.5, mask: None }));
     assert!(message.starts_with("initial picture: expected 1 or 2 of 32 x 48 pixels"), "{message}");
     let picture = vec![0.5; 32 * 48 * 3];
@@ -208,7 +210,10 @@ fn requests_that_do_not_fit_the_model_are_refused() {
         r.sampler = r.sampler.with_kind(Kind::Ddim);
         r.init = Some(Init { pictures: picture.clone(), strength: 0.1, mask: None });
     });
-    assert!(message.starts_with("part of the run: expected at least one of its steps"), "{message}");
+    assert!(
+        message.starts_with("steps: expected enough that one falls into what strength 0.1 makes anew"),
+        "{message}"
+    );
     let message = refused(&|r| r.max_memory = Some(1000));
     assert!(message.starts_with("memory: expected at least"), "{message}");
     let texts = |wanted: &[&str], unwanted: &[&str]| {

@@ -7,7 +7,7 @@ use aquatint::backend::Backend;
 use aquatint::backend::args::Element;
 use aquatint::backend::cpu::Tier;
 use aquatint::backend::cuda::Cuda;
-use aquatint::exec::{Executor, Prompt};
+use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::Packed;
 use aquatint::format::meta::{Conditioning, SizeKind};
 use aquatint::pipeline::permute;
@@ -84,7 +84,7 @@ fn run<B: Backend, D: AsRef<[u8]>>(backend: &mut B, packed: &Packed<D>, role: Ro
     } else {
         executor.write_sample(&feed.sample).unwrap();
     }
-    let prompt = Prompt {
+    let prompt = PromptInputs {
         class_labels: feed.labels.as_deref(),
         context: feed.context.as_deref(),
         pooled: feed.pooled.as_deref(),
@@ -142,7 +142,7 @@ fn samples_find_their_conditions() {
     let shape = Shape { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let out = with_cpu!(tier, cpu => {
         let mut executor = Executor::bind(&mut cpu, &packed, Role::Denoiser, shape).unwrap();
-        let prompt = Prompt {
+        let prompt = PromptInputs {
             class_labels: None,
             context: feed.context.as_deref(),
             pooled: feed.pooled.as_deref(),

@@ -2,7 +2,6 @@
 
 use super::MOST_IMAGES;
 use super::tensors::{Inputs, Named};
-use aquatint::backend::Backend;
 use aquatint::format::meta::{PipelineMeta, TextMeta};
 use aquatint::pipeline::{Encoded, Pipeline, Prompt, Subjects, Texts};
 use aquatint::text::PromptStyle;
@@ -83,17 +82,16 @@ impl Ask {
         Ok(())
     }
 
-    /// The subjects, texts encoded on `backend`; and what of the texts was cut off.
-    pub fn encode<B: Backend, D: AsRef<[u8]>>(
-        &self,
-        pipeline: &Pipeline<'_, D>,
-        backend: &mut B,
-    ) -> Result<(Subjects, Vec<String>)> {
+    /// The subjects, if no text has to be read first.
+    pub fn ready(&self) -> Option<&Subjects> {
+        if let Ask::Ready(subjects) = self { Some(subjects) } else { None }
+    }
+
+    /// The texts to be read first.
+    pub fn texts(&self) -> Option<Texts<'_>> {
         match self {
-            Ask::Ready(subjects) => Ok((subjects.clone(), Vec::new())),
-            Ask::Texts { wanted, unwanted, style } => {
-                pipeline.encode(backend, &Texts { wanted, unwanted, style: *style })
-            }
+            Ask::Ready(_) => None,
+            Ask::Texts { wanted, unwanted, style } => Some(Texts { wanted, unwanted, style: *style }),
         }
     }
 

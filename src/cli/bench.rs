@@ -6,7 +6,7 @@ use aquatint::backend::Backend;
 use aquatint::backend::args::{Conv2dArgs, Input, LinearArgs, OpArgs};
 use aquatint::backend::cuda::device::{self, WeightPath};
 use aquatint::backend::cuda::driver::Driver;
-use aquatint::exec::{Executor, Prompt};
+use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::Packed;
 use aquatint::pipeline::{Pipeline, TABLE_BYTES};
 use aquatint::plan::Shape;
@@ -209,7 +209,7 @@ impl Bench {
         let sample = random(InputKind::Sample);
         let [context, pooled, sizes] = [InputKind::Context, InputKind::Pooled, InputKind::Sizes].map(&mut random);
         let labels: Vec<u32> = [meta.classes / 2, meta.null_class].into_iter().take(conditions).collect();
-        executor.set_prompt(&Prompt {
+        executor.set_prompt(&PromptInputs {
             class_labels: program.input(InputKind::ClassLabels).map(|_| &labels[..]),
             context: context.as_deref(),
             pooled: pooled.as_deref(),

@@ -94,16 +94,22 @@ impl Run {
         let meta = &packed.meta().pipeline;
         let (ask, latents) = self.ask(&pipeline)?;
         let n = ask.len();
+        // What is wrong is told before anything is computed, so texts are encoded later.
+        let subjects = ask.ready().cloned().unwrap_or_else(|| pipeline.blank(n));
+        let mut request = self.settings(pipeline.request(subjects), latents, meta)?;
+        pipeline.check(&request)?;
         self.check_outputs(n)?;
         let hash = format!("{:032x}", packed.hash());
 
         let bar = self.bar();
         let mut steps = Clock::default();
-        let (request, output) = self.device.install(|| {
+        let output = self.device.install(|| {
             with_backend!(choice, packed, backend => {
-                let (subjects, warnings) = ask.encode(&pipeline, &mut backend)?;
-                warnings.iter().for_each(|cut| self.warn(cut));
-                let request = self.settings(pipeline.request(subjects), latents, meta)?;
+                if let Some(texts) = ask.texts() {
+                    let (subjects, cuts) = pipeline.encode(&mut backend, &texts)?;
+                    cuts.iter().for_each(|cut| self.warn(cut));
+                    request.subjects = subjects;
+                }
                 if self.verbose && !self.quiet && !self.json {
                     let plans = pipeline.plans(&backend, &request)?;
                     bar.suspend(|| {
@@ -111,8 +117,7 @@ impl Run {
                         say(format_args!("{}, {}", backend.name(), told(&plans)));
                     });
                 }
-                let output = pipeline.run(&mut backend, &request, &mut |event| steps.see(event, &bar))?;
-                Ok::<_, Error>((request, output))
+                pipeline.run(&mut backend, &request, &mut |event| steps.see(event, &bar))
             })
         })??;
         bar.finish_and_clear();

@@ -1,7 +1,7 @@
 //! The step loop: denoiser, guidance, sampler; then, perhaps, the refiner for the last steps.
 
 use super::init::Begin;
-use super::subject::{Conditions, Inputs, Picture};
+use super::subject::{Conditions, Inputs};
 use super::{Event, Pipeline, Request};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use crate::step::{Guiding, Latents, StepMemory};
 use std::ops::Range;
 
 /// A run of model calls by one network.
+#[derive(Clone, Debug)]
 pub(super) struct Stage {
     /// Which.
     pub role: Role,
@@ -61,10 +62,9 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         role: Role,
         conditions: &Conditions,
     ) -> Result<()> {
-        let scale = self.meta().pipeline.pixels_per_latent as usize;
-        let picture = Picture { size: request.latent_size.map(|n| n * scale) };
         executor.set_conditions(&conditions.of_sample)?;
-        let inputs = Inputs::new(&conditions.list, &request.subjects, self.conditioning(role), picture)?;
+        let size = self.pixels(request);
+        let inputs = Inputs::new(&conditions.list, &request.subjects, self.conditioning(role), size)?;
         executor.set_prompt(&inputs.for_program(executor.program()))
     }
 

@@ -26,11 +26,11 @@ pub use text::Texts;
 
 use crate::backend::{Backend, Needs};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, plan};
+use crate::exec::{Executor, plan, table_rows};
 use crate::format::meta::TextEncoderMeta;
 use crate::format::{Meta, Packed};
 use crate::plan::{Plan, Shape};
-use crate::program::{Dims, InputKind, Op, Program, Role};
+use crate::program::{Dims, InputKind, Program, Role};
 use crate::sampler::Config;
 use denoise::Stage;
 use subject::Conditions;
@@ -126,6 +126,8 @@ pub struct Plans {
     pub batch_size: usize,
     /// Rows and columns of latents that are decoded at once.
     pub tile: [usize; 2],
+    /// What the step loop does.
+    stages: Vec<Stage>,
 }
 
 impl Plans {
@@ -164,6 +166,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         if meta.pipeline.refiner.is_some() {
             packed.program(Role::Refiner)?;
         }
+        pipeline.check_encoders()?;
         Ok(pipeline)
     }
 
@@ -205,7 +208,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         match &p.text {
             Some(text) => {
                 let blank = |e: &TextEncoderMeta| Encoded {
-                    features: vec![0.0; (e.tokens * e.features) as usize],
+                    features: vec![0.0; e.tokens as usize * e.features as usize],
                     pooled: vec![0.0; e.pooled as usize],
                 };
                 let prompt = Prompt { encoded: text.encoders.iter().map(blank).collect() };
@@ -244,7 +247,8 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
     /// # Errors
     /// [`Error::Request`] if the request does not fit the model, or not even one image the memory.
     pub fn plans<N: Needs>(&self, needs: &N, request: &Request) -> Result<Plans> {
-        let stages = self.check(request)?;
+        self.check(request)?;
+        let stages = self.stages(request)?;
         let texts = if matches!(request.subjects, Subjects::Prompts { .. }) { self.text_plans(needs)? } else { vec![] };
         let batch_size = self.batch_size(needs, request, &stages)?;
         let plan_stage = |s: &Stage| plan(needs, self.packed, s.role, &self.largest(request, s, batch_size));
@@ -254,7 +258,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let decoder = self.has(Role::VaeDecoder).then(decoder).transpose()?;
         let encodes = request.init.is_some() && self.has(Role::VaeEncoder);
         let encoder = encodes.then(|| self.encoder_plan(needs, request)).transpose()?;
-        Ok(Plans { texts, denoisers, encoder, decoder, batch_size, tile })
+        Ok(Plans { texts, denoisers, encoder, decoder, batch_size, tile, stages })
     }
 
     /// The most images per pass that the request allows and that fit its memory.
@@ -286,8 +290,11 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         Conditions::new(&request.subjects, images, request.guidance_scale > 1.0, self.meta().pipeline.null_class)
     }
 
-    /// Checks the request; gives the stages of its step loop.
-    fn check(&self, request: &Request) -> Result<Vec<Stage>> {
+    /// Checks that the model can do what is asked; [`run`](Self::run) begins with it.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if not.
+    pub fn check(&self, request: &Request) -> Result<()> {
         let p = &self.meta().pipeline;
         if request.subjects.is_empty() {
             return Err(Error::request("images", "at least one", 0));
@@ -322,7 +329,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         }
         let [h, w] = request.latent_size;
         let multiple = p.latent_multiple as usize;
-        if [h, w].iter().any(|n| !n.is_multiple_of(multiple)) {
+        if [h, w].iter().any(|n| *n == 0 || !n.is_multiple_of(multiple)) {
             return Err(Error::request("size", format!("multiples of {multiple} latents"), format!("{h} x {w}")));
         }
         let values = request.subjects.len() * self.latent_len(request);
@@ -332,8 +339,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
             let expected = format!("{} x {} x {h} x {w} = {values} values", request.subjects.len(), p.latent_channels);
             return Err(Error::request("latents", expected, latents.len()));
         }
-        self.check_init(request)?;
-        self.stages(request)
+        self.check_init(request)
     }
 
     fn check_classes(&self, labels: &[u32]) -> Result<()> {
@@ -345,22 +351,18 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
             return Err(Error::request("class label", format!("0 to {}", p.classes.saturating_sub(1)), bad));
         }
         // META and the class table come from different parts of the file; the table decides.
-        let rows = self.class_rows()?;
+        let rows =
+            self.packed.program(Role::Denoiser).map(|denoiser| self.rows_of(denoiser, InputKind::ClassLabels))?;
         if let Some(bad) = labels.iter().chain([&p.null_class]).find(|&&c| c as usize >= rows) {
             return Err(Error::request("class label", format!("a row of the class table, below {rows}"), bad));
         }
         Ok(())
     }
 
-    /// Rows of the smallest table that class labels index; without one, any label will do.
-    fn class_rows(&self) -> Result<usize> {
-        let program = self.packed.program(Role::Denoiser)?;
-        let labels = program.input(InputKind::ClassLabels);
-        let tables = program.nodes.iter().filter_map(|node| match node.op {
-            Op::Embedding { index, table } if Some(index) == labels => Some(table.0 as usize),
-            _ => None,
-        });
-        Ok(tables.map(|t| self.packed.tensors()[t].dims[0]).min().unwrap_or(usize::MAX))
+    /// Rows of the smallest table that the input of `kind` indexes; without one, any number will do.
+    fn rows_of(&self, program: &Program, kind: InputKind) -> usize {
+        let rows = table_rows(program, |t| self.packed.tensors()[t.0 as usize].dims[0]);
+        program.input(kind).map_or(usize::MAX, |value| rows[value.0 as usize])
     }
 
     /// Floats of one image's latents.
@@ -405,13 +407,12 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         seen: &mut dyn FnMut(Event),
     ) -> Result<Vec<f32>> {
         backend.fits(plans.peak())?;
-        let stages = self.check(request)?;
         let (n, len) = (request.subjects.len(), self.latent_len(request));
-        let (mut latents, given) = self.begin(backend, request, &stages)?;
+        let (mut latents, given) = self.begin(backend, request, &plans.stages)?;
         for first in (0..n).step_by(plans.batch_size) {
             let images = first..(first + plans.batch_size).min(n);
             let slice = &mut latents[first * len..images.end * len];
-            self.denoise(backend, request, &stages, images, slice, &given, seen)?;
+            self.denoise(backend, request, &plans.stages, images, slice, &given, seen)?;
         }
         Ok(latents)
     }

@@ -1,7 +1,7 @@
 //! What images show: classes, prompts, or whatever the model makes; and the distinct conditions of a batch.
 
 use crate::error::{Error, Result};
-use crate::exec::Prompt as PromptInputs;
+use crate::exec::PromptInputs;
 use crate::format::meta::{Conditioning, SizeKind};
 use crate::program::{InputKind, Program};
 
@@ -117,29 +117,15 @@ impl Conditions {
     }
 }
 
-/// The numbers that a size may be.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Picture {
-    /// Height and width in pixels.
-    pub size: [usize; 2],
-}
-
-impl Picture {
-    fn number(&self, kind: SizeKind, wanted: bool) -> f32 {
-        let [height, width] = self.size;
-        match kind {
-            SizeKind::OriginalHeight | SizeKind::TargetHeight => height as f32,
-            SizeKind::OriginalWidth | SizeKind::TargetWidth => width as f32,
-            SizeKind::CropTop | SizeKind::CropLeft => 0.0,
-            // The defaults of diffusers' pipelines.
-            SizeKind::AestheticScore => {
-                if wanted {
-                    6.0
-                } else {
-                    2.5
-                }
-            }
-        }
+/// The number of `kind` beside a prompt for a picture of this height and width in pixels.
+fn size_number(kind: SizeKind, [height, width]: [usize; 2], wanted: bool) -> f32 {
+    match (kind, wanted) {
+        (SizeKind::OriginalHeight | SizeKind::TargetHeight, _) => height as f32,
+        (SizeKind::OriginalWidth | SizeKind::TargetWidth, _) => width as f32,
+        (SizeKind::CropTop | SizeKind::CropLeft, _) => 0.0,
+        // The defaults of diffusers' pipelines.
+        (SizeKind::AestheticScore, true) => 6.0,
+        (SizeKind::AestheticScore, false) => 2.5,
     }
 }
 
@@ -153,7 +139,8 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// The inputs for `conditions`, each a row; `conditioning` tells what a denoiser that reads prompts wants.
+    /// The inputs for `conditions`, each a row, for pictures of `size` in pixels; `conditioning` tells what a denoiser
+    /// that reads prompts wants.
     ///
     /// # Errors
     /// [`Error::Request`] if it reads prompts and there are none, or wants an encoder's features that are not there.
@@ -161,7 +148,7 @@ impl Inputs {
         conditions: &[Condition],
         subjects: &Subjects,
         conditioning: Option<&Conditioning>,
-        picture: Picture,
+        size: [usize; 2],
     ) -> Result<Self> {
         let mut inputs = Inputs::default();
         for condition in conditions {
@@ -169,7 +156,7 @@ impl Inputs {
                 (Condition::Class(class), ..) => inputs.classes.push(class),
                 (Condition::Prompt(index, wanted), Subjects::Prompts { prompts, tokens, .. }, Some(conditioning)) => {
                     inputs.push(&prompts[index], *tokens, conditioning)?;
-                    inputs.sizes.extend(conditioning.sizes.iter().map(|&kind| picture.number(kind, wanted)));
+                    inputs.sizes.extend(conditioning.sizes.iter().map(|&kind| size_number(kind, size, wanted)));
                 }
                 _ => {}
             }
@@ -229,8 +216,7 @@ mod tests {
         let sizes = vec![SizeKind::OriginalHeight, SizeKind::TargetWidth, SizeKind::AestheticScore];
         let wants = Conditioning { context: vec![0, 1], pooled: Some(1), sizes };
         let conditions = Conditions::new(&subjects, 0..1, true, 0);
-        let picture = Picture { size: [40, 24] };
-        let inputs = Inputs::new(&conditions.list, &subjects, Some(&wants), picture).unwrap();
+        let inputs = Inputs::new(&conditions.list, &subjects, Some(&wants), [40, 24]).unwrap();
         assert_eq!(inputs.context, [[1., 3., 4., 2., 5., 6.]; 2].concat());
         assert_eq!(inputs.pooled, [7., 7.]);
         assert_eq!(inputs.sizes, [40., 24., 6., 40., 24., 2.5]);

@@ -5,9 +5,11 @@ use super::subject::{Encoded, Prompt, Subjects};
 use crate::backend::{Backend, Needs};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, plan};
+use crate::format::TensorInfo;
 use crate::format::meta::TextEncoderMeta;
 use crate::plan::{Plan, Shape};
-use crate::program::{Dims, Role};
+use crate::program::shape::infer;
+use crate::program::{Dims, InputKind, Role};
 use crate::text::{self, Chunks, PromptStyle, Tokenizer};
 
 /// Programs of the text encoders, in the order of META.
@@ -27,6 +29,32 @@ pub struct Texts<'a> {
 }
 
 impl<D: AsRef<[u8]>> Pipeline<'_, D> {
+    /// Checks that the text encoders are those that META tells of: it comes from another part of the file.
+    pub(super) fn check_encoders(&self) -> Result<()> {
+        let Some(meta) = &self.meta().pipeline.text else { return Ok(()) };
+        let n = meta.encoders.len();
+        if !(1..=ENCODERS.len()).contains(&n) {
+            return Err(Error::request("META", format!("1 to {} text encoders", ENCODERS.len()), n));
+        }
+        let types: Vec<_> = self.packed.tensors().iter().map(TensorInfo::ty).collect();
+        for (meta, role) in meta.encoders.iter().zip(ENCODERS) {
+            let program = self.packed.program(role)?;
+            let values = infer(program, &types, &shape(1).dims)?;
+            let input = program.input(InputKind::Tokens).map_or(0, |value| values[value.0 as usize].len());
+            let output = &values[program.output.0 as usize];
+            let [tokens, features, pooled] = [meta.tokens, meta.features, meta.pooled].map(u64::from);
+            let told = [tokens, tokens, features + pooled];
+            let got = [input, output.rows(), output.cols()].map(|n| n as u64);
+            if got != told {
+                let [tokens, _, cols] = told;
+                let expected = format!("{tokens} tokens to as many rows of {cols} features, as META says");
+                let got = format!("{} to {} of {}", got[0], got[1], got[2]);
+                return Err(Error::request(role.name(), expected, got));
+            }
+        }
+        Ok(())
+    }
+
     /// Encodes `texts`; gives the images' subjects, and what of them did not fit the encoders.
     ///
     /// All prompts of a request are filled up to the longest one's number of chunks.
@@ -64,7 +92,7 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
         let zero = distinct.len();
         let of_image = of_image.into_iter().map(|pair| pair.map(|i| i.unwrap_or(zero))).collect();
 
-        let (mut warnings, mut chunked) = (Vec::new(), Vec::new());
+        let (mut cuts, mut chunked) = (Vec::new(), Vec::new());
         for encoder in &meta.encoders {
             let json = self.packed.bytes(&encoder.tokenizer).ok_or_else(|| {
                 Error::request("tokenizer", format!("`{}` in the file", encoder.tokenizer), "no such part")
@@ -74,9 +102,9 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
             for text in &distinct {
                 let made = text::encode(&tokenizer, encoder, text, texts.style)?;
                 if let Some(cut) = &made.truncated
-                    && !warnings.contains(cut)
+                    && !cuts.contains(cut)
                 {
-                    warnings.push(cut.clone());
+                    cuts.push(cut.clone());
                 }
                 chunks.push(made);
             }
@@ -94,7 +122,7 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
             prompts[zero].encoded.push(Encoded { features, pooled: like(encoder.pooled as usize) });
         }
         let tokens = longest * meta.encoders.first().map_or(1, |e| e.tokens as usize);
-        Ok((Subjects::Prompts { prompts, tokens, of_image }, warnings))
+        Ok((Subjects::Prompts { prompts, tokens, of_image }, cuts))
     }
 
     /// Features of `texts`, each of equally many chunks.
@@ -112,11 +140,6 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
         let batch = rows.min(BATCH);
         ids.resize(rows.next_multiple_of(batch) * tokens, meta.pad);
         let mut executor = Executor::bind(backend, self.packed, role, shape(batch))?;
-        let out = executor.plan().output;
-        if [out.rows, out.cols] != [batch * tokens, cols] {
-            let expected = format!("{tokens} tokens of {cols} features, as META says");
-            return Err(Error::request(role.name(), expected, format!("{} of {}", out.rows / batch, out.cols)));
-        }
         let mut result = vec![0.0; ids.len() * cols];
         for (ids, result) in ids.chunks_exact(batch * tokens).zip(result.chunks_exact_mut(batch * tokens * cols)) {
             executor.set_tokens(ids)?;

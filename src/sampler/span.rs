@@ -1,5 +1,6 @@
 //! Which part of a run to make, as diffusers' image-to-image and refiner pipelines choose it.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::config::Config;
@@ -63,11 +64,12 @@ impl Span {
             Some(share) => timesteps[begin..].iter().filter(|&&t| t >= cutoff(share)).count(),
         };
         match calls {
-            0 => Err(Error::request("part of the run", "at least one of its steps", format!("none of {steps} steps"))),
+            0 => Err(Error::request("steps", format!("enough that one falls {self}"), steps)),
             _ => Ok(begin..begin + calls),
         }
     }
 
+    /// Refuses numbers that are no shares.
     fn check(&self) -> Result<()> {
         let wrong = |what: &str, expected: &str, got: f64| Err(Error::request(what, expected, got));
         let start = match self.start {
@@ -83,6 +85,17 @@ impl Span {
                 Err(Error::request("denoising end", format!("more than the start, {start}"), end))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match (self.start, self.end) {
+            (Start::Noise, None) => write!(f, "into the run"),
+            (Start::Noise, Some(end)) => write!(f, "before {end} of the run"),
+            (Start::Strength(strength), _) => write!(f, "into what strength {strength} makes anew"),
+            (Start::Fraction(start), _) => write!(f, "after {start} of the run"),
         }
     }
 }

@@ -19,7 +19,7 @@ use aquatint::backend::cpu::simd::{Isa, avx2::Avx2, avx512::Avx512};
 use aquatint::backend::cuda::device::Device;
 use aquatint::codec::layout::pack;
 use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
-use aquatint::exec::{Executor, Prompt};
+use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::meta::{PipelineMeta, QuantizationMeta};
 use aquatint::format::{Meta, Packed, TensorKind, TensorSpec, Writer};
 use aquatint::plan::Shape;
@@ -210,9 +210,9 @@ pub fn run_on<B: Backend>(backend: &mut B, model: &Model, inputs: &Inputs) -> Re
 }
 
 /// What of `inputs` the program takes with a prompt.
-pub fn prompt<'a>(program: &Program, inputs: &'a Inputs) -> Prompt<'a> {
+pub fn prompt<'a>(program: &Program, inputs: &'a Inputs) -> PromptInputs<'a> {
     let has = |kind| program.input(kind).is_some();
-    Prompt {
+    PromptInputs {
         class_labels: has(InputKind::ClassLabels).then_some(&inputs.labels),
         context: has(InputKind::Context).then_some(&inputs.context),
         pooled: has(InputKind::Pooled).then_some(&inputs.pooled),
