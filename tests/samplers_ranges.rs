@@ -246,14 +246,14 @@ fn parts_that_cannot_be_say_so() {
         (Start::Strength(1.5), None, "strength"),
         (Start::Strength(-0.1), None, "strength"),
         (Start::Strength(f64::NAN), None, "strength"),
-        (Start::Strength(0.05), None, "at least one"),
+        (Start::Strength(0.05), None, "falls into what strength 0.05 makes anew, got 10"),
         (Start::Fraction(1.0), None, "denoising start"),
-        (Start::Fraction(0.9995), None, "at least one"),
+        (Start::Fraction(0.9995), None, "falls after 0.9995 of the run"),
         (Start::Noise, Some(0.0), "denoising end"),
         (Start::Noise, Some(1.5), "denoising end"),
         (Start::Fraction(0.5), Some(0.5), "more than the start, 0.5"),
-        (Start::Strength(0.1), Some(0.5), "at least one"),
-        (Start::Noise, Some(0.01), "at least one"),
+        (Start::Strength(0.1), Some(0.5), "into what strength 0.1 makes anew before 0.5 of the run"),
+        (Start::Noise, Some(0.01), "falls before 0.01 of the run, got 10"),
     ] {
         let text = refused(&ddim, start, end);
         assert!(text.contains(words), "{start:?} {end:?}: {text}");

@@ -91,11 +91,13 @@ impl Span {
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match (self.start, self.end) {
-            (Start::Noise, None) => write!(f, "into the run"),
-            (Start::Noise, Some(end)) => write!(f, "before {end} of the run"),
-            (Start::Strength(strength), _) => write!(f, "into what strength {strength} makes anew"),
-            (Start::Fraction(start), _) => write!(f, "after {start} of the run"),
+        match self.start {
+            Start::Noise if self.end.is_none() => write!(f, "into the run")?,
+            Start::Noise => {}
+            Start::Strength(strength) => write!(f, "into what strength {strength} makes anew")?,
+            Start::Fraction(start) => write!(f, "after {start} of the run")?,
         }
+        let space = if self.start == Start::Noise { "" } else { " " };
+        self.end.map_or(Ok(()), |end| write!(f, "{space}before {end} of the run"))
     }
 }
