@@ -178,6 +178,11 @@ impl Epilogue<'_> {
         if self.gated { 2 } else { 1 }
     }
 
+    fn residual_at(&self, m: usize, n: usize, len: usize) -> usize {
+        // Its rows repeat, which needs no division in the first round.
+        if m * n < len { m * n } else { m * n % len }
+    }
+
     /// Finishes row `m` of a tile, `v`, and stores it into `out`, which begins at channel `n0`; `n` channels in all.
     /// Not for gated products.
     #[inline(always)]
@@ -197,8 +202,7 @@ impl Epilogue<'_> {
             v.iter_mut().zip(gate).for_each(|(v, x)| *v *= x);
         }
         if let Some(residual) = self.residual {
-            // Its rows repeat, which needs no division in the first round.
-            let at = if m * n < residual.len() { m * n } else { m * n % residual.len() };
+            let at = self.residual_at(m, n, residual.len());
             let residual = padded(&residual[at + n0..][..cols]);
             v.iter_mut().zip(residual).for_each(|(v, x)| *v += x);
         }
@@ -327,6 +331,12 @@ pub fn product_i8<I: Isa>(
             for m0 in tile.rows.clone().step_by(MR) {
                 let count = (tile.rows.end - m0).min(MR);
                 rows.fill(m0, count, &mut windows);
+                for row in m0..m0 + count {
+                    isa.prefetch(tile.row(row));
+                    if let Some(residual) = epilogue.residual {
+                        isa.prefetch(&residual[epilogue.residual_at(row, n, residual.len()) + n0..][..cols]);
+                    }
+                }
                 isa.tile_i8(&windows.slices[..taps * MR], len.div_ceil(4), panel, groups, &mut acc);
                 let mut sets = [0; MR];
                 let x: [RowConstants; MR] = std::array::from_fn(|i| {

@@ -40,6 +40,13 @@ mod imp {
             unsafe { with_features::<V>(arguments) }
         }
 
+        fn prefetch(self, x: &[f32]) {
+            for line in x.chunks(16) {
+                // SAFETY: a prefetch changes nothing but caches, whatever the address.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+            }
+        }
+
         fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
             let (_, group) = check_i8(rows, quads, panel, groups);
             *acc = [[0; NR]; MR];

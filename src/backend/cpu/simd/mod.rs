@@ -75,6 +75,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Calls a [`Vectorized`] function compiled with this instruction set, so that its loops become this tier's vectors.
     fn run<V: Vectorized>(self, function: V, arguments: V::Arguments<'_>) -> V::Output;
 
+    /// Asks for the lines of memory under `x`, which will be needed soon; nothing else happens.
+    fn prefetch(self, x: &[f32]);
+
     /// `acc[i][n] = sum over taps t, inputs k of rows[t * MR + i][k] * panel[n, t, k]`, exact in 32 bits.
     ///
     /// `rows` holds `MR` slices per tap, each at least `4 * quads` long. `panel` holds `groups` groups, each of

@@ -16,6 +16,8 @@ impl Isa for Scalar {
         V::call::<Scalar>(arguments)
     }
 
+    fn prefetch(self, _: &[f32]) {}
+
     fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
         let (taps, group) = check_i8(rows, quads, panel, groups);
         *acc = [[0; NR]; MR];
