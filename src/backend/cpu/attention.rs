@@ -8,7 +8,7 @@
 use super::arena::{Arena, floats_mut};
 use super::math::{exp, greater, greatest, sum};
 use super::scratch;
-use super::simd::tiles::{TileMut, for_each_tile};
+use super::simd::tiles::{Order, TileMut, for_each_tile};
 use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile, vectorized};
 use crate::backend::args::AttentionArgs;
 
@@ -53,7 +53,7 @@ pub fn attention<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &Attentio
     for (sample, out) in out.chunks_exact_mut(tq * d).enumerate() {
         let of_keys = conditions.map_or(sample, |c| c[sample] as usize);
         let (q, k, v) = (&q[sample * tq * d..], &k[of_keys * tk * d..][..tk * d], &v[of_keys * tk * d..][..tk * d]);
-        for_each_tile(out, d, QUERIES, e, |tile| {
+        for_each_tile(out, d, [QUERIES, e], Order::ByColumns, |tile| {
             scratch::with(sizes.total() * 4, |bytes| {
                 Head { isa, d, e, tk, scale: args.scale, causal: args.causal, q, k, v }.run(
                     &sizes,

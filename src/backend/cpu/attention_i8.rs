@@ -23,7 +23,7 @@
 use super::arena::{Arena, floats_mut, typed_mut};
 use super::math::{LANES, exp, fma, greater, greatest, least, lesser};
 use super::scratch;
-use super::simd::tiles::{TileMut, for_each_tile};
+use super::simd::tiles::{Order, TileMut, for_each_tile};
 use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile, panel_len, vectorized};
 use crate::backend::args::AttentionArgs;
 use rayon::prelude::*;
@@ -97,7 +97,7 @@ pub fn attention<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &Attentio
             isa.run(EncodeValues, (v, place, codes.values, codes.middle, codes.steps));
         });
         let work = &*work;
-        for_each_tile(floats_mut(out.as_mut_bytes()), d, QUERIES, e, |tile| {
+        for_each_tile(floats_mut(out.as_mut_bytes()), d, [QUERIES, e], Order::ByColumns, |tile| {
             let codes = Codes::new(&work[tile.cols.start / e * sizes.head()..][..sizes.head()], &sizes);
             scratch::with(sizes.private(), |bytes| {
                 Head { isa, d, e, tk, scale: args.scale, causal: args.causal, q, codes, sizes }.run(bytes, tile);

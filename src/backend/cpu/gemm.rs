@@ -17,7 +17,7 @@
 use super::arena::{CodesView, Reads};
 use super::math::{activate, fma};
 use super::scratch;
-use super::simd::tiles::{TileMut, for_each_tile};
+use super::simd::tiles::{Order, TileMut, for_each_tile};
 use super::simd::{GROUP, Isa, MR, NR, Tile, panel_len, vectorized};
 use crate::backend::args::{Input, PerSample};
 use crate::codec::layout::{PackedMatrix, Tables};
@@ -178,6 +178,7 @@ impl Epilogue<'_> {
         if self.gated { 2 } else { 1 }
     }
 
+    /// Where the residual of row `m` begins, of `len` numbers in rows of `n`.
     fn residual_at(&self, m: usize, n: usize, len: usize) -> usize {
         // Its rows repeat, which needs no division in the first round.
         if m * n < len { m * n } else { m * n % len }
@@ -310,7 +311,9 @@ pub fn product_i8<I: Isa>(
     let all_taps = (1u32 << taps) - 1;
     let rows_per_scale = m / codes.scale.len();
     // The windows of neighbours overlap: an image takes a row's inputs once, not once per tap.
-    for_each_tile(out, n / per_output, row_step(m, n, len, 1 << 20), NR / per_output, |mut tile: TileMut| {
+    let step = [row_step(m, n, len, 1 << 20), NR / per_output];
+    // By rows: activations are larger than packed weights where either leaves the caches (bench `conv`: 3 to 6 % faster).
+    for_each_tile(out, n / per_output, step, Order::ByRows, |mut tile: TileMut| {
         let [n0, cols] = [tile.cols.start, tile.cols.len()].map(|outputs| outputs * per_output);
         let groups = cols.div_ceil(GROUP);
         scratch::with(groups * group, |panel| {
@@ -428,7 +431,8 @@ pub fn product_f32<I: Isa>(
     let (taps, len) = (rows.taps(), rows.len());
     let k = taps * len;
     let group = GROUP * k;
-    for_each_tile(out, n / per_output, row_step(m, n, 4 * k, 4 << 20), NR / per_output, |mut tile: TileMut| {
+    let step = [row_step(m, n, 4 * k, 4 << 20), NR / per_output];
+    for_each_tile(out, n / per_output, step, Order::ByColumns, |mut tile: TileMut| {
         let [n0, cols] = [tile.cols.start, tile.cols.len()].map(|outputs| outputs * per_output);
         let groups = cols.div_ceil(GROUP);
         scratch::with((groups * group + group) * 4, |bytes| {

@@ -45,19 +45,38 @@ struct Base(*mut f32);
 // SAFETY: the pointer is only used to make disjoint tiles, which are `Send`.
 unsafe impl Sync for Base {}
 
-/// Cuts `matrix` (`cols` columns) into tiles of at most `row_step` by `col_step` and calls `f` on each, in parallel.
+/// Which tiles follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Those of the same rows.
+    ByRows,
+    /// Those of the same columns.
+    ByColumns,
+}
+
+/// Cuts `matrix` (`cols` columns) into tiles of at most `row_step` by `col_step` and calls `f` on each, in parallel;
+/// `order` tells what neighbours in time share.
 ///
 /// # Panics
 /// If the matrix is not whole rows, or a step is 0.
-pub fn for_each_tile(matrix: &mut [f32], cols: usize, row_step: usize, col_step: usize, f: impl Fn(TileMut) + Sync) {
+pub fn for_each_tile(
+    matrix: &mut [f32],
+    cols: usize,
+    [row_step, col_step]: [usize; 2],
+    order: Order,
+    f: impl Fn(TileMut) + Sync,
+) {
     assert!(cols > 0 && row_step > 0 && col_step > 0 && matrix.len().is_multiple_of(cols), "{cols} columns");
     let rows = matrix.len() / cols;
     let (down, across) = (rows.div_ceil(row_step), cols.div_ceil(col_step));
     let base = Base(matrix.as_mut_ptr());
     let base = &base;
     (0..down * across).into_par_iter().with_max_len(1).for_each(|i| {
-        // Neighbours in time share their weights: all row steps of a column step in turn.
-        let (r, c) = (i % down * row_step, i / down * col_step);
+        let [r, c] = match order {
+            Order::ByRows => [i / across, i % across],
+            Order::ByColumns => [i % down, i / down],
+        };
+        let (r, c) = (r * row_step, c * col_step);
         let tile = TileMut {
             // SAFETY: r < rows and c < cols, so the place is inside the matrix.
             first: unsafe { base.0.add(r * cols + c) },
@@ -76,9 +95,11 @@ mod tests {
 
     #[test]
     fn every_element_is_in_exactly_one_tile() {
-        for (rows, cols) in [(1, 1), (7, 5), (16, 48), (33, 100)] {
+        for (rows, cols, order) in
+            [(1, 1, Order::ByRows), (7, 5, Order::ByColumns), (16, 48, Order::ByRows), (33, 100, Order::ByColumns)]
+        {
             let mut matrix = vec![0.0; rows * cols];
-            for_each_tile(&mut matrix, cols, 8, 48, |mut tile| {
+            for_each_tile(&mut matrix, cols, [8, 48], order, |mut tile| {
                 for r in tile.rows.clone() {
                     let start = tile.cols.start;
                     for (c, x) in tile.row(r).iter_mut().enumerate() {
@@ -93,7 +114,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "row 8 of a tile")]
     fn a_tile_refuses_other_rows() {
-        for_each_tile(&mut [0.0; 16], 1, 8, 1, |mut tile| {
+        for_each_tile(&mut [0.0; 16], 1, [8, 1], Order::ByRows, |mut tile| {
             let row = tile.rows.end.min(8);
             tile.row(row);
         });
