@@ -50,16 +50,23 @@ struct Sizes {
     wide: usize,
     /// Keys, in whole groups.
     keys: usize,
+    /// Keys, in whole tiles: so many numbers there are per key.
+    numbers: usize,
 }
 
 impl Sizes {
     fn new(e: usize, tk: usize) -> Self {
-        Sizes { key: panel_len(e), wide: e.next_multiple_of(GROUP), keys: tk.next_multiple_of(GROUP) }
+        Sizes {
+            key: panel_len(e),
+            wide: e.next_multiple_of(GROUP),
+            keys: tk.next_multiple_of(GROUP),
+            numbers: tk.next_multiple_of(NR),
+        }
     }
 
     /// Bytes of a head in the workspace.
     fn head(&self) -> usize {
-        self.keys * (self.key + self.wide + 8) + self.wide * 12
+        self.keys * (self.key + self.wide) + self.numbers * 8 + self.wide * 12
     }
 
     /// Bytes of private memory.
@@ -121,8 +128,8 @@ impl<'a> CodesMut<'a> {
     fn new(bytes: &'a mut [u8], sizes: &Sizes) -> Self {
         let (keys, rest) = bytes.split_at_mut(sizes.keys * sizes.key);
         let (values, rest) = rest.split_at_mut(sizes.keys * sizes.wide);
-        let (scales, rest) = floats_mut(rest).split_at_mut(sizes.keys);
-        let (offsets, rest) = rest.split_at_mut(sizes.keys);
+        let (scales, rest) = floats_mut(rest).split_at_mut(sizes.numbers);
+        let (offsets, rest) = rest.split_at_mut(sizes.numbers);
         let (mean, rest) = rest.split_at_mut(sizes.wide);
         let (middle, steps) = rest.split_at_mut(sizes.wide);
         CodesMut { keys: typed_mut(keys), values: typed_mut(values), scales, offsets, mean, middle, steps }
@@ -150,8 +157,8 @@ impl<'a> Codes<'a> {
         let (keys, rest) = bytes.split_at(sizes.keys * sizes.key);
         let (values, rest) = rest.split_at(sizes.keys * sizes.wide);
         let floats = <[f32]>::ref_from_bytes(rest).expect("parts of a head are multiples of 64 bytes");
-        let (scales, rest) = floats.split_at(sizes.keys);
-        let (offsets, rest) = rest.split_at(sizes.keys);
+        let (scales, rest) = floats.split_at(sizes.numbers);
+        let (offsets, rest) = rest.split_at(sizes.numbers);
         let (middle, steps) = rest[sizes.wide..].split_at(sizes.wide);
         let [keys, values] = [keys, values].map(|b| <[i8]>::ref_from_bytes(b).expect("bytes"));
         Codes { keys, values, scales, offsets, middle, steps }
@@ -183,6 +190,7 @@ impl<I: Isa> Head<'_, I> {
         let (queries, rest) = memory.split_at_mut(QUERIES * key);
         let (weights, rest) = rest.split_at_mut(MR * KEYS);
         let (scores, rest) = floats_mut(rest).split_at_mut(MR * KEYS);
+        let scores: &mut [Tile<f32>] = typed_mut(scores.as_mut_bytes());
         let (sums, rest) = rest.split_at_mut(QUERIES * wide);
         let (slopes, rest) = rest.split_at_mut(QUERIES);
         let (highest, totals) = rest.split_at_mut(QUERIES);
@@ -208,19 +216,20 @@ impl<I: Isa> Head<'_, I> {
                     continue;
                 }
                 let queries: [&[u8]; MR] = std::array::from_fn(|i| &queries[(q0 + i) * key..][..key]);
-                for at in (0..seen[MR - 1]).step_by(NR) {
+                let mut most = [[f32::NEG_INFINITY; LANES]; MR];
+                for (at, scores) in (0..seen[MR - 1]).step_by(NR).zip(scores.iter_mut()) {
                     let groups = (n - at).div_ceil(GROUP).min(GROUPS);
                     let panel = &keys[(first + at) * key..][..groups * GROUP * key];
                     self.isa.tile_i8(&queries, self.e.div_ceil(4), panel, groups, &mut acc);
-                    let these = first + at..first + at + groups * GROUP;
-                    self.isa.run(Scale, (&acc, &scales[these.clone()], &offsets[these], &mut scores[at..]));
+                    let keys = [scales, offsets].map(|x| x[first + at..].first_chunk().expect("whole tiles"));
+                    self.isa.run(Scale, (&acc, keys, scores, &mut most));
                 }
                 let state = Rows {
                     slopes: slopes[q0..].first_chunk().expect("whole tiles"),
                     highest: highest[q0..].first_chunk_mut().expect("whole tiles"),
                     totals: totals[q0..].first_chunk_mut().expect("whole tiles"),
                 };
-                let factors = self.isa.run(Weigh, (&mut *scores, &seen, state, weights));
+                let factors = self.isa.run(Weigh, (&mut *scores, &most, &seen, state, weights));
                 let weights: [&[u8]; MR] = std::array::from_fn(|i| &weights[i * KEYS..][..KEYS]);
                 let sums = &mut sums[q0 * wide..][..MR * wide];
                 for c in (0..wide).step_by(NR) {
@@ -312,13 +321,13 @@ vectorized! {
         for mean in mean.iter_mut() {
             *mean /= tk as f32;
         }
-        // The last group's spare keys have codes, steps and offsets 0; nobody looks at their scores.
+        // Spare keys have codes, steps and offsets 0; nobody looks at their scores.
         let whole = panel_len(e) / 4 * GROUP;
         if !tk.is_multiple_of(GROUP) {
             codes[tk / GROUP * whole..].fill(0);
-            scales[tk..].fill(0.0);
-            offsets[tk..].fill(0.0);
         }
+        scales[tk..].fill(0.0);
+        offsets[tk..].fill(0.0);
         for key in 0..tk {
             let row = row(key);
             let (size, inverse) = step(furthest(row, &mean[..e]));
@@ -392,19 +401,27 @@ vectorized! {
 }
 
 vectorized! {
-    /// Integer sums as scores against the keys, still without the query's factor; into rows of `KEYS`.
-    fn Scale<'a, I>(acc: &'a Tile<i32>, scales: &'a [f32], offsets: &'a [f32], scores: &'a mut [f32]) {
-        let (scales, offsets) = (scales.as_chunks::<GROUP>().0, offsets.as_chunks::<GROUP>().0);
-        for (acc, scores) in acc.iter().zip(scores.chunks_mut(KEYS)) {
-            let groups = acc.as_chunks::<GROUP>().0.iter().zip(scores.as_chunks_mut::<GROUP>().0);
-            for ((acc, scores), (scale, offset)) in groups.zip(scales.iter().zip(offsets)) {
+    /// Integer sums as scores against the keys, still without the query's factor, in tiles like theirs; and the highest
+    /// of each query, lane by lane, spare keys included.
+    fn Scale<'a, I>(
+        acc: &'a Tile<i32>, keys: [&'a [f32; NR]; 2], scores: &'a mut Tile<f32>, most: &'a mut [[f32; LANES]; MR],
+    ) {
+        let [scales, offsets] = keys.map(|x| x.as_chunks::<LANES>().0);
+        for i in 0..MR {
+            let (acc, scores) = (acc[i].as_chunks::<LANES>().0, scores[i].as_chunks_mut::<LANES>().0);
+            let mut highest = most[i];
+            for g in 0..NR / LANES {
                 // Whole arrays, lest the compiler fear that they overlap.
-                let mut out = [0.0; GROUP];
-                for j in 0..GROUP {
-                    out[j] = fma::<I>(acc[j] as f32, scale[j], offset[j]);
+                let mut out = [0.0; LANES];
+                for j in 0..LANES {
+                    out[j] = fma::<I>(acc[g][j] as f32, scales[g][j], offsets[g][j]);
                 }
-                *scores = out;
+                scores[g] = out;
+                for j in 0..LANES {
+                    highest[j] = greater(highest[j], out[j]);
+                }
             }
+            most[i] = highest;
         }
     }
 }
@@ -429,21 +446,21 @@ const THRESHOLDS: [f32; LANES] = {
 };
 
 vectorized! {
-    /// Turns the scores of eight queries against the first `seen` keys of a block into codes of weights, 0 for the others;
-    /// returns the factors of what was summed up before and of what this block adds.
+    /// Turns the scores of eight queries, whose highest are in `lanes`, against the first `seen` keys of a block into
+    /// codes of weights, 0 for the others; returns the factors of what was summed up before and of what this block adds.
     fn Weigh<'a, I>(
-        scores: &'a mut [f32], seen: &'a [usize; MR], rows: Rows<'a>, weights: &'a mut [u8],
+        scores: &'a mut [Tile<f32>], lanes: &'a [[f32; LANES]; MR], seen: &'a [usize; MR], rows: Rows<'a>, weights: &'a mut [u8],
     ) -> [[f32; MR]; 2] {
         let Rows { slopes, highest, totals } = rows;
         let mut most = [0.0; MR];
+        for i in 0..MR {
+            most[i] = if seen[i].is_multiple_of(NR) { join_lanes(lanes[i]) } else { hide(scores, i, seen[i]) };
+        }
         let mut counts = [0.0; MR];
-        for (i, (scores, weights)) in scores.chunks_exact_mut(KEYS).zip(weights.chunks_exact_mut(KEYS)).enumerate() {
-            let whole = seen[i].next_multiple_of(LANES);
-            scores[seen[i]..whole].fill(f32::NEG_INFINITY);
-            let (scores, codes) = (&scores[..whole], &mut weights[..whole]);
-            most[i] = greatest(scores);
-            counts[i] = encode_weights::<I>(scores, most[i], slopes[i], codes) as f32;
-            weights[whole..].fill(0);
+        for (i, weights) in weights.chunks_exact_mut(KEYS).enumerate() {
+            let (codes, rest) = weights.split_at_mut(seen[i].next_multiple_of(NR));
+            counts[i] = encode_weights::<I>(scores, i, most[i], slopes[i], codes) as f32;
+            rest.fill(0);
         }
         let (mut shrink, mut grow) = ([0.0; MR], [0.0; MR]);
         for i in 0..MR {
@@ -458,36 +475,67 @@ vectorized! {
     }
 }
 
-/// `255 * 2^(slope * (score - most))` as codes; returns their sum. Scores come in whole chunks of lanes.
+/// The highest of all lanes.
+#[inline(always)]
+fn join_lanes(mut lanes: [f32; LANES]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = greater(lanes[i], lanes[i + half]);
+        }
+    }
+    lanes[0]
+}
+
+/// Makes the scores of query `i` from key `seen` on the lowest there are, up to the end of its tile; returns the highest
+/// of the others.
+#[inline(always)]
+fn hide(tiles: &mut [Tile<f32>], i: usize, seen: usize) -> f32 {
+    tiles[seen / NR][i][seen % NR..].fill(f32::NEG_INFINITY);
+    let mut most = [f32::NEG_INFINITY; LANES];
+    for tile in &tiles[..=seen / NR] {
+        for scores in tile[i].as_chunks::<LANES>().0 {
+            for j in 0..LANES {
+                most[j] = greater(most[j], scores[j]);
+            }
+        }
+    }
+    join_lanes(most)
+}
+
+/// `255 * 2^(slope * (score - most))` as codes, for whole tiles of keys; returns their sum.
 ///
 /// `2^x = 2^n 2^f` with `f` in -1/2 to 1/2 and `2^f` by a minimax polynomial of our own, 7.5e-5 off: a fiftieth of a code.
 /// Adding 1.5 * 2^23 + 127 rounds to `n` and leaves the exponent of `2^n` in the low bits. The same is done with the code:
 /// adding 2^15 leaves its integer part in the bits above the lowest eight.
 #[inline(always)]
-fn encode_weights<I: Isa>(scores: &[f32], most: f32, slope: f32, codes: &mut [u8]) -> u32 {
+fn encode_weights<I: Isa>(tiles: &[Tile<f32>], i: usize, most: f32, slope: f32, codes: &mut [u8]) -> u32 {
     const EXPONENT: f32 = ROUND + 127.0;
     const WHOLE: f32 = 32_768.0;
     const POLYNOMIAL: [f32; 4] = [255.0 * 0.055_171_67, 255.0 * 0.242_611_12, 255.0 * 0.693_260_99, 255.0 * 0.999_928];
     // Below 2^-9 of a code nothing is left; the exponent stays normal.
     let lowest = -17.0 / slope;
     let mut sums = [0u32; LANES];
-    for (codes, scores) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(scores.as_chunks::<LANES>().0) {
-        let mut bits = [0; LANES];
-        for i in 0..LANES {
-            let distance = greater(scores[i] - most, lowest);
-            let shifted = fma::<I>(distance, slope, EXPONENT);
-            let f = fma::<I>(distance, slope, EXPONENT - shifted);
-            let [c3, c2, c1, c0] = POLYNOMIAL;
-            let p = fma::<I>(fma::<I>(fma::<I>(c3, f, c2), f, c1), f, c0);
-            bits[i] = fma::<I>(p, f32::from_bits(shifted.to_bits() << 23), WHOLE + THRESHOLDS[i]).to_bits() >> 8;
+    for (codes, tile) in codes.as_chunks_mut::<NR>().0.iter_mut().zip(tiles) {
+        let (codes, scores) = (codes.as_chunks_mut::<LANES>().0, tile[i].as_chunks::<LANES>().0);
+        for g in 0..NR / LANES {
+            let mut bits = [0; LANES];
+            for j in 0..LANES {
+                let distance = greater(scores[g][j] - most, lowest);
+                let shifted = fma::<I>(distance, slope, EXPONENT);
+                let f = fma::<I>(distance, slope, EXPONENT - shifted);
+                let [c3, c2, c1, c0] = POLYNOMIAL;
+                let p = fma::<I>(fma::<I>(fma::<I>(c3, f, c2), f, c1), f, c0);
+                let power = f32::from_bits(shifted.to_bits() << 23);
+                bits[j] = fma::<I>(p, power, WHOLE + THRESHOLDS[j]).to_bits() >> 8;
+            }
+            for j in 0..LANES {
+                sums[j] = sums[j].wrapping_add(bits[j]);
+            }
+            codes[g] = bits.map(|b| b as u8);
         }
-        for i in 0..LANES {
-            sums[i] = sums[i].wrapping_add(bits[i]);
-        }
-        *codes = bits.map(|b| b as u8);
     }
     // Every term is the code plus the bits of `WHOLE`.
-    let excess = (WHOLE.to_bits() >> 8).wrapping_mul(scores.len() as u32);
+    let excess = (WHOLE.to_bits() >> 8).wrapping_mul(codes.len() as u32);
     sums.iter().fold(0u32, |sum, s| sum.wrapping_add(*s)).wrapping_sub(excess)
 }
 
