@@ -8,9 +8,8 @@
 mod common;
 
 use aquatint::backend::args::{AttentionArgs, Element, Floats, OpArgs, Slot};
-use aquatint::backend::cpu::Tier;
 use aquatint::backend::{Backend, Needs, cpu::Cpu, cpu::simd::Isa};
-use common::{best, peak};
+use common::{bench_main, best, peak};
 use criterion::{Criterion, Throughput};
 
 /// Attention of one sample.
@@ -119,6 +118,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
         let mut out = vec![0.0; q.len()];
         cpu.read_f32(&arena, args.y.slot.at, &mut out).expect("in the arena");
         let error = shape.check(&out, [&q, &k, &v], int8);
+        assert!(error < if int8 { 0.03 } else { 1e-5 }, "{name}: error {error:.1e}");
         if !test {
             let (peak, time) = (peak(isa, int8), best(10, || cpu.attention(&mut arena, 0, &args)));
             let rate = shape.ops() / time;
@@ -136,15 +136,4 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
     group.finish();
 }
 
-fn main() {
-    let test = std::env::args().any(|a| a == "--test");
-    let mut c = Criterion::default().sample_size(10).configure_from_args();
-    match Tier::available()[0] {
-        #[cfg(target_arch = "x86_64")]
-        Tier::Avx512(isa) => run(isa, &mut c, test),
-        #[cfg(target_arch = "x86_64")]
-        Tier::Avx2(isa) => run(isa, &mut c, test),
-        Tier::Portable(isa) => run(isa, &mut c, test),
-    }
-    c.final_summary();
-}
+bench_main!(run);

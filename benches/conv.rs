@@ -8,12 +8,11 @@
 mod common;
 
 use aquatint::backend::args::{Codes, Conv2dArgs, Element, Floats, Input, OpArgs, QuantizeArgs, QuantizeTo, Slot};
-use aquatint::backend::cpu::Tier;
 use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
 use aquatint::codec::layout::{Layout, PackedMatrix, pack, round_up};
 use aquatint::format::TensorView;
 use aquatint::program::{QuantizeGrain, Sampling};
-use common::{best, peak, random_matrix};
+use common::{bench_main, best, peak, random_matrix};
 use criterion::{Criterion, Throughput};
 use zerocopy::IntoBytes;
 
@@ -172,15 +171,4 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
     group.finish();
 }
 
-fn main() {
-    let test = std::env::args().any(|a| a == "--test");
-    let mut c = Criterion::default().sample_size(10).configure_from_args();
-    match Tier::available()[0] {
-        #[cfg(target_arch = "x86_64")]
-        Tier::Avx512(isa) => run(isa, &mut c, test),
-        #[cfg(target_arch = "x86_64")]
-        Tier::Avx2(isa) => run(isa, &mut c, test),
-        Tier::Portable(isa) => run(isa, &mut c, test),
-    }
-    c.final_summary();
-}
+bench_main!(run);

@@ -3,15 +3,18 @@
 //! For: seeing that opening and binding cost milliseconds and do not grow with the weights, and what a call costs by
 //! batch. `cargo bench --bench step`; larger models: `aquatint bench MODEL.aqt`.
 
-use aquatint::backend::cpu::{Cpu, Tier, simd::Isa};
+mod common;
+
+use aquatint::backend::cpu::{Cpu, simd::Isa};
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
 use aquatint::plan::Shape;
 use aquatint::program::{Dims, Role};
+use common::bench_main;
 use criterion::Criterion;
 use std::path::Path;
 
-fn run<I: Isa>(isa: I, c: &mut Criterion) {
+fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt");
     let open = || Packed::new(aquatint::mmap::map(&path).expect("the model maps")).expect("the model opens");
     let packed = open();
@@ -54,14 +57,4 @@ fn run<I: Isa>(isa: I, c: &mut Criterion) {
     c.bench_function("decoder call", |b| b.iter(|| decoder.call(0)));
 }
 
-fn main() {
-    let mut c = Criterion::default().sample_size(10).configure_from_args();
-    match Tier::available()[0] {
-        #[cfg(target_arch = "x86_64")]
-        Tier::Avx512(isa) => run(isa, &mut c),
-        #[cfg(target_arch = "x86_64")]
-        Tier::Avx2(isa) => run(isa, &mut c),
-        Tier::Portable(isa) => run(isa, &mut c),
-    }
-    c.final_summary();
-}
+bench_main!(run);

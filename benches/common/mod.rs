@@ -51,3 +51,24 @@ pub fn best(repeats: usize, mut f: impl FnMut()) -> f64 {
         })
         .fold(f64::INFINITY, f64::min)
 }
+
+/// `main` of a bench of ops: calls `$run(isa, criterion, test)` for the best instruction set there is; `test` asks for the
+/// checks without the timings.
+macro_rules! bench_main {
+    ($run:ident) => {
+        fn main() {
+            use aquatint::backend::cpu::Tier;
+            let test = std::env::args().any(|a| a == "--test");
+            let mut c = criterion::Criterion::default().sample_size(10).configure_from_args();
+            match Tier::available()[0] {
+                #[cfg(target_arch = "x86_64")]
+                Tier::Avx512(isa) => $run(isa, &mut c, test),
+                #[cfg(target_arch = "x86_64")]
+                Tier::Avx2(isa) => $run(isa, &mut c, test),
+                Tier::Portable(isa) => $run(isa, &mut c, test),
+            }
+            c.final_summary();
+        }
+    };
+}
+pub(crate) use bench_main;
