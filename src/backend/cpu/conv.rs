@@ -1,7 +1,8 @@
 //! 3x3 convolutions as implicit matrix products over channels-last images.
 
 use super::arena::{Arena, CodesView};
-use super::gemm::{PerRow, Rows, Windows, product_f32, product_i8};
+use super::epilogue::PerRow;
+use super::gemm::{Rows, Windows, product_f32, product_i8};
 use super::linear::epilogue;
 use super::simd::{Isa, MR};
 use crate::backend::args::{Conv2dArgs, Input};

@@ -1,8 +1,9 @@
 //! Linear layers.
 
 use super::arena::{Arena, CodesView, Reads};
+use super::epilogue::{Epilogue, PerRow};
 use super::floats;
-use super::gemm::{Epilogue, Matrix, PerRow, product_f32, product_i8};
+use super::gemm::{Matrix, product_f32, product_i8};
 use super::simd::Isa;
 use crate::backend::args::{Floats, Input, LinearArgs, PerSample};
 use crate::format::TensorView;

@@ -9,6 +9,7 @@ mod attention;
 mod attention_i8;
 mod conv;
 mod embed;
+mod epilogue;
 mod gemm;
 mod layout;
 mod linear;
