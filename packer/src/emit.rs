@@ -32,6 +32,8 @@ pub struct Options {
     pub refiner: Option<PathBuf>,
     /// Quantization of the denoisers: a file or a specification; f16 if absent.
     pub q_config: Option<String>,
+    /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 6 or 8.
+    pub activation_bits: Option<u8>,
     /// Quantization of the autoencoder; if absent f16, or f32 where the denoiser's is f32.
     pub vae_q_config: Option<String>,
     /// Quantization of the text encoders; if absent f16, or f32 where the denoiser's is f32.
@@ -107,6 +109,7 @@ pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rep
         denoiser: options.q_config.as_deref(),
         autoencoder: options.vae_q_config.as_deref(),
         text: options.text_q_config.as_deref(),
+        activation_bits: options.activation_bits,
     };
     let recipe = Recipe::new(&weights, requests)?;
     let mut attentions = 0;

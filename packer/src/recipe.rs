@@ -76,6 +76,8 @@ pub struct Requests<'a> {
     pub autoencoder: Option<&'a str>,
     /// For the text encoders.
     pub text: Option<&'a str>,
+    /// Bits of the activations of the denoisers' layers whose weights are codes, whatever their request says.
+    pub activation_bits: Option<u8>,
 }
 
 /// The treatment of every weight of a model.
@@ -104,11 +106,11 @@ impl Recipe {
         };
         let floats = if requests.denoiser == Some("f32") { Store::F32 } else { Store::F16 };
         let mut words = Vec::new();
-        let Requests { denoiser, autoencoder, text } = requests;
-        for (part, config, option, name) in [
-            (Part::Denoiser, denoiser, "--q-config", "denoiser"),
-            (Part::Autoencoder, autoencoder, "--vae-q-config", "decoder"),
-            (Part::Text, text, "--text-q-config", "text encoder"),
+        let Requests { denoiser, autoencoder, text, activation_bits } = requests;
+        for (part, config, bits, option, name) in [
+            (Part::Denoiser, denoiser, activation_bits, "--q-config", "denoiser"),
+            (Part::Autoencoder, autoencoder, None, "--vae-q-config", "decoder"),
+            (Part::Text, text, None, "--text-q-config", "text encoder"),
         ] {
             let first = weights.iter().map(|w| w.component).find(|component| Part::of(component) == part);
             match (first, config) {
@@ -118,8 +120,9 @@ impl Recipe {
                     return Err(aquatint::Error::request(option, expected, config).into());
                 }
                 (Some(component), config) => {
-                    recipe.part(weights, part, component, config, floats)?;
-                    words.push(format!("{component} {}", config.map_or_else(|| floats.name(), file_name)));
+                    recipe.part(weights, (part, component), (config, bits), floats)?;
+                    let bits = bits.map(|bits| format!(" with {bits}-bit activations")).unwrap_or_default();
+                    words.push(format!("{component} {}{bits}", config.map_or_else(|| floats.name(), file_name)));
                 }
             }
         }
@@ -143,9 +146,8 @@ impl Recipe {
     fn part(
         &mut self,
         weights: &[Weight],
-        part: Part,
-        component: &'static str,
-        arg: Option<&str>,
+        (part, component): (Part, &'static str),
+        (arg, activation_bits): (Option<&str>, Option<u8>),
         floats: Store,
     ) -> Result<()> {
         let floats = match arg {
@@ -160,7 +162,10 @@ impl Recipe {
         let Some(arg) = arg else { return Ok(()) };
 
         let refuse = |source| Error::Config { component, source: Box::new(source) };
-        let config = QConfig::parse(arg).map_err(refuse)?;
+        let mut config = QConfig::parse(arg).map_err(refuse)?;
+        if let Some(bits) = activation_bits {
+            config = config.with_activations(Activations::Int(bits));
+        }
         let layers: Vec<_> = weights.iter().enumerate().filter(|(_, w)| own(w) && w.quantizable()).collect();
         let names: Vec<&str> = layers.iter().map(|(_, w)| w.layer()).collect();
         let aliases: Vec<(&str, &str)> =
@@ -244,11 +249,21 @@ mod tests {
     }
 
     fn recipe(denoiser: Option<&str>, autoencoder: Option<&str>) -> Result<Recipe> {
-        Recipe::new(&weights(), Requests { denoiser, autoencoder, text: None })
+        Recipe::new(&weights(), Requests { denoiser, autoencoder, ..Requests::default() })
     }
 
     fn stores(recipe: &Recipe) -> Vec<String> {
         recipe.treatments.iter().map(|t| format!("{}/{}", t.store.name(), t.activation_bits.unwrap_or(32))).collect()
+    }
+
+    #[test]
+    fn activations_may_be_asked_for_apart() {
+        let requests = Requests { denoiser: Some("w4a16"), autoencoder: Some("w4a16"), ..Requests::default() };
+        let of = |bits| Recipe::new(&weights(), Requests { activation_bits: bits, ..requests }).unwrap();
+        assert_eq!(stores(&of(None))[1..], ["mse-4/32", "f32/32", "f16/32", "mse-4/32", "mse-4/32"]);
+        let six = of(Some(6));
+        assert_eq!(stores(&six)[1..], ["mse-4/6", "f32/32", "f16/32", "mse-4/32", "mse-4/32"]);
+        assert_eq!(six.config, "transformer w4a16 with 6-bit activations, vae w4a16");
     }
 
     #[test]

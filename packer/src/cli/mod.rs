@@ -40,10 +40,17 @@ struct Pack {
     /// or w4a8:kmeans. Without it, f16.
     #[arg(long, alias = "q_config", value_name = "FILE|SPEC")]
     q_config: Option<String>,
-    /// The same for the image decoder. Without it f16, or f32 if the denoiser is f32.
+    /// Also quantize the activations of the denoiser's layers whose weights are codes: for configurations that name weights
+    /// only.
+    #[arg(long, alias = "quant_act", requires = "q_config")]
+    quant_act: bool,
+    /// Bits of the activations.
+    #[arg(long, alias = "act_bit", requires = "quant_act", default_value = "8", value_parser = ["6", "8"], value_name = "BITS")]
+    act_bit: String,
+    /// Quantization of the image decoder. Without it f16, or f32 if the denoiser is f32.
     #[arg(long, alias = "vae_q_config", value_name = "FILE|SPEC")]
     vae_q_config: Option<String>,
-    /// The same for the text encoders. Without it f16, or f32 if the denoiser is f32.
+    /// Quantization of the text encoders. Without it f16, or f32 if the denoiser is f32.
     #[arg(long, alias = "text_q_config", value_name = "FILE|SPEC")]
     text_q_config: Option<String>,
     /// Let the denoiser's self-attentions work in 8-bit codes, where the layers around them do. Faster on CPUs; results

@@ -13,6 +13,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
         q_config: args.q_config.clone(),
         vae_q_config: args.vae_q_config.clone(),
         text_q_config: args.text_q_config.clone(),
+        activation_bits: args.quant_act.then(|| args.act_bit.parse().expect("a number, as the parser says")),
         int8_attention: args.int8_attention,
         output: args.output.clone(),
     };
