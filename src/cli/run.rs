@@ -94,10 +94,8 @@ impl Run {
         let meta = &packed.meta().pipeline;
         let (ask, latents) = self.ask(&pipeline)?;
         let n = ask.len();
-        // What is wrong is told before anything is computed, so texts are encoded later.
         let subjects = ask.ready().cloned().unwrap_or_else(|| pipeline.blank(n));
         let mut request = self.settings(pipeline.request(subjects), latents, meta)?;
-        pipeline.check(&request)?;
         self.check_outputs(n)?;
         let hash = format!("{:032x}", packed.hash());
 
@@ -106,6 +104,8 @@ impl Run {
         let output = self.device.install(|| {
             with_backend!(choice, packed, backend => {
                 if let Some(texts) = ask.texts() {
+                    // What is wrong with the rest is told before anything is computed.
+                    pipeline.plans(&backend, &request)?;
                     let (subjects, cuts) = pipeline.encode(&mut backend, &texts)?;
                     cuts.iter().for_each(|cut| self.warn(cut));
                     request.subjects = subjects;

@@ -290,11 +290,8 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         Conditions::new(&request.subjects, images, request.guidance_scale > 1.0, self.meta().pipeline.null_class)
     }
 
-    /// Checks that the model can do what is asked; [`run`](Self::run) begins with it.
-    ///
-    /// # Errors
-    /// [`Error::Request`] if not.
-    pub fn check(&self, request: &Request) -> Result<()> {
+    /// Checks that the model can do what is asked.
+    fn check(&self, request: &Request) -> Result<()> {
         let p = &self.meta().pipeline;
         if request.subjects.is_empty() {
             return Err(Error::request("images", "at least one", 0));

@@ -9,7 +9,7 @@
 //! Decoding costs 2 to 3 % of the products of 512 rows. Nothing of the weight is ever kept decoded beyond its tile.
 //! Cutting the inputs into blocks whose panel fits the first-level cache was tried and lost, for codes and floats
 //! alike (bench `linear`, blocks of 288, 576 and 1152 inputs): the panel streams well from the second level, and sums
-//! carried from block to block cost more than they save.
+//! carried from block to block cost more than they save. Asking for the panel's lines ahead of their use changed nothing.
 //!
 //! A convolution is the same product: row `m` is an output pixel, and its inputs are nine slices of the image, found
 //! by [`Rows`]; nothing is copied.
