@@ -39,8 +39,9 @@ const KEYS: usize = 6 * NR;
 const _: () = assert!(KEYS * 255 * 127 < 1 << 24);
 /// Queries per task.
 const QUERIES: usize = 256;
-// Blocks and tiles begin at multiples of MR, so that of eight queries all see a key of a block, or none.
-const _: () = assert!(KEYS.is_multiple_of(MR) && QUERIES.is_multiple_of(MR));
+// Blocks and tiles begin at multiples of MR, so that of eight queries all see a key of a block, or none; and one that sees
+// whole tiles only is the last of its eight, or sees what that one sees.
+const _: () = assert!(KEYS.is_multiple_of(MR) && QUERIES.is_multiple_of(MR) && NR.is_multiple_of(MR));
 
 /// Bytes of workspace: the codes of one sample's keys and values.
 pub fn workspace(args: &AttentionArgs) -> usize {
