@@ -9,7 +9,7 @@ mod common;
 
 use aquatint::backend::args::{AttentionArgs, Element, Floats, OpArgs, Slot};
 use aquatint::backend::{Backend, Needs, cpu::Cpu, cpu::simd::Isa};
-use common::{bench_main, best, peak};
+use common::{bench_main, best, peak, summary};
 use criterion::{Criterion, Throughput};
 
 /// Attention of one sample.
@@ -121,14 +121,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
         assert!(error < if int8 { 0.03 } else { 1e-5 }, "{name}: error {error:.1e}");
         if !test {
             let (peak, time) = (peak(isa, int8), best(10, || cpu.attention(&mut arena, 0, &args)));
-            let rate = shape.ops() / time;
-            println!(
-                "{name:<24} {:8.2} ms  {:6.0} Gop/s  {:4.0} % of {:.0}  error {error:.1e}",
-                time * 1e3,
-                rate / 1e9,
-                100.0 * rate / peak,
-                peak / 1e9
-            );
+            println!("{}  error {error:.1e}", summary(&name, time, shape.ops(), peak));
         }
         group.throughput(Throughput::Elements(shape.ops() as u64));
         group.bench_function(name, |b| b.iter(|| cpu.attention(&mut arena, 0, &args)));

@@ -12,7 +12,7 @@ use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
 use aquatint::codec::layout::{Layout, PackedMatrix, pack, round_up};
 use aquatint::format::TensorView;
 use aquatint::program::{QuantizeGrain, Sampling};
-use common::{bench_main, best, peak, random_matrix};
+use common::{bench_main, best, peak, random_matrix, summary};
 use criterion::{Criterion, Throughput};
 use zerocopy::IntoBytes;
 
@@ -155,15 +155,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
         layer.check(&go(true));
         if !test {
             let (peak, time) = (peak(isa, true), best(20, || drop(go(false))));
-            let rate = layer.ops() / time;
-            println!(
-                "{:<26} {:7.2} ms  {:6.0} GOP/s  {:4.0} % of {:.0}",
-                shape.name,
-                time * 1e3,
-                rate / 1e9,
-                100.0 * rate / peak,
-                peak / 1e9
-            );
+            println!("{}", summary(shape.name, time, layer.ops(), peak));
         }
         group.throughput(Throughput::Elements(layer.ops() as u64));
         group.bench_function(shape.name, |b| b.iter(|| go(false)));

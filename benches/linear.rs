@@ -11,7 +11,7 @@ use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
 use aquatint::codec::layout::{PackedMatrix, pack, round_up};
 use aquatint::format::TensorView;
 use aquatint::program::{Act, QuantizeGrain};
-use common::{bench_main, best, peak, random_matrix};
+use common::{bench_main, best, peak, random_matrix, summary};
 use criterion::{Criterion, Throughput};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -129,14 +129,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
         layer.check(&go(true));
         if !test {
             let (peak, time) = (peak(isa, true), best(20, || drop(go(false))));
-            let rate = layer.ops() / time;
-            println!(
-                "{name:<28} {:7.2} ms  {:6.0} GOP/s  {:4.0} % of {:.0}",
-                time * 1e3,
-                rate / 1e9,
-                100.0 * rate / peak,
-                peak / 1e9
-            );
+            println!("{}", summary(name, time, layer.ops(), peak));
         }
         group.throughput(Throughput::Elements(layer.ops() as u64));
         group.bench_function(*name, |b| b.iter(|| go(false)));
@@ -147,15 +140,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
     layer.check(&go(true));
     if !test {
         let (peak, time) = (peak(isa, false), best(10, || drop(go(false))));
-        let rate = layer.ops() / time;
-        println!(
-            "{:<28} {:7.2} ms  {:6.0} GFLOP/s {:3.0} % of {:.0}",
-            "f32",
-            time * 1e3,
-            rate / 1e9,
-            100.0 * rate / peak,
-            peak / 1e9
-        );
+        println!("{}", summary("f32", time, layer.ops(), peak));
     }
     group.throughput(Throughput::Elements(layer.ops() as u64));
     group.bench_function("f32", |b| b.iter(|| go(false)));

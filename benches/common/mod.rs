@@ -52,6 +52,13 @@ pub fn best(repeats: usize, mut f: impl FnMut()) -> f64 {
         .fold(f64::INFINITY, f64::min)
 }
 
+/// A line of a summary: `name`, the time of `ops` operations, their rate, and its share of `peak`.
+pub fn summary(name: &str, time: f64, ops: f64, peak: f64) -> String {
+    let rate = ops / time;
+    let share = 100.0 * rate / peak;
+    format!("{name:<28} {:8.2} ms  {:6.0} Gop/s  {share:4.0} % of {:.0}", time * 1e3, rate / 1e9, peak / 1e9)
+}
+
 /// `main` of a bench of ops: calls `$run(isa, criterion, test)` for the best instruction set there is; `test` asks for the
 /// checks without the timings.
 macro_rules! bench_main {
