@@ -105,7 +105,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
     // Criterion's filter, if it names shapes.
     let filter = std::env::args().skip(1).find(|a| all.clone().any(|(.., name)| name.contains(a.as_str())));
     for (shape, int8, name) in all.filter(|(.., name)| filter.as_ref().is_none_or(|f| name.contains(f))) {
-        let mut cpu = Cpu::new(isa);
+        let cpu = Cpu::new(isa);
         let args = shape.args(int8);
         let op = OpArgs::<()>::Attention(args);
         cpu.prepare([op].iter());

@@ -15,14 +15,13 @@
 
 mod common;
 
-use aquatint::backend::{Backend, Call, Needs, args::*, cost::Ceilings, cpu::Tier};
+use aquatint::backend::{args::*, cpu::Tier};
 use aquatint::codec::layout::Tables;
 use aquatint::program::{Act, Dim, Input as Declared, InputKind, Node, Op, Program, Role, Tensor, Value};
-use aquatint::{Result, exec::Executor, format::TensorView, plan::Binding, with_cpu};
+use aquatint::{exec::Executor, format::TensorView, plan::Binding, with_cpu};
 use common::Model;
 use common::naive::{self, Array, Inputs};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Relative L2 error within which results agree if their codes do.
