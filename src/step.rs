@@ -143,12 +143,14 @@ impl StepMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampler::{Config, Kind};
+    use crate::sampler::{Config, SamplerKind};
 
     #[test]
     fn places_follow_each_other() {
-        let table =
-            Config { eta: 1.0, ..Config::default() }.with_kind(Kind::DpmSolverPp2MSde).table(3).expect("a table");
+        let table = Config { eta: 1.0, ..Config::default() }
+            .with_kind(SamplerKind::DpmSolverPp2MSde)
+            .table(3)
+            .expect("a table");
         let latents = Latents { images: 3, pixels: 5, channels: 4 };
         let guiding = Guiding { scale: Some(2.0), rescale: 0.5, blend: true };
         let memory = StepMemory::new(128, &table, latents, guiding);

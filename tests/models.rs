@@ -9,7 +9,7 @@ use aquatint::format::Packed;
 use aquatint::pipeline::{Pipeline, Request, Subjects, permute};
 use aquatint::plan::Binding;
 use aquatint::program::{Dims, Role};
-use aquatint::sampler::Kind;
+use aquatint::sampler::SamplerKind;
 use aquatint::with_cpu;
 use common::fixture::{Fixture, pack, relative};
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::backend::cuda::Cuda;
 use aquatint::format::Packed;
 use aquatint::pipeline::{Init, NoiseSource, Output, Pipeline, Request, Subjects, Texts, permute};
-use aquatint::sampler::Kind;
+use aquatint::sampler::SamplerKind;
 use aquatint::text::PromptStyle;
 use aquatint::with_cpu;
 use common::emulated::Emulated;
@@ -207,7 +207,7 @@ fn requests_that_do_not_fit_the_model_are_refused() {
         refused(&|r| r.init = Some(Init { pictures: picture.clone(), strength: 0.5, mask: Some(vec![1.0; 5]) }));
     assert!(message.starts_with("mask: expected 32 x 48 pixels"), "{message}");
     let message = refused(&|r| {
-        r.sampler = r.sampler.with_kind(Kind::Ddim);
+        r.sampler = r.sampler.with_kind(SamplerKind::Ddim);
         r.init = Some(Init { pictures: picture.clone(), strength: 0.1, mask: None });
     });
     assert!(

@@ -1,7 +1,7 @@
 //! Sampler tables against whole traces of diffusers' schedulers, and their properties.
 
 use aquatint::sampler::{
-    BetaSchedule, Config, FinalSigma, Kind, NOISE, OUTPUT, Prediction, Row, SolverType, Spacing, Table, X0,
+    BetaSchedule, Config, FinalSigma, NOISE, OUTPUT, Prediction, Row, SamplerKind, SolverType, Spacing, Table, X0,
 };
 use serde_json::Value;
 
@@ -114,11 +114,12 @@ fn traces_match_diffusers() {
 /// Every sampler, spacing and prediction that ends at no noise.
 fn variants() -> Vec<Config> {
     let mut all = vec![];
-    for &kind in Kind::ALL {
+    for &kind in SamplerKind::ALL {
         for &spacing in Spacing::ALL {
             for &prediction in Prediction::ALL {
-                if kind != Kind::Ddim && matches!(spacing, Spacing::Uniform | Spacing::Quad)
-                    || matches!(kind, Kind::Pndm | Kind::EulerAncestral) && prediction == Prediction::Sample
+                if kind != SamplerKind::Ddim && matches!(spacing, Spacing::Uniform | Spacing::Quad)
+                    || matches!(kind, SamplerKind::Pndm | SamplerKind::EulerAncestral)
+                        && prediction == Prediction::Sample
                 {
                     continue;
                 }
@@ -137,7 +138,7 @@ fn variants() -> Vec<Config> {
 
 /// Most steps of a sampler.
 fn most_steps(config: &Config) -> usize {
-    if config.kind == Kind::Lcm { 50 } else { config.train_steps }
+    if config.kind == SamplerKind::Lcm { 50 } else { config.train_steps }
 }
 
 #[test]
@@ -148,7 +149,7 @@ fn perfect_model_is_sampled_exactly() {
     // PLMS takes means of outputs before it knows what they mean, so velocities of different times do not agree; and its
     // steps meet their timesteps in the leading spacing only.
     let exact = |c: &Config| {
-        c.kind != Kind::Pndm || (c.prediction == Prediction::Epsilon && c.spacing == Some(Spacing::Leading))
+        c.kind != SamplerKind::Pndm || (c.prediction == Prediction::Epsilon && c.spacing == Some(Spacing::Leading))
     };
     for config in variants().into_iter().filter(exact) {
         for steps in [1, 2, 3, 20, 100].into_iter().filter(|&n| n <= most_steps(&config)) {
@@ -162,11 +163,11 @@ fn perfect_model_is_sampled_exactly() {
             }
             let limit = match config.kind {
                 // Its last jump keeps 0.25 / T^2 of the latents, where T is at least 190.
-                Kind::Lcm => 2e-5,
+                SamplerKind::Lcm => 2e-5,
                 // The noise that this model implies at timestep 0, where sigma is 0.01, steers a whole step.
-                Kind::Pndm => 1000.0 * HALF_UNIT,
+                SamplerKind::Pndm => 1000.0 * HALF_UNIT,
                 // What is left of the first latents, which are 157 at most, cancels.
-                Kind::Lms | Kind::Heun | Kind::UniPc => 2.0 * 157.0 * HALF_UNIT,
+                SamplerKind::Lms | SamplerKind::Heun | SamplerKind::UniPc => 2.0 * 157.0 * HALF_UNIT,
                 _ => 2.0 * HALF_UNIT,
             };
             let error = (states[0] - target).abs();
@@ -182,7 +183,7 @@ fn deterministic_steps_keep_the_noise() {
     // With a perfect model a deterministic sampler follows x = alpha x0 + sigma e with one e for the whole run; alpha
     // and sigma at a call are read off its own x0 row.
     let (target, noise) = (0.4, -1.3);
-    for kind in Kind::ALL {
+    for kind in SamplerKind::ALL {
         let config = Config { kind: *kind, clip_sample: Some(false), ..Config::default() };
         let table = config.table(25).expect("a table");
         if table.noise {
@@ -213,8 +214,8 @@ fn rows_are_as_many_as_steps_and_go_down() {
         for steps in counts.filter(|&n| n <= most_steps(config)) {
             let table = config.table(steps).unwrap_or_else(|e| panic!("{config:?} {steps} steps: {e}"));
             let calls = match (config.kind, config.spacing) {
-                (Kind::Pndm, _) if steps > 1 => steps + 1,
-                (Kind::Heun, _) => 2 * steps - 1,
+                (SamplerKind::Pndm, _) if steps > 1 => steps + 1,
+                (SamplerKind::Heun, _) => 2 * steps - 1,
                 (_, Some(Spacing::Uniform)) => 1000usize.div_ceil(1000 / steps),
                 _ => steps,
             };
@@ -222,7 +223,7 @@ fn rows_are_as_many_as_steps_and_go_down() {
             let repeats = config.use_karras_sigmas
                 || config.use_exponential_sigmas
                 || config.spacing == Some(Spacing::Quad)
-                || matches!(config.kind, Kind::Pndm | Kind::Heun);
+                || matches!(config.kind, SamplerKind::Pndm | SamplerKind::Heun);
             let falls = |w: &[Row]| w[0].timestep > w[1].timestep || (repeats && w[0].timestep == w[1].timestep);
             assert!(table.rows.windows(2).all(falls), "{config:?} {steps} steps");
             let finite = |row: &Row| row.next.iter().flatten().chain(&row.x0).all(|c| c.is_finite());
@@ -254,7 +255,7 @@ fn degenerate_steps_stay_finite() {
     // The last step of Karras' levels to sigma_min has no width.
     for &solver_type in SolverType::ALL {
         let (use_karras_sigmas, final_sigma) = (true, FinalSigma::SigmaMin);
-        for kind in Kind::ALL.iter().copied().filter(|&k| k != Kind::Lcm) {
+        for kind in SamplerKind::ALL.iter().copied().filter(|&k| k != SamplerKind::Lcm) {
             let last = Config { kind, solver_type, use_karras_sigmas, final_sigma, ..Config::default() };
             let exponential = Config { use_karras_sigmas: false, use_exponential_sigmas: true, ..last.clone() };
             for steps in [1, 2, 14, 15, 30, 1000] {
@@ -280,7 +281,7 @@ fn noise_only_where_asked() {
     assert_eq!(eta(1.0).rows[9].next[0][NOISE], 0.0, "the last step ends at no noise");
     // eta = 1 is ancestral sampling: the noise takes all of the variance that the signal leaves, near the clean end.
     assert!(eta(1.0).rows[8].next[0][NOISE] > eta(0.5).rows[8].next[0][NOISE]);
-    let karras = Config { kind: Kind::DpmSolverPp2M, eta: 1.0, ..Config::default() };
+    let karras = Config { kind: SamplerKind::DpmSolverPp2M, eta: 1.0, ..Config::default() };
     assert!(!karras.table(10).expect("a table").noise, "eta is DDIM's");
 }
 
@@ -308,7 +309,7 @@ fn one_row_by_hand() {
     let mut nan = [f32::NAN, 0.0];
     table.step(0, &mut nan, &[0.0], &[0.0]);
     assert!(nan[0].is_nan() && nan[1].is_nan(), "a clamp must not hide NaN");
-    let mut first = Config { kind: Kind::DpmSolverPp2M, ..Config::default() }.table(4).expect("a table");
+    let mut first = Config { kind: SamplerKind::DpmSolverPp2M, ..Config::default() }.table(4).expect("a table");
     first.rows.truncate(1);
     let mut unread = [0.5f32, f32::NAN];
     first.step(0, &mut unread, &[0.1], &[]);

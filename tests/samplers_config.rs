@@ -1,6 +1,6 @@
 //! Sampler settings: reading `scheduler_config.json`, defaults of each class, and what is refused.
 
-use aquatint::sampler::{BetaSchedule, Config, Kind, Prediction, SolverType, Spacing};
+use aquatint::sampler::{BetaSchedule, Config, Prediction, SamplerKind, SolverType, Spacing};
 use serde_json::{Value, json};
 
 /// A DPM-Solver++ file as diffusers writes it, -Infinity and all.
@@ -23,7 +23,7 @@ const DPM_FILE: &str = r#"{
 #[test]
 fn scheduler_files_are_read() {
     let dpm = Config::parse_diffusers(DPM_FILE).expect("a supported file");
-    assert_eq!(dpm.kind, Kind::DpmSolverPp2M);
+    assert_eq!(dpm.kind, SamplerKind::DpmSolverPp2M);
     assert_eq!((dpm.beta_start, dpm.beta_end, dpm.beta_schedule), (0.00085, 0.012, BetaSchedule::ScaledLinear));
     assert_eq!((dpm.prediction, dpm.solver_type, dpm.spacing), (Prediction::VPrediction, SolverType::Heun, None));
     assert!(dpm.use_karras_sigmas && dpm.lower_order_final && !dpm.euler_at_final);
@@ -34,14 +34,14 @@ fn scheduler_files_are_read() {
     assert!(serde_json::from_str::<Config>(r#"{"kind":"ddim","later_field":1}"#).is_err());
 
     // The other sampler keeps the schedule and takes its own spacing: leading ends at 0, linspace above it.
-    let ddim = dpm.with_kind(Kind::Ddim);
+    let ddim = dpm.with_kind(SamplerKind::Ddim);
     let last = |config: &Config| config.table(10).expect("a table").rows[9].clone();
     assert_eq!((ddim.beta_end, ddim.prediction), (0.012, Prediction::VPrediction));
     assert_eq!((last(&ddim).timestep, last(&ddim).clamp), (0.0, Some(1.0)));
     let even = Config { use_karras_sigmas: false, ..dpm.clone() };
     assert_eq!((last(&even).timestep, last(&even).clamp), (100.0, None));
-    assert_eq!("ddim".parse::<Kind>().expect("a name"), Kind::Ddim);
-    assert_eq!(Kind::DpmSolverPp2M.to_string(), "dpm++2m");
+    assert_eq!("ddim".parse::<SamplerKind>().expect("a name"), SamplerKind::Ddim);
+    assert_eq!(SamplerKind::DpmSolverPp2M.to_string(), "dpm++2m");
 }
 
 #[test]
@@ -49,19 +49,19 @@ fn each_class_has_its_own_defaults() {
     let read = |json: Value| Config::from_diffusers(&json).expect("a supported file");
     let of = |class: &str| read(json!({ "_class_name": class }));
     let sde = read(json!({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}));
-    assert_eq!(sde.kind, Kind::DpmSolverPp2MSde);
+    assert_eq!(sde.kind, SamplerKind::DpmSolverPp2MSde);
     let lcm = of("LCMScheduler");
     assert_eq!((lcm.beta_start, lcm.beta_schedule), (0.00085, BetaSchedule::ScaledLinear));
     assert_eq!(lcm.table(4).expect("a table").rows[0].clamp, None);
     let heun = of("HeunDiscreteScheduler");
-    assert_eq!((heun.beta_end, heun.beta_schedule, heun.kind), (0.012, BetaSchedule::Linear, Kind::Heun));
+    assert_eq!((heun.beta_end, heun.beta_schedule, heun.kind), (0.012, BetaSchedule::Linear, SamplerKind::Heun));
     assert_eq!(of("DDPMScheduler").table(4).expect("a table").rows[0].clamp, Some(1.0));
     let single = of("DPMSolverSinglestepScheduler");
-    assert!(!single.lower_order_final && single.with_kind(Kind::UniPc).table(4).is_ok());
+    assert!(!single.lower_order_final && single.with_kind(SamplerKind::UniPc).table(4).is_ok());
     // Fields of the schedulers that a file was converted from.
     let carried = json!({"_class_name": "EulerDiscreteScheduler", "skip_prk_steps": false, "solver_type": "bh1",
         "algorithm_type": "dpmsolver", "variance_type": "learned", "solver_order": 3, "predict_x0": false});
-    assert_eq!(read(carried).kind, Kind::Euler);
+    assert_eq!(read(carried).kind, SamplerKind::Euler);
 
     // Stable Diffusion's own: 51 calls for 50 steps.
     let stable = read(json!({"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
@@ -72,7 +72,8 @@ fn each_class_has_its_own_defaults() {
     assert_eq!((table.rows.len(), timesteps), (51, vec![981.0, 961.0, 961.0, 941.0]));
     assert_eq!((table.init_scale, table.noise), (1.0, false));
     // SDXL's: the first latents are wide, and the model sees them at unit variance.
-    let table = Config { spacing: Some(Spacing::Leading), ..stable.with_kind(Kind::Euler) }.table(50).expect("a table");
+    let table =
+        Config { spacing: Some(Spacing::Leading), ..stable.with_kind(SamplerKind::Euler) }.table(50).expect("a table");
     assert!((table.init_scale - 13.158).abs() < 1e-3, "{}", table.init_scale);
     assert!((table.rows[0].input_scale * table.init_scale - 1.0).abs() < 1e-6);
 }
@@ -135,10 +136,10 @@ fn requests_that_cannot_be_met_say_so() {
     assert!(steps(&Config::default(), 0).contains("1 to 1000"));
     assert!(steps(&Config::default(), 1001).contains("1001"));
     assert!(steps(&offset, 1000).contains("timestep 1000"));
-    assert!(steps(&offset.with_kind(Kind::DpmSolverPp2M), 1000).contains("same timestep"));
-    assert!(steps(&Config::default().with_kind(Kind::Lcm), 51).contains("1 to 50"));
-    assert!(steps(&Config::default().with_kind(Kind::UniPc), 1001).contains("1 to 1000"));
-    let unknown = "plms2".parse::<Kind>().expect_err("refused").to_string();
+    assert!(steps(&offset.with_kind(SamplerKind::DpmSolverPp2M), 1000).contains("same timestep"));
+    assert!(steps(&Config::default().with_kind(SamplerKind::Lcm), 51).contains("1 to 50"));
+    assert!(steps(&Config::default().with_kind(SamplerKind::UniPc), 1001).contains("1 to 1000"));
+    let unknown = "plms2".parse::<SamplerKind>().expect_err("refused").to_string();
     let names = "ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++2s, lms, unipc, lcm";
     assert!(unknown.contains(names) && unknown.contains("plms2"), "{unknown}");
 }
@@ -147,12 +148,12 @@ fn requests_that_cannot_be_met_say_so() {
 fn names_stand_for_settings() {
     let base = Config { beta_end: 0.012, ..Config::default() };
     let named = |name: &str| base.named(name).expect(name);
-    for &kind in Kind::ALL {
+    for &kind in SamplerKind::ALL {
         let plain = named(kind.name());
         assert_eq!((plain.kind, plain.beta_end, plain.use_karras_sigmas), (kind, 0.012, false));
     }
     let karras = Config { use_exponential_sigmas: true, ..base.clone() }.named("dpm++2m-karras").expect("a name");
-    assert_eq!((karras.kind, karras.use_karras_sigmas), (Kind::DpmSolverPp2M, true));
+    assert_eq!((karras.kind, karras.use_karras_sigmas), (SamplerKind::DpmSolverPp2M, true));
     assert!(karras.table(5).is_ok());
     // DDIM has no levels of its own, and no such name.
     for wrong in ["ddim-karras", "euler-a-karras", "karras", "-karras"] {

@@ -1,6 +1,6 @@
 //! Parts of runs, inpainting and learned variance against diffusers' schedulers, driven as its pipelines drive them.
 
-use aquatint::sampler::{COLUMNS, Config, Kind, NOISE, OUTPUT, Row, Spacing, Span, Start, Table, Variance, X0};
+use aquatint::sampler::{COLUMNS, Config, NOISE, OUTPUT, Row, SamplerKind, Spacing, Span, Start, Table, Variance, X0};
 use serde_json::Value;
 
 /// Values per state in the fixture.
@@ -139,9 +139,10 @@ fn parts_match_diffusers() {
 
 /// A configuration of each sampler and, if it has a choice, of each spacing.
 fn variants() -> Vec<Config> {
-    let of = |&kind: &Kind| {
-        let kinds =
-            Spacing::ALL.iter().filter(move |s| kind == Kind::Ddim || !matches!(s, Spacing::Uniform | Spacing::Quad));
+    let of = |&kind: &SamplerKind| {
+        let kinds = Spacing::ALL
+            .iter()
+            .filter(move |s| kind == SamplerKind::Ddim || !matches!(s, Spacing::Uniform | Spacing::Quad));
         kinds.map(move |&spacing| Config {
             kind,
             spacing: Some(spacing),
@@ -149,7 +150,7 @@ fn variants() -> Vec<Config> {
             ..Config::default()
         })
     };
-    Kind::ALL.iter().flat_map(of).collect()
+    SamplerKind::ALL.iter().flat_map(of).collect()
 }
 
 #[test]
@@ -164,16 +165,19 @@ fn parts_are_rows_of_the_whole() {
             let part =
                 config.table_range(steps, &Span { start: Start::Strength(strength), end: None }).expect("a part");
             let calls = match (config.kind, config.spacing) {
-                (Kind::Heun, _) => 2 * (steps - begin) - 1,
+                (SamplerKind::Heun, _) => 2 * (steps - begin) - 1,
                 (_, Some(Spacing::Uniform)) if begin > 0 => steps - begin,
                 _ => all - begin,
             };
             assert_eq!(part.rows.len(), calls, "{config:?} {steps} steps from {begin}");
             let settled = match config.kind {
                 // The first call is where the whole run's last of that level is, so that all are one off.
-                Kind::Pndm => usize::MAX,
-                Kind::Lms => 3,
-                Kind::UniPc | Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde | Kind::DpmSolverPp2S => 2,
+                SamplerKind::Pndm => usize::MAX,
+                SamplerKind::Lms => 3,
+                SamplerKind::UniPc
+                | SamplerKind::DpmSolverPp2M
+                | SamplerKind::DpmSolverPp2MSde
+                | SamplerKind::DpmSolverPp2S => 2,
                 _ => 0,
             };
             for (row, whole) in part.rows.iter().zip(&whole.rows[all - calls..]).skip(settled) {
@@ -191,7 +195,7 @@ fn parts_are_exact_for_a_perfect_model() {
     // A model that always sees the same clean value ends there from wherever the run begins. Not so for two samplers
     // whose first steps in a part are diffusers', and not of the width they should be.
     let target = -0.625;
-    for config in variants().into_iter().filter(|c| !matches!(c.kind, Kind::Lms | Kind::Pndm)) {
+    for config in variants().into_iter().filter(|c| !matches!(c.kind, SamplerKind::Lms | SamplerKind::Pndm)) {
         for strength in [0.1, 0.35, 0.5, 0.99] {
             let table = config.table_range(20, &Span { start: Start::Strength(strength), end: None }).expect("a part");
             let [signal, sigma] = table.rows[0].level.map(f64::from);
@@ -203,7 +207,7 @@ fn parts_are_exact_for_a_perfect_model() {
                 table.step(call, &mut states, &[output], &[0.3]);
             }
             // As for whole runs, but LCM's last jump keeps 0.25 / T^2 of the latents, with T of 190 at least.
-            let limit = if config.kind == Kind::Lcm { 2e-5 } else { 2.0 * 157.0 * HALF_UNIT };
+            let limit = if config.kind == SamplerKind::Lcm { 2e-5 } else { 2.0 * 157.0 * HALF_UNIT };
             assert!((states[0] - target).abs() < limit, "{config:?} strength {strength}: {}", states[0]);
         }
     }
@@ -227,7 +231,7 @@ fn noise_is_that_of_the_first_call() {
 
 #[test]
 fn a_mask_keeps_what_it_should() {
-    let table = Config::default().with_kind(Kind::Euler).table(3).expect("a table");
+    let table = Config::default().with_kind(SamplerKind::Euler).table(3).expect("a table");
     let sigma = table.rows[1].level[1];
     let mut latents = [1.0f32, 2.0, 3.0];
     table.blend(0, &mut latents, &[1.0, 0.0, 0.5], &[5.0; 3], &[-1.0, 1.0, 2.0]);
@@ -265,7 +269,7 @@ fn parts_that_cannot_be_say_so() {
 #[test]
 fn learned_noise_lies_between_the_fixed_ones() {
     let of = |variance| {
-        Config { kind: Kind::Ddpm, variance: Some(variance), ..Config::default() }.table(20).expect("a table")
+        Config { kind: SamplerKind::Ddpm, variance: Some(variance), ..Config::default() }.table(20).expect("a table")
     };
     let (small, large, learned) = (of(Variance::FixedSmall), of(Variance::FixedLarge), of(Variance::LearnedRange));
     for ((small, large), learned) in small.rows.iter().zip(&large.rows).zip(&learned.rows) {

@@ -5,7 +5,7 @@ use aquatint::backend::cpu::Tier;
 use aquatint::format::Packed;
 use aquatint::pipeline::{NoiseSource, Pipeline, Subjects, permute};
 use aquatint::rng::TorchRng;
-use aquatint::sampler::Kind;
+use aquatint::sampler::SamplerKind;
 use aquatint::with_cpu;
 use std::path::Path;
 
@@ -30,7 +30,7 @@ fn runs_do_as_their_tables_say() {
     let pipeline = Pipeline::new(&packed).expect("a pipeline");
     let tier = Tier::available()[0];
     let labels = [3];
-    for kind in Kind::ALL.iter().map(|kind| kind.name()).chain(["iddpm", "heun-karras"]) {
+    for kind in SamplerKind::ALL.iter().map(|kind| kind.name()).chain(["iddpm", "heun-karras"]) {
         let mut request = pipeline.request(Subjects::Classes(labels.to_vec()));
         request.sampler = request.sampler.named(kind).expect("a name");
         (request.steps, request.guidance_scale, request.noise) = (6, 1.0, NoiseSource::Torch);

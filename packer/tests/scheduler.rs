@@ -2,7 +2,7 @@
 
 mod common;
 
-use aquatint::sampler::{Config, Kind};
+use aquatint::sampler::{Config, SamplerKind};
 use common::Scratch;
 use packer::source::diffusers::Model;
 use std::fs;
@@ -21,7 +21,7 @@ fn a_file_with_pythons_infinity_is_read() {
     fs::write(copy.join("scheduler/scheduler_config.json"), text).unwrap();
     let model = Model::open(&copy).unwrap();
     let config = Config::from_diffusers(&model.scheduler).unwrap();
-    assert_eq!((config.kind, config.use_karras_sigmas), (Kind::DpmSolverPp2S, true));
+    assert_eq!((config.kind, config.use_karras_sigmas), (SamplerKind::DpmSolverPp2S, true));
     // What is recorded is the file itself.
     let source = model.sources.iter().find(|s| s.meta.file.ends_with("scheduler_config.json")).unwrap();
     assert_eq!(source.meta.bytes, text.len() as u64);

@@ -25,7 +25,7 @@ impl Arena {
     /// [`Error::Request`] if the system has no room for so much.
     pub fn new(len: usize) -> Result<Self> {
         let pages = MmapMut::map_anon(len.max(1))
-            .map_err(|e| Error::request("working memory", format!("room for {len} bytes"), e))?;
+            .map_err(|e| Error::memory("working memory", format!("room for {len} bytes"), e))?;
         // Advice may be refused, and nothing depends on it.
         #[cfg(target_os = "linux")]
         let _ = pages.advise(memmap2::Advice::HugePage);

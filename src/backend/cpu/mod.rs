@@ -91,16 +91,16 @@ macro_rules! with_cpu {
         match $tier {
             #[cfg(target_arch = "x86_64")]
             $crate::backend::cpu::Tier::Avx512(isa) => {
-                let mut $cpu = $crate::backend::cpu::Cpu::new(isa);
+                let $cpu = $crate::backend::cpu::Cpu::new(isa);
                 $body
             }
             #[cfg(target_arch = "x86_64")]
             $crate::backend::cpu::Tier::Avx2(isa) => {
-                let mut $cpu = $crate::backend::cpu::Cpu::new(isa);
+                let $cpu = $crate::backend::cpu::Cpu::new(isa);
                 $body
             }
             $crate::backend::cpu::Tier::Portable(isa) => {
-                let mut $cpu = $crate::backend::cpu::Cpu::new(isa);
+                let $cpu = $crate::backend::cpu::Cpu::new(isa);
                 $body
             }
         }

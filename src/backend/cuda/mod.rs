@@ -184,7 +184,7 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         if needed > free {
             let expected =
                 format!("{needed} bytes free beside the weights; make fewer images at a time, or smaller ones");
-            return Err(Error::device("device memory", expected, format!("{free} bytes")));
+            return Err(Error::device_memory("device memory", expected, format!("{free} bytes")));
         }
         Ok(())
     }
