@@ -1,0 +1,5 @@
+//! The program as a person meets it.
+
+mod commands;
+mod prompts;
+mod run;
