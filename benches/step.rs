@@ -21,7 +21,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
     packed.verify().expect("the model is sound");
     let meta = &packed.meta().pipeline;
     let [height, width] = meta.latent_size.map(|n| n as usize);
-    let mut cpu = Cpu::new(isa);
+    let cpu = Cpu::new(isa);
     let shape = |batch: usize| Binding {
         dims: Dims { batch, conditions: 2, height, width, tokens: 1 },
         calls: 50,
@@ -30,10 +30,10 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
     };
     c.bench_function("open", |b| b.iter(open));
     c.bench_function("bind denoiser", |b| {
-        b.iter(|| drop(Executor::new(&mut cpu, &packed, Role::Denoiser, shape(2)).expect("it binds")));
+        b.iter(|| drop(Executor::new(&cpu, &packed, Role::Denoiser, shape(2)).expect("it binds")));
     });
     for batch in [2, 8, 16] {
-        let mut executor = Executor::new(&mut cpu, &packed, Role::Denoiser, shape(batch)).expect("it binds");
+        let mut executor = Executor::new(&cpu, &packed, Role::Denoiser, shape(batch)).expect("it binds");
         let mut sample = vec![0.0; batch * height * width * meta.latent_channels as usize];
         aquatint::rng::FastRng::new(1).randn(&mut sample);
         executor.set_class_labels(&[0, meta.null_class]).expect("labels");
@@ -52,7 +52,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
         table_bytes: 0,
         reserve: 0,
     };
-    let mut decoder = Executor::new(&mut cpu, &packed, Role::VaeDecoder, one).expect("it binds");
+    let mut decoder = Executor::new(&cpu, &packed, Role::VaeDecoder, one).expect("it binds");
     decoder.call(0).unwrap();
     c.bench_function("decoder call", |b| b.iter(|| decoder.call(0)));
 }

@@ -139,6 +139,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
             request.prompts = Prompts::Embeddings(texts.outline());
         }
         let plans = Plans::new(session.backend(), session.model(), &request)?;
+        session.check_memory(&plans)?;
         let (latents, images) = (Vec::new(), Vec::new());
         let (noise, init, state) = (RunNoise::default(), None, State::New);
         Ok(Job { session, request, plans, texts, state, latents, noise, init, images })

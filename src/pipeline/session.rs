@@ -166,6 +166,14 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         Ok(self.bound.last_mut().expect("one was found or pushed"))
     }
 
+    /// Refuses plans of which one does not fit the memory, before anything is bound.
+    pub(super) fn check_memory(&mut self, plans: &Plans) -> Result<()> {
+        let bound =
+            |plan: &Plan| self.bound.iter().any(|e| e.plan().role == plan.role && e.plan().binding == plan.binding);
+        let needed = plans.all().filter(|plan| !bound(plan)).map(|plan| plan.arena).max();
+        needed.map_or(Ok(()), |bytes| self.make_room(bytes))
+    }
+
     /// Lets go of programs until one with an arena of `bytes` may be bound.
     fn make_room(&mut self, bytes: usize) -> Result<()> {
         let kept = |bound: &[Executor<'m, B>]| bound.iter().map(|e| e.plan().arena).sum::<usize>();

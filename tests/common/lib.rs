@@ -189,11 +189,11 @@ pub fn meta(latent: [usize; 2]) -> Meta {
 
 /// Runs one model call of `model` on `isa`.
 pub fn run<I: Isa>(isa: I, model: &Model, inputs: &Inputs) -> Vec<f32> {
-    run_on(&mut Cpu::new(isa), model, inputs).unwrap()
+    run_on(&Cpu::new(isa), model, inputs).unwrap()
 }
 
 /// Runs one model call of `model` on `backend`.
-pub fn run_on<B: Backend>(backend: &mut B, model: &Model, inputs: &Inputs) -> Result<Vec<f32>> {
+pub fn run_on<B: Backend>(backend: &B, model: &Model, inputs: &Inputs) -> Result<Vec<f32>> {
     let shape = Binding { dims: inputs.dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
     let mut executor = Executor::new(backend, model, Role::Denoiser, shape)?;
     executor.set_conditions(&inputs.conditions)?;

@@ -18,7 +18,7 @@ fn compare<D: Driver>(driver: D, name: &str, build: &Build, inputs: &Inputs, nar
     let model = build.open([inputs.dims.height, inputs.dims.width]);
     let values = naive::run(&build.program, &build.tensors, inputs);
     let want = &values[build.program.output.0 as usize];
-    let got = Cuda::new(driver, model.data(), narrow).and_then(|mut cuda| run_on(&mut cuda, &model, inputs));
+    let got = Cuda::new(driver, model.data(), narrow).and_then(|cuda| run_on(&cuda, &model, inputs));
     match got {
         Ok(got) => check.compare(&format!("{name}, {narrow:?}"), &got, &want.data),
         Err(e) => panic!("{name}, {narrow:?}: {e}"),
@@ -85,7 +85,7 @@ fn codes_give_the_cpus_floats_to_the_bit<D: Driver>(open: impl Fn() -> Option<D>
         let Some(driver) = open() else { return };
         let model = build.open([inputs.dims.height, inputs.dims.width]);
         let bits = |y: Result<Vec<f32>>| y.unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        let mut cuda = Cuda::new(driver, model.data(), Element::F32).unwrap();
-        assert_eq!(bits(run_on(&mut cuda, &model, &inputs)), bits(Ok(common::run(isa, &model, &inputs))), "{name}");
+        let cuda = Cuda::new(driver, model.data(), Element::F32).unwrap();
+        assert_eq!(bits(run_on(&cuda, &model, &inputs)), bits(Ok(common::run(isa, &model, &inputs))), "{name}");
     }
 }

@@ -7,13 +7,14 @@ use aquatint::backend::cpu::simd::scalar::Scalar;
 use aquatint::backend::cuda::driver::Driver;
 use aquatint::backend::cuda::{Cuda, Offline};
 use aquatint::backend::{Backend, cpu::Tier};
+use aquatint::error::ErrorKind;
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
-use aquatint::pipeline::{Output, Pipeline, Request, Subjects};
+use aquatint::pipeline::{Event, Output, Plans, Prompts, Request, Session};
 use aquatint::plan::Binding;
 use aquatint::program::{QuantizeRange, Role};
 use aquatint::sampler::ROW_FLOATS;
-use aquatint::{Error, Result, with_cpu};
+use aquatint::{Result, with_cpu};
 use common::emulated::Emulated;
 use common::naive::Inputs;
 use common::networks::{CHANNELS, conditioned, spatial};
@@ -37,7 +38,7 @@ fn emulator() -> Option<Emulated> {
 }
 
 /// A sampler of its own: two states, the model's result a tenth of a step, with guidance.
-fn sample<B: Backend>(backend: &mut B, model: &Model, table_bytes: usize, calls: usize) -> Result<Vec<f32>> {
+fn sample<B: Backend>(backend: &B, model: &Model, table_bytes: usize, calls: usize) -> Result<Vec<f32>> {
     let mut rng = Rng::with_seed(5);
     let images = inputs([2, 2, 3, CHANNELS], || normal(&mut rng));
     let dims = aquatint::program::Dims { batch: 4, conditions: 3, ..images.dims };
@@ -89,19 +90,19 @@ fn sample<B: Backend>(backend: &mut B, model: &Model, table_bytes: usize, calls:
 /// Replayed steps against the CPU, with tables for all calls and in windows.
 fn steps_replay<D: Driver>(open: impl Fn() -> Option<D>) {
     let model = conditioned(|_| QuantizeRange::Dynamic).open([2, 3]);
-    let want = sample(&mut Cpu::new(Scalar), &model, 1 << 20, 7).unwrap();
+    let want = sample(&Cpu::new(Scalar), &model, 1 << 20, 7).unwrap();
     let mut results = Vec::new();
     for table_bytes in [1 << 20, 4000, 0] {
         let Some(driver) = open() else { return };
-        let mut cuda = Cuda::new(driver, model.data(), Element::F32).unwrap();
-        results.push(sample(&mut cuda, &model, table_bytes, 7).unwrap());
+        let cuda = Cuda::new(driver, model.data(), Element::F32).unwrap();
+        results.push(sample(&cuda, &model, table_bytes, 7).unwrap());
         let far = distance(&results[0], &want);
         assert!(far < 1e-3, "{far}");
     }
     assert!(results.iter().all(|r| bits(r) == bits(&results[0])), "windows change nothing");
     let Some(driver) = open() else { return };
-    let mut cuda = Cuda::new(driver, model.data(), Element::F16).unwrap();
-    let far = distance(&sample(&mut cuda, &model, 1 << 20, 7).unwrap(), &want);
+    let cuda = Cuda::new(driver, model.data(), Element::F16).unwrap();
+    let far = distance(&sample(&cuda, &model, 1 << 20, 7).unwrap(), &want);
     assert!(far < 1e-2, "{far}");
 }
 
@@ -114,8 +115,8 @@ fn batch_invariance<D: Driver>(open: impl Fn() -> Option<D>) {
     together.conditions = vec![2, 0, 1];
     for narrow in [Element::F16, Element::F32] {
         let run = |inputs: &Inputs| -> Option<Vec<f32>> {
-            let mut cuda = Cuda::new(open()?, model.data(), narrow).unwrap();
-            Some(run_on(&mut cuda, &model, inputs).unwrap())
+            let cuda = Cuda::new(open()?, model.data(), narrow).unwrap();
+            Some(run_on(&cuda, &model, inputs).unwrap())
         };
         let Some(all) = run(&together) else { return };
         let (len, out) = (together.sample.len() / 3, all.len() / 3);
@@ -132,31 +133,32 @@ fn batch_invariance<D: Driver>(open: impl Fn() -> Option<D>) {
 fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize) {
     let map = aquatint::mmap::map(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
-    let pipeline = Pipeline::new(&packed).unwrap();
-    let request = Request { steps, ..pipeline.request(Subjects::Classes(labels.to_vec())) };
-    let cpu = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).unwrap();
+    let model = aquatint::model::Model::new(&packed).unwrap();
+    let request = Request { steps, ..Request::new(&model, Prompts::Classes(labels.to_vec())) };
+    let cpu = with_cpu!(Tier::available()[0], cpu => Session::new(&model, &cpu).run(request.clone())).unwrap();
     // A code on a rounding tie falls either way, and guidance multiplies what follows: the yardstick of a whole run is
     // how far the CPU's tiers are from each other (or, where there is one tier only, what such tiers have shown). One call without guidance is compared by itself.
-    let portable = pipeline.run(&mut Cpu::new(Scalar), &request, &mut |_| ()).unwrap();
+    let portable = Session::new(&model, &Cpu::new(Scalar)).run(request.clone()).unwrap();
     let tiers = distance(&portable.latents, &cpu.latents);
     println!("letters: latents of the portable tier {tiers:.2e} from the best tier's");
     let latents = &cpu.latents[..cpu.latents.len() / labels.len()];
     let eval = |label: u32| {
-        pipeline.eval(&mut Cpu::new(Scalar), latents, request.latent_size, Subjects::Classes(vec![label]), 500.0)
+        Session::new(&model, &Cpu::new(Scalar)).eval(latents, request.latent_size, Prompts::Classes(vec![label]), 500.0)
     };
     let (want, _) = eval(labels[0]).unwrap();
     for (narrow, most) in [(Element::F16, 2e-2), (Element::F32, 3e-3)] {
         let Some(driver) = open() else { return };
-        let mut cuda = Cuda::new(driver, packed.data(), narrow).unwrap();
-        let (got, _) = pipeline
-            .eval(&mut cuda, latents, request.latent_size, Subjects::Classes(labels[..1].to_vec()), 500.0)
+        let cuda = Cuda::new(driver, packed.data(), narrow).unwrap();
+        let (got, _) = Session::new(&model, &cuda)
+            .eval(latents, request.latent_size, Prompts::Classes(labels[..1].to_vec()), 500.0)
             .unwrap();
         let call = distance(&got, &want);
         let mut steps_seen = 0;
-        let Output { latents: got, images, .. } = pipeline
-            .run(&mut cuda, &request, &mut |event| {
-                steps_seen += usize::from(matches!(event, aquatint::pipeline::Event::Step { .. }));
-            })
+        let mut session = Session::new(&model, &cuda);
+        let Output { latents: got, images, .. } = session
+            .job(request.clone())
+            .unwrap()
+            .finish_with(|_, event| steps_seen += usize::from(matches!(event, Event::Step { .. })))
             .unwrap();
         assert_eq!(steps_seen, steps);
         let far = distance(&got, &cpu.latents);
@@ -211,22 +213,24 @@ mod on_device {
 fn memory_is_what_was_announced() {
     let map = aquatint::mmap::map(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
-    let pipeline = Pipeline::new(&packed).unwrap();
-    let request = Request { steps: 1, ..pipeline.request(Subjects::Classes(vec![3])) };
-    let plans = pipeline.plans(&Offline { narrow: Element::F16 }, &request).unwrap();
+    let model = aquatint::model::Model::new(&packed).unwrap();
+    let request = Request { steps: 1, ..Request::new(&model, Prompts::Classes(vec![3])) };
+    let plans = Plans::new(&Offline { narrow: Element::F16 }, &model, &request).unwrap();
     let announced = Offline::device_bytes(packed.data().len(), plans.peak());
 
-    let mut cuda = Cuda::new(Emulated::new(1), packed.data(), Element::F16).unwrap();
-    pipeline.run(&mut cuda, &request, &mut |_| ()).unwrap();
+    let cuda = Cuda::new(Emulated::new(1), packed.data(), Element::F16).unwrap();
+    let mut session = Session::new(&model, &cuda);
+    session.keep_at_most(plans.peak());
+    session.run(request.clone()).unwrap();
     assert_eq!(cuda.driver().peak(), announced);
 
     // One byte less is refused before anything runs, with what is needed and what is there.
     let short = Emulated::with_memory(1, announced - 1);
-    let mut cuda = Cuda::new(short, packed.data(), Element::F16).unwrap();
-    let mut seen = 0;
-    let Err(e) = pipeline.run(&mut cuda, &request, &mut |_| seen += 1) else { panic!("it fits") };
-    assert!(matches!(e, Error::Device { .. }), "{e}");
-    assert_eq!(seen, 0, "{e}");
+    let cuda = Cuda::new(short, packed.data(), Element::F16).unwrap();
+    let mut session = Session::new(&model, &cuda);
+    let Err(e) = session.job(request) else { panic!("it fits") };
+    assert_eq!(e.kind(), ErrorKind::Memory, "{e}");
+    assert_eq!(session.binds(), 0, "{e}");
 }
 
 /// A device that is lost in the loop is an error of that run, and of no step before.
@@ -234,12 +238,12 @@ fn memory_is_what_was_announced() {
 fn a_lost_device_is_an_error() {
     let model = conditioned(|_| QuantizeRange::Dynamic).open([2, 3]);
     let whole = Emulated::new(1);
-    let mut cuda = Cuda::new(whole, model.data(), Element::F16).unwrap();
-    sample(&mut cuda, &model, 1 << 20, 4).unwrap();
+    let cuda = Cuda::new(whole, model.data(), Element::F16).unwrap();
+    sample(&cuda, &model, 1 << 20, 4).unwrap();
     let launches = cuda.driver().launches.borrow().values().sum::<usize>();
     for after in [launches / 2, launches - 1] {
-        let mut cuda = Cuda::new(Emulated::lost_after(1, after), model.data(), Element::F16).unwrap();
-        let e = sample(&mut cuda, &model, 1 << 20, 4).unwrap_err();
+        let cuda = Cuda::new(Emulated::lost_after(1, after), model.data(), Element::F16).unwrap();
+        let e = sample(&cuda, &model, 1 << 20, 4).unwrap_err();
         assert!(e.to_string().contains("lost"), "{e}");
     }
 }

@@ -3,7 +3,7 @@
 use aquatint::Error;
 use aquatint::format::meta::{Conditioning, TextEncoderMeta, TextMeta};
 use aquatint::format::{Meta, Packed, TensorKind, Writer};
-use aquatint::pipeline::Pipeline;
+use aquatint::model::Model;
 use aquatint::program::{Dim, Input, InputKind, Node, Op, Program, Role, Tensor, Value};
 use common::tiny::{self, AlignedBytes, reseal, sections};
 use std::path::PathBuf;
@@ -144,7 +144,7 @@ fn text_encoders_of_meta_must_be_in_the_file() {
         change(meta.pipeline.text.as_mut().expect("just set"));
         let file = written("encoders", &FILES, &meta).expect("sound");
         let packed = Packed::new(&file).expect("sound");
-        Pipeline::new(&packed).err().map(|e| e.to_string()).unwrap_or_default()
+        Model::new(&packed).err().map(|e| e.to_string()).unwrap_or_default()
     };
     assert_eq!(refused(&|text| text.encoders.clear()), "META: expected 1 to 2 text encoders, got 0");
     let three = |text: &mut TextMeta| text.encoders = vec![text.encoders[0].clone(); 3];

@@ -4,7 +4,7 @@
 use aquatint::backend::cpu::Tier;
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
-use aquatint::pipeline::{Pipeline, Request, Subjects, permute};
+use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
 use aquatint::plan::Binding;
 use aquatint::program::{Dims, Role};
 use aquatint::sampler::SamplerKind;
@@ -31,9 +31,9 @@ fn eval(packed: &Packed<memmap2::Mmap>, io: &Fixture, case: &str, tier: Tier) ->
     let (sample, dims) = io.get(&format!("{case}.sample"));
     let labels = io.labels(&format!("{case}.class_labels"));
     let t = io.get(&format!("{case}.timestep")).0[0];
-    let pipeline = Pipeline::new(packed).expect("a pipeline");
+    let model = aquatint::model::Model::new(packed).expect("a model");
     let (out, _) =
-        with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, [dims[2], dims[3]], Subjects::Classes(labels.clone()), t)).expect("it runs");
+        with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, [dims[2], dims[3]], Prompts::Classes(labels.clone()), t)).expect("it runs");
     relative(&out, &io.get(&format!("{case}.out")).0)
 }
 
@@ -78,13 +78,13 @@ fn every_depth_of_the_denoiser_equals_diffusers() {
             .take_while(|p| packed.program(Role::Denoiser).unwrap().nodes.iter().any(|n| n.path == *p))
             .collect();
         assert!(!ends.is_empty(), "block ends are found by path");
-        let mut cpu = aquatint::backend::cpu::Cpu::new(aquatint::backend::cpu::simd::scalar::Scalar);
+        let cpu = aquatint::backend::cpu::Cpu::new(aquatint::backend::cpu::simd::scalar::Scalar);
         let dims = Dims { batch: n, conditions: n, height, width, tokens: 1 };
         let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
-        let mut executor = Executor::new(&mut cpu, &packed, Role::Denoiser, shape).expect("it binds");
+        let mut executor = Executor::new(&cpu, &packed, Role::Denoiser, shape).expect("it binds");
         executor.set_class_labels(&io.labels("b2_t500.class_labels")).expect("labels");
         executor.set_timesteps([500.0].into_iter()).expect("timesteps");
-        executor.write_sample(&permute(&sample, [n, channels, height * width])).unwrap();
+        executor.write_sample(&swap_last_axes(&sample, [n, channels, height * width])).unwrap();
         let depths: Vec<(String, &str)> = std::iter::once(("embed".to_owned(), "pos_embed.proj"))
             .chain(ends.iter().enumerate().map(|(i, p)| (format!("hidden.{i}"), p.as_str())))
             .collect();
@@ -124,12 +124,12 @@ fn the_f32_decoder_equals_diffusers() {
             let (want, image) = io.get(&format!("{case}.image"));
             for tier in Tier::available() {
                 let got = with_cpu!(tier, cpu => {
-                    let mut executor = Executor::new(&mut cpu, &packed, Role::VaeDecoder, shape).expect("it binds");
-                    executor.write_sample(&permute(&latent, [n, channels, height * width])).unwrap();
+                    let mut executor = Executor::new(&cpu, &packed, Role::VaeDecoder, shape).expect("it binds");
+                    executor.write_sample(&swap_last_axes(&latent, [n, channels, height * width])).unwrap();
                     executor.call(0).unwrap();
                     let mut out = vec![0.0; want.len()];
                     executor.read_output(&mut out).unwrap();
-                    permute(&out, [n, image[2] * image[3], 3])
+                    swap_last_axes(&out, [n, image[2] * image[3], 3])
                 });
                 let error = relative(&got, &want);
                 assert!(error < 1e-5, "{variant} {case} on {}: {error:e}", tier.name());
@@ -139,22 +139,22 @@ fn the_f32_decoder_equals_diffusers() {
 }
 
 /// The runs of `loop.safetensors`: name, guidance, sampler, steps, changes to the sampler's configuration.
-fn loops() -> Vec<(&'static str, f32, Kind, usize, Option<&'static str>)> {
+fn loops() -> Vec<(&'static str, f32, SamplerKind, usize, Option<&'static str>)> {
     vec![
-        ("g4.ddim10", 4.0, Kind::Ddim, 10, None),
-        ("g1.ddim10", 1.0, Kind::Ddim, 10, None),
-        ("g4.ddim7_trailing", 4.0, Kind::Ddim, 7, Some("trailing")),
-        ("g4.dpm8", 4.0, Kind::DpmSolverPp2M, 8, None),
-        ("g1.dpm8", 1.0, Kind::DpmSolverPp2M, 8, None),
-        ("g4.dpm15", 4.0, Kind::DpmSolverPp2M, 15, None),
-        ("g4.dpm8_linspace", 4.0, Kind::DpmSolverPp2M, 8, Some("linspace")),
+        ("g4.ddim10", 4.0, SamplerKind::Ddim, 10, None),
+        ("g1.ddim10", 1.0, SamplerKind::Ddim, 10, None),
+        ("g4.ddim7_trailing", 4.0, SamplerKind::Ddim, 7, Some("trailing")),
+        ("g4.dpm8", 4.0, SamplerKind::DpmSolverPp2M, 8, None),
+        ("g1.dpm8", 1.0, SamplerKind::DpmSolverPp2M, 8, None),
+        ("g4.dpm15", 4.0, SamplerKind::DpmSolverPp2M, 15, None),
+        ("g4.dpm8_linspace", 4.0, SamplerKind::DpmSolverPp2M, 8, Some("linspace")),
     ]
 }
 
 fn run_loop(packed: &Packed<memmap2::Mmap>, fixture: &Fixture, name: &str, change: &dyn Fn(&mut Request)) -> [f64; 2] {
     let (_, guidance, kind, steps, spacing) = *loops().iter().find(|l| l.0 == name).expect("a run");
-    let pipeline = Pipeline::new(packed).expect("a pipeline");
-    let mut request = pipeline.request(Subjects::Classes(fixture.labels("class_labels")));
+    let model = aquatint::model::Model::new(packed).expect("a model");
+    let mut request = Request::new(&model, Prompts::Classes(fixture.labels("class_labels")));
     request.latents = Some(fixture.get("init").0);
     request.guidance_scale = guidance;
     request.steps = steps;
@@ -163,9 +163,9 @@ fn run_loop(packed: &Packed<memmap2::Mmap>, fixture: &Fixture, name: &str, chang
         request.sampler.spacing = Some(spacing.parse().expect("a spacing"));
     }
     change(&mut request);
-    let out = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).expect("it runs");
+    let out = with_cpu!(Tier::available()[0], cpu => Session::new(&model, &cpu).run(request.clone())).expect("it runs");
     let (want, dims) = fixture.get(&format!("{name}.image"));
-    let images = permute(&out.images, [dims[0], dims[2] * dims[3], 3]);
+    let images = swap_last_axes(&out.images, [dims[0], dims[2] * dims[3], 3]);
     [relative(&out.latents, &fixture.get(&format!("{name}.latents")).0), relative(&images, &want)]
 }
 
@@ -183,14 +183,14 @@ fn guided_f32_loops_equal_diffusers() {
 #[test]
 fn a_batch_gives_what_its_images_give_alone() {
     let (packed, fixture) = (packed("d2", "w4a8", "w8a8"), file("d2", "loop.safetensors"));
-    let pipeline = Pipeline::new(&packed).expect("a pipeline");
+    let model = aquatint::model::Model::new(&packed).expect("a model");
     let labels = [3, 1, 3, 7, 0];
     let run = |labels: &[u32], seed: u64, batch_size: usize, table_bytes: usize, threads: usize| {
-        let mut request = pipeline.request(Subjects::Classes(labels.to_vec()));
+        let mut request = Request::new(&model, Prompts::Classes(labels.to_vec()));
         (request.seed, request.batch_size, request.table_bytes, request.steps) = (seed, batch_size, table_bytes, 6);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
         let out =
-            pool.install(|| with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ())));
+            pool.install(|| with_cpu!(Tier::available()[0], cpu => Session::new(&model, &cpu).run(request.clone())));
         let out = out.expect("it runs");
         (out.latents, out.images)
     };

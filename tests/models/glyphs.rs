@@ -3,7 +3,7 @@
 
 use aquatint::backend::cpu::Tier;
 use aquatint::format::Packed;
-use aquatint::pipeline::{Pipeline, Subjects, permute};
+use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
 use aquatint::with_cpu;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -86,12 +86,12 @@ impl Classifier {
 fn the_embedded_model_draws_letters_that_a_classifier_reads() {
     let map = aquatint::mmap::map(&models().join("glyphs-w4a8.aqt")).expect("the model maps");
     let packed = Packed::new(map).expect("the model opens");
-    let pipeline = Pipeline::new(&packed).expect("a pipeline");
-    let mut request = pipeline.request(Subjects::Classes((0..26).collect()));
+    let model = aquatint::model::Model::new(&packed).expect("a model");
+    let mut request = Request::new(&model, Prompts::Classes((0..26).collect()));
     request.steps = 25;
-    let out = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).expect("it runs");
+    let out = with_cpu!(Tier::available()[0], cpu => Session::new(&model, &cpu).run(request.clone())).expect("it runs");
     let classifier = Classifier(std::fs::read(models().join("glyphs/classifier.safetensors")).expect("the classifier"));
-    let images = permute(&out.images, [26, 48 * 48, 3]);
+    let images = swap_last_axes(&out.images, [26, 48 * 48, 3]);
     let read: Vec<usize> = images.chunks_exact(3 * 48 * 48).map(|image| classifier.read(image)).collect();
     let right = read.iter().enumerate().filter(|(label, read)| label == *read).count();
     // The README's table has 95 % of 520 letters; 21 of 26 leaves room for other instruction sets' rounding.

@@ -2,7 +2,7 @@
 //! shapes do not tell, averages instead of weights, projections taken apart.
 
 use aquatint::backend::cpu::Tier;
-use aquatint::pipeline::{Pipeline, Subjects};
+use aquatint::pipeline::{Prompts, Session};
 use aquatint::with_cpu;
 use common::fixture::{Fixture, pack, relative};
 use std::path::Path;
@@ -13,17 +13,16 @@ fn denoisers_equal_diffusers() {
     let io = Fixture::open(&folder.join("io.safetensors"));
     for name in ["ddim", "bedroom", "church", "imagenet"] {
         let packed = pack(&folder.join(format!("{name}.ckpt")), "f32", None);
-        let pipeline = Pipeline::new(&packed).unwrap();
+        let model = aquatint::model::Model::new(&packed).unwrap();
         let get = |key: &str| io.get(&format!("{name}.{key}"));
         let (sample, dims) = get("sample");
         let subjects = match name {
-            "imagenet" => Subjects::Classes(io.labels("imagenet.labels")),
-            _ => Subjects::Any(dims[0]),
+            "imagenet" => Prompts::Classes(io.labels("imagenet.labels")),
+            _ => Prompts::Unconditional(dims[0]),
         };
         for tier in Tier::available() {
             let size = [dims[2], dims[3]];
-            let out =
-                with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, size, subjects.clone(), get("timestep").0[0]));
+            let out = with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, size, subjects.clone(), get("timestep").0[0]));
             let error = relative(&out.unwrap().0, &get("out").0);
             println!("{name} on {}: {error:.1e}", tier.name());
             // As for the same networks from a directory: rounding to f32, a few dozen layers deep.

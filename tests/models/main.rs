@@ -3,6 +3,7 @@
 mod dit;
 mod glyphs;
 mod integer;
+mod jobs;
 mod layouts;
 mod pipelines;
 mod text_unets;

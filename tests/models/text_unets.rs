@@ -8,7 +8,7 @@ use aquatint::backend::cuda::Cuda;
 use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::Packed;
 use aquatint::format::meta::{Conditioning, SizeKind};
-use aquatint::pipeline::permute;
+use aquatint::pipeline::swap_last_axes;
 use aquatint::plan::Binding;
 use aquatint::program::{Dims, InputKind, Role};
 use aquatint::with_cpu;
@@ -49,7 +49,7 @@ impl Feed {
     /// Images `key` of the fixture.
     fn images(io: &Fixture, key: &str) -> Self {
         let (sample, dims) = io.get(key);
-        let sample = permute(&sample, [dims[0], dims[1], dims[2] * dims[3]]);
+        let sample = swap_last_axes(&sample, [dims[0], dims[1], dims[2] * dims[3]]);
         Feed { dims: [dims[0], dims[2], dims[3]], tokens: 1, sample, ..Feed::default() }
     }
 
@@ -71,7 +71,7 @@ impl Feed {
 }
 
 /// The result of the program of `role`; images come back in the fixture's order of axes.
-fn run<B: Backend, D: AsRef<[u8]>>(backend: &mut B, packed: &Packed<D>, role: Role, feed: &Feed) -> Vec<f32> {
+fn run<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>, role: Role, feed: &Feed) -> Vec<f32> {
     let [batch, height, width] = feed.dims;
     let dims = Dims { batch, conditions: batch, height, width, tokens: feed.tokens };
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
@@ -96,13 +96,13 @@ fn run<B: Backend, D: AsRef<[u8]>>(backend: &mut B, packed: &Packed<D>, role: Ro
     let y = executor.plan().output;
     let mut out = vec![0.0; y.rows * y.cols];
     executor.read_output(&mut out).unwrap();
-    if feed.text.is_some() { out } else { permute(&out, [batch, y.rows / batch, y.cols]) }
+    if feed.text.is_some() { out } else { swap_last_axes(&out, [batch, y.rows / batch, y.cols]) }
 }
 
 /// Checks the program of `role` on every tier.
 fn check<D: AsRef<[u8]>>(packed: &Packed<D>, role: Role, feed: &Feed, want: &[f32], what: &str) {
     for tier in Tier::available() {
-        let out = with_cpu!(tier, cpu => run(&mut cpu, packed, role, feed));
+        let out = with_cpu!(tier, cpu => run(&cpu, packed, role, feed));
         let error = relative(&out, want);
         println!("{what} on {}: {error:.1e}", tier.name());
         assert!(error < ROUNDING, "{what} on {}: {error:e}", tier.name());
@@ -132,14 +132,14 @@ fn samples_find_their_conditions() {
     let kinds = inputs(&packed, Role::Denoiser);
     let feed = Feed::denoiser(&io, "b2", &kinds);
     let tier = Tier::available()[0];
-    let pair = with_cpu!(tier, cpu => run(&mut cpu, &packed, Role::Denoiser, &feed));
+    let pair = with_cpu!(tier, cpu => run(&cpu, &packed, Role::Denoiser, &feed));
     let one = pair.len() / 2;
     let three = [&feed.sample[..], &feed.sample[..one]].concat();
     let [_, height, width] = feed.dims;
     let dims = Dims { batch: 3, conditions: 2, height, width, tokens: feed.tokens };
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let out = with_cpu!(tier, cpu => {
-        let mut executor = Executor::new(&mut cpu, &packed, Role::Denoiser, shape).unwrap();
+        let mut executor = Executor::new(&cpu, &packed, Role::Denoiser, shape).unwrap();
         let prompt = PromptInputs {
             class_labels: None,
             context: feed.context.as_deref(),
@@ -153,7 +153,7 @@ fn samples_find_their_conditions() {
         executor.call(0).unwrap();
         let mut out = vec![0.0; 3 * one];
         executor.read_output(&mut out).unwrap();
-        permute(&out, [3, height * width, 4])
+        swap_last_axes(&out, [3, height * width, 4])
     });
     assert_eq!(out[..2 * one], pair);
     assert_eq!(out[2 * one..], pair[..one]);
@@ -176,7 +176,7 @@ fn text_encoders_equal_transformers() {
         let text: Vec<u32> = tokens.iter().map(|&t| t as u32).collect();
         let feed = Feed { dims: [n, 1, 1], tokens: 1, text: Some(text.clone()), ..Feed::default() };
         for tier in Tier::available() {
-            let out = with_cpu!(tier, cpu => run(&mut cpu, &packed, role, &feed));
+            let out = with_cpu!(tier, cpu => run(&cpu, &packed, role, &feed));
             let rows: Vec<_> = out.chunks_exact(features + meta.pooled as usize).collect();
             let hidden: Vec<f32> = rows.iter().flat_map(|row| &row[..features]).copied().collect();
             let error = relative(&hidden, &io.get(&format!("text.{number}.{}", parts[0])).0);
@@ -280,7 +280,7 @@ fn quantized_networks_stay_near() {
             let (packed, io) = (pack(&fixture(model), config, None), io(model));
             let feed = Feed::denoiser(&io, "b2", &inputs(&packed, Role::Denoiser));
             let tier = Tier::available()[0];
-            let out = with_cpu!(tier, cpu => run(&mut cpu, &packed, Role::Denoiser, &feed));
+            let out = with_cpu!(tier, cpu => run(&cpu, &packed, Role::Denoiser, &feed));
             let error = relative(&out, &io.get("unet.b2.out").0);
             println!("{model} {config}: {error:.3}");
             assert!(error > 1e-4 && error < most, "{model} {config}: {error}");
@@ -296,8 +296,8 @@ fn networks_equal_diffusers_in_the_emulator() {
         let feed = Feed::denoiser(&io, "b2", &inputs(&packed, Role::Denoiser));
         let (want, _) = io.get("unet.b2.out");
         for (narrow, most) in [(Element::F32, ROUNDING), (Element::F16, 1e-2)] {
-            let mut cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
-            let error = relative(&run(&mut cuda, &packed, Role::Denoiser, &feed), &want);
+            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+            let error = relative(&run(&cuda, &packed, Role::Denoiser, &feed), &want);
             println!("{model} {narrow:?}: {error:.1e}");
             assert!(error < most, "{model} {narrow:?}: {error:e}");
         }
@@ -320,8 +320,8 @@ fn encoders_and_decoders_equal_in_the_emulator() {
     ] {
         let packed = pack(&fixture(model), "f32", None);
         for (narrow, most) in [(Element::F32, ROUNDING), (Element::F16, 1e-2)] {
-            let mut cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
-            let error = relative(&run(&mut cuda, &packed, role, &feed), &want);
+            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+            let error = relative(&run(&cuda, &packed, role, &feed), &want);
             println!("{model} {} {narrow:?}: {error:.1e}", role.name());
             assert!(error < most, "{model} {} {narrow:?}: {error:e}", role.name());
         }

@@ -3,7 +3,7 @@
 use aquatint::backend::args::Element;
 use aquatint::backend::cpu::Tier;
 use aquatint::backend::cuda::Cuda;
-use aquatint::pipeline::{Pipeline, Request, Subjects, permute};
+use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
 use aquatint::with_cpu;
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack, relative};
@@ -35,13 +35,13 @@ fn case(io: &Fixture, name: &str) -> (Vec<f32>, [usize; 2], usize, f32, Vec<f32>
 fn the_denoiser_equals_diffusers() {
     for variant in VARIANTS {
         let (packed, io) = (pack(&fixture(variant), "f32", None), io(variant));
-        let pipeline = Pipeline::new(&packed).unwrap();
+        let model = aquatint::model::Model::new(&packed).unwrap();
         for name in cases() {
             let (sample, size, n, t, want) = case(&io, &name);
             for tier in Tier::available() {
                 let labels = vec![0; n];
                 let (out, _) =
-                    with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, size, Subjects::Any(labels.len()), t))
+                    with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, size, Prompts::Unconditional(labels.len()), t))
                         .unwrap();
                 let error = relative(&out, &want);
                 assert!(error < 1e-5, "{variant} {name} on {}: {error:e}", tier.name());
@@ -55,11 +55,11 @@ fn the_denoiser_equals_diffusers() {
 fn the_denoiser_equals_diffusers_in_the_emulator() {
     for variant in VARIANTS {
         let (packed, io) = (pack(&fixture(variant), "f32", None), io(variant));
-        let pipeline = Pipeline::new(&packed).unwrap();
+        let model = aquatint::model::Model::new(&packed).unwrap();
         let (sample, size, n, t, want) = case(&io, "b2_t500");
         for (narrow, most) in [(Element::F32, 1e-5), (Element::F16, 5e-3)] {
-            let mut cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
-            let (out, _) = pipeline.eval(&mut cuda, &sample, size, Subjects::Any(n), t).unwrap();
+            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+            let (out, _) = Session::new(&model, &cuda).eval(&sample, size, Prompts::Unconditional(n), t).unwrap();
             let error = relative(&out, &want);
             println!("{variant} {narrow:?}: {error:.1e}");
             assert!(error < most, "{variant} {narrow:?}: {error:e}");
@@ -71,14 +71,15 @@ fn the_denoiser_equals_diffusers_in_the_emulator() {
 fn the_whole_pipeline_equals_diffusers() {
     for variant in VARIANTS {
         let (packed, io) = (pack(&fixture(variant), "f32", None), io(variant));
-        let pipeline = Pipeline::new(&packed).unwrap();
+        let model = aquatint::model::Model::new(&packed).unwrap();
         let (latents, dims) = io.get("loop.latents");
-        let request = Request { steps: 7, latents: Some(latents), ..pipeline.request(Subjects::Any(dims[0])) };
+        let request =
+            Request { steps: 7, latents: Some(latents), ..Request::new(&model, Prompts::Unconditional(dims[0])) };
         let (want, _) = io.get("loop.image");
         for tier in Tier::available() {
-            let out = with_cpu!(tier, cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).unwrap();
+            let out = with_cpu!(tier, cpu => Session::new(&model, &cpu).run(request.clone())).unwrap();
             assert_eq!(out.size, [dims[2], dims[3]]);
-            let error = relative(&permute(&out.images, [dims[0], dims[2] * dims[3], 3]), &want);
+            let error = relative(&swap_last_axes(&out.images, [dims[0], dims[2] * dims[3], 3]), &want);
             assert!(error < 1e-3, "{variant} on {}: {error:e}", tier.name());
         }
     }
@@ -91,12 +92,12 @@ fn quantized_networks_stay_near() {
     for (config, most) in [("w8a8", 0.05), ("w4a8:kmeans", 0.25)] {
         for variant in VARIANTS {
             let (packed, io) = (pack(&fixture(variant), config, None), io(variant));
-            let pipeline = Pipeline::new(&packed).unwrap();
+            let model = aquatint::model::Model::new(&packed).unwrap();
             let (sample, size, n, t, want) = case(&io, "b2_t500");
             let tier = Tier::available()[0];
             let labels = vec![0; n];
             let (out, _) =
-                with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &sample, size, Subjects::Any(labels.len()), t)).unwrap();
+                with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, size, Prompts::Unconditional(labels.len()), t)).unwrap();
             let error = relative(&out, &want);
             println!("{variant} {config}: {error:.3}");
             assert!(error > 1e-4 && error < most, "{variant} {config}: {error}");
@@ -107,9 +108,9 @@ fn quantized_networks_stay_near() {
 #[test]
 fn guidance_needs_conditions() {
     let packed = pack(&fixture("asym"), "f16", None);
-    let pipeline = Pipeline::new(&packed).unwrap();
-    let request = Request { guidance_scale: 4.0, ..pipeline.request(Subjects::Any(1)) };
+    let model = aquatint::model::Model::new(&packed).unwrap();
+    let request = Request { guidance_scale: 4.0, ..Request::new(&model, Prompts::Unconditional(1)) };
     let tier = Tier::available()[0];
-    let e = with_cpu!(tier, cpu => pipeline.run(&mut cpu, &request, &mut |_| ())).unwrap_err();
+    let e = with_cpu!(tier, cpu => Session::new(&model, &cpu).run(request.clone())).unwrap_err();
     assert_eq!(e.to_string(), "guidance scale: expected 1 for a model without conditions, got 4");
 }

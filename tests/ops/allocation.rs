@@ -60,10 +60,10 @@ fn calls_allocate_nothing() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.broadcast(|_| WATCHED.set(true));
             pool.install(|| {
-                let mut cpu = Cpu::new(Scalar);
+                let cpu = Cpu::new(Scalar);
                 // No budget for tables: every call opens a window of its own.
                 let shape = Binding { dims: inputs.dims, calls: CALLS, table_bytes: 0, reserve: 0 };
-                let mut executor = Executor::new(&mut cpu, &model, Role::Denoiser, shape).unwrap();
+                let mut executor = Executor::new(&cpu, &model, Role::Denoiser, shape).unwrap();
                 executor.set_class_labels(&inputs.labels).unwrap();
                 executor.set_timesteps((0..CALLS).map(|t| t as f32)).unwrap();
                 executor.write_sample(&inputs.sample).unwrap();

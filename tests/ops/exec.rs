@@ -31,9 +31,9 @@ fn batch() -> Inputs {
 
 /// The output of each of `calls`, with tables of at most `table_bytes`; and the window that gave.
 fn sweep(model: &Model, inputs: &Inputs, table_bytes: usize, calls: &[usize]) -> (Vec<Vec<f32>>, usize) {
-    let mut cpu = Cpu::new(Scalar);
+    let cpu = Cpu::new(Scalar);
     let shape = Binding { dims: inputs.dims, calls: TIMESTEPS.len(), table_bytes, reserve: 100 };
-    let mut executor = Executor::new(&mut cpu, model, Role::Denoiser, shape).unwrap();
+    let mut executor = Executor::new(&cpu, model, Role::Denoiser, shape).unwrap();
     executor.set_conditions(&inputs.conditions).unwrap();
     executor.set_timesteps(TIMESTEPS.into_iter()).unwrap();
     executor.set_class_labels(&inputs.labels).unwrap();
@@ -221,9 +221,9 @@ fn a_prompt_is_set_as_a_whole() {
     second.labels = vec![0, 2];
     second.pooled = vec![1.5, 1.0, -2.0, -1.0, 3.0, 0.25];
     second.sizes = vec![256.0, 16.0, 8.0, 2.5];
-    let mut cpu = Cpu::new(Scalar);
+    let cpu = Cpu::new(Scalar);
     let shape = Binding { dims: first.dims, calls: TIMESTEPS.len(), table_bytes: usize::MAX, reserve: 0 };
-    let mut executor = Executor::new(&mut cpu, &model, Role::Denoiser, shape).unwrap();
+    let mut executor = Executor::new(&cpu, &model, Role::Denoiser, shape).unwrap();
     executor.set_conditions(&first.conditions).unwrap();
     executor.set_timesteps(TIMESTEPS.into_iter()).unwrap();
     executor.write_sample(&first.sample).unwrap();
@@ -292,10 +292,10 @@ fn a_text_encoder_needs_tokens_alone() {
     let y = b.op(Op::Embedding { index, table });
     b.op(Op::Add { a: x, b: y });
     let model = b.open([1, 1]);
-    let mut cpu = Cpu::new(Scalar);
+    let cpu = Cpu::new(Scalar);
     let dims = Dims { batch: 2, conditions: 2, height: 1, width: 1, tokens: 1 };
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
-    let mut executor = Executor::new(&mut cpu, &model, Role::TextEncoder, shape).unwrap();
+    let mut executor = Executor::new(&cpu, &model, Role::TextEncoder, shape).unwrap();
     let rate = |rate: Rate| executor.plan().ops[rate as usize].len();
     assert_eq!([Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].map(rate), [1, 0, 0, 4]);
     let mut out = vec![f32::NAN; executor.plan().output_type.len()];

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aquatint::image::{GAP, Image, Recipe, from_nhwc, grid, numbered, parameters, write_png};
+use aquatint::image::{GAP, Image, PngParameters, from_nhwc, grid, numbered, parameters, write_png};
 
 /// An empty directory of its own for each test, removed at the end.
 struct Scratch(PathBuf);
@@ -148,7 +148,7 @@ fn failed_writes_leave_nothing_behind() {
 
 #[test]
 fn parameters_have_the_layout_of_the_web_ui() {
-    let recipe = Recipe {
+    let recipe = PngParameters {
         prompt: "a cat, sitting\non a mat",
         negative: "dog",
         steps: 20,
@@ -165,7 +165,7 @@ fn parameters_have_the_layout_of_the_web_ui() {
         "a cat, sitting\non a mat\nNegative prompt: dog\nSteps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 1, \
          Size: 512x768, Model hash: 0123abcd, Model: tiny"
     );
-    let bare = Recipe { negative: "", model_hash: "", model: "a, \"b\": c", cfg_scale: 4.5, ..recipe };
+    let bare = PngParameters { negative: "", model_hash: "", model: "a, \"b\": c", cfg_scale: 4.5, ..recipe };
     assert_eq!(
         parameters(&bare),
         "a cat, sitting\non a mat\nSteps: 20, Sampler: DPM++ 2M, CFG scale: 4.5, Seed: 1, Size: 512x768, \

@@ -4,7 +4,7 @@
 use aquatint::backend::args::*;
 use aquatint::backend::{Backend, Call};
 use aquatint::codec::layout::round_up;
-use aquatint::pipeline::permute;
+use aquatint::pipeline::swap_last_axes;
 use aquatint::plan::ALIGN;
 use aquatint::sampler::{COLUMNS, MAX_STATES, NOISE, OUTPUT, ROW_FLOATS, Row, Table, X0};
 use aquatint::step::{Guiding, Latents, StepMemory};
@@ -276,7 +276,7 @@ fn rescaled_guidance_is_diffusers() {
         let (images, channels, pixels) = (shape[0], shape[1], shape[2] * shape[3]);
         let last = |name: &str| -> Vec<f32> {
             let values: Vec<f32> = numbers(name).iter().map(|&v| v as f32).collect();
-            permute(&values, [images, channels, pixels])
+            swap_last_axes(&values, [images, channels, pixels])
         };
         let mut next = [[0.0; COLUMNS]; MAX_STATES];
         next[0][OUTPUT] = 1.0;

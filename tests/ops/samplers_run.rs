@@ -3,7 +3,7 @@
 
 use aquatint::backend::cpu::Tier;
 use aquatint::format::Packed;
-use aquatint::pipeline::{NoiseSource, Pipeline, Subjects, permute};
+use aquatint::pipeline::{Event, NoiseSource, Prompts, Request, Session, swap_last_axes};
 use aquatint::rng::TorchRng;
 use aquatint::sampler::SamplerKind;
 use aquatint::with_cpu;
@@ -27,15 +27,15 @@ fn packed() -> Packed<memmap2::Mmap> {
 #[test]
 fn runs_do_as_their_tables_say() {
     let packed = packed();
-    let pipeline = Pipeline::new(&packed).expect("a pipeline");
+    let model = aquatint::model::Model::new(&packed).expect("a model");
     let tier = Tier::available()[0];
     let labels = [3];
     for kind in SamplerKind::ALL.iter().map(|kind| kind.name()).chain(["iddpm", "heun-karras"]) {
-        let mut request = pipeline.request(Subjects::Classes(labels.to_vec()));
+        let mut request = Request::new(&model, Prompts::Classes(labels.to_vec()));
         request.sampler = request.sampler.named(kind).expect("a name");
         (request.steps, request.guidance_scale, request.noise) = (6, 1.0, NoiseSource::Torch);
         let [h, w] = request.latent_size;
-        let channels = pipeline.meta().pipeline.latent_channels as usize;
+        let channels = model.latents.channels;
         let n = channels * h * w;
         let mut init = vec![0.0; n];
         TorchRng::new(7).randn(&mut init);
@@ -48,7 +48,7 @@ fn runs_do_as_their_tables_say() {
         let (mut input, mut noise) = (vec![0.0; n], vec![0.0; n]);
         for (call, row) in table.rows.iter().enumerate() {
             table.input(call, &states[..n], &mut input);
-            let eval = with_cpu!(tier, cpu => pipeline.eval(&mut cpu, &input, [h, w], Subjects::Classes(labels.to_vec()), row.timestep));
+            let eval = with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&input, [h, w], Prompts::Classes(labels.to_vec()), row.timestep));
             let output = eval.expect("it runs").0;
             if row.noise() {
                 rng.randn(&mut noise);
@@ -58,8 +58,10 @@ fn runs_do_as_their_tables_say() {
         }
 
         let mut calls = 0;
-        let got = with_cpu!(tier, cpu => pipeline.denoised(&mut cpu, &request, &mut |_| calls += 1));
-        let got = permute(&got.expect("it runs"), [1, h * w, channels]);
+        let got = with_cpu!(tier, cpu => Session::new(&model, &cpu).job(request.clone()).unwrap().denoise(|_, event| {
+            calls += usize::from(matches!(event, Event::Step { .. }));
+        }));
+        let got = swap_last_axes(&got.expect("it runs"), [1, h * w, channels]);
         assert_eq!(calls, table.rows.len(), "{kind}");
         let size = states[..n].iter().fold(0.0f32, |size, x| size.max(x.abs()));
         for (got, want) in got.iter().zip(&states) {

@@ -13,7 +13,7 @@ use aquatint::backend::args::Element;
 use aquatint::backend::cpu::{Cpu, simd::scalar::Scalar};
 use aquatint::exec::Executor;
 use aquatint::format::{Packed, SectionKind};
-use aquatint::plan::Binding;
+use aquatint::plan::{Binding, Plan};
 use aquatint::program::{Dims, InputKind, Role};
 use common::tiny::{self, AlignedBytes, Noise, build, reseal, reseal_root, reseal_section, sections, split};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -150,7 +150,7 @@ fn survive(file: &AlignedBytes, case: impl Fn() -> String) -> bool {
         step("verifying", before);
         for role in [Role::Denoiser, Role::VaeDecoder] {
             let before = ASKED.get();
-            let _ = plan(&Cpu::new(Scalar), &packed, role, &SHAPE);
+            let _ = Plan::of_role(&Cpu::new(Scalar), &packed, role, &SHAPE);
             step("planning", before);
         }
         true

@@ -28,12 +28,12 @@ fn run(file: &AlignedBytes) -> usize {
     let Ok(packed) = Packed::new(file) else { return 0 };
     let mut ran = 0;
     for role in [Role::Denoiser, Role::VaeDecoder] {
-        let mut cpu = Cpu::new(Scalar);
-        match plan(&cpu, &packed, role, &SHAPE) {
+        let cpu = Cpu::new(Scalar);
+        match Plan::of_role(&cpu, &packed, role, &SHAPE) {
             Ok(plan) if plan.arena < 1 << 20 => {}
             _ => continue,
         }
-        let mut executor = Executor::new(&mut cpu, &packed, role, SHAPE).expect("it was planned");
+        let mut executor = Executor::new(&cpu, &packed, role, SHAPE).expect("it was planned");
         if executor.program().input(InputKind::ClassLabels).is_some() {
             executor.set_class_labels(&[0, 0]).expect("as many as conditions");
         }
