@@ -2,4 +2,5 @@
 
 mod commands;
 mod prompts;
+mod readme;
 mod run;

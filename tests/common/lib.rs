@@ -5,6 +5,7 @@ pub mod cases_attention;
 pub mod cases_norm;
 pub mod cases_text;
 pub mod cases_unet;
+pub mod documented;
 pub mod emulated;
 pub mod fixture;
 pub mod naive;

@@ -7,6 +7,7 @@ mod latent;
 mod layouts;
 mod pack;
 mod quantizers;
+mod readme;
 mod refusals;
 mod scheduler;
 mod tokenizer;
