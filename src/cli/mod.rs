@@ -12,6 +12,7 @@ mod sampling;
 mod tensors;
 mod verify;
 
+use aquatint::error::one_line;
 use aquatint::format::meta::PipelineMeta;
 use aquatint::pipeline::Request;
 use aquatint::{Error, Result};
@@ -118,11 +119,6 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-/// `text` with control characters escaped: names of files and classes may hold line breaks.
-fn one_line(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// Refuses a `path` that could not be written, before anything is computed. Outputs replace what is there by renaming,
