@@ -5,7 +5,7 @@ mod common;
 use aquatint::backend::Backend;
 use aquatint::backend::cpu::Tier;
 use aquatint::exec::{Executor, PromptInputs};
-use aquatint::format::Packed;
+use aquatint::format::{Meta, Packed, TensorSpec, TensorView, Writer};
 use aquatint::plan::Shape;
 use aquatint::program::{Act, Dims, Node, Op, Program, Role, Tensor, Value};
 use aquatint::with_cpu;
@@ -16,6 +16,7 @@ use packer::unpack::unpack;
 use packer::weight::{Channels, Rotation, Step, Weights};
 use packer::weights::Float;
 use std::collections::BTreeMap;
+use zerocopy::IntoBytes;
 
 type Pass<'a> = &'a dyn Fn(&mut Program, &mut Weights);
 
@@ -283,5 +284,56 @@ fn steps_that_do_not_fit_stop_the_packer() {
         let error = packing.write(&mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("steps of unet/") && error.contains("attn1.to_q.weight"), "{error}");
         assert!(scratch.entries().is_empty());
+    }
+}
+
+/// The file at `from` with another META, written anew to `to`.
+fn rewrite(from: &std::path::Path, to: &std::path::Path, edit: &dyn Fn(&mut Meta)) {
+    let packed = Packed::new(aquatint::mmap::map(from).unwrap()).unwrap();
+    let mut writer = Writer::create(to).unwrap();
+    for (i, info) in packed.tensors().iter().enumerate() {
+        let TensorView::F32(values) = packed.tensor(i) else { panic!("{} is f32", info.name) };
+        let spec = TensorSpec { name: info.name.clone(), dims: info.dims.clone(), kind: info.kind };
+        writer.tensor(spec, values.as_bytes()).unwrap();
+    }
+    let mut meta = packed.meta().clone();
+    edit(&mut meta);
+    writer.finish(packed.programs(), &meta).unwrap();
+}
+
+#[test]
+fn records_that_do_not_fit_their_tensors_are_told_and_nothing_is_written() {
+    let scratch = Scratch::new("records");
+    let (file, bad, out) = (scratch.path("m.aqt"), scratch.path("bad.aqt"), scratch.path("w.safetensors"));
+    common::pack_as(&common::model("d2"), Some("f32"), &file).unwrap();
+    rewrite(&file, &bad, &|_| ());
+    unpack(&bad, &out, None, Float::F32).unwrap();
+    std::fs::remove_file(&out).unwrap();
+
+    let path = "transformer/transformer_blocks.0.attn1.to_q.weight";
+    let bias = "transformer/transformer_blocks.0.attn1.to_q.bias";
+    let scale = |by: &str| Step::Scale { channels: Channels::Input, by: by.into(), divide: false };
+    let part = |whole: &str, first, count| Step::Split { whole: whole.into(), first, count };
+    for (steps, word) in [
+        (vec![(path, vec![Step::ToFileOrder])], "to_file_order"),
+        (vec![(path, vec![scale("transformer/nothing")])], "parameter"),
+        (vec![(path, vec![scale("transformer/transformer_blocks.0.ff.net.0.proj.bias")])], "32 factors"),
+        (vec![(bias, vec![scale(bias)])], "such channels"),
+        (
+            vec![(path, vec![Step::Rotate { channels: Channels::Output, by: Rotation::Tensor(path.into()) }])],
+            "orthogonal",
+        ),
+        (vec![(path, vec![part("transformer/whole", 1, 32)])], "without gaps"),
+        (vec![(path, vec![part("transformer/whole", 0, 31)])], "without gaps"),
+        (vec![(path, vec![part("transformer/whole", 0, 32), part("transformer/whole", 0, 32)])], "one split"),
+        (vec![(path, vec![part(bias, 0, 32)])], "parts of it"),
+        (vec![(path, vec![part("transformer/w", 0, 32)]), (bias, vec![part("transformer/w", 32, 32)])], "without gaps"),
+    ] {
+        rewrite(&file, &bad, &|meta| {
+            meta.steps.extend(steps.iter().map(|(name, steps)| (name.to_string(), steps.clone())));
+        });
+        let error = unpack(&bad, &out, None, Float::F32).unwrap_err().to_string();
+        assert!(error.contains("META") && error.contains("steps of") && error.contains(word), "{steps:?}: {error}");
+        assert_eq!(scratch.entries(), ["bad.aqt", "m.aqt"]);
     }
 }
