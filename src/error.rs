@@ -190,3 +190,14 @@ impl std::error::Error for Error {
         }
     }
 }
+
+/// `text` on one line: control characters are escaped as Rust would write them, `\n` for a line end. Messages quote names
+/// of files, tensors and classes, which may hold any character; programs pass what they print through this.
+///
+/// ```
+/// assert_eq!(aquatint::error::one_line("évil\n\u{2028}name"), r"évil\n\u{2028}name");
+/// ```
+pub fn one_line(text: &str) -> String {
+    let separates = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    text.chars().flat_map(|c| if separates(c) { c.escape_default().collect() } else { vec![c] }).collect()
+}

@@ -1,12 +1,15 @@
 //! The packer turns a full-precision diffusion model into one quantized, memory-mapped file, on a build machine.
 //!
 //! ```text
-//! model directory                                        quantization configuration
+//! model directory                                     quantization configuration
 //!        |                                                          |
-//!     source  ->  lower  ->  recipe  <---------------------------  config
-//!        |      (programs)  (per weight)
-//!        |          |           |
-//!        |        pass          |        assign and fuse activation quantizers
+//!     source  ->  lower  ->  weight                             config
+//!        |      (programs)  (origin, steps)                         |
+//!        |          |           |                                   |
+//!        |        pass     ->   |         rework programs and weights of floats
+//!        |          |         recipe  <-----------------------------+
+//!        |          |      (per weight)
+//!        |        pass          |         assign and fuse activation quantizers
 //!        |          |           |
 //!        +------>  emit  <---- quantize  weight by weight
 //!                   |
@@ -15,8 +18,9 @@
 //!
 //! * [`source`] reads models as others publish them; it knows no network.
 //! * [`lower`] turns a configuration into programs and a list of weights; it knows no quantization.
+//! * [`weight`] says where each weight comes from and what is done to it on the way; it can undo that, too.
 //! * [`config`] reads what to quantize how; [`recipe`] joins it with the model's layers.
-//! * [`pass`] rewrites programs; it knows no model.
+//! * [`pass`] rewrites programs and appends steps to weights; it knows no model.
 //! * [`quantize`] turns a matrix into codes; it knows neither.
 //! * [`source::tokenizer`] reads what makes tokens of prompts.
 //! * [`emit`] runs all of it. [`unpack`] goes the other way, and [`synth`] makes models of true size to try it on;
@@ -35,6 +39,7 @@ pub mod recipe;
 pub mod source;
 pub mod synth;
 pub mod unpack;
+pub mod weight;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -6,15 +6,17 @@
 //! * a layer with at most [`FEW_INPUTS`] inputs per output costs next to nothing and loses most, so a default or SPEC
 //!   leaves it at f16. An entry that names it is honoured.
 //!
-//! Weights that belong to no layer are plain: biases and norm parameters f32, tables as the component's floats.
+//! Weights that belong to no layer are plain: biases and norm parameters f32, tables as the component's floats. A
+//! configuration's floats are f32 if its default is, or if it has none and makes every layer f32; else they are f16.
 
-use crate::config::{Activations, LayerSpec, QConfig, Weights};
+use crate::config::{self, Activations, Choice, Decider, QConfig};
 use crate::error::{Error, Result};
-use crate::lower::{Part, Storage, Weight};
-use crate::quantize::Method;
+use crate::lower::Part;
+use crate::quantize::{CodebookType, Method};
+use crate::weight::{Storage, Weight, Weights};
 use aquatint::codec::Bits;
+use aquatint::format::TensorKind;
 use aquatint::program::shape::TensorType;
-use std::collections::BTreeMap;
 
 /// Layers with no more inputs per output than this are not quantized unless they are named.
 pub const FEW_INPUTS: usize = 64;
@@ -28,17 +30,17 @@ pub enum Store {
     F32,
     /// Plain 16-bit floats.
     F16,
-    /// Codes.
+    /// Codes of this width, whose levels this method chooses.
     Codes(Method, Bits),
 }
 
 impl Store {
-    /// The name in reports, methods spelled as Qua2SeDiMo does: `f16`, `mse-4`, `kmeans-3`...
+    /// The name in reports, `f16`, `mse-4`, `kmeans-3`...
     pub fn name(self) -> String {
         match self {
             Store::F32 => "f32".into(),
             Store::F16 => "f16".into(),
-            Store::Codes(method, bits) => format!("{}-{bits}", method.upstream_name()),
+            Store::Codes(method, bits) => format!("{}-{bits}", method.name()),
         }
     }
 
@@ -65,6 +67,40 @@ impl Treatment {
     const fn plain(store: Store) -> Self {
         Treatment { store, activation_bits: None }
     }
+
+    /// The codebooks that codes get: integers where integers multiply them.
+    pub fn codebook(self) -> CodebookType {
+        if self.activation_bits.is_some() { CodebookType::Int8 } else { CodebookType::F16 }
+    }
+
+    /// How the weight lies in the file.
+    pub fn kind(self) -> TensorKind {
+        match self.store {
+            Store::F32 => TensorKind::F32,
+            Store::F16 => TensorKind::F16,
+            Store::Codes(method, bits) => {
+                let (grain, codebook) = self.codebook().of_result(method, bits);
+                TensorKind::Codes { bits, grain, int8: codebook == CodebookType::Int8 }
+            }
+        }
+    }
+}
+
+/// What becomes of one weight, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What becomes of it.
+    pub treatment: Treatment,
+    /// What in the configuration decided about its layer; `None` if it belongs to none, or there is no configuration.
+    pub by: Option<Decider>,
+    /// Why it is not treated as that asks, if it is not.
+    pub note: Option<String>,
+}
+
+impl Decision {
+    const fn plain(store: Store) -> Self {
+        Decision { treatment: Treatment::plain(store), by: None, note: None }
+    }
 }
 
 /// What is asked for each part of a model: a file or a SPEC.
@@ -80,13 +116,11 @@ pub struct Requests<'a> {
     pub activation_bits: Option<u8>,
 }
 
-/// The treatment of every weight of a model.
+/// The decision about every weight of a model.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     /// One per weight.
-    pub treatments: Vec<Treatment>,
-    /// Why a weight is not treated as asked, by its number.
-    pub notes: BTreeMap<usize, String>,
+    pub decisions: Vec<Decision>,
     /// The configurations in words.
     pub config: String,
 }
@@ -98,13 +132,9 @@ impl Recipe {
     ///
     /// # Errors
     /// [`Error::Config`]: whatever is wrong with a configuration, layers that it names and the model lacks included.
-    pub fn new(weights: &[Weight], requests: Requests) -> Result<Self> {
-        let mut recipe = Recipe {
-            treatments: vec![Treatment::plain(Store::F32); weights.len()],
-            notes: BTreeMap::new(),
-            config: String::new(),
-        };
-        let floats = if requests.denoiser == Some("f32") { Store::F32 } else { Store::F16 };
+    pub fn new(weights: &Weights, requests: Requests) -> Result<Self> {
+        let mut recipe = Recipe { decisions: vec![Decision::plain(Store::F32); weights.len()], config: String::new() };
+        let mut floats = Store::F16;
         let mut words = Vec::new();
         let Requests { denoiser, autoencoder, text, activation_bits } = requests;
         for (part, config, bits, option, name) in [
@@ -120,7 +150,10 @@ impl Recipe {
                     return Err(aquatint::Error::request(option, expected, config).into());
                 }
                 (Some(component), config) => {
-                    recipe.part(weights, (part, component), (config, bits), floats)?;
+                    let own = recipe.part(weights, (part, component), (config, bits), floats)?;
+                    if part == Part::Denoiser {
+                        floats = own;
+                    }
                     let bits = bits.map(|bits| format!(" with {bits}-bit activations")).unwrap_or_default();
                     words.push(format!("{component} {}{bits}", config.map_or_else(|| floats.name(), file_name)));
                 }
@@ -131,86 +164,82 @@ impl Recipe {
     }
 
     /// What the shape rules need to know of the weights once they are stored.
-    pub fn types(&self, weights: &[Weight]) -> Vec<TensorType> {
-        let of = |(weight, treatment): (&Weight, &Treatment)| TensorType {
-            dims: weight.dims.clone(),
-            integer: treatment.activation_bits.is_some(),
-            f32: treatment.store == Store::F32,
-            codes: matches!(treatment.store, Store::Codes(..)),
-            bytes: false,
-        };
-        weights.iter().zip(&self.treatments).map(of).collect()
+    pub fn types(&self, weights: &Weights) -> Vec<TensorType> {
+        weights.iter().zip(&self.decisions).map(|(w, d)| d.treatment.kind().ty(&w.dims())).collect()
     }
 
-    /// Decides for the weights of `part`; errors call it `component`.
+    /// Decides for the weights of `part`, which errors call `component`; returns how its floats are stored: as the
+    /// configuration `arg` says, or as `floats` without one.
     fn part(
         &mut self,
-        weights: &[Weight],
+        weights: &Weights,
         (part, component): (Part, &'static str),
         (arg, activation_bits): (Option<&str>, Option<u8>),
         floats: Store,
-    ) -> Result<()> {
-        let floats = match arg {
-            Some("f32") => Store::F32,
-            Some(_) => Store::F16,
-            None => floats,
-        };
-        let own = |w: &&Weight| Part::of(w.component) == part;
-        for (i, weight) in weights.iter().enumerate().filter(|(_, w)| own(w)) {
-            self.treatments[i].store = if weight.storage == Storage::Vector { Store::F32 } else { floats };
-        }
-        let Some(arg) = arg else { return Ok(()) };
-
-        let refuse = |source| Error::Config { component, source: Box::new(source) };
-        let mut config = QConfig::parse(arg).map_err(refuse)?;
-        if let Some(bits) = activation_bits {
-            config = config.with_activations(Activations::Int(bits));
-        }
-        let layers: Vec<_> = weights.iter().enumerate().filter(|(_, w)| own(w) && w.quantizable()).collect();
-        let names: Vec<&str> = layers.iter().map(|(_, w)| w.layer()).collect();
-        let aliases: Vec<(&str, &str)> =
-            layers.iter().flat_map(|(_, w)| w.copied_layers().map(|copy| (copy, w.layer()))).collect();
-        let specs = config.resolve(&names, &aliases).map_err(refuse)?;
-        // A layer is named by an entry exactly if the default makes no difference to it.
-        let with = |weights| {
-            let default = LayerSpec { weights, activations: Activations::Float };
-            config.clone().with_default(default).resolve(&names, &aliases).map_err(refuse)
-        };
-        let named: Vec<bool> = with(Weights::F16)?.iter().zip(&with(Weights::F32)?).map(|(a, b)| a == b).collect();
-        for (((i, weight), spec), named) in layers.into_iter().zip(specs).zip(named) {
-            let (treatment, note) = treat(weight, spec, named);
-            self.treatments[i] = treatment;
-            if let Some(note) = note {
-                self.notes.insert(i, note);
+    ) -> Result<Store> {
+        let own = || weights.iter().enumerate().filter(|(_, w)| Part::of(w.component) == part);
+        let layers: Vec<_> = own().filter(|(_, w)| w.quantizable()).collect();
+        let mut choices = Vec::new();
+        let mut floats = floats;
+        if let Some(arg) = arg {
+            let refuse = |source| Error::Config { component, source: Box::new(source) };
+            let mut config = QConfig::parse(arg).map_err(refuse)?;
+            if let Some(bits) = activation_bits {
+                config = config.with_activations(Activations::Int(bits));
             }
+            let names: Vec<String> = layers.iter().map(|(_, w)| w.layer()).collect();
+            let copies =
+                layers.iter().zip(&names).flat_map(|((_, w), name)| w.copied_layers().map(move |c| (c, &**name)));
+            let aliases: Vec<(&str, &str)> = copies.collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            choices = config.resolve(&names, &aliases).map_err(refuse)?;
+            floats = floats_of(&config, &choices);
         }
-        Ok(())
+        for (i, weight) in own() {
+            self.decisions[i] = Decision::plain(if weight.storage == Storage::Vector { Store::F32 } else { floats });
+        }
+        for ((i, weight), choice) in layers.into_iter().zip(choices) {
+            self.decisions[i] = decide(weight, choice);
+        }
+        Ok(floats)
     }
 }
 
-/// The treatment of a layer for which `spec` was asked, by an entry of its own if `named`; why it differs, if so.
-fn treat(weight: &Weight, spec: LayerSpec, named: bool) -> (Treatment, Option<String>) {
+/// How a component's floats are stored under `config`, which makes `choices` of its layers.
+fn floats_of(config: &QConfig, choices: &[Choice]) -> Store {
+    let is_f32 = match config.default() {
+        Some(default) => default.weights == config::Weights::F32,
+        None => choices.iter().all(|choice| choice.spec.weights == config::Weights::F32),
+    };
+    if is_f32 { Store::F32 } else { Store::F16 }
+}
+
+/// The decision about a layer for which the configuration makes `choice`.
+fn decide(weight: &Weight, choice: Choice) -> Decision {
+    let Choice { spec, by } = choice;
+    let named = matches!(by, Decider::Entry(_));
+    let with = |treatment, note| Decision { treatment, by: Some(by), note };
     let (method, bits) = match spec.weights {
-        Weights::F32 => return (Treatment::plain(Store::F32), None),
-        Weights::F16 => return (Treatment::plain(Store::F16), None),
-        Weights::Codes { method, bits } => (method, bits),
+        config::Weights::F32 => return with(Treatment::plain(Store::F32), None),
+        config::Weights::F16 => return with(Treatment::plain(Store::F16), None),
+        config::Weights::Codes { method, bits } => (method, bits),
     };
     let (_, inputs) = weight.matrix();
     if inputs <= FEW_INPUTS && !named {
         let note = format!("kept at f16: it has only {inputs} inputs per output, and no entry names it");
-        return (Treatment::plain(Store::F16), Some(note));
+        return with(Treatment::plain(Store::F16), Some(note));
     }
     let store = Store::Codes(method, bits);
     let activation_bits = match spec.activations {
         Activations::Float => None,
         Activations::Int(bits) => Some(bits),
     };
-    let channels = weight.dims.last().copied().unwrap_or(0);
+    let channels = weight.dims().last().copied().unwrap_or(0);
     if activation_bits.is_some() && weight.storage == Storage::Conv && !channels.is_multiple_of(CHANNEL_GROUP) {
         let note = format!("float activations: its {channels} channels are not a multiple of {CHANNEL_GROUP}");
-        return (Treatment::plain(store), Some(note));
+        return with(Treatment::plain(store), Some(note));
     }
-    (Treatment { store, activation_bits }, None)
+    with(Treatment { store, activation_bits }, None)
 }
 
 /// A SPEC as it is; of a path only the last part, so that the packed file does not depend on where the file lay.
@@ -221,31 +250,81 @@ fn file_name(arg: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lower::{DENOISER, Rows, VAE};
+    use crate::lower::{DENOISER, VAE};
 
     fn layer(component: &'static str, name: &str, dims: &[usize], storage: Storage) -> Weight {
-        Weight {
-            component,
-            key: format!("{name}.weight"),
-            source_dims: dims.to_vec(),
-            dims: dims.to_vec(),
-            storage,
-            rows: Rows::AsIs,
-            copies: Vec::new(),
-        }
+        Weight::of_checkpoint(component, format!("{name}.weight"), dims, storage)
     }
 
-    fn weights() -> Vec<Weight> {
+    fn weights() -> Weights {
         let mut first = layer(DENOISER, "blocks.0.time", &[96, 128], Storage::Linear);
         first.copies = vec!["blocks.1.time.weight".into()];
-        vec![
-            layer(DENOISER, "patch", &[96, 2, 2, 4], Storage::Linear),
+        let all = [
+            layer(DENOISER, "patch", &[96, 4, 2, 2], Storage::Linear),
             first,
             layer(DENOISER, "blocks.0.bias", &[96], Storage::Vector),
             layer(DENOISER, "table", &[11, 96], Storage::Table),
-            layer(VAE, "conv", &[32, 3, 3, 30], Storage::Conv),
-            layer(VAE, "out", &[32, 3, 3, 32], Storage::Conv),
-        ]
+            layer(VAE, "conv", &[32, 30, 3, 3], Storage::Conv),
+            layer(VAE, "out", &[32, 32, 3, 3], Storage::Conv),
+        ];
+        all.into_iter().collect()
+    }
+
+    fn by(recipe: &Recipe) -> Vec<String> {
+        let text = |d: &Decision| d.by.as_ref().map_or_else(|| "-".into(), Decider::to_string);
+        recipe.decisions.iter().map(text).collect()
+    }
+
+    /// A configuration file that is removed again.
+    struct File(std::path::PathBuf);
+
+    impl File {
+        fn new(name: &str, text: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("packer-recipe-{}-{name}", std::process::id()));
+            std::fs::write(&path, text).unwrap();
+            File(path)
+        }
+    }
+
+    impl Drop for File {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_file_whose_default_is_f32_means_what_the_specification_does() {
+        let spec = recipe(Some("f32"), None).unwrap();
+        for (name, text) in [
+            ("default.toml", "default = 'f32'"),
+            ("every.json", r#"{"*": "f32"}"#),
+            ("names.json", r#"{"patch": "f32", "blocks.0.time": "f32"}"#),
+        ] {
+            let file = File::new(name, text);
+            let r = recipe(file.0.to_str(), None).unwrap();
+            assert_eq!(stores(&r), stores(&spec), "{text}");
+        }
+        // The default says what a part's floats are, whatever entries say; the decoder's own beats the denoiser's.
+        let file = File::new("mixed.toml", "default = 'f32'\n[layers]\n'blocks.*' = 'w4a8'");
+        let r = recipe(file.0.to_str(), None).unwrap();
+        assert_eq!(stores(&r), ["f32/32", "mse-4/8", "f32/32", "f32/32", "f32/32", "f32/32"]);
+        assert_eq!(by(&r), ["default", "`blocks.*`", "-", "-", "-", "-"]);
+        let r = recipe(Some("f16"), file_of(&File::new("vae.toml", "default = 'f32'"))).unwrap();
+        assert_eq!(stores(&r)[3..], ["f16/32", "f32/32", "f32/32"]);
+    }
+
+    fn file_of(file: &File) -> Option<&str> {
+        file.0.to_str()
+    }
+
+    #[test]
+    fn a_decision_says_what_made_it() {
+        let file = File::new("by.toml", "default = 'w4a8'\n[layers]\n'blocks.1.time' = 'w3a8'");
+        let r = recipe(file.0.to_str(), None).unwrap();
+        assert_eq!(stores(&r)[..2], ["f16/32", "mse-3/8"]);
+        assert_eq!(by(&r)[..3], ["default", "`blocks.1.time`", "-"]);
+        assert!(r.decisions[0].note.as_ref().is_some_and(|note| note.contains("only 16 inputs")));
+        assert_eq!(by(&recipe(Some("w4a8"), Some("f16")).unwrap())[4..], ["specification"; 2]);
     }
 
     fn recipe(denoiser: Option<&str>, autoencoder: Option<&str>) -> Result<Recipe> {
@@ -253,7 +332,8 @@ mod tests {
     }
 
     fn stores(recipe: &Recipe) -> Vec<String> {
-        recipe.treatments.iter().map(|t| format!("{}/{}", t.store.name(), t.activation_bits.unwrap_or(32))).collect()
+        let text = |t: Treatment| format!("{}/{}", t.store.name(), t.activation_bits.unwrap_or(32));
+        recipe.decisions.iter().map(|d| text(d.treatment)).collect()
     }
 
     #[test]
@@ -270,7 +350,7 @@ mod tests {
     fn a_specification_spares_small_layers_and_the_decoder() {
         let r = recipe(Some("w4a8"), None).unwrap();
         assert_eq!(stores(&r), ["f16/32", "mse-4/8", "f32/32", "f16/32", "f16/32", "f16/32"]);
-        assert!(r.notes[&0].contains("only 16 inputs"), "{:?}", r.notes);
+        assert!(r.decisions[0].note.as_ref().unwrap().contains("only 16 inputs"));
         assert_eq!(r.config, "transformer w4a8, vae f16");
     }
 
@@ -288,6 +368,6 @@ mod tests {
     fn odd_convolutions_keep_float_activations() {
         let r = recipe(None, Some("w8a8:kmeans")).unwrap();
         assert_eq!(stores(&r)[4..], ["kmeans-8/32", "kmeans-8/8"]);
-        assert!(r.notes[&4].contains("30 channels"), "{:?}", r.notes);
+        assert!(r.decisions[4].note.as_ref().unwrap().contains("30 channels"));
     }
 }

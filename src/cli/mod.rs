@@ -10,6 +10,7 @@ mod run;
 mod tensors;
 mod verify;
 
+use aquatint::error::one_line;
 use aquatint::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use device::Device;
@@ -80,11 +81,6 @@ fn spelled(e: Error) -> Error {
         }
         other => other,
     }
-}
-
-/// `text` with control characters escaped: names of files and classes may hold line breaks.
-fn one_line(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// Refuses a `path` that could not be written, before anything is computed. Outputs replace what is there by renaming,

@@ -19,6 +19,94 @@ pub struct Meta {
     /// Names under which the source stored further copies of a tensor, by the name of the copy that was kept.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub aliases: BTreeMap<String, Vec<String>>,
+    /// What was done to a tensor between its source and this file, by the tensor's name, in the order it was done. A
+    /// tensor without an entry lies here as it lay there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub steps: BTreeMap<String, Vec<Step>>,
+    /// Names of tensors that no source holds: the packer made them, parameters of steps for example.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made: Vec<String>,
+}
+
+/// One thing done to a weight on its way from the source into the file. The record holds all that the inverse needs:
+/// numbers here, and the names of tensors in the same file.
+///
+/// Channels are counted in the file's order of axes: the outputs of a weight `(o, i)` or `(o, h, w, i)` are its first
+/// axis, its inputs the last. The outputs of a vector `(o)`, such as a bias, are its only axis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Step {
+    /// Axes `(o, i, h, w)` became `(o, h, w, i)`.
+    ToFileOrder,
+    /// Two halves of outputs became one of each by turns, `0, o, 1, o + 1, ..`, as
+    /// [`GatedLinear`](crate::program::Op::GatedLinear) reads them.
+    Interleave,
+    /// Each channel was multiplied by a factor of its own.
+    Scale {
+        /// Which channels.
+        channels: Channels,
+        /// Name of the f32 tensor `(channels)` that holds the factors; none is zero.
+        by: String,
+        /// Whether channels were divided by the factors instead.
+        #[serde(default, skip_serializing_if = "is_false")]
+        divide: bool,
+    },
+    /// Each run of `n` channels, read as a row vector `v`, became `v R`, `R` an orthogonal matrix `(n, n)`.
+    Rotate {
+        /// Which channels; their number is a multiple of `n`.
+        channels: Channels,
+        /// The matrix.
+        by: Rotation,
+    },
+    /// Only the inputs `first..first + count` were kept; other tensors hold the others.
+    Split {
+        /// Name that the whole weight would have in this file.
+        whole: String,
+        /// The first input kept.
+        first: u64,
+        /// How many inputs were kept.
+        count: u64,
+    },
+}
+
+impl Step {
+    /// The step's name in listings.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Step::ToFileOrder => "to file order",
+            Step::Interleave => "interleave",
+            Step::Scale { .. } => "scale",
+            Step::Rotate { .. } => "rotate",
+            Step::Split { .. } => "split",
+        }
+    }
+}
+
+/// The channels of a weight that a [`Step`] works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Channels {
+    /// Inputs: the last axis of a weight of two or four axes.
+    Input,
+    /// Outputs: the first axis.
+    Output,
+}
+
+/// An orthogonal matrix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Rotation {
+    /// The f32 tensor `(n, n)` of this name.
+    Tensor(String),
+    /// `D H / sqrt(size)`: `H` is the Hadamard matrix in Sylvester's order, `H[i][j] = (-1)^popcount(i & j)`, and `D` a
+    /// diagonal of signs. Sign `i` is the top bit (1 for -1) of the number that splitmix64 started at `seed` yields
+    /// after `i` others.
+    Hadamard {
+        /// Rows and columns, a power of two.
+        size: u64,
+        /// Chooses the signs.
+        seed: u64,
+    },
 }
 
 /// What the pipeline needs beside the programs.
@@ -68,6 +156,10 @@ fn one() -> u32 {
 
 fn is_one(n: &u32) -> bool {
     *n == 1
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// How prompts become what the denoiser reads.
@@ -164,6 +256,13 @@ pub struct LayerMeta {
     pub name: String,
     /// `f32`, `f16`, or a method: `mse-4`, `kmeans-3`, `kmeans_all-4`...
     pub method: String,
+    /// What in the configuration decided that, for people: the key of an entry, `default`, or the specification; none
+    /// where no configuration was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
+    /// Why the layer is not what that asks for, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Bits of the activations it multiplies; 32 for float.
     pub activation_bits: u8,
     /// `|W - Wq| / |W|` of the weights the runtime uses.

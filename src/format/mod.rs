@@ -41,7 +41,7 @@ pub use header::{Header, SectionKind, SectionRecord};
 pub use meta::Meta;
 pub use program::{NodeRecord, ProgramRecord};
 pub use read::{Packed, TensorView};
-pub use tensor::{TensorInfo, TensorKind, TensorRecord};
+pub use tensor::{TensorInfo, TensorKind, TensorRecord, taps};
 pub use write::{TensorSpec, Writer};
 
 /// The first eight bytes of every file. The high bit, the line ends and the end-of-file byte reveal text transfers.

@@ -66,6 +66,22 @@ impl TensorKind {
             TensorKind::Bytes => "bytes".into(),
         }
     }
+
+    /// What the shape rules need to know of a tensor of this kind with axes `dims`.
+    pub fn ty(&self, dims: &[usize]) -> TensorType {
+        TensorType {
+            dims: dims.to_vec(),
+            integer: matches!(self, TensorKind::Codes { int8: true, .. }),
+            f32: *self == TensorKind::F32,
+            codes: matches!(self, TensorKind::Codes { .. }),
+            bytes: *self == TensorKind::Bytes,
+        }
+    }
+}
+
+/// Kernel taps of a weight with axes `dims`: `h * w` of `(o, h, w, i)`, else 1.
+pub fn taps(dims: &[usize]) -> usize {
+    if let [_, h, w, _] = *dims { h * w } else { 1 }
 }
 
 /// A decoded record.
@@ -103,19 +119,12 @@ impl TensorInfo {
     pub fn layout(&self) -> Option<Layout> {
         let TensorKind::Codes { bits, grain, int8 } = self.kind else { return None };
         let (rows, cols) = self.matrix();
-        let taps = if self.dims.len() == 4 { self.dims[1] * self.dims[2] } else { 1 };
-        Some(Layout { bits, rows, cols, taps, grain, int8 })
+        Some(Layout { bits, rows, cols, taps: taps(&self.dims), grain, int8 })
     }
 
     /// What the shape rules need to know.
     pub fn ty(&self) -> TensorType {
-        TensorType {
-            dims: self.dims.clone(),
-            integer: matches!(self.kind, TensorKind::Codes { int8: true, .. }),
-            f32: self.kind == TensorKind::F32,
-            codes: matches!(self.kind, TensorKind::Codes { .. }),
-            bytes: self.kind == TensorKind::Bytes,
-        }
+        self.kind.ty(&self.dims)
     }
 
     /// Bytes that the kind and axes demand.

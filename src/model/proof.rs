@@ -306,7 +306,7 @@ pub(super) fn report<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
     }
     let tensors: BTreeMap<&str, _> = packed.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
     for layer in &quantization.layers {
-        let LayerMeta { name, method, activation_bits, error, exact_error, bytes } = layer;
+        let LayerMeta { name, method, activation_bits, error, exact_error, bytes, .. } = layer;
         let Some(tensor) = tensors.get(format!("{name}.weight").as_str()) else {
             return wrong("layers", "a tensor for each", format!("{name:?}"));
         };
@@ -326,8 +326,11 @@ pub(super) fn report<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
             return wrong(&format!("layer {name}"), "6, 8 or 32 bits of activations, errors of at least 0", got);
         }
     }
-    match meta.aliases.keys().find(|name| !tensors.contains_key(name.as_str())) {
-        Some(name) => wrong("aliases", "names of tensors", format!("{name:?}")),
+    let named = meta.aliases.keys().map(|name| ("aliases", name));
+    let named = named.chain(meta.steps.keys().map(|name| ("steps", name)));
+    let mut named = named.chain(meta.made.iter().map(|name| ("made", name)));
+    match named.find(|(_, name)| !tensors.contains_key(name.as_str())) {
+        Some((field, name)) => wrong(field, "names of tensors", format!("{name:?}")),
         None => Ok(()),
     }
 }

@@ -185,7 +185,8 @@ pub fn meta(latent: [usize; 2]) -> Meta {
         refiner: None,
     };
     let quantization = QuantizationMeta::default();
-    Meta { tool: "test".into(), pipeline, quantization, sources: Vec::new(), aliases: Default::default() }
+    let (aliases, steps) = Default::default();
+    Meta { tool: "test".into(), pipeline, quantization, sources: Vec::new(), aliases, steps, made: Vec::new() }
 }
 
 /// Runs one model call of `model` on `isa`.

@@ -313,6 +313,8 @@ pub fn meta() -> Meta {
     let layer = LayerMeta {
         name: "block.fc1".into(),
         method: "kmeans-4".into(),
+        decided_by: None,
+        note: None,
         activation_bits: 8,
         error: 0.125,
         exact_error: 0.0625,
@@ -345,6 +347,8 @@ pub fn meta() -> Meta {
         },
         sources: vec![SourceMeta { file: "transformer.safetensors".into(), bytes: 7, xxh3: "0f".repeat(16) }],
         aliases: BTreeMap::from([("transformer.classes".into(), vec!["transformer.classes.again".into()])]),
+        steps: BTreeMap::new(),
+        made: Vec::new(),
     }
 }
 

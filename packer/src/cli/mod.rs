@@ -5,9 +5,10 @@ mod pack;
 mod table;
 
 use crate::error::Result;
-use crate::synth::{MODELS, Recipe};
+use crate::synth::{MODELS, SynthModel};
 use crate::unpack;
 use crate::weights::Float;
+use aquatint::error::one_line;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -16,8 +17,7 @@ use std::process::ExitCode;
 /// Packs a diffusion model into one quantized file.
 ///
 /// MODEL is a diffusers model directory, or a checkpoint in its authors' layout (DDIM, latent diffusion, Stable Diffusion
-/// 1.x, SDXL). The result is one .aqt file, which holds the networks, their weights and all
-/// that is needed to run them.
+/// 1.x, SDXL). The result is one .aqt file with the networks, their weights and everything else needed to run them.
 #[derive(Debug, Parser)]
 #[command(name = "packer", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {
@@ -33,28 +33,27 @@ struct Pack {
     /// The model: a diffusers directory (with model_index.json), or a single file (.ckpt, .pt, .safetensors).
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// A second model, Stable Diffusion XL's refiner, for the last steps.
+    /// A second model for the last steps: Stable Diffusion XL's refiner.
     #[arg(long, value_name = "MODEL")]
     refiner: Option<PathBuf>,
-    /// Quantization of the denoiser: a file (.json .toml .yaml .pkl) or a specification such as f32, f16, w8a16, w4a8
-    /// or w4a8:kmeans. Without it, f16.
+    /// Quantization of the denoiser: a file (.json .toml .yaml .pkl) or one precision for all layers, such as f32, f16,
+    /// w8a16, w4a8 or w4a8:kmeans [default: f16]
     #[arg(long, alias = "q_config", value_name = "FILE|SPEC")]
     q_config: Option<String>,
-    /// Also quantize the activations of the denoiser's layers whose weights are codes: for configurations that name weights
-    /// only.
+    /// Quantize activations too, wherever weights are. For configurations that say nothing about activations.
     #[arg(long, alias = "quant_act", requires = "q_config")]
     quant_act: bool,
-    /// Bits of the activations.
+    /// Bits of quantized activations.
     #[arg(long, alias = "act_bit", requires = "quant_act", default_value = "8", value_parser = ["6", "8"], value_name = "BITS")]
     act_bit: String,
-    /// Quantization of the image decoder. Without it f16, or f32 if the denoiser is f32.
+    /// Quantization of the autoencoder [default: f32 if the denoiser is f32, else f16]
     #[arg(long, alias = "vae_q_config", value_name = "FILE|SPEC")]
     vae_q_config: Option<String>,
-    /// Quantization of the text encoders. Without it f16, or f32 if the denoiser is f32.
+    /// Quantization of the text encoders [default: f32 if the denoiser is f32, else f16]
     #[arg(long, alias = "text_q_config", value_name = "FILE|SPEC")]
     text_q_config: Option<String>,
-    /// Let the denoiser's self-attentions work in 8-bit codes, where the layers around them do. Faster on CPUs; results
-    /// change by about as much as from 8-bit activations.
+    /// Compute the denoiser's self-attention in 8 bits wherever the layers around it have quantized activations. Faster on
+    /// CPUs; changes results about as much as 8-bit activations do.
     #[arg(long)]
     int8_attention: bool,
     /// The file to write.
@@ -63,7 +62,7 @@ struct Pack {
     /// Print nothing but errors.
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
-    /// Also say why layers are not as the configuration asks, where they are not.
+    /// List for each layer which part of the configuration decided, and why it is packed otherwise, if it is.
     #[arg(short, long)]
     verbose: bool,
     /// Print the report as JSON.
@@ -71,14 +70,14 @@ struct Pack {
     json: bool,
 }
 
-/// Other things to do than packing.
+/// What the program does beside packing.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show what is in a packed file.
+    /// Show what a packed file holds: model, quantization of each layer, tensors.
     Inspect {
         /// The packed file.
         file: PathBuf,
-        /// Print JSON.
+        /// Print everything as JSON, programs included.
         #[arg(long)]
         json: bool,
     },
@@ -87,47 +86,47 @@ enum Command {
         /// The packed file.
         file: PathBuf,
     },
-    /// Write the dequantized weights, under the names and in the shapes that diffusers has them in.
+    /// Write the dequantized weights to a safetensors file, with the names and shapes that diffusers gives them.
     Unpack {
         /// The packed file.
         file: PathBuf,
         /// The safetensors file to write.
         #[arg(short, long, value_name = "W.safetensors")]
         output: PathBuf,
-        /// Whose weights: a folder of the model directory [default: the denoiser's]
+        /// The component to write: a folder of the model directory [default: the denoiser's]
         #[arg(long, value_name = "FOLDER")]
         component: Option<String>,
-        /// Element type.
+        /// Type of the written numbers.
         #[arg(long, value_enum, default_value = "f32")]
         dtype: Dtype,
     },
-    /// Make a model of true size with random weights: a diffusers directory, or a file in its authors' layout (ldm4, church,
-    /// cin256).
+    /// Make a model of true size with random weights, to try things on: a diffusers directory, or for ldm4, church and
+    /// cin256 one file in their authors' layout.
     Synth {
-        /// The model.
-        #[arg(value_parser = PossibleValuesParser::new(MODELS.map(|(name, _)| name)).map(recipe))]
-        arch: Recipe,
-        /// The directory or file to make.
+        /// The architecture.
+        #[arg(value_parser = PossibleValuesParser::new(MODELS.map(|(name, _)| name)).map(synth_model))]
+        arch: SynthModel,
+        /// The directory or file to write.
         #[arg(short, long, value_name = "DIR|FILE")]
         output: PathBuf,
-        /// Another seed makes other weights.
+        /// Seed of the random weights.
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
 }
 
 /// The model called `name`, one of those that the parser admits.
-fn recipe(name: String) -> Recipe {
+fn synth_model(name: String) -> SynthModel {
     let found = MODELS.iter().find(|(n, _)| *n == name);
-    found.map_or_else(|| unreachable!("{name}: a possible value"), |(_, recipe)| *recipe)
+    found.map_or_else(|| unreachable!("{name}: a possible value"), |(_, model)| *model)
 }
 
 /// Element types of unpacked weights.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Dtype {
-    /// 32 bits.
+    /// 32-bit floats.
     F32,
-    /// 16 bits.
+    /// 16-bit floats.
     F16,
 }
 
@@ -149,16 +148,18 @@ pub fn main() -> ExitCode {
         (Some(Command::Verify { file }), _) => inspect::verify(&file),
         (Some(Command::Unpack { file, output, component, dtype }), _) => {
             unpack::unpack(&file, &output, component.as_deref(), dtype.into())
-                .map(|count| say(format!("{}: {count} tensors", output.display())))
+                .map(|count| say_line(format!("{}: {count} tensors", output.display())))
         }
-        (Some(Command::Synth { arch, output, seed }), _) => arch.write(&output, seed).map(|()| say(output.display())),
+        (Some(Command::Synth { arch, output, seed }), _) => {
+            arch.write(&output, seed).map(|()| say_line(output.display()))
+        }
         (None, Some(args)) => pack::pack(&args),
         (None, None) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", one_line(&error.to_string()));
             ExitCode::from(2)
         }
     }
@@ -168,6 +169,11 @@ pub fn main() -> ExitCode {
 fn say(text: impl std::fmt::Display) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints `text` as one line, whatever characters the names in it have.
+fn say_line(text: impl std::fmt::Display) {
+    say(one_line(&text.to_string()));
 }
 
 /// Prints `value` as indented JSON.

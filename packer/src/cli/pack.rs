@@ -1,9 +1,11 @@
 //! `packer MODEL -o OUT.aqt`.
 
+use super::inspect::decided_by;
 use super::table::{Table, bytes, percent};
-use super::{Pack, say, say_json};
-use crate::emit::{self, Options, Progress, Report};
+use super::{Pack, say, say_json, say_line};
+use crate::emit::{self, LayerLine, Options, Progress, Report};
 use crate::error::Result;
+use aquatint::format::meta::LayerMeta;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub(super) fn pack(args: &Pack) -> Result<()> {
@@ -44,19 +46,12 @@ fn bar(quiet: bool) -> ProgressBar {
 }
 
 fn print(report: &Report, args: &Pack) {
-    let mut table = Table::new(["layer", "method", "bits", "act", "error", "bytes"]);
-    for layer in &report.layers {
-        let act = if layer.activation_bits == 32 { "-".into() } else { layer.activation_bits.to_string() };
-        let bits = layer.bits.to_string();
-        table.row([layer.name.clone(), layer.method.clone(), bits, act, percent(layer.error), layer.bytes.to_string()]);
+    say(if args.verbose { explained(report) } else { brief(report) });
+    let notes = report.layers.iter().filter_map(|line| Some((&line.meta.name, line.meta.note.as_ref()?)));
+    for (name, note) in notes.filter(|_| args.verbose) {
+        say_line(format!("{name}: {note}"));
     }
-    say(table);
-    for (name, note) in report.layers.iter().filter_map(|l| Some((&l.name, l.note.as_ref()?))) {
-        if args.verbose {
-            say(format!("{name}: {note}"));
-        }
-    }
-    say(format!(
+    say_line(format!(
         "{}: {}, {:.1} % of the source's {}; average bits {:.2}",
         args.output.display(),
         bytes(report.file_bytes),
@@ -64,4 +59,27 @@ fn print(report: &Report, args: &Pack) {
         bytes(report.source_bytes),
         report.average_bits
     ));
+}
+
+/// The columns that every table of layers has.
+fn cells(line: &LayerLine) -> [String; 6] {
+    let LayerMeta { name, method, activation_bits, error, bytes, .. } = &line.meta;
+    let act = if *activation_bits == 32 { "-".into() } else { activation_bits.to_string() };
+    [name.clone(), method.clone(), line.bits.to_string(), act, percent(*error), bytes.to_string()]
+}
+
+fn brief(report: &Report) -> String {
+    let mut table = Table::new(["layer", "method", "bits", "act", "error", "bytes"]);
+    report.layers.iter().for_each(|line| table.row(cells(line)));
+    table.to_string()
+}
+
+/// The same, with what in the configuration decided.
+fn explained(report: &Report) -> String {
+    let mut table = Table::new(["layer", "method", "bits", "act", "error", "bytes", "decided by"]);
+    for line in &report.layers {
+        let [name, method, bits, act, error, bytes] = cells(line);
+        table.row([name, method, bits, act, error, bytes, decided_by(&line.meta)]);
+    }
+    table.to_string()
 }

@@ -1,5 +1,6 @@
 //! Plain text tables and numbers for people.
 
+use aquatint::error::one_line;
 use std::fmt;
 
 /// A table with a heading; the first column is set left, the others right.
@@ -13,9 +14,9 @@ impl<const N: usize> Table<N> {
         Table { rows: vec![heading.map(str::to_owned)] }
     }
 
-    /// Adds a row.
+    /// Adds a row. Cells may be names of a file; whatever characters they have, the row stays one line.
     pub fn row(&mut self, cells: [String; N]) {
-        self.rows.push(cells);
+        self.rows.push(cells.map(|cell| one_line(&cell)));
     }
 }
 
@@ -75,6 +76,8 @@ mod tests {
         table.row(["a".into(), "4".into()]);
         table.row(["longer".into(), "16".into()]);
         assert_eq!(table.to_string(), "layer   bits\na          4\nlonger    16");
+        table.row(["a\nb".into(), "\r8".into()]);
+        assert_eq!(table.to_string().lines().count(), 4);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Reading a configuration file of any format into one list of entries.
 
-use super::{Activations, ConfigError, QConfig, SpecFault, spec};
+use super::{Activations, Choice, ConfigError, Decider, QConfig, SpecFault, spec};
 use crate::source::pickle::{self, Pickle, Value};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::{collections::HashSet, fmt, fs, path::Path};
@@ -84,6 +84,7 @@ fn build(origin: String, raw: Raw) -> Result<QConfig, ConfigError> {
         spec::parse_value(&text, activations).map_err(|fault| value_error(&origin, key, &text, fault))
     };
     let default = take("default").map(|value| layer("default", value)).transpose()?;
+    let default = default.map(|spec| Choice { spec, by: Decider::Default });
     let map = match take("layers") {
         Some(Raw::Map(map)) => {
             if let Some((key, _)) = top.first() {

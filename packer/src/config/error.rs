@@ -14,21 +14,21 @@ pub enum ConfigError {
     },
     /// The file cannot be read.
     Io {
-        /// The file.
+        /// The file that cannot be read.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
     },
     /// The file is not of its format, or not of the expected structure.
     Syntax {
-        /// The file.
+        /// The configuration: a file, or a SPEC.
         origin: String,
         /// What is wrong, with the position where the format's reader gives one.
         reason: String,
     },
     /// A key has a value that is not a precision.
     Value {
-        /// The file.
+        /// The configuration: a file, or a SPEC.
         origin: String,
         /// The layer, glob, or option.
         key: String,
@@ -39,7 +39,7 @@ pub enum ConfigError {
     },
     /// Layers that neither a key nor a default covers.
     Unmatched {
-        /// The file.
+        /// The configuration: a file, or a SPEC.
         origin: String,
         /// The first few of them.
         layers: Vec<String>,
@@ -48,7 +48,7 @@ pub enum ConfigError {
     },
     /// Keys that match no layer of the model.
     Unknown {
-        /// The file.
+        /// The configuration: a file, or a SPEC.
         origin: String,
         /// The first of them.
         key: String,
@@ -59,9 +59,9 @@ pub enum ConfigError {
     },
     /// Two keys of equal rank that disagree about a layer.
     Conflict {
-        /// The file.
+        /// The configuration: a file, or a SPEC.
         origin: String,
-        /// The layer.
+        /// The layer that both are about.
         layer: String,
         /// Both keys, each with its value.
         keys: [String; 2],
@@ -90,7 +90,7 @@ impl fmt::Display for ConfigError {
         match self {
             ConfigError::Argument { got, fault } => write!(
                 f,
-                "--q-config `{got}`: no file of that name, and not a precision such as w4a8 or w4a8:kmeans_c: {fault}"
+                "--q-config `{got}`: no file of that name, and not a precision such as w4a8 or w4a8:kmeans: {fault}"
             ),
             ConfigError::Io { path, source } => write!(f, "cannot read {}: {source}", path.display()),
             ConfigError::Syntax { origin, reason } => write!(f, "{origin}: {reason}"),

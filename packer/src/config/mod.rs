@@ -1,7 +1,7 @@
 //! Which layer gets which precision: `--q-config FILE|SPEC`.
 //!
 //! A SPEC is one precision for every layer: `f32`, `f16`, or `w<bits>a<bits>` with an optional method, as in `w4a8`,
-//! `w3a16` or `w4a8:kmeans_c`; the method is `uaq` if none is named.
+//! `w3a16` or `w4a8:kmeans`; the method is `mse` if none is named.
 //!
 //! A FILE is JSON, TOML, YAML or a pickle (by extension), either the map from layers to values itself, or:
 //!
@@ -82,12 +82,43 @@ impl fmt::Display for LayerSpec {
     }
 }
 
+/// What a configuration asks for one layer, and what in it says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The precision that is asked for.
+    pub spec: LayerSpec,
+    /// The part of the configuration that decided.
+    pub by: Decider,
+}
+
+/// What in a configuration decides about a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decider {
+    /// The SPEC, which is for every layer.
+    Spec,
+    /// The `default` of a file.
+    Default,
+    /// The entry with this key: a name, or a glob.
+    Entry(String),
+}
+
+impl fmt::Display for Decider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Decider::Spec => f.write_str("specification"),
+            Decider::Default => f.write_str("default"),
+            Decider::Entry(key) => write!(f, "`{}`", spec::shorten(key)),
+        }
+    }
+}
+
 /// A parsed quantization configuration, not yet matched against a model.
 #[derive(Clone, Debug)]
 pub struct QConfig {
     /// The file, or the SPEC, for messages.
     origin: String,
-    default: Option<LayerSpec>,
+    /// What decides about layers that no entry names, and the precision they get.
+    default: Option<Choice>,
     entries: Vec<(String, LayerSpec)>,
 }
 
@@ -109,7 +140,8 @@ impl QConfig {
 
     /// One precision for every layer.
     pub fn uniform(layer: LayerSpec) -> QConfig {
-        QConfig { origin: layer.to_string(), default: Some(layer), entries: Vec::new() }
+        let default = Some(Choice { spec: layer, by: Decider::Spec });
+        QConfig { origin: layer.to_string(), default, entries: Vec::new() }
     }
 
     /// Reads a JSON, TOML, YAML or pickle file, by its extension.
@@ -123,7 +155,8 @@ impl QConfig {
     /// The same with other activations in every layer whose weights are codes (`--act_bit` on the command line).
     #[must_use]
     pub fn with_activations(mut self, activations: Activations) -> QConfig {
-        for layer in self.default.iter_mut().chain(self.entries.iter_mut().map(|(_, layer)| layer)) {
+        let default = self.default.iter_mut().map(|choice| &mut choice.spec);
+        for layer in default.chain(self.entries.iter_mut().map(|(_, layer)| layer)) {
             if matches!(layer.weights, Weights::Codes { .. }) {
                 layer.activations = activations;
             }
@@ -131,14 +164,13 @@ impl QConfig {
         self
     }
 
-    /// The same with another value for layers that no entry names.
-    #[must_use]
-    pub fn with_default(mut self, layer: LayerSpec) -> QConfig {
-        self.default = Some(layer);
-        self
+    /// What layers get that no entry names: the SPEC, or the file's `default`, if it has one.
+    pub fn default(&self) -> Option<LayerSpec> {
+        self.default.as_ref().map(|choice| choice.spec)
     }
 
-    /// The precision of each of `layers`, in their order: the names of all quantizable layers of a model.
+    /// The precision of each of `layers`, in their order, and what decided it: `layers` are the names of all quantizable
+    /// layers of a model.
     ///
     /// `aliases` are (duplicate, canonical) names of layers that a configuration may list again though they are one
     /// and the same, as Qua2SeDiMo's do for the timestep embedders of DiT blocks 1 to 27; canonical names are among
@@ -148,7 +180,7 @@ impl QConfig {
     /// # Errors
     /// If a layer is matched by nothing, a key matches no layer, two keys name the same layer with different values,
     /// or two equally literal globs disagree about a layer.
-    pub fn resolve(&self, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<LayerSpec>, ConfigError> {
+    pub fn resolve(&self, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<Choice>, ConfigError> {
         resolve::resolve(self, layers, aliases)
     }
 }

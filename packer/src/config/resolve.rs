@@ -1,11 +1,10 @@
 //! Matching a configuration against the layers of a model. The rules are those of the [module](super).
 
-use super::{ConfigError, LayerSpec, QConfig, spec::shorten};
+use super::{Choice, ConfigError, Decider, LayerSpec, QConfig, spec::shorten};
+use crate::weight::SECOND_HALF;
 use globset::{Glob, GlobMatcher};
 use std::collections::HashMap;
 
-/// Marks the second half of a split layer.
-const SECOND_HALF: &str = ".weight_quantizer_0";
 /// Layers named in an error.
 const SHOWN: usize = 3;
 /// Longest key whose distance to other names is worth computing.
@@ -36,11 +35,7 @@ impl Pattern<'_> {
     }
 }
 
-pub(super) fn resolve(
-    config: &QConfig,
-    layers: &[&str],
-    aliases: &[(&str, &str)],
-) -> Result<Vec<LayerSpec>, ConfigError> {
+pub(super) fn resolve(config: &QConfig, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<Choice>, ConfigError> {
     let origin = || config.origin.clone();
     let index: HashMap<&str, usize> = layers.iter().enumerate().map(|(i, &name)| (name, i)).collect();
     let duplicates: HashMap<&str, usize> = aliases.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
@@ -67,10 +62,10 @@ pub(super) fn resolve(
         }
     }
     // Where a canonical layer has no entry of its own, its first duplicate with one speaks for it.
-    let mut inherited: HashMap<&str, LayerSpec> = HashMap::new();
+    let mut inherited: HashMap<&str, (&str, LayerSpec)> = HashMap::new();
     for (duplicate, canonical) in aliases {
-        if let Some((_, spec)) = exact.get(duplicate) {
-            inherited.entry(canonical).or_insert(*spec);
+        if let Some(entry) = exact.get(duplicate) {
+            inherited.entry(canonical).or_insert(*entry);
         }
     }
     for glob in &mut globs {
@@ -78,18 +73,19 @@ pub(super) fn resolve(
     }
 
     let mut unmatched = Vec::new();
-    let mut specs = Vec::with_capacity(layers.len());
+    let mut choices = Vec::with_capacity(layers.len());
     for &layer in layers {
-        let named = |name: &str| exact.get(name).map(|(_, spec)| *spec).or_else(|| inherited.get(name).copied());
+        let named = |name: &str| exact.get(name).or_else(|| inherited.get(name)).copied();
         let by_glob = best_glob(&mut globs, layer).map_err(|keys| ConfigError::Conflict {
             origin: origin(),
             layer: layer.into(),
             keys,
         })?;
         let first_half = layer.strip_suffix(SECOND_HALF);
-        let found = named(layer).or_else(|| first_half.and_then(named)).or(by_glob).or(config.default);
-        match found {
-            Some(spec) => specs.push(spec),
+        let entry = named(layer).or_else(|| first_half.and_then(named)).or(by_glob);
+        let entry = entry.map(|(key, spec)| Choice { spec, by: Decider::Entry(key.to_owned()) });
+        match entry.or_else(|| config.default.clone()) {
+            Some(choice) => choices.push(choice),
             None => unmatched.push(layer),
         }
     }
@@ -104,7 +100,7 @@ pub(super) fn resolve(
         let layers = unmatched.into_iter().take(SHOWN).map(String::from).collect();
         return Err(ConfigError::Unmatched { origin: origin(), layers, count });
     }
-    Ok(specs)
+    Ok(choices)
 }
 
 fn shown(key: &str, spec: LayerSpec) -> String {
@@ -125,9 +121,9 @@ fn pattern<'a>(config: &QConfig, key: &'a str, spec: LayerSpec) -> Result<Patter
     Ok(Pattern { key, spec, matchers, literal, used: false })
 }
 
-/// The value of the most literal glob that matches; both keys if two of them disagree.
-fn best_glob(globs: &mut [Pattern<'_>], layer: &str) -> Result<Option<LayerSpec>, [String; 2]> {
-    let mut best: Option<(usize, LayerSpec, &str)> = None;
+/// The most literal glob that matches, and its value; both keys if two of them disagree.
+fn best_glob<'a>(globs: &mut [Pattern<'a>], layer: &str) -> Result<Option<(&'a str, LayerSpec)>, [String; 2]> {
+    let mut best: Option<(usize, LayerSpec, &'a str)> = None;
     let mut rival = None;
     for glob in globs.iter_mut().filter(|glob| glob.matches(layer)) {
         glob.used = true;
@@ -146,7 +142,7 @@ fn best_glob(globs: &mut [Pattern<'_>], layer: &str) -> Result<Option<LayerSpec>
     }
     match rival {
         Some(keys) => Err(keys),
-        None => Ok(best.map(|(_, spec, _)| spec)),
+        None => Ok(best.map(|(_, spec, key)| (key, spec))),
     }
 }
 

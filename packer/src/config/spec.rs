@@ -7,7 +7,7 @@ use aquatint::codec::Bits;
 const FORM: &str = "f32, f16, or w<bits>a<bits> with an optional :<method>";
 const VALUE: &str = "f32, f16, <method>-<bits> such as kmeans-4, or w<bits>a<bits>[:<method>]";
 const BITS: &str = "2, 3, 4, 5, 6 or 8";
-const METHOD: &str = "uaq (or mse), kmeans_c (or kmeans), kmeans_a (or kmeans_all)";
+const METHOD: &str = "mse (or uaq), kmeans (or kmeans_c), kmeans_all (or kmeans_a)";
 const ACTIVATIONS: &str = "6, 8, or 16 for floating point";
 
 fn fault(what: &'static str, expected: &'static str, got: &str) -> SpecFault {
@@ -53,7 +53,7 @@ fn method(text: &str) -> Result<Method, SpecFault> {
     Method::parse(text).ok_or_else(|| fault("method", METHOD, text))
 }
 
-/// Parses a SPEC: `f32`, `f16`, `w4a8`, `w4a8:kmeans_c`.
+/// Parses a SPEC: `f32`, `f16`, `w4a8`, `w4a8:kmeans`.
 pub(super) fn parse(text: &str) -> Result<LayerSpec, SpecFault> {
     let float = |weights| Ok(LayerSpec { weights, activations: Activations::Float });
     match text {

@@ -15,7 +15,7 @@ use aquatint::program::{Act, Columns, Modulation, Op, Resampling, Value};
 
 /// What the blocks of one network share, with its builder.
 pub struct Blocks<'a> {
-    /// The builder.
+    /// Appends ops and weights to the program.
     pub b: Builder<'a>,
     /// Groups of every norm.
     pub groups: u32,
@@ -34,7 +34,7 @@ pub struct Blocks<'a> {
 pub struct Time {
     /// SiLU of it, `(conditions, d)`: what every reader wants.
     pub silu: Value,
-    /// Its features.
+    /// Features of the embedding.
     pub d: usize,
     /// Whether blocks scale and shift after their second norm, instead of shifting before it.
     pub scale_shift: bool,

@@ -1,120 +1,22 @@
 //! Typed steps that append an op to a program and register the weights it uses.
 //!
-//! Weights keep the checkpoint's names. What the builder adds is where they lie in the file: convolution kernels turn
-//! from `(o, i, h, w)` to `(o, h, w, i)`, everything else stays as it is.
+//! Weights keep the checkpoint's names. What the builder adds is the steps that bring them into the order in which ops read
+//! them: convolution kernels turn from `(o, i, h, w)` to `(o, h, w, i)`, rows of gated layers go by turns, everything else
+//! stays as it is.
 
+use crate::weight::{Step, Storage, Weight, Weights};
 use aquatint::program::{Act, Columns, Input, Modulation, Node, Op, Program, Role, Sampling, Tensor, Value};
-use std::borrow::Cow;
-
-/// How a weight may be stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Storage {
-    /// Always plain f32: biases, norm parameters, and the vectors of a vector quantizer.
-    Vector,
-    /// Plain f16 or f32: lookup tables.
-    Table,
-    /// A linear layer's matrix: quantizable.
-    Linear,
-    /// A convolution's kernel: quantizable.
-    Conv,
-}
-
-/// The order of a weight's rows in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Rows {
-    /// That of the checkpoint.
-    #[default]
-    AsIs,
-    /// The checkpoint holds two halves of rows, the file one of each by turns: `0, o, 1, o + 1, ..`; see
-    /// [`Op::GatedLinear`].
-    Interleaved,
-}
-
-impl Rows {
-    /// `values`, rows of `cols` in the checkpoint's order, in the file's.
-    pub fn arrange<T: Copy>(self, values: &[T], cols: usize) -> Cow<'_, [T]> {
-        match self {
-            Rows::AsIs => Cow::Borrowed(values),
-            Rows::Interleaved => {
-                let (first, second) = values.split_at(values.len() / 2);
-                let pairs = first.chunks_exact(cols).zip(second.chunks_exact(cols));
-                Cow::Owned(pairs.flat_map(|(a, b)| a.iter().chain(b)).copied().collect())
-            }
-        }
-    }
-
-    /// The inverse of [`arrange`](Self::arrange).
-    pub fn restore<T: Copy>(self, values: &[T], cols: usize) -> Cow<'_, [T]> {
-        match self {
-            Rows::AsIs => Cow::Borrowed(values),
-            Rows::Interleaved => {
-                let half = |skip| values.chunks_exact(cols).skip(skip).step_by(2).flatten().copied();
-                Cow::Owned(half(0).chain(half(1)).collect())
-            }
-        }
-    }
-}
-
-/// One weight of a program.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Weight {
-    /// The component's folder in the model directory.
-    pub component: &'static str,
-    /// Name in the component's checkpoint.
-    pub key: String,
-    /// Axes in the checkpoint; four axes are `(o, i, h, w)`.
-    pub source_dims: Vec<usize>,
-    /// Axes in the file; four axes are `(o, h, w, i)`.
-    pub dims: Vec<usize>,
-    /// How it may be stored.
-    pub storage: Storage,
-    /// The order of its rows in the file.
-    pub rows: Rows,
-    /// Names under which the checkpoint stores the same tensor again.
-    pub copies: Vec<String>,
-}
-
-impl Weight {
-    /// Name in the file: `component/key`.
-    pub fn name(&self) -> String {
-        format!("{}/{}", self.component, self.key)
-    }
-
-    /// Whether it belongs to a layer that can be quantized.
-    pub fn quantizable(&self) -> bool {
-        matches!(self.storage, Storage::Linear | Storage::Conv)
-    }
-
-    /// The layer's module path, as quantization configurations name it.
-    pub fn layer(&self) -> &str {
-        layer_of(&self.key)
-    }
-
-    /// Module paths of the copies.
-    pub fn copied_layers(&self) -> impl Iterator<Item = &str> {
-        self.copies.iter().map(|key| layer_of(key))
-    }
-
-    /// Output channels and inputs per output channel.
-    pub fn matrix(&self) -> (usize, usize) {
-        (self.dims[0], self.dims[1..].iter().product())
-    }
-}
-
-fn layer_of(key: &str) -> &str {
-    key.strip_suffix(".weight").unwrap_or(key)
-}
 
 /// What a linear layer does after its product; see [`Op::Linear`].
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     /// Whether there is a bias.
     pub bias: bool,
-    /// Activation.
+    /// Applied to the product and bias.
     pub act: Act,
-    /// Gate.
+    /// Multiplies what the activation makes.
     pub gate: Option<Columns>,
-    /// Residual.
+    /// Added last.
     pub residual: Option<Value>,
 }
 
@@ -131,7 +33,7 @@ pub struct Conv {
     pub sampling: Sampling,
     /// Added per sample and channel.
     pub shift: Option<Columns>,
-    /// Residual.
+    /// Added last.
     pub residual: Option<Value>,
 }
 
@@ -142,9 +44,9 @@ pub struct GroupNorm {
     pub groups: u32,
     /// Added to the variance.
     pub eps: f32,
-    /// Modulation.
+    /// Scales and shifts after the affine part.
     pub modulation: Option<Modulation>,
-    /// Applied last.
+    /// Applied to the result, last.
     pub act: Act,
 }
 
@@ -164,12 +66,12 @@ impl GroupNorm {
 pub struct Builder<'a> {
     component: &'static str,
     program: Program,
-    weights: &'a mut Vec<Weight>,
+    weights: &'a mut Weights,
 }
 
 impl<'a> Builder<'a> {
     /// An empty program of `role`; its weights come from `component` and are appended to `weights`.
-    pub fn new(role: Role, component: &'static str, inputs: Vec<Input>, weights: &'a mut Vec<Weight>) -> Self {
+    pub fn new(role: Role, component: &'static str, inputs: Vec<Input>, weights: &'a mut Weights) -> Self {
         let program = Program { role, inputs, nodes: Vec::new(), output: Value(0) };
         Builder { component, program, weights }
     }
@@ -203,18 +105,13 @@ impl<'a> Builder<'a> {
     }
 
     fn weight(&mut self, key: String, source_dims: &[usize], storage: Storage) -> Tensor {
-        self.arranged(key, source_dims, storage, Rows::AsIs)
+        self.weights.push(Weight::of_checkpoint(self.component, key, source_dims, storage))
     }
 
-    fn arranged(&mut self, key: String, source_dims: &[usize], storage: Storage, rows: Rows) -> Tensor {
-        let dims = match *source_dims {
-            [o, i, h, w] => vec![o, h, w, i],
-            _ => source_dims.to_vec(),
-        };
-        let source_dims = source_dims.to_vec();
-        let (component, copies) = (self.component, Vec::new());
-        self.weights.push(Weight { component, key, source_dims, dims, storage, rows, copies });
-        Tensor(self.weights.len() as u32 - 1)
+    fn interleaved(&mut self, key: String, source_dims: &[usize], storage: Storage) -> Tensor {
+        let tensor = self.weight(key, source_dims, storage);
+        self.weights[tensor].steps.push(Step::Interleave);
+        tensor
     }
 
     /// A vector of `n` values, kept as f32.
@@ -234,9 +131,8 @@ impl<'a> Builder<'a> {
     /// A gated linear layer at module `path` from `k` to `o` features, with biases. The checkpoint's first `o` rows make
     /// values, the others gates.
     pub fn gated_linear(&mut self, path: &str, x: Value, [k, o]: [usize; 2], act: Act) -> Value {
-        let rows = Rows::Interleaved;
-        let weight = self.arranged(format!("{path}.weight"), &[2 * o, k], Storage::Linear, rows);
-        let bias = Some(self.arranged(format!("{path}.bias"), &[2 * o], Storage::Vector, rows));
+        let weight = self.interleaved(format!("{path}.weight"), &[2 * o, k], Storage::Linear);
+        let bias = Some(self.interleaved(format!("{path}.bias"), &[2 * o], Storage::Vector));
         self.push(path, Op::GatedLinear { x, weight, bias, act })
     }
 
@@ -290,25 +186,9 @@ impl<'a> Builder<'a> {
     /// Records that the checkpoint stores every weight below module `path` again under each of `others`.
     pub fn copies(&mut self, path: &str, others: &[String]) {
         for weight in self.weights.iter_mut().filter(|w| w.component == self.component) {
-            if let Some(rest) = weight.key.strip_prefix(path) {
+            if let Some(rest) = weight.key().strip_prefix(path) {
                 weight.copies = others.iter().map(|other| format!("{other}{rest}")).collect();
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn halves_of_rows_go_by_turns_and_back() {
-        let source = [[1, 2], [3, 4], [5, 6], [10, 20], [30, 40], [50, 60]].concat();
-        let arranged = Rows::Interleaved.arrange(&source, 2);
-        assert_eq!(arranged[..], [1, 2, 10, 20, 3, 4, 30, 40, 5, 6, 50, 60]);
-        assert_eq!(Rows::Interleaved.restore(&arranged, 2)[..], source);
-        assert_eq!(Rows::Interleaved.arrange(&[1, 2, 3, 10, 20, 30], 1)[..], [1, 10, 2, 20, 3, 30]);
-        assert_eq!(Rows::AsIs.arrange(&source, 2)[..], source);
-        assert_eq!(Rows::AsIs.restore(&source, 2)[..], source);
     }
 }

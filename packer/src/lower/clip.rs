@@ -9,8 +9,9 @@
 //! before every name; both are read.
 
 use super::Fields;
-use super::builder::{Builder, Linear, Weight};
+use super::builder::{Builder, Linear};
 use crate::source::diffusers::Object;
+use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::program::{Act, Attend, Dim, Input, InputKind, Op, Program, Role, Value};
 use serde_json::json;
@@ -80,7 +81,7 @@ impl Config {
             },
             eps: fields.float_or("layer_norm_eps", 1e-5)? as f32,
         };
-        fields.only("model_type", json!("clip_text_model"), json!("clip_text_model"))?;
+        fields.must_be("model_type", json!("clip_text_model"), json!("clip_text_model"))?;
         if !config.features.is_multiple_of(config.heads) {
             let expected = format!("a divisor of hidden_size {}", config.features);
             return Err(fields.error("num_attention_heads", expected, config.heads));
@@ -118,7 +119,7 @@ pub fn lower(
     output: Output,
     role: Role,
     has: &dyn Fn(&str) -> bool,
-    weights: &mut Vec<Weight>,
+    weights: &mut Weights,
 ) -> Program {
     let c = config;
     let prefix = prefix(has);

@@ -12,9 +12,10 @@
 //! program uses block 0's. diffusers' version differs from the original DiT in the frequencies of the timestep
 //! embedding (shift 1) and in the epsilon of the second norm (`norm_eps`).
 
-use super::builder::{Builder, Linear, Weight};
+use super::builder::{Builder, Linear};
 use super::{DENOISER, Fields};
 use crate::source::diffusers::Object;
+use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::program::{Act, Columns, Dim, Input, InputKind, Modulation, Op, Program, Role, Value};
 use serde_json::json;
@@ -35,7 +36,7 @@ pub struct Config {
     pub heads: u32,
     /// Features per head.
     pub head_dim: u32,
-    /// Blocks.
+    /// Number of transformer blocks.
     pub layers: u32,
     /// Height and width of a patch.
     pub patch: u32,
@@ -70,14 +71,18 @@ impl Config {
         };
         let fields = Fields::new(DENOISER, object);
         let default = |own, general_default| if general { general_default } else { own };
-        fields.only("norm_type", default(json!("ada_norm_zero"), json!("layer_norm")), json!("ada_norm_zero"))?;
-        fields.only("activation_fn", default(json!("gelu-approximate"), json!("geglu")), json!("gelu-approximate"))?;
-        fields.only("norm_elementwise_affine", json!(general), json!(false))?;
+        fields.must_be("norm_type", default(json!("ada_norm_zero"), json!("layer_norm")), json!("ada_norm_zero"))?;
+        fields.must_be(
+            "activation_fn",
+            default(json!("gelu-approximate"), json!("geglu")),
+            json!("gelu-approximate"),
+        )?;
+        fields.must_be("norm_elementwise_affine", json!(general), json!(false))?;
         for field in ["cross_attention_dim", "num_vector_embeds", "caption_channels"] {
-            fields.only(field, json!(null), json!(null))?;
+            fields.must_be(field, json!(null), json!(null))?;
         }
         for field in ["double_self_attention", "only_cross_attention"] {
-            fields.only(field, json!(false), json!(false))?;
+            fields.must_be(field, json!(false), json!(false))?;
         }
         if fields.float_or("interpolation_scale", 1.0)? != 1.0 {
             return Err(fields.error("interpolation_scale", "1, as DiT has it", &object["interpolation_scale"]));
@@ -123,7 +128,7 @@ impl Config {
 }
 
 /// The denoiser: `(n, h, w, in_channels)`, timesteps and classes to `(n, h, w, out_channels)`.
-pub fn lower(config: &Config, weights: &mut Vec<Weight>) -> Program {
+pub fn lower(config: &Config, weights: &mut Weights) -> Program {
     let c = config;
     let (d, p) = (c.dim() as usize, c.patch as usize);
     let (channels, out_channels) = (c.in_channels as usize, c.out_channels as usize);

@@ -78,7 +78,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Refuses any factor but 1, which is what an absent one is.
-    pub fn one(&self, field: &str) -> Result<()> {
+    pub fn must_be_one(&self, field: &str) -> Result<()> {
         let factor = self.float_or(field, 1.0)?;
         if factor == 1.0 { Ok(()) } else { Err(self.error(field, 1, factor)) }
     }
@@ -121,7 +121,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Refuses any value of `field` but `supported`; an absent field has the value `default`.
-    pub fn only(&self, field: &str, default: Value, supported: Value) -> Result<()> {
+    pub fn must_be(&self, field: &str, default: Value, supported: Value) -> Result<()> {
         let got = self.object.get(field).unwrap_or(&default);
         if *got == supported { Ok(()) } else { Err(self.error(field, supported, got)) }
     }
@@ -141,10 +141,10 @@ mod tests {
         assert_eq!(fields.count_or("e", 7).unwrap(), 3);
         assert!(fields.count("a").map_err(text).unwrap_err().contains("vae/config.json: a: expected a whole number"));
         assert!(fields.counts("b").map_err(text).unwrap_err().contains(r#"got "x""#));
-        let refused = fields.only("c", json!("silu"), json!("silu")).map_err(text).unwrap_err();
+        let refused = fields.must_be("c", json!("silu"), json!("silu")).map_err(text).unwrap_err();
         assert_eq!(refused, r#"vae/config.json: c: expected "silu", got "relu""#);
-        assert!(fields.only("absent", json!("silu"), json!("silu")).is_ok());
-        assert!(fields.only("absent", json!("gelu"), json!("silu")).is_err());
+        assert!(fields.must_be("absent", json!("silu"), json!("silu")).is_ok());
+        assert!(fields.must_be("absent", json!("gelu"), json!("silu")).is_err());
         assert!(fields.flag_or("e", true).is_err());
         assert!(fields.float_or("c", 1.0).is_err());
     }

@@ -20,10 +20,11 @@ pub mod vae;
 pub mod vq;
 
 pub use crate::source::diffusers::REFINER;
-pub use builder::{Builder, Linear, Rows, Storage, Weight};
+pub use builder::{Builder, Linear};
 pub use fields::Fields;
 
 use crate::source::diffusers::{Component, Model};
+use crate::weight::{Origin, Weights};
 use aquatint::error::{Error, Result};
 use aquatint::format::meta::PipelineMeta;
 use aquatint::program::Program;
@@ -70,7 +71,7 @@ pub struct Lowered {
     /// The denoiser first, then whatever else the pipeline has.
     pub programs: Vec<Program>,
     /// Weights in program order; [`aquatint::program::Tensor`] counts them.
-    pub weights: Vec<Weight>,
+    pub weights: Weights,
     /// Files that the packed file brings along, by name: `tokenizer/tokenizer.json`.
     pub files: Vec<(String, Vec<u8>)>,
     /// What the pipeline needs beside the programs.
@@ -95,15 +96,21 @@ pub fn lower(model: &Model) -> Result<Lowered> {
 fn check(component: &Component, lowered: &Lowered) -> Result<()> {
     let checkpoint = &component.weights;
     let name = &component.name;
-    let own = || lowered.weights.iter().filter(|w| w.component == name);
+    let own = || {
+        let of_checkpoint = lowered.weights.iter().filter(|w| w.component == name);
+        of_checkpoint.filter_map(|weight| match &weight.origin {
+            Origin::Checkpoint { key, dims } => Some((key, dims, &weight.copies)),
+            Origin::Made { .. } => None,
+        })
+    };
     let mut used = BTreeSet::new();
-    for weight in own() {
-        for key in std::iter::once(&weight.key).chain(&weight.copies) {
+    for (key, dims, copies) in own() {
+        for key in std::iter::once(key).chain(copies) {
             used.insert(key.as_str());
             let shape = checkpoint.shape(key);
-            if shape != Some(&weight.source_dims[..]) {
+            if shape != Some(&dims[..]) {
                 let got = shape.map_or_else(|| "no such tensor".into(), |s| format!("shape {s:?}"));
-                return Err(Error::request(checkpoint.describe(key), format!("shape {:?}", weight.source_dims), got));
+                return Err(Error::request(checkpoint.describe(key), format!("shape {dims:?}"), got));
             }
         }
     }
@@ -117,9 +124,9 @@ fn check(component: &Component, lowered: &Lowered) -> Result<()> {
         let expected = format!("only the {} tensors of the model its config.json describes", used.len());
         return Err(Error::request(format!("{name}: weights"), expected, format!("also {first}{more}")));
     }
-    for weight in own() {
-        for copy in &weight.copies {
-            checkpoint.same_bits(&weight.key, copy)?;
+    for (key, _, copies) in own() {
+        for copy in copies {
+            checkpoint.same_bits(key, copy)?;
         }
     }
     Ok(())

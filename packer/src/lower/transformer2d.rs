@@ -19,7 +19,7 @@ const EPS: f32 = 1e-5;
 pub struct Transformer {
     /// The context, `(conditions, .., features)`.
     pub context: Value,
-    /// Its features.
+    /// Features of the context.
     pub features: usize,
     /// Whether the checkpoint's projections in and out are linear layers; else 1x1 convolutions, which compute the same.
     pub linear: bool,

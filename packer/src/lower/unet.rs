@@ -52,7 +52,7 @@ pub struct Site<'a> {
     pub path: &'a str,
     /// The level, 0 for the finest; `None` in the middle.
     pub level: Option<usize>,
-    /// Channels.
+    /// Channels of the pixels that attend.
     pub channels: usize,
 }
 
@@ -157,9 +157,9 @@ pub struct TimeConfig {
     pub features: u32,
     /// Whether the cosines come first.
     pub cos_first: bool,
-    /// See [`Op::TimestepEmbedding`].
+    /// Subtracted from half the features in the exponent of frequencies; see [`Op::TimestepEmbedding`].
     pub freq_shift: f32,
-    /// See [`Time::scale_shift`].
+    /// Whether the embedding scales and shifts after norms; see [`Time::scale_shift`].
     pub scale_shift: bool,
 }
 

@@ -6,9 +6,10 @@
 
 use super::Fields;
 use super::blocks::Blocks;
-use super::builder::{Builder, Weight};
+use super::builder::Builder;
 use super::unet::{Change, Level, Levels, TimeConfig};
 use crate::source::diffusers::Object;
+use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::program::{Dim, Input, InputKind, Program, Role, Sampling, Value};
 use serde_json::json;
@@ -61,13 +62,13 @@ impl Config {
             return Err(Error::request(format!("{component}/config.json: _class_name"), "UNet2DModel", class));
         }
         let fields = Fields::new(component, object);
-        fields.only("act_fn", json!("silu"), json!("silu"))?;
-        fields.only("time_embedding_type", json!("positional"), json!("positional"))?;
-        fields.only("center_input_sample", json!(false), json!(false))?;
-        fields.only("mid_block_type", json!("UNetMidBlock2D"), json!("UNetMidBlock2D"))?;
-        fields.one("mid_block_scale_factor")?;
+        fields.must_be("act_fn", json!("silu"), json!("silu"))?;
+        fields.must_be("time_embedding_type", json!("positional"), json!("positional"))?;
+        fields.must_be("center_input_sample", json!(false), json!(false))?;
+        fields.must_be("mid_block_type", json!("UNetMidBlock2D"), json!("UNetMidBlock2D"))?;
+        fields.must_be_one("mid_block_scale_factor")?;
         for field in ["time_embedding_dim", "class_embed_type", "num_class_embeds", "num_train_timesteps"] {
-            fields.only(field, json!(null), json!(null))?;
+            fields.must_be(field, json!(null), json!(null))?;
         }
         let channels = fields.counts("block_out_channels")?.unwrap_or_else(|| vec![224, 448, 672, 896]);
         let change = |field: &str| match fields.text_or(field, "conv")? {
@@ -156,7 +157,7 @@ fn blocks(fields: &Fields, way: &str, count: usize, change: Change) -> Result<Ve
 /// holds a tensor of that name. It decides between the old and the new names of attention, and where configurations are
 /// not plain: blocks without attention are resampled by a convolution in diffusers, whatever the configuration says of
 /// the others, and the middle has a norm before attention unless blocks scale and shift.
-pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Vec<Weight>) -> Program {
+pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Weights) -> Program {
     let c = config;
     let dims = vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(c.in_channels)];
     let inputs =

@@ -8,10 +8,11 @@
 
 use super::Fields;
 use super::blocks::Blocks;
-use super::builder::{Builder, Linear, Weight};
+use super::builder::{Builder, Linear};
 use super::transformer2d::Transformer;
 use super::unet::{Change, Level, Levels, TimeConfig};
 use crate::source::diffusers::Object;
+use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::program::{Act, Dim, Input, InputKind, Op, Program, Role, Sampling, Value};
 use serde_json::json;
@@ -103,13 +104,13 @@ impl Config {
         }
         let fields = Fields::new(component, object);
         for (field, value) in fixed() {
-            fields.only(field, value.clone(), value)?;
+            fields.must_be(field, value.clone(), value)?;
         }
         for field in ["time_embedding_dim", "reverse_transformer_layers_per_block"] {
-            fields.only(field, json!(null), json!(null))?;
+            fields.must_be(field, json!(null), json!(null))?;
         }
         for field in ["mid_block_scale_factor", "resnet_out_scale_factor"] {
-            fields.one(field)?;
+            fields.must_be_one(field)?;
         }
         for field in ["only_cross_attention", "mid_block_only_cross_attention"] {
             if fields.flags(field)?.contains(&true) {
@@ -203,7 +204,7 @@ pub enum Context<'a> {
     Text {
         /// Features of the vector; 0 if there is none.
         pooled: u32,
-        /// Numbers.
+        /// How many numbers it reads beside the prompt.
         numbers: u32,
     },
     /// One vector per class.
@@ -212,13 +213,13 @@ pub enum Context<'a> {
         component: &'static str,
         /// Name of its table without `.weight`.
         table: &'a str,
-        /// Its rows.
+        /// Rows of that table.
         rows: u32,
     },
 }
 
 /// The denoiser or refiner: `(n, h, w, in_channels)`, timesteps and context to `(n, h, w, in_channels)`.
-pub fn lower(config: &Config, role: Role, context: Context, weights: &mut Vec<Weight>) -> Program {
+pub fn lower(config: &Config, role: Role, context: Context, weights: &mut Weights) -> Program {
     let c = config;
     let mut inputs = Vec::new();
     let mut input = |kind, dims: &[Dim]| {

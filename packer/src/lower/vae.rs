@@ -14,8 +14,9 @@
 
 use super::Fields;
 use super::blocks::Blocks;
-use super::builder::{Builder, Conv, Linear, Weight};
+use super::builder::{Builder, Conv, Linear};
 use crate::source::diffusers::Object;
+use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::format::meta::EncoderMeta;
 use aquatint::program::{Act, Dim, Input, InputKind, Op, Program, Role, Sampling, Value};
@@ -62,7 +63,7 @@ impl Config {
         }
         let fields = Fields::new(component, object);
         for field in ["latents_mean", "latents_std"] {
-            fields.only(field, json!(null), json!(null))?;
+            fields.must_be(field, json!(null), json!(null))?;
         }
         Ok(Config {
             shift_factor: fields.float_or("shift_factor", 0.0)?,
@@ -74,11 +75,11 @@ impl Config {
 
     /// What the configurations of all autoencoders have; `latents` is the class's default of their channels.
     pub(super) fn shared(component: &'static str, fields: &Fields, latents: u32) -> Result<Self> {
-        fields.only("act_fn", json!("silu"), json!("silu"))?;
-        fields.only("out_channels", json!(IMAGE_CHANNELS), json!(IMAGE_CHANNELS))?;
+        fields.must_be("act_fn", json!("silu"), json!("silu"))?;
+        fields.must_be("out_channels", json!(IMAGE_CHANNELS), json!(IMAGE_CHANNELS))?;
         let channels = fields.counts("block_out_channels")?.unwrap_or_else(|| vec![64]);
         let blocks = |name| vec![name; channels.len()];
-        fields.only("up_block_types", json!(["UpDecoderBlock2D"]), json!(blocks("UpDecoderBlock2D")))?;
+        fields.must_be("up_block_types", json!(["UpDecoderBlock2D"]), json!(blocks("UpDecoderBlock2D")))?;
         let config = Config {
             component,
             latent_channels: fields.count_or("latent_channels", latents)?,
@@ -114,7 +115,7 @@ impl Config {
         EncoderMeta { scale: self.scaling_factor as f32, shift: self.shift_factor as f32 }
     }
 
-    pub(super) fn builder<'a>(&self, role: Role, channels: u32, weights: &'a mut Vec<Weight>) -> Builder<'a> {
+    pub(super) fn builder<'a>(&self, role: Role, channels: u32, weights: &'a mut Weights) -> Builder<'a> {
         let dims = vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(channels)];
         Builder::new(role, self.component, vec![Input { kind: InputKind::Sample, dims }], weights)
     }
@@ -122,7 +123,7 @@ impl Config {
 
 /// The decoder: `(n, h, w, latent_channels)` to `(n, h * pixels, w * pixels, 3)`. `has` tells whether the checkpoint
 /// holds a tensor of that name; it decides between the old and the new names of attention.
-pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Vec<Weight>) -> Program {
+pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Weights) -> Program {
     let mut b = config.builder(Role::VaeDecoder, config.latent_channels, weights);
     let mut x = unscale(config, &mut b);
     if config.post_quant_conv {
@@ -167,7 +168,7 @@ pub(super) fn decode(c: &Config, mut b: Builder, x: Value, has: &dyn Fn(&str) ->
 
 /// The encoder: `(n, h, w, 3)` to `(n, h / pixels, w / pixels, 2 latent_channels)`, means then log variances; `has` as
 /// for [`lower`].
-pub fn lower_encoder(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Vec<Weight>) -> Program {
+pub fn lower_encoder(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Weights) -> Program {
     let c = config;
     let mut b = c.builder(Role::VaeEncoder, IMAGE_CHANNELS, weights);
     let mut width = c.channels[0] as usize;

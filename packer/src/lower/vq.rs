@@ -9,9 +9,10 @@
 //! diffusion itself does not scale the latents of these models, and checkpoints in its own layout get 1.
 
 use super::Fields;
-use super::builder::{Linear, Weight};
+use super::builder::Linear;
 use super::vae;
 use crate::source::diffusers::Object;
+use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::program::{Program, Role};
 use serde_json::json;
@@ -38,7 +39,7 @@ impl Config {
             return Err(Error::request(what, "VQModel", format!("{class:?}")));
         }
         let fields = Fields::new(component, object);
-        fields.only("norm_type", json!("group"), json!("group"))?;
+        fields.must_be("norm_type", json!("group"), json!("group"))?;
         let shared = vae::Config::shared(component, &fields, 3)?;
         Ok(Config {
             vectors: fields.count_or("num_vq_embeddings", 256)?,
@@ -49,7 +50,7 @@ impl Config {
 }
 
 /// The decoder: `(n, h, w, vector_dim)` to `(n, h * pixels, w * pixels, 3)`; `has` as for [`vae::lower`].
-pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Vec<Weight>) -> Program {
+pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Weights) -> Program {
     let Config { shared, vectors, vector_dim } = config;
     let (latent, d) = (shared.latent_channels as usize, *vector_dim as usize);
     let mut b = shared.builder(Role::VaeDecoder, *vector_dim, weights);

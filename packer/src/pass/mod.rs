@@ -1,4 +1,10 @@
-//! Passes over programs. They see ops and tensors' attributes, never a model.
+//! Passes over programs and weights. They see ops and tensors' attributes, never a model.
+//!
+//! The passes here give integer layers their codes and need programs only. A pass that reworks weights (smoothing, a
+//! rotation, a split) takes the [`Weights`](crate::weight::Weights) beside the program and runs before them, between
+//! [`Packing::open`](crate::emit::Packing::open) and [`Packing::write`](crate::emit::Packing::write), while every value is
+//! still a float. It appends steps that cancel each other, and adds what they need with
+//! [`Weights::make`](crate::weight::Weights::make).
 
 mod assign;
 mod attend;

@@ -27,7 +27,7 @@ const BINS: usize = ((0x7f80_0000 - 0x3f80_0000) >> (23 - BIN_BITS)) + 1;
 /// Clusters in ascending order: at most the number asked for, at least one.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Clusters {
-    /// Means.
+    /// The mean of each cluster, ascending.
     pub(super) centroids: Vec<f64>,
     /// Number of values in each.
     pub(super) counts: Vec<f64>,

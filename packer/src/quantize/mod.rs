@@ -8,55 +8,48 @@
 //! The k-means of the paper is scikit-learn's (random starts, a local optimum); ours is the exact optimum in one
 //! dimension, found by dynamic programming, so its squared error is never above the paper's.
 
+mod accounting;
 mod identity;
 mod kmeans;
 mod levels;
 mod power;
-mod report;
 mod table;
 mod uniform;
 
-pub use report::{LayerReport, average_bits, overhead_bits, quantized_bytes, raw_bytes};
+pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
 
-use aquatint::codec::{Bits, QuantizedMatrix};
-use serde::{Deserialize, Serialize};
+use aquatint::codec::{Bits, Grain, QuantizedMatrix};
 use std::fmt;
 
-/// How the levels of a weight matrix are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// How the levels of a weight matrix are chosen. Methods are written as Qua2SeDiMo spells them
+/// (`qdiff/quant_layer_multi.py`, `quant_range`) and read in other spellings too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// Uniform affine, one step and zero point per output channel ("mse" in Qua2SeDiMo's files).
-    #[serde(rename = "uaq", alias = "mse")]
+    /// `mse`: uniform affine, one step and zero point per output channel.
     Uaq,
-    /// K-Means-C: free levels, one codebook per output channel ("kmeans").
-    #[serde(rename = "kmeans_c", alias = "kmeans")]
+    /// `kmeans` (K-Means-C): free levels, one codebook per output channel.
     KMeansRow,
-    /// K-Means-A: free levels, one codebook for the whole tensor ("kmeans_all").
-    #[serde(rename = "kmeans_a", alias = "kmeans_all")]
+    /// `kmeans_all` (K-Means-A): free levels, one codebook for the whole tensor.
     KMeansTensor,
 }
 
 impl Method {
-    /// Every method.
+    /// All methods there are.
     pub const ALL: [Method; 3] = [Method::Uaq, Method::KMeansRow, Method::KMeansTensor];
 
-    /// The method called `name`, in either spelling: `uaq` or `mse`, `kmeans_c` or `kmeans`, `kmeans_a` or
+    /// The method called `name`, or known under it elsewhere: `uaq` is `mse`, `kmeans_c` is `kmeans`, `kmeans_a` is
     /// `kmeans_all`.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|m| name == m.name() || name == m.upstream_name())
-    }
-
-    /// The name this project writes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Uaq => "uaq",
-            Method::KMeansRow => "kmeans_c",
-            Method::KMeansTensor => "kmeans_a",
+        match name {
+            "mse" | "uaq" => Some(Method::Uaq),
+            "kmeans" | "kmeans_c" => Some(Method::KMeansRow),
+            "kmeans_all" | "kmeans_a" => Some(Method::KMeansTensor),
+            _ => None,
         }
     }
 
-    /// The name in Qua2SeDiMo's configurations (`qdiff/quant_layer_multi.py`, `quant_range`).
-    pub fn upstream_name(self) -> &'static str {
+    /// The one name that this project writes.
+    pub fn name(self) -> &'static str {
         match self {
             Method::Uaq => "mse",
             Method::KMeansRow => "kmeans",
@@ -73,11 +66,24 @@ impl fmt::Display for Method {
 
 /// What the entries of a codebook may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tables {
+pub enum CodebookType {
     /// 8-bit integers times a scale: what layers with integer activations need.
     Int8,
     /// Centroids rounded to f16: what layers with float activations use. (Uniform levels are integers either way.)
-    Exact,
+    F16,
+}
+
+impl CodebookType {
+    /// How many codebooks [`quantize`] makes where this type is asked for, and the type that they really have: uniform
+    /// levels are integers, and 8-bit codes over integers have one table, which holds all of them.
+    pub fn of_result(self, method: Method, bits: Bits) -> (Grain, CodebookType) {
+        match method {
+            Method::Uaq => (Grain::Tensor, CodebookType::Int8),
+            Method::KMeansRow if self == CodebookType::Int8 && bits.levels() == 256 => (Grain::Tensor, self),
+            Method::KMeansRow => (Grain::Row, self),
+            Method::KMeansTensor => (Grain::Tensor, self),
+        }
+    }
 }
 
 /// A quantized matrix and how far it is from its source.
@@ -94,8 +100,7 @@ pub struct Measured {
 
 /// Quantizes `weights`, (rows, cols) row-major, one row per output channel.
 ///
-/// The weights must be finite ([`first_non_finite`] finds the first that is not, for the caller's message); with
-/// others the codes are unspecified.
+/// The weights must be finite; with others the codes are unspecified.
 ///
 /// # Panics
 /// If `weights.len() != rows * cols`.
@@ -105,16 +110,18 @@ pub fn quantize(
     cols: usize,
     method: Method,
     bits: Bits,
-    tables: Tables,
+    codebook: CodebookType,
 ) -> QuantizedMatrix {
     assert_eq!(weights.len(), rows * cols, "a {rows} x {cols} matrix of {} weights", weights.len());
-    match (method, tables) {
+    match (method, codebook) {
         _ if weights.is_empty() => table::empty(rows, cols, bits),
         (Method::Uaq, _) => uniform::quantize(weights, rows, cols, bits),
-        (Method::KMeansRow, Tables::Int8) if bits.levels() == 256 => identity::rows(weights, rows, cols, bits),
-        (Method::KMeansTensor, Tables::Int8) if bits.levels() == 256 => identity::tensor(weights, rows, cols, bits),
-        (Method::KMeansRow, _) => table::kmeans_rows(weights, rows, cols, bits, tables).0,
-        (Method::KMeansTensor, _) => table::kmeans_tensor(weights, rows, cols, bits, tables).0,
+        (Method::KMeansRow, CodebookType::Int8) if bits.levels() == 256 => identity::rows(weights, rows, cols, bits),
+        (Method::KMeansTensor, CodebookType::Int8) if bits.levels() == 256 => {
+            identity::tensor(weights, rows, cols, bits)
+        }
+        (Method::KMeansRow, _) => table::kmeans_rows(weights, rows, cols, bits, codebook).0,
+        (Method::KMeansTensor, _) => table::kmeans_tensor(weights, rows, cols, bits, codebook).0,
     }
 }
 
@@ -128,26 +135,17 @@ pub fn quantize_measured(
     cols: usize,
     method: Method,
     bits: Bits,
-    tables: Tables,
+    codebook: CodebookType,
 ) -> Measured {
     assert_eq!(weights.len(), rows * cols, "a {rows} x {cols} matrix of {} weights", weights.len());
-    let direct = weights.is_empty() || (tables == Tables::Int8 && bits.levels() == 256);
+    let direct = weights.is_empty() || (codebook == CodebookType::Int8 && bits.levels() == 256);
     let (matrix, exact_sse) = match method {
-        Method::KMeansRow if !direct => table::kmeans_rows(weights, rows, cols, bits, tables),
-        Method::KMeansTensor if !direct => table::kmeans_tensor(weights, rows, cols, bits, tables),
-        _ => (quantize(weights, rows, cols, method, bits, tables), f64::NAN),
+        Method::KMeansRow if !direct => table::kmeans_rows(weights, rows, cols, bits, codebook),
+        Method::KMeansTensor if !direct => table::kmeans_tensor(weights, rows, cols, bits, codebook),
+        _ => (quantize(weights, rows, cols, method, bits, codebook), f64::NAN),
     };
     let (sse, energy) = table::error_and_energy(weights, &matrix);
     let relative = |sse: f64| if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() };
     let error = relative(sse);
     Measured { matrix, error, exact_error: if exact_sse.is_nan() { error } else { relative(exact_sse) } }
-}
-
-/// Index of the first weight that is infinite or not a number.
-pub fn first_non_finite(weights: &[f32]) -> Option<usize> {
-    // Whole blocks are tested without a branch per element; the block that fails is then searched.
-    const BLOCK: usize = 1024;
-    let clean = |w: &[f32]| w.iter().fold(true, |ok, v| ok & v.is_finite());
-    let block = weights.chunks(BLOCK).position(|w| !clean(w))?;
-    weights[block * BLOCK..].iter().position(|v| !v.is_finite()).map(|i| block * BLOCK + i)
 }

@@ -3,7 +3,7 @@
 //! Codes are assigned after the entries are rounded, to the nearest level that can be represented.
 
 use super::{
-    Tables,
+    CodebookType,
     kmeans::{self, Clusters, Scratch},
     levels::Levels,
 };
@@ -130,18 +130,30 @@ impl Entry for f16 {
 }
 
 /// K-Means-C: a codebook per row. Also the squared error of the exact centroids.
-pub(super) fn kmeans_rows(w: &[f32], rows: usize, cols: usize, bits: Bits, tables: Tables) -> (QuantizedMatrix, f64) {
-    match tables {
-        Tables::Int8 => rows_of::<i8>(w, rows, cols, bits),
-        Tables::Exact => rows_of::<f16>(w, rows, cols, bits),
+pub(super) fn kmeans_rows(
+    w: &[f32],
+    rows: usize,
+    cols: usize,
+    bits: Bits,
+    codebook: CodebookType,
+) -> (QuantizedMatrix, f64) {
+    match codebook {
+        CodebookType::Int8 => rows_of::<i8>(w, rows, cols, bits),
+        CodebookType::F16 => rows_of::<f16>(w, rows, cols, bits),
     }
 }
 
 /// K-Means-A: one codebook. Also the squared error of the exact centroids.
-pub(super) fn kmeans_tensor(w: &[f32], rows: usize, cols: usize, bits: Bits, tables: Tables) -> (QuantizedMatrix, f64) {
-    match tables {
-        Tables::Int8 => tensor_of::<i8>(w, rows, cols, bits),
-        Tables::Exact => tensor_of::<f16>(w, rows, cols, bits),
+pub(super) fn kmeans_tensor(
+    w: &[f32],
+    rows: usize,
+    cols: usize,
+    bits: Bits,
+    codebook: CodebookType,
+) -> (QuantizedMatrix, f64) {
+    match codebook {
+        CodebookType::Int8 => tensor_of::<i8>(w, rows, cols, bits),
+        CodebookType::F16 => tensor_of::<f16>(w, rows, cols, bits),
     }
 }
 

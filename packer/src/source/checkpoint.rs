@@ -7,7 +7,6 @@
 use super::layout::Entry;
 use super::view::View;
 use super::{SourceFile, safetensors, torch};
-use crate::quantize::first_non_finite;
 use ::safetensors::Dtype;
 use aquatint::error::{Error, Result};
 use half::{bf16, f16};
@@ -46,8 +45,9 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Names a component's weights may have, as `from_pretrained` has them: diffusers' before transformers', full precision before half, and then safetensors before pickles. The variant comes
-/// before the last extension, also in the index of a sharded set.
+/// Names a component's weights may have, as `from_pretrained` has them: diffusers' before transformers', full precision
+/// before half, and then safetensors before pickles. The variant comes before the last extension, also in the index of a
+/// sharded set.
 const STEMS: [(&str, &[&str]); 3] =
     [("diffusion_pytorch_model", &["safetensors", "bin"]), ("model", &["safetensors"]), ("pytorch_model", &["bin"])];
 
@@ -345,6 +345,15 @@ pub(super) fn average_name(key: &str) -> Option<String> {
 fn same_shape(a: &[usize], b: &[usize]) -> bool {
     let n = a.len().min(b.len());
     a[..n] == b[..n] && a[n..].iter().chain(&b[n..]).all(|&d| d == 1)
+}
+
+/// Index of the first value that is infinite or not a number.
+pub fn first_non_finite(values: &[f32]) -> Option<usize> {
+    // Whole blocks are tested without a branch per element; the block that fails is then searched.
+    const BLOCK: usize = 1024;
+    let clean = |w: &[f32]| w.iter().fold(true, |ok, v| ok & v.is_finite());
+    let block = values.chunks(BLOCK).position(|w| !clean(w))?;
+    values[block * BLOCK..].iter().position(|v| !v.is_finite()).map(|i| block * BLOCK + i)
 }
 
 /// `bytes` in words of `N`.

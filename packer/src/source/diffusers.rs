@@ -17,7 +17,7 @@ pub const REFINER: &str = "refiner";
 /// A pipeline that can be packed, and the folders of its networks.
 #[derive(Clone, Copy, Debug)]
 pub struct Pipeline {
-    /// Its class.
+    /// Its class, as `model_index.json` names it.
     pub class: &'static str,
     /// One folder of each list must be there.
     pub needs: &'static [&'static [&'static str]],
@@ -65,7 +65,7 @@ pub struct Component {
     pub class: String,
     /// Contents of `config.json`.
     pub config: Object,
-    /// Weights.
+    /// The directory of its tensors.
     pub weights: Checkpoint,
 }
 

@@ -12,7 +12,7 @@ pub mod tokenizer;
 pub mod torch;
 pub mod view;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, first_non_finite};
 
 use aquatint::error::{Error, Result};
 use aquatint::format::meta::SourceMeta;
@@ -41,7 +41,7 @@ impl SourceFile {
 /// it to `sources`.
 ///
 /// # Errors
-/// See [`Checkpoint::open_file`].
+/// As for [`Checkpoint::open_file`]: if the file cannot be read, or is of no known format.
 pub fn open_checkpoint(path: &Path, sources: &mut Vec<SourceFile>) -> Result<Checkpoint> {
     Checkpoint::open_file(path, sources)
 }

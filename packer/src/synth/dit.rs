@@ -2,8 +2,9 @@
 
 use super::{Pending, SILU_ENERGY, class, normal, object, write_json};
 use crate::error::Result;
-use crate::lower::{DENOISER, VAE, Weight, dit, vae};
+use crate::lower::{DENOISER, VAE, dit, vae};
 use crate::source::diffusers::Object;
+use crate::weight::Weights;
 use crate::weights::{self, Float};
 use aquatint::error::Error;
 use serde_json::{Value, json};
@@ -16,9 +17,9 @@ const TOKEN_SPREAD: f32 = 1.45;
 /// A model to make.
 #[derive(Clone, Debug)]
 pub struct Architecture {
-    /// `transformer/config.json`.
+    /// What `transformer/config.json` holds.
     pub transformer: Object,
-    /// `vae/config.json`.
+    /// What `vae/config.json` holds.
     pub vae: Object,
 }
 
@@ -78,7 +79,7 @@ impl Architecture {
     }
 
     fn list(&self, component: &str) -> Result<Vec<Tensor>> {
-        let mut weights = Vec::new();
+        let mut weights = Weights::new();
         let mut tensors = Vec::new();
         if component == DENOISER {
             dit::lower(&dit::Config::read(class(&self.transformer), &self.transformer)?, &mut weights);
@@ -89,9 +90,14 @@ impl Architecture {
             });
             vae::lower(&config, &|_| false, &mut weights);
         }
-        for Weight { key, source_dims: dims, copies, .. } in weights {
-            tensors.extend(copies.into_iter().map(|copy| Tensor { key: copy, dims: dims.clone(), of: key.clone() }));
-            tensors.push(Tensor { of: key.clone(), key, dims });
+        for weight in weights.iter() {
+            let tensor = |key: &str| Tensor {
+                key: key.to_owned(),
+                dims: weight.source_dims().to_vec(),
+                of: weight.key().to_owned(),
+            };
+            tensors.extend(weight.copies.iter().map(|copy| tensor(copy)));
+            tensors.push(tensor(weight.key()));
         }
         Ok(tensors)
     }

@@ -29,7 +29,7 @@ const SILU_ENERGY: f32 = 0.36;
 
 /// How a model is made and written.
 #[derive(Clone, Copy, Debug)]
-pub enum Recipe {
+pub enum SynthModel {
     /// DiT-XL/2 for latents of this height and width, as a directory.
     Dit(u32),
     /// A published model, as a directory.
@@ -39,19 +39,19 @@ pub enum Recipe {
 }
 
 /// Models that can be made up, by name.
-pub const MODELS: [(&str, Recipe); 9] = [
-    ("dit-xl-2-256", Recipe::Dit(32)),
-    ("dit-xl-2-512", Recipe::Dit(64)),
-    ("sd15", Recipe::Directory(known::sd1)),
-    ("sdxl", Recipe::Directory(known::sdxl)),
-    ("sdxl-refiner", Recipe::Directory(known::sdxl_refiner)),
-    ("cifar", Recipe::Directory(known::ddim_cifar10)),
-    ("ldm4", Recipe::File(known::ldm4)),
-    ("church", Recipe::File(known::church)),
-    ("cin256", Recipe::File(known::cin256_v2)),
+pub const MODELS: [(&str, SynthModel); 9] = [
+    ("dit-xl-2-256", SynthModel::Dit(32)),
+    ("dit-xl-2-512", SynthModel::Dit(64)),
+    ("sd15", SynthModel::Directory(known::sd1)),
+    ("sdxl", SynthModel::Directory(known::sdxl)),
+    ("sdxl-refiner", SynthModel::Directory(known::sdxl_refiner)),
+    ("cifar", SynthModel::Directory(known::ddim_cifar10)),
+    ("ldm4", SynthModel::File(known::ldm4)),
+    ("church", SynthModel::File(known::church)),
+    ("cin256", SynthModel::File(known::cin256_v2)),
 ];
 
-impl Recipe {
+impl SynthModel {
     /// Writes the model to `output`: a directory, which must not exist or be empty, or a safetensors file.
     ///
     /// # Errors
@@ -59,9 +59,9 @@ impl Recipe {
     /// behind.
     pub fn write(self, output: &Path, seed: u64) -> Result<()> {
         match self {
-            Recipe::Dit(size) => Architecture::dit_xl_2(size).write(output, seed),
-            Recipe::Directory(published) => published::write_directory(&published(), output, seed),
-            Recipe::File(published) => published::write_file(&published(), output, seed),
+            SynthModel::Dit(size) => Architecture::dit_xl_2(size).write(output, seed),
+            SynthModel::Directory(published) => published::write_directory(&published(), output, seed),
+            SynthModel::File(published) => published::write_file(&published(), output, seed),
         }
     }
 }

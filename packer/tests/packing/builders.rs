@@ -2,17 +2,18 @@
 
 use aquatint::program::Role;
 use packer::lower::unet2d_condition::Context;
-use packer::lower::{TEXT_ENCODERS, UNET, VAE, Weight, clip, unet2d_condition, vae};
+use packer::lower::{TEXT_ENCODERS, UNET, VAE, clip, unet2d_condition, vae};
+use packer::weight::{Weight, Weights};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Number and hash of the lines `name TAB (axes)`, sorted; axes as Python writes a tuple. The expected ones were taken from
 /// models that diffusers 0.42.1 and transformers 5.23.0 made from the published configurations.
-fn list(weights: &[Weight]) -> (usize, String) {
+fn list(weights: &Weights) -> (usize, String) {
     let line = |w: &Weight| {
-        let axes: Vec<_> = w.source_dims.iter().map(usize::to_string).collect();
+        let axes: Vec<_> = w.source_dims().iter().map(usize::to_string).collect();
         let comma = if axes.len() == 1 { "," } else { "" };
-        format!("{}\t({}{comma})", w.key, axes.join(", "))
+        format!("{}\t({}{comma})", w.key(), axes.join(", "))
     };
     let mut lines: Vec<_> = weights.iter().map(line).collect();
     lines.sort();
@@ -21,7 +22,7 @@ fn list(weights: &[Weight]) -> (usize, String) {
 
 fn unet(config: Value, context: Context) -> (usize, String) {
     let config = unet2d_condition::Config::read(UNET, "UNet2DConditionModel", config.as_object().unwrap()).unwrap();
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     unet2d_condition::lower(&config, Role::Denoiser, context, &mut weights);
     list(&weights)
 }
@@ -59,7 +60,7 @@ fn text_encoders_want_the_published_tensors() {
         "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12,
     });
     let config = clip::Config::read(first, "CLIPTextModel", small.as_object().unwrap()).unwrap();
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     clip::lower(&config, clip::Output::Normed, Role::TextEncoder, &|_| false, &mut weights);
     assert_eq!(list(&weights), (196, "bf3fad2f036bd7bc".into()));
     let big = json!({
@@ -67,7 +68,7 @@ fn text_encoders_want_the_published_tensors() {
         "num_hidden_layers": 32, "projection_dim": 1280,
     });
     let config = clip::Config::read(second, "CLIPTextModelWithProjection", big.as_object().unwrap()).unwrap();
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     let prefixed = |key: &str| key.starts_with("text_model.");
     clip::lower(&config, clip::Output::PenultimateAndPooled, Role::TextEncoder2, &prefixed, &mut weights);
     assert_eq!(list(&weights), (517, "4b8328c03c5966a4".into()));
@@ -81,7 +82,7 @@ fn autoencoders_want_the_published_tensors() {
         "up_block_types": vec!["UpDecoderBlock2D"; 4],
     });
     let config = vae::Config::read(VAE, "AutoencoderKL", config.as_object().unwrap()).unwrap();
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     vae::lower_encoder(&config, &|_| false, &mut weights);
     vae::lower(&config, &|_| false, &mut weights);
     assert_eq!(list(&weights), (248, "c150854edf694d48".into()));

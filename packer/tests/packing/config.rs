@@ -49,9 +49,14 @@ fn parse(name: &str, contents: impl AsRef<[u8]>) -> Result<QConfig, ConfigError>
     QConfig::parse(Temporary::new(name, contents.as_ref()).0.to_str().unwrap())
 }
 
+/// What `config` asks for `layers`.
+fn specs(config: &QConfig, layers: &[&str]) -> Result<Vec<LayerSpec>, ConfigError> {
+    Ok(config.resolve(layers, &[])?.into_iter().map(|choice| choice.spec).collect())
+}
+
 /// The specs of [`LAYERS`] as text.
 fn resolve(name: &str, contents: impl AsRef<[u8]>) -> Result<Vec<String>, ConfigError> {
-    Ok(parse(name, contents)?.resolve(&LAYERS, &[])?.iter().map(LayerSpec::to_string).collect())
+    Ok(specs(&parse(name, contents)?, &LAYERS)?.iter().map(LayerSpec::to_string).collect())
 }
 
 #[track_caller]
@@ -82,8 +87,8 @@ fn specs_set_every_layer() {
         ("w4a8:mse", codes(Method::Uaq, 4, Int(8))),
     ] {
         let config = QConfig::parse(text).unwrap();
-        assert_eq!(config.resolve(&LAYERS, &[]).unwrap(), [expected; 5], "{text}");
-        assert_eq!(QConfig::parse(&expected.to_string()).unwrap().resolve(&["x"], &[]).unwrap(), [expected]);
+        assert_eq!(specs(&config, &LAYERS).unwrap(), [expected; 5], "{text}");
+        assert_eq!(specs(&QConfig::parse(&expected.to_string()).unwrap(), &["x"]).unwrap(), [expected]);
     }
 }
 
@@ -115,14 +120,14 @@ transformer_blocks.0.ff.net.2 = 'f16'\nproj_out_2 = 'mse-3'\n'transformer_blocks
 
 #[test]
 fn every_format_says_the_same() {
-    let expected = ["w4a8:uaq", "w4a6:kmeans_c", "f16", "w3a8:kmeans_a", "w3a6:uaq"];
+    let expected = ["w4a8:mse", "w4a6:kmeans", "f16", "w3a8:kmeans_all", "w3a6:mse"];
     assert_eq!(resolve("a.json", JSON).unwrap(), expected);
     assert_eq!(resolve("a.toml", TOML).unwrap(), expected);
     assert_eq!(resolve("a.yaml", YAML).unwrap(), expected);
     let float_input = parse("b.toml", TOML.replace("activations = 'a6'", "")).unwrap();
-    assert_eq!(float_input.resolve(&LAYERS, &[]).unwrap()[1].to_string(), "w4a16:kmeans_c");
-    let overridden = float_input.with_activations(Activations::Int(8)).resolve(&LAYERS, &[]).unwrap();
-    assert_eq!(overridden[1].to_string(), "w4a8:kmeans_c");
+    assert_eq!(specs(&float_input, &LAYERS).unwrap()[1].to_string(), "w4a16:kmeans");
+    let overridden = specs(&float_input.with_activations(Activations::Int(8)), &LAYERS).unwrap();
+    assert_eq!(overridden[1].to_string(), "w4a8:kmeans");
     assert_eq!(overridden[2].to_string(), "f16");
 }
 
@@ -131,20 +136,20 @@ fn the_longer_glob_wins_in_any_order_and_an_exact_name_beats_both() {
     let long = r#""*attn1.to_q": "mse-3""#;
     let short = r#""*": "mse-4""#;
     let exact = r#""transformer_blocks.1.attn1.to_q": "mse-2""#;
-    let expected = ["w4a16:uaq", "w3a16:uaq", "w4a16:uaq", "w2a16:uaq", "w4a16:uaq"];
+    let expected = ["w4a16:mse", "w3a16:mse", "w4a16:mse", "w2a16:mse", "w4a16:mse"];
     for order in [[long, short, exact], [exact, short, long], [short, exact, long]] {
         assert_eq!(resolve("order.json", format!("{{{}}}", order.join(","))).unwrap(), expected);
     }
     // Equally literal: only a difference matters, and a more literal glob settles it.
     let same = r#"{"*": "f16", "*attn1*": "mse-3", "*.to_q": "mse-3"}"#;
-    assert_eq!(resolve("tie.json", same).unwrap()[1], "w3a16:uaq");
+    assert_eq!(resolve("tie.json", same).unwrap()[1], "w3a16:mse");
     let differ = same.replace(r#"to_q": "mse-3"#, r#"to_q": "mse-4"#);
     refused(
         resolve("tie.json", &differ),
-        &["transformer_blocks.0.attn1.to_q", "set twice", "`*attn1*` = w3a16:uaq", "`*.to_q` = w4a16:uaq"],
+        &["transformer_blocks.0.attn1.to_q", "set twice", "`*attn1*` = w3a16:mse", "`*.to_q` = w4a16:mse"],
     );
     let settled = differ.replace(r#""*":"#, r#""*1.to_q": "mse-2", "*":"#);
-    assert_eq!(resolve("tie.json", settled).unwrap()[1], "w2a16:uaq");
+    assert_eq!(resolve("tie.json", settled).unwrap()[1], "w2a16:mse");
 }
 
 #[test]
@@ -220,8 +225,8 @@ fn files_that_are_not_what_they_say_are_refused() {
 fn one_sample_of_a_cache_is_a_configuration() {
     let config = LAYERS.map(|l| format!(r#""model.{l}.weight_quantizer": ["mse-3", 589824, 115200, 0.004]"#)).join(",");
     let sample = format!(r#"{{"config": {{{config}}}, "quantized_size": 5, "avg_bits": 3.4}}"#);
-    assert_eq!(resolve("sample.json", &sample).unwrap(), ["w3a16:uaq"; 5]);
-    assert_eq!(resolve("cache.json", format!("[{sample}]")).unwrap(), ["w3a16:uaq"; 5]);
+    assert_eq!(resolve("sample.json", &sample).unwrap(), ["w3a16:mse"; 5]);
+    assert_eq!(resolve("cache.json", format!("[{sample}]")).unwrap(), ["w3a16:mse"; 5]);
     refused(resolve("cache.json", format!("[{sample},{sample}]")), &["quant_cache", "one element's `config`"]);
 }
 
@@ -233,13 +238,13 @@ fn duplicates_follow_their_canonical_layer() {
     ];
     let first = |json: &str| {
         let specs = parse("alias.json", json).unwrap().resolve(&LAYERS, &aliases).map_err(|e| e.to_string());
-        specs.map(|s| s[0].to_string())
+        specs.map(|s| s[0].spec.to_string())
     };
     let own = r#"{"default": "f16", "pos_embed.proj": "mse-4", "model.transformer_blocks.1.norm.linear_1.weight_quantizer": "mse-4"}"#;
-    assert_eq!(first(own).unwrap(), "w4a16:uaq");
-    assert_eq!(first(&own.replace(r#"quantizer": "mse-4""#, r#"quantizer": "mse-2""#)).unwrap(), "w4a16:uaq");
+    assert_eq!(first(own).unwrap(), "w4a16:mse");
+    assert_eq!(first(&own.replace(r#"quantizer": "mse-4""#, r#"quantizer": "mse-2""#)).unwrap(), "w4a16:mse");
     let only = r#"{"default": "f16", "*_embed*": "f32", "transformer_blocks.2.norm.linear_1": "mse-3"}"#;
-    assert_eq!(first(only).unwrap(), "w3a16:uaq");
+    assert_eq!(first(only).unwrap(), "w3a16:mse");
     assert_eq!(first(r#"{"default": "f16", "*.2.norm*": "mse-3"}"#).unwrap(), "f16");
     assert!(
         first(r#"{"default": "f16", "transformer_blocks.3.norm.linear_1": "mse-3"}"#).unwrap_err().contains("no layer")
@@ -247,24 +252,37 @@ fn duplicates_follow_their_canonical_layer() {
 }
 
 #[test]
+fn every_choice_says_what_made_it() {
+    let json = r#"{"default": "f16", "*.attn1.*": "mse-4", "model.transformer_blocks.1.attn1.to_q": "mse-3",
+        "again.proj": "mse-2"}"#;
+    let by = |config: QConfig| {
+        let choices = config.resolve(&LAYERS, &[("again.proj", "pos_embed.proj")]).unwrap();
+        choices.iter().map(|choice| choice.by.to_string()).collect::<Vec<_>>()
+    };
+    let expected = ["`again.proj`", "`*.attn1.*`", "default", "`model.transformer_blocks.1.attn1.to_q`", "default"];
+    assert_eq!(by(parse("by.json", json).unwrap()), expected);
+    assert_eq!(by(QConfig::parse("w4a8").unwrap()), ["specification"; 5]);
+}
+
+#[test]
 fn the_second_half_of_a_split_layer_has_its_own_name() {
     let layers = ["skip", "skip.weight_quantizer_0"];
     let get = |json: &str| {
-        let specs = parse("split.json", json).unwrap().resolve(&layers, &[]).unwrap();
+        let specs = specs(&parse("split.json", json).unwrap(), &layers).unwrap();
         specs.iter().map(LayerSpec::to_string).collect::<Vec<_>>()
     };
     let both = r#"{"model.skip.weight_quantizer": "mse-4", "model.skip.weight_quantizer_0": "mse-3"}"#;
-    assert_eq!(get(both), ["w4a16:uaq", "w3a16:uaq"]);
-    assert_eq!(get(r#"{"default": "f16", "skip": "mse-4"}"#), ["w4a16:uaq", "w4a16:uaq"]);
+    assert_eq!(get(both), ["w4a16:mse", "w3a16:mse"]);
+    assert_eq!(get(r#"{"default": "f16", "skip": "mse-4"}"#), ["w4a16:mse", "w4a16:mse"]);
     assert_eq!(get(r#"{"default": "f16"}"#), ["f16", "f16"]);
 }
 
 #[test]
 fn two_keys_for_one_layer_must_agree() {
     let twice = r#"{"default": "f16", "proj_out_2": "mse-4", "model.proj_out_2.weight_quantizer": "mse-4"}"#;
-    assert_eq!(resolve("twice.json", twice).unwrap()[4], "w4a16:uaq");
+    assert_eq!(resolve("twice.json", twice).unwrap()[4], "w4a16:mse");
     let differ = twice.replacen("mse-4", "mse-3", 1);
-    refused(resolve("twice.json", differ), &["proj_out_2 is set twice", "w3a16:uaq", "w4a16:uaq"]);
+    refused(resolve("twice.json", differ), &["proj_out_2 is set twice", "w3a16:mse", "w4a16:mse"]);
 }
 
 /// Qua2SeDiMo's own file, protocol 4, against the same content as JSON.
@@ -276,7 +294,7 @@ fn a_pickle_of_the_source_project_reads_as_its_json() {
         map.keys().map(|k| k.trim_start_matches("model.").trim_end_matches(".weight_quantizer").to_string()).collect();
     let layers: Vec<&str> = names.iter().map(String::as_str).collect();
     assert!(layers.len() > 10);
-    let from = |name: &str| QConfig::from_file(&fixture(name)).unwrap().resolve(&layers, &[]).unwrap();
+    let from = |name: &str| specs(&QConfig::from_file(&fixture(name)).unwrap(), &layers).unwrap();
     let got = from("qua2sedimo.pkl");
     assert_eq!(got, from("qua2sedimo.json"));
     for (spec, value) in got.iter().zip(map.values()) {

@@ -149,8 +149,8 @@ fn parts_are_quantized_apart() {
             let mut list: Vec<_> = report
                 .layers
                 .iter()
-                .filter(|l| l.name.split_once('/').unwrap().0 == component && l.note.is_none())
-                .map(|l| format!("{}/{}", l.method, l.activation_bits))
+                .filter(|l| l.meta.name.split_once('/').unwrap().0 == component && l.meta.note.is_none())
+                .map(|l| format!("{}/{}", l.meta.method, l.meta.activation_bits))
                 .collect();
             list.sort();
             list.dedup();

@@ -9,7 +9,7 @@ use packer::source::Checkpoint;
 use packer::source::diffusers::{Model, Object};
 use packer::source::layout::{Entry, Published, Tensors, known, recognise};
 use packer::source::tokenizer::TokenizerFile;
-use packer::synth::{MODELS, Recipe};
+use packer::synth::{MODELS, SynthModel};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::xxh3_64;
@@ -409,11 +409,11 @@ fn made_up_files_open_as_what_they_were_made_after() {
         recognise(&if nested { file.below("state_dict").unwrap() } else { file }).unwrap()
     }
     let scratch = Scratch::new("made-up");
-    let recipes: [(&str, Recipe); 4] = [
-        ("ddim", Recipe::Directory(|| published("ddim"))),
-        ("church", Recipe::File(|| published("church"))),
-        ("imagenet", Recipe::File(|| published("imagenet"))),
-        ("sd", Recipe::File(|| published("sd"))),
+    let recipes: [(&str, SynthModel); 4] = [
+        ("ddim", SynthModel::Directory(|| published("ddim"))),
+        ("church", SynthModel::File(|| published("church"))),
+        ("imagenet", SynthModel::File(|| published("imagenet"))),
+        ("sd", SynthModel::File(|| published("sd"))),
     ];
     for (name, recipe) in recipes {
         let path = scratch.path(name);
@@ -433,7 +433,7 @@ fn made_up_files_open_as_what_they_were_made_after() {
         }
     }
     let again = scratch.path("again");
-    Recipe::File(|| published("church")).write(&again, 3).unwrap();
+    SynthModel::File(|| published("church")).write(&again, 3).unwrap();
     assert!(std::fs::read(&again).unwrap() == std::fs::read(scratch.path("church")).unwrap(), "same seed, same bytes");
     let all: Vec<_> = MODELS.iter().map(|(name, _)| *name).collect();
     assert!(["sd15", "sdxl", "sdxl-refiner", "ldm4", "church", "cifar"].iter().all(|name| all.contains(name)));

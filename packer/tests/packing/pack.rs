@@ -25,7 +25,7 @@ fn every_model_in_every_precision_is_sound() {
                     4 => 0.2,
                     _ => 0.4,
                 };
-                assert!(layer.error <= limit, "{name} {spec} {}: error {}", layer.name, layer.error);
+                assert!(layer.meta.error <= limit, "{name} {spec} {}: error {}", layer.meta.name, layer.meta.error);
             }
         }
     }
@@ -48,10 +48,11 @@ fn every_layer_can_be_quantized_when_named() {
             };
             let report = packer::emit::pack(&options, &mut |_| ()).unwrap();
             assert!(report.layers.iter().all(|l| l.bits == bits), "{name} {value}");
-            for layer in report.layers.iter().filter(|l| l.activation_bits == 32 && !value.ends_with("a16:kmeans")) {
+            for layer in report.layers.iter().filter(|l| l.meta.activation_bits == 32 && !value.ends_with("a16:kmeans"))
+            {
                 // The latents of d1p1 have 3 channels.
-                assert_eq!((name, layer.name.as_str()), ("d1p1", "vae/decoder.conv_in"), "{value}");
-                assert!(layer.note.as_ref().unwrap().contains("multiple of 4"));
+                assert_eq!((name, layer.meta.name.as_str()), ("d1p1", "vae/decoder.conv_in"), "{value}");
+                assert!(layer.meta.note.as_ref().unwrap().contains("multiple of 4"));
             }
             Packed::new(mmap::map(&out).unwrap()).unwrap().verify().unwrap();
         }
@@ -64,8 +65,9 @@ fn a_default_spares_small_layers_and_an_entry_does_not() {
     let config = scratch.path("q.toml");
     fs::write(&config, "default = \"w4a8\"\n[layers]\n\"*.attn1.to_q\" = \"w8a8\"\nproj_out_2 = \"f32\"\n").unwrap();
     let report = pack_as(&model("d2"), config.to_str(), &scratch.path("m.aqt")).unwrap();
-    let method =
-        |layer: &str| report.layers.iter().find(|l| l.name == format!("transformer/{layer}")).unwrap().method.clone();
+    let method = |layer: &str| {
+        report.layers.iter().find(|l| l.meta.name == format!("transformer/{layer}")).unwrap().meta.method.clone()
+    };
     assert_eq!(method("transformer_blocks.1.attn1.to_q"), "mse-8", "32 inputs, named by a glob");
     assert_eq!(method("transformer_blocks.1.attn1.to_k"), "f16", "32 inputs, not named");
     assert_eq!(method("transformer_blocks.1.ff.net.2"), "mse-4", "128 inputs, not named");
@@ -160,16 +162,16 @@ fn configurations_of_qua2sedimo_apply() {
     let out = scratch.path("m.aqt");
     let report = pack_as(&model("d2"), fixture("qua2sedimo.pkl").to_str(), &out).unwrap();
     let method = |layer: &str| {
-        let line = report.layers.iter().find(|l| l.name == format!("transformer/{layer}"));
-        line.unwrap_or_else(|| panic!("{layer}")).method.clone()
+        let line = report.layers.iter().find(|l| l.meta.name == format!("transformer/{layer}"));
+        line.unwrap_or_else(|| panic!("{layer}")).meta.method.clone()
     };
     assert_eq!(method("pos_embed.proj"), "kmeans-4");
     // Block 1's own entry for the shared layer, kmeans-4, gives way to block 0's.
     assert_eq!(method("transformer_blocks.0.norm1.emb.timestep_embedder.linear_1"), "mse-3");
     assert_eq!(method("transformer_blocks.1.ff.net.0.proj"), "kmeans_all-4");
     assert_eq!(method("proj_out_2"), "kmeans-4");
-    let vae: Vec<_> = report.layers.iter().filter(|l| l.name.starts_with("vae/")).collect();
-    assert!(!vae.is_empty() && vae.iter().all(|l| l.method == "f16"));
+    let vae: Vec<_> = report.layers.iter().filter(|l| l.meta.name.starts_with("vae/")).collect();
+    assert!(!vae.is_empty() && vae.iter().all(|l| l.meta.method == "f16"));
 
     // The average by hand: (rows, inputs, method) of each layer, copies counted again.
     let tables = |rows: u64, method: &str| match method.rsplit_once('-').unwrap() {
@@ -178,12 +180,12 @@ fn configurations_of_qua2sedimo_apply() {
         (_, b) => 2 << b.parse::<u64>().unwrap(),
     };
     let (mut quantized, mut raw) = (0, 0);
-    for layer in report.layers.iter().filter(|l| l.name.starts_with("transformer/")) {
-        let weight = format!("{}.weight", layer.name);
+    for layer in report.layers.iter().filter(|l| l.meta.name.starts_with("transformer/")) {
+        let weight = format!("{}.weight", layer.meta.name);
         let packed = Packed::new(mmap::map(&out).unwrap()).unwrap();
         let rows = packed.tensors().iter().find(|t| t.name == weight).unwrap().matrix().0 as u64;
-        let times = if layer.name.contains("timestep_embedder") { 2 } else { 1 };
-        quantized += times * (layer.weights * u64::from(layer.bits) / 8 + tables(rows, &layer.method));
+        let times = if layer.meta.name.contains("timestep_embedder") { 2 } else { 1 };
+        quantized += times * (layer.weights * u64::from(layer.bits) / 8 + tables(rows, &layer.meta.method));
         raw += times * layer.weights * 2;
     }
     assert_eq!(report.average_bits, 16.0 * quantized as f64 / raw as f64);

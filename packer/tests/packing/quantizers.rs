@@ -1,11 +1,12 @@
 //! The quantizers against scikit-learn, the paper's definition, and their own promises.
 
 use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
-use packer::quantize::{Measured, Method, Tables, first_non_finite, quantize, quantize_measured};
+use packer::quantize::{CodebookType, Measured, Method, quantize, quantize_measured};
+use packer::source::first_non_finite;
 use serde_json::Value;
 use std::path::Path;
 
-const EVERY_TABLE: [Tables; 2] = [Tables::Int8, Tables::Exact];
+const EVERY_TABLE: [CodebookType; 2] = [CodebookType::Int8, CodebookType::F16];
 
 fn fixture(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
@@ -63,7 +64,7 @@ fn kmeans_is_never_worse_than_fifty_starts_of_scikit_learn() {
             let inertia = result["inertia"].as_f64().unwrap();
             let optimum = result["optimal_inertia"].as_f64().unwrap();
             for method in [Method::KMeansRow, Method::KMeansTensor] {
-                let got = quantize_measured(&data, 1, data.len(), method, b, Tables::Exact);
+                let got = quantize_measured(&data, 1, data.len(), method, b, CodebookType::F16);
                 let ours = got.exact_error.powi(2) * energy;
                 // Centroids are compared as f32: their own rounding, 2^-24 of the value, is the slack.
                 let slack = energy * 2f64.powi(-46);
@@ -85,7 +86,7 @@ fn uniform_matches_the_paper_in_step_zero_point_and_weights() {
         let data = floats(&case["data"]);
         for (b, expected) in case["bits"].as_object().unwrap() {
             let b = bits(b.parse().unwrap());
-            let m = quantize(&data, rows, cols, Method::Uaq, b, Tables::Int8);
+            let m = quantize(&data, rows, cols, Method::Uaq, b, CodebookType::Int8);
             check_form(&m);
             let half = (b.levels() / 2) as f32;
             let zero: Vec<f32> = m.offset.iter().map(|o| half - o).collect();
@@ -116,7 +117,7 @@ fn every_method_width_and_table_has_the_codecs_form_and_its_stated_error() {
                 assert!(error >= exact_error * (1.0 - 1e-6), "{method} {b} {tables:?}: {error} < {exact_error}");
                 assert!(error < wider, "{method}: {b} bits are no better than fewer: {error}");
             }
-            wider = quantize_measured(&w, rows, cols, method, b, Tables::Int8).error;
+            wider = quantize_measured(&w, rows, cols, method, b, CodebookType::Int8).error;
         }
     }
 }
@@ -145,7 +146,7 @@ fn integer_tables_cost_less_than_a_percent() {
     let w = weights(rows, cols, 7);
     for method in [Method::KMeansRow, Method::KMeansTensor] {
         for b in [2, 3, 4] {
-            let m = quantize_measured(&w, rows, cols, method, bits(b), Tables::Int8);
+            let m = quantize_measured(&w, rows, cols, method, bits(b), CodebookType::Int8);
             let added = (m.error.powi(2) - m.exact_error.powi(2)).max(0.0).sqrt();
             assert!(added < 0.006, "{method} {b} bits: rounding the table adds {added}");
             let TableValues::I8(table) = &m.matrix.table else { panic!("an integer table was asked for") };
@@ -159,7 +160,7 @@ fn integer_tables_cost_less_than_a_percent() {
 fn exact_tables_hold_the_centroids_at_scale_one() {
     let w = weights(4, 300, 8);
     for method in [Method::KMeansRow, Method::KMeansTensor] {
-        let m = quantize_measured(&w, 4, 300, method, bits(4), Tables::Exact);
+        let m = quantize_measured(&w, 4, 300, method, bits(4), CodebookType::F16);
         assert!(matches!(m.matrix.table, TableValues::F16(_)));
         assert!(m.matrix.scale.iter().all(|&s| s == 1.0) && m.matrix.offset.iter().all(|&o| o == 0.0));
         assert!(m.error < m.exact_error * (1.0 + 1e-4), "{} {}", m.error, m.exact_error);
@@ -168,7 +169,7 @@ fn exact_tables_hold_the_centroids_at_scale_one() {
     for scale in [1e-7f32, 1e9] {
         let scaled: Vec<f32> = w.iter().map(|v| v * scale).collect();
         for method in [Method::KMeansRow, Method::KMeansTensor] {
-            let m = quantize_measured(&scaled, 4, 300, method, bits(4), Tables::Exact);
+            let m = quantize_measured(&scaled, 4, 300, method, bits(4), CodebookType::F16);
             assert!(m.error < m.exact_error * (1.0 + 1e-4), "x {scale}: {} {}", m.error, m.exact_error);
         }
     }
@@ -187,12 +188,12 @@ fn uniform_levels_are_consecutive_integers_whatever_the_tables() {
 fn eight_bit_integer_codes_are_the_integers() {
     let w = weights(3, 400, 10);
     for method in Method::ALL {
-        let m = quantize(&w, 3, 400, method, bits(8), Tables::Int8);
+        let m = quantize(&w, 3, 400, method, bits(8), CodebookType::Int8);
         assert_eq!((&m.table, m.grain), (&TableValues::I8((-128..=127).collect()), Grain::Tensor));
         let shared = m.scale.iter().all(|s| *s == m.scale[0]);
         assert_eq!(shared, method == Method::KMeansTensor);
     }
-    let row = quantize(&w, 3, 400, Method::KMeansRow, bits(8), Tables::Int8);
+    let row = quantize(&w, 3, 400, Method::KMeansRow, bits(8), CodebookType::Int8);
     assert!(row.codes.contains(&0) && row.codes.contains(&255), "the range is not used fully");
 }
 
@@ -253,11 +254,14 @@ fn threads_do_not_change_a_bit() {
 }
 
 #[test]
-fn names_parse_in_both_spellings() {
-    for method in Method::ALL {
-        assert_eq!(Method::parse(method.name()), Some(method));
-        assert_eq!(Method::parse(method.upstream_name()), Some(method));
-        assert_eq!(method.to_string(), method.name());
+fn names_have_one_spelling_out_and_others_in() {
+    for (method, name, other) in [
+        (Method::Uaq, "mse", "uaq"),
+        (Method::KMeansRow, "kmeans", "kmeans_c"),
+        (Method::KMeansTensor, "kmeans_all", "kmeans_a"),
+    ] {
+        assert_eq!((method.name(), method.to_string().as_str()), (name, name));
+        assert_eq!([Method::parse(name), Method::parse(other)], [Some(method); 2]);
     }
     assert_eq!(Method::parse("kmeans_b"), None);
 }

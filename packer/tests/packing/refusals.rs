@@ -280,3 +280,49 @@ fn the_command_line_exits_with_2_and_one_line() {
     assert_eq!(code, Some(2));
     assert!(stderr.contains("DATA"), "{stderr}");
 }
+
+#[test]
+fn names_with_line_breaks_stay_on_one_line() {
+    let scratch = Scratch::new("one-line");
+    let run = |args: &[&str]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_packer")).args(args).current_dir(&scratch.0).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())
+    };
+    let evil = scratch.copy_of("d2");
+    crate::common::edit_weights(&evil, "transformer", |weights| {
+        let tensor = weights["proj_out_2.bias"].clone();
+        weights.insert("evil\nname".into(), tensor);
+    });
+    let config = scratch.path("q.json");
+    fs::write(&config, r#"{"default": "f16", "evil\nkey": "w4a8"}"#).unwrap();
+    fs::write(scratch.path("evil\nfile.json"), r#"{"default": "f17"}"#).unwrap();
+    let d2 = model("d2");
+    let (d2, evil, config) = (d2.to_str().unwrap(), evil.to_str().unwrap(), config.to_str().unwrap());
+    for (args, word) in [
+        (vec![evil, "-o", "x.aqt"], r"evil\nname"),
+        (vec![d2, "--q-config", config, "-o", "x.aqt"], r"evil\nkey"),
+        (vec![d2, "--q-config", "evil\nfile.json", "-o", "x.aqt"], r"evil\nfile.json"),
+        (vec!["no such\nmodel", "-o", "x.aqt"], r"no such\nmodel"),
+        (vec![d2, "-o", "absent\nfolder/x.aqt"], r"absent\nfolder"),
+        (vec!["verify", "no such\r\nfile"], r"no such\r\nfile"),
+    ] {
+        let (code, stdout, stderr) = run(&args);
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(word), "{args:?}: {stderr}");
+    }
+
+    // What goes well says so on one line, and in one row per layer, too.
+    let key = scratch.path("glob.json");
+    fs::write(&key, r#"{"default": "f16", "{proj_out_2,evil\nglob}": "w4a8"}"#).unwrap();
+    let (code, stdout, stderr) = run(&[d2, "-v", "--q-config", key.to_str().unwrap(), "-o", "evil\nfile.aqt"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let row = stdout.lines().find(|line| line.starts_with("transformer/proj_out_2 ")).unwrap();
+    assert!(row.ends_with(r"`{proj_out_2,evil\nglob}`"), "{row}");
+    assert!(stdout.lines().last().unwrap().starts_with(r"evil\nfile.aqt: "), "{stdout}");
+    let (_, stdout, _) = run(&["inspect", "evil\nfile.aqt"]);
+    assert!(stdout.starts_with(r"evil\nfile.aqt  "), "{stdout}");
+    let row = stdout.lines().find(|line| line.starts_with("transformer/proj_out_2 ")).unwrap();
+    assert!(row.ends_with(r"`{proj_out_2,evil\nglob}`"), "{row}");
+    assert!(stdout.contains("to file order"), "{stdout}");
+}

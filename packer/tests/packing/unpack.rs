@@ -6,6 +6,7 @@ use aquatint::mmap;
 use packer::lower::{DENOISER, VAE, dit};
 use packer::synth::Architecture;
 use packer::unpack::unpack;
+use packer::weight::Weights;
 use packer::weights::Float;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -55,13 +56,17 @@ fn quantized_layers_come_back_as_far_off_as_reported() {
             unpack(&packed, &out, Some(component), Float::F32).unwrap();
             let back = load(&out);
             assert!(back.keys().eq(source.keys()));
-            for line in report.layers.iter().filter(|l| l.name.starts_with(&format!("{component}/"))) {
-                let key = format!("{}.weight", line.name.split_once('/').unwrap().1);
+            for line in report.layers.iter().filter(|l| l.meta.name.starts_with(&format!("{component}/"))) {
+                let key = format!("{}.weight", line.meta.name.split_once('/').unwrap().1);
                 let pairs = || source[&key].values.iter().zip(&back[&key].values);
                 let sse: f64 = pairs().map(|(&a, &b)| f64::from(a - b).powi(2)).sum();
                 let energy: f64 = pairs().map(|(&a, _)| f64::from(a).powi(2)).sum();
                 let error = (sse / energy).sqrt();
-                assert!((error - line.error).abs() <= 1e-5 * line.error, "{spec} {key}: {error} is not {}", line.error);
+                assert!(
+                    (error - line.meta.error).abs() <= 1e-5 * line.meta.error,
+                    "{spec} {key}: {error} is not {}",
+                    line.meta.error
+                );
             }
         }
     }
@@ -94,10 +99,10 @@ fn made_up_models_have_the_tensors_of_the_real_ones() {
 #[test]
 fn quantizable_weights_are_as_many_as_published() {
     let model = Architecture::dit_xl_2(64);
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     dit::lower(&dit::Config::read("DiTTransformer2DModel", &model.transformer).unwrap(), &mut weights);
     let layers = weights.iter().filter(|w| w.quantizable());
-    let bytes: usize = layers.map(|w| w.dims.iter().product::<usize>() * (1 + w.copies.len()) * 2).sum();
+    let bytes: usize = layers.map(|w| w.len() * (1 + w.copies.len()) * 2).sum();
     // Qua2SeDiMo's FP_SIZE of DiT-XL/2-512, which counts the 28 copies of the time embedder.
     assert_eq!(bytes, 1_433_972_736);
 }

@@ -3,12 +3,13 @@
 use super::{fits, meta};
 use crate::lower::{DENOISER, Lowered, VAE, dit, vae};
 use crate::source::diffusers::Model;
+use crate::weight::Weights;
 use aquatint::error::Result;
 use aquatint::format::meta::PipelineMeta;
 
 pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let (transformer, decoder) = (model.component(DENOISER), model.component(VAE));
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     let config = dit::Config::read(&transformer.class, &transformer.config)?;
     let vae_config = vae::Config::read(VAE, &decoder.class, &decoder.config)?;
     fits(decoder, "latent_channels", vae_config.latent_channels, DENOISER, config.in_channels)?;

@@ -6,8 +6,9 @@
 
 use super::{first_of, fits, meta};
 use crate::lower::unet2d_condition::Context;
-use crate::lower::{CLASS_EMBEDDING, Lowered, UNET, VAE, VQVAE, Weight, unet2d, unet2d_condition, vae, vq};
+use crate::lower::{CLASS_EMBEDDING, Lowered, UNET, VAE, VQVAE, unet2d, unet2d_condition, vae, vq};
 use crate::source::diffusers::{Component, Model};
+use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::format::meta::PipelineMeta;
 use aquatint::program::{Program, Role};
@@ -15,7 +16,7 @@ use aquatint::program::{Program, Role};
 pub(super) fn lower_unconditional(model: &Model) -> Result<Lowered> {
     let unet = model.component(UNET);
     let config = unet2d::Config::read(UNET, &unet.class, &unet.config)?;
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     let denoiser = unet2d::lower(&config, &|key| unet.weights.has(key), &mut weights);
     let first_stage = FirstStage::lower(model, config.in_channels, &mut weights)?;
     // The default of LDMPipeline.__call__ is 50 steps.
@@ -35,7 +36,7 @@ pub(super) fn lower_class_conditional(model: &Model) -> Result<Lowered> {
         return Err(Error::request(format!("{UNET}/config.json: addition_embed_type"), expected, "text_time"));
     }
     let (table, rows) = class_table(model.component(CLASS_EMBEDDING), config.context)?;
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     let context = Context::Classes { component: CLASS_EMBEDDING, table, rows };
     let denoiser = unet2d_condition::lower(&config, Role::Denoiser, context, &mut weights);
     let first_stage = FirstStage::lower(model, config.in_channels, &mut weights)?;
@@ -81,7 +82,7 @@ struct FirstStage {
 }
 
 impl FirstStage {
-    fn lower(model: &Model, channels: u32, weights: &mut Vec<Weight>) -> Result<Self> {
+    fn lower(model: &Model, channels: u32, weights: &mut Weights) -> Result<Self> {
         let (folder, component) = first_of(model, &[VQVAE, VAE]);
         let has = |key: &str| component.weights.has(key);
         let unused = ["encoder.", "quant_conv."].map(|name| format!("{folder}/{name}")).to_vec();

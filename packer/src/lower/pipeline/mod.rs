@@ -14,7 +14,7 @@ use aquatint::sampler;
 /// Lowers `model` by its class.
 ///
 /// # Errors
-/// See [`super::lower`].
+/// Lowers a pipeline of any supported class; the tensors of its checkpoints are not checked yet, see [`super::lower`].
 pub fn lower(model: &Model) -> Result<Lowered> {
     match model.class.as_str() {
         "DiTPipeline" => dit::lower(model),

@@ -3,13 +3,14 @@
 use super::meta;
 use crate::lower::{Lowered, UNET, unet2d};
 use crate::source::diffusers::Model;
+use crate::weight::Weights;
 use aquatint::error::Result;
 use aquatint::format::meta::PipelineMeta;
 
 pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let unet = model.component(UNET);
     let config = unet2d::Config::read(UNET, &unet.class, &unet.config)?;
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     let denoiser = unet2d::lower(&config, &|key| unet.weights.has(key), &mut weights);
     let pipeline = PipelineMeta {
         // The defaults of DDIMPipeline.__call__ and DDPMPipeline.__call__.

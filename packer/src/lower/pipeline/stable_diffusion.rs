@@ -6,8 +6,9 @@
 use super::{fits, meta};
 use crate::lower::clip::Output;
 use crate::lower::unet2d_condition::{Added, Config, Context};
-use crate::lower::{Lowered, REFINER, TEXT_ENCODERS, UNET, VAE, Weight, clip, unet2d_condition, vae};
+use crate::lower::{Lowered, REFINER, TEXT_ENCODERS, UNET, VAE, clip, unet2d_condition, vae};
 use crate::source::diffusers::{Component, Model};
+use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::format::meta::{Conditioning, PipelineMeta, SizeKind, TextEncoderMeta, TextMeta};
 use aquatint::program::{Program, Role};
@@ -39,7 +40,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let xl = model.class.contains("XL");
     let encoders = encoders(model, xl)?;
 
-    let mut weights = Vec::new();
+    let mut weights = Weights::new();
     let mut programs = Vec::new();
     let conditioning = denoiser(&config, Role::Denoiser, &encoders, &mut programs, &mut weights)?;
     let refiner = match model.find(REFINER) {
@@ -141,7 +142,7 @@ fn denoiser(
     role: Role,
     encoders: &[Encoder],
     programs: &mut Vec<Program>,
-    weights: &mut Vec<Weight>,
+    weights: &mut Weights,
 ) -> Result<Conditioning> {
     let component = if role == Role::Refiner { REFINER } else { UNET };
     // All encoders, or the last alone: the refiner has no use for the first.
@@ -194,7 +195,7 @@ fn autoencoder(
     component: &Component,
     channels: u32,
     programs: &mut Vec<Program>,
-    weights: &mut Vec<Weight>,
+    weights: &mut Weights,
     unused: &mut Vec<String>,
 ) -> Result<Images> {
     let config = vae::Config::read(VAE, &component.class, &component.config)?;

@@ -11,7 +11,7 @@ pub struct Autoencoder {
     pub image_channels: usize,
     /// Channels of the latents.
     pub latent_channels: usize,
-    /// Channels.
+    /// Channels of each level, finest first.
     pub channels: Vec<usize>,
     /// Residual blocks per level of the encoder; the decoder has one more.
     pub layers: usize,
@@ -28,7 +28,7 @@ pub struct Autoencoder {
 }
 
 impl Autoencoder {
-    /// The tensors.
+    /// Names and axes of all its tensors, as diffusers has them.
     pub fn tensors(&self) -> List {
         let mut list = List::default();
         // What the decoder reads; the codebook's vectors may have other features.

@@ -49,20 +49,7 @@ pub(super) fn read_unet(net: Network, untold: impl FnOnce(&Unet) -> Untold) -> R
         depths.push(depth(&format!("{path}.1")));
     }
     let mid_depth = depth("middle_block.1");
-    let context = (0..levels)
-        .filter(|&level| depths[level] > 0)
-        .map(|level| format!("input_blocks.{}.1", level * period + 1))
-        .chain((mid_depth > 0).then(|| "middle_block.1".into()))
-        .find(|path| !net.has(&format!("{path}.qkv.weight")));
-    let heads = Heads::Count(1);
-    let attention = match context {
-        None => Attention::Pixels(heads),
-        Some(path) => Attention::Context {
-            features: net.dim(&format!("{path}.transformer_blocks.0.attn2.to_k.weight"), 1)?,
-            linear: net.shape(&format!("{path}.proj_in.weight")).is_some_and(|s| s.len() == 2),
-            heads,
-        },
-    };
+    let attention = attention(net, period, &depths, mid_depth)?;
     let rows = net.dim("input_blocks.1.0.emb_layers.1.weight", 0)?;
     let mut unet = Unet {
         sample_size: 0,
@@ -80,31 +67,59 @@ pub(super) fn read_unet(net: Network, untold: impl FnOnce(&Unet) -> Untold) -> R
     };
     let untold = untold(&unet);
     unet.sample_size = untold.sample_size;
-    if let Some([vector, numbers]) = untold.added {
-        let key = "label_emb.0.0.weight";
-        let features = net.dim(key, 1)?;
-        let Some(sinusoids) = features.checked_sub(vector).filter(|n| *n > 0 && n.is_multiple_of(2 * numbers)) else {
-            let expected = format!("columns for {vector} features of the text and the sinusoids of {numbers} numbers");
-            return Err(net.error(key, expected, features));
-        };
-        unet.added = Some(Added { features, per_number: sinusoids / numbers });
-    }
+    unet.added = untold.added.map(|sizes| added(net, sizes)).transpose()?;
     match &mut unet.attention {
         Attention::Pixels(heads) | Attention::Context { heads, .. } => *heads = untold.heads,
     }
+    check_heads(net, &unet, &untold.heads)?;
+    Ok(unet)
+}
+
+/// What the blocks with `depths` transformers per level, and `mid_depth` in the middle, attend to. The number of heads is
+/// not in the tensors; 1 stands for it.
+fn attention(net: Network, period: usize, depths: &[usize], mid_depth: usize) -> Result<Attention> {
+    let context = (0..depths.len())
+        .filter(|&level| depths[level] > 0)
+        .map(|level| format!("input_blocks.{}.1", level * period + 1))
+        .chain((mid_depth > 0).then(|| "middle_block.1".into()))
+        .find(|path| !net.has(&format!("{path}.qkv.weight")));
+    let heads = Heads::Count(1);
+    Ok(match context {
+        None => Attention::Pixels(heads),
+        Some(path) => Attention::Context {
+            features: net.dim(&format!("{path}.transformer_blocks.0.attn2.to_k.weight"), 1)?,
+            linear: net.shape(&format!("{path}.proj_in.weight")).is_some_and(|s| s.len() == 2),
+            heads,
+        },
+    })
+}
+
+/// What the embedding of `vector` features of the text and of `numbers` numbers is made of.
+fn added(net: Network, [vector, numbers]: [usize; 2]) -> Result<Added> {
+    let key = "label_emb.0.0.weight";
+    let features = net.dim(key, 1)?;
+    let Some(sinusoids) = features.checked_sub(vector).filter(|n| *n > 0 && n.is_multiple_of(2 * numbers)) else {
+        let expected = format!("columns for {vector} features of the text and the sinusoids of {numbers} numbers");
+        return Err(net.error(key, expected, features));
+    };
+    Ok(Added { features, per_number: sinusoids / numbers })
+}
+
+/// Refuses channels that attend and do not split into `heads`.
+fn check_heads(net: Network, unet: &Unet, heads: &Heads) -> Result<()> {
     let attended = unet.channels.iter().zip(&unet.depths).filter(|(_, d)| **d > 0).map(|(c, _)| c);
-    for &channels in attended.chain((mid_depth > 0).then_some(&unet.channels[levels - 1])) {
-        let heads = untold.heads.of(channels);
-        if heads == 0
-            || !channels.is_multiple_of(heads)
-            || matches!(untold.heads, Heads::Features(n) if !channels.is_multiple_of(n))
+    let middle = unet.channels.last().filter(|_| unet.mid_depth > 0);
+    for &channels in attended.chain(middle) {
+        let count = heads.of(channels);
+        if count == 0
+            || !channels.is_multiple_of(count)
+            || matches!(heads, Heads::Features(n) if !channels.is_multiple_of(*n))
         {
-            let expected =
-                format!("channels that can be split as {:?}, as the published models of this kind", untold.heads);
+            let expected = format!("channels that can be split as {heads:?}, as the published models of this kind");
             return Err(net.error("middle_block.1.norm.weight", expected, channels));
         }
     }
-    Ok(unet)
+    Ok(())
 }
 
 /// Where a file whose names begin with `prefix` has the tensors of `unet`.

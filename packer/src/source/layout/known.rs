@@ -95,7 +95,7 @@ pub fn sd1() -> Published {
     pipeline::stable_diffusion(&unet, &kl_f8(), &clip_l(), text, Betas::scaled(0.00085, 0.012))
 }
 
-/// SDXL 1.0.
+/// The base model of Stable Diffusion XL 1.0.
 pub fn sdxl() -> Published {
     let unet = Unet {
         sample_size: 128,
@@ -196,7 +196,7 @@ fn clip_l() -> TextEncoder {
     }
 }
 
-/// OpenCLIP's ViT-bigG/14.
+/// The text encoder of OpenCLIP's ViT-bigG/14, the second of Stable Diffusion XL.
 fn clip_big_g() -> TextEncoder {
     TextEncoder { features: 1280, inner: 5120, layers: 32, projection: Some(1280), activation: "gelu", ..clip_l() }
 }

@@ -37,9 +37,9 @@ use std::path::Path;
 /// A tensor under its canonical name, and where a published file has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Canonical name.
+    /// The name that diffusers or transformers gives it.
     pub key: String,
-    /// Canonical axes.
+    /// The axes that it has there.
     pub dims: Vec<usize>,
     /// Name in the file.
     pub source: String,

@@ -61,11 +61,11 @@ pub struct Member {
     pub name: &'static str,
     /// Library and class that diffusers would load it with.
     pub library: &'static str,
-    /// See [`library`](Self::library).
+    /// Its class in diffusers or transformers; [`library`](Self::library) says which.
     pub class: &'static str,
-    /// Its `config.json`.
+    /// What its `config.json` would hold.
     pub config: Object,
-    /// Its tensors.
+    /// Where the file has each of its tensors.
     pub entries: Vec<Entry>,
 }
 
@@ -80,7 +80,7 @@ pub struct Published {
     pub index: Object,
     /// What it would save as `scheduler_config.json`.
     pub scheduler: Object,
-    /// The networks.
+    /// The networks of the pipeline.
     pub members: Vec<Member>,
 }
 
@@ -186,7 +186,7 @@ pub(super) fn sdxl(unet: &Unet, vae: &Autoencoder, first: (&TextEncoder, &str), 
         .with("tokenizer_2", json!(["transformers", "CLIPTokenizer"]))
 }
 
-/// SDXL's refiner.
+/// The refiner of Stable Diffusion XL: a second denoiser for the last steps.
 pub(super) fn refiner(unet: &Unet, vae: &Autoencoder, text: &TextEncoder) -> Published {
     let text = openclip_member(text, "conditioner.embedders.0.model.");
     let members = vec![denoiser(unet), first_stage(vae), text];

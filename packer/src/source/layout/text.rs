@@ -18,7 +18,7 @@ pub struct TextEncoder {
     pub features: usize,
     /// Features inside the MLPs.
     pub inner: usize,
-    /// Blocks.
+    /// Number of transformer blocks.
     pub layers: usize,
     /// Features of the whole text's vector, if it is projected.
     pub projection: Option<usize>,
@@ -27,7 +27,7 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// The tensors.
+    /// Names and axes of all its tensors, as transformers has them.
     pub fn tensors(&self) -> List {
         let mut list = List::default();
         let d = self.features;

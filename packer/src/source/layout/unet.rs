@@ -13,11 +13,11 @@ pub struct Unet {
     pub in_channels: usize,
     /// Channels of the result.
     pub out_channels: usize,
-    /// Channels.
+    /// Channels of each level, finest first.
     pub channels: Vec<usize>,
     /// Residual blocks on the way down; there is one more on the way up.
     pub layers: usize,
-    /// What attends.
+    /// What pixels attend to, where they do.
     pub attention: Attention,
     /// Blocks of attention after every residual block; 0 for none.
     pub depths: Vec<usize>,
@@ -88,12 +88,12 @@ pub enum Conventions {
 }
 
 impl Unet {
-    /// Levels.
+    /// Number of levels: resolutions at which the network works.
     pub fn levels(&self) -> usize {
         self.channels.len()
     }
 
-    /// The tensors.
+    /// Names and axes of all its tensors, as diffusers has them.
     pub fn tensors(&self) -> List {
         let mut list = List::default();
         let (first, time) = (self.channels[0], 4 * self.channels[0]);

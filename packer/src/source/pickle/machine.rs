@@ -209,6 +209,20 @@ impl<'a> Reader<'a> {
     fn step(&mut self) -> Outcome<bool> {
         self.opcode = self.at;
         let op = self.take(1)?[0];
+        if op == b'.' {
+            return Ok(true);
+        }
+        if !(self.control(op)? || self.leaf(op)? || self.container(op)?) {
+            if !self.objects {
+                return self.unknown(op);
+            }
+            self.object(op)?;
+        }
+        Ok(false)
+    }
+
+    /// Opcodes that make no value: headers, stack and memo. False if `op` is none of them.
+    fn control(&mut self, op: u8) -> Outcome<bool> {
         match op {
             0x80 => {
                 let protocol = self.uint(1)?;
@@ -224,7 +238,6 @@ impl<'a> Reader<'a> {
                     return self.fail("frame", format!("at most {left} bytes"), length.to_string());
                 }
             }
-            b'.' => return Ok(true),
             b'(' => {
                 if self.marks.len() >= MAX_DEPTH {
                     return self.fail("nesting", format!("at most {MAX_DEPTH} open containers"), "more");
@@ -235,6 +248,19 @@ impl<'a> Reader<'a> {
             b'1' => drop(self.since_mark()?),
             b'2' => self.top().and_then(|id| self.push_id(id))?,
 
+            0x94 => self.remember(self.memo.len() as u64)?,
+            b'q' => self.uint(1).and_then(|key| self.remember(key))?,
+            b'r' => self.uint(4).and_then(|key| self.remember(key))?,
+            b'h' => self.uint(1).and_then(|key| self.recall(key))?,
+            b'j' => self.uint(4).and_then(|key| self.recall(key))?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Opcodes that make a value of nothing but their argument: numbers and text. False if `op` is none of them.
+    fn leaf(&mut self, op: u8) -> Outcome<bool> {
+        match op {
             b'N' => self.push(Value::None)?,
             0x88 => self.push(Value::Bool(true))?,
             0x89 => self.push(Value::Bool(false))?,
@@ -256,7 +282,14 @@ impl<'a> Reader<'a> {
             b'C' => self.sized(1, |r, n| r.take(n).map(Value::Bytes))?,
             b'B' => self.sized(4, |r, n| r.take(n).map(Value::Bytes))?,
             0x8e => self.sized(8, |r, n| r.take(n).map(Value::Bytes))?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 
+    /// Opcodes that make or fill a container. False if `op` is none of them.
+    fn container(&mut self, op: u8) -> Outcome<bool> {
+        match op {
             b']' => self.push(Value::List(Vec::new()))?,
             b'l' => self.since_mark().and_then(|items| self.push(Value::List(items)))?,
             b'a' => {
@@ -281,17 +314,9 @@ impl<'a> Reader<'a> {
                 self.extend_dict(&[key, value])?;
             }
             b'u' => self.since_mark().and_then(|items| self.extend_dict(&items))?,
-
-            0x94 => self.remember(self.memo.len() as u64)?,
-            b'q' => self.uint(1).and_then(|key| self.remember(key))?,
-            b'r' => self.uint(4).and_then(|key| self.remember(key))?,
-            b'h' => self.uint(1).and_then(|key| self.recall(key))?,
-            b'j' => self.uint(4).and_then(|key| self.recall(key))?,
-
-            other if self.objects => self.object(other)?,
-            other => return self.unknown(other),
+            _ => return Ok(false),
         }
-        Ok(false)
+        Ok(true)
     }
 
     /// An unsigned integer of `n` bytes.

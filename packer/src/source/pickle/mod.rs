@@ -29,21 +29,21 @@ pub struct Id(u32);
 /// [`read_objects`] only.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'a> {
-    /// `None`.
+    /// Python's `None`.
     None,
     /// `True` or `False`.
     Bool(bool),
     /// An integer of at most 64 bits.
     Int(i64),
-    /// A double.
+    /// A 64-bit float.
     Float(f64),
-    /// Text.
+    /// UTF-8 text.
     Str(&'a str),
-    /// Bytes.
+    /// Bytes that need not be text.
     Bytes(&'a [u8]),
-    /// A list.
+    /// The items of a list, in order.
     List(Vec<Id>),
-    /// A tuple.
+    /// The items of a tuple, in order.
     Tuple(Vec<Id>),
     /// A dict's assignments in the order they were made; of equal keys the last counts. Also an `OrderedDict`.
     Dict(Vec<(Id, Id)>),
@@ -60,7 +60,7 @@ pub enum Value<'a> {
     Call {
         /// What would have been called.
         callee: Id,
-        /// With what.
+        /// The tuple of arguments.
         args: Id,
         /// Whether that is all: a call of a function, and nothing put into its result afterwards.
         plain: bool,

@@ -1,29 +1,7 @@
-//! What quantization did to each layer, and what it costs by the paper's accounting.
+//! What quantization costs by the paper's accounting.
 
 use super::Method;
 use aquatint::codec::Bits;
-use serde::{Deserialize, Serialize};
-
-/// One layer of a packed model's error report.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LayerReport {
-    /// Module path of the layer, as the source model names it.
-    pub name: String,
-    /// How its levels were chosen; `None` if its weights stay floating point.
-    pub method: Option<Method>,
-    /// Bits per weight: of a code, or 16 or 32.
-    pub bits: u8,
-    /// Output channels.
-    pub rows: u64,
-    /// Inputs per output channel.
-    pub cols: u64,
-    /// `||W - Wq|| / ||W||` of what the runtime uses, table rounding included.
-    pub error: f64,
-    /// The same for the levels before they were rounded to table entries.
-    pub exact_error: f64,
-    /// Bytes of the layer's weight in the file: codes, tables, scales, offsets, sums and padding.
-    pub bytes: u64,
-}
 
 /// Bytes of `weights` weights before quantization, in a type of `precision` bits (16; 32 for Stable Diffusion 1.5).
 /// Source: quantization.md §1.6 (`fp_bytes`).
@@ -42,7 +20,7 @@ pub fn overhead_bits(rows: u64, method: Method, bits: Bits, precision: u64) -> u
 }
 
 /// Bytes of a (rows, cols) layer as the paper counts them. The halves of a split layer count separately, each with its
-/// own rows. This is not the size in the file ([`LayerReport::bytes`]), but what published average bits are made of.
+/// own rows. This is not the size in the file, but what published average bits are made of.
 /// Source: quantization.md §1.6 (`q_bytes`).
 pub fn quantized_bytes(rows: u64, cols: u64, method: Method, bits: Bits, precision: u64) -> u64 {
     rows * cols * u64::from(bits.get()) / 8 + overhead_bits(rows, method, bits, precision) / 8
@@ -87,22 +65,5 @@ mod tests {
         assert_eq!(quantized_bytes(1152, 256, Method::KMeansRow, FOUR, 16), 184_320);
         assert_eq!(average_bits(184_320, 589_824, 16), 5.0);
         assert_eq!(average_bits(0, 0, 16), 0.0);
-    }
-
-    #[test]
-    fn a_record_survives_json() {
-        let record = LayerReport {
-            name: "transformer_blocks.0.attn1.to_q".into(),
-            method: Some(Method::KMeansRow),
-            bits: 4,
-            rows: 1152,
-            cols: 1152,
-            error: 0.0987,
-            exact_error: 0.0983,
-            bytes: 700_000,
-        };
-        let text = serde_json::to_string(&record).unwrap();
-        assert!(text.contains(r#""method":"kmeans_c""#), "{text}");
-        assert_eq!(serde_json::from_str::<LayerReport>(&text).unwrap(), record);
     }
 }

@@ -1,0 +1,224 @@
+//! Model directory in, packed file out.
+//!
+//! [`Packing::open`] opens and lowers the model; what it holds then, programs and weights, is for passes to change.
+//! [`Packing::write`] decides about every weight, runs the passes of integer layers, and goes through the list of
+//! weights: read, apply steps, quantize, write. One weight is in memory at a time. The same input gives the same bytes,
+//! whatever the number of threads. [`pack`] is the two in one.
+
+mod report;
+mod store;
+
+pub use report::{LayerLine, Progress, Report};
+
+use crate::error::Result;
+use crate::lower::{self, Lowered, Part};
+use crate::pass;
+use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
+use crate::recipe::{Decision, Recipe, Requests, Store};
+use crate::source::diffusers::Model;
+use crate::weight::{Elements, Misfit, Origin, Weight, Weights, step};
+use aquatint::error::Error;
+use aquatint::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
+use aquatint::format::{Meta, TensorSpec, Writer};
+use aquatint::program::{Dims, Program, Role, shape};
+use std::path::PathBuf;
+use store::{Stored, store};
+
+/// Bits per weight of the precision that average bits are relative to; the published sizes count 16.
+const PRECISION: u64 = 16;
+
+/// What to pack.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The model directory, or a checkpoint file.
+    pub model: PathBuf,
+    /// Another one, whose denoiser does the last steps; see [`Model::with_refiner`].
+    pub refiner: Option<PathBuf>,
+    /// Quantization of the denoisers: a file or a specification; f16 if absent.
+    pub q_config: Option<String>,
+    /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 6 or 8.
+    pub activation_bits: Option<u8>,
+    /// Quantization of the autoencoder; if absent f16, or f32 where the denoiser's floats are f32.
+    pub vae_q_config: Option<String>,
+    /// Quantization of the text encoders; if absent f16, or f32 where the denoiser's floats are f32.
+    pub text_q_config: Option<String>,
+    /// Whether the denoisers' attentions between integer layers work in 8-bit codes too.
+    pub int8_attention: bool,
+    /// The packed file.
+    pub output: PathBuf,
+}
+
+/// Packs `options.model` into `options.output`; tells `progress` about each weight before it is read.
+///
+/// # Errors
+/// Whatever is wrong with the model, the configuration or the output, before anything appears at `options.output`.
+pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+    Packing::open(options)?.write(progress)
+}
+
+/// A model on its way into a file, lowered to programs of floats and not yet quantized.
+pub struct Packing {
+    /// Programs, for passes to change.
+    pub programs: Vec<Program>,
+    /// The weights that programs use, for passes to change.
+    pub weights: Weights,
+    options: Options,
+    writer: Writer,
+    model: Model,
+    files: Vec<(String, Vec<u8>)>,
+    pipeline: PipelineMeta,
+}
+
+impl Packing {
+    /// Opens and lowers `options.model`, and starts a file that will appear at `options.output` once it is whole.
+    ///
+    /// # Errors
+    /// If the model cannot be read or is not supported, or the output cannot be written.
+    pub fn open(options: &Options) -> Result<Self> {
+        let writer = Writer::create(&options.output)?;
+        let mut model = Model::open(&options.model)?;
+        if let Some(refiner) = &options.refiner {
+            model = model.with_refiner(Model::open(refiner)?)?;
+        }
+        let Lowered { programs, weights, files, pipeline, .. } = lower::lower(&model)?;
+        Ok(Packing { programs, weights, options: options.clone(), writer, model, files, pipeline })
+    }
+
+    /// Quantizes and writes; tells `progress` about each weight before it is read.
+    ///
+    /// # Errors
+    /// If the configuration does not fit the model, a weight does not fit its steps or its storage, programs and weights
+    /// do not fit each other, or the output cannot be written. Then nothing has appeared at it.
+    pub fn write(mut self, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+        let options = &self.options;
+        let requests = Requests {
+            denoiser: options.q_config.as_deref(),
+            autoencoder: options.vae_q_config.as_deref(),
+            text: options.text_q_config.as_deref(),
+            activation_bits: options.activation_bits,
+        };
+        let recipe = Recipe::new(&self.weights, requests)?;
+        let attentions = self.use_codes(&recipe)?;
+        // The writer checks the same at the end; here it costs nothing and spares a wait.
+        let types = recipe.types(&self.weights);
+        let [height, width] = self.pipeline.latent_size.map(|n| n as usize);
+        for program in &self.programs {
+            shape::infer(program, &types, &Dims { batch: 1, conditions: 1, height, width, tokens: 1 })?;
+        }
+        let (layers, average_bits) = self.write_weights(&recipe, progress)?;
+        for (name, bytes) in &self.files {
+            self.writer.bytes(name, bytes)?;
+        }
+        let sources = &self.model.sources;
+        let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
+        let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
+        let meta = Meta {
+            tool: concat!("packer ", env!("CARGO_PKG_VERSION")).into(),
+            pipeline: self.pipeline,
+            quantization: QuantizationMeta {
+                config: recipe.config,
+                average_bits,
+                attention: (attentions > 0).then(|| "int8".into()),
+                layers: layers.iter().map(|line| line.meta.clone()).collect(),
+            },
+            sources: sources.iter().map(|s| s.meta.clone()).collect(),
+            aliases: self.weights.iter().filter(|w| !w.copies.is_empty()).map(aliases).collect(),
+            steps: steps.map(|w| (w.name(), w.steps.clone())).collect(),
+            made: self.weights.iter().filter(|w| w.is_made()).map(Weight::name).collect(),
+        };
+        self.writer.finish(&self.programs, &meta)?;
+        let output = &self.options.output;
+        let file_bytes = std::fs::metadata(output).map_err(Error::io("read", output))?.len();
+        let ratio = file_bytes as f64 / source_bytes as f64;
+        Ok(Report { layers, file_bytes, source_bytes, ratio, average_bits })
+    }
+
+    /// Lets programs make and use codes where `recipe` asks for integer activations; returns how many attentions work in
+    /// codes.
+    fn use_codes(&mut self, recipe: &Recipe) -> Result<usize> {
+        let mut attentions = 0;
+        for program in &mut self.programs {
+            pass::assign(program, &|tensor| recipe.decisions[tensor.0 as usize].treatment.activation_bits);
+            if self.options.int8_attention && matches!(program.role, Role::Denoiser | Role::Refiner) {
+                attentions += pass::attend_in_codes(program);
+            }
+            pass::fuse(program);
+        }
+        if self.options.int8_attention && attentions == 0 {
+            let expected = "a denoiser with attention between layers of integer activations";
+            return Err(Error::request("--int8-attention", expected, "none").into());
+        }
+        Ok(attentions)
+    }
+
+    /// Writes all weights in order; returns the layers' entries of the report, and the average bits of the denoisers.
+    fn write_weights(&mut self, recipe: &Recipe, progress: &mut dyn FnMut(Progress)) -> Result<(Vec<LayerLine>, f64)> {
+        let total = self.weights.iter().map(|w| w.len() as u64).sum();
+        let mut done = 0;
+        let mut layers = Vec::new();
+        let (mut quantized, mut raw) = (0, 0);
+        for (weight, decision) in self.weights.iter().zip(&recipe.decisions) {
+            let name = weight.name();
+            progress(Progress { name: &name, done, total });
+            let elements = elements(&self.model, &self.weights, weight)?;
+            let stored = store(&name, &elements, decision.treatment)?;
+            let spec = TensorSpec { name, dims: elements.dims, kind: stored.kind };
+            self.writer.tensor(spec, &stored.bytes)?;
+            let count = elements.values.len() as u64;
+            done += count;
+            if !weight.quantizable() {
+                continue;
+            }
+            if Part::of(weight.component) == Part::Denoiser {
+                let copies = 1 + weight.copies.len() as u64;
+                quantized += copies * paper_bytes(weight, decision.treatment.store);
+                raw += copies * raw_bytes(count, PRECISION);
+            }
+            layers.push(line(weight, decision, &stored, count));
+        }
+        Ok((layers, average_bits(quantized, raw, PRECISION)))
+    }
+}
+
+/// The elements of `weight` in the file's order, after all its steps.
+fn elements(model: &Model, weights: &Weights, weight: &Weight) -> Result<Elements> {
+    let (dims, values) = match &weight.origin {
+        Origin::Checkpoint { key, dims } => (dims, model.component(weight.component).weights.read(key)?),
+        Origin::Made { dims, values, .. } => (dims, values.clone()),
+    };
+    let source = Elements { dims: dims.clone(), values };
+    let misfit = |Misfit { expected, got }| Error::request(format!("steps of {}", weight.name()), expected, got);
+    Ok(step::apply(&weight.steps, source, &|name| weights.parameter(name)).map_err(misfit)?)
+}
+
+/// A layer's entry in the report.
+fn line(weight: &Weight, decision: &Decision, stored: &Stored, weights: u64) -> LayerLine {
+    let Decision { treatment, by, note } = decision;
+    let meta = LayerMeta {
+        name: format!("{}/{}", weight.component, weight.layer()),
+        method: treatment.store.name(),
+        decided_by: by.as_ref().map(ToString::to_string),
+        note: note.clone(),
+        activation_bits: treatment.activation_bits.unwrap_or(32),
+        error: stored.error,
+        exact_error: stored.exact_error,
+        bytes: stored.bytes.len() as u64,
+    };
+    LayerLine { meta, bits: treatment.store.bits(), weights }
+}
+
+fn aliases(weight: &Weight) -> (String, Vec<String>) {
+    let names = weight.copies.iter().map(|key| format!("{}/{key}", weight.component));
+    (weight.whole_name(), names.collect())
+}
+
+/// Bytes of one copy of a layer by the paper's accounting.
+fn paper_bytes(weight: &Weight, store: Store) -> u64 {
+    let (rows, cols) = weight.matrix();
+    let (rows, cols) = (rows as u64, cols as u64);
+    match store {
+        Store::F32 => raw_bytes(rows * cols, 32),
+        Store::F16 => raw_bytes(rows * cols, 16),
+        Store::Codes(method, bits) => quantized_bytes(rows, cols, method, bits, PRECISION),
+    }
+}
