@@ -31,7 +31,7 @@
 //! * [`step`] the places of a sampling run; [`pipeline`] from a request to pictures
 //!
 //! The library never prints, exits, or reads the environment or the clock. `unsafe` code is confined to [`mmap`],
-//! `backend::cpu::simd` and [`backend::cuda::device`].
+//! `backend::cpu::simd` and `backend::cuda::device`.
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, clippy::undocumented_unsafe_blocks)]
 
 pub mod backend;

@@ -2,7 +2,7 @@
 //!
 //! * [`driver`] what the back end needs of a driver; the driver is a type parameter, so the same host code runs on a
 //!   device and on an emulator
-//! * [`device`] a device behind the driver of this machine
+//! * `device` a device behind the driver of this machine, with the feature `cuda`; everything else is there without it
 //! * [`MODULES`] the kernels; the driver compiles them for the device it has
 //! * `args` the kernels' arguments, `launch` what an op hands to the driver; then a file per family of ops, with the
 //!   stem of its kernels' file
@@ -14,6 +14,7 @@
 pub mod args;
 mod attention;
 mod conv;
+#[cfg(feature = "cuda")]
 pub mod device;
 pub mod driver;
 mod embed;
