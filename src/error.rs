@@ -5,6 +5,11 @@
 
 use std::{fmt, io, path::PathBuf};
 
+/// `text` on one line, control characters escaped: names that come from files may hold line breaks.
+pub fn one_line(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 /// Shorthand for results of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

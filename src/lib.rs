@@ -49,5 +49,6 @@ pub mod rng;
 pub mod sampler;
 pub mod step;
 pub mod text;
+pub mod whole_file;
 
 pub use error::{Error, Result};

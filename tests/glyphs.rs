@@ -84,7 +84,7 @@ impl Classifier {
 
 #[test]
 fn the_embedded_model_draws_letters_that_a_classifier_reads() {
-    let map = aquatint::mmap::map(&models().join("glyphs-w4a8.aqt")).expect("the model maps");
+    let map = aquatint::mmap::open(&models().join("glyphs-w4a8.aqt")).expect("the model maps");
     let packed = Packed::new(map).expect("the model opens");
     let pipeline = Pipeline::new(&packed).expect("a pipeline");
     let mut request = pipeline.request(Subjects::Classes((0..26).collect()));

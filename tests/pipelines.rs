@@ -8,13 +8,13 @@ use aquatint::backend::cpu::simd::scalar::Scalar;
 use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::backend::cuda::Cuda;
 use aquatint::format::Packed;
+use aquatint::mmap::FileBytes;
 use aquatint::pipeline::{Init, NoiseSource, Output, Pipeline, Request, Subjects, Texts, permute};
 use aquatint::sampler::Kind;
 use aquatint::text::PromptStyle;
 use aquatint::with_cpu;
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack_as, relative};
-use memmap2::Mmap;
 use packer::emit::Options;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd").join(name)
 }
 
-fn pack(name: &str, refiner: Option<&str>) -> Packed<Mmap> {
+fn pack(name: &str, refiner: Option<&str>) -> Packed<FileBytes> {
     let f32 = || Some("f32".to_owned());
     pack_as(Options {
         model: model(name),
@@ -58,7 +58,7 @@ fn channels_last(dims: &[usize], values: &[f32]) -> Vec<f32> {
     permute(values, [dims[0], dims[1], dims[2] * dims[3]])
 }
 
-fn make(packed: &Packed<Mmap>, tier: Tier, name: &str, run: &Run, tensors: &Fixture) -> Output {
+fn make(packed: &Packed<FileBytes>, tier: Tier, name: &str, run: &Run, tensors: &Fixture) -> Output {
     let pipeline = Pipeline::new(packed).unwrap();
     with_cpu!(tier, cpu => {
         let subjects = match run.images {
@@ -131,7 +131,7 @@ fn latent_diffusion_equals_diffusers() {
 }
 
 /// A request for `texts` on a model packed in f32, with noise of its own.
-fn request<B: Backend>(pipeline: &Pipeline<'_, Mmap>, backend: &mut B, texts: &[&str], not: &[&str]) -> Request {
+fn request<B: Backend>(pipeline: &Pipeline<'_, FileBytes>, backend: &mut B, texts: &[&str], not: &[&str]) -> Request {
     let [wanted, unwanted] = [texts, not].map(|t| t.iter().map(|&t| t.to_owned()).collect::<Vec<_>>());
     let texts = Texts { wanted: &wanted, unwanted: &unwanted, style: PromptStyle::Weighted };
     let subjects = pipeline.encode(backend, &texts).unwrap().0;

@@ -15,9 +15,10 @@ use aquatint::error::Error;
 use aquatint::format::meta::{LayerMeta, QuantizationMeta};
 use aquatint::format::{Meta, TensorKind, TensorSpec, Writer};
 use aquatint::program::{Dims, Role, shape};
+use aquatint::whole_file::check_target;
 use rayon::prelude::*;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use zerocopy::IntoBytes;
 
 /// Bits per weight of the precision that average bits are relative to; the published sizes count 16.
@@ -99,6 +100,11 @@ pub struct LayerLine {
 /// # Errors
 /// Whatever is wrong with the model, the configuration or the output, before anything appears at `options.output`.
 pub fn pack(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+    let configs =
+        [&options.q_config, &options.vae_q_config, &options.text_q_config].into_iter().flatten().map(Path::new);
+    let inputs: Vec<&Path> =
+        options.refiner.iter().map(PathBuf::as_path).chain([&*options.model]).chain(configs).collect();
+    check_target(&options.output, &inputs)?;
     let mut writer = Writer::create(&options.output)?;
     let mut model = Model::open(&options.model)?;
     if let Some(refiner) = &options.refiner {

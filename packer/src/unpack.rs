@@ -12,6 +12,7 @@ use crate::weights::{self, Float};
 use aquatint::error::Error;
 use aquatint::format::{Packed, TensorInfo, TensorKind, TensorView};
 use aquatint::program::{Node, Op, Tensor};
+use aquatint::whole_file::check_target;
 use rayon::prelude::*;
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,7 +23,8 @@ use std::path::Path;
 /// [`Error::Request`] if the file has no such component, or a weight does not fit `float`; [`Error::Format`] if the
 /// file is damaged; [`Error::Io`] if a file cannot be read or written.
 pub fn unpack(file: &Path, output: &Path, component: Option<&str>, float: Float) -> Result<usize> {
-    let packed = Packed::new(aquatint::mmap::map(file)?)?;
+    check_target(output, &[file])?;
+    let packed = Packed::open(file)?;
     let weights = || packed.tensors().iter().enumerate().filter(|(_, t)| t.kind != TensorKind::Bytes);
     let mut have: Vec<_> = weights().filter_map(|(_, t)| Some(t.name.split_once('/')?.0)).collect();
     have.dedup();

@@ -26,6 +26,11 @@ pub struct Begin {
 }
 
 impl Begin {
+    /// The files that are read.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.init_image.iter().chain(&self.mask)
+    }
+
     /// Sets where `request` begins; `sized` tells whether its size was asked for.
     pub fn apply(&self, request: &mut Request, meta: &PipelineMeta, sized: bool) -> Result<()> {
         if let Some(share) = self.refiner_start {

@@ -3,8 +3,9 @@
 use super::ask;
 use super::device::with_backend;
 use super::tensors::{Inputs, Named, write};
-use super::{Device, check_output, model};
+use super::{Device, model};
 use aquatint::pipeline::{Pipeline, Subjects};
+use aquatint::whole_file::check_target;
 use aquatint::{Error, Result};
 use clap::Args;
 use std::path::PathBuf;
@@ -37,7 +38,10 @@ impl Eval {
         if !self.timestep.is_finite() {
             return Err(Error::request("--timestep", "a finite number", self.timestep));
         }
-        check_output(&self.outputs)?;
+        check_target(
+            &self.outputs,
+            &self.model.iter().chain([&self.inputs]).map(PathBuf::as_path).collect::<Vec<_>>(),
+        )?;
         let mut inputs = Inputs::read(&self.inputs, &[&["latents"][..], &ask::NAMES].concat())?;
         let shown = self.inputs.display().to_string();
         let missing = |name| Error::request(shown.as_str(), format!("a tensor `{name}`"), "none");

@@ -12,13 +12,13 @@ mod sampling;
 mod tensors;
 mod verify;
 
+use aquatint::error::one_line;
 use aquatint::format::meta::PipelineMeta;
 use aquatint::pipeline::Request;
 use aquatint::{Error, Result};
 use clap::{Args, Parser, Subcommand};
 use device::Device;
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 /// Most images of one request, and samples of one call: beyond any use, and far from overflowing anything.
@@ -100,7 +100,7 @@ impl Size {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = match cli.command {
+    let result = guard().and_then(|()| match cli.command {
         None => {
             device::list(cli.json);
             Ok(())
@@ -110,7 +110,7 @@ pub fn main() -> ExitCode {
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Info(info)) => info.run(),
         Some(Command::Verify(verify)) => verify.run(),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -120,27 +120,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// `text` with control characters escaped: names of files and classes may hold line breaks.
-fn one_line(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+/// Lets model files be mapped, and signals end the program in order.
+fn guard() -> Result<()> {
+    #[cfg(unix)]
+    aquatint::mmap::guard(end)?;
+    Ok(())
 }
 
-/// Refuses a `path` that could not be written, before anything is computed. Outputs replace what is there by renaming,
-/// so a device or a pipe is no target: it would be replaced by a file.
-fn check_output(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let got = if path.as_os_str().is_empty() || (path.file_name().is_none() && !path.is_dir()) {
-        "a path that names no file".into()
-    } else if path.is_dir() || path.as_os_str().to_string_lossy().ends_with('/') {
-        "a directory".into()
-    } else if !parent.is_dir() {
-        format!("no directory {}", parent.display())
-    } else if path.exists() && !path.is_file() {
-        "a device or pipe".into()
-    } else {
-        return Ok(());
-    };
-    Err(Error::request(format!("output {}", path.display()), "a file in a directory that exists", got))
+/// Ends the program as a signal asks, with nothing half-written left behind, and tells of a model file that shrank.
+#[cfg(unix)]
+fn end(interrupt: aquatint::mmap::Interrupt) {
+    let _abandoned = aquatint::whole_file::abandon();
+    if let aquatint::mmap::Interrupt::Shortened(_) = interrupt {
+        let _ = writeln!(std::io::stderr(), "error: {}", one_line(&interrupt.to_string()));
+    }
+    std::process::exit(interrupt.exit_code());
 }
 
 /// Prints a line; a closed pipe is not an error, a full disk is.

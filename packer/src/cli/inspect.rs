@@ -4,19 +4,18 @@ use super::table::{Table, bytes, percent};
 use super::{say, say_json};
 use crate::error::Result;
 use aquatint::format::Packed;
-use aquatint::mmap;
 use serde_json::json;
 use std::path::Path;
 
 pub(super) fn verify(file: &Path) -> Result<()> {
-    let packed = Packed::new(mmap::map(file)?)?;
+    let packed = Packed::open(file)?;
     packed.verify()?;
     say(format!("{}: sound, {}, {:032x}", file.display(), bytes(packed.as_bytes().len() as u64), packed.hash()));
     Ok(())
 }
 
 pub(super) fn inspect(file: &Path, as_json: bool) -> Result<()> {
-    let packed = Packed::new(mmap::map(file)?)?;
+    let packed = Packed::open(file)?;
     let meta = packed.meta();
     let file_bytes = packed.as_bytes().len() as u64;
     if as_json {

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::synth::{MODELS, Recipe};
 use crate::unpack;
 use crate::weights::Float;
+use aquatint::error::one_line;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -144,7 +145,7 @@ impl From<Dtype> for Float {
 pub fn main() -> ExitCode {
     // clap itself exits with 2 on wrong arguments.
     let cli = Cli::parse();
-    let done = match (cli.command, cli.pack) {
+    let done = guard().and_then(|()| match (cli.command, cli.pack) {
         (Some(Command::Inspect { file, json }), _) => inspect::inspect(&file, json),
         (Some(Command::Verify { file }), _) => inspect::verify(&file),
         (Some(Command::Unpack { file, output, component, dtype }), _) => {
@@ -154,14 +155,31 @@ pub fn main() -> ExitCode {
         (Some(Command::Synth { arch, output, seed }), _) => arch.write(&output, seed).map(|()| say(output.display())),
         (None, Some(args)) => pack::pack(&args),
         (None, None) => Ok(()),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", one_line(&error.to_string()));
             ExitCode::from(2)
         }
     }
+}
+
+/// Lets files be mapped, and signals end the program in order.
+fn guard() -> Result<()> {
+    #[cfg(unix)]
+    aquatint::mmap::guard(end)?;
+    Ok(())
+}
+
+/// Ends the program as a signal asks, with nothing half-written left behind, and tells of a file that shrank.
+#[cfg(unix)]
+fn end(interrupt: aquatint::mmap::Interrupt) {
+    let _abandoned = aquatint::whole_file::abandon();
+    if let aquatint::mmap::Interrupt::Shortened(_) = interrupt {
+        eprintln!("error: {}", one_line(&interrupt.to_string()));
+    }
+    std::process::exit(interrupt.exit_code());
 }
 
 /// Prints `text` and a line end to standard output; a reader that has gone away is no error.

@@ -1,13 +1,12 @@
 //! DiT pipelines.
 
-use super::{Pending, SILU_ENERGY, class, normal, object, write_json};
+use super::{SILU_ENERGY, class, normal, object, write_json};
 use crate::error::Result;
 use crate::lower::{DENOISER, VAE, Weight, dit, vae};
 use crate::source::diffusers::Object;
 use crate::weights::{self, Float};
-use aquatint::error::Error;
+use aquatint::whole_file::WholeDirectory;
 use serde_json::{Value, json};
-use std::fs;
 use std::path::Path;
 
 /// Spread of a token entering the last norm, about; its inverse is what that norm multiplies by.
@@ -102,8 +101,8 @@ impl Architecture {
     /// [`Error::Request`] if there is something at `dir`; [`Error::Io`] if it cannot be written. Nothing is left
     /// behind.
     pub fn write(&self, dir: &Path, seed: u64) -> Result<()> {
-        let pending = Pending::beside(dir)?;
-        let at = &pending.0;
+        let directory = WholeDirectory::create(dir)?;
+        let at = directory.temporary();
         let index = json!({
             "_class_name": "DiTPipeline",
             "_diffusers_version": "0.30.0",
@@ -133,9 +132,7 @@ impl Architecture {
             let file = folder.join("diffusion_pytorch_model.safetensors");
             weights::write(&file, &names, Float::F16, &mut |i| Ok(self.values(component, &list[i], seed)))?;
         }
-        // An empty directory may be there; a rename replaces it.
-        fs::rename(at, dir).map_err(Error::io("write", dir))?;
-        Ok(())
+        Ok(directory.commit()?)
     }
 
     fn values(&self, component: &str, tensor: &Tensor, seed: u64) -> Vec<f32> {
