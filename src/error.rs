@@ -13,8 +13,29 @@ pub fn one_line(text: &str) -> String {
 /// Shorthand for results of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What an error is about, for programs that must tell errors apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The file is damaged, of another version, or no `.aqt` file.
+    Format,
+    /// A network cannot take these dims.
+    Shape,
+    /// There is too little memory; a smaller request may fit.
+    Memory,
+    /// The model has no such class.
+    Class,
+    /// Another option or input does not fit the model.
+    Request,
+    /// The device or its driver.
+    Device,
+    /// A file cannot be read or written.
+    Io,
+}
+
 /// Anything that can go wrong between a file on disk and a picture.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Error {
     /// The bytes are not a sound `.aqt` file.
     Format {
@@ -42,6 +63,8 @@ pub enum Error {
     },
     /// The caller asked for something this model or machine cannot do.
     Request {
+        /// What it is about: [`ErrorKind::Memory`], [`ErrorKind::Class`] or [`ErrorKind::Request`].
+        kind: ErrorKind,
         /// The option or input at fault.
         what: String,
         /// What would be accepted.
@@ -51,6 +74,8 @@ pub enum Error {
     },
     /// A device or its driver cannot do what is needed, or failed at it.
     Device {
+        /// What it is about: [`ErrorKind::Memory`] or [`ErrorKind::Device`].
+        kind: ErrorKind,
         /// What was being done, or what is lacking.
         what: String,
         /// What would work; names the remedy.
@@ -99,12 +124,42 @@ impl Error {
 
     /// A request error.
     pub fn request(what: impl Into<String>, expected: impl fmt::Display, got: impl fmt::Display) -> Self {
-        Error::Request { what: what.into(), expected: expected.to_string(), got: got.to_string() }
+        let (expected, got) = (expected.to_string(), got.to_string());
+        Error::Request { kind: ErrorKind::Request, what: what.into(), expected, got }
+    }
+
+    /// The request error that there is no such class.
+    pub fn class(expected: impl fmt::Display, got: impl fmt::Display) -> Self {
+        let (what, expected, got) = ("class label".into(), expected.to_string(), got.to_string());
+        Error::Request { kind: ErrorKind::Class, what, expected, got }
+    }
+
+    /// The request error that `what` does not fit the memory.
+    pub fn memory(what: impl Into<String>, expected: impl fmt::Display, got: impl fmt::Display) -> Self {
+        let (expected, got) = (expected.to_string(), got.to_string());
+        Error::Request { kind: ErrorKind::Memory, what: what.into(), expected, got }
     }
 
     /// A device error.
     pub fn device(what: impl Into<String>, expected: impl fmt::Display, got: impl fmt::Display) -> Self {
-        Error::Device { what: what.into(), expected: expected.to_string(), got: got.to_string() }
+        let (expected, got) = (expected.to_string(), got.to_string());
+        Error::Device { kind: ErrorKind::Device, what: what.into(), expected, got }
+    }
+
+    /// The device error that `what` does not fit the device's memory.
+    pub fn device_memory(what: impl Into<String>, expected: impl fmt::Display, got: impl fmt::Display) -> Self {
+        let (expected, got) = (expected.to_string(), got.to_string());
+        Error::Device { kind: ErrorKind::Memory, what: what.into(), expected, got }
+    }
+
+    /// What the error is about.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Format { .. } => ErrorKind::Format,
+            Error::Shape { .. } => ErrorKind::Shape,
+            Error::Request { kind, .. } | Error::Device { kind, .. } => *kind,
+            Error::Io { .. } => ErrorKind::Io,
+        }
     }
 
     /// An I/O error on `path`; for use with `map_err`.
@@ -124,7 +179,7 @@ impl fmt::Display for Error {
                 )
             }
             Error::Shape { path, what, expected, got } => write!(f, "{path}: {what}: expected {expected}, got {got}"),
-            Error::Request { what, expected, got } | Error::Device { what, expected, got } => {
+            Error::Request { what, expected, got, .. } | Error::Device { what, expected, got, .. } => {
                 write!(f, "{what}: expected {expected}, got {got}")
             }
             Error::Io { action, path, source } => write!(f, "cannot {action} {}: {source}", path.display()),

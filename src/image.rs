@@ -128,7 +128,7 @@ fn latin1(text: &str) -> bool {
 
 /// What made a picture, for [`parameters`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Recipe<'a> {
+pub struct PngParameters<'a> {
     /// The prompt; may have several lines.
     pub prompt: &'a str,
     /// The negative prompt; left out when empty.
@@ -158,8 +158,9 @@ pub struct Recipe<'a> {
 /// Negative prompt: <negative>
 /// Steps: 20, Sampler: DDIM, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 0123abcd, Model: name
 /// ```
-pub fn parameters(recipe: &Recipe) -> String {
-    let Recipe { prompt, negative, steps, sampler, cfg_scale, seed, width, height, model_hash, model } = *recipe;
+pub fn parameters(parameters: &PngParameters) -> String {
+    let PngParameters { prompt, negative, steps, sampler, cfg_scale, seed, width, height, model_hash, model } =
+        *parameters;
     let mut text = format!("{prompt}\n");
     if !negative.is_empty() {
         text += &format!("Negative prompt: {negative}\n");
@@ -225,6 +226,7 @@ pub fn numbered(pattern: &str, index: usize) -> Result<String> {
 const MOST_BYTES: u64 = 1 << 30;
 
 /// A picture as it was read.
+#[derive(Clone, Debug)]
 pub struct Picture(::image::DynamicImage);
 
 impl Picture {

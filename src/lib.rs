@@ -42,6 +42,8 @@ pub mod format;
 mod hoist;
 pub mod image;
 pub mod mmap;
+pub mod model;
+pub mod options;
 pub mod pipeline;
 pub mod plan;
 pub mod program;

@@ -192,7 +192,7 @@ fn normal_pair(u: f32, v: f32) -> (f32, f32) {
 // The two functions below are the single-precision `logf` and `sincosf` of Moshier's Cephes library
 // (https://www.netlib.org/cephes/), in the order of operations of PyTorch's avx_mathfun.h. Where `mul_add` stands, the
 // compiler of PyTorch's binaries contracts a product and a sum; where a product and a sum stand apart, it does not.
-// Each of those choices changes the last bit of some value, and tests/rng.rs holds them all to PyTorch's output.
+// Each of those choices changes the last bit of some value, and tests/ops/rng.rs holds them all to PyTorch's output.
 
 /// Natural logarithm of `x`, a normal number in (0, 1].
 fn log(x: f32) -> f32 {

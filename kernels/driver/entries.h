@@ -1,6 +1,6 @@
 /* The driver's entry points: every function that cust_raw 0.11.3 declares, by its exported name. ENTRY takes integers,
- * pointers and structures; FLOAT_ENTRY at most two integers and two floats. tests/shim.rs compares the list with the
- * bindings. */
+ * pointers and structures; FLOAT_ENTRY at most two integers and two floats. tests/cuda/shim.rs compares the list with
+ * the bindings. */
 ENTRY(cuArray3DCreate_v2)
 ENTRY(cuArray3DGetDescriptor_v2)
 ENTRY(cuArrayCreate_v2)

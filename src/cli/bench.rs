@@ -1,15 +1,16 @@
 //! `aquatint bench`: where the time goes.
 
 use super::device::{Choice, with_backend};
-use super::{Device, MOST_IMAGES, model, say, say_json};
+use super::{Device, model, say, say_json};
 use aquatint::backend::Backend;
 use aquatint::backend::args::{Conv2dArgs, Input, LinearArgs, OpArgs};
 use aquatint::backend::cuda::device::{self, WeightPath};
 use aquatint::backend::cuda::driver::Driver;
 use aquatint::exec::{Executor, PromptInputs};
-use aquatint::format::Packed;
-use aquatint::pipeline::{Pipeline, TABLE_BYTES};
-use aquatint::plan::Shape;
+use aquatint::model::Model;
+use aquatint::options::MAX_IMAGES;
+use aquatint::pipeline::{Event, Prompts, Request, Session, TABLE_BYTES};
+use aquatint::plan::Binding;
 use aquatint::program::{Dims, InputKind, Program, Rate, Role};
 use aquatint::{Error, Result};
 use clap::Args;
@@ -80,13 +81,14 @@ impl Bench {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
         for (name, n) in [("--batch-size", self.batch_size), ("--repeat", self.repeat)] {
-            if !(1..=MOST_IMAGES).contains(&n) {
-                return Err(Error::request(name, format!("1 to {MOST_IMAGES}"), n));
+            if !(1..=MAX_IMAGES).contains(&n) {
+                return Err(Error::request(name, format!("1 to {MAX_IMAGES}"), n));
             }
         }
         let choice = self.device.choice()?;
         let begin = Instant::now();
         let packed = model::open(self.model.as_deref())?;
+        let model = Model::new(&packed)?;
         let open = begin.elapsed().as_secs_f64();
         let uploads = match choice {
             Choice::Cpu(_) => Vec::new(),
@@ -94,22 +96,22 @@ impl Bench {
         };
         let uploads = &uploads;
         self.device
-            .install(|| with_backend!(choice, packed, backend => self.measure(&mut backend, &packed, open, uploads)))?
+            .install(|| with_backend!(choice, packed, backend => self.measure(&backend, &model, open, uploads)))?
     }
 
     fn measure<B: Backend>(
         &self,
-        backend: &mut B,
-        packed: &Packed<model::Bytes>,
+        backend: &B,
+        model: &Model<'_, model::Bytes>,
         open: f64,
         uploads: &[(WeightPath, f64)],
     ) -> Result<()> {
         let name = backend.name();
         let ceilings = backend.ceilings()?;
-        let denoiser = self.time(backend, packed, Role::Denoiser, self.batch_size)?;
-        let step = self.step(backend, packed)?;
-        let undecoded = self.no_decode || packed.program(Role::VaeDecoder).is_err();
-        let decoder = if undecoded { None } else { Some(self.time(backend, packed, Role::VaeDecoder, 1)?) };
+        let denoiser = self.time(backend, model, Role::Denoiser, self.batch_size)?;
+        let step = self.step(backend, model)?;
+        let undecoded = self.no_decode || !model.decoder;
+        let decoder = if undecoded { None } else { Some(self.time(backend, model, Role::VaeDecoder, 1)?) };
         if self.json {
             let show = |t: &Times| {
                 let ops: BTreeMap<_, _> = t.ops.iter().map(|(op, w)| (op, w.seconds)).collect();
@@ -169,12 +171,15 @@ impl Bench {
     }
 
     /// Seconds of a step as a run makes it: input, denoiser, guidance, sampler.
-    fn step<B: Backend>(&self, backend: &mut B, packed: &Packed<model::Bytes>) -> Result<f64> {
-        let pipeline = Pipeline::new(packed)?;
-        let mut request = pipeline.request(pipeline.blank(self.images()));
+    fn step<B: Backend>(&self, backend: &B, model: &Model<'_, model::Bytes>) -> Result<f64> {
+        let mut request = Request::new(model, Prompts::blank(model, self.images()));
         (request.steps, request.batch_size) = (self.repeat + 2, self.images());
         let mut ends = Vec::new();
-        pipeline.denoised(backend, &request, &mut |_| ends.push(Instant::now()))?;
+        Session::new(model, backend).job(request)?.denoise(|_, event| {
+            if let Event::Step { .. } = event {
+                ends.push(Instant::now());
+            }
+        })?;
         // The first step fills tables, and the device lags a step behind what the host is told: neither counts.
         let mut steps: Vec<f64> = ends.windows(2).skip(1).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
         steps.sort_by(f64::total_cmp);
@@ -183,20 +188,18 @@ impl Bench {
 
     fn time<B: Backend>(
         &self,
-        backend: &mut B,
-        packed: &Packed<model::Bytes>,
+        backend: &B,
+        model: &Model<'_, model::Bytes>,
         role: Role,
         batch: usize,
     ) -> Result<Times> {
-        let meta = &packed.meta().pipeline;
-        let [height, width] = meta.latent_size.map(|n| n as usize);
-        let conditional = meta.classes > 0 || meta.text.is_some();
-        let conditions = if conditional { batch.min(2) } else { 1 };
-        let tokens = meta.text.as_ref().and_then(|t| t.encoders.first()).map_or(1, |e| e.tokens as usize);
+        let [height, width] = model.latents.size;
+        let conditions = if model.conditional() { batch.min(2) } else { 1 };
+        let tokens = model.text.as_ref().map_or(1, |text| text.encoders[0].tokens);
         let dims = Dims { batch, conditions, height, width, tokens };
-        let shape = Shape { dims, calls: self.repeat + 1, table_bytes: TABLE_BYTES, reserve: 0 };
+        let shape = Binding { dims, calls: self.repeat + 1, table_bytes: TABLE_BYTES, reserve: 0 };
         let begin = Instant::now();
-        let mut executor = Executor::bind(backend, packed, role, shape)?;
+        let mut executor = Executor::new(backend, model.packed(), role, shape)?;
         let bind = begin.elapsed().as_secs_f64();
         let mut rng = aquatint::rng::FastRng::new(1);
         let program = executor.program();
@@ -208,9 +211,10 @@ impl Bench {
         };
         let sample = random(InputKind::Sample);
         let [context, pooled, sizes] = [InputKind::Context, InputKind::Pooled, InputKind::Sizes].map(&mut random);
-        let labels: Vec<u32> = [meta.classes / 2, meta.null_class].into_iter().take(conditions).collect();
+        let labels = model.classes.map_or([0; 2], |classes| [classes.count as u32 / 2, classes.null]);
+        let labels = &labels[..conditions];
         executor.set_prompt(&PromptInputs {
-            class_labels: program.input(InputKind::ClassLabels).map(|_| &labels[..]),
+            class_labels: program.input(InputKind::ClassLabels).map(|_| labels),
             context: context.as_deref(),
             pooled: pooled.as_deref(),
             sizes: sizes.as_deref(),
@@ -240,18 +244,20 @@ impl Bench {
         }
         calls.sort_by(f64::total_cmp);
         let program = executor.program();
-        let planned = executor.plan().ops[Rate::Loop as usize].clone();
         let mut by_op: BTreeMap<String, Work> = BTreeMap::new();
-        let mut planned = planned.iter();
         let mut last = Instant::now();
-        executor.call_with(self.repeat, &mut |node| {
+        executor.observe(self.repeat, |seen| {
             let now = Instant::now();
-            let args = planned.by_ref().find(|p| p.node == node).map(|p| &p.args);
-            let work = by_op.entry(kind(program, node, args)).or_default();
+            if seen.rate != Rate::Loop {
+                last = now;
+                return Ok(());
+            }
+            let work = by_op.entry(kind(program, seen.node, seen.op)).or_default();
             work.seconds += (now - last).as_secs_f64();
-            work.operations += args.map_or(0.0, OpArgs::operations);
-            work.bytes += args.map_or(0.0, OpArgs::bytes);
+            work.operations += seen.op.operations();
+            work.bytes += seen.op.bytes();
             last = now;
+            Ok(())
         })?;
         let mut ops: Vec<_> = by_op.into_iter().collect();
         ops.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
@@ -279,16 +285,14 @@ fn uploads(index: usize, data: &[u8]) -> Result<Vec<(WeightPath, f64)>> {
 }
 
 /// The op of a node, what a product multiplies, and whether a norm quantizes.
-fn kind(program: &Program, node: usize, args: Option<&OpArgs>) -> String {
-    let op = &program.nodes[node].op;
-    match args {
-        Some(
-            OpArgs::Linear(LinearArgs { x: Input::Codes(_), .. })
-            | OpArgs::Conv2d(Conv2dArgs { x: Input::Codes(_), .. }),
-        ) => {
-            format!("{} (codes)", op.name())
+fn kind<T>(program: &Program, node: usize, op: &OpArgs<T>) -> String {
+    let name = program.nodes[node].op.name();
+    match op {
+        OpArgs::Linear { args: LinearArgs { x: Input::Codes(_), .. }, .. }
+        | OpArgs::Conv2d { args: Conv2dArgs { x: Input::Codes(_), .. }, .. } => format!("{name} (codes)"),
+        OpArgs::LayerNorm { .. } | OpArgs::GroupNorm { .. } if matches!(op.result(), Input::Codes(_)) => {
+            format!("{name} + quantize")
         }
-        _ if op.quantizes().is_some() && op.name() != "quantize" => format!("{} + quantize", op.name()),
-        _ => op.name().into(),
+        _ => name.into(),
     }
 }

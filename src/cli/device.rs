@@ -42,7 +42,7 @@ macro_rules! with_backend {
             $crate::cli::device::Choice::Cuda(index) => {
                 let driver = aquatint::backend::cuda::device::Device::open(index)?;
                 let narrow = aquatint::backend::args::Element::F16;
-                let mut $backend = aquatint::backend::cuda::Cuda::new(driver, $packed.data(), narrow)?;
+                let $backend = aquatint::backend::cuda::Cuda::new(driver, $packed.data(), narrow)?;
                 $body
             }
         }
@@ -96,8 +96,8 @@ impl Device {
     /// `e` with the option that it is about.
     fn named(&self, e: Error) -> Error {
         match e {
-            Error::Device { what, expected, got } => {
-                Error::Device { what: format!("--device {}: {what}", self.device), expected, got }
+            Error::Device { kind, what, expected, got } => {
+                Error::Device { kind, what: format!("--device {}: {what}", self.device), expected, got }
             }
             other => other,
         }

@@ -1,14 +1,16 @@
 //! `aquatint eval`: one denoiser call.
 
-use super::ask;
 use super::device::with_backend;
-use super::tensors::{Inputs, Named, write};
+use super::options::read_tensors;
+use super::tensors::write;
 use super::{Device, model};
-use aquatint::pipeline::{Pipeline, Subjects};
+use aquatint::model::Model;
+use aquatint::options::NamedTensor;
+use aquatint::pipeline::{Prompts, Session};
 use aquatint::whole_file::check_target;
 use aquatint::{Error, Result};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Run the denoiser once: no guidance, no sampler.
 #[derive(Args)]
@@ -34,38 +36,31 @@ impl Eval {
     pub fn run(&self) -> Result<()> {
         let choice = self.device.choice()?;
         let packed = model::open(self.model.as_deref())?;
-        let pipeline = Pipeline::new(&packed)?;
+        let model = Model::new(&packed)?;
         if !self.timestep.is_finite() {
             return Err(Error::request("--timestep", "a finite number", self.timestep));
         }
-        check_target(
-            &self.outputs,
-            &self.model.iter().chain([&self.inputs]).map(PathBuf::as_path).collect::<Vec<_>>(),
-        )?;
-        let mut inputs = Inputs::read(&self.inputs, &[&["latents"][..], &ask::NAMES].concat())?;
-        let shown = self.inputs.display().to_string();
-        let missing = |name| Error::request(shown.as_str(), format!("a tensor `{name}`"), "none");
-        let ([n, _, h, w], latents) =
-            inputs.latents(packed.meta().pipeline.latent_channels)?.ok_or_else(|| missing("latents"))?;
-        let subjects = match ask::ready(&pipeline, &mut inputs, false)? {
-            Some(subjects) => subjects,
-            None if pipeline.prompted() => return Err(missing("prompt_embeds")),
-            None if pipeline.classified() => return Err(missing("class_labels")),
-            None => Subjects::Any(n),
+        let read: Vec<&Path> = self.model.iter().chain([&self.inputs]).map(PathBuf::as_path).collect();
+        check_target(&self.outputs, &read)?;
+        let mut tensors = read_tensors(&self.inputs)?;
+        let source = tensors.source().to_owned();
+        let missing = |name| Error::request(source.as_str(), format!("a tensor `{name}`"), "none");
+        let ([n, _, h, w], latents) = tensors.latents(model.latents.channels)?.ok_or_else(|| missing("latents"))?;
+        let needed = if model.text.is_some() { "prompt_embeds" } else { "class_labels" };
+        let prompts = match tensors.prompts(&model, false)? {
+            Some(prompts) => prompts,
+            None if model.conditional() => return Err(missing(needed)),
+            None => Prompts::Unconditional(n),
         };
-        inputs.finish()?;
-        if subjects.len() != n {
-            return Err(Error::request(
-                format!("{shown}: {}", if pipeline.prompted() { "prompt_embeds" } else { "class_labels" }),
-                format!("{n}, one per image"),
-                subjects.len(),
-            ));
+        tensors.finish()?;
+        if prompts.len() != n {
+            return Err(Error::request(format!("{source}: {needed}"), format!("{n}, one per image"), prompts.len()));
         }
         let (values, channels) = self.device.install(|| {
             with_backend!(choice, packed, backend => {
-                pipeline.eval(&mut backend, &latents, [h, w], subjects, self.timestep)
+                Session::new(&model, &backend).eval(&latents, [h, w], prompts, self.timestep)
             })
         })??;
-        write(&self.outputs, &[Named { name: "sample", dims: vec![n, channels, h, w], values }])
+        write(&self.outputs, &[NamedTensor { name: "sample", dims: vec![n, channels, h, w], values }])
     }
 }

@@ -1,11 +1,14 @@
 //! `aquatint info`: what a file holds, and exactly how much memory it needs.
 
 use super::device::Choice;
-use super::{Device, MOST_IMAGES, Size, bytes, model, say, say_json};
+use super::options::SizeArgs;
+use super::{Device, bytes, model, say, say_json};
 use aquatint::backend::args::Element;
 use aquatint::backend::cuda::Offline;
 use aquatint::format::TensorKind;
-use aquatint::pipeline::Pipeline;
+use aquatint::model::Model;
+use aquatint::options::{MAX_IMAGES, RequestOptions, SamplingOptions};
+use aquatint::pipeline::Plans;
 use aquatint::{Error, Result, with_cpu};
 use clap::Args;
 use serde_json::json;
@@ -24,7 +27,7 @@ pub struct Info {
     #[arg(short, long, value_name = "N")]
     steps: Option<usize>,
     #[command(flatten)]
-    size: Size,
+    size: SizeArgs,
     /// Also list every tensor
     #[arg(short, long)]
     verbose: bool,
@@ -46,12 +49,12 @@ struct Sum {
 impl Info {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
-        if !(1..=MOST_IMAGES).contains(&self.batch_size) {
-            return Err(Error::request("--batch-size", format!("1 to {MOST_IMAGES}"), self.batch_size));
+        if !(1..=MAX_IMAGES).contains(&self.batch_size) {
+            return Err(Error::request("--batch-size", format!("1 to {MAX_IMAGES}"), self.batch_size));
         }
         let choice = self.device.planned()?;
         let packed = model::open(self.model.as_deref())?;
-        let pipeline = Pipeline::new(&packed)?;
+        let model = Model::new(&packed)?;
         let meta = packed.meta();
         let mut codecs: BTreeMap<String, Sum> = BTreeMap::new();
         let mut files: BTreeMap<&str, usize> = BTreeMap::new();
@@ -66,13 +69,12 @@ impl Info {
             sum.bytes += t.bytes;
         }
         // The images of a batch are taken to differ, which needs the most memory.
-        let mut request = pipeline.request(pipeline.blank(self.batch_size));
-        request.steps = self.steps.unwrap_or(request.steps);
-        request.batch_size = self.batch_size;
-        self.size.apply(&mut request, &meta.pipeline)?;
+        let sampling = SamplingOptions { steps: self.steps, ..Default::default() };
+        let options = RequestOptions { sampling, size: self.size.options(), ..Default::default() };
+        let request = options.blank(&model, self.batch_size)?;
         let plans = match choice {
-            Choice::Cpu(tier) => with_cpu!(tier, cpu => pipeline.plans(&cpu, &request))?,
-            Choice::Cuda(_) => pipeline.plans(&Offline { narrow: Element::F16 }, &request)?,
+            Choice::Cpu(tier) => with_cpu!(tier, cpu => Plans::new(&cpu, &model, &request))?,
+            Choice::Cuda(_) => Plans::new(&Offline { narrow: Element::F16 }, &model, &request)?,
         };
         let denoiser = &plans.denoisers[0];
         let decoder = plans.decoder.as_ref().map_or(0, |plan| plan.arena);
@@ -82,7 +84,7 @@ impl Info {
             Choice::Cpu(_) => None,
             Choice::Cuda(_) => Some(Offline::device_bytes(packed.data_bytes(), peak)),
         };
-        let [h, w] = request.latent_size.map(|n| n * meta.pipeline.pixels_per_latent as usize);
+        let [h, w] = request.pixels(&model);
         if self.json {
             let codecs: BTreeMap<_, _> = codecs
                 .iter()
@@ -112,13 +114,13 @@ impl Info {
             }));
             return Ok(());
         }
-        let conditions = match (&meta.pipeline.text, meta.pipeline.classes) {
+        let conditions = match (&model.text, &model.classes) {
             (Some(text), _) => {
                 let tokens: Vec<_> = text.encoders.iter().map(|e| e.tokens.to_string()).collect();
                 format!("prompts of {} tokens a chunk", tokens.join(" and "))
             }
-            (None, 0) => "no conditions".into(),
-            (None, classes) => format!("{classes} classes"),
+            (None, None) => "no conditions".into(),
+            (None, Some(classes)) => format!("{} classes", classes.count),
         };
         say(format_args!("{} ({}), {h} x {w} pixels, {conditions}", meta.pipeline.name, meta.pipeline.class));
         say(format_args!(

@@ -1,30 +1,21 @@
 //! The command line: the only place that names a concrete back end, prints, reads the clock, or exits.
 
-mod ask;
-mod begin;
 mod bench;
 mod device;
 mod eval;
 mod info;
 mod model;
+mod options;
 mod run;
-mod sampling;
 mod tensors;
 mod verify;
 
 use aquatint::error::one_line;
-use aquatint::format::meta::PipelineMeta;
-use aquatint::pipeline::Request;
 use aquatint::{Error, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use device::Device;
 use std::io::Write;
 use std::process::ExitCode;
-
-/// Most images of one request, and samples of one call: beyond any use, and far from overflowing anything.
-const MOST_IMAGES: usize = 1 << 16;
-/// Most pixels on a side.
-const MOST_PIXELS: usize = 1 << 14;
 
 /// Runs quantized diffusion models from one memory-mapped file.
 #[derive(Parser)]
@@ -55,48 +46,6 @@ enum Command {
     Verify(verify::Verify),
 }
 
-/// The size of the pictures.
-#[derive(Args, Clone)]
-struct Size {
-    /// Width in pixels [default: the model's]
-    #[arg(short = 'W', long, value_name = "PIXELS")]
-    width: Option<usize>,
-    /// Height in pixels [default: the model's]
-    #[arg(short = 'H', long, value_name = "PIXELS")]
-    height: Option<usize>,
-    /// Width and height in pixels
-    #[arg(long, alias = "res", value_name = "PIXELS", conflicts_with_all = ["width", "height"])]
-    size: Option<usize>,
-}
-
-impl Size {
-    /// Whether a size was asked for.
-    fn given(&self) -> bool {
-        self.width.or(self.height).or(self.size).is_some()
-    }
-
-    /// Sets the latents' size of `request`.
-    fn apply(&self, request: &mut Request, meta: &PipelineMeta) -> Result<()> {
-        let per_latent = meta.pixels_per_latent as usize;
-        let multiple = per_latent * meta.latent_multiple as usize;
-        for (axis, name, pixels) in
-            [(0, "--height", self.height.or(self.size)), (1, "--width", self.width.or(self.size))]
-        {
-            let Some(pixels) = pixels else { continue };
-            if pixels == 0 || !pixels.is_multiple_of(multiple) || pixels > MOST_PIXELS {
-                let expected = format!("a multiple of {multiple} pixels, at most {MOST_PIXELS}");
-                return Err(Error::request(name, expected, pixels));
-            }
-            if request.latents.is_some() && request.latent_size[axis] != pixels / per_latent {
-                let expected = format!("{} pixels, as the latents have", request.latent_size[axis] * per_latent);
-                return Err(Error::request(name, expected, pixels));
-            }
-            request.latent_size[axis] = pixels / per_latent;
-        }
-        Ok(())
-    }
-}
-
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -114,7 +63,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&e.to_string()));
+            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&spelled(e).to_string()));
             ExitCode::from(2)
         }
     }
@@ -125,6 +74,19 @@ fn guard() -> Result<()> {
     #[cfg(unix)]
     aquatint::mmap::guard(end)?;
     Ok(())
+}
+
+/// `e`, with an option that it is about spelled as on the command line.
+fn spelled(e: Error) -> Error {
+    match e {
+        Error::Request { kind, what, expected, got } => {
+            let command = Cli::command();
+            let mut arguments = command.get_subcommands().flat_map(|sub| sub.get_arguments());
+            let option = arguments.any(|argument| argument.get_long() == Some(&what));
+            Error::Request { kind, what: if option { format!("--{what}") } else { what }, expected, got }
+        }
+        other => other,
+    }
 }
 
 /// Ends the program as a signal asks, with nothing half-written left behind, and tells of a model file that shrank.

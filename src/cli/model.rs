@@ -9,7 +9,7 @@ use std::path::Path;
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-/// The glyph model, W4A8: letters in colour, made to be looked at. `tests/glyphs.rs` proves that packing
+/// The glyph model, W4A8: letters in colour, made to be looked at. `tests/models/glyphs.rs` proves that packing
 /// `models/glyphs` again gives exactly these bytes.
 static GLYPHS: &Aligned<[u8]> = &Aligned(*include_bytes!("../../models/glyphs-w4a8.aqt"));
 

@@ -1,14 +1,14 @@
 //! `aquatint run`.
 
-use super::ask::{self, Ask, Wishes};
-use super::begin::Begin;
 use super::device::with_backend;
-use super::sampling::Sampling;
-use super::tensors::{Inputs, Named, write};
-use super::{Device, Size, model, say, say_json};
-use aquatint::format::meta::PipelineMeta;
-use aquatint::image::{self, Recipe, from_nhwc, grid, numbered, write_png};
-use aquatint::pipeline::{Event, NoiseSource, Output, Pipeline, Plans, Request, permute};
+use super::options::{InitArgs, PromptArgs, SamplingArgs, SizeArgs, read_tensors};
+use super::tensors::write;
+use super::{Device, model, say, say_json};
+use aquatint::backend::Backend;
+use aquatint::image::{self, PngParameters, from_nhwc, grid, numbered, write_png};
+use aquatint::model::Model;
+use aquatint::options::{NamedTensor, RequestOptions};
+use aquatint::pipeline::{Event, NoiseSource, Output, Plans, Request, Session, swap_last_axes};
 use aquatint::plan::Plan;
 use aquatint::whole_file::check_target;
 use aquatint::{Error, Result};
@@ -33,25 +33,19 @@ pub struct Run {
     /// A packed model [default: the small model of letters inside this program]
     model: Option<PathBuf>,
     #[command(flatten)]
-    wishes: Wishes,
-    /// Sampler steps [default: the model's]
-    #[arg(short, long, alias = "num-inference-steps", value_name = "N")]
-    steps: Option<usize>,
-    /// Guidance scale; 1 or less turns guidance off [default: the model's]
-    #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
-    cfg_scale: Option<f32>,
+    prompts: PromptArgs,
     #[command(flatten)]
-    sampling: Sampling,
-    /// Seed; image k has its own noise from seed + k
+    sampling: SamplingArgs,
+    /// Seed; with --rng fast, image k is that of seed + k alone, with torch all images share one stream of noise
     #[arg(long, default_value_t = 42, value_name = "K")]
     seed: u64,
     /// Where the noise comes from
     #[arg(long, value_enum, default_value = "fast")]
     rng: Rng,
     #[command(flatten)]
-    size: Size,
+    size: SizeArgs,
     #[command(flatten)]
-    begin: Begin,
+    init: InitArgs,
     /// Images per pass through the network [default: all, at most 8]
     #[arg(short, long, value_name = "N")]
     batch_size: Option<usize>,
@@ -91,51 +85,55 @@ impl Run {
         let begin = Instant::now();
         let choice = self.device.choice()?;
         let packed = model::open(self.model.as_deref())?;
-        let pipeline = Pipeline::new(&packed)?;
-        let meta = &packed.meta().pipeline;
-        let (ask, latents) = self.ask(&pipeline)?;
-        let n = ask.len();
-        let subjects = ask.ready().cloned().unwrap_or_else(|| pipeline.blank(n));
-        let mut request = self.settings(pipeline.request(subjects), latents, meta)?;
-        self.check_outputs(n)?;
-        let hash = format!("{:032x}", packed.hash());
+        let model = Model::new(&packed)?;
+        let tensors = self.inputs.as_deref().map(read_tensors).transpose()?;
+        let request = self.options()?.request(&model, tensors)?;
+        self.check_outputs(request.prompts.len())?;
 
         let bar = self.bar();
         let mut steps = Clock::default();
         let output = self.device.install(|| {
             with_backend!(choice, packed, backend => {
-                if let Some(texts) = ask.texts() {
-                    // What is wrong with the rest is told before anything is computed.
-                    pipeline.plans(&backend, &request)?;
-                    let (subjects, cuts) = pipeline.encode(&mut backend, &texts)?;
-                    cuts.iter().for_each(|cut| self.warn(cut));
-                    request.subjects = subjects;
-                }
+                let mut session = Session::new(&model, &backend);
+                let plans = session.plans(&request)?;
+                session.keep_at_most(plans.peak());
                 if self.verbose && !self.quiet && !self.json {
-                    let plans = pipeline.plans(&backend, &request)?;
-                    bar.suspend(|| {
-                        use aquatint::backend::Backend;
-                        say(format_args!("{}, {}", backend.name(), told(&plans)));
-                    });
+                    bar.suspend(|| say(format_args!("{}, {}", backend.name(), memory_line(&plans))));
                 }
-                pipeline.run(&mut backend, &request, &mut |event| steps.see(event, &bar))
+                let job = session.job(request.clone())?;
+                job.cut().iter().for_each(|cut| self.warn(cut));
+                job.finish_with(|_, event| steps.see(&event, &bar))
             })
         })??;
         bar.finish_and_clear();
-        let files = self.write(&ask, &request, &output, meta, &hash)?;
-        let seconds = begin.elapsed().as_secs_f64();
+        let files = self.write(&model, &request, &output)?;
+        self.report(&model, &request, &output, &files, &steps, begin.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Says what was done.
+    fn report<D: AsRef<[u8]>>(
+        &self,
+        model: &Model<'_, D>,
+        request: &Request,
+        output: &Output,
+        files: &[String],
+        steps: &Clock,
+        seconds: f64,
+    ) {
+        let n = request.prompts.len();
         if self.json {
             say_json(&json!({
                 "files": files,
                 "images": n,
-                "class_labels": request.subjects.classes(),
-                "prompts": (0..n).map(|i| ask.told(i, meta)[0].clone()).collect::<Vec<_>>(),
+                "class_labels": request.prompts.classes(),
+                "prompts": (0..n).map(|i| request.prompts.describe(i, model)[0].clone()).collect::<Vec<_>>(),
                 "seed": request.seed,
                 "steps": request.steps,
                 "sampler": request.sampler.kind.name(),
                 "cfg_scale": request.guidance_scale,
                 "size": output.size,
-                "model_hash": hash,
+                "model_hash": format!("{:032x}", model.packed().hash()),
                 "step_seconds": steps.mean(),
                 "decode_seconds": steps.decode,
                 "seconds": seconds,
@@ -146,46 +144,28 @@ impl Run {
                 if n == 1 { "" } else { "s" },
                 request.steps,
                 steps.mean() * 1e3,
-                shown(&files),
+                shown(files),
             ));
         }
-        Ok(())
     }
 
-    /// What is asked for, and the latents to start from.
-    fn ask<D: AsRef<[u8]>>(&self, pipeline: &Pipeline<'_, D>) -> Result<(Ask, Option<Latents>)> {
-        let Some(path) = &self.inputs else { return Ok((self.wishes.ask(pipeline, None, true)?, None)) };
-        let mut inputs = Inputs::read(path, &[&["latents"][..], &ask::NAMES].concat())?;
-        let latents = inputs.latents(pipeline.meta().pipeline.latent_channels)?;
-        let guided = self.cfg_scale.unwrap_or(pipeline.meta().pipeline.guidance_scale) > 1.0;
-        let mut ask = self.wishes.ask(pipeline, Some(&mut inputs), guided)?;
-        inputs.finish()?;
-        if let Some(([n, ..], _)) = &latents {
-            ask.repeat(*n, "--inputs latents")?;
-        }
-        Ok((ask, latents))
-    }
-
-    /// Applies the options that change numbers.
-    fn settings(&self, mut request: Request, latents: Option<Latents>, meta: &PipelineMeta) -> Result<Request> {
-        if let Some(([_, _, h, w], values)) = latents {
-            request.latent_size = [h, w];
-            request.latents = Some(values);
-        }
-        request.steps = self.steps.unwrap_or(request.steps);
-        request.guidance_scale = self.cfg_scale.unwrap_or(request.guidance_scale);
-        request.seed = self.seed;
-        request.batch_size = self.batch_size.unwrap_or(request.batch_size);
-        request.max_memory = self.max_memory;
-        request.tile = self.vae_tile;
-        request.noise = match self.rng {
-            Rng::Fast => NoiseSource::Fast,
-            Rng::Torch => NoiseSource::Torch,
-        };
-        self.sampling.apply(&mut request)?;
-        self.size.apply(&mut request, meta)?;
-        self.begin.apply(&mut request, meta, self.size.given())?;
-        Ok(request)
+    /// The options as the library takes them; reads the initial image.
+    fn options(&self) -> Result<RequestOptions> {
+        Ok(RequestOptions {
+            prompts: self.prompts.options(),
+            sampling: self.sampling.options(),
+            size: self.size.options(),
+            init: self.init.options()?,
+            refiner_start: self.init.refiner_start,
+            seed: Some(self.seed),
+            noise: match self.rng {
+                Rng::Fast => NoiseSource::Fast,
+                Rng::Torch => NoiseSource::Torch,
+            },
+            batch_size: self.batch_size,
+            max_memory: self.max_memory,
+            vae_tile: self.vae_tile,
+        })
     }
 
     /// Tells what of a prompt the text encoder did not read.
@@ -198,7 +178,7 @@ impl Run {
     /// Refuses outputs that could not be written, before anything is computed.
     fn check_outputs(&self, n: usize) -> Result<()> {
         let inputs: Vec<&Path> =
-            self.model.iter().chain(self.begin.files()).chain(&self.inputs).map(PathBuf::as_path).collect();
+            self.model.iter().chain(self.init.files()).chain(&self.inputs).map(PathBuf::as_path).collect();
         let sheet = !self.output.contains('%');
         for k in 0..if sheet { 1 } else { n } {
             let png = if sheet { self.output.clone() } else { numbered(&self.output, k)? };
@@ -222,67 +202,67 @@ impl Run {
         bar
     }
 
-    /// Writes everything asked for; gives the names of the pictures.
-    fn write(
-        &self,
-        ask: &Ask,
-        request: &Request,
-        output: &Output,
-        meta: &PipelineMeta,
-        hash: &str,
-    ) -> Result<Vec<String>> {
-        let n = request.subjects.len();
+    /// Writes everything asked for; gives the names of the images' files.
+    fn write<D: AsRef<[u8]>>(&self, model: &Model<'_, D>, request: &Request, output: &Output) -> Result<Vec<String>> {
+        let n = request.prompts.len();
         let [h, w] = output.size;
         if let Some(path) = &self.outputs {
             let [lh, lw] = request.latent_size;
-            let channels = meta.latent_channels as usize;
-            let image = permute(&output.images, [n, h * w, 3]);
+            let channels = model.latents.channels;
+            let image = swap_last_axes(&output.images, [n, h * w, 3]);
             let mut tensors = vec![
-                Named { name: "latents", dims: vec![n, channels, lh, lw], values: output.latents.clone() },
-                Named { name: "image", dims: vec![n, 3, h, w], values: image },
+                NamedTensor { name: "latents", dims: vec![n, channels, lh, lw], values: output.latents.clone() },
+                NamedTensor { name: "image", dims: vec![n, 3, h, w], values: image },
             ];
-            tensors.extend(ask::features(&request.subjects));
+            tensors.extend(NamedTensor::of_prompts(&output.prompts));
             write(path, &tensors)?;
         }
         let images = from_nhwc(&output.images, n, h as u32, w as u32)?;
-        let model_name = model::name(self.model.as_deref());
-        let text = |images: std::ops::Range<usize>, seed: u64| {
-            let mut told: Vec<[String; 2]> = images.map(|i| ask.told(i, meta)).collect();
-            told.dedup();
-            let joined = |side: usize| told.iter().map(|t| t[side].as_str()).collect::<Vec<_>>().join(", ");
-            image::parameters(&Recipe {
-                prompt: &joined(0),
-                negative: &joined(1),
-                steps: request.steps,
-                sampler: request.sampler.kind.title(),
-                cfg_scale: request.guidance_scale,
-                seed,
-                width: w as u32,
-                height: h as u32,
-                model_hash: &hash[..10],
-                model: &model_name,
-            })
-        };
+        let text = |images: std::ops::Range<usize>| self.parameters(model, request, output.size, images);
         if !self.output.contains('%') {
             let sheet = grid(&images, (n as f64).sqrt().ceil() as usize)?;
-            write_png(&self.output, &sheet, &[("parameters", &text(0..n, request.seed))])?;
+            write_png(&self.output, &sheet, &[("parameters", &text(0..n))])?;
             return Ok(vec![self.output.clone()]);
         }
         let mut files = Vec::with_capacity(n);
         for (k, image) in images.iter().enumerate() {
             let path = numbered(&self.output, k)?;
-            let text = text(k..k + 1, request.seed.wrapping_add(k as u64));
-            write_png(&path, image, &[("parameters", &text)])?;
+            write_png(&path, image, &[("parameters", &text(k..k + 1))])?;
             files.push(path);
         }
         Ok(files)
     }
+
+    /// The text of a PNG that shows these images of a request.
+    fn parameters<D: AsRef<[u8]>>(
+        &self,
+        model: &Model<'_, D>,
+        request: &Request,
+        [h, w]: [usize; 2],
+        images: std::ops::Range<usize>,
+    ) -> String {
+        let first = images.start as u64;
+        let mut prompts: Vec<[String; 2]> = images.map(|i| request.prompts.describe(i, model)).collect();
+        prompts.dedup();
+        let joined = |side: usize| prompts.iter().map(|t| t[side].as_str()).collect::<Vec<_>>().join(", ");
+        let hash = format!("{:032x}", model.packed().hash());
+        image::parameters(&PngParameters {
+            prompt: &joined(0),
+            negative: &joined(1),
+            steps: request.steps,
+            sampler: request.sampler.kind.title(),
+            cfg_scale: request.guidance_scale,
+            // torch's images share a stream: the request's seed makes them all, and no other seed one of them alone.
+            seed: request.seed.wrapping_add(if request.noise == NoiseSource::Fast { first } else { 0 }),
+            width: w as u32,
+            height: h as u32,
+            model_hash: &hash[..10],
+            model: &model::name(self.model.as_deref()),
+        })
+    }
 }
 
-/// Latents `(n, c, h, w)`.
-type Latents = ([usize; 4], Vec<f32>);
-
-fn told(plans: &Plans) -> String {
+fn memory_line(plans: &Plans) -> String {
     let arenas = |plans: &[Plan]| plans.iter().map(|p| super::bytes(p.arena)).collect::<Vec<_>>().join(" and ");
     let [h, w] = plans.tile;
     let first = &plans.denoisers[0];
@@ -307,6 +287,7 @@ fn shown(files: &[String]) -> String {
 /// Times of steps and decoding, seen through events.
 #[derive(Default)]
 struct Clock {
+    images: usize,
     last: Option<Instant>,
     steps: usize,
     seconds: f64,
@@ -314,27 +295,34 @@ struct Clock {
 }
 
 impl Clock {
-    fn see(&mut self, event: Event, bar: &ProgressBar) {
+    fn see(&mut self, event: &Event, bar: &ProgressBar) {
         let now = Instant::now();
+        let show = |what: &'static str, done: usize, total: usize| {
+            bar.set_prefix(what);
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        };
         match event {
+            Event::Queued { images, .. } => self.images = *images,
+            Event::Encoding => show("encode", 0, 1),
             Event::Step { done, total, .. } => {
-                if done > 1 {
+                if *done > 1 {
                     // The first step also fills tables; it is not counted.
                     self.seconds += self.last.map_or(0.0, |t| (now - t).as_secs_f64());
                     self.steps += 1;
                 }
-                bar.set_prefix("steps");
-                bar.set_length(total as u64);
-                bar.set_position(done as u64);
+                show("steps", *done, *total);
                 bar.set_message(format!("{:.0} ms/step", self.mean() * 1e3));
             }
-            Event::Decode { done, total } => {
-                self.decode += self.last.map_or(0.0, |t| (now - t).as_secs_f64());
-                bar.set_prefix("decode");
-                bar.set_length(total as u64);
-                bar.set_position(done as u64);
+            Event::Decoding { index } => {
+                show("decode", *index, self.images);
                 bar.set_message("");
             }
+            Event::Image { index } => {
+                self.decode += self.last.map_or(0.0, |t| (now - t).as_secs_f64());
+                show("decode", index + 1, self.images);
+            }
+            _ => {}
         }
         self.last = Some(now);
     }

@@ -2,6 +2,7 @@
 
 use super::{model, say, say_json};
 use aquatint::Result;
+use aquatint::model::Model;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ impl Verify {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
         let packed = model::open(self.model.as_deref())?;
-        packed.verify().map_err(|e| match &self.model {
+        Model::verify(&packed).map_err(|e| match &self.model {
             Some(path) => model::named(e, path),
             None => e,
         })?;

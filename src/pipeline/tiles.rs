@@ -33,7 +33,7 @@ pub(super) fn largest(
     }
     if fits == 0 {
         let needed = arena(tile_of(1))?;
-        return Err(Error::request("memory", format!("at least {needed} bytes for the smallest tile"), most));
+        return Err(Error::memory("memory", format!("at least {needed} bytes for the smallest tile"), most));
     }
     Ok(tile_of(fits))
 }
@@ -114,7 +114,7 @@ impl Tiles {
     }
 
     /// Adds tile `i`, `(h, w, c)` with `scale` pixels per element of the tiled image, to `sum` of whole images.
-    pub fn blend(&self, i: usize, scale: usize, tile: &[f32], sum: &mut Blend) {
+    pub fn add(&self, i: usize, scale: usize, tile: &[f32], sum: &mut TileSum) {
         let [r, c] = self.place(i);
         let (down, across) = (self.axes[0].shares(r, scale), self.axes[1].shares(c, scale));
         let channels = tile.len() / (down.len() * across.len());
@@ -133,15 +133,15 @@ impl Tiles {
 }
 
 /// Weighted sums of tiles.
-pub(super) struct Blend {
+pub(super) struct TileSum {
     values: Vec<f32>,
     shares: Vec<f32>,
 }
 
-impl Blend {
+impl TileSum {
     /// Nothing yet, of an image with `pixels` of `channels`.
     pub fn new(pixels: usize, channels: usize) -> Self {
-        Blend { values: vec![0.0; pixels * channels], shares: vec![0.0; pixels] }
+        TileSum { values: vec![0.0; pixels * channels], shares: vec![0.0; pixels] }
     }
 
     /// Writes the weighted means.
@@ -183,12 +183,12 @@ mod tests {
         };
         for tile in [2, 3, 4, 5, 8, 20] {
             let tiles = Tiles::of(size, [tile; 2]);
-            let mut sum = Blend::new(11 * 7 * scale * scale, channels);
+            let mut sum = TileSum::new(11 * 7 * scale * scale, channels);
             let shape = [0, 1].map(|i| tiles.axes[i].tile);
             let mut cut = vec![0.0; shape[0] * shape[1] * channels];
             for i in 0..tiles.len() {
                 tiles.cut(i, 1, &image, &mut cut);
-                tiles.blend(i, scale, &enlarge(&cut, shape), &mut sum);
+                tiles.add(i, scale, &enlarge(&cut, shape), &mut sum);
             }
             let mut got = vec![0.0; 11 * 7 * scale * scale * channels];
             sum.finish(&mut got);

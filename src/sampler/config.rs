@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::names::{BetaSchedule, FinalSigma, Kind, Prediction, SolverType, Spacing, Variance};
+use super::names::{BetaSchedule, FinalSigma, Prediction, SamplerKind, SolverType, Spacing, Variance};
 use crate::error::{Error, Result};
 
 /// A sampler and its settings. Fields keep diffusers' names and defaults; a field that the sampler does not use is kept
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Which sampler.
-    pub kind: Kind,
+    pub kind: SamplerKind,
     /// Timesteps of the training schedule (`num_train_timesteps`).
     pub train_steps: usize,
     /// First beta, in (0, 1).
@@ -74,7 +74,7 @@ impl Default for Config {
     /// DDIM with diffusers' defaults.
     fn default() -> Self {
         Config {
-            kind: Kind::Ddim,
+            kind: SamplerKind::Ddim,
             train_steps: 1000,
             beta_start: 0.0001,
             beta_end: 0.02,
@@ -106,13 +106,13 @@ impl Config {
     ///
     /// Mind one consequence that diffusers shares: DDIM clamps x0 to +-1 unless the file says `clip_sample: false`, and
     /// files saved for DPM-Solver++ say nothing.
-    pub fn with_kind(&self, kind: Kind) -> Config {
+    pub fn with_kind(&self, kind: SamplerKind) -> Config {
         // The singlestep solver's own default, false, is no wish for the others.
-        let lower_order_final = self.lower_order_final || self.kind == Kind::DpmSolverPp2S;
+        let lower_order_final = self.lower_order_final || self.kind == SamplerKind::DpmSolverPp2S;
         Config { kind, lower_order_final, ..self.clone() }
     }
 
-    /// The same model under the sampler of a name: of a [`Kind`], or with `-karras` behind it, or `iddpm`, which is DDPM
+    /// The same model under the sampler of a name: of a [`SamplerKind`], or with `-karras` behind it, or `iddpm`, which is DDPM
     /// with learned variance over evenly spaced timesteps (Nichol and Dhariwal, arXiv 2102.09672), as DiT's own code
     /// samples.
     ///
@@ -124,10 +124,11 @@ impl Config {
                 variance: Some(Variance::LearnedRange),
                 spacing: Some(Spacing::Linspace),
                 clip_sample: Some(false),
-                ..self.with_kind(Kind::Ddpm)
+                ..self.with_kind(SamplerKind::Ddpm)
             });
         }
-        let base = name.strip_suffix("-karras").and_then(|base| base.parse::<Kind>().ok()).filter(|k| k.has_sigmas());
+        let base =
+            name.strip_suffix("-karras").and_then(|base| base.parse::<SamplerKind>().ok()).filter(|k| k.has_sigmas());
         let kind = base.map_or_else(|| name.parse(), Ok)?;
         let mut config = if kind == self.kind { self.clone() } else { self.with_kind(kind) };
         if base.is_some() {
@@ -138,7 +139,7 @@ impl Config {
 
     /// The magnitude that x0 is clamped to, if the sampler does so.
     pub(super) fn clamp(&self) -> Option<f32> {
-        let default = matches!(self.kind, Kind::Ddim | Kind::Ddpm);
+        let default = matches!(self.kind, SamplerKind::Ddim | SamplerKind::Ddpm);
         self.clip_sample.unwrap_or(default).then_some(self.clip_sample_range)
     }
 
@@ -169,7 +170,7 @@ impl Config {
         if self.steps_offset >= self.train_steps {
             return wrong("steps_offset", format!("less than {}", self.train_steps), self.steps_offset.to_string());
         }
-        let has_order = self.kind.is_dpm() || self.kind == Kind::UniPc;
+        let has_order = self.kind.is_dpm() || self.kind == SamplerKind::UniPc;
         if has_order && !(1..=2).contains(&self.solver_order) {
             return wrong("solver_order", "1 or 2".into(), self.solver_order.to_string());
         }
@@ -189,21 +190,21 @@ impl Config {
     fn check_kind(&self, steps: usize) -> Result<()> {
         let wrong = |what: &str, expected: String, got: String| Err(Error::request(what, expected, got));
         let (kind, spacing) = (self.kind, self.spacing());
-        if kind != Kind::Ddim && matches!(spacing, Spacing::Uniform | Spacing::Quad) {
+        if kind != SamplerKind::Ddim && matches!(spacing, Spacing::Uniform | Spacing::Quad) {
             return wrong(
                 "timestep_spacing",
                 format!("leading, linspace or trailing with {kind}"),
                 spacing.to_string(),
             );
         }
-        let no_sample = matches!(kind, Kind::Pndm | Kind::EulerAncestral);
+        let no_sample = matches!(kind, SamplerKind::Pndm | SamplerKind::EulerAncestral);
         if no_sample && self.prediction == Prediction::Sample {
             return wrong("prediction_type", format!("epsilon or v_prediction with {kind}"), "sample".into());
         }
-        if kind == Kind::UniPc && !self.lower_order_final && self.final_sigma == FinalSigma::Zero {
+        if kind == SamplerKind::UniPc && !self.lower_order_final && self.final_sigma == FinalSigma::Zero {
             return wrong("lower_order_final", "true where final_sigmas_type is zero".into(), "false".into());
         }
-        if kind == Kind::Lcm {
+        if kind == SamplerKind::Lcm {
             let (original, scaling) = (self.original_steps(), self.timestep_scaling.unwrap_or(1.0));
             if !(1..=self.train_steps).contains(&original) {
                 let expected = format!("1 to {}, the training steps", self.train_steps);

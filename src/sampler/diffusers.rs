@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::config::Config;
-use super::names::{BetaSchedule, Kind};
+use super::names::{BetaSchedule, SamplerKind};
 use crate::error::{Error, Result};
 
 /// Fields of diffusers' schedulers that change the result and have no counterpart here: they must be absent, null or
@@ -69,13 +69,13 @@ impl Config {
             clip_sample_range: field(json, "clip_sample_range")?.unwrap_or(base.clip_sample_range),
             eta: base.eta,
             variance: match kind {
-                Kind::Ddpm => named(json, "variance_type")?,
+                SamplerKind::Ddpm => named(json, "variance_type")?,
                 _ => field::<String>(json, "variance_type")?.and_then(|word| word.parse().ok()),
             },
             solver_order: field(json, "solver_order")?.unwrap_or(base.solver_order),
             solver_type: match field::<String>(json, "solver_type")?.as_deref() {
                 None => base.solver_type,
-                Some("bh1") if kind == Kind::UniPc => {
+                Some("bh1") if kind == SamplerKind::UniPc => {
                     return Err(Error::request("scheduler solver_type", "bh2", "bh1"));
                 }
                 // Names of other multistep schedulers, which diffusers maps to midpoint when it switches.
@@ -108,10 +108,10 @@ impl Config {
 }
 
 /// The sampler of a scheduler file: that of its `_class_name`, and of its `algorithm_type` where a class has several.
-fn kind(json: &Value) -> Result<Kind> {
+fn kind(json: &Value) -> Result<SamplerKind> {
     let class: String = field(json, "_class_name")?.unwrap_or_default();
-    let found = Kind::ALL.iter().copied().find(|k| k.class() == class).ok_or_else(|| {
-        let mut classes: Vec<_> = Kind::ALL.iter().map(|k| k.class()).collect();
+    let found = SamplerKind::ALL.iter().copied().find(|k| k.class() == class).ok_or_else(|| {
+        let mut classes: Vec<_> = SamplerKind::ALL.iter().map(|k| k.class()).collect();
         classes.dedup();
         Error::request("scheduler _class_name", format!("one of {}", classes.join(", ")), quoted(&class))
     })?;
@@ -122,26 +122,26 @@ fn kind(json: &Value) -> Result<Kind> {
     match (found, algorithm.as_deref()) {
         // diffusers reads "deis", the word of another class, so.
         (_, None | Some("dpmsolver++" | "deis")) => Ok(found),
-        (Kind::DpmSolverPp2M, Some("sde-dpmsolver++")) => Ok(Kind::DpmSolverPp2MSde),
+        (SamplerKind::DpmSolverPp2M, Some("sde-dpmsolver++")) => Ok(SamplerKind::DpmSolverPp2MSde),
         (_, Some(other)) => {
-            let sde = if found == Kind::DpmSolverPp2M { " or sde-dpmsolver++" } else { "" };
+            let sde = if found == SamplerKind::DpmSolverPp2M { " or sde-dpmsolver++" } else { "" };
             Err(Error::request("scheduler algorithm_type", format!("dpmsolver++{sde}"), other))
         }
     }
 }
 
 /// Fields that must have one value, or be absent where that is the class's default.
-fn fixed(kind: Kind) -> Vec<(&'static str, Value)> {
+fn fixed(kind: SamplerKind) -> Vec<(&'static str, Value)> {
     match kind {
         // The Runge-Kutta start is not supported, and it is the class's default.
-        Kind::Pndm => vec![("skip_prk_steps", json!(true))],
-        Kind::Euler => vec![
+        SamplerKind::Pndm => vec![("skip_prk_steps", json!(true))],
+        SamplerKind::Euler => vec![
             ("interpolation_type", json!("linear")),
             ("timestep_type", json!("discrete")),
             ("sigma_min", json!(null)),
             ("sigma_max", json!(null)),
         ],
-        Kind::UniPc => vec![
+        SamplerKind::UniPc => vec![
             ("predict_x0", json!(true)),
             ("disable_corrector", json!([])),
             ("solver_p", json!(null)),
@@ -153,12 +153,14 @@ fn fixed(kind: Kind) -> Vec<(&'static str, Value)> {
 }
 
 /// What the class of a sampler has where a file is silent.
-fn defaults(kind: Kind) -> Config {
+fn defaults(kind: SamplerKind) -> Config {
     let base = Config { kind, ..Config::default() };
     match kind {
-        Kind::Heun => Config { beta_start: 0.00085, beta_end: 0.012, ..base },
-        Kind::Lcm => Config { beta_start: 0.00085, beta_end: 0.012, beta_schedule: BetaSchedule::ScaledLinear, ..base },
-        Kind::DpmSolverPp2S => Config { lower_order_final: false, ..base },
+        SamplerKind::Heun => Config { beta_start: 0.00085, beta_end: 0.012, ..base },
+        SamplerKind::Lcm => {
+            Config { beta_start: 0.00085, beta_end: 0.012, beta_schedule: BetaSchedule::ScaledLinear, ..base }
+        }
+        SamplerKind::DpmSolverPp2S => Config { lower_order_final: false, ..base },
         _ => base,
     }
 }

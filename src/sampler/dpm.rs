@@ -10,7 +10,7 @@
 
 use super::config::Config;
 use super::levels::{self, split};
-use super::names::{FinalSigma, Kind, SolverType};
+use super::names::{FinalSigma, SamplerKind, SolverType};
 use super::{NOISE, Row, Table, X0};
 use crate::error::Result;
 
@@ -38,7 +38,7 @@ fn row(config: &Config, t: f32, before: Option<f64>, s: f64, next: f64) -> Row {
     let (_, sigma) = split(s);
     let (next_signal, next_sigma) = split(next);
     // The exponent of the decay, in h.
-    let times = if config.kind == Kind::DpmSolverPp2MSde { 2 } else { 1 };
+    let times = if config.kind == SamplerKind::DpmSolverPp2MSde { 2 } else { 1 };
     let decay = (next / s).powi(times);
     // Weights of the newest x0 and of the difference D.
     let weight = next_signal * (1.0 - decay);

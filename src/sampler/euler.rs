@@ -5,7 +5,7 @@
 //! `s'^2 / s`, and comes back up by fresh noise of `sqrt(s'^2 (s^2 - s'^2)) / s`.
 
 use super::config::Config;
-use super::names::Kind;
+use super::names::SamplerKind;
 use super::{NOISE, Table, X0, levels};
 use crate::error::Result;
 
@@ -15,7 +15,7 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
     let row = |(i, &t): (usize, &f32)| {
         let (s, next) = (levels.sigmas[i], levels.sigmas[i + 1]);
         let (down, up) = match config.kind {
-            Kind::EulerAncestral => (next * next / s, next * ((s - next) * (s + next)).sqrt() / s),
+            SamplerKind::EulerAncestral => (next * next / s, next * ((s - next) * (s + next)).sqrt() / s),
             _ => (next, 0.0),
         };
         let mut row = levels::sigma_row(config, t, s);

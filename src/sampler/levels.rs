@@ -8,7 +8,7 @@
 //! Levels are f32 numbers, as in diffusers.
 
 use super::config::Config;
-use super::names::{FinalSigma, Kind, Prediction, Spacing};
+use super::names::{FinalSigma, Prediction, SamplerKind, Spacing};
 use super::{Row, Table, schedule};
 use crate::error::{Error, Result};
 
@@ -31,14 +31,14 @@ pub(super) fn solver(config: &Config, steps: usize) -> Result<Levels> {
         (timesteps.into_iter().map(whole).collect(), sigmas)
     } else {
         // The singlestep solver has no other spacing.
-        let spacing = if config.kind == Kind::DpmSolverPp2S { Spacing::Linspace } else { config.spacing() };
+        let spacing = if config.kind == SamplerKind::DpmSolverPp2S { Spacing::Linspace } else { config.spacing() };
         let timesteps = schedule::timesteps(config, spacing, steps, 1)?;
         let sigmas = timesteps.iter().map(|&t| f64::from(table[t])).collect();
         (timesteps.into_iter().map(|t| t as f64).collect(), sigmas)
     };
     // UniPC repeats its own last level, which is `min` but for rounding.
     let last = match (config.kind, sigmas.last()) {
-        (Kind::UniPc, Some(&last)) if config.use_karras_sigmas || config.use_exponential_sigmas => last,
+        (SamplerKind::UniPc, Some(&last)) if config.use_karras_sigmas || config.use_exponential_sigmas => last,
         _ => min,
     };
     finish(config, timesteps, sigmas, last, true)
@@ -56,13 +56,13 @@ pub(super) fn sigma(config: &Config, steps: usize) -> Result<Levels> {
     };
     let even: Vec<f64> = timesteps.iter().map(|&t| interpolated(&table, t)).collect();
     // The ancestral sampler of diffusers has neither these nor a choice of the last level.
-    let ancestral = config.kind == Kind::EulerAncestral;
+    let ancestral = config.kind == SamplerKind::EulerAncestral;
     let respaced = respaced(config, even[even.len() - 1], even[0], steps).filter(|_| !ancestral);
     let (timesteps, sigmas) = match respaced {
         Some(sigmas) => (timesteps_of(&table, &sigmas), sigmas),
         None => (timesteps, even),
     };
-    finish(config, timesteps, sigmas, f64::from(table[0]), config.kind == Kind::Lms)
+    finish(config, timesteps, sigmas, f64::from(table[0]), config.kind == SamplerKind::Lms)
 }
 
 /// Rounds the levels as diffusers does and appends the final one, `last` if not 0.
@@ -77,8 +77,8 @@ fn finish(config: &Config, timesteps: Vec<f64>, sigmas: Vec<f64>, last: f64, dis
             format!("{} steps, of which two fall on the same timestep", sigmas.len()),
         ));
     }
-    let zero =
-        config.final_sigma == FinalSigma::Zero || matches!(config.kind, Kind::EulerAncestral | Kind::Heun | Kind::Lms);
+    let zero = config.final_sigma == FinalSigma::Zero
+        || matches!(config.kind, SamplerKind::EulerAncestral | SamplerKind::Heun | SamplerKind::Lms);
     sigmas.push(if zero { 0.0 } else { f64::from(last as f32) });
     Ok(Levels { timesteps: timesteps.into_iter().map(|t| t as f32).collect(), sigmas })
 }

@@ -9,7 +9,7 @@
 //!
 //! Every sampler in use is linear in (states, model output, clamped x0, noise), with coefficients that depend on the
 //! schedule alone, so one elementwise kernel serves them all and a run has no decision left to take between calls. A
-//! new sampler is one more file that fills rows; it adds a [`Kind`] and a class name in `names.rs`, never a field to
+//! new sampler is one more file that fills rows; it adds a [`SamplerKind`] and a class name in `names.rs`, never a field to
 //! [`Row`].
 //!
 //! Coefficients are worked out in f64 from the same f32 noise schedule as diffusers' and stored as f32.
@@ -34,7 +34,7 @@ mod unipc;
 use std::ops::{Add, Mul};
 
 pub use config::Config;
-pub use names::{BetaSchedule, FinalSigma, Kind, Prediction, SolverType, Spacing, Variance};
+pub use names::{BetaSchedule, FinalSigma, Prediction, SamplerKind, SolverType, Spacing, Variance};
 pub use span::{Span, Start};
 
 use crate::error::Result;
@@ -66,6 +66,9 @@ pub const ROW_NEXT: usize = 8;
 pub struct Row {
     /// The timestep which the model receives, in training steps (0 is almost clean).
     pub timestep: f32,
+    /// The share of the whole run's calls that come before this one: 0 for the first, below 1. A part of a run begins
+    /// later.
+    pub fraction: f32,
     /// The model's input is `input_scale * state[0]`.
     pub input_scale: f32,
     /// The predicted clean latents are `x0[0] * state[0] + x0[1] * output`.
@@ -90,6 +93,7 @@ impl Row {
     fn new(timestep: f32, level: [f64; 2]) -> Row {
         Row {
             timestep,
+            fraction: 0.0,
             input_scale: 1.0,
             x0: [0.0; 2],
             clamp: None,
@@ -274,24 +278,28 @@ impl Config {
         let whole = self.rows(steps, 0)?;
         let timesteps: Vec<f32> = whole.rows.iter().map(|row| row.timestep).collect();
         let calls = span.calls(self, steps, &timesteps)?;
-        let table = if calls.start == 0 { whole } else { self.rows(steps, calls.start)? };
+        let mut table = if calls.start == 0 { whole } else { self.rows(steps, calls.start)? };
+        for (i, row) in table.rows.iter_mut().enumerate() {
+            // PLMS has a call more in a part than in the whole, which must not count beyond the end.
+            row.fraction = (calls.start + i).min(timesteps.len() - 1) as f32 / timesteps.len() as f32;
+        }
         Ok(table.take(calls.len()))
     }
 
     /// The rows from call `begin` on, of a sampler that has seen none before.
     fn rows(&self, steps: usize, begin: usize) -> Result<Table> {
         let mut table = match self.kind {
-            Kind::Pndm => return pndm::table(self, steps, begin),
-            Kind::Lms => return lms::table(self, steps, begin),
-            Kind::UniPc => return unipc::table(self, steps, begin),
-            Kind::DpmSolverPp2S => return singlestep::table(self, steps, begin),
-            Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde => return dpm::table(self, steps, begin),
+            SamplerKind::Pndm => return pndm::table(self, steps, begin),
+            SamplerKind::Lms => return lms::table(self, steps, begin),
+            SamplerKind::UniPc => return unipc::table(self, steps, begin),
+            SamplerKind::DpmSolverPp2S => return singlestep::table(self, steps, begin),
+            SamplerKind::DpmSolverPp2M | SamplerKind::DpmSolverPp2MSde => return dpm::table(self, steps, begin),
             // What follows does not look back.
-            Kind::Ddim => ddim::table(self, steps),
-            Kind::Ddpm => ddpm::table(self, steps),
-            Kind::Euler | Kind::EulerAncestral => euler::table(self, steps),
-            Kind::Heun => heun::table(self, steps),
-            Kind::Lcm => lcm::table(self, steps),
+            SamplerKind::Ddim => ddim::table(self, steps),
+            SamplerKind::Ddpm => ddpm::table(self, steps),
+            SamplerKind::Euler | SamplerKind::EulerAncestral => euler::table(self, steps),
+            SamplerKind::Heun => heun::table(self, steps),
+            SamplerKind::Lcm => lcm::table(self, steps),
         }?;
         table.rows.drain(..begin);
         Ok(table)

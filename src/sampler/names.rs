@@ -44,7 +44,7 @@ macro_rules! words {
 
 words! {
     /// A sampler, by its command line name.
-    Kind, "sampler" {
+    SamplerKind, "sampler" {
         /// DDIM, deterministic or with noise ([`Config::eta`](super::Config::eta)).
         Ddim = "ddim",
         /// Ancestral sampling as DDPM was trained ([`Config::variance`](super::Config::variance)).
@@ -146,57 +146,57 @@ words! {
     }
 }
 
-impl Kind {
+impl SamplerKind {
     /// The name that image tools show, as written into the `parameters` text of a PNG.
     pub fn title(self) -> &'static str {
         match self {
-            Kind::Ddim => "DDIM",
-            Kind::Ddpm => "DDPM",
-            Kind::Pndm => "PLMS",
-            Kind::Euler => "Euler",
-            Kind::EulerAncestral => "Euler a",
-            Kind::Heun => "Heun",
-            Kind::DpmSolverPp2M => "DPM++ 2M",
-            Kind::DpmSolverPp2MSde => "DPM++ 2M SDE",
-            Kind::DpmSolverPp2S => "DPM++ 2S",
-            Kind::Lms => "LMS",
-            Kind::UniPc => "UniPC",
-            Kind::Lcm => "LCM",
+            SamplerKind::Ddim => "DDIM",
+            SamplerKind::Ddpm => "DDPM",
+            SamplerKind::Pndm => "PLMS",
+            SamplerKind::Euler => "Euler",
+            SamplerKind::EulerAncestral => "Euler a",
+            SamplerKind::Heun => "Heun",
+            SamplerKind::DpmSolverPp2M => "DPM++ 2M",
+            SamplerKind::DpmSolverPp2MSde => "DPM++ 2M SDE",
+            SamplerKind::DpmSolverPp2S => "DPM++ 2S",
+            SamplerKind::Lms => "LMS",
+            SamplerKind::UniPc => "UniPC",
+            SamplerKind::Lcm => "LCM",
         }
     }
 
     /// The class of diffusers that this sampler reproduces.
     pub(super) fn class(self) -> &'static str {
         match self {
-            Kind::Ddim => "DDIMScheduler",
-            Kind::Ddpm => "DDPMScheduler",
-            Kind::Pndm => "PNDMScheduler",
-            Kind::Euler => "EulerDiscreteScheduler",
-            Kind::EulerAncestral => "EulerAncestralDiscreteScheduler",
-            Kind::Heun => "HeunDiscreteScheduler",
-            Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde => "DPMSolverMultistepScheduler",
-            Kind::DpmSolverPp2S => "DPMSolverSinglestepScheduler",
-            Kind::Lms => "LMSDiscreteScheduler",
-            Kind::UniPc => "UniPCMultistepScheduler",
-            Kind::Lcm => "LCMScheduler",
+            SamplerKind::Ddim => "DDIMScheduler",
+            SamplerKind::Ddpm => "DDPMScheduler",
+            SamplerKind::Pndm => "PNDMScheduler",
+            SamplerKind::Euler => "EulerDiscreteScheduler",
+            SamplerKind::EulerAncestral => "EulerAncestralDiscreteScheduler",
+            SamplerKind::Heun => "HeunDiscreteScheduler",
+            SamplerKind::DpmSolverPp2M | SamplerKind::DpmSolverPp2MSde => "DPMSolverMultistepScheduler",
+            SamplerKind::DpmSolverPp2S => "DPMSolverSinglestepScheduler",
+            SamplerKind::Lms => "LMSDiscreteScheduler",
+            SamplerKind::UniPc => "UniPCMultistepScheduler",
+            SamplerKind::Lcm => "LCMScheduler",
         }
     }
 
     /// Whether this is one of the DPM solvers.
     pub(super) fn is_dpm(self) -> bool {
-        matches!(self, Kind::DpmSolverPp2M | Kind::DpmSolverPp2MSde | Kind::DpmSolverPp2S)
+        matches!(self, SamplerKind::DpmSolverPp2M | SamplerKind::DpmSolverPp2MSde | SamplerKind::DpmSolverPp2S)
     }
 
     /// Whether noise levels may be spaced by themselves rather than by timesteps.
     pub fn has_sigmas(self) -> bool {
-        let by_level = matches!(self, Kind::Euler | Kind::Heun | Kind::Lms | Kind::UniPc);
+        let by_level = matches!(self, SamplerKind::Euler | SamplerKind::Heun | SamplerKind::Lms | SamplerKind::UniPc);
         by_level || self.is_dpm()
     }
 
     /// The spacing of timesteps where none is given.
     pub(super) fn spacing(self) -> Spacing {
         match self {
-            Kind::Ddim | Kind::Ddpm | Kind::Pndm | Kind::Lcm => Spacing::Leading,
+            SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Pndm | SamplerKind::Lcm => Spacing::Leading,
             _ => Spacing::Linspace,
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::config::Config;
-use super::names::{Kind, Spacing};
+use super::names::{SamplerKind, Spacing};
 use crate::error::{Error, Result};
 
 /// Where a run begins.
@@ -47,7 +47,7 @@ impl Span {
             Start::Strength(strength) => {
                 let kept = ((steps as f64 * strength) as usize).min(steps);
                 match (config.kind, config.spacing()) {
-                    (Kind::Heun, _) => (2 * (steps - kept)).min(all),
+                    (SamplerKind::Heun, _) => (2 * (steps - kept)).min(all),
                     (_, Spacing::Uniform) if kept < steps => all - kept,
                     _ => steps - kept,
                 }
@@ -55,7 +55,7 @@ impl Span {
             Start::Fraction(share) => {
                 let left = timesteps.iter().filter(|&&t| t < cutoff(share)).count();
                 // Not between the two calls of a step of Heun's.
-                let whole = config.kind == Kind::Heun && left.is_multiple_of(2);
+                let whole = config.kind == SamplerKind::Heun && left.is_multiple_of(2);
                 all - (left + usize::from(whole)).min(all)
             }
         };

@@ -2,7 +2,7 @@
 //!
 //! Codes are dequantized before use (`x = scale * (q - zero)`, `w = scale * (entry + offset)`): what the integer kernels
 //! do in a roundabout way is, by definition, the product of these real numbers. The oracle is tested on hand-computed
-//! cases in `tests/oracle.rs`.
+//! cases in `tests/ops/oracle.rs`.
 
 use aquatint::codec::QuantizedMatrix;
 use aquatint::program::{

@@ -15,6 +15,7 @@ use aquatint::program::{
 use half::f16;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -36,9 +37,10 @@ impl AlignedBytes {
         chunks.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
         AlignedBytes { chunks, len: bytes.len() }
     }
+}
 
-    /// The bytes, for damaging them.
-    pub fn as_mut(&mut self) -> &mut [u8] {
+impl AsMut<[u8]> for AlignedBytes {
+    fn as_mut(&mut self) -> &mut [u8] {
         &mut self.chunks.as_mut_bytes()[..self.len]
     }
 }
@@ -361,9 +363,11 @@ pub fn write_with(path: &Path, files: &[(&str, &[u8])], meta: &Meta) -> aquatint
     writer.finish(&programs, meta)
 }
 
-/// The bytes of the tiny file, written once more. `test` names the caller's file in the temporary directory.
-pub fn bytes(test: &str) -> AlignedBytes {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.{}.aqt", std::process::id()));
+/// The bytes of the tiny file, written once more.
+pub fn bytes() -> AlignedBytes {
+    static FILES: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("aquatint-tiny-{}-{}.aqt", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
+    let path = std::env::temp_dir().join(name);
     write(&path);
     let bytes = std::fs::read(&path).expect("the file was just written");
     std::fs::remove_file(&path).expect("the file was just written");

@@ -4,7 +4,7 @@
 //! with its features on. A value of an implementing type is the proof that the processor has the instructions: the
 //! only constructors check. Everything above is generic over `I: Isa` and safe.
 //!
-//! Tests of all tiers against the scalar one are in `tests/kernels.rs`.
+//! Tests of all tiers against the scalar one are in `tests/ops/kernels.rs`.
 
 pub mod avx2;
 pub mod avx512;

@@ -200,7 +200,7 @@ impl Device {
             ),
             0 => Error::device(what, "a driver that gives one answer", "a failure, then success"),
             code => match fault(what, code) {
-                Error::Device { what, expected, got } => Error::device(what, expected, format!("{got}: {log}")),
+                Error::Device { what, expected, got, .. } => Error::device(what, expected, format!("{got}: {log}")),
                 other => other,
             },
         }

@@ -1,0 +1,282 @@
+//! Everything that is wrong with an input is told in one line that names it, and leaves no file behind.
+
+use crate::common::{Scratch, edit_json, edit_weights, fixture, model, pack_as};
+use serde_json::json;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const QUERY: &str = "transformer_blocks.1.attn1.to_q.weight";
+
+/// Packs the model that `break_it` makes of `d2`; the message must contain all of `words`.
+fn refused(test: &str, config: Option<&str>, break_it: impl FnOnce(&Path), words: &[&str]) {
+    let scratch = Scratch::new(test);
+    let copy = scratch.copy_of("d2");
+    break_it(&copy);
+    let out = scratch.path("out.aqt");
+    fs::write(&out, "an older file").unwrap();
+    let message = pack_as(&copy, config, &out).expect_err(test).to_string();
+    for word in words {
+        assert!(message.contains(word), "{test}: {word:?} is not in: {message}");
+    }
+    assert!(!message.contains('\n'), "{test}: {message}");
+    assert_eq!(fs::read_to_string(&out).unwrap(), "an older file", "{test}");
+    assert_eq!(scratch.entries(), ["d2", "out.aqt"], "{test}: something was left behind");
+}
+
+#[test]
+fn weights_must_be_those_of_the_model() {
+    let weights = |edit: fn(&mut std::collections::BTreeMap<String, crate::common::Dense>)| {
+        move |m: &Path| edit_weights(m, "transformer", edit)
+    };
+    refused(
+        "missing",
+        None,
+        weights(|w| drop(w.remove(QUERY))),
+        &["transformer", QUERY, "shape [32, 32]", "no such tensor"],
+    );
+    refused(
+        "extra",
+        None,
+        weights(|w| drop(w.insert("surplus.weight".into(), w[QUERY].clone()))),
+        &["transformer", "also surplus.weight"],
+    );
+    refused(
+        "misshaped",
+        None,
+        weights(|w| w.get_mut(QUERY).unwrap().shape = vec![64, 16]),
+        &["transformer", QUERY, "shape [32, 32]", "shape [64, 16]"],
+    );
+    refused(
+        "nan",
+        None,
+        weights(|w| w.get_mut(QUERY).unwrap().values[77] = f32::NAN),
+        &["transformer", QUERY, "finite", "NaN at index 77"],
+    );
+    refused(
+        "infinite",
+        Some("w4a8"),
+        weights(|w| w.get_mut("proj_out_2.bias").unwrap().values[3] = f32::NEG_INFINITY),
+        &["proj_out_2.bias", "-inf at index 3"],
+    );
+    refused(
+        "too_large",
+        None,
+        weights(|w| w.get_mut(QUERY).unwrap().values[5] = 1e6),
+        &[QUERY, "65504", "f32", "1000000 at index 5"],
+    );
+    refused(
+        "copies",
+        None,
+        |m| {
+            edit_weights(m, "transformer", |w| {
+                let copy = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.weight";
+                w.get_mut(copy).unwrap().values[40] += 1.0;
+            })
+        },
+        &["blocks.1.norm1.emb.timestep_embedder.linear_2", "copy", "blocks.0", "index 40"],
+    );
+}
+
+#[test]
+fn configurations_must_be_supported_ones() {
+    let set = |file: &'static str, field: &'static str, value: serde_json::Value| {
+        move |m: &Path| edit_json(&m.join(file), |c| drop(c.insert(field.into(), value)))
+    };
+    let (transformer, vae) = ("transformer/config.json", "vae/config.json");
+    refused(
+        "pipeline",
+        None,
+        set("model_index.json", "_class_name", json!("KandinskyPipeline")),
+        &["_class_name", "DiTPipeline", "StableDiffusionXLPipeline", "\"KandinskyPipeline\""],
+    );
+    refused(
+        "class",
+        None,
+        set(transformer, "_class_name", json!("PixArtTransformer2DModel")),
+        &["transformer/config.json", "DiTTransformer2DModel", "PixArtTransformer2DModel"],
+    );
+    refused(
+        "activation",
+        None,
+        set(transformer, "activation_fn", json!("geglu")),
+        &["activation_fn", "gelu-approximate", "geglu"],
+    );
+    refused(
+        "norm",
+        None,
+        set(transformer, "norm_type", json!("ada_norm_single")),
+        &["norm_type", "ada_norm_zero", "ada_norm_single"],
+    );
+    refused(
+        "affine",
+        None,
+        set(transformer, "norm_elementwise_affine", json!(true)),
+        &["norm_elementwise_affine", "false", "true"],
+    );
+    refused("layers", None, set(transformer, "num_layers", json!("two")), &["num_layers", "whole number", "two"]);
+    refused(
+        "sample",
+        None,
+        set(transformer, "sample_size", json!(9)),
+        &["sample_size", "multiple of patch_size 2", "9"],
+    );
+    refused(
+        "vae_class",
+        None,
+        set(vae, "_class_name", json!("AutoencoderTiny")),
+        &["vae/config.json", "AutoencoderKL", "AutoencoderTiny"],
+    );
+    refused("vae_act", None, set(vae, "act_fn", json!("relu")), &["act_fn", "silu", "relu"]);
+    refused(
+        "vae_blocks",
+        None,
+        set(vae, "up_block_types", json!(["UpDecoderBlock2D", "AttnUpDecoderBlock2D"])),
+        &["up_block_types", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"],
+    );
+    refused("vae_mean", None, set(vae, "latents_mean", json!([0.0])), &["latents_mean", "null"]);
+    refused(
+        "scheduler",
+        None,
+        set("scheduler/scheduler_config.json", "_class_name", json!("MadeUpScheduler")),
+        &["MadeUpScheduler", "DDIMScheduler"],
+    );
+    refused("labels", None, set("model_index.json", "id2label", json!({"cat": 3})), &["id2label"]);
+}
+
+#[test]
+fn quantization_must_fit_the_model() {
+    let unchanged = |_: &Path| ();
+    refused("bits", Some("w7a8"), unchanged, &["w7a8", "weight bits", "2, 3, 4, 5, 6 or 8", "7"]);
+    refused("method", Some("w4a8:median"), unchanged, &["median", "kmeans"]);
+    refused("no_file", Some("absent.json"), unchanged, &["absent.json", "no file of that name"]);
+    let config = |text: &str| {
+        let scratch = Scratch::new("configs");
+        let file = scratch.path("q.json");
+        fs::write(&file, text).unwrap();
+        (file.to_str().unwrap().to_owned(), scratch)
+    };
+    let (file, _keep) = config(r#"{"default": "w4a8", "layers": {"transformer_blocks.0.attn1.to_w": "w8a8"}}"#);
+    refused("unknown", Some(&file), unchanged, &["to_w", "matches no layer", "nearest", "attn1.to_q"]);
+    let (file, _keep) = config(r#"{"proj_out_1": "kmeans-4"}"#);
+    refused("unmatched", Some(&file), unchanged, &["pos_embed.proj", "more", "default"]);
+}
+
+#[test]
+fn directories_must_be_whole() {
+    refused("index", None, |m| fs::remove_file(m.join("model_index.json")).unwrap(), &["model_index.json"]);
+    refused(
+        "broken_index",
+        None,
+        |m| fs::write(m.join("model_index.json"), "{").unwrap(),
+        &["model_index.json", "JSON"],
+    );
+    refused("folder", None, |m| fs::remove_dir_all(m.join("vae")).unwrap(), &["folder vae"]);
+    let file = "vae/diffusion_pytorch_model.safetensors";
+    refused(
+        "weights",
+        None,
+        |m| fs::remove_file(m.join(file)).unwrap(),
+        &["vae", "diffusion_pytorch_model.safetensors"],
+    );
+    refused(
+        "bin",
+        None,
+        |m| {
+            fs::remove_file(m.join(file)).unwrap();
+            fs::write(m.join("vae/diffusion_pytorch_model.bin"), "no pickle").unwrap();
+        },
+        &["vae/diffusion_pytorch_model.bin", "torch.save"],
+    );
+    for len in [0, 5, 100, 5000] {
+        refused(
+            "cut",
+            None,
+            |m| {
+                let bytes = fs::read(m.join(file)).unwrap();
+                fs::write(m.join(file), &bytes[..len]).unwrap();
+            },
+            &["vae/diffusion_pytorch_model.safetensors"],
+        );
+    }
+}
+
+#[test]
+fn shards_must_agree_with_their_index() {
+    let scratch = Scratch::new("shards");
+    let copy = scratch.copy_of("d1p1");
+    let out = scratch.path("out.aqt");
+    let index = copy.join("transformer/diffusion_pytorch_model.safetensors.index.json");
+    let original = fs::read_to_string(&index).unwrap();
+    let message = |from: &str, to: &str| {
+        assert!(original.contains(from));
+        fs::write(&index, original.replacen(from, to, 1)).unwrap();
+        pack_as(&copy, None, &out).expect_err(from).to_string()
+    };
+    let shard = |n| format!("diffusion_pytorch_model-0000{n}-of-00004.safetensors");
+    let key = "transformer_blocks.0.norm1.linear.bias";
+    let entry = |n| format!("\"{key}\": \"{}\"", shard(n));
+    assert!(message(&entry(2), &entry(1)).contains(&format!("{key} in {}", shard(1))));
+    assert!(message(&format!("\"{key}\""), "\"other\"").contains(&format!("none for {key}")));
+    assert!(message(&entry(2), &format!("{}, \"other\": \"{}\"", entry(2), shard(2))).contains("other in"));
+    assert!(message(&entry(2), &format!("\"{key}\": \"../x.safetensors\"")).contains("without folders"));
+    assert!(message(&entry(2), &format!("\"{key}\": \"x.safetensors\"")).contains("x.safetensors"));
+    assert_eq!(scratch.entries(), ["d1p1"]);
+}
+
+#[test]
+fn the_command_line_exits_with_2_and_one_line() {
+    let scratch = Scratch::new("cli");
+    let run = |args: &[&str]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_packer")).args(args).current_dir(&scratch.0).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())
+    };
+    let d2 = model("d2");
+    let d2 = d2.to_str().unwrap();
+    fs::create_dir(scratch.path("folder")).unwrap();
+    for (args, word) in [
+        (vec!["no-such-model", "-o", "x.aqt"], "no such file or directory"),
+        (vec![d2, "-o", "absent/x.aqt"], "absent/x.aqt"),
+        (vec![d2, "-o", "folder"], "folder"),
+        (vec![d2, "--q_config", "w9a9", "-o", "x.aqt"], "w9a9"),
+        (vec![d2, "--vae-q-config", "w9a9", "-o", "x.aqt"], "vae"),
+        (vec!["verify", "no-such.aqt"], "no-such.aqt"),
+        (vec!["inspect", d2], "cannot"),
+        (vec!["unpack", "no-such.aqt", "-o", "w.safetensors"], "no-such.aqt"),
+    ] {
+        let (code, stdout, stderr) = run(&args);
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(word), "{args:?}: {stderr}");
+        assert_eq!(stderr.trim_end().lines().count(), 1, "{args:?}: {stderr}");
+        assert!(stdout.is_empty(), "{stdout}");
+    }
+    assert_eq!(run(&[]).0, Some(2));
+    assert_eq!(run(&[d2]).0, Some(2), "no output named");
+    assert_eq!(scratch.entries(), ["folder"]);
+
+    let config = fixture("qua2sedimo.pkl");
+    let (code, stdout, stderr) = run(&[d2, "--q_config", config.to_str().unwrap(), "-o", "x.aqt"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.contains("transformer/proj_out_2") && stdout.contains("average bits 4.75"), "{stdout}");
+    let (code, stdout, _) = run(&[d2, "--json", "-o", "x.aqt"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, report["average_bits"].as_f64()), (Some(0), Some(16.0)));
+    assert_eq!(run(&[d2, "-q", "-o", "x.aqt"]), (Some(0), String::new(), String::new()));
+    assert!(run(&["verify", "x.aqt"]).1.contains("sound"));
+    assert!(run(&["inspect", "x.aqt"]).1.contains("vae/decoder.conv_out"));
+    let (_, stdout, _) = run(&["inspect", "x.aqt", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(shown["programs"][0]["role"], "denoiser");
+    let (code, _, stderr) = run(&["unpack", "x.aqt", "--component", "text_encoder", "-o", "w.safetensors"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("transformer or vae"), "{stderr}");
+    assert_eq!(scratch.entries(), ["folder", "x.aqt"]);
+
+    // A damaged file is told from a sound one.
+    let mut bytes = fs::read(scratch.path("x.aqt")).unwrap();
+    bytes[5000] ^= 1;
+    fs::write(scratch.path("x.aqt"), bytes).unwrap();
+    let (code, _, stderr) = run(&["verify", "x.aqt"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("DATA"), "{stderr}");
+}

@@ -1,0 +1,165 @@
+//! Options of a request, as the command line spells them.
+
+use aquatint::image::Picture;
+use aquatint::options::{InitOptions, PromptOptions, SamplingOptions, Sigmas, SizeOptions, Tensors};
+use aquatint::sampler::{Spacing, Variance};
+use aquatint::{Error, Result};
+use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+
+/// What the images show.
+#[derive(Args, Clone)]
+pub struct PromptArgs {
+    /// Prompt; for class models, a class name or number. Repeat for more images
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// Negative prompt: one for all images, or one per prompt
+    #[arg(short, long, alias = "negative-prompt", alias = "negative_prompt", value_name = "TEXT")]
+    pub negative: Vec<String>,
+    /// Take prompts literally: no (weights:1.3), no BREAK, and nothing beyond what the text encoder reads at once
+    #[arg(long)]
+    pub plain_prompt: bool,
+    /// Classes by number or name, separated by commas; one image each
+    #[arg(long, alias = "cls_id", value_name = "LIST", value_delimiter = ',')]
+    pub class_labels: Vec<String>,
+    /// Images per prompt or class
+    #[arg(long, alias = "n_imgs", default_value_t = 1, value_name = "N")]
+    pub n_imgs: usize,
+}
+
+impl PromptArgs {
+    /// As the library takes them.
+    pub fn options(&self) -> PromptOptions {
+        PromptOptions {
+            prompts: self.prompt.clone(),
+            negatives: self.negative.clone(),
+            plain: self.plain_prompt,
+            class_labels: self.class_labels.clone(),
+            n_imgs: Some(self.n_imgs),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SigmasArg {
+    /// Those of the timesteps
+    Normal,
+    /// After Karras et al. 2022
+    Karras,
+    /// Evenly spaced logarithms
+    Exponential,
+}
+
+/// Steps, guidance and sampler; what is not given is as the model was saved.
+#[derive(Args, Clone)]
+pub struct SamplingArgs {
+    /// Sampler steps [default: the model's]
+    #[arg(short, long, alias = "num-inference-steps", value_name = "N")]
+    pub steps: Option<usize>,
+    /// Guidance scale; 1 or less turns guidance off [default: the model's]
+    #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
+    pub cfg_scale: Option<f32>,
+    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++2s, lms, unipc, lcm or iddpm (ddpm with
+    /// learned variance); -karras behind a name spreads noise levels so [default: the one the model was saved with]
+    #[arg(long, alias = "sampling-method", value_name = "NAME")]
+    sampler: Option<String>,
+    /// ddim: noise added at each step, from 0, none, to 1, as much as ddpm
+    #[arg(long, aliases = ["ddim-eta", "ddim_eta"], value_name = "ETA")]
+    eta: Option<f32>,
+    /// How timesteps are spread: leading, linspace or trailing, with ddim also uniform or quad
+    #[arg(long, alias = "timestep_spacing", value_name = "NAME")]
+    timestep_spacing: Option<Spacing>,
+    /// How noise levels are spread (dpm++, euler, heun, lms, unipc)
+    #[arg(long, value_enum, value_name = "NAME")]
+    sigmas: Option<SigmasArg>,
+    /// ddpm: noise of each step, fixed_small, fixed_large or learned_range
+    #[arg(long, alias = "variance-type", value_name = "NAME")]
+    variance: Option<Variance>,
+    /// Keep predicted clean latents within -1 to 1 (ddim, ddpm, heun, lcm)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    clip_sample: Option<bool>,
+    /// How much of the contrast that guidance adds is taken back, 0 to 1 (0.7 is common) [default: 0]
+    #[arg(long, alias = "guidance_rescale", value_name = "PHI")]
+    guidance_rescale: Option<f32>,
+}
+
+impl SamplingArgs {
+    /// As the library takes them.
+    pub fn options(&self) -> SamplingOptions {
+        let sigmas = |sigmas| match sigmas {
+            SigmasArg::Normal => Sigmas::Normal,
+            SigmasArg::Karras => Sigmas::Karras,
+            SigmasArg::Exponential => Sigmas::Exponential,
+        };
+        SamplingOptions {
+            steps: self.steps,
+            cfg_scale: self.cfg_scale,
+            guidance_rescale: self.guidance_rescale,
+            sampler: self.sampler.clone(),
+            eta: self.eta,
+            timestep_spacing: self.timestep_spacing,
+            sigmas: self.sigmas.map(sigmas),
+            variance: self.variance,
+            clip_sample: self.clip_sample,
+        }
+    }
+}
+
+/// The size of the images.
+#[derive(Args, Clone)]
+pub struct SizeArgs {
+    /// Width in pixels [default: the model's]
+    #[arg(short = 'W', long, value_name = "PIXELS")]
+    width: Option<usize>,
+    /// Height in pixels [default: the model's]
+    #[arg(short = 'H', long, value_name = "PIXELS")]
+    height: Option<usize>,
+    /// Width and height in pixels
+    #[arg(long, alias = "res", value_name = "PIXELS", conflicts_with_all = ["width", "height"])]
+    size: Option<usize>,
+}
+
+impl SizeArgs {
+    /// As the library takes them.
+    pub fn options(&self) -> SizeOptions {
+        SizeOptions { width: self.width.or(self.size), height: self.height.or(self.size) }
+    }
+}
+
+/// Where a run begins, and when the refiner takes over.
+#[derive(Args, Clone)]
+pub struct InitArgs {
+    /// Begin with this image, PNG or JPEG; without a size, the result has its size, cut to what the model can make
+    #[arg(long, alias = "init-img", alias = "init_image", value_name = "FILE")]
+    pub init_image: Option<PathBuf>,
+    /// Make only the white part of this image anew
+    #[arg(long, requires = "init_image", value_name = "FILE")]
+    pub mask: Option<PathBuf>,
+    /// How far the result may stray from the image, 0 to 1
+    #[arg(long, requires = "init_image", default_value_t = 0.75, value_name = "SHARE")]
+    strength: f64,
+    /// Fraction of the run after which the refiner takes over (1: never). For files with a refiner [default: 0.8]
+    #[arg(long, alias = "high-noise-frac", value_name = "SHARE")]
+    pub refiner_start: Option<f64>,
+}
+
+impl InitArgs {
+    /// The files that are read.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.init_image.iter().chain(&self.mask)
+    }
+
+    /// As the library takes them; reads the files.
+    pub fn options(&self) -> Result<Option<InitOptions>> {
+        let Some(path) = &self.init_image else { return Ok(None) };
+        let image = Picture::read(path)?;
+        let mask = self.mask.as_ref().map(|path| Picture::read(path)).transpose()?;
+        Ok(Some(InitOptions { image, mask, strength: self.strength }))
+    }
+}
+
+/// Reads `--inputs`.
+pub fn read_tensors(path: &Path) -> Result<Tensors> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    Tensors::new(path.display().to_string(), &bytes)
+}

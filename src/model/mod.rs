@@ -1,0 +1,211 @@
+//! A packed file that is proven to be a model.
+//!
+//! META, the part of a file that people and pipelines read, comes from another section than the programs. [`Model::new`]
+//! proves once that both agree, and turns META's numbers into `usize`; everything above takes the model and asks META
+//! nothing. [`Model::verify`] proves the same after every byte.
+
+mod proof;
+
+use crate::error::{Error, Result};
+use crate::exec::table_rows;
+use crate::format::meta::{Conditioning, EncoderMeta, Meta, TextEncoderMeta};
+use crate::format::{Packed, TensorInfo};
+use crate::program::shape::TensorType;
+use crate::program::{InputKind, Program, Role};
+use crate::sampler::Config;
+use std::collections::BTreeMap;
+
+/// Programs of the text encoders, in META's order.
+pub const TEXT_ENCODERS: [Role; 2] = [Role::TextEncoder, Role::TextEncoder2];
+/// Most pixels on a side of an image.
+pub const MAX_SIDE: usize = 1 << 14;
+
+/// A packed file whose META agrees with its programs.
+pub struct Model<'m, D> {
+    packed: &'m Packed<D>,
+    /// What the denoiser works on.
+    pub latents: LatentSpace,
+    /// Classes that images may have; none for models without.
+    pub classes: Option<Classes<'m>>,
+    /// How prompts reach the denoisers; none for models that read none.
+    pub text: Option<TextModel<'m>>,
+    /// How the image encoder's result becomes latents; none without an image encoder.
+    pub image_encoder: Option<EncoderMeta>,
+    /// What the refiner reads; none without a refiner.
+    pub refiner: Option<&'m Conditioning>,
+    /// Whether there is a decoder. Without one the latents are the picture, in -1..1.
+    pub decoder: bool,
+    /// The sampler that the model was saved with.
+    pub sampler: &'m Config,
+    /// Sampler steps when none are asked for.
+    pub steps: usize,
+    /// Guidance scale when none is asked for.
+    pub guidance_scale: f32,
+}
+
+/// The latents of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentSpace {
+    /// Channels.
+    pub channels: usize,
+    /// Height and width that the model was made for.
+    pub size: [usize; 2],
+    /// Heights and widths are multiples of this.
+    pub multiple: usize,
+    /// Pixels of the image per latent, per axis.
+    pub pixels: usize,
+}
+
+impl LatentSpace {
+    /// Heights and widths of images are multiples of so many pixels.
+    pub fn pixel_multiple(&self) -> usize {
+        self.multiple * self.pixels
+    }
+
+    /// Floats of latents of this height and width.
+    pub fn len(&self, [height, width]: [usize; 2]) -> usize {
+        height * width * self.channels
+    }
+}
+
+/// The classes of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Classes<'m> {
+    /// Labels are `0..count`.
+    pub count: usize,
+    /// The label that means no class; what guidance leads away from.
+    pub null: u32,
+    /// Names, by label.
+    pub names: &'m BTreeMap<u32, String>,
+}
+
+impl Classes<'_> {
+    /// Whether `label` is a class, or the label of none.
+    pub fn contains(&self, label: u32) -> bool {
+        (label as usize) < self.count || label == self.null
+    }
+
+    /// The label of a class by its name, in any case, or by its number.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that tells what labels there are.
+    pub fn label(&self, text: &str) -> Result<u32> {
+        let text = text.trim();
+        let named = self.names.iter().find(|(_, name)| name.as_str() == text);
+        let named = named.or_else(|| self.names.iter().find(|(_, name)| name.eq_ignore_ascii_case(text)));
+        if let Some((&label, _)) = named {
+            return Ok(label);
+        }
+        match text.parse() {
+            Ok(label) if self.contains(label) => Ok(label),
+            _ => Err(Error::class(self.expected(), format!("`{text}`"))),
+        }
+    }
+
+    /// The labels there are, for messages.
+    pub(crate) fn expected(&self) -> String {
+        let names: Vec<_> = self.names.values().take(6).cloned().collect();
+        let or = if names.is_empty() { String::new() } else { format!(", or a name such as {}", names.join(", ")) };
+        format!("0 to {}{or}", self.count - 1)
+    }
+
+    /// The name of a class, for people.
+    pub fn name(&self, label: u32) -> String {
+        self.names.get(&label).cloned().unwrap_or_else(|| format!("class {label}"))
+    }
+}
+
+/// How prompts reach the denoisers.
+#[derive(Clone, Debug)]
+pub struct TextModel<'m> {
+    /// The text encoders.
+    pub encoders: Vec<TextEncoder<'m>>,
+    /// Whether an empty negative prompt is zeros instead of the features of an empty text.
+    pub zero_negative: bool,
+    /// What the denoiser reads of them.
+    pub denoiser: &'m Conditioning,
+}
+
+/// A text encoder: tokens `(n, tokens)` to `(n, tokens, features + pooled)`.
+#[derive(Clone, Copy, Debug)]
+pub struct TextEncoder<'m> {
+    /// Its program.
+    pub role: Role,
+    /// Tokens of a text with its beginning, end and padding.
+    pub tokens: usize,
+    /// Columns of the result that are features of the token.
+    pub features: usize,
+    /// Columns after them: the vector of the whole text, to be taken at the first end token; 0 if there is none.
+    pub pooled: usize,
+    /// The contents of its `tokenizer.json`; none if the file brings none along.
+    pub tokenizer: Option<&'m [u8]>,
+    /// The tokens that begin, end and pad a text.
+    pub special: &'m TextEncoderMeta,
+}
+
+impl<'m, D: AsRef<[u8]>> Model<'m, D> {
+    /// Proves that `packed` is a model: that it has the programs it needs, and that all numbers and names of META agree
+    /// with them.
+    ///
+    /// # Errors
+    /// [`Error::Format`] of section META that names the first field that does not; [`Error::Request`] if a program is
+    /// missing; [`Error::Shape`] if a program cannot take the model's own size.
+    pub fn new(packed: &'m Packed<D>) -> Result<Self> {
+        proof::model(packed)
+    }
+
+    /// Checks every byte of `packed`, and that it is a model.
+    ///
+    /// # Errors
+    /// Those of [`Packed::verify`] and [`new`](Self::new).
+    pub fn verify(packed: &'m Packed<D>) -> Result<Self> {
+        packed.verify()?;
+        let model = Self::new(packed)?;
+        proof::report(packed)?;
+        model.check_tokenizers()?;
+        Ok(model)
+    }
+
+    /// The file.
+    pub fn packed(&self) -> &'m Packed<D> {
+        self.packed
+    }
+
+    /// What the file says of itself to people: names, provenance, the report of its quantization.
+    pub fn meta(&self) -> &'m Meta {
+        self.packed.meta()
+    }
+
+    /// What the denoiser of `role` reads of prompts; none if the model reads none.
+    pub fn conditioning(&self, role: Role) -> Option<&'m Conditioning> {
+        match role {
+            Role::Refiner => self.refiner,
+            _ => self.text.as_ref().map(|text| text.denoiser),
+        }
+    }
+
+    /// Whether images are made of anything but noise, so that there is guidance.
+    pub fn conditional(&self) -> bool {
+        self.classes.is_some() || self.text.is_some()
+    }
+
+    fn check_tokenizers(&self) -> Result<()> {
+        for encoder in self.text.iter().flat_map(|text| &text.encoders) {
+            if let Some(json) = encoder.tokenizer {
+                crate::text::Tokenizer::new(json)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the rules need to know of the tensors of `packed`.
+fn tensor_types<D: AsRef<[u8]>>(packed: &Packed<D>) -> Vec<TensorType> {
+    packed.tensors().iter().map(TensorInfo::ty).collect()
+}
+
+/// Rows of the smallest table that the input of `kind` indexes; without one, any number will do.
+fn rows_of<D: AsRef<[u8]>>(packed: &Packed<D>, program: &Program, kind: InputKind) -> usize {
+    let rows = table_rows(program, |t| packed.tensors()[t.0 as usize].dims[0]);
+    program.input(kind).map_or(usize::MAX, |value| rows[value.0 as usize])
+}

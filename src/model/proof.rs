@@ -1,0 +1,333 @@
+//! The proof that META tells the truth of the programs.
+//!
+//! Every rule is a comparison of a field of META with a shape that the shape rules infer from the programs at the model's
+//! own size, or a bound beyond which a number has no meaning. Other sizes are proven when a program is planned for them.
+
+use super::{Classes, LatentSpace, MAX_SIDE, Model, TEXT_ENCODERS, TextEncoder, TextModel, rows_of, tensor_types};
+use crate::error::{Error, Result};
+use crate::format::meta::{Conditioning, LayerMeta, PipelineMeta, TextEncoderMeta, TextMeta};
+use crate::format::{Packed, TensorKind};
+use crate::program::shape::{Type, infer};
+use crate::program::{Dims, InputKind, Op, Program, Role};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+/// Most tokens of a text; what encoders read lies far below.
+const MAX_TOKENS: usize = 1 << 15;
+/// Most channels of latents.
+const MAX_CHANNELS: usize = 1 << 10;
+
+/// The fault that a field of META does not say what it should.
+fn wrong<T>(field: &str, expected: impl Display, got: impl Display) -> Result<T> {
+    Err(Error::format("META", 0u64, field, expected, got))
+}
+
+/// A number of META, which must be at least `least` and at most `most`.
+fn number(field: &str, value: u32, least: usize, most: usize) -> Result<usize> {
+    match value as usize {
+        n if (least..=most).contains(&n) => Ok(n),
+        n => wrong(field, format!("{least} to {most}"), n),
+    }
+}
+
+pub(super) fn model<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<Model<'_, D>> {
+    let p = &packed.meta().pipeline;
+    let latents = latent_space(p)?;
+    let model = Model {
+        packed,
+        latents,
+        classes: classes(packed, p)?,
+        text: p.text.as_ref().map(|text| text_model(packed, text)).transpose()?,
+        image_encoder: p.encoder,
+        refiner: p.refiner.as_ref(),
+        decoder: has(packed, Role::VaeDecoder),
+        sampler: &p.sampler,
+        steps: p.steps as usize,
+        guidance_scale: p.guidance_scale,
+    };
+    denoiser(&model, Role::Denoiser)?;
+    match (&model.refiner, has(packed, Role::Refiner)) {
+        (Some(_), _) => denoiser(&model, Role::Refiner)?,
+        (None, true) => return wrong("refiner", "what the refiner reads", "none"),
+        (None, false) => {}
+    }
+    decoder(&model)?;
+    image_encoder(&model)?;
+    defaults(&model)?;
+    Ok(model)
+}
+
+fn has<D: AsRef<[u8]>>(packed: &Packed<D>, role: Role) -> bool {
+    packed.programs().iter().any(|p| p.role == role)
+}
+
+fn latent_space(p: &PipelineMeta) -> Result<LatentSpace> {
+    let channels = number("latent_channels", p.latent_channels, 1, MAX_CHANNELS)?;
+    let pixels = number("pixels_per_latent", p.pixels_per_latent, 1, 1 << 8)?;
+    let most = MAX_SIDE / pixels;
+    let multiple = number("latent_multiple", p.latent_multiple, 1, most)?;
+    let mut size = [0; 2];
+    for (to, &side) in size.iter_mut().zip(&p.latent_size) {
+        *to = number("latent_size", side, 1, most)?;
+        if !to.is_multiple_of(multiple) {
+            return wrong("latent_size", format!("multiples of latent_multiple, {multiple}"), side);
+        }
+    }
+    Ok(LatentSpace { channels, size, multiple, pixels })
+}
+
+/// The types of all values of `program` for one sample of `size`, with texts of `tokens`.
+fn types<D: AsRef<[u8]>>(
+    packed: &Packed<D>,
+    program: &Program,
+    [height, width]: [usize; 2],
+    tokens: usize,
+) -> Result<Vec<Type>> {
+    infer(program, &tensor_types(packed), &Dims { batch: 1, conditions: 1, height, width, tokens })
+}
+
+/// Length of the last axis of the input of `kind`.
+fn width(program: &Program, types: &[Type], kind: InputKind) -> Option<usize> {
+    program.input(kind).map(|value| types[value.0 as usize].cols())
+}
+
+fn classes<'m, D: AsRef<[u8]>>(packed: &'m Packed<D>, p: &'m PipelineMeta) -> Result<Option<Classes<'m>>> {
+    let program = packed.program(Role::Denoiser)?;
+    let reads = program.input(InputKind::ClassLabels).is_some();
+    if reads != (p.classes > 0) {
+        let expected = if reads { "a number, as the denoiser reads class labels" } else { "0, as it reads none" };
+        return wrong("classes", expected, p.classes);
+    }
+    if !reads {
+        return match p.class_names.first_key_value() {
+            None => Ok(None),
+            Some((class, _)) => wrong("class_names", "none, as there are no classes", class),
+        };
+    }
+    let rows = rows_of(packed, program, InputKind::ClassLabels);
+    let count = number("classes", p.classes, 1, rows)?;
+    let classes = Classes { count, null: p.null_class, names: &p.class_names };
+    if p.null_class as usize >= rows {
+        return wrong("null_class", format!("a row of the class table, below {rows}"), p.null_class);
+    }
+    match p.class_names.keys().find(|&&label| !classes.contains(label)) {
+        None => Ok(Some(classes)),
+        Some(label) => wrong("class_names", format!("labels 0 to {}", count - 1), label),
+    }
+}
+
+fn text_model<'m, D: AsRef<[u8]>>(packed: &'m Packed<D>, meta: &'m TextMeta) -> Result<TextModel<'m>> {
+    let n = meta.encoders.len();
+    if !(1..=TEXT_ENCODERS.len()).contains(&n) {
+        return wrong("encoders", format!("1 to {} text encoders", TEXT_ENCODERS.len()), n);
+    }
+    let pairs = meta.encoders.iter().zip(TEXT_ENCODERS);
+    let encoders = pairs.map(|(meta, role)| text_encoder(packed, meta, role)).collect::<Result<Vec<_>>>()?;
+    // Prompts of all encoders have equally many tokens, since their features lie side by side.
+    if let Some(other) = encoders.iter().find(|e| e.tokens != encoders[0].tokens) {
+        return wrong("tokens", format!("{} in every text encoder", encoders[0].tokens), other.tokens);
+    }
+    if let Some(role) = TEXT_ENCODERS.into_iter().skip(n).find(|&role| has(packed, role)) {
+        return wrong("encoders", format!("an entry for the {}", role.name()), "none");
+    }
+    Ok(TextModel { encoders, zero_negative: meta.zero_negative, denoiser: &meta.denoiser })
+}
+
+fn text_encoder<'m, D: AsRef<[u8]>>(
+    packed: &'m Packed<D>,
+    meta: &'m TextEncoderMeta,
+    role: Role,
+) -> Result<TextEncoder<'m>> {
+    let program = packed.program(role)?;
+    let tokens = number("tokens", meta.tokens, 3, MAX_TOKENS)?;
+    let values = types(packed, program, [1, 1], 1)?;
+    let input = width(program, &values, InputKind::Tokens).unwrap_or(0);
+    let output = &values[program.output.0 as usize];
+    let [features, pooled] = [meta.features, meta.pooled].map(|n| n as usize);
+    if program.inputs.len() != 1 || [input, output.rows(), output.cols()] != [tokens, tokens, features + pooled] {
+        let expected = format!("{input} tokens to {} rows of {}, as its program has", output.rows(), output.cols());
+        return wrong(role.name(), expected, format!("{tokens} tokens to features {features} + {pooled}"));
+    }
+    if features == 0 {
+        return wrong("features", "at least 1", 0);
+    }
+    let rows = rows_of(packed, program, InputKind::Tokens);
+    if let Some(token) = [meta.begin, meta.end, meta.pad].into_iter().find(|&token| token as usize >= rows) {
+        return wrong("begin, end and pad", format!("tokens below {rows}"), token);
+    }
+    let tokenizer = match meta.tokenizer.as_str() {
+        "" => None,
+        name => match packed.bytes(name) {
+            Some(json) => Some(json),
+            None => return wrong("tokenizer", "a file of bytes in DATA", format!("{name:?}")),
+        },
+    };
+    Ok(TextEncoder { role, tokens, features, pooled, tokenizer, special: meta })
+}
+
+/// Proves that the denoiser of `role` works on the model's latents and reads what META says.
+fn denoiser<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role) -> Result<()> {
+    let program = model.packed.program(role)?;
+    let LatentSpace { channels, size: [height, width_], .. } = model.latents;
+    let tokens = model.text.as_ref().map_or(1, |text| text.encoders[0].tokens);
+    let values = types(model.packed, program, model.latents.size, tokens)?;
+    let sample = width(program, &values, InputKind::Sample).unwrap_or(0);
+    if sample != channels {
+        return wrong("latent_channels", format!("{sample}, as the {} reads", role.name()), channels);
+    }
+    let output = values[program.output.0 as usize];
+    let fits = matches!(output.dims()[..], [1, h, w, c] if [h, w] == [height, width_] && c >= channels);
+    if !fits {
+        let expected = format!("latents of {:?}, as the {} makes", output.dims(), role.name());
+        return wrong("latent_channels", expected, format!("[1, {height}, {width_}, {channels}]"));
+    }
+    if program.input(InputKind::Tokens).is_some() {
+        return wrong(role.name(), "a program that reads latents", "one that reads tokens");
+    }
+    if role == Role::Refiner && program.input(InputKind::ClassLabels).is_some() {
+        return wrong("refiner", "a program that reads prompts", "one that reads class labels");
+    }
+    conditioning(model, role, program, &values)
+}
+
+/// Proves that features, vectors and numbers of prompts are as wide as the denoiser's inputs for them.
+fn conditioning<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role, program: &Program, types: &[Type]) -> Result<()> {
+    let reads = [InputKind::Context, InputKind::Pooled, InputKind::Sizes].map(|kind| width(program, types, kind));
+    let Some(Conditioning { context, pooled, sizes }) = model.conditioning(role) else {
+        return match reads {
+            [None, None, None] => Ok(()),
+            _ => wrong("text", format!("what the {} reads of prompts", role.name()), "none"),
+        };
+    };
+    let Some(text) = &model.text else {
+        return wrong("text", format!("text encoders, which the {} reads", role.name()), "none");
+    };
+    if model.classes.is_some() {
+        return wrong("classes", "0 in a model that reads prompts", "some");
+    }
+    let encoder = |index: u32| match text.encoders.get(index as usize) {
+        Some(encoder) => Ok(encoder),
+        None => wrong("context and pooled", format!("text encoders below {}", text.encoders.len()), index),
+    };
+    let features = context.iter().map(|&i| Ok(encoder(i)?.features)).collect::<Result<Vec<_>>>()?;
+    let vector = pooled.map(|i| encoder(i).map(|e| e.pooled)).transpose()?;
+    let some = |n: usize| (n > 0).then_some(n);
+    let told = [some(features.iter().sum()), vector, some(sizes.len())];
+    for ((field, told), reads) in ["context", "pooled", "sizes"].into_iter().zip(told).zip(reads) {
+        if told != reads {
+            let show = |n: Option<usize>| n.map_or("none".into(), |n| format!("{n} columns"));
+            let expected = format!("{}, as the {} reads", show(reads), role.name());
+            return wrong(field, expected, show(told));
+        }
+    }
+    Ok(())
+}
+
+fn decoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
+    let LatentSpace { channels, size: [height, width_], pixels, .. } = model.latents;
+    if !model.decoder {
+        // Without a decoder the latents are the picture.
+        return if (channels, pixels) == (3, 1) { Ok(()) } else { model.packed.program(Role::VaeDecoder).map(|_| ()) };
+    }
+    let program = model.packed.program(Role::VaeDecoder)?;
+    let values = types(model.packed, program, model.latents.size, 1)?;
+    let reads = width(program, &values, InputKind::Sample).unwrap_or(0);
+    if program.inputs.len() != 1 || reads != channels {
+        return wrong("latent_channels", format!("{reads}, as the decoder reads"), channels);
+    }
+    let made = values[program.output.0 as usize];
+    let told = [1, height * pixels, width_ * pixels, 3];
+    if made.dims() != told {
+        let expected = format!("images of {:?}, as the decoder makes", made.dims());
+        return wrong("pixels_per_latent", expected, format!("{told:?}"));
+    }
+    Ok(())
+}
+
+fn image_encoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
+    let LatentSpace { channels, size, pixels, .. } = model.latents;
+    let Some(encoder) = model.image_encoder else {
+        return match has(model.packed, Role::VaeEncoder) {
+            false => Ok(()),
+            true => wrong("encoder", "the scale of encoded latents", "none"),
+        };
+    };
+    if !(encoder.scale.is_finite() && encoder.scale != 0.0 && encoder.shift.is_finite()) {
+        return wrong("encoder", "a finite scale, not 0, and a finite shift", format!("{encoder:?}"));
+    }
+    let program = model.packed.program(Role::VaeEncoder)?;
+    let values = types(model.packed, program, size.map(|n| n * pixels), 1)?;
+    let reads = width(program, &values, InputKind::Sample).unwrap_or(0);
+    let made = values[program.output.0 as usize];
+    let told = [1, size[0], size[1], 2 * channels];
+    if program.inputs.len() != 1 || reads != 3 || made.dims() != told {
+        let expected = format!("[1, h, w, {reads}] to {:?}, as the image encoder has", made.dims());
+        return wrong("latent_channels", expected, format!("[1, h, w, 3] to {told:?}"));
+    }
+    Ok(())
+}
+
+/// Settings for requests that name none: they must make a run.
+fn defaults<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
+    if !model.guidance_scale.is_finite() {
+        return wrong("guidance_scale", "a finite number", model.guidance_scale);
+    }
+    if !model.conditional() && model.guidance_scale > 1.0 {
+        return wrong("guidance_scale", "at most 1 for a model without conditions", model.guidance_scale);
+    }
+    let table = model.sampler.table(model.steps).or_else(|e| wrong("sampler", "settings that make a run", e))?;
+    for role in [Role::Denoiser, Role::Refiner].into_iter().filter(|&role| has(model.packed, role)) {
+        let program = model.packed.program(role)?;
+        let tokens = model.text.as_ref().map_or(1, |text| text.encoders[0].tokens);
+        let outputs = types(model.packed, program, model.latents.size, tokens)?[program.output.0 as usize].cols();
+        if table.learned() && outputs != 2 * model.latents.channels {
+            let expected = format!("another than learned_range: the {} makes no variances", role.name());
+            return wrong("variance", expected, "learned_range");
+        }
+    }
+    Ok(())
+}
+
+/// Proves that the report of the quantization is one of the tensors there are.
+pub(super) fn report<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
+    let meta = packed.meta();
+    let quantization = &meta.quantization;
+    if !(quantization.average_bits.is_finite() && (0.0..=64.0).contains(&quantization.average_bits)) {
+        return wrong("average_bits", "0 to 64", quantization.average_bits);
+    }
+    let int8 = packed.programs().iter().flat_map(|p| &p.nodes).any(|node| match node.op {
+        Op::Attention { attend, .. } => attend.int8,
+        _ => false,
+    });
+    let told = quantization.attention.as_deref();
+    if told != int8.then_some("int8") {
+        let expected = if int8 { "int8, as the programs have" } else { "none, as no program has any" };
+        return wrong("attention", expected, format!("{told:?}"));
+    }
+    let tensors: BTreeMap<&str, _> = packed.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
+    for layer in &quantization.layers {
+        let LayerMeta { name, method, activation_bits, error, exact_error, bytes } = layer;
+        let Some(tensor) = tensors.get(format!("{name}.weight").as_str()) else {
+            return wrong("layers", "a tensor for each", format!("{name:?}"));
+        };
+        let stored = match tensor.kind {
+            TensorKind::F32 => "f32".into(),
+            TensorKind::F16 => "f16".into(),
+            TensorKind::Codes { bits, .. } => format!("-{bits}"),
+            TensorKind::Bytes => "a file of bytes".into(),
+        };
+        if !method.ends_with(&stored) || *bytes != tensor.bytes as u64 {
+            let expected = format!("{stored} of {} bytes, as the tensor is stored", tensor.bytes);
+            return wrong(&format!("layer {name}"), expected, format!("{method} of {bytes}"));
+        }
+        let finite = |x: f64| x.is_finite() && x >= 0.0;
+        if !matches!(activation_bits, 6 | 8 | 32) || !finite(*error) || !finite(*exact_error) {
+            let got = format!("{activation_bits} bits, errors {error} and {exact_error}");
+            return wrong(&format!("layer {name}"), "6, 8 or 32 bits of activations, errors of at least 0", got);
+        }
+    }
+    match meta.aliases.keys().find(|name| !tensors.contains_key(name.as_str())) {
+        Some(name) => wrong("aliases", "names of tensors", format!("{name:?}")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,47 @@
+//! Runs that begin or end in the middle: with an image, or with another network for the last steps.
+
+use super::RequestOptions;
+use crate::error::{Error, Result};
+use crate::image::Picture;
+use crate::model::{MAX_SIDE, Model};
+use crate::pipeline::{InitImage, Request};
+
+/// The image that a run begins with.
+#[derive(Clone, Debug)]
+pub struct InitOptions {
+    /// The image. Unless a size is asked for, results have its size, cut to what the model can make.
+    pub image: Picture,
+    /// White where the image is made anew; everything is if absent.
+    pub mask: Option<Picture>,
+    /// How far the result may stray from the image, 0 to 1.
+    pub strength: f64,
+}
+
+/// Sets where `request` begins, and when the refiner takes over.
+pub(super) fn apply<D>(options: &RequestOptions, request: &mut Request, model: &Model<'_, D>) -> Result<()> {
+    if let Some(share) = options.refiner_start {
+        if model.refiner.is_none() {
+            return Err(Error::request("refiner-start", "a file that holds a refiner", "one without"));
+        }
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(Error::request("refiner-start", "above 0 to 1", share));
+        }
+        request.refiner_start = share;
+    }
+    let Some(init) = &options.init else { return Ok(()) };
+    let scale = model.latents.pixels;
+    if !options.size.given() && request.latents.is_none() {
+        let multiple = model.latents.pixel_multiple();
+        let size = init.image.size().map(|pixels| pixels / multiple * multiple);
+        if size.contains(&0) || size.iter().any(|&pixels| pixels > MAX_SIDE) {
+            let expected = format!("{multiple} to {MAX_SIDE} pixels on each side, or a size to bring it to");
+            let [h, w] = init.image.size();
+            return Err(Error::request("init-image", expected, format!("{h} x {w}")));
+        }
+        request.latent_size = size.map(|pixels| pixels / scale);
+    }
+    let size = request.latent_size.map(|n| n * scale);
+    let mask = init.mask.as_ref().map(|mask| mask.brightness(size));
+    request.init = Some(InitImage { pictures: init.image.colours(size), strength: init.strength, mask });
+    Ok(())
+}

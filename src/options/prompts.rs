@@ -1,0 +1,91 @@
+//! What images show: prompts, classes, or ready features.
+
+use super::MAX_IMAGES;
+use super::tensors::Tensors;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::pipeline::{Prompts, Texts};
+use crate::text::PromptStyle;
+
+/// Images without a prompt or class, of models that name their classes: one of each, up to this many.
+const CLASSES_SHOWN: usize = 64;
+
+/// What images show.
+#[derive(Clone, Debug, Default)]
+pub struct PromptOptions {
+    /// Prompts; of models with classes, names or numbers of classes.
+    pub prompts: Vec<String>,
+    /// Negative prompts: one for all images, or one per prompt.
+    pub negatives: Vec<String>,
+    /// Whether brackets and `BREAK` are taken literally, and what a text encoder cannot read at once is cut off.
+    pub plain: bool,
+    /// Classes by number or name, one image each.
+    pub class_labels: Vec<String>,
+    /// Images per prompt or class; 1 if absent.
+    pub n_imgs: Option<usize>,
+}
+
+impl PromptOptions {
+    /// The prompts of a request. Those in `tensors` come first; with guidance, they need negative ones.
+    pub(super) fn prompts<D: AsRef<[u8]>>(
+        &self,
+        model: &Model<'_, D>,
+        tensors: Option<&mut Tensors>,
+        guided: bool,
+    ) -> Result<Prompts> {
+        if let Some(tensors) = tensors
+            && let Some(prompts) = tensors.prompts(model, guided)?
+        {
+            return Ok(prompts);
+        }
+        match (&model.text, &model.classes) {
+            (Some(_), _) => self.texts(),
+            (None, _) if !self.negatives.is_empty() => {
+                Err(Error::request("negative", "a model that reads prompts", "one that does not"))
+            }
+            (None, Some(classes)) => {
+                let asked = self.class_labels.iter().chain(&self.prompts);
+                let mut labels = asked.map(|text| classes.label(text)).collect::<Result<Vec<_>>>()?;
+                if labels.is_empty() {
+                    labels.extend(classes.names.keys().take(CLASSES_SHOWN));
+                }
+                if labels.is_empty() {
+                    let expected = format!("at least one of {}", classes.expected());
+                    return Err(Error::request("class-labels", expected, "none"));
+                }
+                let n = self.times(labels.len())?;
+                Ok(Prompts::Classes(labels.iter().flat_map(|&l| std::iter::repeat_n(l, n)).collect()))
+            }
+            (None, None) => match self.class_labels.iter().chain(&self.prompts).next() {
+                Some(text) => Err(Error::class("none: this model has no classes", format!("`{text}`"))),
+                None => Ok(Prompts::Unconditional(self.times(1)?)),
+            },
+        }
+    }
+
+    fn texts(&self) -> Result<Prompts> {
+        if let Some(class) = self.class_labels.first() {
+            return Err(Error::request("class-labels", "none: this model reads prompts", format!("`{class}`")));
+        }
+        if self.prompts.is_empty() {
+            return Err(Error::request("prompt", "what the images show", "none"));
+        }
+        let repeat = |texts: &[String]| -> Result<Vec<String>> {
+            let n = self.times(texts.len())?;
+            Ok(texts.iter().flat_map(|t| std::iter::repeat_n(t.clone(), n)).collect())
+        };
+        let negatives = if self.negatives.len() > 1 { repeat(&self.negatives)? } else { self.negatives.clone() };
+        let style = if self.plain { PromptStyle::Plain } else { PromptStyle::Weighted };
+        Ok(Prompts::Texts(Texts { prompts: repeat(&self.prompts)?, negatives, style }))
+    }
+
+    /// Images of each of `n` prompts.
+    fn times(&self, n: usize) -> Result<usize> {
+        let (asked, most) = (self.n_imgs.unwrap_or(1), MAX_IMAGES / n.max(1));
+        if (1..=most).contains(&asked) {
+            Ok(asked)
+        } else {
+            Err(Error::request("n-imgs", format!("1 to {most}"), asked))
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The memory plans of a request: everything it will run, worked out once before anything runs.
+
+use super::conditions::Conditions;
+use super::request::{DECODE_BYTES, Request, Stage};
+use super::{init, texts, tiles};
+use crate::backend::Needs;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::plan::{Binding, Plan};
+use crate::program::{Dims, Role};
+use crate::sampler::Table;
+use crate::step::{Guiding, Latents, StepMemory};
+
+/// The memory plans of a request.
+#[derive(Clone, Debug)]
+pub struct Plans {
+    /// Text encoders, for as many chunks as they read at once at most.
+    pub texts: Vec<Plan>,
+    /// Denoiser, and refiner if the request reaches it.
+    pub denoisers: Vec<Plan>,
+    /// Image encoder, if the request begins with an image.
+    pub encoder: Option<Plan>,
+    /// Decoder, if there is one.
+    pub decoder: Option<Plan>,
+    /// Images per pass through the denoiser.
+    pub batch_size: usize,
+    /// Rows and columns of latents that are decoded at once.
+    pub tile: [usize; 2],
+    /// Rows and columns of latents that are encoded at once.
+    pub(super) encoder_tile: [usize; 2],
+    /// What the step loop does.
+    pub(super) stages: Vec<Stage>,
+}
+
+impl Plans {
+    /// The plans of all programs that `request` runs, without running anything.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the request does not fit the model, or not even one image the memory.
+    pub fn new<N: Needs, D: AsRef<[u8]>>(needs: &N, model: &Model<'_, D>, request: &Request) -> Result<Self> {
+        request.check(model)?;
+        let stages = request.stages(model)?;
+        let plan = |role: Role, binding: &Binding| Plan::of_role(needs, model.packed(), role, binding);
+        let encoders = model.text.iter().flat_map(|text| &text.encoders);
+        let texts = encoders.map(|e| plan(e.role, &texts::binding(texts::BATCH))).collect::<Result<_>>()?;
+        let (batch_size, denoisers) = largest_batch(model, request, &stages, &plan)?;
+
+        let most = request.max_memory.unwrap_or(DECODE_BYTES);
+        let size = request.latent_size;
+        let tile = match request.tile {
+            _ if !model.decoder => size,
+            Some(tile) => size.map(|n| n.min(tile)),
+            None => tiles::largest(size, most, &|tile| Ok(plan(Role::VaeDecoder, &decoder_binding(tile))?.arena))?,
+        };
+        let decoder = model.decoder.then(|| plan(Role::VaeDecoder, &decoder_binding(tile))).transpose()?;
+        if let Some(decoder) = &decoder {
+            let scale = model.latents.pixels;
+            makes(decoder, [1, tile[0] * scale, tile[1] * scale, 3])?;
+        }
+        let scale = model.latents.pixels;
+        let encodes = request.init.is_some() && model.image_encoder.is_some();
+        let encoder_plan = |tile| plan(Role::VaeEncoder, &init::binding(tile, scale));
+        let encoder_tile = match encodes {
+            true => tiles::largest(size, most, &|tile| Ok(encoder_plan(tile)?.arena))?,
+            false => size,
+        };
+        let encoder = encodes.then(|| encoder_plan(encoder_tile)).transpose()?;
+        if let Some(encoder) = &encoder {
+            makes(encoder, [1, encoder_tile[0], encoder_tile[1], 2 * model.latents.channels])?;
+        }
+        Ok(Plans { texts, denoisers, encoder, decoder, batch_size, tile, encoder_tile, stages })
+    }
+
+    /// Bytes of the largest arena.
+    pub fn peak(&self) -> usize {
+        self.all().map(|plan| plan.arena).max().unwrap_or(0)
+    }
+
+    /// All plans.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Plan> {
+        self.texts.iter().chain(&self.denoisers).chain(&self.encoder).chain(&self.decoder)
+    }
+
+    /// Model calls of an image, by all networks.
+    pub fn steps(&self) -> usize {
+        self.stages.iter().map(|stage| stage.table.rows.len()).sum()
+    }
+}
+
+/// Refuses a program that does not make `dims` at this size; that it does at the model's own is proven when it is opened.
+fn makes(plan: &Plan, dims: [usize; 4]) -> Result<()> {
+    match plan.output_type.dims() == dims {
+        true => Ok(()),
+        false => {
+            let (path, got) = (plan.role.name(), format!("{:?}", plan.output_type.dims()));
+            Err(Error::shape(path, "result", format!("{dims:?}"), got))
+        }
+    }
+}
+
+/// The most images per pass that the request allows and that fit its memory, and the plans for them.
+fn largest_batch<D: AsRef<[u8]>>(
+    model: &Model<'_, D>,
+    request: &Request,
+    stages: &[Stage],
+    plan: &impl Fn(Role, &Binding) -> Result<Plan>,
+) -> Result<(usize, Vec<Plan>)> {
+    let total = request.prompts.len();
+    let most = request.batch_size.min(total);
+    let mut needed = 0;
+    for n in (1..=most).rev() {
+        // Of the batches of `n` images, the one with most conditions needs most.
+        let batches = (0..total).step_by(n).map(|first| first..(first + n).min(total));
+        let conditions = batches.map(|images| conditions(model, request, images).list.len()).max().unwrap_or(1);
+        let plans = stages.iter().map(|stage| plan(stage.role, &loop_binding(model, request, stage, n, conditions)));
+        let plans = plans.collect::<Result<Vec<_>>>()?;
+        needed = plans.iter().map(|plan| plan.arena).max().unwrap_or(0);
+        if request.max_memory.is_none_or(|most| needed <= most) {
+            return Ok((n, plans));
+        }
+    }
+    let got = request.max_memory.unwrap_or_default();
+    Err(Error::memory("memory", format!("at least {needed} bytes for one image"), got))
+}
+
+/// The distinct conditions of a batch.
+pub(super) fn conditions<D>(model: &Model<'_, D>, request: &Request, images: std::ops::Range<usize>) -> Conditions {
+    let null_class = model.classes.as_ref().map_or(0, |classes| classes.null);
+    Conditions::new(&request.prompts, images, request.guided(), null_class)
+}
+
+/// What the network of `stage` is bound to for a batch of `images` with so many distinct conditions.
+pub(super) fn loop_binding<D>(
+    model: &Model<'_, D>,
+    request: &Request,
+    stage: &Stage,
+    images: usize,
+    conditions: usize,
+) -> Binding {
+    let [height, width] = request.latent_size;
+    let copies = if request.guided() { 2 } else { 1 };
+    let tokens = if let super::Prompts::Embeddings(e) = &request.prompts { e.tokens } else { 1 };
+    Binding {
+        dims: Dims { batch: images * copies, conditions, height, width, tokens },
+        calls: stage.table.rows.len(),
+        table_bytes: request.table_bytes,
+        reserve: step_memory(0, model, request, &stage.table, images).bytes,
+    }
+}
+
+/// The places of a batch's run from byte `at` of the arena.
+pub(super) fn step_memory<D>(
+    at: usize,
+    model: &Model<'_, D>,
+    request: &Request,
+    table: &Table,
+    images: usize,
+) -> StepMemory {
+    let [height, width] = request.latent_size;
+    let blend = request.init.as_ref().is_some_and(|init| init.mask.is_some());
+    let scale = request.guided().then_some(request.guidance_scale);
+    let guiding = Guiding { scale, rescale: request.guidance_rescale, blend };
+    let latents = Latents { images, pixels: height * width, channels: model.latents.channels };
+    StepMemory::new(at, table, latents, guiding)
+}
+
+/// What a decoder is bound to for one tile of latents.
+pub(super) fn decoder_binding([height, width]: [usize; 2]) -> Binding {
+    let dims = Dims { batch: 1, conditions: 1, height, width, tokens: 1 };
+    Binding { dims, calls: 1, table_bytes: 0, reserve: 0 }
+}

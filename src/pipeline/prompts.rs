@@ -1,0 +1,118 @@
+//! What images show: classes, prompts, or whatever the model makes.
+
+use super::texts::Texts;
+use crate::error::Result;
+use crate::model::Model;
+
+/// What each image of a request shows; its length is the number of images.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompts {
+    /// Whatever the model makes: so many images.
+    Unconditional(usize),
+    /// A class per image.
+    Classes(Vec<u32>),
+    /// Texts, which the job encodes.
+    Texts(Texts),
+    /// Features of texts.
+    Embeddings(Embeddings),
+}
+
+/// Features of prompts, all of equally many tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    /// Distinct prompts.
+    pub prompts: Vec<PromptFeatures>,
+    /// Tokens of each.
+    pub tokens: usize,
+    /// Per image: index of its prompt and of its negative prompt.
+    pub of_image: Vec<[usize; 2]>,
+}
+
+/// A prompt as all text encoders tell it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PromptFeatures {
+    /// One entry per text encoder, in the model's order.
+    pub encoders: Vec<EncoderFeatures>,
+}
+
+/// A prompt as one text encoder tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderFeatures {
+    /// `(tokens, features)`.
+    pub features: Vec<f32>,
+    /// The vector of the whole text; empty if the encoder has none.
+    pub pooled: Vec<f32>,
+}
+
+impl Prompts {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        match self {
+            Prompts::Unconditional(n) => *n,
+            Prompts::Classes(labels) => labels.len(),
+            Prompts::Texts(texts) => texts.prompts.len(),
+            Prompts::Embeddings(embeddings) => embeddings.of_image.len(),
+        }
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The class of each image; empty if images have none.
+    pub fn classes(&self) -> &[u32] {
+        if let Prompts::Classes(labels) = self { labels } else { &[] }
+    }
+
+    /// Prompts of `n` images that differ, without content: for memory plans and timings.
+    pub fn blank<D: AsRef<[u8]>>(model: &Model<'_, D>, n: usize) -> Self {
+        if let Some(text) = &model.text {
+            return Prompts::Embeddings(Embeddings::blank(text.encoders[0].tokens, model, n));
+        }
+        match &model.classes {
+            Some(classes) => Prompts::Classes((0..n).map(|i| (i % classes.count) as u32).collect()),
+            None => Prompts::Unconditional(n),
+        }
+    }
+
+    /// What image `i` shows and what guidance leads away from, for people.
+    pub fn describe<D: AsRef<[u8]>>(&self, i: usize, model: &Model<'_, D>) -> [String; 2] {
+        match (self, &model.classes) {
+            (Prompts::Classes(labels), Some(classes)) => [classes.name(labels[i]), String::new()],
+            (Prompts::Texts(texts), _) => [texts.prompts[i].clone(), texts.negative(i).to_owned()],
+            _ => Default::default(),
+        }
+    }
+
+    /// The same for `n` images, if it is for one.
+    ///
+    /// # Errors
+    /// [`Error::Request`](crate::Error::Request) if it is for another number of images; `what` has `n` of them.
+    pub fn repeat(&mut self, n: usize, what: &str) -> Result<()> {
+        if self.len() == 1 {
+            match self {
+                Prompts::Unconditional(count) => *count = n,
+                Prompts::Classes(labels) => *labels = vec![labels[0]; n],
+                Prompts::Texts(texts) => texts.prompts = vec![texts.prompts[0].clone(); n],
+                Prompts::Embeddings(embeddings) => embeddings.of_image = vec![embeddings.of_image[0]; n],
+            }
+        }
+        if self.len() != n {
+            let expected = format!("{} images, one per prompt or class", self.len());
+            return Err(crate::Error::request(what, expected, n));
+        }
+        Ok(())
+    }
+}
+
+impl Embeddings {
+    /// Embeddings of `n` prompts that differ in nothing but their number, `tokens` each.
+    pub(super) fn blank<D: AsRef<[u8]>>(tokens: usize, model: &Model<'_, D>, n: usize) -> Self {
+        let encoders = model.text.iter().flat_map(|text| &text.encoders);
+        let encoders =
+            encoders.map(|e| EncoderFeatures { features: vec![0.0; tokens * e.features], pooled: vec![0.0; e.pooled] });
+        let prompt = PromptFeatures { encoders: encoders.collect() };
+        Embeddings { prompts: vec![prompt; n], tokens, of_image: (0..n).map(|i| [i, 0]).collect() }
+    }
+}

@@ -1,0 +1,166 @@
+//! What to make: a request, and its check against a model.
+
+use super::init::InitImage;
+use super::noise::NoiseSource;
+use super::prompts::Prompts;
+use crate::error::{Error, Result};
+use crate::model::{MAX_SIDE, Model};
+use crate::program::Role;
+use crate::sampler::{Config, Span, Start, Table};
+
+/// Bytes of tables of timestep-dependent values, unless the caller says otherwise.
+pub const TABLE_BYTES: usize = 64 << 20;
+/// Share of the steps after which a refiner takes over: what its authors made it for.
+pub const REFINER_START: f64 = 0.8;
+/// Bytes of arena beyond which images are decoded in tiles, unless the caller says otherwise.
+pub const DECODE_BYTES: usize = 1_500_000_000;
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What each image shows; their number is the number of images.
+    pub prompts: Prompts,
+    /// Sampler steps.
+    pub steps: usize,
+    /// Guidance scale; at most 1 means no guidance.
+    pub guidance_scale: f32,
+    /// How much the guided output gets the deviation of the conditional one, 0 to 1 (Lin et al. 2023, section 3.4).
+    pub guidance_rescale: f32,
+    /// The sampler and its noise schedule.
+    pub sampler: Config,
+    /// Seed of the request.
+    pub seed: u64,
+    /// Where noise comes from.
+    pub noise: NoiseSource,
+    /// Initial latents `(n, c, h, w)` instead of noise, of unit variance: samplers that start from wider ones scale
+    /// them, as diffusers' pipelines do.
+    pub latents: Option<Vec<f32>>,
+    /// Height and width of the latents.
+    pub latent_size: [usize; 2],
+    /// Images per pass through the network.
+    pub batch_size: usize,
+    /// Most bytes of tables of timestep-dependent values.
+    pub table_bytes: usize,
+    /// Most bytes of arena: batches become smaller, and images are decoded in tiles, as it demands.
+    pub max_memory: Option<usize>,
+    /// Rows and columns of latents that are decoded at once; chosen by memory if absent.
+    pub tile: Option<usize>,
+    /// The image to begin with.
+    pub init: Option<InitImage>,
+    /// Share of the training steps, from the noisy end, after which the refiner takes over, if there is one; 1 leaves it
+    /// out.
+    pub refiner_start: f64,
+}
+
+/// A run of model calls by one network.
+#[derive(Clone, Debug)]
+pub(super) struct Stage {
+    /// Which.
+    pub role: Role,
+    /// Its calls.
+    pub table: Table,
+}
+
+impl Request {
+    /// A request for images of `prompts` with the model's own settings.
+    pub fn new<D: AsRef<[u8]>>(model: &Model<'_, D>, prompts: Prompts) -> Self {
+        Request {
+            batch_size: prompts.len().clamp(1, 8),
+            prompts,
+            steps: model.steps,
+            guidance_scale: model.guidance_scale,
+            guidance_rescale: 0.0,
+            sampler: model.sampler.clone(),
+            seed: 42,
+            noise: NoiseSource::Fast,
+            latents: None,
+            latent_size: model.latents.size,
+            table_bytes: TABLE_BYTES,
+            max_memory: None,
+            tile: None,
+            init: None,
+            refiner_start: REFINER_START,
+        }
+    }
+
+    /// Whether there are samples for guidance.
+    pub(super) fn guided(&self) -> bool {
+        self.guidance_scale > 1.0
+    }
+
+    /// The networks that run, one after the other, and their calls.
+    pub(super) fn stages<D>(&self, model: &Model<'_, D>) -> Result<Vec<Stage>> {
+        let start = self.init.as_ref().map_or(Start::Noise, |init| Start::Strength(init.strength));
+        let refined = model.refiner.is_some() && self.refiner_start < 1.0;
+        let span = Span { start, end: refined.then_some(self.refiner_start) };
+        let mut stages = vec![Stage { role: Role::Denoiser, table: self.sampler.table_range(self.steps, &span)? }];
+        if refined {
+            let span = Span { start: Start::Fraction(self.refiner_start), end: None };
+            stages.push(Stage { role: Role::Refiner, table: self.sampler.table_range(self.steps, &span)? });
+        }
+        Ok(stages)
+    }
+
+    /// Height and width of the images in pixels.
+    pub fn pixels<D>(&self, model: &Model<'_, D>) -> [usize; 2] {
+        self.latent_size.map(|n| n * model.latents.pixels)
+    }
+
+    /// Checks that the model can do what is asked, as far as numbers tell.
+    pub(super) fn check<D: AsRef<[u8]>>(&self, model: &Model<'_, D>) -> Result<()> {
+        if self.prompts.is_empty() {
+            return Err(Error::request("images", "at least one", 0));
+        }
+        let kind = match &self.prompts {
+            Prompts::Unconditional(_) => "none",
+            Prompts::Classes(_) => "classes",
+            Prompts::Texts(_) | Prompts::Embeddings(_) => "prompts",
+        };
+        let wanted = match (&model.text, &model.classes) {
+            (Some(_), _) => "prompts",
+            (None, Some(_)) => "classes",
+            (None, None) => "none",
+        };
+        if kind != wanted {
+            return Err(Error::request("conditions of images", wanted, kind));
+        }
+        if let Some(classes) = &model.classes
+            && let Some(bad) = self.prompts.classes().iter().find(|&&label| !classes.contains(label))
+        {
+            return Err(Error::class(format!("0 to {}", classes.count - 1), bad));
+        }
+        if !model.conditional() && self.guided() {
+            return Err(Error::request("guidance scale", "1 for a model without conditions", self.guidance_scale));
+        }
+        if self.batch_size == 0 {
+            return Err(Error::request("batch size", "at least 1", 0));
+        }
+        if self.tile == Some(0) {
+            return Err(Error::request("tile", "at least 1 row of latents", 0));
+        }
+        if !self.guidance_scale.is_finite() {
+            return Err(Error::request("guidance scale", "a finite number", self.guidance_scale));
+        }
+        if !(0.0..=1.0).contains(&self.guidance_rescale) {
+            return Err(Error::request("guidance rescale", "0 to 1", self.guidance_rescale));
+        }
+        let [h, w] = self.latent_size;
+        let multiple = model.latents.multiple;
+        if [h, w].iter().any(|n| *n == 0 || !n.is_multiple_of(multiple)) {
+            return Err(Error::request("size", format!("multiples of {multiple} latents"), format!("{h} x {w}")));
+        }
+        let most = MAX_SIDE / model.latents.pixels;
+        if h.max(w) > most {
+            return Err(Error::request("size", format!("at most {most} latents on a side"), format!("{h} x {w}")));
+        }
+        let (n, channels) = (self.prompts.len(), model.latents.channels);
+        if let Some(latents) = &self.latents
+            && latents.len() != n * model.latents.len(self.latent_size)
+        {
+            let values = n * model.latents.len(self.latent_size);
+            let expected = format!("{n} x {channels} x {h} x {w} = {values} values");
+            return Err(Error::request("latents", expected, latents.len()));
+        }
+        self.check_init(model)
+    }
+}

@@ -1,0 +1,190 @@
+//! A model and a back end with what is bound: the place where programs stay warm from job to job.
+
+use super::conditions::Inputs;
+use super::job::{Job, Output};
+use super::plans::{self, Plans};
+use super::prompts::Prompts;
+use super::request::Request;
+use super::swap_last_axes;
+use super::texts::TokenizedTexts;
+use crate::backend::Backend;
+use crate::error::{Error, ErrorKind, Result};
+use crate::exec::{Executor, Moment};
+use crate::model::Model;
+use crate::plan::{Binding, Plan};
+use crate::program::{Dims, Role};
+
+/// A model on a back end.
+///
+/// Programs are bound when a job needs them and stay bound, by role and shape, so that the next batch and the next job of
+/// the same shape begin at once. Use it from one thread; a job borrows it, so there is one at a time.
+pub struct Session<'m, B: Backend, D> {
+    model: &'m Model<'m, D>,
+    backend: &'m B,
+    /// Bound programs, the one used last at the end.
+    bound: Vec<Executor<'m, B>>,
+    /// Most bytes of arenas that are kept while another one is bound.
+    keep: usize,
+    binds: usize,
+}
+
+impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
+    /// A session in which nothing is bound.
+    pub fn new(model: &'m Model<'m, D>, backend: &'m B) -> Self {
+        Session { model, backend, bound: Vec::new(), keep: usize::MAX, binds: 0 }
+    }
+
+    /// Keeps at most `bytes` of working memory: before a program is bound that would exceed it, those go that were not
+    /// used for longest. With [`Plans::peak`] of a request, a job takes no more than the largest of its programs needs.
+    /// Without this call, all are kept that there is memory for.
+    pub fn keep_at_most(&mut self, bytes: usize) {
+        self.keep = bytes;
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model<'m, D> {
+        self.model
+    }
+
+    /// The back end.
+    pub fn backend(&self) -> &'m B {
+        self.backend
+    }
+
+    /// How often a program was bound so far.
+    pub fn binds(&self) -> usize {
+        self.binds
+    }
+
+    /// The memory plans of `request`, without running anything.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the request does not fit the model, or not even one image the memory.
+    pub fn plans(&self, request: &Request) -> Result<Plans> {
+        match &request.prompts {
+            Prompts::Texts(texts) => {
+                let prompts = Prompts::Embeddings(TokenizedTexts::new(self.model, texts)?.outline());
+                Plans::new(self.backend, self.model, &Request { prompts, ..request.clone() })
+            }
+            _ => Plans::new(self.backend, self.model, request),
+        }
+    }
+
+    /// A job that makes the images of `request`. Nothing is computed yet, but everything is checked.
+    ///
+    /// # Errors
+    /// Those of [`plans`](Self::plans), and [`Error::Device`] if the device has not the memory for it.
+    pub fn job(&mut self, request: Request) -> Result<Job<'_, 'm, B, D>> {
+        Job::new(self, request)
+    }
+
+    /// Makes the images of `request`.
+    ///
+    /// # Errors
+    /// Those of [`job`](Self::job) and [`Job::next`].
+    pub fn run(&mut self, request: Request) -> Result<Output> {
+        self.job(request)?.finish()
+    }
+
+    /// One denoiser call on `sample` `(n, c, h, w)`, without guidance or sampler; gives `(n, channels out, h, w)` and
+    /// the number of its channels.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a length is wrong or a class is none.
+    pub fn eval(
+        &mut self,
+        sample: &[f32],
+        latent_size: [usize; 2],
+        prompts: Prompts,
+        timestep: f32,
+    ) -> Result<(Vec<f32>, usize)> {
+        let n = prompts.len();
+        let mut request = Request::new(self.model, prompts);
+        (request.latent_size, request.steps, request.guidance_scale) = (latent_size, 1, 1.0);
+        request.latents = Some(sample.to_vec());
+        request.check(self.model)?;
+        if matches!(request.prompts, Prompts::Texts(_)) {
+            return Err(Error::request("prompt", "ready features for a single call", "texts"));
+        }
+        let [height, width] = latent_size;
+        let channels = self.model.latents.channels;
+        let conditions = plans::conditions(self.model, &request, 0..n).list.len();
+        let tokens = if let Prompts::Embeddings(e) = &request.prompts { e.tokens } else { 1 };
+        let dims = Dims { batch: n, conditions, height, width, tokens };
+        let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
+        let executor = self.executor(Role::Denoiser, binding, None)?;
+        executor.set_moments([Moment { timestep, fraction: 0.0 }].into_iter())?;
+        executor.write_sample(&swap_last_axes(sample, [n, channels, height * width]))?;
+        self.set_conditions(Role::Denoiser, binding, &request, 0..n)?;
+        let executor = self.executor(Role::Denoiser, binding, None)?;
+        executor.call(0)?;
+        let out = executor.plan().output;
+        let mut result = vec![0.0; out.rows * out.cols];
+        executor.read_output(&mut result)?;
+        Ok((swap_last_axes(&result, [n, height * width, out.cols]), out.cols))
+    }
+
+    /// Writes what the images `images` of `request` are conditioned on into the denoiser of `role`, which is bound.
+    pub(super) fn set_conditions(
+        &mut self,
+        role: Role,
+        binding: Binding,
+        request: &Request,
+        images: std::ops::Range<usize>,
+    ) -> Result<()> {
+        let model = self.model;
+        let conditions = plans::conditions(model, request, images);
+        let size = request.pixels(model);
+        let inputs = Inputs::new(&conditions.list, &request.prompts, model.conditioning(role), size)?;
+        let executor = self.executor(role, binding, None)?;
+        executor.set_conditions(&conditions.of_sample)?;
+        executor.set_prompt(&inputs.for_program(executor.program()))
+    }
+
+    /// The program of `role`, bound to `binding`: as it is if it still is, else anew, with one of `plans` if it is for it.
+    pub(super) fn executor(
+        &mut self,
+        role: Role,
+        binding: Binding,
+        plans: Option<&Plans>,
+    ) -> Result<&mut Executor<'m, B>> {
+        let fits = |plan: &Plan| plan.role == role && plan.binding == binding;
+        match self.bound.iter().position(|executor| fits(executor.plan())) {
+            Some(at) if at + 1 == self.bound.len() => {}
+            Some(at) => self.bound[at..].rotate_left(1),
+            None => {
+                let ready = plans.and_then(|plans| plans.all().find(|plan| fits(plan))).cloned();
+                let plan = match ready {
+                    Some(plan) => plan,
+                    None => Plan::of_role(self.backend, self.model.packed(), role, &binding)?,
+                };
+                self.make_room(plan.arena)?;
+                self.bound.push(Executor::bind(self.backend, self.model.packed(), plan)?);
+                self.binds += 1;
+            }
+        }
+        Ok(self.bound.last_mut().expect("one was found or pushed"))
+    }
+
+    /// Refuses plans of which one does not fit the memory, before anything is bound.
+    pub(super) fn check_memory(&mut self, plans: &Plans) -> Result<()> {
+        let bound =
+            |plan: &Plan| self.bound.iter().any(|e| e.plan().role == plan.role && e.plan().binding == plan.binding);
+        let needed = plans.all().filter(|plan| !bound(plan)).map(|plan| plan.arena).max();
+        needed.map_or(Ok(()), |bytes| self.make_room(bytes))
+    }
+
+    /// Lets go of programs until one with an arena of `bytes` may be bound.
+    fn make_room(&mut self, bytes: usize) -> Result<()> {
+        let kept = |bound: &[Executor<'m, B>]| bound.iter().map(|e| e.plan().arena).sum::<usize>();
+        while !self.bound.is_empty() && kept(&self.bound).saturating_add(bytes) > self.keep {
+            self.bound.remove(0);
+        }
+        loop {
+            match self.backend.fits(bytes) {
+                Err(e) if e.kind() == ErrorKind::Memory && !self.bound.is_empty() => drop(self.bound.remove(0)),
+                fits => return fits,
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The program as a person meets it.
+
+mod commands;
+mod interrupted;
+mod prompts;
+mod run;

@@ -1,0 +1,137 @@
+//! The program with models that read prompts: texts, pictures to begin with, features instead of texts, and what is
+//! refused.
+
+use crate::run::*;
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// The tiny XL with its refiner, packed once.
+fn model() -> &'static str {
+    static MODEL: OnceLock<String> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd").join(name);
+        let output = directory("prompts-model").join("xl.aqt");
+        let options = packer::emit::Options {
+            model: fixture("xl"),
+            refiner: Some(fixture("refiner")),
+            q_config: Some("w8a8".into()),
+            output: output.clone(),
+            ..Default::default()
+        };
+        packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
+        output.to_str().expect("a name in UTF-8").to_owned()
+    })
+}
+
+#[test]
+fn prompts_make_pictures_that_say_so() {
+    let dir = &directory("prompts-run");
+    let base = ["run", model(), "-p", "a red cat", "-n", "fog", "--steps", "3", "-o", "a.png"];
+    let told = json(dir, &[&base[..], &["--json", "--n-imgs", "2", "--guidance-rescale", "0.7"]].concat());
+    assert_eq!((&told["images"], &told["prompts"]), (&2.into(), &serde_json::json!(["a red cat", "a red cat"])));
+    let (width, height, text) = picture(&dir.join("a.png"));
+    assert_eq!((width, height), (64 + 2, 32));
+    assert!(text.starts_with("a red cat\nNegative prompt: fog\n"), "{text}");
+
+    // Two prompts, one picture each; another size; more tokens than fit at once.
+    let long = "a red cat on the sky, a dog in the (fog:1.4) BREAK low";
+    let args = ["run", model(), "-p", long, "-p", "a dog", "-W", "48", "-H", "16", "--steps", "2", "-o", "b_%d.png"];
+    works(dir, &args);
+    assert_eq!(picture(&dir.join("b_0.png")).0, 48);
+    assert!(picture(&dir.join("b_1.png")).2.starts_with("a dog\n"));
+    let cut = finish(&mut program(dir, &[&args[..], &["--plain-prompt"]].concat()));
+    assert!(cut.code == Some(0) && cut.err.starts_with("warning: the prompt is longer"), "{}", cut.err);
+}
+
+#[test]
+fn features_take_the_place_of_texts() {
+    let dir = &directory("prompts-features");
+    let made = |args: &[&str]| {
+        works(dir, &[&["run", model(), "--steps", "2", "--outputs", "made", "-o", "a.png"], args].concat());
+        load(&dir.join("made"), "image").1
+    };
+    let want = made(&["-p", "a cat, the sky", "-n", "fog"]);
+    let names = ["prompt_embeds", "negative_prompt_embeds", "pooled", "negative_pooled"];
+    let tensors = names.map(|name| load(&dir.join("made"), name));
+    assert_eq!((&tensors[0].0, &tensors[2].0), (&vec![1, 11, 44], &vec![1, 10]));
+    let named: Vec<_> = names.iter().zip(&tensors).map(|(n, (dims, values))| (*n, &dims[..], &values[..])).collect();
+    save(&dir.join("features"), &named);
+    assert_eq!(made(&["--inputs", "features"]), want);
+    // The first encoder's features and the second's apart.
+    let split = |values: &[f32], from: usize, to: usize| -> Vec<f32> {
+        values.chunks_exact(44).flat_map(|row| row[from..to].to_vec()).collect()
+    };
+    let parts: Vec<_> = [0, 1].map(|i| [split(&tensors[i].1, 0, 18), split(&tensors[i].1, 18, 44)]).into();
+    save(
+        &dir.join("features"),
+        &[
+            ("prompt_embeds", &[1, 11, 18], &parts[0][0]),
+            ("prompt_embeds_2", &[1, 11, 26], &parts[0][1]),
+            ("negative_prompt_embeds", &[1, 11, 18], &parts[1][0]),
+            ("negative_prompt_embeds_2", &[1, 11, 26], &parts[1][1]),
+            ("pooled", &[1, 10], &tensors[2].1),
+            ("negative_pooled", &[1, 10], &tensors[3].1),
+        ],
+    );
+    assert_eq!(made(&["--inputs", "features"]), want);
+    let latents = vec![0.5; 4 * 8 * 8];
+    let one = |rows: &[usize]| vec![0.5; rows.iter().product()];
+    save(
+        &dir.join("one"),
+        &[
+            ("latents", &[1, 4, 8, 8], &latents),
+            ("prompt_embeds", &[1, 11, 44], &one(&[11, 44])),
+            ("pooled", &[1, 10], &one(&[10])),
+        ],
+    );
+    works(dir, &["eval", model(), "--inputs", "one", "--timestep", "300", "--outputs", "out"]);
+    assert_eq!(load(&dir.join("out"), "sample").0, [1, 4, 8, 8]);
+    save(&dir.join("one"), &[("latents", &[1, 4, 8, 8], &latents)]);
+    let eval = ["eval", model(), "--inputs", "one", "--timestep", "300", "--outputs", "out"];
+    refuses(dir, &eval, &["a tensor `prompt_embeds`"]);
+}
+
+#[test]
+fn pictures_begin_runs() {
+    let dir = &directory("prompts-pictures");
+    let base = ["run", model(), "-p", "a cat", "--steps", "4", "-o"];
+    works(dir, &[&base[..], &["first.png"]].concat());
+    let from = |more: &[&str], out: &str| {
+        works(dir, &[&base[..], &[out, "--init-image", "first.png"], more].concat());
+        fs::read(dir.join(out)).unwrap()
+    };
+    let half = from(&["--strength", "0.5"], "half.png");
+    assert_eq!(picture(&dir.join("half.png")).0, 32);
+    assert!(from(&["--strength", "0.9"], "most.png") != half);
+    from(&["--strength", "0.9", "--mask", "first.png"], "painted.png");
+    from(&["-W", "64", "-H", "48"], "larger.png");
+    assert_eq!(picture(&dir.join("larger.png")).0, 64);
+    let bounded = from(&["--max-memory", "1M", "--vae-tile", "4", "--strength", "0.5"], "tiled.png");
+    assert!(bounded != half);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let dir = &directory("prompts-refused");
+    fs::write(dir.join("text.png"), "no picture").unwrap();
+    let refused = |args: &[&str], words: &[&str]| {
+        refuses(dir, &[&["run", model(), "-o", "a.png", "--steps", "2"], args].concat(), words);
+    };
+    refused(&[], &["--prompt", "what the images show"]);
+    refused(&["-p", "cat", "--class-labels", "1"], &["--class-labels", "this model reads prompts"]);
+    refused(&["-p", "cat", "-p", "dog", "-p", "fog", "-n", "a", "-n", "b"], &["negative prompts", "1, or 3"]);
+    refused(&["-p", "cat", "-W", "40"], &["--width", "a multiple of 16 pixels"]);
+    refused(&["-p", "cat", "--init-image", "text.png"], &["text.png", "a PNG or JPEG picture"]);
+    refused(&["-p", "cat", "--init-image", "none.png"], &["none.png"]);
+    refused(&["-p", "cat", "--refiner-start", "0"], &["--refiner-start", "above 0 to 1"]);
+    refused(&["-p", "cat", "--max-memory", "1k"], &["memory", "at least"]);
+    refused(&["-p", "cat", "--vae-tile", "0"], &["tile", "at least 1"]);
+    refused(&["-p", &format!("(cat:{})", "9".repeat(60))], &["weight in the prompt"]);
+    refuses(dir, &["run", "-p", "A", "-n", "B", "-o", "a.png"], &["--negative", "a model that reads prompts"]);
+    refuses(dir, &["run", "-p", "A", "--refiner-start", "0.5", "-o", "a.png"], &["a file that holds a refiner"]);
+    for args in [&["--mask", "a.png"][..], &["--strength", "0.5"], &["--max-memory", "x"]] {
+        let ran = finish(&mut program(dir, &[&["run", model(), "-p", "cat", "-o", "a.png"], args].concat()));
+        assert_eq!(ran.code, Some(2), "{args:?}");
+    }
+}

@@ -1,0 +1,314 @@
+//! The stand-in for libcuda and the devices behind it: without a driver, and with one of our own (`tests/fake`) that
+//! checks what it is asked. A driver is opened once per process, so each test runs a child with the fake on its path.
+
+use aquatint::backend::cuda::MODULES;
+use aquatint::backend::cuda::device::{Device, WeightPath, devices, find_devices, inspect};
+use aquatint::backend::cuda::driver::Driver;
+use cust::sys;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::{env, fs};
+
+/// A folder with the fake as `libcuda.so.1`; `None`, said aloud, without a C compiler.
+fn fake() -> Option<&'static PathBuf> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake-driver");
+        fs::create_dir_all(&folder).expect("a folder");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/libcuda.c");
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]);
+        let output = cc.arg(folder.join("libcuda.so.1")).arg(source).output().ok()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(folder)
+    });
+    if folder.is_none() {
+        eprintln!("skipped: no C compiler to build a driver with");
+    }
+    folder.as_ref()
+}
+
+/// Runs the ignored test `name` of this module with the fake, which fails as `how` says.
+fn child(name: &str, how: &str) -> Option<Vec<String>> {
+    let mut command = Command::new(env::current_exe().expect("this test"));
+    command.args(["--exact", &format!("shim::{name}"), "--ignored", "--nocapture", "--test-threads=1"]);
+    let output = command.env("LD_LIBRARY_PATH", fake()?).env("FAKE_CUDA", how).output().expect("it starts");
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && out.contains("1 passed"), "{name}, {how}:\n{out}\n{err}");
+    Some(err.lines().filter_map(|line| Some(line.strip_prefix("fake: ")?.to_owned())).collect())
+}
+
+fn program(how: &str, args: &[&str]) -> Option<Output> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aquatint"));
+    Some(command.args(args).env("LD_LIBRARY_PATH", fake()?).env("FAKE_CUDA", how).output().expect("it starts"))
+}
+
+fn probe() -> &'static str {
+    MODULES.iter().find(|(name, _)| *name == "probe").expect("a module of its own").1
+}
+
+/// Bytes that differ from their neighbours.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i % 251) as u8 ^ (i >> 16) as u8).collect()
+}
+
+#[test]
+fn every_entry_of_the_bindings_is_defined() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.args(["metadata", "--format-version", "1", "--offline", "--locked"]).current_dir(root);
+    let output = cargo.output().expect("cargo starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let package = metadata["packages"].as_array().expect("packages").iter().find(|p| p["name"] == "cust_raw");
+    let manifest = package.expect("a dependency")["manifest_path"].as_str().expect("a path");
+    let bindings = fs::read_to_string(Path::new(manifest).with_file_name("src").join("cuda.rs")).expect("bindings");
+    let declared: BTreeSet<_> =
+        bindings.split("pub fn ").skip(1).filter_map(|f| f.split('(').next()).filter(|f| f.starts_with("cu")).collect();
+    let list = fs::read_to_string(root.join("kernels/driver/entries.h")).expect("the list");
+    let defined: BTreeSet<_> = list.lines().filter_map(|line| line.split_once("ENTRY(")?.1.strip_suffix(')')).collect();
+    assert!(declared.len() > 300);
+    assert_eq!(declared, defined);
+
+    // The codes that pass the filter are those of the enum.
+    let codes =
+        bindings.split("pub enum cudaError_enum {").nth(1).expect("the enum").split('}').next().expect("its end");
+    let codes: BTreeSet<u32> =
+        codes.lines().filter_map(|line| line.trim().trim_end_matches(',').rsplit(" = ").next()?.parse().ok()).collect();
+    let shim = fs::read_to_string(root.join("kernels/driver/shim.c")).expect("the shim");
+    let cases = shim.split("switch (code) {").nth(1).expect("the filter").split("return code").next().expect("its end");
+    let mut passed = BTreeSet::from([999]);
+    for case in cases.split("case ").skip(1).map(|case| case.trim().trim_end_matches(':')) {
+        let case = if case == "NOT_FOUND" { "500" } else { case };
+        let (from, to) = case.split_once(" ... ").unwrap_or((case, case));
+        passed.extend(from.parse::<u32>().expect("a code")..=to.parse().expect("a code"));
+    }
+    assert_eq!(codes, passed);
+}
+
+#[test]
+fn no_driver() {
+    if !devices().is_empty() {
+        return eprintln!("skipped: this machine has a CUDA device");
+    }
+    let e = find_devices().unwrap_err().to_string();
+    let opened = Device::open(0).err().expect("no device").to_string();
+    assert_eq!(e, opened);
+    assert_eq!(e, inspect(0).unwrap_err().to_string());
+    assert!(!e.contains('\n') && e.contains("expected an NVIDIA"), "{e}");
+}
+
+#[test]
+fn the_program_is_not_linked_to_a_driver() {
+    let Ok(output) = Command::new("ldd").arg(env!("CARGO_BIN_EXE_aquatint")).output() else {
+        return eprintln!("skipped: no ldd");
+    };
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("cuda"));
+}
+
+#[test]
+fn devices_are_listed() {
+    let Some(output) = program("", &["--list-devices"]) else { return };
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(out.lines().last(), Some("cuda:0  Fake 0, sm_90, 3.00 GiB, driver for CUDA 12.2"));
+
+    let output = program("", &["--list-devices", "--json"]).expect("as before");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(json["cuda"]["reason"], serde_json::Value::Null);
+    let device = serde_json::json!({
+        "index": 0, "name": "Fake 0", "capability": "9.0", "memory_bytes": 3u64 << 30, "driver": "12.2", "reason": null
+    });
+    assert_eq!(json["cuda"]["devices"], serde_json::json!([device]));
+}
+
+#[test]
+fn unfit_devices_are_refused() {
+    let cases = [
+        ("old driver", "cuda", "expected a driver of CUDA 11.4 or later; update it, got 11.2"),
+        ("old device", "cuda:0", "expected compute capability 8.0 or later; use another device, or the CPU, got 7.5"),
+        ("no device", "cuda:0", "expected an NVIDIA GPU that the driver can use, or the CPU instead, got none"),
+        ("stub", "cuda:0", "take the toolkit's stubs off the library path, got a stub of libcuda"),
+        ("new code", "cuda:0", "starting the NVIDIA driver: expected success, got an error (CUDA error 999)"),
+        ("", "cuda:1", "expected 0, the only one, got 1"),
+    ];
+    for (how, device, expected) in cases {
+        let Some(output) = program(how, &["bench", "--device", device]) else { return };
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{how}: {err}");
+        assert!(err.starts_with(&format!("error: --device {device}: ")) && err.contains(expected), "{how}: {err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+        if device != "cuda:1" {
+            let output = program(how, &["info", "--device", "auto"]).expect("as before");
+            assert!(output.status.success(), "{how}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+#[test]
+fn arguments_are_forwarded() {
+    child("hard_argument_lists", "");
+}
+
+#[test]
+#[ignore = "run by arguments_are_forwarded"]
+fn hard_argument_lists() {
+    let reserved = ["1", "2", "3", "4", "5", "6", "7", "8"].concat();
+    let mut bytes = [0; 64];
+    for (word, digit) in bytes.chunks_exact_mut(8).zip(reserved.bytes()) {
+        word[0] = digit - b'0';
+    }
+    let handle = sys::CUipcMemHandle { reserved: bytes.map(|b| b as _) };
+    let mut at = 0;
+    // SAFETY: the fake takes a word, a structure of eight and a number, and writes the word; then a pointer that it
+    // does not follow and two floats; the last entry it does not have.
+    unsafe {
+        assert_eq!(sys::cuIpcOpenMemHandle_v2(&mut at, handle, 9), sys::CUresult::CUDA_SUCCESS);
+        assert_eq!(at, 912345678);
+        let clamped = sys::cuTexRefSetMipmapLevelClamp(std::ptr::dangling_mut(), 1.5, 2.5);
+        assert_eq!(clamped, sys::CUresult::CUDA_SUCCESS);
+        assert_eq!(sys::cuProfilerStart(), sys::CUresult::CUDA_ERROR_NOT_FOUND);
+    }
+}
+
+#[test]
+fn work_goes_through_in_order() {
+    let Some(lines) = child("work", "") else { return };
+    let expected = [
+        "probe_co: attribute 8 is 65536",
+        "captured 2",
+        "replayed 2",
+        "replayed 2",
+        "captured 0",
+        "context released with 0 handles",
+    ];
+    let launch = "probe_copy: grid 7 2 3, block 128 1 1, shared 65536, our stream, args 1 2 3";
+    let lines: Vec<_> = lines.iter().filter(|line| *line != launch).collect();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+#[ignore = "run by work_goes_through_in_order"]
+fn work() {
+    let device = Device::open(0).expect("the fake");
+    assert_eq!(device.name(), "Fake 0, sm_90");
+    assert_eq!(device.processors(), 132);
+    assert_eq!(device.memory().expect("memory").free, 1000);
+
+    // Copies, more than all buffers of the ring, from memory that changes at once.
+    let at = device.alloc(3 << 20).expect("memory");
+    let expected = pattern(3 << 20);
+    let mut bytes = expected.clone();
+    device.upload(at, &bytes).expect("a copy");
+    bytes.fill(7);
+    device.fill(at + 10, 9, 5).expect("a fill");
+    device.download(at, &mut bytes).expect("a copy");
+    assert_eq!(bytes[10..15], [9; 5]);
+    bytes[10..15].copy_from_slice(&expected[10..15]);
+    assert!(bytes == expected);
+
+    // No byte outside an allocation.
+    for (start, len) in [(at + 1, 3 << 20), (at - 1, 2), (at + (3 << 20), 1), (0, 1), (u64::MAX, 1)] {
+        assert!(device.fill(start, 0, len).is_err() && device.download(start, &mut vec![0; len]).is_err());
+    }
+    device.fill(at + (3 << 20), 0, 0).expect("nothing to do");
+    let e = device.alloc(1 << 30).unwrap_err().to_string();
+    assert!(e.starts_with("memory of Fake 0: expected 1073741824 bytes free;") && e.ends_with("got 1000"), "{e}");
+    device.free(at);
+
+    // Kernels.
+    let module = device.load("probe", probe()).expect("a module");
+    let error = |shared| device.function(&module, "probe_copy", shared).err().expect("refused").to_string();
+    assert!(error(200 << 10).contains("at most 102400 bytes of shared memory"));
+    assert!(device.function(&module, "probe", 0).is_err());
+    let copy = device.function(&module, "probe_copy", 64 << 10).expect("a kernel");
+    let args: Vec<u8> = [1u64, 2, 3].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let launch = || device.launch(copy, [7, 2, 3], 128, 64 << 10, &args);
+    launch().expect("a launch");
+    let e = device.launch(copy, [1; 3], 32, 0, &args[..16]).unwrap_err().to_string();
+    assert_eq!(e, "kernel probe_copy: expected 24 bytes of arguments, got 16");
+    assert!(device.launch(copy, [1; 3], 32, 65537, &args).is_err());
+    drop(module);
+
+    // Graphs; what fails while recording leaves the stream as it was.
+    let graph = device.capture(|| launch().and_then(|()| launch())).expect("a graph");
+    device.replay(&graph).expect("a replay");
+    device.replay(&graph).expect("a replay");
+    assert!(device.capture(|| Err(aquatint::Error::request("", "", ""))).is_err());
+
+    // Marks.
+    let (from, untimed) = (device.mark_time().expect("a mark"), device.mark().expect("a mark"));
+    device.move_mark(&untimed).expect("a mark that moves");
+    let at = device.alloc(8).expect("memory");
+    device.fill(at, 1, 8).expect("a fill");
+    let to = device.mark_time().expect("a mark");
+    assert!((device.elapsed(&from, &to).expect("a time") - 0.001).abs() < 1e-9);
+    assert!(device.elapsed(&untimed, &to).is_err());
+    device.wait_for(&untimed).expect("passed");
+    // What outlives its device does no harm; memory left over goes with it.
+    drop(device);
+    drop((graph, from, to, untimed));
+}
+
+#[test]
+fn weights_arrive_either_way() {
+    let locked = |lines: Vec<String>| lines.iter().filter(|line| line.starts_with("locked")).count();
+    let Some(lines) = child("weights", "") else { return };
+    assert_eq!(locked(lines), 2);
+    for how in ["no locks", "no pages"] {
+        assert_eq!(locked(child("weights", how).expect("as before")), 0, "{how}");
+    }
+}
+
+#[test]
+#[ignore = "run by weights_arrive_either_way"]
+fn weights() {
+    let device = Device::open(0).expect("the fake");
+    let chosen =
+        if env::var("FAKE_CUDA").is_ok_and(|how| how == "no locks") { WeightPath::Ring } else { WeightPath::Locked };
+    assert_eq!(device.weight_path(), chosen);
+    // More than what is locked at once and than the ring, and with an end too small to lock.
+    let len = (256 << 20) + (9 << 20) + 12345;
+    let at = device.alloc(len).expect("memory");
+    let expected = pattern(len);
+    for path in [chosen, WeightPath::Ring] {
+        device.set_weight_path(path);
+        device.fill(at, 0, len).expect("a fill");
+        let mut from = expected.clone();
+        device.upload_weights(at, &from[..1000]).expect("a copy");
+        device.upload_weights(at + 1000, &from[1000..]).expect("a copy");
+        from.fill(0);
+        device.download(at, &mut from).expect("a copy");
+        assert!(from == expected, "{path:?}");
+    }
+}
+
+#[test]
+fn faults_are_explained() {
+    child("refused_module", "old compiler");
+    child("lost_device", "lost");
+}
+
+#[test]
+#[ignore = "run by faults_are_explained"]
+fn refused_module() {
+    let device = Device::open(0).expect("the fake");
+    let e = device.load("probe", probe()).err().expect("refused").to_string();
+    let expected = "module probe: expected a driver that compiles PTX 7.0; update it if it is older, got CUDA 12.2, which \
+                    compiles PTX up to 8.2: ptxas fatal: Unsupported .version";
+    assert_eq!(e, expected);
+}
+
+#[test]
+#[ignore = "run by faults_are_explained"]
+fn lost_device() {
+    let device = Device::open(0).expect("the fake");
+    let e = device.wait().unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "waiting for the device: expected a sound kernel before it; the device is lost to this process, which must be \
+         started anew, got an access outside memory (CUDA error 700)"
+    );
+}

@@ -1,0 +1,10 @@
+//! Whole models and pipelines against the outputs of the libraries that they come from.
+
+mod dit;
+mod glyphs;
+mod integer;
+mod jobs;
+mod layouts;
+mod pipelines;
+mod text_unets;
+mod unets;

@@ -1,0 +1,116 @@
+//! Tiny `UNet2DModel` pipelines against what diffusers computed of them in f64 (`tests/fixtures/make_unets.py`).
+
+use aquatint::backend::args::Element;
+use aquatint::backend::cpu::Tier;
+use aquatint::backend::cuda::Cuda;
+use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
+use aquatint::with_cpu;
+use common::emulated::Emulated;
+use common::fixture::{Fixture, pack, relative};
+use std::path::{Path, PathBuf};
+
+const VARIANTS: [&str; 2] = ["asym", "sym"];
+
+fn fixture(variant: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/unet").join(variant)
+}
+
+fn io(variant: &str) -> Fixture {
+    Fixture::open(&fixture(variant).join("io.safetensors"))
+}
+
+fn cases() -> impl Iterator<Item = String> {
+    let batches = [1, 2, 3].into_iter().flat_map(|b| [0, 1, 500, 999].map(|t| format!("b{b}_t{t}")));
+    batches.chain(["other".into()])
+}
+
+/// Sample, size, timestep and result of a case.
+fn case(io: &Fixture, name: &str) -> (Vec<f32>, [usize; 2], usize, f32, Vec<f32>) {
+    let (sample, dims) = io.get(&format!("{name}.sample"));
+    let t = io.get(&format!("{name}.timestep")).0[0];
+    (sample, [dims[2], dims[3]], dims[0], t, io.get(&format!("{name}.out")).0)
+}
+
+#[test]
+fn the_denoiser_equals_diffusers() {
+    for variant in VARIANTS {
+        let (packed, io) = (pack(&fixture(variant), "f32", None), io(variant));
+        let model = aquatint::model::Model::new(&packed).unwrap();
+        for name in cases() {
+            let (sample, size, n, t, want) = case(&io, &name);
+            for tier in Tier::available() {
+                let labels = vec![0; n];
+                let (out, _) =
+                    with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, size, Prompts::Unconditional(labels.len()), t))
+                        .unwrap();
+                let error = relative(&out, &want);
+                assert!(error < 1e-5, "{variant} {name} on {}: {error:e}", tier.name());
+            }
+        }
+    }
+}
+
+/// The same network through the CUDA back end, in the emulator.
+#[test]
+fn the_denoiser_equals_diffusers_in_the_emulator() {
+    for variant in VARIANTS {
+        let (packed, io) = (pack(&fixture(variant), "f32", None), io(variant));
+        let model = aquatint::model::Model::new(&packed).unwrap();
+        let (sample, size, n, t, want) = case(&io, "b2_t500");
+        for (narrow, most) in [(Element::F32, 1e-5), (Element::F16, 5e-3)] {
+            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+            let (out, _) = Session::new(&model, &cuda).eval(&sample, size, Prompts::Unconditional(n), t).unwrap();
+            let error = relative(&out, &want);
+            println!("{variant} {narrow:?}: {error:.1e}");
+            assert!(error < most, "{variant} {narrow:?}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn the_whole_pipeline_equals_diffusers() {
+    for variant in VARIANTS {
+        let (packed, io) = (pack(&fixture(variant), "f32", None), io(variant));
+        let model = aquatint::model::Model::new(&packed).unwrap();
+        let (latents, dims) = io.get("loop.latents");
+        let request =
+            Request { steps: 7, latents: Some(latents), ..Request::new(&model, Prompts::Unconditional(dims[0])) };
+        let (want, _) = io.get("loop.image");
+        for tier in Tier::available() {
+            let out = with_cpu!(tier, cpu => Session::new(&model, &cpu).run(request.clone())).unwrap();
+            assert_eq!(out.size, [dims[2], dims[3]]);
+            let error = relative(&swap_last_axes(&out.images, [dims[0], dims[2] * dims[3], 3]), &want);
+            assert!(error < 1e-3, "{variant} on {}: {error:e}", tier.name());
+        }
+    }
+}
+
+/// 8-bit rounding errs by about 0.5 % a layer and 4-bit k-means by about 9 %; thirty layers with residual paths around
+/// them stay within a few times that, and a wrong scale or code does not.
+#[test]
+fn quantized_networks_stay_near() {
+    for (config, most) in [("w8a8", 0.05), ("w4a8:kmeans", 0.25)] {
+        for variant in VARIANTS {
+            let (packed, io) = (pack(&fixture(variant), config, None), io(variant));
+            let model = aquatint::model::Model::new(&packed).unwrap();
+            let (sample, size, n, t, want) = case(&io, "b2_t500");
+            let tier = Tier::available()[0];
+            let labels = vec![0; n];
+            let (out, _) =
+                with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, size, Prompts::Unconditional(labels.len()), t)).unwrap();
+            let error = relative(&out, &want);
+            println!("{variant} {config}: {error:.3}");
+            assert!(error > 1e-4 && error < most, "{variant} {config}: {error}");
+        }
+    }
+}
+
+#[test]
+fn guidance_needs_conditions() {
+    let packed = pack(&fixture("asym"), "f16", None);
+    let model = aquatint::model::Model::new(&packed).unwrap();
+    let request = Request { guidance_scale: 4.0, ..Request::new(&model, Prompts::Unconditional(1)) };
+    let tier = Tier::available()[0];
+    let e = with_cpu!(tier, cpu => Session::new(&model, &cpu).run(request.clone())).unwrap_err();
+    assert_eq!(e.to_string(), "guidance scale: expected 1 for a model without conditions, got 4");
+}

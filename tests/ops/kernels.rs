@@ -1,0 +1,184 @@
+//! The micro-kernels and decoders of every tier against the portable ones, and those against their definitions.
+
+use aquatint::backend::cpu::simd::{GROUP, Isa, MR, NR, Tile, panel_len, scalar::Scalar};
+use aquatint::codec::layout::{PackedMatrix, pack};
+use aquatint::codec::{Bits, Grain};
+use common::{Codec, avx2, avx512, normals};
+use fastrand::Rng;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Sixty-four bytes on a boundary of as many, as tensors lie in a file.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Calls `f` with `bytes` on such a boundary.
+fn aligned<R>(bytes: &[u8], f: impl FnOnce(&[u8]) -> R) -> R {
+    let mut lines = vec![Line([0; 64]); bytes.len().div_ceil(64)];
+    let copy = &mut lines.as_mut_bytes()[..bytes.len()];
+    copy.copy_from_slice(bytes);
+    f(copy)
+}
+
+/// Sizes of integer tiles: (taps, quads). One tap may end within a chunk of 16 inputs; so may all nine together.
+const TILES: [(usize, usize); 9] = [(1, 1), (1, 3), (1, 4), (1, 7), (1, 1152), (9, 1), (9, 2), (9, 5), (4, 3)];
+
+/// Rows of activations that lie apart, as pixels do.
+fn rows<T: Copy>(data: &[T], taps: usize, len: usize) -> Vec<&[T]> {
+    (0..taps * MR).map(|i| &data[(i * 7 % (taps * MR)) * len..][..len]).collect()
+}
+
+fn integers<I: Isa>(isa: I) {
+    let mut rng = Rng::with_seed(1);
+    for (taps, quads) in TILES {
+        let len = 4 * quads;
+        let group = GROUP * panel_len(taps * len);
+        for groups in 1..=3 {
+            for extreme in [None, Some((255, -128)), Some((255, 127)), Some((0, -128))] {
+                let x: Vec<u8> = (0..taps * MR * len).map(|_| extreme.map_or_else(|| rng.u8(..), |e| e.0)).collect();
+                let w: Vec<i8> = (0..groups * group).map(|_| extreme.map_or_else(|| rng.i8(..), |e| e.1)).collect();
+                let rows = rows(&x, taps, len);
+                let mut got: Tile<i32> = [[i32::MAX; NR]; MR];
+                isa.tile_i8(&rows, quads, &w, groups, &mut got);
+                for i in 0..MR {
+                    #[allow(clippy::needless_range_loop)] // two tiles share the index
+                    for n in 0..groups * GROUP {
+                        let at =
+                            |t: usize, k: usize| (n / GROUP) * group + (t * quads + k / 4) * 64 + n % GROUP * 4 + k % 4;
+                        let product = |t: usize, k: usize| i64::from(rows[t * MR + i][k]) * i64::from(w[at(t, k)]);
+                        let want: i64 =
+                            (0..taps).flat_map(|t| (0..len).map(move |k| (t, k))).map(|(t, k)| product(t, k)).sum();
+                        let name = I::NAME;
+                        assert_eq!(
+                            i64::from(got[i][n]),
+                            want,
+                            "{name}: taps {taps} quads {quads} groups {groups} ({i}, {n})"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn floats<I: Isa>(isa: I) {
+    let mut rng = Rng::with_seed(2);
+    for (taps, len) in [(1, 1), (1, 3), (1, 72), (1, 501), (9, 5), (9, 16)] {
+        let group = GROUP * taps * len;
+        for groups in 1..=3 {
+            let (x, w) = (normals(&mut rng, taps * MR * len), normals(&mut rng, groups * group));
+            let rows = rows(&x, taps, len);
+            let mut got: Tile<f32> = [[f32::NAN; NR]; MR];
+            isa.tile_f32(&rows, len, &w, groups, &mut got);
+            for i in 0..MR {
+                for n in 0..groups * GROUP {
+                    // The definition: in ascending order of tap and input, fused where the tier fuses.
+                    let mut want = 0.0f32;
+                    for (t, k) in (0..taps).flat_map(|t| (0..len).map(move |k| (t, k))) {
+                        let (x, w) = (rows[t * MR + i][k], w[n / GROUP * group + (t * len + k) * GROUP + n % GROUP]);
+                        want = if I::FMA { x.mul_add(w, want) } else { want + x * w };
+                    }
+                    let name = I::NAME;
+                    assert_eq!(
+                        got[i][n].to_bits(),
+                        want.to_bits(),
+                        "{name}: {taps} x {len}, {groups} groups ({i}, {n})"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn decoders<I: Isa>(isa: I) {
+    let mut rng = Rng::with_seed(3);
+    for codec in Codec::all(true) {
+        for cols in [1, 4, 15, 16, 17, 31, 64, 127, 128, 129, 300] {
+            for rows in [1, 16, 37] {
+                let matrix = codec.random(&mut rng, rows, cols, false);
+                let (layout, bytes) = pack(&matrix, 1);
+                aligned(&bytes, |bytes| {
+                    let packed = PackedMatrix::new(layout, bytes).unwrap();
+                    for block in 0..rows.div_ceil(GROUP) {
+                        let mut got = vec![99i8; GROUP * panel_len(cols)];
+                        isa.decode(&packed, block, &mut got);
+                        for r in 0..GROUP.min(rows - block * GROUP) {
+                            for k in 0..panel_len(cols) {
+                                let row = block * GROUP + r;
+                                let code = |k: usize| matrix.codes[row * cols + k];
+                                let want = if k < cols { matrix.entry(row, code(k)) } else { 0.0 };
+                                let got = f32::from(got[k / 4 * 64 + r * 4 + k % 4]);
+                                assert_eq!(got, want, "{}: {codec:?} {rows}x{cols} ({row}, {k})", I::NAME);
+                            }
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+macro_rules! kernel_suite {
+    ($tier:ident, $isa:expr) => {
+        mod $tier {
+            use super::*;
+
+            #[test]
+            fn integer_tiles_are_exact() {
+                $isa.into_iter().for_each(integers);
+            }
+
+            #[test]
+            fn float_tiles_sum_in_order() {
+                $isa.into_iter().for_each(floats);
+            }
+
+            #[test]
+            fn decoders_look_up_every_code() {
+                $isa.into_iter().for_each(decoders);
+            }
+
+            #[test]
+            fn wrong_lengths_panic() {
+                $isa.into_iter().for_each(super::wrong_lengths_panic);
+            }
+        }
+    };
+}
+
+kernel_suite!(portable, Some(Scalar));
+kernel_suite!(avx2, super::avx2());
+kernel_suite!(avx512, super::avx512());
+
+/// The checks that the unsafe kernels rely on, one wrong length at a time.
+fn wrong_lengths_panic<I: Isa>(isa: I) {
+    let panics = |f: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
+    let (x, w) = ([1u8; 16], [1i8; 3 * GROUP * 16]);
+    let tile = |rows: usize, len: usize, quads: usize, panel: usize, groups: usize| {
+        panics(&|| isa.tile_i8(&vec![&x[..len]; rows], quads, &w[..panel], groups, &mut [[0; NR]; MR]))
+    };
+    assert!(!tile(MR, 16, 4, 3 * 256, 3), "right lengths");
+    assert!(tile(MR - 1, 16, 4, 3 * 256, 3), "rows missing");
+    assert!(tile(MR, 15, 4, 3 * 256, 3), "rows too short");
+    assert!(tile(MR, 16, 4, 3 * 256 - 1, 3), "panel too short");
+    assert!(tile(MR, 16, 4, 3 * 256, 4) && tile(MR, 16, 4, 3 * 256, 0), "groups");
+    let (x, w) = ([1f32; 5], [1f32; 2 * GROUP * 5]);
+    let tile = |rows: usize, len: usize, panel: usize, groups: usize| {
+        panics(&|| isa.tile_f32(&vec![&x[..len]; rows], 5, &w[..panel], groups, &mut [[0.0; NR]; MR]))
+    };
+    assert!(!tile(MR, 5, 160, 2), "right lengths");
+    assert!(tile(MR + 1, 5, 160, 2) && tile(MR, 4, 160, 2) && tile(MR, 5, 159, 2) && tile(MR, 5, 160, 3));
+
+    let codec = Codec { bits: Bits::new(4).unwrap(), grain: Grain::Row, int8: true, identity: false };
+    let mut rng = Rng::with_seed(4);
+    for int8 in [true, false] {
+        let (layout, bytes) = pack(&Codec { int8, ..codec }.random(&mut rng, 20, 30, false), 1);
+        aligned(&bytes, |bytes| {
+            let packed = PackedMatrix::new(layout, bytes).unwrap();
+            let decode = |block: usize, len: usize| panics(&|| isa.decode(&packed, block, &mut vec![0; len]));
+            assert_eq!(decode(1, GROUP * 32), !int8, "float codebooks have no integers");
+            assert!(decode(2, GROUP * 32), "no such block");
+            assert!(decode(0, GROUP * 32 - 1) && decode(0, GROUP * 48), "panel length");
+        });
+    }
+}

@@ -1,0 +1,237 @@
+//! Norms, elementwise ops, quantization, embeddings and layouts.
+
+use super::*;
+
+fn layer_norm(x: Value, weight: Option<Tensor>, eps: f32, modulation: Option<Modulation>, q: Option<Quantize>) -> Op {
+    Op::LayerNorm { x, weight, bias: weight, eps, modulation, quantize: q }
+}
+
+#[test]
+fn layer_norm_keeps_the_shape() {
+    accept(&[layer_norm(SAMPLE, None, 0.0, None, None)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[layer_norm(SAMPLE, Some(V8), 1e-6, None, Some(ROW8))], &[2, 6, 10, 8], Kind::Codes(ROW8));
+    let modulation = Some(Modulation { value: TABLE, scale: 0, shift: 1 });
+    accept(&[layer_norm(SAMPLE, None, 1e-6, modulation, None)], &[2, 6, 10, 8], Kind::Float);
+}
+
+#[test]
+fn layer_norm_refuses() {
+    refuse(&[layer_norm(LABELS, None, 0.0, None, None)], "x: expected float elements, got Index");
+    refuse(&[layer_norm(SAMPLE, Some(V5), 0.0, None, None)], "weight: expected f32 [8], got ([5], \"f32\")");
+    let bias = Some(HALF_V8);
+    let norm = Op::LayerNorm { x: SAMPLE, weight: None, bias, eps: 0.0, modulation: None, quantize: None };
+    refuse(&[norm], "bias: expected f32 [8], got ([8], \"not f32\")");
+    for (eps, got) in [(-1.0, "-1.0"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let message = format!("eps: expected a finite number, not negative, got {got}");
+        refuse(&[layer_norm(SAMPLE, None, eps, None, None)], &message);
+    }
+    let modulated = |value, scale, shift| layer_norm(SAMPLE, None, 0.0, Some(Modulation { value, scale, shift }), None);
+    refuse(&[modulated(TABLE, 2, 0)], "scale: expected (3 conditions, at least 10), got [3, 9]");
+    refuse(&[modulated(TABLE, 0, 2)], "shift: expected (3 conditions, at least 10), got [3, 9]");
+    refuse(&[modulated(SAMPLE, 0, 0)], "scale: expected (3 conditions, at least 8), got [2, 6, 10, 8]");
+    let per_condition = layer_norm(TABLE, None, 0.0, Some(Modulation { value: TABLE, scale: 0, shift: 0 }), None);
+    refuse(&[per_condition], "scale: expected a result for each of the 2 samples, got [3, 9]");
+    let seven = spec(7, QuantizeGrain::Row, QuantizeRange::Dynamic);
+    refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(seven))], "quantize bits: expected 6 or 8, got 7");
+    let message = format!("quantize grain: expected one scale per row, got {:?}", Some(SAMPLE6));
+    refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(SAMPLE6))], &message);
+}
+
+#[test]
+fn group_norm_divides_channels_evenly() {
+    let norm = |x, weight, bias, groups, eps, quantize| Op::GroupNorm {
+        x,
+        weight,
+        bias,
+        groups,
+        eps,
+        modulation: None,
+        act: Act::Silu,
+        quantize,
+    };
+    accept(&[norm(SAMPLE, V8, V8, 4, 1e-6, None)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[norm(SAMPLE, V8, V8, 1, 1e-6, Some(SAMPLE6))], &[2, 6, 10, 8], Kind::Codes(SAMPLE6));
+    refuse(&[norm(NO_VALUE, V8, V8, 4, 0.0, None)], "x: expected a value below 4, got 99");
+    refuse(&[norm(TABLE, V8, V8, 4, 0.0, None)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[norm(SAMPLE, V5, V8, 4, 0.0, None)], "weight: expected f32 [8], got ([5], \"f32\")");
+    refuse(&[norm(SAMPLE, V8, V5, 4, 0.0, None)], "bias: expected f32 [8], got ([5], \"f32\")");
+    refuse(&[norm(SAMPLE, V8, V8, 0, 0.0, None)], "groups: expected a divisor of 8, got 0");
+    refuse(&[norm(SAMPLE, V8, V8, 3, 0.0, None)], "groups: expected a divisor of 8, got 3");
+    refuse(&[norm(SAMPLE, V8, V8, 4, -0.5, None)], "eps: expected a finite number, not negative, got -0.5");
+    let four = spec(4, QuantizeGrain::Sample, QuantizeRange::Dynamic);
+    refuse(&[norm(SAMPLE, V8, V8, 4, 0.0, Some(four))], "quantize bits: expected 6 or 8, got 4");
+}
+
+#[test]
+fn group_norm_takes_a_modulation_per_condition() {
+    let norm = |value, scale, shift| Op::GroupNorm {
+        x: SAMPLE,
+        weight: V8,
+        bias: V8,
+        groups: 4,
+        eps: 1e-6,
+        modulation: Some(Modulation { value, scale, shift }),
+        act: Act::Silu,
+        quantize: None,
+    };
+    accept(&[norm(TABLE, 0, 1)], &[2, 6, 10, 8], Kind::Float);
+    refuse(&[norm(TABLE, 2, 0)], "scale: expected (3 conditions, at least 10), got [3, 9]");
+    refuse(&[norm(TABLE, 0, 2)], "shift: expected (3 conditions, at least 10), got [3, 9]");
+    refuse(&[norm(TABLE, u32::MAX, 0)], "scale: expected (3 conditions, at least 4294967303), got [3, 9]");
+    refuse(&[norm(SAMPLE, 0, 0)], "scale: expected (3 conditions, at least 8), got [2, 6, 10, 8]");
+    refuse(&[norm(LABELS, 0, 0)], "scale: expected float elements, got Index");
+    refuse(&[norm(NO_VALUE, 0, 0)], "scale: expected a value below 4, got 99");
+}
+
+#[test]
+fn resample_doubles_or_halves_the_pixels() {
+    let resample = |x, how| Op::Resample { x, how };
+    accept(&[resample(SAMPLE, Resampling::Nearest)], &[2, 12, 20, 8], Kind::Float);
+    accept(&[resample(SAMPLE, Resampling::Mean)], &[2, 3, 5, 8], Kind::Float);
+    // 3 x 5 pixels, then 1 x 2, then none.
+    let halved = [SAMPLE, LAST, Value(5)].map(|x| resample(x, Resampling::Mean));
+    accept(&halved[..2], &[2, 1, 2, 8], Kind::Float);
+    refuse_size(&halved, "[2, 0, 1, 8]");
+    refuse(&[resample(TABLE, Resampling::Nearest)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[resample(LABELS, Resampling::Mean)], "x: expected float elements, got Index");
+    let codes = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    refuse(&[quantize(SAMPLE, ROW8), resample(LAST, Resampling::Nearest)], codes);
+}
+
+#[test]
+fn a_parameter_has_the_axes_of_its_tensor() {
+    let parameter = |tensor| Op::Parameter { tensor };
+    for (tensor, dims) in [(V8, &[8][..]), (W, &[5, 8]), (CUBE, &[2, 2, 2]), (CONV, &[5, 3, 3, 8])] {
+        accept(&[parameter(tensor)], dims, Kind::Float);
+    }
+    refuse(&[parameter(W_I8)], "tensor: expected f16 or f32, 1 to 4 axes, got [5, 8]");
+    refuse(&[parameter(NO_TENSOR)], "tensor: expected a tensor below 18, got 99");
+    refuse_size(&[parameter(MANY_CONV)], "[2147483648, 3, 3, 8]");
+}
+
+#[test]
+fn pointwise_takes_any_floats() {
+    accept(&[pointwise(SAMPLE)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[pointwise(TIME)], &[3], Kind::Float);
+    refuse(&[pointwise(LABELS)], "x: expected float elements, got Index");
+    refuse(&[pointwise(NO_VALUE)], "x: expected a value below 4, got 99");
+}
+
+#[test]
+fn add_repeats_rows_of_the_second_operand() {
+    let add = |a, b| Op::Add { a, b };
+    accept(&[add(SAMPLE, SAMPLE)], &[2, 6, 10, 8], Kind::Float);
+    let position = Op::PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 };
+    accept(&[position.clone(), add(SAMPLE, LAST)], &[2, 6, 10, 8], Kind::Float);
+    let message = "residual: expected rows dividing those of [6, 10, 8], got [2, 6, 10, 8]";
+    refuse(&[position, add(LAST, SAMPLE)], message);
+    refuse(&[add(LABELS, SAMPLE)], "a: expected float elements, got Index");
+    refuse(&[add(SAMPLE, LABELS)], "residual: expected float elements, got Index");
+    refuse(&[add(SAMPLE, TABLE)], "residual: expected rows dividing those of [2, 6, 10, 8], got [3, 9]");
+}
+
+#[test]
+fn quantize_gives_codes_of_its_own_spec() {
+    for range in [QuantizeRange::Dynamic, QuantizeRange::Curve(CURVE, CurveAxis::Timestep)] {
+        for (bits, grain) in [(6, QuantizeGrain::Row), (8, QuantizeGrain::Sample)] {
+            let spec = spec(bits, grain, range);
+            accept(&[quantize(SAMPLE, spec)], &[2, 6, 10, 8], Kind::Codes(spec));
+        }
+    }
+    accept(&[quantize(TIME, ROW8)], &[3], Kind::Codes(ROW8));
+    refuse(&[quantize(LABELS, ROW8)], "x: expected float elements, got Index");
+    let twice = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    refuse(&[quantize(SAMPLE, ROW8), quantize(LAST, ROW8)], twice);
+    for bits in [1, 4, 7, 16] {
+        let spec = spec(bits, QuantizeGrain::Row, QuantizeRange::Dynamic);
+        refuse(&[quantize(SAMPLE, spec)], &format!("quantize bits: expected 6 or 8, got {bits}"));
+    }
+    refuse(&[quantize(TIME, SAMPLE6)], "quantize grain: expected a value with samples, got [3]");
+    let curve = |tensor| spec(8, QuantizeGrain::Row, QuantizeRange::Curve(tensor, CurveAxis::StepFraction));
+    refuse(&[quantize(SAMPLE, curve(NO_TENSOR))], "curve: expected a tensor below 18, got 99");
+    refuse(&[quantize(SAMPLE, curve(W))], "curve: expected f32 [points, 3], got [5, 8]");
+    refuse(&[quantize(SAMPLE, curve(V8))], "curve: expected f32 [points, 3], got [8]");
+    refuse(&[quantize(SAMPLE, curve(CUBE))], "curve: expected f32 [points, 3], got [2, 2, 2]");
+}
+
+#[test]
+fn embedding_takes_row_numbers() {
+    let embedding = |index, table| Op::Embedding { index, table };
+    accept(&[embedding(LABELS, W)], &[3, 8], Kind::Float);
+    refuse(&[embedding(NO_VALUE, W)], "index: expected a value below 4, got 99");
+    refuse(&[embedding(TIME, W)], "index: expected (conditions) or (n, t) row numbers, got ([3], Float)");
+    refuse(&[embedding(LABELS, NO_TENSOR)], "table: expected a tensor below 18, got 99");
+    refuse(&[embedding(LABELS, V8)], "table: expected f16 or f32 [rows, d], got [8]");
+    refuse(&[embedding(LABELS, W_I8)], "table: expected f16 or f32 [rows, d], got [5, 8]");
+    refuse(&[embedding(LABELS, CUBE)], "table: expected f16 or f32 [rows, d], got [2, 2, 2]");
+}
+
+#[test]
+fn timestep_embedding_has_a_sine_for_each_cosine() {
+    let embedding = |t, dim, shift| Op::TimestepEmbedding { t, dim, cos_first: false, shift };
+    accept(&[embedding(TIME, 6, 1.0)], &[3, 6], Kind::Float);
+    refuse(&[embedding(LABELS, 6, 1.0)], "t: expected float elements, got Index");
+    refuse(&[embedding(SAMPLE, 6, 1.0)], "t: expected (conditions) or (conditions, k), got [2, 6, 10, 8]");
+    let even = "dim, shift: expected an even dim of at least 4 and a shift below half of it, got ";
+    let cases = [
+        (0, 0.0, "(0, 0.0)"),
+        (2, 0.0, "(2, 0.0)"),
+        (5, 0.0, "(5, 0.0)"),
+        (6, 3.0, "(6, 3.0)"),
+        (6, f32::NAN, "(6, NaN)"),
+        (6, f32::NEG_INFINITY, "(6, -inf)"),
+    ];
+    for (dim, shift, got) in cases {
+        refuse(&[embedding(TIME, dim, shift)], &format!("{even}{got}"));
+    }
+}
+
+#[test]
+fn position_embedding_has_the_grid_of_its_operand() {
+    let embedding = |x, dim, base, interpolation| Op::PositionEmbedding { x, dim, base, interpolation };
+    accept(&[embedding(SAMPLE, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
+    accept(&[quantize(SAMPLE, ROW8), embedding(LAST, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
+    refuse(&[embedding(NO_VALUE, 8, 4, 1.0)], "x: expected a value below 4, got 99");
+    refuse(&[embedding(TABLE, 8, 4, 1.0)], "x: expected (n, h, w, c), got [3, 9]");
+    let positive = "dim, base, interpolation: expected a multiple of 4, and two positive numbers, got ";
+    let cases = [
+        (0, 4, 1.0, "(0, 4, 1.0)"),
+        (6, 4, 1.0, "(6, 4, 1.0)"),
+        (8, 0, 1.0, "(8, 0, 1.0)"),
+        (8, 4, 0.0, "(8, 4, 0.0)"),
+        (8, 4, -1.0, "(8, 4, -1.0)"),
+        (8, 4, f32::NAN, "(8, 4, NaN)"),
+        (8, 4, f32::INFINITY, "(8, 4, inf)"),
+    ];
+    for (dim, base, interpolation, got) in cases {
+        refuse(&[embedding(SAMPLE, dim, base, interpolation)], &format!("{positive}{got}"));
+    }
+    refuse_size(&[embedding(SAMPLE, MUCH, 4, 1.0)], "[6, 10, 2147483648]");
+}
+
+#[test]
+fn patches_divide_the_size() {
+    let patchify = |x, patch| Op::Patchify { x, patch };
+    accept(&[patchify(SAMPLE, 1)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[patchify(SAMPLE, 2)], &[2, 3, 5, 32], Kind::Float);
+    for patch in [0, 3, 4, 5, 6, 10, u32::MAX] {
+        let multiples = format!("x: expected height and width in multiples of the patch size {patch}");
+        refuse(&[patchify(SAMPLE, patch)], &format!("{multiples}, got [2, 6, 10, 8]"));
+    }
+    refuse(&[patchify(TABLE, 1)], "x: expected (n, h, w, c), got [3, 9]");
+    let codes = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    refuse(&[quantize(SAMPLE, ROW8), patchify(LAST, 1)], codes);
+}
+
+#[test]
+fn unpatchify_undoes_patchify() {
+    let unpatchify = |x, patch| Op::Unpatchify { x, patch };
+    accept(&[unpatchify(SAMPLE, 2)], &[2, 12, 20, 2], Kind::Float);
+    accept(&[Op::Patchify { x: SAMPLE, patch: 2 }, unpatchify(LAST, 2)], &[2, 6, 10, 8], Kind::Float);
+    for patch in [0, 3, 4, 1 << 12, 1 << 16, u32::MAX] {
+        let multiples = format!("x: expected features in multiples of {patch} x {patch}");
+        refuse(&[unpatchify(SAMPLE, patch)], &format!("{multiples}, got [2, 6, 10, 8]"));
+    }
+    refuse(&[unpatchify(TABLE, 1)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[unpatchify(LABELS, 1)], "x: expected float elements, got Index");
+}
