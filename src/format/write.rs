@@ -4,7 +4,7 @@ use super::header::{self, HEAD_BYTES, SectionKind, align_section};
 use super::program::{encode_node, encode_program};
 use super::tensor::{TensorInfo, TensorKind};
 use super::{MAX_NAME, MAX_NODES, MAX_TENSORS, Meta, Packed};
-use crate::codec::layout::{BLOB_ALIGN, round_up};
+use crate::codec::layout::BLOB_ALIGN;
 use crate::error::{Error, Result};
 use crate::program::Program;
 use crate::whole_file::WholeFile;
@@ -62,7 +62,7 @@ impl Writer {
     pub fn tensor(&mut self, spec: TensorSpec, bytes: &[u8]) -> Result<u32> {
         assert!(self.tensors.len() < MAX_TENSORS, "too many tensors");
         assert!((1..=MAX_NAME).contains(&spec.name.len()), "name of {} bytes", spec.name.len());
-        let pad = round_up(self.data_bytes, BLOB_ALIGN) - self.data_bytes;
+        let pad = self.data_bytes.next_multiple_of(BLOB_ALIGN) - self.data_bytes;
         let zeros = [0; BLOB_ALIGN];
         self.data(&zeros[..pad])?;
         let TensorSpec { name, dims, kind } = spec;
