@@ -71,7 +71,7 @@ impl Architecture {
     /// Names and axes of all tensors of `component`, in the order they are written.
     ///
     /// # Errors
-    /// [`Error::Request`] if a configuration is not one that the packer supports.
+    /// [`Error::Request`](aquatint::Error::Request) if a configuration is not one that the packer supports.
     pub fn tensors(&self, component: &str) -> Result<Vec<(String, Vec<usize>)>> {
         Ok(self.list(component)?.into_iter().map(|t| (t.key, t.dims)).collect())
     }
@@ -98,7 +98,7 @@ impl Architecture {
     /// Writes the model directory at `dir`, which must not exist or be empty. Weights are f16.
     ///
     /// # Errors
-    /// [`Error::Request`] if there is something at `dir`; [`Error::Io`] if it cannot be written. Nothing is left
+    /// [`Error::Request`](aquatint::Error::Request) if there is something at `dir`; [`Error::Io`](aquatint::Error::Io) if it cannot be written. Nothing is left
     /// behind.
     pub fn write(&self, dir: &Path, seed: u64) -> Result<()> {
         let directory = WholeDirectory::create(dir)?;
