@@ -86,7 +86,7 @@ impl Layer {
     }
 
     /// Binds the layer by hand; the returned closure runs it once, and yields the result when asked.
-    fn bind<'a, I: Isa>(&'a self, cpu: &'a mut Cpu<I>) -> impl FnMut(bool) -> Vec<f32> + 'a {
+    fn bind<'a>(&'a self, cpu: &'a Cpu) -> impl FnMut(bool) -> Vec<f32> + 'a {
         let Shape { side, inputs, outputs, sampling, .. } = self.shape;
         let (rows, results) = (side.pow(2), self.side().pow(2));
         let slot = |at| Slot { at, stride: 0 };
@@ -150,8 +150,8 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
     let mut group = c.benchmark_group("conv");
     for shape in SHAPES {
         let layer = Layer::new(shape);
-        let mut cpu = Cpu::new(isa);
-        let mut go = layer.bind(&mut cpu);
+        let cpu = Cpu::new(isa);
+        let mut go = layer.bind(&cpu);
         layer.check(&go(true));
         if !test {
             let (peak, time) = (peak(isa, true), best(20, || drop(go(false))));

@@ -52,7 +52,7 @@ impl Layer {
     }
 
     /// Binds the layer by hand; the returned closure runs it once, and yields the result when asked.
-    fn bind<'a, I: Isa>(&'a self, cpu: &'a mut Cpu<I>) -> impl FnMut(bool) -> Vec<f32> + 'a {
+    fn bind<'a>(&'a self, cpu: &'a Cpu) -> impl FnMut(bool) -> Vec<f32> + 'a {
         let (rows, k, n) = (self.rows, self.k, self.n);
         let slot = |at| Slot { at, stride: 0 };
         let x = Floats { slot: slot(0), rows, cols: k, element: Element::F32 };
@@ -128,8 +128,8 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
     println!("{} on {} threads", I::NAME, rayon::current_num_threads());
     let mut group = c.benchmark_group("linear");
     for (name, layer) in &layers {
-        let mut cpu = Cpu::new(isa);
-        let mut go = layer.bind(&mut cpu);
+        let cpu = Cpu::new(isa);
+        let mut go = layer.bind(&cpu);
         layer.check(&go(true));
         if !test {
             let (peak, time) = (peak(isa, true), best(20, || drop(go(false))));
@@ -139,8 +139,8 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
         group.bench_function(*name, |b| b.iter(|| go(false)));
     }
     let layer = Layer::floats(m, k, n);
-    let mut cpu = Cpu::new(isa);
-    let mut go = layer.bind(&mut cpu);
+    let cpu = Cpu::new(isa);
+    let mut go = layer.bind(&cpu);
     layer.check(&go(true));
     if !test {
         let (peak, time) = (peak(isa, false), best(10, || drop(go(false))));

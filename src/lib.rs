@@ -15,7 +15,7 @@
 //! let packed = Packed::new(map("model.aqt".as_ref())?)?;
 //! let pipeline = Pipeline::new(&packed)?;
 //! let request = pipeline.request(Subjects::Classes(vec![0, 1, 2]));
-//! let output = with_cpu!(Tier::available()[0], cpu => pipeline.run(&mut cpu, &request, &mut |_| ()))?;
+//! let output = { let cpu = aquatint::backend::cpu::Cpu::new(Tier::available()[0]); pipeline.run(&cpu, &request, &mut |_| ()) }?;
 //! assert_eq!(output.images.len(), 3 * output.size[0] * output.size[1] * 3);
 //! # Ok::<(), aquatint::Error>(())
 //! ```

@@ -38,7 +38,10 @@ pub enum Choice {
 macro_rules! with_backend {
     ($choice:expr, $packed:expr, $backend:ident => $body:expr) => {
         match $choice {
-            $crate::cli::device::Choice::Cpu(tier) => aquatint::with_cpu!(tier, $backend => $body),
+            $crate::cli::device::Choice::Cpu(tier) => {
+                let $backend = aquatint::backend::cpu::Cpu::new(tier);
+                $body
+            }
             $crate::cli::device::Choice::Cuda(index) => {
                 let driver = aquatint::backend::cuda::device::Device::open(index)?;
                 let narrow = aquatint::backend::args::Element::F16;

@@ -4,12 +4,13 @@ use super::device::Choice;
 use super::options::SizeArgs;
 use super::{Device, bytes, model, say, say_json};
 use aquatint::backend::args::Element;
+use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cuda::Offline;
 use aquatint::format::TensorKind;
 use aquatint::model::Model;
 use aquatint::options::{MAX_IMAGES, RequestOptions, SamplingOptions};
 use aquatint::pipeline::Plans;
-use aquatint::{Error, Result, with_cpu};
+use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -73,7 +74,10 @@ impl Info {
         let options = RequestOptions { sampling, size: self.size.options(), ..Default::default() };
         let request = options.blank(&model, self.batch_size)?;
         let plans = match choice {
-            Choice::Cpu(tier) => with_cpu!(tier, cpu => Plans::new(&cpu, &model, &request))?,
+            Choice::Cpu(tier) => {
+                let cpu = Cpu::new(tier);
+                Plans::new(&cpu, &model, &request)
+            }?,
             Choice::Cuda(_) => Plans::new(&Offline { narrow: Element::F16 }, &model, &request)?,
         };
         let denoiser = &plans.denoisers[0];

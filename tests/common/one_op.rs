@@ -38,7 +38,7 @@ pub struct Bench<B: Backend> {
     pub arena: B::Arena,
 }
 
-pub fn cpu(space: &Space) -> Bench<Cpu<Scalar>> {
+pub fn cpu(space: &Space) -> Bench<Cpu> {
     let backend = Cpu::new(Scalar);
     let arena = backend.arena(space.bytes).unwrap();
     Bench { backend, arena }

@@ -1,12 +1,13 @@
 //! The CUDA back end as a whole: steps recorded and replayed, windows of tables, memory, lost devices, and the letter
 //! model from noise to picture. In the emulator always, on a device where there is one.
 
+use aquatint::Result;
+use aquatint::backend::Backend;
 use aquatint::backend::args::{Element, ModelInputArgs, SamplerStepArgs, Slot};
 use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::scalar::Scalar;
 use aquatint::backend::cuda::driver::Driver;
 use aquatint::backend::cuda::{Cuda, Offline};
-use aquatint::backend::{Backend, cpu::Tier};
 use aquatint::error::ErrorKind;
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
@@ -14,7 +15,6 @@ use aquatint::pipeline::{Event, Output, Plans, Prompts, Request, Session};
 use aquatint::plan::Binding;
 use aquatint::program::{QuantizeRange, Role};
 use aquatint::sampler::ROW_FLOATS;
-use aquatint::{Result, with_cpu};
 use common::emulated::Emulated;
 use common::naive::Inputs;
 use common::networks::{CHANNELS, conditioned, spatial};
@@ -135,7 +135,11 @@ fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize
     let packed = Packed::new(map).unwrap();
     let model = aquatint::model::Model::new(&packed).unwrap();
     let request = Request { steps, ..Request::new(&model, Prompts::Classes(labels.to_vec())) };
-    let cpu = with_cpu!(Tier::available()[0], cpu => Session::new(&model, &cpu).run(request.clone())).unwrap();
+    let cpu = {
+        let cpu = Cpu::best();
+        Session::new(&model, &cpu).run(request.clone())
+    }
+    .unwrap();
     // A code on a rounding tie falls either way, and guidance multiplies what follows: the yardstick of a whole run is
     // how far the CPU's tiers are from each other (or, where there is one tier only, what such tiers have shown). One call without guidance is compared by itself.
     let portable = Session::new(&model, &Cpu::new(Scalar)).run(request.clone()).unwrap();

@@ -1,14 +1,13 @@
 //! Whole models against diffusers: tiny DiT pipelines packed from genuine directories, their denoiser, its depths, the
 //! decoder and guided loops compared with what diffusers computed in f64 (`tests/fixtures/make_fixtures.py`).
 
-use aquatint::backend::cpu::Tier;
+use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
 use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
 use aquatint::plan::Binding;
 use aquatint::program::{Dims, Role};
 use aquatint::sampler::SamplerKind;
-use aquatint::with_cpu;
 use common::fixture::{Fixture, pack, relative};
 use std::path::{Path, PathBuf};
 
@@ -32,8 +31,11 @@ fn eval(packed: &Packed<aquatint::mmap::FileBytes>, io: &Fixture, case: &str, ti
     let labels = io.labels(&format!("{case}.class_labels"));
     let t = io.get(&format!("{case}.timestep")).0[0];
     let model = aquatint::model::Model::new(packed).expect("a model");
-    let (out, _) =
-        with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, [dims[2], dims[3]], Prompts::Classes(labels.clone()), t)).expect("it runs");
+    let (out, _) = {
+        let cpu = Cpu::new(tier);
+        Session::new(&model, &cpu).eval(&sample, [dims[2], dims[3]], Prompts::Classes(labels.clone()), t)
+    }
+    .expect("it runs");
     relative(&out, &io.get(&format!("{case}.out")).0)
 }
 
@@ -78,7 +80,7 @@ fn every_depth_of_the_denoiser_equals_diffusers() {
             .take_while(|p| packed.program(Role::Denoiser).unwrap().nodes.iter().any(|n| n.path == *p))
             .collect();
         assert!(!ends.is_empty(), "block ends are found by path");
-        let cpu = aquatint::backend::cpu::Cpu::new(aquatint::backend::cpu::simd::scalar::Scalar);
+        let cpu = Cpu::new(aquatint::backend::cpu::simd::scalar::Scalar);
         let dims = Dims { batch: n, conditions: n, height, width, tokens: 1 };
         let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::new(&cpu, &packed, Role::Denoiser, shape).expect("it binds");
@@ -123,14 +125,15 @@ fn the_f32_decoder_equals_diffusers() {
             };
             let (want, image) = io.get(&format!("{case}.image"));
             for tier in Tier::available() {
-                let got = with_cpu!(tier, cpu => {
+                let got = {
+                    let cpu = Cpu::new(tier);
                     let mut executor = Executor::new(&cpu, &packed, Role::VaeDecoder, shape).expect("it binds");
                     executor.write_sample(&swap_last_axes(&latent, [n, channels, height * width])).unwrap();
                     executor.call(0).unwrap();
                     let mut out = vec![0.0; want.len()];
                     executor.read_output(&mut out).unwrap();
                     swap_last_axes(&out, [n, image[2] * image[3], 3])
-                });
+                };
                 let error = relative(&got, &want);
                 assert!(error < 1e-5, "{variant} {case} on {}: {error:e}", tier.name());
             }
@@ -168,7 +171,11 @@ fn run_loop(
         request.sampler.spacing = Some(spacing.parse().expect("a spacing"));
     }
     change(&mut request);
-    let out = with_cpu!(Tier::available()[0], cpu => Session::new(&model, &cpu).run(request.clone())).expect("it runs");
+    let out = {
+        let cpu = Cpu::best();
+        Session::new(&model, &cpu).run(request.clone())
+    }
+    .expect("it runs");
     let (want, dims) = fixture.get(&format!("{name}.image"));
     let images = swap_last_axes(&out.images, [dims[0], dims[2] * dims[3], 3]);
     [relative(&out.latents, &fixture.get(&format!("{name}.latents")).0), relative(&images, &want)]
@@ -194,8 +201,10 @@ fn a_batch_gives_what_its_images_give_alone() {
         let mut request = Request::new(&model, Prompts::Classes(labels.to_vec()));
         (request.seed, request.batch_size, request.table_bytes, request.steps) = (seed, batch_size, table_bytes, 6);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        let out =
-            pool.install(|| with_cpu!(Tier::available()[0], cpu => Session::new(&model, &cpu).run(request.clone())));
+        let out = pool.install(|| {
+            let cpu = Cpu::best();
+            Session::new(&model, &cpu).run(request.clone())
+        });
         let out = out.expect("it runs");
         (out.latents, out.images)
     };

@@ -1,10 +1,9 @@
 //! The letter model that the binary carries: its file is what packing `models/glyphs` gives, and what it draws reads as
 //! letters.
 
-use aquatint::backend::cpu::Tier;
+use aquatint::backend::cpu::Cpu;
 use aquatint::format::Packed;
 use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
-use aquatint::with_cpu;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -89,7 +88,11 @@ fn the_embedded_model_draws_letters_that_a_classifier_reads() {
     let model = aquatint::model::Model::new(&packed).expect("a model");
     let mut request = Request::new(&model, Prompts::Classes((0..26).collect()));
     request.steps = 25;
-    let out = with_cpu!(Tier::available()[0], cpu => Session::new(&model, &cpu).run(request.clone())).expect("it runs");
+    let out = {
+        let cpu = Cpu::best();
+        Session::new(&model, &cpu).run(request.clone())
+    }
+    .expect("it runs");
     let classifier = Classifier(std::fs::read(models().join("glyphs/classifier.safetensors")).expect("the classifier"));
     let images = swap_last_axes(&out.images, [26, 48 * 48, 3]);
     let read: Vec<usize> = images.chunks_exact(3 * 48 * 48).map(|image| classifier.read(image)).collect();

@@ -13,10 +13,11 @@
 //! * *Guided*: it computes every quantization, but goes on with the tier's codes. All codes must be equal but for rare
 //!   neighbours, and results agree to 1e-5 in every run.
 
-use aquatint::backend::{args::*, cpu::Tier};
+use aquatint::backend::args::*;
+use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::codec::layout::Tables;
 use aquatint::program::{Act, Dim, Input as Declared, InputKind, Node, Op, Program, Role, Tensor, Value};
-use aquatint::{exec::Executor, format::TensorView, plan::Binding, with_cpu};
+use aquatint::{exec::Executor, format::TensorView, plan::Binding};
 use common::Model;
 use common::naive::{self, Array, Inputs};
 use std::path::Path;
@@ -86,7 +87,8 @@ fn tensors(model: &Model) -> Vec<Array> {
 
 /// The result of a call on `tier`, and the codes of each quantizing node, in the order of the program.
 fn runtime(tier: Tier, model: &Model, role: Role, inputs: &Inputs) -> (Vec<f32>, Vec<Quantized>) {
-    with_cpu!(tier, cpu => {
+    {
+        let cpu = Cpu::new(tier);
         let shape = Binding { dims: inputs.dims, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::new(&cpu, model, role, shape).unwrap();
         if role == Role::Denoiser {
@@ -95,23 +97,25 @@ fn runtime(tier: Tier, model: &Model, role: Role, inputs: &Inputs) -> (Vec<f32>,
         }
         executor.write_sample(&inputs.sample).unwrap();
         let mut quantized = Vec::new();
-        executor.observe(0, |seen| {
-            if let Input::Codes(codes) = seen.op.result() {
-                let made = seen.codes(&codes)?;
-                let group = |i: usize| i / codes.cols / (codes.rows / codes.groups);
-                let steps: Vec<f64> = (0..made.codes.len()).map(|i| made.scale[group(i)].into()).collect();
-                let value = |i: usize| steps[i] * (f64::from(made.codes[i]) - f64::from(made.zero[group(i)]));
-                let values = Array::new(&[codes.rows, codes.cols], value);
-                quantized.push((seen.node, Quantized { values, steps }));
-            }
-            Ok(())
-        }).unwrap();
+        executor
+            .observe(0, |seen| {
+                if let Input::Codes(codes) = seen.op.result() {
+                    let made = seen.codes(&codes)?;
+                    let group = |i: usize| i / codes.cols / (codes.rows / codes.groups);
+                    let steps: Vec<f64> = (0..made.codes.len()).map(|i| made.scale[group(i)].into()).collect();
+                    let value = |i: usize| steps[i] * (f64::from(made.codes[i]) - f64::from(made.zero[group(i)]));
+                    let values = Array::new(&[codes.rows, codes.cols], value);
+                    quantized.push((seen.node, Quantized { values, steps }));
+                }
+                Ok(())
+            })
+            .unwrap();
         let mut out = vec![f32::NAN; executor.plan().output_type.len()];
         executor.read_output(&mut out).unwrap();
         // Slower ops ran first.
         quantized.sort_by_key(|(node, _)| *node);
         (out, quantized.into_iter().map(|(_, codes)| codes).collect())
-    })
+    }
 }
 
 /// `program` with the codes of every quantizing node replaced by `codes` for whoever reads them; and the values that

@@ -2,14 +2,13 @@
 
 use aquatint::backend::Backend;
 use aquatint::backend::args::Element;
-use aquatint::backend::cpu::{Cpu, Tier, simd::scalar::Scalar};
+use aquatint::backend::cpu::{Cpu, simd::scalar::Scalar};
 use aquatint::backend::cuda::Cuda;
 use aquatint::error::ErrorKind;
 use aquatint::format::Packed;
 use aquatint::mmap::FileBytes;
 use aquatint::model::Model;
 use aquatint::pipeline::{Event, Prompts, Request, Session};
-use aquatint::with_cpu;
 use common::emulated::Emulated;
 use std::path::Path;
 
@@ -28,7 +27,8 @@ fn request(model: &Model<'_, FileBytes>, labels: &[u32]) -> Request {
 fn a_second_batch_and_a_second_job_of_the_same_shape_bind_nothing() {
     let packed = letters();
     let model = Model::new(&packed).unwrap();
-    with_cpu!(Tier::available()[0], cpu => {
+    {
+        let cpu = Cpu::best();
         let mut session = Session::new(&model, &cpu);
         let mut four = request(&model, &[0, 1, 2, 3]);
         four.batch_size = 2;
@@ -50,7 +50,7 @@ fn a_second_batch_and_a_second_job_of_the_same_shape_bind_nothing() {
         let three = request(&model, &[5, 6, 7]);
         session.run(three).unwrap();
         assert_eq!(session.binds(), 3, "another shape, the same decoder");
-    });
+    };
 }
 
 /// Every event, once and in order; and steps that were dropped leave a session as good as new.
@@ -100,7 +100,10 @@ fn watched<B: Backend>(backend: &B) {
 
 #[test]
 fn jobs_are_watched_and_left_on_the_cpu() {
-    with_cpu!(Tier::available()[0], cpu => watched(&cpu));
+    {
+        let cpu = Cpu::best();
+        watched(&cpu)
+    };
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! Models in their authors' layout compute what diffusers computes of them (`tests/fixtures/make_compvis.py`): heads that
 //! shapes do not tell, averages instead of weights, projections taken apart.
 
-use aquatint::backend::cpu::Tier;
+use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::pipeline::{Prompts, Session};
-use aquatint::with_cpu;
 use common::fixture::{Fixture, pack, relative};
 use std::path::Path;
 
@@ -22,7 +21,10 @@ fn denoisers_equal_diffusers() {
         };
         for tier in Tier::available() {
             let size = [dims[2], dims[3]];
-            let out = with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, size, subjects.clone(), get("timestep").0[0]));
+            let out = {
+                let cpu = Cpu::new(tier);
+                Session::new(&model, &cpu).eval(&sample, size, subjects.clone(), get("timestep").0[0])
+            };
             let error = relative(&out.unwrap().0, &get("out").0);
             println!("{name} on {}: {error:.1e}", tier.name());
             // As for the same networks from a directory: rounding to f32, a few dozen layers deep.

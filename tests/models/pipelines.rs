@@ -12,7 +12,6 @@ use aquatint::pipeline::{
 };
 use aquatint::sampler::SamplerKind;
 use aquatint::text::PromptStyle;
-use aquatint::with_cpu;
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack_as, relative};
 use packer::emit::Options;
@@ -60,7 +59,8 @@ fn channels_last(dims: &[usize], values: &[f32]) -> Vec<f32> {
 
 fn make(packed: &Packed<FileBytes>, tier: Tier, name: &str, run: &Run, tensors: &Fixture) -> Output {
     let model = Model::new(packed).unwrap();
-    with_cpu!(tier, cpu => {
+    {
+        let cpu = Cpu::new(tier);
         let subjects = match run.images {
             Some(images) => Prompts::Unconditional(images),
             None => {
@@ -86,7 +86,7 @@ fn make(packed: &Packed<FileBytes>, tier: Tier, name: &str, run: &Run, tensors: 
             request.init = Some(InitImage { pictures, strength: run.strength.unwrap(), mask });
         }
         Session::new(&model, &cpu).run(request.clone()).unwrap()
-    })
+    }
 }
 
 fn check(name: &str, refiner: Option<&str>, runs: impl Fn(&str) -> bool) {

@@ -3,7 +3,7 @@
 
 use aquatint::backend::Backend;
 use aquatint::backend::args::Element;
-use aquatint::backend::cpu::Tier;
+use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::backend::cuda::Cuda;
 use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::Packed;
@@ -11,7 +11,6 @@ use aquatint::format::meta::{Conditioning, SizeKind};
 use aquatint::pipeline::swap_last_axes;
 use aquatint::plan::Binding;
 use aquatint::program::{Dims, InputKind, Role};
-use aquatint::with_cpu;
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack, pack_as, relative};
 use packer::emit::Options;
@@ -102,7 +101,10 @@ fn run<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>, role: Role, 
 /// Checks the program of `role` on every tier.
 fn check<D: AsRef<[u8]>>(packed: &Packed<D>, role: Role, feed: &Feed, want: &[f32], what: &str) {
     for tier in Tier::available() {
-        let out = with_cpu!(tier, cpu => run(&cpu, packed, role, feed));
+        let out = {
+            let cpu = Cpu::new(tier);
+            run(&cpu, packed, role, feed)
+        };
         let error = relative(&out, want);
         println!("{what} on {}: {error:.1e}", tier.name());
         assert!(error < ROUNDING, "{what} on {}: {error:e}", tier.name());
@@ -132,13 +134,17 @@ fn samples_find_their_conditions() {
     let kinds = inputs(&packed, Role::Denoiser);
     let feed = Feed::denoiser(&io, "b2", &kinds);
     let tier = Tier::available()[0];
-    let pair = with_cpu!(tier, cpu => run(&cpu, &packed, Role::Denoiser, &feed));
+    let pair = {
+        let cpu = Cpu::new(tier);
+        run(&cpu, &packed, Role::Denoiser, &feed)
+    };
     let one = pair.len() / 2;
     let three = [&feed.sample[..], &feed.sample[..one]].concat();
     let [_, height, width] = feed.dims;
     let dims = Dims { batch: 3, conditions: 2, height, width, tokens: feed.tokens };
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
-    let out = with_cpu!(tier, cpu => {
+    let out = {
+        let cpu = Cpu::new(tier);
         let mut executor = Executor::new(&cpu, &packed, Role::Denoiser, shape).unwrap();
         let prompt = PromptInputs {
             class_labels: None,
@@ -154,7 +160,7 @@ fn samples_find_their_conditions() {
         let mut out = vec![0.0; 3 * one];
         executor.read_output(&mut out).unwrap();
         swap_last_axes(&out, [3, height * width, 4])
-    });
+    };
     assert_eq!(out[..2 * one], pair);
     assert_eq!(out[2 * one..], pair[..one]);
 }
@@ -176,7 +182,10 @@ fn text_encoders_equal_transformers() {
         let text: Vec<u32> = tokens.iter().map(|&t| t as u32).collect();
         let feed = Feed { dims: [n, 1, 1], tokens: 1, text: Some(text.clone()), ..Feed::default() };
         for tier in Tier::available() {
-            let out = with_cpu!(tier, cpu => run(&cpu, &packed, role, &feed));
+            let out = {
+                let cpu = Cpu::new(tier);
+                run(&cpu, &packed, role, &feed)
+            };
             let rows: Vec<_> = out.chunks_exact(features + meta.pooled as usize).collect();
             let hidden: Vec<f32> = rows.iter().flat_map(|row| &row[..features]).copied().collect();
             let error = relative(&hidden, &io.get(&format!("text.{number}.{}", parts[0])).0);
@@ -280,7 +289,10 @@ fn quantized_networks_stay_near() {
             let (packed, io) = (pack(&fixture(model), config, None), io(model));
             let feed = Feed::denoiser(&io, "b2", &inputs(&packed, Role::Denoiser));
             let tier = Tier::available()[0];
-            let out = with_cpu!(tier, cpu => run(&cpu, &packed, Role::Denoiser, &feed));
+            let out = {
+                let cpu = Cpu::new(tier);
+                run(&cpu, &packed, Role::Denoiser, &feed)
+            };
             let error = relative(&out, &io.get("unet.b2.out").0);
             println!("{model} {config}: {error:.3}");
             assert!(error > 1e-4 && error < most, "{model} {config}: {error}");

@@ -1,10 +1,9 @@
 //! Tiny `UNet2DModel` pipelines against what diffusers computed of them in f64 (`tests/fixtures/make_unets.py`).
 
 use aquatint::backend::args::Element;
-use aquatint::backend::cpu::Tier;
+use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::backend::cuda::Cuda;
 use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
-use aquatint::with_cpu;
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack, relative};
 use std::path::{Path, PathBuf};
@@ -40,9 +39,11 @@ fn the_denoiser_equals_diffusers() {
             let (sample, size, n, t, want) = case(&io, &name);
             for tier in Tier::available() {
                 let labels = vec![0; n];
-                let (out, _) =
-                    with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, size, Prompts::Unconditional(labels.len()), t))
-                        .unwrap();
+                let (out, _) = {
+                    let cpu = Cpu::new(tier);
+                    Session::new(&model, &cpu).eval(&sample, size, Prompts::Unconditional(labels.len()), t)
+                }
+                .unwrap();
                 let error = relative(&out, &want);
                 assert!(error < 1e-5, "{variant} {name} on {}: {error:e}", tier.name());
             }
@@ -77,7 +78,11 @@ fn the_whole_pipeline_equals_diffusers() {
             Request { steps: 7, latents: Some(latents), ..Request::new(&model, Prompts::Unconditional(dims[0])) };
         let (want, _) = io.get("loop.image");
         for tier in Tier::available() {
-            let out = with_cpu!(tier, cpu => Session::new(&model, &cpu).run(request.clone())).unwrap();
+            let out = {
+                let cpu = Cpu::new(tier);
+                Session::new(&model, &cpu).run(request.clone())
+            }
+            .unwrap();
             assert_eq!(out.size, [dims[2], dims[3]]);
             let error = relative(&swap_last_axes(&out.images, [dims[0], dims[2] * dims[3], 3]), &want);
             assert!(error < 1e-3, "{variant} on {}: {error:e}", tier.name());
@@ -96,8 +101,11 @@ fn quantized_networks_stay_near() {
             let (sample, size, n, t, want) = case(&io, "b2_t500");
             let tier = Tier::available()[0];
             let labels = vec![0; n];
-            let (out, _) =
-                with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&sample, size, Prompts::Unconditional(labels.len()), t)).unwrap();
+            let (out, _) = {
+                let cpu = Cpu::new(tier);
+                Session::new(&model, &cpu).eval(&sample, size, Prompts::Unconditional(labels.len()), t)
+            }
+            .unwrap();
             let error = relative(&out, &want);
             println!("{variant} {config}: {error:.3}");
             assert!(error > 1e-4 && error < most, "{variant} {config}: {error}");
@@ -111,6 +119,10 @@ fn guidance_needs_conditions() {
     let model = aquatint::model::Model::new(&packed).unwrap();
     let request = Request { guidance_scale: 4.0, ..Request::new(&model, Prompts::Unconditional(1)) };
     let tier = Tier::available()[0];
-    let e = with_cpu!(tier, cpu => Session::new(&model, &cpu).run(request.clone())).unwrap_err();
+    let e = {
+        let cpu = Cpu::new(tier);
+        Session::new(&model, &cpu).run(request.clone())
+    }
+    .unwrap_err();
     assert_eq!(e.to_string(), "guidance scale: expected 1 for a model without conditions, got 4");
 }

@@ -1,12 +1,11 @@
 //! Every sampler in a whole run against its table applied by hand around single calls of the denoiser: the number of
 //! calls, the initial scale, the model's input, the states and the noise of each call.
 
-use aquatint::backend::cpu::Tier;
+use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::format::Packed;
 use aquatint::pipeline::{Event, NoiseSource, Prompts, Request, Session, swap_last_axes};
 use aquatint::rng::TorchRng;
 use aquatint::sampler::SamplerKind;
-use aquatint::with_cpu;
 use std::path::Path;
 
 fn packed() -> Packed<aquatint::mmap::FileBytes> {
@@ -48,7 +47,10 @@ fn runs_do_as_their_tables_say() {
         let (mut input, mut noise) = (vec![0.0; n], vec![0.0; n]);
         for (call, row) in table.rows.iter().enumerate() {
             table.input(call, &states[..n], &mut input);
-            let eval = with_cpu!(tier, cpu => Session::new(&model, &cpu).eval(&input, [h, w], Prompts::Classes(labels.to_vec()), row.timestep));
+            let eval = {
+                let cpu = Cpu::new(tier);
+                Session::new(&model, &cpu).eval(&input, [h, w], Prompts::Classes(labels.to_vec()), row.timestep)
+            };
             let output = eval.expect("it runs").0;
             if row.noise() {
                 rng.randn(&mut noise);
@@ -58,9 +60,12 @@ fn runs_do_as_their_tables_say() {
         }
 
         let mut calls = 0;
-        let got = with_cpu!(tier, cpu => Session::new(&model, &cpu).job(request.clone()).unwrap().denoise(|_, event| {
-            calls += usize::from(matches!(event, Event::Step { .. }));
-        }));
+        let got = {
+            let cpu = Cpu::new(tier);
+            Session::new(&model, &cpu).job(request.clone()).unwrap().denoise(|_, event| {
+                calls += usize::from(matches!(event, Event::Step { .. }));
+            })
+        };
         let got = swap_last_axes(&got.expect("it runs"), [1, h * w, channels]);
         assert_eq!(calls, table.rows.len(), "{kind}");
         let size = states[..n].iter().fold(0.0f32, |size, x| size.max(x.abs()));

@@ -33,15 +33,57 @@ use crate::format::TensorView;
 use simd::Isa;
 use simd::scalar::Scalar;
 
-/// The CPU, with instruction set `I`.
-pub struct Cpu<I: Isa> {
-    isa: I,
+/// The CPU, with one of its instruction sets, on the current rayon pool.
+///
+/// The instruction set is looked at once per op; what an op does is compiled for each. So nothing above the back end is
+/// compiled more than once, and no call goes through a pointer.
+#[derive(Clone, Copy)]
+pub struct Cpu {
+    tier: Tier,
 }
 
-impl<I: Isa> Cpu<I> {
-    /// A back end that uses `isa` on the current rayon pool.
-    pub fn new(isa: I) -> Self {
-        Cpu { isa }
+impl Cpu {
+    /// A back end that uses an instruction set of this processor.
+    pub fn new(tier: impl Into<Tier>) -> Self {
+        Cpu { tier: tier.into() }
+    }
+
+    /// A back end that uses the best instruction set of this processor.
+    pub fn best() -> Self {
+        Cpu { tier: Tier::available()[0] }
+    }
+}
+
+/// `$body` with `$isa` bound to the instruction set of `$tier`, compiled for each.
+macro_rules! with_isa {
+    ($tier:expr, $isa:ident => $body:expr) => {
+        match $tier {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512($isa) => $body,
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2($isa) => $body,
+            Tier::Portable($isa) => $body,
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+impl From<simd::avx512::Avx512> for Tier {
+    fn from(isa: simd::avx512::Avx512) -> Self {
+        Tier::Avx512(isa)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl From<simd::avx2::Avx2> for Tier {
+    fn from(isa: simd::avx2::Avx2) -> Self {
+        Tier::Avx2(isa)
+    }
+}
+
+impl From<Scalar> for Tier {
+    fn from(isa: Scalar) -> Self {
+        Tier::Portable(isa)
     }
 }
 
@@ -73,41 +115,14 @@ impl Tier {
 
     /// The name in reports and options.
     pub fn name(&self) -> &'static str {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(_) => simd::avx512::Avx512::NAME,
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(_) => simd::avx2::Avx2::NAME,
-            Tier::Portable(_) => Scalar::NAME,
+        fn name<I: Isa>(_: I) -> &'static str {
+            I::NAME
         }
+        with_isa!(*self, isa => name(isa))
     }
 }
 
-/// Runs `$body` with `$cpu` bound to the back end of `$tier`: the one place where the instruction set is chosen, after
-/// which everything is monomorphised.
-#[macro_export]
-macro_rules! with_cpu {
-    ($tier:expr, $cpu:ident => $body:expr) => {
-        match $tier {
-            #[cfg(target_arch = "x86_64")]
-            $crate::backend::cpu::Tier::Avx512(isa) => {
-                let $cpu = $crate::backend::cpu::Cpu::new(isa);
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            $crate::backend::cpu::Tier::Avx2(isa) => {
-                let $cpu = $crate::backend::cpu::Cpu::new(isa);
-                $body
-            }
-            $crate::backend::cpu::Tier::Portable(isa) => {
-                let $cpu = $crate::backend::cpu::Cpu::new(isa);
-                $body
-            }
-        }
-    };
-}
-
-impl<I: Isa> Needs for Cpu<I> {
+impl Needs for Cpu {
     fn narrow(&self) -> Element {
         Element::F32
     }
@@ -121,12 +136,12 @@ impl<I: Isa> Needs for Cpu<I> {
     }
 }
 
-impl<I: Isa> Backend for Cpu<I> {
+impl Backend for Cpu {
     type Arena = Arena;
     type Weight<'a> = TensorView<'a>;
 
     fn name(&self) -> String {
-        format!("cpu ({}, {} threads)", I::NAME, rayon::current_num_threads())
+        format!("cpu ({}, {} threads)", self.tier.name(), rayon::current_num_threads())
     }
 
     /// The bench `linear` measures the processor's.
@@ -184,17 +199,17 @@ impl<I: Isa> Backend for Cpu<I> {
     fn forget(&self, _: &mut Arena) {}
 
     fn linear(&self, arena: &mut Arena, args: &LinearArgs, weight: &TensorView, bias: Option<&TensorView>) {
-        linear::linear(self.isa, arena, args, weight, bias);
+        with_isa!(self.tier, isa => linear::linear(isa, arena, args, weight, bias));
     }
 
     fn conv2d(&self, arena: &mut Arena, args: &Conv2dArgs, weight: &TensorView, bias: Option<&TensorView>) {
-        conv::conv2d(self.isa, arena, args, weight, bias);
+        with_isa!(self.tier, isa => conv::conv2d(isa, arena, args, weight, bias));
     }
 
     fn attention(&self, arena: &mut Arena, args: &AttentionArgs) {
         match args.int8 {
-            true => attention_i8::attention(self.isa, arena, args),
-            false => attention::attention(self.isa, arena, args),
+            true => with_isa!(self.tier, isa => attention_i8::attention(isa, arena, args)),
+            false => with_isa!(self.tier, isa => attention::attention(isa, arena, args)),
         }
     }
 
@@ -205,19 +220,19 @@ impl<I: Isa> Backend for Cpu<I> {
         weight: Option<&TensorView>,
         bias: Option<&TensorView>,
     ) {
-        norm::layer_norm(self.isa, arena, args, weight.map(floats), bias.map(floats));
+        with_isa!(self.tier, isa => norm::layer_norm(isa, arena, args, weight.map(floats), bias.map(floats)));
     }
 
     fn group_norm(&self, arena: &mut Arena, args: &GroupNormArgs, weight: &TensorView, bias: &TensorView) {
-        norm::group_norm(self.isa, arena, args, floats(weight), floats(bias));
+        with_isa!(self.tier, isa => norm::group_norm(isa, arena, args, floats(weight), floats(bias)));
     }
 
     fn pointwise(&self, arena: &mut Arena, args: &PointwiseArgs) {
-        pointwise::pointwise(self.isa, arena, args);
+        with_isa!(self.tier, isa => pointwise::pointwise(isa, arena, args));
     }
 
     fn add(&self, arena: &mut Arena, args: &AddArgs) {
-        pointwise::add(self.isa, arena, args);
+        with_isa!(self.tier, isa => pointwise::add(isa, arena, args));
     }
 
     fn concat(&self, arena: &mut Arena, args: &ConcatArgs) {
@@ -225,15 +240,15 @@ impl<I: Isa> Backend for Cpu<I> {
     }
 
     fn quantize(&self, arena: &mut Arena, args: &QuantizeArgs) {
-        quantize::quantize(self.isa, arena, args);
+        with_isa!(self.tier, isa => quantize::quantize(isa, arena, args));
     }
 
     fn vector_quantize(&self, arena: &mut Arena, args: &VectorQuantizeArgs, table: &TensorView) {
-        vector_quantize::vector_quantize(self.isa, arena, args, floats(table));
+        with_isa!(self.tier, isa => vector_quantize::vector_quantize(isa, arena, args, floats(table)));
     }
 
     fn resample(&self, arena: &mut Arena, args: &ResampleArgs) {
-        resample::resample(self.isa, arena, args);
+        with_isa!(self.tier, isa => resample::resample(isa, arena, args));
     }
 
     fn parameter(&self, arena: &mut Arena, args: &ParameterArgs, tensor: &TensorView) {

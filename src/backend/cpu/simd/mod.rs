@@ -66,7 +66,7 @@ macro_rules! vectorized {
 pub(crate) use vectorized;
 
 /// An instruction set. See the module's documentation.
-pub trait Isa: Copy + Send + Sync + 'static {
+pub trait Isa: Copy + Send + Sync + 'static + Into<super::Tier> {
     /// The name in reports.
     const NAME: &'static str;
     /// Whether `f32::mul_add` is one instruction.
