@@ -98,8 +98,7 @@ impl Architecture {
     /// Writes the model directory at `dir`, which must not exist or be empty. Weights are f16.
     ///
     /// # Errors
-    /// [`Error::Request`](aquatint::Error::Request) if there is something at `dir`; [`Error::Io`](aquatint::Error::Io) if it cannot be written. Nothing is left
-    /// behind.
+    /// As those of [`WholeDirectory`], and what the system says about writing. Nothing is left behind.
     pub fn write(&self, dir: &Path, seed: u64) -> Result<()> {
         let directory = WholeDirectory::create(dir)?;
         let at = directory.temporary();
