@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 pub enum Interrupt {
     /// It was asked to, by SIGHUP, SIGINT or SIGTERM: the signal's number.
     Signal(i32),
-    /// A file became shorter while it was mapped.
+    /// A file became shorter while it was mapped, or the disk failed under it.
     Shortened(PathBuf),
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Interrupt {
             Interrupt::Signal(number) => write!(f, "ended by signal {number}"),
             Interrupt::Shortened(path) => write!(
                 f,
-                "{}: the file became shorter while it was in use; run again, and replace such files by renaming",
+                "{}: the file became shorter or unreadable while it was in use; run again, and replace such files by renaming",
                 path.display()
             ),
         }
