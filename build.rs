@@ -1,4 +1,5 @@
-//! Compiles the CUDA kernels to PTX, or takes the copy kept in the repository, and builds the stand-in for libcuda.
+//! Compiles the CUDA kernels to PTX, or takes the copy kept in the repository, and builds the stand-in for libcuda
+//! (with the feature `cuda`, the only part that needs a C compiler).
 //!
 //! The kernels are compiled if the pinned compiler is there: `$CUDA_HOME/bin/nvcc`, else the `nvcc` of the search path.
 //! `AQUATINT_KERNELS` decides otherwise: `kept` takes the kept copy, `update` rewrites it, `check` fails if it differs.
@@ -26,6 +27,7 @@ fn main() {
     for name in ["AQUATINT_KERNELS", "CUDA_HOME"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
+    #[cfg(feature = "cuda")]
     build_shim(&root, &out);
 
     let mode = env::var("AQUATINT_KERNELS").unwrap_or_default();
@@ -58,6 +60,7 @@ fn main() {
 }
 
 /// Builds the archive to which the bindings' `-lcuda` resolves. Only its folder is announced: the bindings name it.
+#[cfg(feature = "cuda")]
 fn build_shim(root: &Path, out: &Path) {
     let mut shim = cc::Build::new();
     shim.file(root.join("kernels/driver/shim.c")).opt_level(2).warnings(true).cargo_metadata(false);

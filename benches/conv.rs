@@ -9,7 +9,7 @@ mod common;
 
 use aquatint::backend::args::{Codes, Conv2dArgs, Element, Floats, Input, OpArgs, QuantizeArgs, QuantizeTo, Slot};
 use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
-use aquatint::codec::layout::{Layout, PackedMatrix, pack, round_up};
+use aquatint::codec::layout::{Layout, PackedMatrix, pack};
 use aquatint::format::TensorView;
 use aquatint::program::{QuantizeGrain, Sampling};
 use common::{bench_main, best, peak, random_matrix, summary};
@@ -91,8 +91,8 @@ impl Layer {
         let (rows, results) = (side.pow(2), self.side().pow(2));
         let slot = |at| Slot { at, stride: 0 };
         let x = Floats { slot: slot(0), rows, cols: inputs, element: Element::F32 };
-        let codes = Codes { slot: slot(round_up(x.bytes(), 64)), rows, cols: inputs, groups: 1, bits: 8 };
-        let y_at = round_up(codes.slot.at + codes.bytes(), 64);
+        let codes = Codes { slot: slot(x.bytes().next_multiple_of(64)), rows, cols: inputs, groups: 1, bits: 8 };
+        let y_at = (codes.slot.at + codes.bytes()).next_multiple_of(64);
         let y = Floats { slot: slot(y_at), rows: results, cols: outputs, element: Element::F32 };
         let args = Conv2dArgs {
             x: Input::Codes(codes),

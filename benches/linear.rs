@@ -8,7 +8,7 @@ mod common;
 
 use aquatint::backend::args::{Codes, Element, Floats, Input, LinearArgs, QuantizeArgs, QuantizeTo, Slot};
 use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
-use aquatint::codec::layout::{PackedMatrix, pack, round_up};
+use aquatint::codec::layout::{PackedMatrix, pack};
 use aquatint::format::TensorView;
 use aquatint::program::{Act, QuantizeGrain};
 use common::{bench_main, best, peak, random_matrix, summary};
@@ -56,9 +56,13 @@ impl Layer {
         let (rows, k, n) = (self.rows, self.k, self.n);
         let slot = |at| Slot { at, stride: 0 };
         let x = Floats { slot: slot(0), rows, cols: k, element: Element::F32 };
-        let codes = Codes { slot: slot(round_up(x.bytes(), 64)), rows, cols: k, groups: rows, bits: 8 };
-        let y =
-            Floats { slot: slot(round_up(codes.slot.at + codes.bytes(), 64)), rows, cols: n, element: Element::F32 };
+        let codes = Codes { slot: slot(x.bytes().next_multiple_of(64)), rows, cols: k, groups: rows, bits: 8 };
+        let y = Floats {
+            slot: slot((codes.slot.at + codes.bytes()).next_multiple_of(64)),
+            rows,
+            cols: n,
+            element: Element::F32,
+        };
         let input = if self.layout.is_some() { Input::Codes(codes) } else { Input::Floats(x) };
         let args = LinearArgs { x: input, y, act: Act::None, gated: false, gate: None, residual: None };
         cpu.prepare([aquatint::backend::args::OpArgs::Linear { args, weight: (), bias: None }].iter());

@@ -1,13 +1,10 @@
 //! Pictures: from the decoder's values to PNG files, and from files to what runs begin with.
 //!
-//! Owns rounding to bytes, contact sheets, the text that image tools read back, and writing files so that a failure
-//! leaves nothing behind. Writes PNG only; reads PNG and JPEG.
+//! Owns rounding to bytes, contact sheets, and the text that image tools read back. Writes PNG only; reads PNG and JPEG.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    io::{self, Write},
+    path::Path,
 };
 
 /// An 8-bit RGB picture, rows from the top.
@@ -15,6 +12,7 @@ pub use ::image::RgbImage as Image;
 use ::image::{Rgb, imageops};
 
 use crate::error::{Error, Result};
+use crate::whole_file;
 
 /// Pixels between the pictures of a [`grid`].
 pub const GAP: u32 = 2;
@@ -77,12 +75,12 @@ pub fn grid(images: &[Image], columns: usize) -> Result<Image> {
 
 /// Writes `image` to `path` as PNG with the given (keyword, text) pairs.
 ///
-/// The file appears whole or not at all: it is written beside `path` under a temporary name, flushed to the disk and
-/// renamed, replacing a file that is there; on any error the temporary file is removed. Text goes into a tEXt chunk,
+/// The file appears whole or not at all, replacing a file that is there ([`whole_file`]). Text goes into a tEXt chunk,
 /// or into an iTXt chunk when it is not Latin-1.
 ///
 /// # Errors
-/// An I/O error that names `path` and the reason; a request error when a keyword or a text cannot stand in a PNG.
+/// An I/O error that names `path` and the reason; a request error when a keyword or a text cannot stand in a PNG, or
+/// `path` is no place for a file.
 pub fn write_png(path: impl AsRef<Path>, image: &Image, text: &[(&str, &str)]) -> Result<()> {
     let path = path.as_ref();
     for (keyword, value) in text {
@@ -94,11 +92,11 @@ pub fn write_png(path: impl AsRef<Path>, image: &Image, text: &[(&str, &str)]) -
             return Err(Error::request(format!("PNG text {keyword}"), "text without NUL", format!("{value:?}")));
         }
     }
-    write_whole(path, |file| encode(file, image, text)).map_err(Error::io("write", path))
+    whole_file::write(path, |file| encode(file, image, text))
 }
 
 /// Encodes `image` as PNG into `to`. The `image` crate's own encoder cannot write text.
-fn encode(to: &mut dyn Write, image: &Image, text: &[(&str, &str)]) -> io::Result<()> {
+fn encode(to: &mut impl Write, image: &Image, text: &[(&str, &str)]) -> io::Result<()> {
     let mut encoder = png::Encoder::new(to, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
@@ -126,38 +124,6 @@ fn reason(error: png::EncodingError) -> io::Error {
 /// Whether every character exists in Latin-1, that is, whether a tEXt chunk can hold the text.
 fn latin1(text: &str) -> bool {
     text.chars().all(|c| u32::from(c) < 256)
-}
-
-/// A file that is removed when dropped.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Nothing to remove after the rename; and nothing to be done about a failure.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// Writes a file through `fill` so that `path` gets all of it or stays as it was.
-fn write_whole(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it names no file"))?;
-    if path.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
-    }
-    // Beside the target, since a rename cannot leave a file system; the name differs between threads and processes.
-    let unique = format!(".{}.{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-    let mut beside = name.to_os_string();
-    beside.push(unique);
-    let beside = path.with_file_name(beside);
-    let file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
-    let temporary = Temporary(beside);
-    let mut buffer = BufWriter::new(file);
-    fill(&mut buffer)?;
-    let file: File = buffer.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&temporary.0, path)
 }
 
 /// What made a picture, for [`parameters`].

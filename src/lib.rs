@@ -22,7 +22,8 @@
 //!
 //! From the file upwards:
 //!
-//! * [`format`](mod@format) the `.aqt` file: its specification, reader, verifier and writer; [`mmap`] maps it
+//! * [`format`](mod@format) the `.aqt` file: its specification, reader, verifier and writer; [`mmap`] maps it,
+//!   [`whole_file`] writes it
 //! * [`codec`] the one weight codec: code -> codebook -> scale
 //! * [`program`] ops, shapes, rates; [`plan`] memory; [`exec`] the executor
 //! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX2 and portable code; [`backend::cuda`] CUDA devices
@@ -31,7 +32,7 @@
 //! * [`step`] the places of a sampling run; [`pipeline`] from a request to pictures
 //!
 //! The library never prints, exits, or reads the environment or the clock. `unsafe` code is confined to [`mmap`],
-//! `backend::cpu::simd` and [`backend::cuda::device`].
+//! `backend::cpu::simd`, and `launch` and `device` of [`backend::cuda`]; the last is there with the feature `cuda` only.
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, clippy::undocumented_unsafe_blocks)]
 
 pub mod backend;
@@ -51,5 +52,6 @@ pub mod rng;
 pub mod sampler;
 pub mod step;
 pub mod text;
+pub mod whole_file;
 
 pub use error::{Error, Result};

@@ -6,16 +6,12 @@
 //! lifetimes within a phase do not. The size of the arena is exact and known before anything runs.
 
 use crate::backend::args::*;
-use crate::codec::layout::round_up;
 use crate::error::Result;
 use crate::hoist;
 use crate::program::shape::{Kind, TensorType, Type, infer};
 use crate::program::{
     Dims, Modulation, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Rate, Role, Tensor, Value,
 };
-
-/// Alignment of everything in the arena.
-pub const ALIGN: usize = 64;
 
 /// What a program is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -303,7 +299,7 @@ pub fn plan(
 
     let per_call: usize = (0..types.len())
         .filter(|&i| kept[i] && rates[i] == Rate::Step)
-        .map(|i| round_up(bytes_of(&types[i], elements[i]), ALIGN))
+        .map(|i| bytes_of(&types[i], elements[i]).next_multiple_of(ALIGN))
         .sum();
     let calls = binding.calls.max(1);
     let window = binding.table_bytes.checked_div(per_call).map_or(calls, |fit| fit.clamp(1, calls));
@@ -323,7 +319,7 @@ pub fn plan(
     let mut end = 0;
     let mut bump = |bytes: usize| {
         let at = end;
-        end = round_up(at + bytes, ALIGN);
+        end = (at + bytes).next_multiple_of(ALIGN);
         at
     };
     let reserved = bump(binding.reserve);
@@ -373,7 +369,7 @@ pub fn plan(
             if !kept[own] {
                 block_of[own] = Some(blocks.len());
                 blocks.push(Block {
-                    bytes: round_up(size(own), ALIGN),
+                    bytes: size(own).next_multiple_of(ALIGN),
                     first: now,
                     last: now,
                     at: 0,
@@ -383,7 +379,7 @@ pub fn plan(
             let bytes = workspace(&View { places: &places, ..view }.op(node, 0));
             if bytes > 0 {
                 blocks.push(Block {
-                    bytes: round_up(bytes, ALIGN),
+                    bytes: bytes.next_multiple_of(ALIGN),
                     first: now,
                     last: now,
                     at: 0,

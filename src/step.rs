@@ -1,9 +1,8 @@
 //! What a sampling run keeps in the arena beside the denoiser's values, and the arguments of its two ops.
 
-use crate::backend::args::{Blend, Floats, ModelInputArgs, Rescale, SamplerStepArgs, Slot};
-use crate::codec::layout::round_up;
+use crate::backend::args::{ALIGN, Blend, Floats, ModelInputArgs, Rescale, SamplerStepArgs, Slot};
 use crate::error::{Error, Result};
-use crate::plan::{ALIGN, Plan};
+use crate::plan::Plan;
 use crate::program::{InputKind, Program};
 use crate::sampler::{ROW_FLOATS, Table};
 
@@ -64,12 +63,12 @@ impl StepMemory {
         let mut end = at;
         let mut place = |count: usize, stride: usize| {
             let slot = Slot { at: end, stride };
-            end += round_up(count, ALIGN);
+            end += count.next_multiple_of(ALIGN);
             slot
         };
         let rows = place(calls * ROW_FLOATS * 4, ROW_FLOATS * 4);
         let states = place(table.states * bytes, 0);
-        let stride = round_up(bytes, ALIGN);
+        let stride = bytes.next_multiple_of(ALIGN);
         let noise = table.noise.then(|| place(calls * stride, stride));
         let blend = guiding.blend.then(|| Blend {
             mask: place(bytes / latents.channels, 0),

@@ -13,6 +13,7 @@ use crate::weights::{self, Float};
 use aquatint::error::Error;
 use aquatint::format::meta::Step;
 use aquatint::format::{Packed, TensorInfo, TensorKind, TensorView};
+use aquatint::whole_file::check_target;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,7 +25,8 @@ use std::path::Path;
 /// file is damaged, or its weights do not fit the steps that META records; [`Error::Io`] if a file cannot be read or
 /// written.
 pub fn unpack(file: &Path, output: &Path, component: Option<&str>, float: Float) -> Result<usize> {
-    let packed = Packed::new(aquatint::mmap::map(file)?)?;
+    check_target(output, &[file])?;
+    let packed = Packed::open(file)?;
     let wholes = wholes(&packed);
     let mut have: Vec<_> = wholes.iter().filter_map(|whole| Some(whole.name.split_once('/')?.0)).collect();
     have.dedup();

@@ -2,13 +2,13 @@
 
 use crate::error::Result;
 use aquatint::error::Error;
+use aquatint::whole_file::WholeFile;
 use half::f16;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 use zerocopy::IntoBytes;
 
 /// Element type of a written tensor.
@@ -37,23 +37,6 @@ impl Float {
     }
 }
 
-/// A file that is not there until it is whole: written under another name beside its own, renamed at the end, and
-/// removed if that never comes.
-struct Pending {
-    temporary: PathBuf,
-    target: PathBuf,
-    finished: bool,
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Nothing can be done if this fails too; the error that brought us here is already on its way.
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
-}
-
 /// Writes `target` with `tensors` (name and axes) in their order; `values(i)` gives the elements of the `i`-th.
 ///
 /// # Errors
@@ -77,15 +60,8 @@ pub fn write(
     let mut header = serde_json::to_vec(&metadata).map_err(|e| unsound(&e))?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let mut name = target.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let pending = Pending { temporary: target.with_file_name(name), target: target.to_owned(), finished: false };
-    let io = || Error::io("write", &pending.target);
-    if target.is_dir() || target.file_name().is_none() {
-        return Err(io()(std::io::Error::other("the output must be a file, not a directory")).into());
-    }
-    let file = File::create(&pending.temporary).map_err(io())?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let io = || Error::io("write", target);
+    let mut out = WholeFile::create(target)?;
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io())?;
     out.write_all(&header).map_err(io())?;
     for (i, (name, dims)) in tensors.iter().enumerate() {
@@ -96,11 +72,7 @@ pub fn write(
             Float::F16 => out.write_all(halves(name, &values)?.as_bytes()).map_err(io())?,
         }
     }
-    out.into_inner().map_err(|e| io()(e.into_error()))?.sync_all().map_err(io())?;
-    fs::rename(&pending.temporary, target).map_err(io())?;
-    let mut pending = pending;
-    pending.finished = true;
-    Ok(())
+    Ok(out.commit()?)
 }
 
 /// `values` as f16.

@@ -1,12 +1,14 @@
 //! Arguments of ops after binding: places in the arena and plain numbers.
 
-use crate::codec::layout::round_up;
 use crate::program::{Act, QuantizeGrain, Resampling, Sampling};
+
+/// Alignment of everything in the arena, in bytes.
+pub const ALIGN: usize = 64;
 
 /// A place in the arena. Values that a table holds once per model call lie `stride` bytes apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
-    /// First byte, a multiple of 64.
+    /// First byte, a multiple of [`ALIGN`].
     pub at: usize,
     /// Bytes from one call's value to the next one's; 0 if all calls share it.
     pub stride: usize,
@@ -80,22 +82,22 @@ pub struct Codes {
 impl Codes {
     /// Bytes from one row of codes to the next.
     pub fn stride(&self) -> usize {
-        round_up(self.cols, 16)
+        self.cols.next_multiple_of(16)
     }
 
     /// Offset of the scales from the first code.
     pub fn scale_at(&self) -> usize {
-        round_up(self.rows * self.stride(), 64)
+        (self.rows * self.stride()).next_multiple_of(ALIGN)
     }
 
     /// Offset of the zero points.
     pub fn zero_at(&self) -> usize {
-        self.scale_at() + round_up(self.groups * 4, 64)
+        self.scale_at() + (self.groups * 4).next_multiple_of(ALIGN)
     }
 
     /// Offset of the row sums.
     pub fn sum_at(&self) -> usize {
-        self.zero_at() + round_up(self.groups * 4, 64)
+        self.zero_at() + (self.groups * 4).next_multiple_of(ALIGN)
     }
 
     /// Bytes in the arena.

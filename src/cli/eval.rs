@@ -3,13 +3,14 @@
 use super::device::with_backend;
 use super::options::read_tensors;
 use super::tensors::write;
-use super::{Device, check_output, model};
+use super::{Device, model};
 use aquatint::model::Model;
 use aquatint::options::NamedTensor;
 use aquatint::pipeline::{Prompts, Session};
+use aquatint::whole_file::check_target;
 use aquatint::{Error, Result};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Run the denoiser once: no guidance, no sampler.
 #[derive(Args)]
@@ -39,7 +40,8 @@ impl Eval {
         if !self.timestep.is_finite() {
             return Err(Error::request("--timestep", "a finite number", self.timestep));
         }
-        check_output(&self.outputs)?;
+        let read: Vec<&Path> = self.model.iter().chain([&self.inputs]).map(PathBuf::as_path).collect();
+        check_target(&self.outputs, &read)?;
         let mut tensors = read_tensors(&self.inputs)?;
         let source = tensors.source().to_owned();
         let missing = |name| Error::request(source.as_str(), format!("a tensor `{name}`"), "none");

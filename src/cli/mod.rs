@@ -15,7 +15,6 @@ use aquatint::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use device::Device;
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 /// Runs quantized diffusion models from one memory-mapped file.
@@ -50,7 +49,7 @@ enum Command {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = match cli.command {
+    let result = guard().and_then(|()| match cli.command {
         None => {
             device::list(cli.json);
             Ok(())
@@ -60,7 +59,7 @@ pub fn main() -> ExitCode {
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Info(info)) => info.run(),
         Some(Command::Verify(verify)) => verify.run(),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -68,6 +67,13 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Lets model files be mapped, and signals end the program in order.
+fn guard() -> Result<()> {
+    #[cfg(unix)]
+    aquatint::mmap::guard(end)?;
+    Ok(())
 }
 
 /// `e`, with an option that it is about spelled as on the command line.
@@ -83,22 +89,14 @@ fn spelled(e: Error) -> Error {
     }
 }
 
-/// Refuses a `path` that could not be written, before anything is computed. Outputs replace what is there by renaming,
-/// so a device or a pipe is no target: it would be replaced by a file.
-fn check_output(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let got = if path.as_os_str().is_empty() || (path.file_name().is_none() && !path.is_dir()) {
-        "a path that names no file".into()
-    } else if path.is_dir() || path.as_os_str().to_string_lossy().ends_with('/') {
-        "a directory".into()
-    } else if !parent.is_dir() {
-        format!("no directory {}", parent.display())
-    } else if path.exists() && !path.is_file() {
-        "a device or pipe".into()
-    } else {
-        return Ok(());
-    };
-    Err(Error::request(format!("output {}", path.display()), "a file in a directory that exists", got))
+/// Ends the program as a signal asks, with nothing half-written left behind, and tells of a model file that shrank.
+#[cfg(unix)]
+fn end(interrupt: aquatint::mmap::Interrupt) {
+    let _abandoned = aquatint::whole_file::abandon();
+    if let aquatint::mmap::Interrupt::Shortened(_) = interrupt {
+        let _ = writeln!(std::io::stderr(), "error: {}", one_line(&interrupt.to_string()));
+    }
+    std::process::exit(interrupt.exit_code());
 }
 
 /// Prints a line; a closed pipe is not an error, a full disk is.

@@ -1,9 +1,8 @@
 //! Finding the model: a file, or the one inside the binary.
 
 use aquatint::format::Packed;
-use aquatint::mmap::map;
+use aquatint::mmap::{self, FileBytes};
 use aquatint::{Error, Result};
-use memmap2::Mmap;
 use std::path::Path;
 
 /// Bytes that start on a 64-byte boundary, as the format demands.
@@ -16,8 +15,8 @@ static GLYPHS: &Aligned<[u8]> = &Aligned(*include_bytes!("../../models/glyphs-w4
 
 /// Where the bytes of a model are.
 pub enum Bytes {
-    /// In a mapped file.
-    Mapped(Mmap),
+    /// In a file.
+    File(FileBytes),
     /// In the binary.
     Embedded(&'static [u8]),
 }
@@ -25,7 +24,7 @@ pub enum Bytes {
 impl AsRef<[u8]> for Bytes {
     fn as_ref(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(map) => map,
+            Bytes::File(bytes) => bytes,
             Bytes::Embedded(bytes) => bytes,
         }
     }
@@ -39,7 +38,7 @@ pub fn open(path: Option<&Path>) -> Result<Packed<Bytes>> {
         let got = format!("the directory {}; pack it first: packer {} -o model.aqt", path.display(), path.display());
         return Err(Error::request("model", expected, got));
     }
-    Packed::new(Bytes::Mapped(map(path)?)).map_err(|e| named(e, path))
+    Packed::new(Bytes::File(mmap::open(path)?)).map_err(|e| named(e, path))
 }
 
 /// `e` with the name of the file it is about.

@@ -144,6 +144,11 @@ pub struct InitArgs {
 }
 
 impl InitArgs {
+    /// The files that are read.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.init_image.iter().chain(&self.mask)
+    }
+
     /// As the library takes them; reads the files.
     pub fn options(&self) -> Result<Option<InitOptions>> {
         let Some(path) = &self.init_image else { return Ok(None) };

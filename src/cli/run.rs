@@ -3,13 +3,14 @@
 use super::device::with_backend;
 use super::options::{InitArgs, PromptArgs, SamplingArgs, SizeArgs, read_tensors};
 use super::tensors::write;
-use super::{Device, check_output, model, say, say_json};
+use super::{Device, model, say, say_json};
 use aquatint::backend::Backend;
 use aquatint::image::{self, PngParameters, from_nhwc, grid, numbered, write_png};
 use aquatint::model::Model;
 use aquatint::options::{NamedTensor, RequestOptions};
 use aquatint::pipeline::{Event, NoiseSource, Output, Plans, Request, Session, swap_last_axes};
 use aquatint::plan::Plan;
+use aquatint::whole_file::check_target;
 use aquatint::{Error, Result};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -176,15 +177,17 @@ impl Run {
 
     /// Refuses outputs that could not be written, before anything is computed.
     fn check_outputs(&self, n: usize) -> Result<()> {
+        let inputs: Vec<&Path> =
+            self.model.iter().chain(self.init.files()).chain(&self.inputs).map(PathBuf::as_path).collect();
         let sheet = !self.output.contains('%');
         for k in 0..if sheet { 1 } else { n } {
             let png = if sheet { self.output.clone() } else { numbered(&self.output, k)? };
-            check_output(Path::new(&png))?;
+            check_target(Path::new(&png), &inputs)?;
             if self.outputs.as_deref() == Some(Path::new(&png)) {
                 return Err(Error::request("--outputs", "another file than --output", png));
             }
         }
-        self.outputs.as_deref().map_or(Ok(()), check_output)
+        self.outputs.as_deref().map_or(Ok(()), |path| check_target(path, &inputs))
     }
 
     fn bar(&self) -> ProgressBar {

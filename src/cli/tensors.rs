@@ -1,8 +1,9 @@
 //! `--outputs`: safetensors files in diffusers' layouts.
 
 use aquatint::options::NamedTensor;
-use aquatint::{Error, Result};
+use aquatint::{Error, Result, whole_file};
 use safetensors::tensor::{Dtype, TensorView};
+use std::io::Write;
 use std::path::Path;
 
 /// Writes `tensors` to `path`, whole or not at all.
@@ -15,12 +16,5 @@ pub fn write(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
         views.push((t.name, view));
     }
     let bytes = safetensors::serialize(views, None).map_err(|e| Error::request("--outputs", "tensors", e))?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let done = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    done.map_err(|e| {
-        let _ = std::fs::remove_file(&temporary);
-        Error::io("write", path)(e)
-    })
+    whole_file::write(path, |file| file.write_all(&bytes))
 }

@@ -21,11 +21,6 @@ pub const UNIT_BYTES: usize = 16;
 /// Alignment of every blob.
 pub const BLOB_ALIGN: usize = 64;
 
-/// `n` rounded up to a multiple of `to`.
-pub const fn round_up(n: usize, to: usize) -> usize {
-    n.div_ceil(to) * to
-}
-
 /// Everything that fixes the size and place of a quantized tensor's blobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -68,7 +63,7 @@ pub const fn units(cols: usize, plane_bits: u8) -> usize {
 impl Layout {
     /// Rows padded to whole row blocks.
     pub fn padded_rows(&self) -> usize {
-        round_up(self.rows, ROW_BLOCK)
+        self.rows.next_multiple_of(ROW_BLOCK)
     }
 
     /// Number of codebooks.
@@ -84,7 +79,7 @@ impl Layout {
         let mut end = 0;
         let mut blob = |bytes: usize| {
             let start = end;
-            end = round_up(start + bytes, BLOB_ALIGN);
+            end = (start + bytes).next_multiple_of(BLOB_ALIGN);
             start..start + bytes
         };
         let rows = self.padded_rows();
@@ -264,7 +259,7 @@ pub fn fault(layout: Layout, bytes: &[u8]) -> Option<&'static str> {
 fn unused_codes_are_zero(plane: &[u8], plane_bits: u8, rows: usize, cols: usize) -> bool {
     let (per_unit, units) = (128 / usize::from(plane_bits), units(cols, plane_bits));
     let mask = ((1u16 << plane_bits) - 1) as u8;
-    (0..round_up(rows, ROW_BLOCK)).all(|row| {
+    (0..rows.next_multiple_of(ROW_BLOCK)).all(|row| {
         let first = if row < rows { cols } else { 0 };
         (first..units * per_unit).all(|col| {
             let (unit, k) = (col / per_unit, col % per_unit);

@@ -6,10 +6,12 @@ use super::tensor::{Cursor, TensorInfo, TensorKind, TensorRecord};
 use super::{MAX_META, MAX_NODES, MAX_PROGRAMS, MAX_TENSORS, Meta};
 use crate::codec::layout::{PackedMatrix, fault};
 use crate::error::{Error, Result};
+use crate::mmap::{self, FileBytes};
 use crate::program::{Dims, Program, Role, shape};
 use half::f16;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
@@ -34,6 +36,22 @@ pub enum TensorView<'a> {
     F16(&'a [f16]),
     /// Codes, codebooks and scales.
     Codes(PackedMatrix<'a>),
+}
+
+impl Packed<FileBytes> {
+    /// Opens the packed model in the file `path` ([`mmap::open`] says at what cost).
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read; those of [`new`](Self::new), which then name the file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Packed::new(mmap::open(path)?).map_err(|e| match e {
+            Error::Format { section, offset, what, expected, got } => {
+                Error::Format { section, offset, what: format!("{}: {what}", path.display()), expected, got }
+            }
+            other => other,
+        })
+    }
 }
 
 impl<D: AsRef<[u8]>> Packed<D> {

@@ -1,7 +1,7 @@
 //! Tensor records: encode and decode side by side.
 
 use super::{MAX_NAME, MAX_WEIGHTS};
-use crate::codec::layout::{BLOB_ALIGN, Layout, round_up};
+use crate::codec::layout::{BLOB_ALIGN, Layout};
 use crate::codec::{Bits, Grain};
 use crate::error::{Error, Result};
 use crate::program::shape::TensorType;
@@ -234,7 +234,7 @@ impl Cursor {
         if r.reserved != [0; 24] {
             return err(40, "reserved", "zeros".into(), "other bytes".into());
         }
-        let expected_offset = round_up(self.data as usize, BLOB_ALIGN);
+        let expected_offset = (self.data as usize).next_multiple_of(BLOB_ALIGN);
         if r.offset.get() != expected_offset as u64 {
             return err(24, "offset", expected_offset.to_string(), r.offset.to_string());
         }

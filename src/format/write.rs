@@ -4,11 +4,11 @@ use super::header::{self, HEAD_BYTES, SectionKind, align_section};
 use super::program::{encode_node, encode_program};
 use super::tensor::{TensorInfo, TensorKind};
 use super::{MAX_NAME, MAX_NODES, MAX_TENSORS, Meta, Packed};
-use crate::codec::layout::{BLOB_ALIGN, round_up};
+use crate::codec::layout::BLOB_ALIGN;
 use crate::error::{Error, Result};
 use crate::program::Program;
-use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use crate::whole_file::WholeFile;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use zerocopy::IntoBytes;
@@ -27,10 +27,8 @@ pub struct TensorSpec {
 /// Writes one packed file. Nothing appears at the target path before [`finish`](Self::finish) has succeeded; if the
 /// writer is dropped earlier, for whatever reason, its temporary file is removed and an older target stays untouched.
 pub struct Writer {
-    out: BufWriter<File>,
-    temporary: PathBuf,
+    out: WholeFile,
     target: PathBuf,
-    finished: bool,
     tensors: Vec<TensorInfo>,
     data_bytes: usize,
     data_hash: Xxh3,
@@ -40,21 +38,11 @@ impl Writer {
     /// Starts a file that will appear at `target`.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be made beside `target`.
+    /// As those of [`WholeFile::create`].
     pub fn create(target: &Path) -> Result<Self> {
-        let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = target.with_file_name(name);
-        let io = |path: &Path| Error::io("create", path.to_owned());
-        if target.is_dir() || target.file_name().is_none() {
-            return Err(io(target)(std::io::Error::other("the output must be a file, not a directory")));
-        }
-        let file = File::options().write(true).read(true).create_new(true).open(&temporary).map_err(io(target))?;
         let mut writer = Writer {
-            out: BufWriter::with_capacity(1 << 20, file),
-            temporary,
+            out: WholeFile::create(target)?,
             target: target.to_owned(),
-            finished: false,
             tensors: Vec::new(),
             data_bytes: 0,
             data_hash: Xxh3::new(),
@@ -74,7 +62,7 @@ impl Writer {
     pub fn tensor(&mut self, spec: TensorSpec, bytes: &[u8]) -> Result<u32> {
         assert!(self.tensors.len() < MAX_TENSORS, "too many tensors");
         assert!((1..=MAX_NAME).contains(&spec.name.len()), "name of {} bytes", spec.name.len());
-        let pad = round_up(self.data_bytes, BLOB_ALIGN) - self.data_bytes;
+        let pad = self.data_bytes.next_multiple_of(BLOB_ALIGN) - self.data_bytes;
         let zeros = [0; BLOB_ALIGN];
         self.data(&zeros[..pad])?;
         let TensorSpec { name, dims, kind } = spec;
@@ -153,23 +141,10 @@ impl Writer {
         }
         debug_assert_eq!(SectionKind::ALL.len(), sections.len());
         let io = |e| Error::io("write", &self.target)(e);
-        self.out.flush().map_err(io)?;
-        let file = self.out.get_mut();
-        file.seek(SeekFrom::Start(0)).map_err(io)?;
-        file.write_all(&header::encode(&sections)).map_err(io)?;
-        file.sync_all().map_err(io)?;
-        Packed::new(crate::mmap::map(&self.temporary)?)?.verify()?;
-        fs::rename(&self.temporary, &self.target).map_err(io)?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Nothing can be done if this fails too; the error that brought us here is already on its way.
-            let _ = fs::remove_file(&self.temporary);
-        }
+        self.out.seek(SeekFrom::Start(0)).map_err(io)?;
+        self.out.write_all(&header::encode(&sections)).map_err(io)?;
+        self.out.sync()?;
+        Packed::new(crate::mmap::map_own(self.out.temporary())?)?.verify()?;
+        self.out.commit()
     }
 }

@@ -123,11 +123,11 @@ fn a_run_that_cannot_be_is_refused() {
         (&["-o", "out_%x.png"], &["output name", "expected %d", "out_%x.png"]),
         (&["-o", "nowhere/%d.png"], &["nowhere/0.png", "no directory nowhere"]),
         #[cfg(unix)]
-        (&["-o", "socket"], &["output socket", "expected a file", "got a device or pipe"]),
+        (&["-o", "socket"], &["output socket", "expected a file", "got a socket"]),
         (&["--outputs", "nowhere/out.safetensors"], &["nowhere/out.safetensors", "no directory nowhere"]),
         (&["--outputs", "folder"], &["output folder", "got a directory"]),
         #[cfg(unix)]
-        (&["--outputs", "socket"], &["output socket", "got a device or pipe"]),
+        (&["--outputs", "socket"], &["output socket", "got a socket"]),
         (&["--outputs", "out.png"], &["--outputs", "expected another file", "got out.png"]),
     ];
     for (args, words) in cases {

@@ -1,6 +1,7 @@
 //! The program as a person meets it.
 
 mod commands;
+mod interrupted;
 mod prompts;
 mod readme;
 mod run;

@@ -42,7 +42,7 @@ pub const LABELS: Value = Value(2);
 pub const CONTEXT: Value = Value(3);
 
 /// An opened model.
-pub type Model = Packed<memmap2::Mmap>;
+pub type Model = Packed<aquatint::mmap::FileBytes>;
 
 /// A small model under construction: one program with the three inputs above, and perhaps more.
 pub struct Build {
@@ -159,7 +159,7 @@ impl Build {
             writer.tensor(spec.clone(), bytes).unwrap();
         }
         writer.finish(std::slice::from_ref(&self.program), &meta(latent)).unwrap();
-        let model = Packed::new(aquatint::mmap::map(&path).unwrap()).unwrap();
+        let model = Packed::new(aquatint::mmap::open(&path).unwrap()).unwrap();
         std::fs::remove_file(&path).unwrap();
         model
     }

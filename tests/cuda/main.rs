@@ -3,6 +3,7 @@
 mod attention;
 mod cost;
 mod elementwise;
+mod extents;
 mod kept;
 mod norms;
 mod ops;

@@ -131,7 +131,7 @@ fn batch_invariance<D: Driver>(open: impl Fn() -> Option<D>) {
 
 /// The letter model, embedded as W4A8.
 fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize) {
-    let map = aquatint::mmap::map(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
+    let map = aquatint::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let model = aquatint::model::Model::new(&packed).unwrap();
     let request = Request { steps, ..Request::new(&model, Prompts::Classes(labels.to_vec())) };
@@ -215,7 +215,7 @@ mod on_device {
 /// What `info` announces is what a run takes, to the byte.
 #[test]
 fn memory_is_what_was_announced() {
-    let map = aquatint::mmap::map(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
+    let map = aquatint::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let model = aquatint::model::Model::new(&packed).unwrap();
     let request = Request { steps: 1, ..Request::new(&model, Prompts::Classes(vec![3])) };

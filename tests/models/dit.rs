@@ -17,7 +17,7 @@ fn fixture(variant: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit").join(variant)
 }
 
-fn packed(variant: &str, config: &str, vae: &str) -> Packed<memmap2::Mmap> {
+fn packed(variant: &str, config: &str, vae: &str) -> Packed<aquatint::mmap::FileBytes> {
     pack(&fixture(variant), config, Some(vae))
 }
 
@@ -26,7 +26,7 @@ fn file(variant: &str, name: &str) -> Fixture {
     Fixture::open(&fixture(variant).join(name))
 }
 
-fn eval(packed: &Packed<memmap2::Mmap>, io: &Fixture, case: &str, tier: Tier) -> f64 {
+fn eval(packed: &Packed<aquatint::mmap::FileBytes>, io: &Fixture, case: &str, tier: Tier) -> f64 {
     let (sample, dims) = io.get(&format!("{case}.sample"));
     let labels = io.labels(&format!("{case}.class_labels"));
     let t = io.get(&format!("{case}.timestep")).0[0];
@@ -154,7 +154,12 @@ fn loops() -> Vec<(&'static str, f32, SamplerKind, usize, Option<&'static str>)>
     ]
 }
 
-fn run_loop(packed: &Packed<memmap2::Mmap>, fixture: &Fixture, name: &str, change: &dyn Fn(&mut Request)) -> [f64; 2] {
+fn run_loop(
+    packed: &Packed<aquatint::mmap::FileBytes>,
+    fixture: &Fixture,
+    name: &str,
+    change: &dyn Fn(&mut Request),
+) -> [f64; 2] {
     let (_, guidance, kind, steps, spacing) = *loops().iter().find(|l| l.0 == name).expect("a run");
     let model = aquatint::model::Model::new(packed).expect("a model");
     let mut request = Request::new(&model, Prompts::Classes(fixture.labels("class_labels")));

@@ -83,7 +83,7 @@ impl Classifier {
 
 #[test]
 fn the_embedded_model_draws_letters_that_a_classifier_reads() {
-    let map = aquatint::mmap::map(&models().join("glyphs-w4a8.aqt")).expect("the model maps");
+    let map = aquatint::mmap::open(&models().join("glyphs-w4a8.aqt")).expect("the model maps");
     let packed = Packed::new(map).expect("the model opens");
     let model = aquatint::model::Model::new(&packed).expect("a model");
     let mut request = Request::new(&model, Prompts::Classes((0..26).collect()));

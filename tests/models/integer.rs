@@ -61,7 +61,7 @@ fn packed(variant: &str, config: &str, vae: &str) -> Model {
         ..Default::default()
     };
     packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
-    let model = Model::new(aquatint::mmap::map(&output).unwrap()).unwrap();
+    let model = Model::new(aquatint::mmap::open(&output).unwrap()).unwrap();
     [q_config, vae_q_config, output].iter().for_each(|file| std::fs::remove_file(file).unwrap());
     model
 }

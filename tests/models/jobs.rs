@@ -6,18 +6,18 @@ use aquatint::backend::cpu::{Cpu, simd::scalar::Scalar};
 use aquatint::backend::cuda::Cuda;
 use aquatint::error::ErrorKind;
 use aquatint::format::Packed;
+use aquatint::mmap::FileBytes;
 use aquatint::model::Model;
 use aquatint::pipeline::{Event, Prompts, Request, Session};
 use common::emulated::Emulated;
-use memmap2::Mmap;
 use std::path::Path;
 
-fn letters() -> Packed<Mmap> {
+fn letters() -> Packed<FileBytes> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt");
-    Packed::new(aquatint::mmap::map(&path).unwrap()).unwrap()
+    Packed::new(aquatint::mmap::open(&path).unwrap()).unwrap()
 }
 
-fn request(model: &Model<'_, Mmap>, labels: &[u32]) -> Request {
+fn request(model: &Model<'_, FileBytes>, labels: &[u32]) -> Request {
     let mut request = Request::new(model, Prompts::Classes(labels.to_vec()));
     request.steps = 3;
     request

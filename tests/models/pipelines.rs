@@ -5,6 +5,7 @@ use aquatint::backend::cpu::simd::scalar::Scalar;
 use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::backend::cuda::Cuda;
 use aquatint::format::Packed;
+use aquatint::mmap::FileBytes;
 use aquatint::model::Model;
 use aquatint::pipeline::{
     Embeddings, InitImage, NoiseSource, Output, Prompts, Request, Session, Texts, swap_last_axes,
@@ -13,7 +14,6 @@ use aquatint::sampler::SamplerKind;
 use aquatint::text::PromptStyle;
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack_as, relative};
-use memmap2::Mmap;
 use packer::emit::Options;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd").join(name)
 }
 
-fn pack(name: &str, refiner: Option<&str>) -> Packed<Mmap> {
+fn pack(name: &str, refiner: Option<&str>) -> Packed<FileBytes> {
     let f32 = || Some("f32".to_owned());
     pack_as(Options {
         model: model(name),
@@ -57,7 +57,7 @@ fn channels_last(dims: &[usize], values: &[f32]) -> Vec<f32> {
     swap_last_axes(values, [dims[0], dims[1], dims[2] * dims[3]])
 }
 
-fn make(packed: &Packed<Mmap>, tier: Tier, name: &str, run: &Run, tensors: &Fixture) -> Output {
+fn make(packed: &Packed<FileBytes>, tier: Tier, name: &str, run: &Run, tensors: &Fixture) -> Output {
     let model = Model::new(packed).unwrap();
     {
         let cpu = Cpu::new(tier);
@@ -136,7 +136,7 @@ fn texts(prompts: &[&str], negatives: &[&str], style: PromptStyle) -> Texts {
 }
 
 /// A request for `prompts`, with noise of its own.
-fn request(model: &Model<'_, Mmap>, prompts: &[&str], not: &[&str]) -> Request {
+fn request(model: &Model<'_, FileBytes>, prompts: &[&str], not: &[&str]) -> Request {
     let prompts = Prompts::Texts(texts(prompts, not, PromptStyle::Weighted));
     Request { steps: 3, latent_size: [8, 12], ..Request::new(model, prompts) }
 }

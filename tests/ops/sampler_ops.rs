@@ -1,11 +1,10 @@
 //! The ops between model calls: the CPU against the scalar reference in f64 and diffusers' rescaled guidance, and the
 //! CUDA kernels in the emulator against the CPU, bit for bit.
 
+use aquatint::backend::args::ALIGN;
 use aquatint::backend::args::*;
 use aquatint::backend::{Backend, Call};
-use aquatint::codec::layout::round_up;
 use aquatint::pipeline::swap_last_axes;
-use aquatint::plan::ALIGN;
 use aquatint::sampler::{COLUMNS, MAX_STATES, NOISE, OUTPUT, ROW_FLOATS, Row, Table, X0};
 use aquatint::step::{Guiding, Latents, StepMemory};
 use common::normals;
@@ -325,7 +324,7 @@ fn rows_lie_where_the_kernels_look() {
     let case = &cases()[6];
     let row = &case.table.rows[0];
     let encoded = row.encode();
-    assert_eq!((ROW_FLOATS, round_up(ROW_FLOATS * 4, ALIGN)), (80, 320));
+    assert_eq!((ROW_FLOATS, (ROW_FLOATS * 4).next_multiple_of(ALIGN)), (80, 320));
     assert_eq!((encoded[4..6].to_vec(), encoded[6..8].to_vec()), (row.keep.to_vec(), row.gain.unwrap().to_vec()));
     assert_eq!((encoded[8 + X0], encoded[8 + COLUMNS + NOISE]), (row.next[0][X0], row.next[1][NOISE]));
 }

@@ -8,7 +8,7 @@ use aquatint::rng::TorchRng;
 use aquatint::sampler::SamplerKind;
 use std::path::Path;
 
-fn packed() -> Packed<memmap2::Mmap> {
+fn packed() -> Packed<aquatint::mmap::FileBytes> {
     let output = std::env::temp_dir().join(format!("aquatint-samplers-{}.aqt", std::process::id()));
     let options = packer::emit::Options {
         model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit/d2"),
@@ -18,7 +18,7 @@ fn packed() -> Packed<memmap2::Mmap> {
         ..Default::default()
     };
     packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
-    let map = aquatint::mmap::map(&output).expect("the packed file maps");
+    let map = aquatint::mmap::open(&output).expect("the packed file maps");
     std::fs::remove_file(&output).expect("a mapped file can be unlinked");
     Packed::new(map).expect("the packed file opens")
 }

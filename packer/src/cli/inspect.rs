@@ -5,19 +5,18 @@ use super::{say, say_json, say_line};
 use crate::error::Result;
 use aquatint::format::meta::{LayerMeta, Step};
 use aquatint::format::{Meta, Packed};
-use aquatint::mmap;
 use serde_json::json;
 use std::path::Path;
 
 pub(super) fn verify(file: &Path) -> Result<()> {
-    let packed = Packed::new(mmap::map(file)?)?;
+    let packed = Packed::open(file)?;
     packed.verify()?;
     say_line(format!("{}: sound, {}, {:032x}", file.display(), bytes(packed.as_bytes().len() as u64), packed.hash()));
     Ok(())
 }
 
 pub(super) fn inspect(file: &Path, as_json: bool) -> Result<()> {
-    let packed = Packed::new(mmap::map(file)?)?;
+    let packed = Packed::open(file)?;
     if as_json {
         return print_json(&packed);
     }

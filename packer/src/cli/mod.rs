@@ -143,7 +143,7 @@ impl From<Dtype> for Float {
 pub fn main() -> ExitCode {
     // clap itself exits with 2 on wrong arguments.
     let cli = Cli::parse();
-    let done = match (cli.command, cli.pack) {
+    let done = guard().and_then(|()| match (cli.command, cli.pack) {
         (Some(Command::Inspect { file, json }), _) => inspect::inspect(&file, json),
         (Some(Command::Verify { file }), _) => inspect::verify(&file),
         (Some(Command::Unpack { file, output, component, dtype }), _) => {
@@ -155,7 +155,7 @@ pub fn main() -> ExitCode {
         }
         (None, Some(args)) => pack::pack(&args),
         (None, None) => Ok(()),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -163,6 +163,23 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Lets files be mapped, and signals end the program in order.
+fn guard() -> Result<()> {
+    #[cfg(unix)]
+    aquatint::mmap::guard(end)?;
+    Ok(())
+}
+
+/// Ends the program as a signal asks, with nothing half-written left behind, and tells of a file that shrank.
+#[cfg(unix)]
+fn end(interrupt: aquatint::mmap::Interrupt) {
+    let _abandoned = aquatint::whole_file::abandon();
+    if let aquatint::mmap::Interrupt::Shortened(_) = interrupt {
+        eprintln!("error: {}", one_line(&interrupt.to_string()));
+    }
+    std::process::exit(interrupt.exit_code());
 }
 
 /// Prints `text` and a line end to standard output; a reader that has gone away is no error.

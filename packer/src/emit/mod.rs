@@ -21,7 +21,8 @@ use aquatint::error::Error;
 use aquatint::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
 use aquatint::format::{Meta, TensorSpec, Writer};
 use aquatint::program::{Dims, Program, Role, shape};
-use std::path::PathBuf;
+use aquatint::whole_file::check_target;
+use std::path::{Path, PathBuf};
 use store::{Stored, store};
 
 /// Bits per weight of the precision that average bits are relative to; the published sizes count 16.
@@ -75,6 +76,11 @@ impl Packing {
     /// # Errors
     /// If the model cannot be read or is not supported, or the output cannot be written.
     pub fn open(options: &Options) -> Result<Self> {
+        let configs =
+            [&options.q_config, &options.vae_q_config, &options.text_q_config].into_iter().flatten().map(Path::new);
+        let inputs: Vec<&Path> =
+            options.refiner.iter().map(PathBuf::as_path).chain([&*options.model]).chain(configs).collect();
+        check_target(&options.output, &inputs)?;
         let writer = Writer::create(&options.output)?;
         let mut model = Model::open(&options.model)?;
         if let Some(refiner) = &options.refiner {

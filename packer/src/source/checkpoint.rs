@@ -9,8 +9,8 @@ use super::view::View;
 use super::{SourceFile, safetensors, torch};
 use ::safetensors::Dtype;
 use aquatint::error::{Error, Result};
+use aquatint::mmap::FileBytes;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ pub struct Checkpoint {
     component: String,
     /// The file that it is a part of, where tensors have other names than in the file.
     origin: Option<String>,
-    maps: Vec<Arc<Mmap>>,
+    maps: Vec<Arc<FileBytes>>,
     tensors: BTreeMap<String, Place>,
     /// Objects that a tensor may be hidden in, by name: what they are.
     objects: BTreeMap<String, String>,
@@ -132,7 +132,7 @@ impl Checkpoint {
 
     fn add_file(&mut self, root: &Path, relative: &str, sources: &mut Vec<SourceFile>) -> Result<()> {
         let path = root.join(relative);
-        let map = aquatint::mmap::map(&path)?;
+        let map = aquatint::mmap::open(&path)?;
         let found = if safetensors::recognise(&map) {
             safetensors::tensors(&map, &path)?
         } else {

@@ -1,14 +1,13 @@
 //! DiT pipelines.
 
-use super::{Pending, SILU_ENERGY, class, normal, object, write_json};
+use super::{SILU_ENERGY, class, normal, object, write_json};
 use crate::error::Result;
 use crate::lower::{DENOISER, VAE, dit, vae};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use crate::weights::{self, Float};
-use aquatint::error::Error;
+use aquatint::whole_file::WholeDirectory;
 use serde_json::{Value, json};
-use std::fs;
 use std::path::Path;
 
 /// Spread of a token entering the last norm, about; its inverse is what that norm multiplies by.
@@ -73,7 +72,7 @@ impl Architecture {
     /// Names and axes of all tensors of `component`, in the order they are written.
     ///
     /// # Errors
-    /// [`Error::Request`] if a configuration is not one that the packer supports.
+    /// [`Error::Request`](aquatint::Error::Request) if a configuration is not one that the packer supports.
     pub fn tensors(&self, component: &str) -> Result<Vec<(String, Vec<usize>)>> {
         Ok(self.list(component)?.into_iter().map(|t| (t.key, t.dims)).collect())
     }
@@ -105,11 +104,10 @@ impl Architecture {
     /// Writes the model directory at `dir`, which must not exist or be empty. Weights are f16.
     ///
     /// # Errors
-    /// [`Error::Request`] if there is something at `dir`; [`Error::Io`] if it cannot be written. Nothing is left
-    /// behind.
+    /// As those of [`WholeDirectory`], and what the system says about writing. Nothing is left behind.
     pub fn write(&self, dir: &Path, seed: u64) -> Result<()> {
-        let pending = Pending::beside(dir)?;
-        let at = &pending.0;
+        let directory = WholeDirectory::create(dir)?;
+        let at = directory.temporary();
         let index = json!({
             "_class_name": "DiTPipeline",
             "_diffusers_version": "0.30.0",
@@ -139,9 +137,7 @@ impl Architecture {
             let file = folder.join("diffusion_pytorch_model.safetensors");
             weights::write(&file, &names, Float::F16, &mut |i| Ok(self.values(component, &list[i], seed)))?;
         }
-        // An empty directory may be there; a rename replaces it.
-        fs::rename(at, dir).map_err(Error::io("write", dir))?;
-        Ok(())
+        Ok(directory.commit()?)
     }
 
     fn values(&self, component: &str, tensor: &Tensor, seed: u64) -> Vec<f32> {

@@ -19,7 +19,7 @@ use aquatint::error::Error;
 use rayon::prelude::*;
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Elements drawn by one task.
@@ -63,29 +63,6 @@ impl SynthModel {
             SynthModel::Directory(published) => published::write_directory(&published(), output, seed),
             SynthModel::File(published) => published::write_file(&published(), output, seed),
         }
-    }
-}
-
-/// A directory that is removed unless it was renamed.
-struct Pending(PathBuf);
-
-impl Pending {
-    /// A place beside `dir`, which must not exist or be empty.
-    fn beside(dir: &Path) -> Result<Self> {
-        if fs::read_dir(dir).map_or(dir.exists(), |mut entries| entries.next().is_some()) {
-            let expected = "a directory that does not exist or is empty";
-            return Err(Error::request(format!("output {}", dir.display()), expected, "something there").into());
-        }
-        let mut name = dir.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        Ok(Pending(dir.with_file_name(name)))
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        // After the rename there is nothing to remove, and before it an error is already on its way.
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

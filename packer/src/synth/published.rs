@@ -1,14 +1,13 @@
 //! Published models, as [`known`](crate::source::layout::known) lists them.
 
-use super::{Pending, SILU_ENERGY, normal, tokenizer, write_json};
+use super::{SILU_ENERGY, normal, tokenizer, write_json};
 use crate::error::Result;
 use crate::source::layout::{Entry, Member, Published};
 use crate::source::view::Part;
 use crate::weights::{self, Float};
-use aquatint::error::Error;
+use aquatint::whole_file::WholeDirectory;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 /// Spread of a UNet's features before its last norm, about; its inverse is what that norm multiplies by.
@@ -21,8 +20,8 @@ const SILU_SLOPE: f32 = 0.5;
 
 /// Writes the diffusers directory `dir`, which must not exist or be empty. Weights are f16.
 pub(super) fn write_directory(published: &Published, dir: &Path, seed: u64) -> Result<()> {
-    let pending = Pending::beside(dir)?;
-    let at = &pending.0;
+    let directory = WholeDirectory::create(dir)?;
+    let at = directory.temporary();
     write_json(&at.join("model_index.json"), &Value::Object(published.index.clone()))?;
     write_json(&at.join("scheduler/scheduler_config.json"), &Value::Object(published.scheduler.clone()))?;
     for member in &published.members {
@@ -39,9 +38,7 @@ pub(super) fn write_directory(published: &Published, dir: &Path, seed: u64) -> R
             tokenizer::write(&at.join(name), name)?;
         }
     }
-    // An empty directory may be there; a rename replaces it.
-    fs::rename(at, dir).map_err(Error::io("write", dir))?;
-    Ok(())
+    Ok(directory.commit()?)
 }
 
 /// Writes the model to the safetensors file `path` in its authors' layout. Weights are f16.

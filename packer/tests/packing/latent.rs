@@ -222,7 +222,7 @@ fn int8_attention_is_asked_for() {
         std::fs::write(&file, json!({"*": q_config}).to_string()).unwrap();
         let (model, q_config) = (model("v1"), Some(file.to_str().unwrap().to_owned()));
         pack(&Options { model, q_config, int8_attention, output: output.clone(), ..Default::default() }, &mut |_| ())?;
-        let packed = Packed::new(aquatint::mmap::map(&output)?)?;
+        let packed = Packed::new(aquatint::mmap::open(&output)?)?;
         let attends: Vec<_> = packed.programs().iter().map(|p| (p.role, attends(p))).collect();
         Ok((packed.meta().quantization.attention.clone(), attends))
     };

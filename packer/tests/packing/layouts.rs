@@ -467,7 +467,7 @@ fn files_lower_and_pack() {
         }
         let out = scratch.path(&format!("{name}.aqt"));
         pack_as(&fixture(&format!("layouts/{name}.ckpt")), Some("w8a8"), &out).unwrap();
-        let packed = Packed::new(aquatint::mmap::map(&out).unwrap()).unwrap();
+        let packed = Packed::new(aquatint::mmap::open(&out).unwrap()).unwrap();
         packed.verify().unwrap();
         assert_eq!(packed.meta().sources.len(), 1);
         assert_eq!(packed.meta().sources[0].file, format!("{name}.ckpt"));

@@ -1,8 +1,9 @@
-//! Tests of the packer through its library, a module per subject.
+//! Tests of the packer, a module per subject.
 
 mod builders;
 mod common;
 mod config;
+mod interrupted;
 mod latent;
 mod layouts;
 mod pack;
@@ -10,6 +11,7 @@ mod quantizers;
 mod readme;
 mod refusals;
 mod scheduler;
+mod steps;
 mod tokenizer;
 mod torch;
 mod torch_hostile;

@@ -13,7 +13,7 @@ fn every_model_in_every_precision_is_sound() {
         for spec in ["f32", "f16", "w4a8", "w8a8", "w4a8:kmeans", "w3a8", "w4a16:kmeans_a", "w6a6"] {
             let out = scratch.path(&format!("{name}.aqt"));
             let report = pack_as(&model(name), Some(spec), &out).unwrap_or_else(|e| panic!("{name} {spec}: {e}"));
-            let packed = Packed::new(mmap::map(&out).unwrap()).unwrap();
+            let packed = Packed::new(mmap::open(&out).unwrap()).unwrap();
             packed.verify().unwrap_or_else(|e| panic!("{name} {spec}: {e}"));
             assert_eq!(report.file_bytes, packed.as_bytes().len() as u64);
             for layer in &report.layers {
@@ -54,7 +54,7 @@ fn every_layer_can_be_quantized_when_named() {
                 assert_eq!((name, layer.meta.name.as_str()), ("d1p1", "vae/decoder.conv_in"), "{value}");
                 assert!(layer.meta.note.as_ref().unwrap().contains("multiple of 4"));
             }
-            Packed::new(mmap::map(&out).unwrap()).unwrap().verify().unwrap();
+            Packed::new(mmap::open(&out).unwrap()).unwrap().verify().unwrap();
         }
     }
 }
@@ -92,7 +92,7 @@ fn the_file_tells_of_its_model() {
     let scratch = Scratch::new("meta");
     let out = scratch.path("m.aqt");
     pack_as(&model("d2"), None, &out).unwrap();
-    let packed = Packed::new(mmap::map(&out).unwrap()).unwrap();
+    let packed = Packed::new(mmap::open(&out).unwrap()).unwrap();
     let meta = packed.meta();
     let pipeline = &meta.pipeline;
     assert_eq!((pipeline.name.as_str(), pipeline.class.as_str()), ("d2", "DiTPipeline"));
@@ -138,7 +138,7 @@ fn integer_layers_read_codes_that_norms_make() {
     let (out, config) = (scratch.path("m.aqt"), scratch.path("all.json"));
     fs::write(&config, r#"{"*": "w4a8"}"#).unwrap();
     pack_as(&model("d2"), config.to_str(), &out).unwrap();
-    let packed = Packed::new(mmap::map(&out).unwrap()).unwrap();
+    let packed = Packed::new(mmap::open(&out).unwrap()).unwrap();
     let denoiser = packed.program(Role::Denoiser).unwrap();
     let count = |name: &str| denoiser.nodes.iter().filter(|n| n.op.name() == name).count();
     // Apart from norms: patches, time embedding, its hidden layer, silu (shared by both blocks and the final layer),
@@ -182,7 +182,7 @@ fn configurations_of_qua2sedimo_apply() {
     let (mut quantized, mut raw) = (0, 0);
     for layer in report.layers.iter().filter(|l| l.meta.name.starts_with("transformer/")) {
         let weight = format!("{}.weight", layer.meta.name);
-        let packed = Packed::new(mmap::map(&out).unwrap()).unwrap();
+        let packed = Packed::new(mmap::open(&out).unwrap()).unwrap();
         let rows = packed.tensors().iter().find(|t| t.name == weight).unwrap().matrix().0 as u64;
         let times = if layer.meta.name.contains("timestep_embedder") { 2 } else { 1 };
         quantized += times * (layer.weights * u64::from(layer.bits) / 8 + tables(rows, &layer.meta.method));
@@ -211,7 +211,7 @@ fn old_class_and_attention_names_are_understood() {
     let (a, b) = (scratch.path("a.aqt"), scratch.path("b.aqt"));
     pack_as(&old, None, &a).unwrap();
     pack_as(&model("d2"), None, &b).unwrap();
-    let (a, b) = (Packed::new(mmap::map(&a).unwrap()).unwrap(), Packed::new(mmap::map(&b).unwrap()).unwrap());
+    let (a, b) = (Packed::new(mmap::open(&a).unwrap()).unwrap(), Packed::new(mmap::open(&b).unwrap()).unwrap());
     assert!(a.tensors().iter().any(|t| t.name == "vae/decoder.mid_block.attentions.0.proj_attn.weight"));
     // The programs differ in the names of those four layers only.
     for (x, y) in a.programs().iter().zip(b.programs()) {
@@ -233,7 +233,7 @@ fn a_decoder_without_its_optional_parts() {
     });
     let out = scratch.path("m.aqt");
     pack_as(&lean, None, &out).unwrap();
-    let packed = Packed::new(mmap::map(&out).unwrap()).unwrap();
+    let packed = Packed::new(mmap::open(&out).unwrap()).unwrap();
     let decoder = packed.program(Role::VaeDecoder).unwrap();
     assert!(decoder.nodes.iter().all(|n| n.op.name() != "attention"));
     let Op::Pointwise { mul, add, .. } = decoder.nodes[0].op else { panic!("{:?}", decoder.nodes[0]) };

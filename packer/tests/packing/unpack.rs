@@ -127,5 +127,5 @@ fn a_small_made_up_model_packs() {
 
     let out = scratch.path("small.aqt");
     pack_as(&dir, Some("w4a8"), &out).unwrap();
-    Packed::new(mmap::map(&out).unwrap()).unwrap().verify().unwrap();
+    Packed::new(mmap::open(&out).unwrap()).unwrap().verify().unwrap();
 }

@@ -2,7 +2,7 @@
 
 use super::arena::{Arena, CodesMut, floats_mut, typed_mut};
 use super::math::{LANES, activate, fma, greater, greatest, least, lesser, silu, sum};
-use super::quantize::{Encode, Extent, Fixed, Range, quantize_rows};
+use super::quantize::{Encode, Extent, Fixed, Made, Range, quantize_rows};
 use super::scratch;
 use super::simd::{Isa, vectorized};
 use crate::backend::args::{GroupNormArgs, LayerNormArgs, Output};
@@ -45,11 +45,7 @@ pub fn layer_norm<I: Isa>(
         }
         Output::Codes(to) => {
             let fixed = Fixed::new(&reads, to);
-            let make = |row: usize, scratch: &mut [f32], f: &mut dyn FnMut(&[f32])| {
-                normalize(row, scratch);
-                f(scratch);
-            };
-            quantize_rows(isa, to, &fixed, CodesMut::new(out, &to.codes), make, cols * 4);
+            quantize_rows(isa, to, &fixed, CodesMut::new(out, &to.codes), Made(normalize), cols * 4);
         }
     }
 }
@@ -195,13 +191,8 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, args: &GroupNormArgs, weigh
     let fixed = Fixed::new(&reads, to);
     let codes = CodesMut::new(out, &to.codes);
     if to.codes.groups == to.codes.rows {
-        let make = |row: usize, scratch: &mut [f32], f: &mut dyn FnMut(&[f32])| {
-            apply(row, &mut scratch[..cols]);
-            f(&scratch[..cols]);
-        };
-        return quantize_rows(isa, to, &fixed, codes, make, cols * 4);
+        return quantize_rows(isa, to, &fixed, codes, Made(apply), cols * 4);
     }
-    let with_row = |f: &mut dyn FnMut(&mut [f32])| scratch::with(cols * 4, |bytes| f(floats_mut(bytes)));
     extents.par_chunks_exact_mut(2).enumerate().for_each(|(b, out)| {
         if to.fixed.is_some() {
             return;
@@ -213,7 +204,8 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, args: &GroupNormArgs, weigh
                 isa.run(ExtentOfRows, (&x[rows.start * cols..rows.end * cols], affine, args.act == Act::Silu));
             return;
         }
-        with_row(&mut |y| {
+        scratch::with(cols * 4, |bytes| {
+            let y = floats_mut(bytes);
             let mut seen = (f32::INFINITY, f32::NEG_INFINITY);
             for row in rows.clone() {
                 apply(row, y);
@@ -235,7 +227,8 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, args: &GroupNormArgs, weigh
     let stride = to.codes.stride();
     codes.codes.par_chunks_mut(BLOCK * stride).zip(codes.sum.par_chunks_mut(BLOCK)).enumerate().for_each(
         |(block, (codes, sums))| {
-            with_row(&mut |y| {
+            scratch::with(cols * 4, |bytes| {
+                let y = floats_mut(bytes);
                 for (i, (codes, sum)) in codes.chunks_exact_mut(stride).zip(sums.iter_mut()).enumerate() {
                     let row = block * BLOCK + i;
                     apply(row, y);

@@ -89,7 +89,7 @@ pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, args: &QuantizeArgs) {
     let out = CodesMut::new(out, &args.y.codes);
     let rows_per_group = args.y.codes.rows / args.y.codes.groups;
     if args.y.grain == QuantizeGrain::Row {
-        return quantize_rows(isa, &args.y, &ranges, out, |row, _, f| f(&x[row * cols..][..cols]), 0);
+        return quantize_rows(isa, &args.y, &ranges, out, Stored { x, cols }, 0);
     }
     // One scale per sample: the extent of blocks of rows, then of samples, then codes. Minimum and maximum do not
     // depend on the order in which they are taken.
@@ -144,14 +144,43 @@ impl<'a> Fixed<'a> {
     }
 }
 
-/// Quantizes row by row. `make(row, scratch, f)` must call `f` with the row's values; `scratch` is the thread's, of
-/// `scratch_bytes`.
+/// Where the rows come from that are quantized.
+pub trait RowValues: Sync {
+    /// The values of row `row`, which may be made in `scratch`.
+    fn get<'a>(&'a self, row: usize, scratch: &'a mut [f32]) -> &'a [f32];
+}
+
+/// Rows that lie in the arena.
+struct Stored<'x> {
+    x: &'x [f32],
+    cols: usize,
+}
+
+impl RowValues for Stored<'_> {
+    #[inline(always)]
+    fn get<'a>(&'a self, row: usize, _: &'a mut [f32]) -> &'a [f32] {
+        &self.x[row * self.cols..][..self.cols]
+    }
+}
+
+/// Rows that a function makes: it writes row `row` over all of the floats that it is given.
+pub struct Made<F>(pub F);
+
+impl<F: Fn(usize, &mut [f32]) + Sync> RowValues for Made<F> {
+    #[inline(always)]
+    fn get<'a>(&'a self, row: usize, scratch: &'a mut [f32]) -> &'a [f32] {
+        (self.0)(row, scratch);
+        scratch
+    }
+}
+
+/// Quantizes row by row; `scratch_bytes` is what one of `values` is made in.
 pub fn quantize_rows<I: Isa>(
     isa: I,
     to: &QuantizeTo,
     fixed: &Fixed<'_>,
     out: CodesMut<'_>,
-    make: impl Fn(usize, &mut [f32], &mut dyn FnMut(&[f32])) + Sync,
+    values: impl RowValues,
     scratch_bytes: usize,
 ) {
     const BLOCK: usize = 16;
@@ -163,14 +192,13 @@ pub fn quantize_rows<I: Isa>(
             let scratch = super::arena::floats_mut(bytes);
             for (i, codes) in codes.chunks_exact_mut(stride).enumerate() {
                 let row = block * BLOCK + i;
-                make(row, scratch, &mut |x| {
-                    let range = fixed.get(row).unwrap_or_else(|| {
-                        let (low, high) = isa.run(Extent, (x,));
-                        Range::dynamic(low, high, bits)
-                    });
-                    (scales[i], zeros[i]) = (range.scale, range.zero);
-                    sums[i] = isa.run(Encode, (x, range, bits, &mut *codes));
+                let x = values.get(row, scratch);
+                let range = fixed.get(row).unwrap_or_else(|| {
+                    let (low, high) = isa.run(Extent, (x,));
+                    Range::dynamic(low, high, bits)
                 });
+                (scales[i], zeros[i]) = (range.scale, range.zero);
+                sums[i] = isa.run(Encode, (x, range, bits, codes));
             }
         });
     });

@@ -1,10 +1,12 @@
 //! The kernels' arguments: `kernels/args.cuh` again, field by field. Sizes are asserted on both sides.
 
-use crate::backend::args;
+use super::DeviceTensor;
+use crate::backend::{Call, args};
 use crate::codec::Grain;
 use crate::codec::layout::{Layout, Tables};
 use crate::format::TensorView;
 use crate::program::Act;
+use std::cell::Cell;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 macro_rules! structs {
@@ -96,8 +98,18 @@ impl WeightKind {
     }
 }
 
-/// A weight of `rows` output channels and `cols` inputs whose first byte is at device address `at`.
-pub fn weight(tensor: &TensorView<'_>, at: u64, rows: usize, cols: usize) -> Weight {
+/// A weight of `rows` output channels and `cols` inputs.
+///
+/// # Panics
+/// If the tensor has others: a bug of the caller.
+pub fn weight(tensor: &DeviceTensor<'_>, rows: usize, cols: usize) -> Weight {
+    let (at, tensor) = (tensor.at, &tensor.view);
+    let have = match tensor {
+        TensorView::F32(v) => v.len(),
+        TensorView::F16(v) => v.len(),
+        TensorView::Codes(m) => m.layout.rows * m.layout.cols,
+    };
+    assert_eq!(have, rows * cols, "elements of a weight of {rows} x {cols}");
     let mut weight = Weight::new_zeroed();
     weight.kind = WeightKind::of(tensor) as u32;
     (weight.rows, weight.padded_rows, weight.cols, weight.taps) = (rows as u32, rows as u32, cols as u32, 1);
@@ -122,25 +134,60 @@ pub fn weight(tensor: &TensorView<'_>, at: u64, rows: usize, cols: usize) -> Wei
     weight
 }
 
-/// Where the operands of an op lie on the device.
+/// Where the operands of an op lie on the device. Every address that it gives was asserted to lie in the arena, with all
+/// that a kernel reads or writes from there at any call: operands that lie `stride` bytes apart lower the number of calls
+/// that the arena is good for, which [`Arena`](super::Arena) asserts before a call begins.
+///
+/// # Panics
+/// All methods, if an operand does not lie in the arena: a bug of the caller.
 #[derive(Clone, Copy, Debug)]
-pub struct Frame {
-    /// The arena's first byte.
-    pub arena: u64,
+pub struct Frame<'a> {
+    /// The arena's first byte, and how many there are.
+    arena: u64,
+    bytes: usize,
     /// The numbers of the current call, two u32.
     pub calls: u64,
+    /// The current call, if one has begun.
+    call: Option<Call>,
+    limit: &'a Cell<Call>,
 }
 
-impl Frame {
-    /// A place that does not depend on the call.
-    pub fn at(&self, slot: args::Slot) -> u64 {
+impl<'a> Frame<'a> {
+    /// A frame of `bytes` at device address `arena`, all allocated; `calls` is the address of the numbers of the current
+    /// `call`. `limit` holds the number of calls, of a window and of a run, that all operands so far have room for.
+    pub(super) fn new(arena: u64, bytes: usize, calls: u64, call: Option<Call>, limit: &'a Cell<Call>) -> Self {
+        Frame { arena, bytes, calls, call, limit }
+    }
+
+    /// The address of an operand of `len` bytes: of its entry for call 0, if it has one per call of the tables' window.
+    pub fn place(&self, slot: args::Slot, len: usize) -> u64 {
+        let calls = self.entries(slot, len, self.call.map(|call| call.window));
+        let limit = self.limit.get();
+        self.limit.set(Call { window: limit.window.min(calls), ..limit });
         self.arena + slot.at as u64
+    }
+
+    /// The same for what has an entry per call of the run.
+    pub fn place_of_run(&self, slot: args::Slot, len: usize) -> u64 {
+        let calls = self.entries(slot, len, self.call.map(|call| call.run));
+        let limit = self.limit.get();
+        self.limit.set(Call { run: limit.run.min(calls), ..limit });
+        self.arena + slot.at as u64
+    }
+
+    /// How many entries of `len` bytes there is room for; the current one, if known, is among them.
+    fn entries(&self, slot: args::Slot, len: usize, current: Option<usize>) -> usize {
+        let end = slot.at.checked_add(len);
+        assert!(end.is_some_and(|end| end <= self.bytes), "{len} bytes at {} of an arena of {}", slot.at, self.bytes);
+        let entries = (self.bytes - slot.at - len).checked_div(slot.stride).map_or(usize::MAX, |more| more + 1);
+        assert!(current.is_none_or(|call| call < entries), "call {current:?} of {entries} from {} on", slot.at);
+        entries
     }
 
     /// A float matrix.
     pub fn floats(&self, f: &args::Floats) -> Floats {
         Floats {
-            at: self.at(f.slot),
+            at: self.place(f.slot, f.bytes()),
             stride: f.slot.stride as u64,
             rows: f.rows as u32,
             cols: f.cols as u32,
@@ -157,7 +204,7 @@ impl Frame {
     /// Activation codes.
     pub fn codes(&self, c: &args::Codes) -> Codes {
         Codes {
-            at: self.at(c.slot),
+            at: self.place(c.slot, c.bytes()),
             stride: c.slot.stride as u64,
             scale_at: c.scale_at() as u64,
             zero_at: c.zero_at() as u64,
@@ -171,23 +218,28 @@ impl Frame {
         }
     }
 
-    /// Scales from a table, or none.
-    pub fn fixed(&self, f: Option<&args::FixedRange>) -> Fixed {
+    /// Scales from a table for a matrix of `rows`, or none.
+    pub fn fixed(&self, f: Option<&args::FixedRange>, rows: usize) -> Fixed {
         f.map_or_else(Fixed::new_zeroed, |f| Fixed {
-            at: self.at(f.table),
+            at: self.place(f.table, rows.div_ceil(f.rows_per_entry) * 8),
             stride: f.table.stride as u64,
             rows_per_entry: f.rows_per_entry as u32,
             pad: 0,
         })
     }
 
-    /// Columns of a per-condition matrix, or none.
-    pub fn per_sample(&self, p: Option<&args::PerSample>) -> PerSample {
-        p.map_or_else(PerSample::new_zeroed, |p| PerSample {
-            table: self.floats(&p.table),
-            condition: self.at(p.condition),
-            rows_per_sample: p.rows_per_sample as u32,
-            pad: 0,
+    /// Columns of a per-condition matrix for a result of `rows`, or none; `columns` ends the last of them.
+    pub fn per_sample(&self, p: Option<&args::PerSample>, rows: usize, columns: usize) -> PerSample {
+        p.map_or_else(PerSample::new_zeroed, |p| {
+            assert!(columns <= p.table.cols, "{columns} columns of a table of {}", p.table.cols);
+            let most = p.samples * p.rows_per_sample;
+            assert!(rows <= most, "{rows} rows of {} samples of {}", p.samples, p.rows_per_sample);
+            PerSample {
+                table: self.floats(&p.table),
+                condition: self.place(p.condition, p.samples * 4),
+                rows_per_sample: p.rows_per_sample as u32,
+                pad: 0,
+            }
         })
     }
 }

@@ -3,7 +3,6 @@
 use super::args::{Floats, Frame, structs};
 use super::launch::{Kernel, Launch};
 use crate::backend::args::{self, Element};
-use crate::codec::layout::round_up;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 structs! {
@@ -56,7 +55,7 @@ impl Choice {
             return Choice { kernel: kernel("attention_wide", "attention_wide"), queries: 64, columns: 128, shared: 0 };
         };
         let keys = if padded <= 64 { 64 } else { 32 };
-        let shared = 4 * keys * (round_up(padded, 16) + 8) * 2;
+        let shared = 4 * keys * (padded.next_multiple_of(16) + 8) * 2;
         // Both compute the same; the choice may depend on the batch.
         let tall = padded <= TALL && pairs * queries.div_ceil(128) >= BUSY;
         let (entry, queries) = if tall { ("attention_128", 128) } else { ("attention_64", 64) };
@@ -80,7 +79,7 @@ pub fn attention(frame: &Frame, args: &args::AttentionArgs, issue: &mut impl FnM
         y: frame.floats(&args.y),
         lengths: 0,
         bias: 0,
-        condition: args.condition.map_or(0, |slot| frame.at(slot)),
+        condition: args.condition.map_or(0, |slot| frame.place(slot, args.samples * 4)),
         heads: args.heads as u32,
         e: e as u32,
         queries: queries as u32,

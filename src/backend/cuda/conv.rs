@@ -29,10 +29,14 @@ pub fn conv2d(
         before: args.sampling.before() as u32,
         pad: 0,
     };
-    let mut epilogue = epilogue(frame, bias, Act::None, None, args.residual.as_ref());
+    let [inputs, outputs] = [(args.height, args.width), (window.out_height as usize, window.out_width as usize)]
+        .map(|(height, width)| args.samples * height * width);
+    assert_eq!((args.x.rows(), args.y.rows), (inputs, outputs), "pixels of a convolution");
+    let mut epilogue = epilogue(frame, bias, Act::None, None, args.residual.as_ref(), &args.y, args.y.cols);
     if let Some((shift, column)) = &args.shift {
-        (epilogue.shift, epilogue.shift_column) = (frame.per_sample(Some(shift)), *column as u32);
+        (epilogue.shift, epilogue.shift_column) =
+            (frame.per_sample(Some(shift), args.y.rows, *column + args.y.cols), *column as u32);
     }
-    let weight = args::weight(&weight.view, weight.at, args.y.cols, 9 * channels);
+    let weight = args::weight(weight, args.y.cols, 9 * channels);
     product(frame, Family::Conv, &args.x, weight, &args.y, window, epilogue, issue);
 }

@@ -1,6 +1,7 @@
 //! What the CUDA back end needs of a driver: memory by address, modules, one stream of work, graphs, events.
 //!
-//! Device addresses are plain numbers; the back end proves that what it launches stays within what it allocated. A driver
+//! Device addresses are plain numbers; whoever launches a kernel promises that it stays within what
+//! was allocated, which the back end proves. A driver
 //! is used from one thread. Calls that queue work return at once, and a fault of that work is reported by a later call.
 
 use crate::error::{Error, Result};
@@ -51,7 +52,12 @@ pub trait Driver {
     fn fill(&self, at: u64, byte: u8, bytes: usize) -> Result<()>;
 
     /// Queues a kernel that takes one structure by value, whose bytes are `args`.
-    fn launch(
+    ///
+    /// # Safety
+    /// Every address that the kernel works out from `args`, at this launch or at any replay of a capture that holds it,
+    /// lies in memory that [`alloc`](Self::alloc) of this driver gave and that is not freed before the kernel is done.
+    #[allow(unsafe_code)] // It is declared here and called in `launch`.
+    unsafe fn launch(
         &self,
         function: Self::Function,
         grid: [u32; 3],

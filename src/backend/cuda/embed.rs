@@ -39,8 +39,8 @@ pub fn embedding(
     let kernel_args = EmbeddingArgs {
         calls: frame.calls,
         y: frame.floats(&args.y),
-        table: table.at,
-        index: frame.at(args.index),
+        table: table.elements(args.y.cols),
+        index: frame.place(args.index, args.y.rows * 4),
         index_stride: args.index.stride as u64,
         table_half: u32::from(matches!(table.view, TensorView::F16(_))),
         pad: 0,
@@ -58,7 +58,7 @@ pub fn parameter(
     let kernel_args = ParameterArgs {
         calls: frame.calls,
         y: frame.floats(&args.y),
-        tensor: tensor.at,
+        tensor: tensor.elements(args.y.rows * args.y.cols),
         tensor_half: u32::from(matches!(tensor.view, TensorView::F16(_))),
         pad: 0,
     };
@@ -72,7 +72,7 @@ pub fn timestep_embedding(frame: &Frame, args: &args::TimestepEmbeddingArgs, iss
     let kernel_args = TimestepEmbeddingArgs {
         calls: frame.calls,
         y: frame.floats(&each),
-        t: frame.at(args.t),
+        t: frame.place(args.t, each.rows * 4),
         t_stride: args.t.stride as u64,
         cos_first: u32::from(args.cos_first),
         shift: args.shift,

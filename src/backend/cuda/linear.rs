@@ -1,7 +1,9 @@
 //! Linear layers: `kernels/linear.cu` and `kernels/linear_i8.cu`.
 
 use super::DeviceTensor;
-use super::args::{self, Epilogue, FloatProductArgs, Frame, IntegerProductArgs, Weight, WeightKind, Window};
+use super::args::{
+    self, Epilogue, FloatProductArgs, Frame, IntegerProductArgs, PerSample as PerSampleArgs, Weight, WeightKind, Window,
+};
 use super::launch::{Kernel, Launch};
 use crate::backend::args::{Element, Floats, Input, LinearArgs, PerSample};
 use crate::program::Act;
@@ -17,26 +19,32 @@ pub fn linear(
 ) {
     let inputs = args.x.cols();
     let window = Window { taps: 1, channels: inputs as u32, ..Window::new_zeroed() };
-    let mut epilogue = epilogue(frame, bias, args.act, args.gate, args.residual.as_ref());
+    let mut epilogue = epilogue(frame, bias, args.act, args.gate, args.residual.as_ref(), &args.y, args.channels());
+    assert_eq!(args.x.rows(), args.y.rows, "rows of a linear layer");
     epilogue.gated = u32::from(args.gated);
-    let weight = args::weight(&weight.view, weight.at, args.channels(), inputs);
+    let weight = args::weight(weight, args.channels(), inputs);
     product(frame, Family::Linear, &args.x, weight, &args.y, window, epilogue, issue);
 }
 
-/// Resolves what comes after a product.
+/// Resolves what comes after a product of `channels` that ends as `y`.
 pub fn epilogue(
     frame: &Frame,
     bias: Option<&DeviceTensor<'_>>,
     act: Act,
     gate: Option<(PerSample, usize)>,
     residual: Option<&Floats>,
+    y: &Floats,
+    channels: usize,
 ) -> Epilogue {
+    if let Some(residual) = residual {
+        assert_eq!((residual.rows, residual.cols), (y.rows, y.cols), "shape of a residual");
+    }
     Epilogue {
-        bias: bias.map_or(0, |b| b.at),
+        bias: bias.map_or(0, |b| b.elements(channels)),
         residual: frame.optional(residual),
-        shift: frame.per_sample(None),
+        shift: PerSampleArgs::new_zeroed(),
         shift_column: 0,
-        gate: frame.per_sample(gate.as_ref().map(|g| &g.0)),
+        gate: frame.per_sample(gate.as_ref().map(|g| &g.0), y.rows, gate.map_or(0, |g| g.1 + y.cols)),
         gate_column: gate.map_or(0, |g| g.1 as u32),
         act: args::act(act),
         gated: 0,

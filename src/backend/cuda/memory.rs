@@ -3,9 +3,9 @@
 use super::args::Frame;
 use super::driver::Driver;
 use crate::backend::Call;
-use crate::codec::layout::round_up;
+use crate::backend::args::ALIGN;
 use crate::error::Result;
-use crate::plan::ALIGN;
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// An arena on the device. Behind its bytes lie the numbers of the current model call, which kernels read; a step that
@@ -16,27 +16,42 @@ pub struct Arena<D: Driver> {
     bytes: usize,
     /// The call whose numbers the device holds.
     call: Option<Call>,
+    /// Calls, of a window and of a run, that the operands of all launches have entries for.
+    limit: Cell<Call>,
     /// A captured step.
     pub(super) graph: Option<D::Graph>,
     /// The ends of the newest step and of the one before: two marks, used in turn, so that a step makes none.
     pub(super) ends: Option<[D::Event; 2]>,
 }
 
+const NO_LIMIT: Call = Call { window: usize::MAX, run: usize::MAX };
+
 /// Bytes of device memory that an arena of `bytes` takes.
 pub fn allocation(bytes: usize) -> usize {
-    round_up(bytes, ALIGN) + ALIGN
+    bytes.next_multiple_of(ALIGN) + ALIGN
 }
 
 impl<D: Driver> Arena<D> {
     /// Allocates `bytes`, uninitialised.
     pub(super) fn new(driver: Rc<D>, bytes: usize) -> Result<Self> {
         let at = driver.alloc(allocation(bytes))?;
-        Ok(Arena { driver, at, bytes, call: None, graph: None, ends: None })
+        Ok(Arena { driver, at, bytes, call: None, limit: Cell::new(NO_LIMIT), graph: None, ends: None })
+    }
+
+    /// Forgets the captured step, and with it what its operands have room for.
+    pub(super) fn forget(&mut self) {
+        self.graph = None;
+        self.limit.set(NO_LIMIT);
     }
 
     /// Where kernels find their operands.
-    pub(super) fn frame(&self) -> Frame {
-        Frame { arena: self.at, calls: self.at + round_up(self.bytes, ALIGN) as u64 }
+    pub(super) fn frame(&self) -> Frame<'_> {
+        Frame::new(self.at, self.bytes, self.calls(), self.call, &self.limit)
+    }
+
+    /// Where the numbers of the current call lie.
+    fn calls(&self) -> u64 {
+        self.at + self.bytes.next_multiple_of(ALIGN) as u64
     }
 
     /// The device address of bytes `at..at + len`.
@@ -49,14 +64,19 @@ impl<D: Driver> Arena<D> {
     }
 
     /// Lets the device know the current call.
+    ///
+    /// # Panics
+    /// If operands of an op issued before have no entry for it: a bug of the caller.
     pub(super) fn set_call(&mut self, call: Call) -> Result<()> {
+        let limit = self.limit.get();
+        assert!(call.window < limit.window && call.run < limit.run, "{call:?}, but operands end before {limit:?}");
         if self.call == Some(call) {
             return Ok(());
         }
         let mut bytes = [0; 8];
         bytes[..4].copy_from_slice(&(call.window as u32).to_le_bytes());
         bytes[4..].copy_from_slice(&(call.run as u32).to_le_bytes());
-        self.driver.upload(self.frame().calls, &bytes)?;
+        self.driver.upload(self.calls(), &bytes)?;
         self.call = Some(call);
         Ok(())
     }

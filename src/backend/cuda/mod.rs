@@ -2,7 +2,7 @@
 //!
 //! * [`driver`] what the back end needs of a driver; the driver is a type parameter, so the same host code runs on a
 //!   device and on an emulator
-//! * [`device`] a device behind the driver of this machine
+//! * `device` a device behind the driver of this machine, with the feature `cuda`; everything else is there without it
 //! * [`MODULES`] the kernels; the driver compiles them for the device it has
 //! * `args` the kernels' arguments, `launch` what an op hands to the driver; then a file per family of ops, with the
 //!   stem of its kernels' file
@@ -14,6 +14,7 @@
 pub mod args;
 mod attention;
 mod conv;
+#[cfg(feature = "cuda")]
 pub mod device;
 pub mod driver;
 mod embed;
@@ -63,13 +64,32 @@ pub struct Cuda<'m, D: Driver> {
     fault: RefCell<Option<Error>>,
 }
 
-/// A tensor, and the device address of its first byte.
+/// A tensor, and the device address of its first byte: all of it lies in the copy of the file.
 #[derive(Clone, Copy)]
 pub struct DeviceTensor<'a> {
+    view: TensorView<'a>,
+    at: u64,
+}
+
+impl<'a> DeviceTensor<'a> {
     /// As it lies in the file.
-    pub view: TensorView<'a>,
-    /// Its copy.
-    pub at: u64,
+    pub fn view(&self) -> TensorView<'a> {
+        self.view
+    }
+
+    /// The device address of a plain tensor of at least `len` elements.
+    ///
+    /// # Panics
+    /// If it has fewer, or is one of codes: a bug of the caller.
+    fn elements(&self, len: usize) -> u64 {
+        let have = match self.view {
+            TensorView::F32(v) => v.len(),
+            TensorView::F16(v) => v.len(),
+            TensorView::Codes(_) => 0,
+        };
+        assert!(len <= have, "{len} elements of a plain tensor that has {have}");
+        self.at
+    }
 }
 
 impl<'m, D: Driver> Cuda<'m, D> {
@@ -106,7 +126,7 @@ impl<'m, D: Driver> Cuda<'m, D> {
         let function = self.kernels.borrow_mut().function(&self.driver, launch.kernel, launch.shared);
         let done = function.and_then(|function| match self.loading.get() {
             true => Ok(()),
-            false => self.driver.launch(function, launch.grid, launch.block, launch.shared, launch.args),
+            false => launch.hand_to(&*self.driver, function),
         });
         if let Err(e) = done {
             *self.fault.borrow_mut() = Some(e);
@@ -190,12 +210,13 @@ impl<D: Driver> Backend for Cuda<'_, D> {
     }
 
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<DeviceTensor<'a>> {
-        let first = match &tensor {
-            TensorView::F32(v) => v.as_ptr().addr(),
-            TensorView::F16(v) => v.as_ptr().addr(),
-            TensorView::Codes(m) => m.planes[0].as_ptr().addr(),
+        let (first, bytes) = match &tensor {
+            TensorView::F32(v) => (v.as_ptr().addr(), size_of_val(*v)),
+            TensorView::F16(v) => (v.as_ptr().addr(), size_of_val(*v)),
+            TensorView::Codes(m) => (m.planes[0].as_ptr().addr(), m.layout.blobs().total),
         };
-        let offset = first.checked_sub(self.data.as_ptr().addr()).filter(|&at| at < self.data.len());
+        let inside = |at: &usize| at.checked_add(bytes).is_some_and(|end| end <= self.data.len());
+        let offset = first.checked_sub(self.data.as_ptr().addr()).filter(inside);
         let Some(offset) = offset else {
             return Err(Error::request("tensor", "one of the file whose weights the device has", "another"));
         };
@@ -265,7 +286,7 @@ impl<D: Driver> Backend for Cuda<'_, D> {
     }
 
     fn forget(&self, arena: &mut Arena<D>) {
-        arena.graph = None;
+        arena.forget();
     }
 
     fn linear(
@@ -299,7 +320,6 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         weight: Option<&DeviceTensor<'_>>,
         bias: Option<&DeviceTensor<'_>>,
     ) {
-        let (weight, bias) = (weight.map(|w| w.at), bias.map(|b| b.at));
         norm::layer_norm(&arena.frame(), args, weight, bias, &mut |launch| self.issue(launch));
     }
 
@@ -310,7 +330,7 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         weight: &DeviceTensor<'_>,
         bias: &DeviceTensor<'_>,
     ) {
-        norm::group_norm(&arena.frame(), args, weight.at, bias.at, &mut |launch| self.issue(launch));
+        norm::group_norm(&arena.frame(), args, weight, bias, &mut |launch| self.issue(launch));
     }
 
     fn pointwise(&self, arena: &mut Arena<D>, args: &PointwiseArgs) {

@@ -1,12 +1,12 @@
 //! Norms: `kernels/norm_layer.cu`, `kernels/norm_group.cu` and `kernels/norm_group_codes.cu`.
 
+use super::DeviceTensor;
 use super::args::{Floats, Frame, PerSample, act, structs};
 use super::launch::{Kernel, Launch};
 use super::quantize::{
     QuantizeTo, ROW_THREADS, ROWS, needs_extents, quantize_to, row_modules, row_variant, rows_per_team,
 };
 use crate::backend::args::{self, Output};
-use crate::codec::layout::round_up;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 structs! {
@@ -24,17 +24,17 @@ structs! {
     }
 }
 
-/// See [`Op::LayerNorm`](crate::program::Op::LayerNorm); `weight` and `bias` are device addresses.
+/// See [`Op::LayerNorm`](crate::program::Op::LayerNorm).
 pub fn layer_norm(
     frame: &Frame,
     args: &args::LayerNormArgs,
-    weight: Option<u64>,
-    bias: Option<u64>,
+    weight: Option<&DeviceTensor<'_>>,
+    bias: Option<&DeviceTensor<'_>>,
     issue: &mut impl FnMut(Launch<'_>),
 ) {
     const MODULES: [&str; ROWS.len()] = row_modules!("norm_layer");
-    let (y, to) = output(frame, &args.y, None);
-    let (modulation, [scale, shift]) = modulation(frame, &args.modulation);
+    let (y, to) = output(frame, &args.x, &args.y, None);
+    let (modulation, [scale, shift]) = modulation(frame, &args.x, &args.modulation);
     let (variant, teams) = row_variant(args.x.cols);
     let kernel = Kernel { module: MODULES[variant], entry: "layer_norm" };
     let grid = [args.x.rows.div_ceil(teams) as u32, 1, 1];
@@ -43,8 +43,8 @@ pub fn layer_norm(
         x: frame.floats(&args.x),
         y,
         to,
-        weight: weight.unwrap_or(0),
-        bias: bias.unwrap_or(0),
+        weight: weight.map_or(0, |w| w.elements(args.x.cols)),
+        bias: bias.map_or(0, |b| b.elements(args.x.cols)),
         modulation,
         scale,
         shift,
@@ -54,14 +54,20 @@ pub fn layer_norm(
     issue(Launch { kernel, grid, block: ROW_THREADS, shared: 0, args: args.as_bytes() });
 }
 
-/// A modulation, or none, and the first columns of scale and shift.
-fn modulation(frame: &Frame, m: &Option<(args::PerSample, usize, usize)>) -> (PerSample, [u32; 2]) {
-    let columns = m.map_or([0, 0], |(_, scale, shift)| [scale as u32, shift as u32]);
-    (frame.per_sample(m.as_ref().map(|m| &m.0)), columns)
+/// A modulation of `x`, or none, and the first columns of scale and shift.
+fn modulation(frame: &Frame, x: &args::Floats, m: &Option<(args::PerSample, usize, usize)>) -> (PerSample, [u32; 2]) {
+    let columns = m.map_or([0, 0], |(_, scale, shift)| [scale, shift]);
+    let end = columns[0].max(columns[1]) + x.cols;
+    (frame.per_sample(m.as_ref().map(|m| &m.0), x.rows, end), columns.map(|column| column as u32))
 }
 
 /// A result as floats or as codes; the other one is none.
-fn output(frame: &Frame, y: &Output, extents: Option<(u64, usize)>) -> (Floats, QuantizeTo) {
+fn output(frame: &Frame, x: &args::Floats, y: &Output, extents: Option<(u64, usize)>) -> (Floats, QuantizeTo) {
+    let (rows, cols) = match y {
+        Output::Floats(y) => (y.rows, y.cols),
+        Output::Codes(to) => (to.codes.rows, to.codes.cols),
+    };
+    assert_eq!((rows, cols), (x.rows, x.cols), "shape of a norm");
     match y {
         Output::Floats(y) => (frame.floats(y), QuantizeTo::new_zeroed()),
         Output::Codes(to) => (Floats::new_zeroed(), quantize_to(frame, to, extents)),
@@ -98,7 +104,7 @@ impl Division {
     }
 
     fn threads(&self) -> u32 {
-        round_up(self.lanes * self.rows, 32) as u32
+        (self.lanes * self.rows).next_multiple_of(32) as u32
     }
 }
 
@@ -106,7 +112,7 @@ impl Division {
 fn workspace(args: &args::GroupNormArgs) -> [usize; 4] {
     let blocks = Division::of(args).blocks;
     let affine = args.samples * blocks * args.groups * 16;
-    let extents = affine + round_up(args.samples * args.x.cols * 12, 16);
+    let extents = affine + (args.samples * args.x.cols * 12).next_multiple_of(16);
     let extent_bytes = match &args.y {
         Output::Codes(to) if needs_extents(to) => args.samples * blocks * 8,
         _ => 0,
@@ -120,28 +126,30 @@ pub fn group_norm_workspace(args: &args::GroupNormArgs) -> usize {
     workspace(args)[3]
 }
 
-/// See [`Op::GroupNorm`](crate::program::Op::GroupNorm); `weight` and `bias` are device addresses.
+/// See [`Op::GroupNorm`](crate::program::Op::GroupNorm).
 pub fn group_norm(
     frame: &Frame,
     args: &args::GroupNormArgs,
-    weight: u64,
-    bias: u64,
+    weight: &DeviceTensor<'_>,
+    bias: &DeviceTensor<'_>,
     issue: &mut impl FnMut(Launch<'_>),
 ) {
     const MODULES: [&str; ROWS.len()] = row_modules!("norm_group_codes");
     let division = Division::of(args);
-    let [sums, affine, extents, _] = workspace(args).map(|at| frame.at(args.workspace) + at as u64);
+    let [sums, affine, extents, end] = workspace(args);
+    let workspace = frame.place(args.workspace, end);
+    let [sums, affine, extents] = [sums, affine, extents].map(|at| workspace + at as u64);
     let extents = matches!(&args.y, Output::Codes(to) if needs_extents(to)).then_some((extents, division.blocks));
-    let (y, to) = output(frame, &args.y, extents);
+    let (y, to) = output(frame, &args.x, &args.y, extents);
     let each = rows_per_team(args.x.rows);
-    let (modulation, [scale, shift]) = modulation(frame, &args.modulation);
+    let (modulation, [scale, shift]) = modulation(frame, &args.x, &args.modulation);
     let kernel_args = GroupNormArgs {
         calls: frame.calls,
         x: frame.floats(&args.x),
         y,
         to,
-        weight,
-        bias,
+        weight: weight.elements(args.x.cols),
+        bias: bias.elements(args.x.cols),
         sums,
         affine,
         modulation,

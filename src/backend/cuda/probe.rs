@@ -2,7 +2,7 @@
 
 use super::args::structs;
 use super::driver::Driver;
-use super::launch::Kernel;
+use super::launch::{Kernel, Launch};
 use super::module::Kernels;
 use crate::backend::cost::Ceilings;
 use crate::error::{Error, Result};
@@ -39,12 +39,14 @@ fn measure_in<D: Driver>(driver: &D, kernels: &mut Kernels<D>, to: u64, from: u6
     // Two blocks of eight warps fill a multiprocessor for these kernels.
     let blocks = 2 * driver.processors() as u32;
     let mut time = |entry: &'static str, n: usize, blocks: u32| -> Result<f64> {
-        let function = kernels.function(driver, Kernel { module: "probe", entry }, 0)?;
+        let kernel = Kernel { module: "probe", entry };
+        let function = kernels.function(driver, kernel, 0)?;
         let args = ProbeArgs { to, from, n: n as u64 };
         let mut best = f64::INFINITY;
         for _ in 0..REPEATS {
             let begin = driver.mark_time()?;
-            driver.launch(function, [blocks, 1, 1], BLOCK, 0, args.as_bytes())?;
+            let launch = Launch { kernel, grid: [blocks, 1, 1], block: BLOCK, shared: 0, args: args.as_bytes() };
+            launch.hand_to(driver, function)?;
             best = best.min(driver.elapsed(&begin, &driver.mark_time()?)?);
         }
         Ok(best)

@@ -63,7 +63,7 @@ pub fn quantize_to(frame: &Frame, to: &args::QuantizeTo, extents: Option<(u64, u
     let (at, blocks) = extents.unwrap_or((0, 0));
     QuantizeTo {
         to: frame.codes(&to.codes),
-        fixed: frame.fixed(to.fixed.as_ref()),
+        fixed: frame.fixed(to.fixed.as_ref(), to.codes.rows),
         extents: at,
         extent_blocks: blocks as u32,
         pad: 0,
@@ -89,9 +89,12 @@ pub fn quantize_workspace(args: &args::QuantizeArgs) -> usize {
 pub fn quantize(frame: &Frame, args: &args::QuantizeArgs, issue: &mut impl FnMut(Launch<'_>)) {
     const MODULES: [&str; ROWS.len()] = row_modules!("quantize");
     let (calls, x, samples) = (frame.calls, frame.floats(&args.x), args.y.codes.groups);
+    assert_eq!((args.x.rows, args.x.cols), (args.y.codes.rows, args.y.codes.cols), "shape of codes");
     let (variant, teams) = row_variant(args.x.cols);
     let kernel = |entry| Kernel { module: MODULES[variant], entry };
-    let extents = needs_extents(&args.y).then(|| (frame.at(args.workspace), extent_blocks(args)));
+    let extents =
+        needs_extents(&args.y).then(|| (frame.place(args.workspace, quantize_workspace(args)), extent_blocks(args)));
+    let y = quantize_to(frame, &args.y, extents);
     if let Some((extents, blocks)) = extents {
         let args = ExtentArgs { calls, x, extents, samples: samples as u32, blocks: blocks as u32 };
         let grid = [(samples * blocks) as u32, 1, 1];
@@ -99,7 +102,6 @@ pub fn quantize(frame: &Frame, args: &args::QuantizeArgs, issue: &mut impl FnMut
     }
     let each = if extents.is_some() { rows_per_team(args.x.rows) } else { 1 };
     let grid = [args.x.rows.div_ceil(teams * each) as u32, 1, 1];
-    let y = quantize_to(frame, &args.y, extents);
     let args = QuantizeArgs { calls, x, y, rows_per_team: each as u32, pad: 0 };
     issue(Launch { kernel: kernel("quantize_rows"), grid, block: ROW_THREADS, shared: 0, args: args.as_bytes() });
 }

@@ -40,7 +40,7 @@ fn launch(entry: &'static str, len: usize, args: &[u8], issue: &mut impl FnMut(L
 /// See [`Backend::model_input`](crate::backend::Backend::model_input).
 pub fn model_input(frame: &Frame, args: &args::ModelInputArgs, issue: &mut impl FnMut(Launch<'_>)) {
     let sample = Floats {
-        at: frame.at(args.sample),
+        at: frame.place(args.sample, args.copies * args.len * 4),
         stride: 0,
         rows: args.copies as u32,
         cols: args.len as u32,
@@ -49,8 +49,8 @@ pub fn model_input(frame: &Frame, args: &args::ModelInputArgs, issue: &mut impl 
     };
     let kernel_args = ModelInputArgs {
         calls: frame.calls,
-        rows: frame.at(args.rows),
-        state: frame.at(args.state),
+        rows: frame.place_of_run(args.rows, ROW_FLOATS * 4),
+        state: frame.place(args.state, args.len * 4),
         sample,
         len: args.len as u32,
         copies: args.copies as u32,
@@ -62,30 +62,21 @@ pub fn model_input(frame: &Frame, args: &args::ModelInputArgs, issue: &mut impl 
 pub fn sampler_step(frame: &Frame, args: &args::SamplerStepArgs, issue: &mut impl FnMut(Launch<'_>)) {
     let images = args.rescale.map_or(1, |rescale| rescale.images);
     let (per_image, guidance) = ((args.len / images) as u32, args.guidance.unwrap_or(0.0));
-    if let Some(rescale) = args.rescale {
-        let kernel_args = GuidanceFactorsArgs {
-            calls: frame.calls,
-            factors: frame.at(rescale.factors),
-            model: frame.floats(&args.model),
-            per_image,
-            channels: args.channels as u32,
-            guidance,
-            share: rescale.share,
-        };
-        let kernel = Kernel { module: "sampler", entry: "guidance_factors" };
-        issue(Launch { kernel, grid: [images as u32, 1, 1], block: BLOCK, shared: 0, args: kernel_args.as_bytes() });
-    }
-    let at = |slot: Option<args::Slot>| slot.map_or(0, |slot| frame.at(slot));
+    // Conditional samples first and unconditional ones after, each of as many pixels as the latents.
+    let (pixels, halves) = (args.len / args.channels, if args.guidance.is_some() { 2 } else { 1 });
+    assert_eq!(args.model.rows, halves * pixels, "rows of the model's output for {} latents", args.len);
+    assert!(args.channels <= args.model.cols, "{} channels of {}", args.channels, args.model.cols);
+    let at = |slot: Option<args::Slot>, len: usize| slot.map_or(0, |slot| frame.place(slot, len * 4));
     let kernel_args = SamplerStepArgs {
         calls: frame.calls,
-        rows: frame.at(args.rows),
-        states: frame.at(args.states),
-        noise: at(args.noise),
+        rows: frame.place_of_run(args.rows, ROW_FLOATS * 4),
+        states: frame.place(args.states, args.n_states * args.len * 4),
+        noise: args.noise.map_or(0, |noise| frame.place_of_run(noise, args.len * 4)),
         noise_stride: args.noise.map_or(0, |noise| noise.stride as u64),
-        factors: at(args.rescale.map(|rescale| rescale.factors)),
-        mask: at(args.blend.map(|blend| blend.mask)),
-        init: at(args.blend.map(|blend| blend.init)),
-        init_noise: at(args.blend.map(|blend| blend.noise)),
+        factors: at(args.rescale.map(|rescale| rescale.factors), images),
+        mask: at(args.blend.map(|blend| blend.mask), pixels),
+        init: at(args.blend.map(|blend| blend.init), args.len),
+        init_noise: at(args.blend.map(|blend| blend.noise), args.len),
         model: frame.floats(&args.model),
         len: args.len as u32,
         n_states: args.n_states as u32,
@@ -94,6 +85,19 @@ pub fn sampler_step(frame: &Frame, args: &args::SamplerStepArgs, issue: &mut imp
         guidance,
         per_image,
     };
+    if let Some(rescale) = args.rescale {
+        let factors_args = GuidanceFactorsArgs {
+            calls: frame.calls,
+            factors: kernel_args.factors,
+            model: kernel_args.model,
+            per_image,
+            channels: args.channels as u32,
+            guidance,
+            share: rescale.share,
+        };
+        let kernel = Kernel { module: "sampler", entry: "guidance_factors" };
+        issue(Launch { kernel, grid: [images as u32, 1, 1], block: BLOCK, shared: 0, args: factors_args.as_bytes() });
+    }
     launch("sampler_step", args.len, kernel_args.as_bytes(), issue);
 }
 

@@ -11,7 +11,7 @@ pub mod avx512;
 pub mod scalar;
 pub mod tiles;
 
-use crate::codec::layout::{PackedMatrix, round_up};
+use crate::codec::layout::PackedMatrix;
 
 /// Rows of activations per micro-kernel tile.
 pub const MR: usize = 8;
@@ -28,7 +28,7 @@ pub type Tile<T> = [[T; NR]; MR];
 
 /// Inputs of a panel of integer weights, padded: codes are decoded sixteen at a time.
 pub const fn panel_len(k: usize) -> usize {
-    round_up(k, 16)
+    k.next_multiple_of(16)
 }
 
 /// A function that [`Isa::run`] compiles for each instruction set. Defined with [`vectorized!`].

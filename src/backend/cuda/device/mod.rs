@@ -341,7 +341,14 @@ impl Driver for Device {
         unsafe { sys::cuMemsetD8Async(at, byte, bytes, self.core.stream.as_inner()) }.or_fault("filling device memory")
     }
 
-    fn launch(&self, function: Function, grid: [u32; 3], block: u32, dynamic_shared: usize, args: &[u8]) -> Result<()> {
+    unsafe fn launch(
+        &self,
+        function: Function,
+        grid: [u32; 3],
+        block: u32,
+        dynamic_shared: usize,
+        args: &[u8],
+    ) -> Result<()> {
         let name = || format!("kernel {}", self.names.borrow()[function.name]);
         self.check_owner("launch", function.context)?;
         if args.len() != function.args {
@@ -354,7 +361,7 @@ impl Driver for Device {
         self.core.enter()?;
         let mut params = [args.as_ptr() as *mut _];
         // SAFETY: the function is of a module that this device keeps; its one parameter has the size of `args`, which
-        // the driver copies before it returns. What the kernel reaches through them is the back end's to prove.
+        // the driver copies before it returns. What the kernel reaches through them is sound, as the caller promises.
         let answer = unsafe {
             sys::cuLaunchKernel(
                 function.raw,

@@ -1,15 +1,12 @@
 //! Passes that rework weights: what runs afterwards computes the same, and `unpack` gives back what went in.
 
-mod common;
-
+use crate::common::{Scratch, fixture, load, load_component};
 use aquatint::backend::Backend;
-use aquatint::backend::cpu::Tier;
+use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::{Meta, Packed, TensorSpec, TensorView, Writer};
-use aquatint::plan::Shape;
+use aquatint::plan::Binding;
 use aquatint::program::{Act, Dims, Node, Op, Program, Role, Tensor, Value};
-use aquatint::with_cpu;
-use common::{Scratch, fixture, load, load_component};
 use packer::emit::{Options, Packing};
 use packer::lower::UNET;
 use packer::unpack::unpack;
@@ -25,7 +22,7 @@ struct Outcome {
     /// What the denoiser computes of some latents and a prompt.
     sample: Vec<f32>,
     /// What `unpack` makes of the file.
-    weights: BTreeMap<String, common::Dense>,
+    weights: BTreeMap<String, crate::common::Dense>,
     /// Steps by tensor.
     steps: BTreeMap<String, Vec<Step>>,
     made: Vec<String>,
@@ -44,7 +41,7 @@ fn outcome(name: &str, pass: Pass) -> Outcome {
     let denoiser = packing.programs.iter_mut().find(|p| p.role == Role::Denoiser).unwrap();
     pass(denoiser, &mut packing.weights);
     packing.write(&mut |_| ()).unwrap();
-    let packed = Packed::new(aquatint::mmap::map(&file).unwrap()).unwrap();
+    let packed = Packed::new(aquatint::mmap::open(&file).unwrap()).unwrap();
     packed.verify().unwrap();
     let count = unpack(&file, &back, Some(UNET), Float::F32).unwrap();
     let weights = load(&back);
@@ -55,15 +52,15 @@ fn outcome(name: &str, pass: Pass) -> Outcome {
 
 /// What one call of the denoiser on fixed inputs gives, on each tier.
 fn run_all<D: AsRef<[u8]>>(packed: &Packed<D>) -> Vec<f32> {
-    Tier::available().into_iter().flat_map(|tier| with_cpu!(tier, cpu => run(&mut cpu, packed))).collect()
+    Tier::available().into_iter().flat_map(|tier| run(&Cpu::new(tier), packed)).collect()
 }
 
-fn run<B: Backend, D: AsRef<[u8]>>(backend: &mut B, packed: &Packed<D>) -> Vec<f32> {
+fn run<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>) -> Vec<f32> {
     let wave = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
     let (tokens, features) = (7, 18);
     let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens };
-    let shape = Shape { dims, calls: 1, table_bytes: 0, reserve: 0 };
-    let mut executor = Executor::bind(backend, packed, Role::Denoiser, shape).unwrap();
+    let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
+    let mut executor = Executor::new(backend, packed, Role::Denoiser, shape).unwrap();
     let context = wave(tokens * features);
     executor.write_sample(&wave(8 * 8 * 4)).unwrap();
     executor.set_prompt(&PromptInputs { context: Some(&context), ..Default::default() }).unwrap();
@@ -75,12 +72,12 @@ fn run<B: Backend, D: AsRef<[u8]>>(backend: &mut B, packed: &Packed<D>) -> Vec<f
 }
 
 /// The weights as the checkpoint has them.
-fn source() -> BTreeMap<String, common::Dense> {
+fn source() -> BTreeMap<String, crate::common::Dense> {
     load_component(&fixture("sd").join("v1").join(UNET))
 }
 
 /// The most units in the last place between two sets of weights of equal names and shapes.
-fn units(a: &BTreeMap<String, common::Dense>, b: &BTreeMap<String, common::Dense>) -> u32 {
+fn units(a: &BTreeMap<String, crate::common::Dense>, b: &BTreeMap<String, crate::common::Dense>) -> u32 {
     assert!(a.iter().map(|(k, t)| (k, &t.shape)).eq(b.iter().map(|(k, t)| (k, &t.shape))));
     let pairs = a.values().zip(b.values()).flat_map(|(a, b)| a.values.iter().zip(&b.values));
     pairs.map(|(a, b)| a.to_bits().abs_diff(b.to_bits())).max().unwrap()
@@ -289,7 +286,7 @@ fn steps_that_do_not_fit_stop_the_packer() {
 
 /// The file at `from` with another META, written anew to `to`.
 fn rewrite(from: &std::path::Path, to: &std::path::Path, edit: &dyn Fn(&mut Meta)) {
-    let packed = Packed::new(aquatint::mmap::map(from).unwrap()).unwrap();
+    let packed = Packed::new(aquatint::mmap::open(from).unwrap()).unwrap();
     let mut writer = Writer::create(to).unwrap();
     for (i, info) in packed.tensors().iter().enumerate() {
         let TensorView::F32(values) = packed.tensor(i) else { panic!("{} is f32", info.name) };
@@ -305,7 +302,7 @@ fn rewrite(from: &std::path::Path, to: &std::path::Path, edit: &dyn Fn(&mut Meta
 fn records_that_do_not_fit_their_tensors_are_told_and_nothing_is_written() {
     let scratch = Scratch::new("records");
     let (file, bad, out) = (scratch.path("m.aqt"), scratch.path("bad.aqt"), scratch.path("w.safetensors"));
-    common::pack_as(&common::model("d2"), Some("f32"), &file).unwrap();
+    crate::common::pack_as(&crate::common::model("d2"), Some("f32"), &file).unwrap();
     rewrite(&file, &bad, &|_| ());
     unpack(&bad, &out, None, Float::F32).unwrap();
     std::fs::remove_file(&out).unwrap();
