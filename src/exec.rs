@@ -8,7 +8,10 @@ use crate::backend::{Backend, Call, Needs};
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
 use crate::plan::{self, Plan, Planned, Shape};
-use crate::program::{CurveAxis, InputKind, Op, Program, QuantizeRange, Rate, Role, Tensor};
+use crate::program::{
+    Conv2d, CurveAxis, Embedding, GatedLinear, GroupNorm, InputKind, LayerNorm, Linear, Op, Parameter, Program,
+    QuantizeRange, Rate, Role, Tensor, VectorQuantize,
+};
 
 /// A program bound to dims, weights and memory.
 pub struct Executor<'m, B: Backend> {
@@ -337,7 +340,7 @@ impl<'m, B: Backend> Executor<'m, B> {
 pub(crate) fn table_rows(program: &Program, rows: impl Fn(Tensor) -> usize) -> Vec<usize> {
     let mut least = vec![usize::MAX; program.inputs.len()];
     for node in &program.nodes {
-        if let Op::Embedding { index, table } = node.op
+        if let Op::Embedding(Embedding { index, table }) = node.op
             && let Some(least) = least.get_mut(index.0 as usize)
         {
             *least = rows(table).min(*least);
@@ -359,25 +362,28 @@ fn dispatch<B: Backend>(
     let weight = |t: Tensor| weights[t.0 as usize].as_ref();
     let bound = "every tensor of the program was readied when it was bound";
     match (&planned.args, &program.nodes[planned.node].op) {
-        (OpArgs::Linear(a), &Op::Linear { weight: w, bias, .. } | &Op::GatedLinear { weight: w, bias, .. }) => {
+        (
+            OpArgs::Linear(a),
+            &Op::Linear(Linear { weight: w, bias, .. }) | &Op::GatedLinear(GatedLinear { weight: w, bias, .. }),
+        ) => {
             backend.linear(arena, call, a, weight(w).expect(bound), bias.and_then(weight));
         }
-        (OpArgs::Conv2d(a), &Op::Conv2d { weight: w, bias, .. }) => {
+        (OpArgs::Conv2d(a), &Op::Conv2d(Conv2d { weight: w, bias, .. })) => {
             backend.conv2d(arena, call, a, weight(w).expect(bound), bias.and_then(weight));
         }
-        (OpArgs::LayerNorm(a), &Op::LayerNorm { weight: w, bias, .. }) => {
+        (OpArgs::LayerNorm(a), &Op::LayerNorm(LayerNorm { weight: w, bias, .. })) => {
             backend.layer_norm(arena, call, a, w.and_then(weight), bias.and_then(weight));
         }
-        (OpArgs::GroupNorm(a), &Op::GroupNorm { weight: w, bias, .. }) => {
+        (OpArgs::GroupNorm(a), &Op::GroupNorm(GroupNorm { weight: w, bias, .. })) => {
             backend.group_norm(arena, call, a, weight(w).expect(bound), weight(bias).expect(bound));
         }
-        (OpArgs::Embedding(a), &Op::Embedding { table, .. }) => {
+        (OpArgs::Embedding(a), &Op::Embedding(Embedding { table, .. })) => {
             backend.embedding(arena, call, a, weight(table).expect(bound));
         }
-        (OpArgs::VectorQuantize(a), &Op::VectorQuantize { table, .. }) => {
+        (OpArgs::VectorQuantize(a), &Op::VectorQuantize(VectorQuantize { table, .. })) => {
             backend.vector_quantize(arena, call, a, weight(table).expect(bound));
         }
-        (OpArgs::Parameter(a), &Op::Parameter { tensor }) => {
+        (OpArgs::Parameter(a), &Op::Parameter(Parameter { tensor })) => {
             backend.parameter(arena, call, a, weight(tensor).expect(bound));
         }
         (OpArgs::Resample(a), _) => backend.resample(arena, call, a),

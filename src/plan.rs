@@ -10,7 +10,11 @@ use crate::codec::layout::round_up;
 use crate::error::Result;
 use crate::hoist;
 use crate::program::shape::{Kind, TensorType, Type, infer};
-use crate::program::{Dims, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Rate, Value};
+use crate::program::{
+    Add, Attention, Concat, Conv2d, Dims, Embedding, GatedLinear, GroupNorm, LayerNorm, Linear, Op, Patchify,
+    Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Rate, Resample,
+    TimestepEmbedding, Unpatchify, Value, VectorQuantize,
+};
 
 /// Alignment of everything in the arena.
 pub const ALIGN: usize = 64;
@@ -85,7 +89,7 @@ fn bytes_of(ty: &Type, element: Element) -> usize {
 fn elements(program: &Program, rates: &[Rate], narrow: Element) -> Vec<Element> {
     let mut keys = vec![false; rates.len()];
     for (i, node) in program.nodes.iter().enumerate() {
-        if let Op::Attention { k, v, .. } = node.op
+        if let Op::Attention(Attention { k, v, .. }) = node.op
             && rates[program.value_of(i).0 as usize] == Rate::Loop
         {
             [k, v].into_iter().for_each(|x| keys[x.0 as usize] = rates[x.0 as usize] == Rate::Prompt);
@@ -100,7 +104,7 @@ fn elements(program: &Program, rates: &[Rate], narrow: Element) -> Vec<Element> 
     (0..program.n_values()).map(element).collect()
 }
 
-fn codes_of(ty: &Type, q: &Quantize, slot: Slot) -> Codes {
+fn codes_of(ty: &Type, q: &QuantizeSpec, slot: Slot) -> Codes {
     let groups = match q.grain {
         QuantizeGrain::Row => ty.rows(),
         QuantizeGrain::Sample => ty.dims()[0],
@@ -165,7 +169,7 @@ impl View<'_> {
             samples,
             rows_per_sample: ty.rows_per_sample(),
         };
-        let to = |q: Quantize| QuantizeTo {
+        let to = |q: QuantizeSpec| QuantizeTo {
             codes: codes_of(&ty, &q, slot),
             grain: q.grain,
             fixed: matches!(q.range, QuantizeRange::Curve(..)).then(|| match rate {
@@ -175,9 +179,9 @@ impl View<'_> {
                 _ => FixedRange { table: Slot { at: self.curve_at[node], stride: 8 }, rows_per_entry: ty.rows() },
             }),
         };
-        let out = |q: Option<Quantize>| q.map_or(Output::Floats(y), |q| Output::Codes(to(q)));
+        let out = |q: Option<QuantizeSpec>| q.map_or(Output::Floats(y), |q| Output::Codes(to(q)));
         match self.program.nodes[node].op {
-            Op::Linear { x, act, gate, residual, .. } => OpArgs::Linear(LinearArgs {
+            Op::Linear(Linear { x, act, gate, residual, .. }) => OpArgs::Linear(LinearArgs {
                 x: self.input(x, rate),
                 y,
                 act,
@@ -185,10 +189,10 @@ impl View<'_> {
                 gate: gate.map(|g| (per_sample(g.value), g.offset as usize)),
                 residual: residual.map(f),
             }),
-            Op::GatedLinear { x, act, .. } => {
+            Op::GatedLinear(GatedLinear { x, act, .. }) => {
                 OpArgs::Linear(LinearArgs { x: self.input(x, rate), y, act, gated: true, gate: None, residual: None })
             }
-            Op::Conv2d { x, sampling, shift, residual, .. } => {
+            Op::Conv2d(Conv2d { x, sampling, shift, residual, .. }) => {
                 let dims = self.see(x, rate).0;
                 OpArgs::Conv2d(Conv2dArgs {
                     x: self.input(x, rate),
@@ -201,7 +205,7 @@ impl View<'_> {
                     residual: residual.map(f),
                 })
             }
-            Op::Attention { q, k, v, heads, scale, attend } => OpArgs::Attention(AttentionArgs {
+            Op::Attention(Attention { q, k, v, heads, scale, attend }) => OpArgs::Attention(AttentionArgs {
                 q: f(q),
                 k: f(k),
                 v: f(v),
@@ -215,35 +219,41 @@ impl View<'_> {
                 keys: self.see(k, rate).0.rows_per_sample(),
                 workspace,
             }),
-            Op::LayerNorm { x, eps, modulation, quantize, .. } => OpArgs::LayerNorm(LayerNormArgs {
+            Op::LayerNorm(LayerNorm { x, eps, modulation, quantize, .. }) => OpArgs::LayerNorm(LayerNormArgs {
                 x: f(x),
                 y: out(quantize),
                 eps,
                 modulation: modulation.map(|m| (per_sample(m.value), m.scale as usize, m.shift as usize)),
             }),
-            Op::GroupNorm { x, groups, eps, modulation, act, quantize, .. } => OpArgs::GroupNorm(GroupNormArgs {
-                x: f(x),
-                y: out(quantize),
-                samples,
-                groups: groups as usize,
-                eps,
-                modulation: modulation.map(|m| (per_sample(m.value), m.scale as usize, m.shift as usize)),
-                act,
-                workspace,
-            }),
-            Op::Pointwise { x, act, mul, add } => OpArgs::Pointwise(PointwiseArgs { x: f(x), y, act, mul, add }),
-            Op::Add { a, b } => OpArgs::Add(AddArgs { a: f(a), b: f(b), y }),
-            Op::Concat { a, b } => OpArgs::Concat(ConcatArgs { a: f(a), b: f(b), y }),
-            Op::Quantize { x, spec } => OpArgs::Quantize(QuantizeArgs { x: f(x), y: to(spec), workspace }),
-            Op::VectorQuantize { x, .. } => OpArgs::VectorQuantize(VectorQuantizeArgs { x: f(x), y }),
-            Op::Resample { x, how } => {
+            Op::GroupNorm(GroupNorm { x, groups, eps, modulation, act, quantize, .. }) => {
+                OpArgs::GroupNorm(GroupNormArgs {
+                    x: f(x),
+                    y: out(quantize),
+                    samples,
+                    groups: groups as usize,
+                    eps,
+                    modulation: modulation.map(|m| (per_sample(m.value), m.scale as usize, m.shift as usize)),
+                    act,
+                    workspace,
+                })
+            }
+            Op::Pointwise(Pointwise { x, act, mul, add }) => {
+                OpArgs::Pointwise(PointwiseArgs { x: f(x), y, act, mul, add })
+            }
+            Op::Add(Add { a, b }) => OpArgs::Add(AddArgs { a: f(a), b: f(b), y }),
+            Op::Concat(Concat { a, b }) => OpArgs::Concat(ConcatArgs { a: f(a), b: f(b), y }),
+            Op::Quantize(Quantize { x, spec }) => OpArgs::Quantize(QuantizeArgs { x: f(x), y: to(spec), workspace }),
+            Op::VectorQuantize(VectorQuantize { x, .. }) => OpArgs::VectorQuantize(VectorQuantizeArgs { x: f(x), y }),
+            Op::Resample(Resample { x, how }) => {
                 let dims = self.see(x, rate).0;
                 let (height, width) = (dims.dims()[1], dims.dims()[2]);
                 OpArgs::Resample(ResampleArgs { x: f(x), y, samples, height, width, how })
             }
-            Op::Parameter { .. } => OpArgs::Parameter(ParameterArgs { y }),
-            Op::Embedding { index, .. } => OpArgs::Embedding(EmbeddingArgs { index: self.see(index, rate).1, y }),
-            Op::TimestepEmbedding { t, dim, cos_first, shift } => {
+            Op::Parameter(_) => OpArgs::Parameter(ParameterArgs { y }),
+            Op::Embedding(Embedding { index, .. }) => {
+                OpArgs::Embedding(EmbeddingArgs { index: self.see(index, rate).1, y })
+            }
+            Op::TimestepEmbedding(TimestepEmbedding { t, dim, cos_first, shift }) => {
                 let numbers = ty.cols() / dim as usize;
                 OpArgs::TimestepEmbedding(TimestepEmbeddingArgs {
                     t: self.see(t, rate).1,
@@ -253,18 +263,20 @@ impl View<'_> {
                     shift,
                 })
             }
-            Op::PositionEmbedding { base, interpolation, .. } => OpArgs::PositionEmbedding(PositionEmbeddingArgs {
-                y,
-                height: ty.dims()[0],
-                width: ty.dims()[1],
-                base: base as usize,
-                interpolation,
-            }),
-            Op::Patchify { x, patch } => {
+            Op::PositionEmbedding(PositionEmbedding { base, interpolation, .. }) => {
+                OpArgs::PositionEmbedding(PositionEmbeddingArgs {
+                    y,
+                    height: ty.dims()[0],
+                    width: ty.dims()[1],
+                    base: base as usize,
+                    interpolation,
+                })
+            }
+            Op::Patchify(Patchify { x, patch }) => {
                 let pixels = self.see(x, rate).0;
                 OpArgs::Patch(self.patch(f(x), y, &pixels, patch, false))
             }
-            Op::Unpatchify { x, patch } => OpArgs::Patch(self.patch(f(x), y, &ty, patch, true)),
+            Op::Unpatchify(Unpatchify { x, patch }) => OpArgs::Patch(self.patch(f(x), y, &ty, patch, true)),
         }
     }
 
@@ -338,7 +350,7 @@ pub fn plan(
     let mut curve_at = vec![0; program.nodes.len()];
     let mut curves = Vec::new();
     for (i, node) in program.nodes.iter().enumerate() {
-        if let Some(Quantize { range: range @ QuantizeRange::Curve(..), .. }) = node.op.quantizes() {
+        if let Some(QuantizeSpec { range: range @ QuantizeRange::Curve(..), .. }) = node.op.quantizes() {
             curve_at[i] = bump(window * 8);
             curves.push(PlannedCurve { range, at: curve_at[i] });
         }
@@ -494,15 +506,23 @@ mod tests {
     fn only_the_loop_and_keys_of_its_attention_are_narrow() {
         use crate::program::{Act, Attend, Dim, InputKind, Node, Role, Tensor};
         let input = |kind, dims: &[Dim]| crate::program::Input { kind, dims: dims.to_vec() };
-        let linear =
-            |x| Op::Linear { x: Value(x), weight: Tensor(0), bias: None, act: Act::None, gate: None, residual: None };
+        let linear = |x| {
+            Op::Linear(Linear {
+                x: Value(x),
+                weight: Tensor(0),
+                bias: None,
+                act: Act::None,
+                gate: None,
+                residual: None,
+            })
+        };
         let attend = Attend { per_condition: true, ..Attend::default() };
         let ops = [
             linear(1), // 2: of the prompt, read by a product alone
             linear(2), // 3: keys
             linear(2), // 4: values, marked as wide
             linear(0), // 5: of the loop
-            Op::Attention { q: Value(5), k: Value(3), v: Value(4), heads: 1, scale: 1.0, attend },
+            Op::Attention(Attention { q: Value(5), k: Value(3), v: Value(4), heads: 1, scale: 1.0, attend }),
         ];
         let node = |(i, op)| Node { op, path: "n".into(), wide: i == 2 };
         let program = Program {

@@ -8,7 +8,7 @@ use aquatint::Error;
 use aquatint::format::meta::{Conditioning, TextEncoderMeta, TextMeta};
 use aquatint::format::{Meta, Packed, TensorKind, Writer};
 use aquatint::pipeline::Pipeline;
-use aquatint::program::{Dim, Input, InputKind, Node, Op, Program, Role, Tensor, Value};
+use aquatint::program::{Dim, Input, InputKind, Node, Op, Parameter, Program, Role, Tensor, Value};
 use std::path::PathBuf;
 use tiny::{AlignedBytes, reseal, sections};
 
@@ -133,7 +133,7 @@ fn programs_cannot_use_them() {
     let tensor = Tensor(writer.bytes("file", &[0; 32]).expect("the temporary directory takes files"));
     let inputs =
         vec![Input { kind: InputKind::Sample, dims: vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(4)] }];
-    let nodes = vec![Node { op: Op::Parameter { tensor }, path: "p".into(), wide: false }];
+    let nodes = vec![Node { op: Op::Parameter(Parameter { tensor }), path: "p".into(), wide: false }];
     let program = Program { role: Role::Denoiser, inputs, nodes, output: Value(1) };
     let error = writer.finish(&[program], &tiny::meta()).expect_err("refused");
     assert!(matches!(error, Error::Shape { .. }), "{error}");

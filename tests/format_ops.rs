@@ -8,8 +8,10 @@ mod tiny;
 use aquatint::Error;
 use aquatint::format::{Packed, TensorKind, TensorSpec, Writer};
 use aquatint::program::{
-    Act, Attend, Columns, CurveAxis, Dim, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
-    QuantizeRange, Resampling, Role, Sampling, Tensor, Value,
+    Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
+    GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Node, Op, Parameter, Patchify, Pointwise,
+    PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, Role,
+    Tensor, TimestepEmbedding, Unpatchify, Value, VectorQuantize,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tiny::{AlignedBytes, reseal, sections};
@@ -63,62 +65,67 @@ const FIRST: Value = Value(5);
 
 fn group_norm(modulation: Option<Modulation>) -> Op {
     let range = QuantizeRange::Curve(CURVE, CurveAxis::StepFraction);
-    let quantize = Some(Quantize { bits: 6, grain: QuantizeGrain::Sample, range });
-    Op::GroupNorm { x: X, weight: V8, bias: V8, groups: 4, eps: 0.25, modulation, act: Act::Silu, quantize }
+    let quantize = Some(QuantizeSpec { bits: 6, grain: QuantizeGrain::Sample, range });
+    Op::GroupNorm(GroupNorm { x: X, weight: V8, bias: V8, groups: 4, eps: 0.25, modulation, act: Act::Silu, quantize })
 }
 
 fn attention(attend: Attend) -> Op {
-    Op::Attention { q: CONTEXT, k: CONTEXT, v: CONTEXT, heads: 2, scale: 0.5, attend }
+    Op::Attention(Attention { q: CONTEXT, k: CONTEXT, v: CONTEXT, heads: 2, scale: 0.5, attend })
 }
 
 /// Every op, each attribute with a value of its own.
 fn ops() -> Vec<Op> {
     let mut ops = vec![
-        Op::VectorQuantize { x: X, table: ROWS },
-        Op::Concat { a: FIRST, b: X },
+        Op::VectorQuantize(VectorQuantize { x: X, table: ROWS }),
+        Op::Concat(Concat { a: FIRST, b: X }),
         group_norm(None),
         group_norm(Some(Modulation { value: POOLED, scale: 11, shift: 1_000_000 })),
-        Op::Parameter { tensor: KERNEL },
-        Op::Embedding { index: TOKENS, table: ROWS },
-        Op::TimestepEmbedding { t: SIZES, dim: 8, cos_first: true, shift: 1.0 },
-        Op::PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 },
-        Op::Add { a: X, b: CONTEXT },
-        Op::Patchify { x: X, patch: 2 },
-        Op::Unpatchify { x: X, patch: 2 },
-        Op::Quantize { x: X, spec: Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic } },
-        Op::LayerNorm {
+        Op::Parameter(Parameter { tensor: KERNEL }),
+        Op::Embedding(Embedding { index: TOKENS, table: ROWS }),
+        Op::TimestepEmbedding(TimestepEmbedding { t: SIZES, dim: 8, cos_first: true, shift: 1.0 }),
+        Op::PositionEmbedding(PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }),
+        Op::Add(Add { a: X, b: CONTEXT }),
+        Op::Patchify(Patchify { x: X, patch: 2 }),
+        Op::Unpatchify(Unpatchify { x: X, patch: 2 }),
+        Op::Quantize(Quantize {
+            x: X,
+            spec: QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic },
+        }),
+        Op::LayerNorm(LayerNorm {
             x: X,
             weight: None,
             bias: Some(V8),
             eps: 0.5,
             modulation: Some(Modulation { value: POOLED, scale: 1, shift: 2 }),
             quantize: None,
-        },
-        Op::Linear {
+        }),
+        Op::Linear(Linear {
             x: X,
             weight: SQUARE,
             bias: None,
             act: Act::None,
             gate: Some(Columns { value: POOLED, offset: 4 }),
             residual: Some(CONTEXT),
-        },
-        Op::GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf },
-        Op::GatedLinear { x: CONTEXT, weight: ROWS, bias: Some(V16), act: Act::Silu },
+        }),
+        Op::GatedLinear(GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf }),
+        Op::GatedLinear(GatedLinear { x: CONTEXT, weight: ROWS, bias: Some(V16), act: Act::Silu }),
     ];
-    ops.extend([Resampling::Nearest, Resampling::Mean].map(|how| Op::Resample { x: X, how }));
+    ops.extend([Resampling::Nearest, Resampling::Mean].map(|how| Op::Resample(Resample { x: X, how })));
     let acts = [Act::None, Act::Silu, Act::GeluTanh, Act::GeluErf, Act::QuickGelu];
-    ops.extend(acts.map(|act| Op::Pointwise { x: X, act, mul: 2.0, add: -1.0 }));
+    ops.extend(acts.map(|act| Op::Pointwise(Pointwise { x: X, act, mul: 2.0, add: -1.0 })));
     ops.extend(
         (0..8)
             .map(|bits| attention(Attend { causal: bits & 1 != 0, per_condition: bits & 2 != 0, int8: bits & 4 != 0 })),
     );
-    ops.extend(Sampling::ALL.map(|sampling| Op::Conv2d {
-        x: X,
-        weight: KERNEL,
-        bias: Some(V8),
-        sampling,
-        shift: Some(Columns { value: POOLED, offset: 5 }),
-        residual: (sampling == Sampling::Same).then_some(FIRST),
+    ops.extend(ConvStride::ALL.map(|sampling| {
+        Op::Conv2d(Conv2d {
+            x: X,
+            weight: KERNEL,
+            bias: Some(V8),
+            sampling,
+            shift: Some(Columns { value: POOLED, offset: 5 }),
+            residual: (sampling == ConvStride::Same).then_some(FIRST),
+        })
     }));
     ops
 }
@@ -157,10 +164,10 @@ fn faults_of_the_newer_ops_are_named() {
     let (act, quantize, operands, tensors, ints, floats, int2) = (2, 3, 16, 28, 36, 44, 56);
     let le = |n: u32| n.to_le_bytes();
     let none = le(u32::MAX);
-    let nearest = Op::VectorQuantize { x: X, table: ROWS };
-    let resample = Op::Resample { x: X, how: Resampling::Mean };
-    let parameter = Op::Parameter { tensor: ROWS };
-    let gated = Op::GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf };
+    let nearest = Op::VectorQuantize(VectorQuantize { x: X, table: ROWS });
+    let resample = Op::Resample(Resample { x: X, how: Resampling::Mean });
+    let parameter = Op::Parameter(Parameter { tensor: ROWS });
+    let gated = Op::GatedLinear(GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf });
     let modulated = group_norm(Some(Modulation { value: POOLED, scale: 1, shift: 2 }));
     let cases: &[(&Op, usize, &[u8], &str)] = &[
         (&nearest, 0, &[19], "op: expected 1 to 18, got 19; use a newer aquatint"),

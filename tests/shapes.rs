@@ -2,8 +2,10 @@
 
 use aquatint::program::shape::{Kind, MAX_ELEMENTS, MAX_INTEGER_PRODUCTS, TensorType, Type, infer};
 use aquatint::program::{
-    Act, Attend, Columns, CurveAxis, Dim, Dims, Input, InputKind, Modulation, Node, Op, Program, Quantize,
-    QuantizeGrain, QuantizeRange, Resampling, Role, Sampling, Tensor, Value,
+    Act, Add, Attend, Attention, Columns, Conv2d, ConvStride, CurveAxis, Dim, Dims, Embedding, GatedLinear, GroupNorm,
+    Input, InputKind, LayerNorm, Linear, Modulation, Node, Op, Parameter, Patchify, Pointwise, PositionEmbedding,
+    Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, Role, Tensor,
+    TimestepEmbedding, Unpatchify, Value, VectorQuantize,
 };
 
 const DIMS: Dims = Dims { batch: 2, conditions: 3, height: 6, width: 10, tokens: 1 };
@@ -77,7 +79,7 @@ fn inputs() -> Vec<Input> {
 
 /// Types of a program of the given ops after the embedding of the labels.
 fn types(ops: &[Op]) -> aquatint::Result<Vec<Type>> {
-    let embedding = Op::Embedding { index: LABELS, table: ROWS };
+    let embedding = Op::Embedding(Embedding { index: LABELS, table: ROWS });
     let ops = [embedding].into_iter().chain(ops.iter().cloned());
     let nodes: Vec<_> = ops.map(|op| Node { op, path: "a.b".into(), wide: false }).collect();
     infer(&Program { role: Role::Denoiser, inputs: inputs(), nodes, output: TABLE }, &tensors(), &DIMS)
@@ -113,36 +115,36 @@ fn refuse_size(ops: &[Op], shape: &str) {
     }
 }
 
-fn spec(bits: u8, grain: QuantizeGrain, range: QuantizeRange) -> Quantize {
-    Quantize { bits, grain, range }
+fn spec(bits: u8, grain: QuantizeGrain, range: QuantizeRange) -> QuantizeSpec {
+    QuantizeSpec { bits, grain, range }
 }
 
-const ROW8: Quantize = Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
-const SAMPLE6: Quantize = Quantize { bits: 6, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
+const ROW8: QuantizeSpec = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
+const SAMPLE6: QuantizeSpec = QuantizeSpec { bits: 6, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
 
-fn quantize(x: Value, spec: Quantize) -> Op {
-    Op::Quantize { x, spec }
+fn quantize(x: Value, spec: QuantizeSpec) -> Op {
+    Op::Quantize(Quantize { x, spec })
 }
 
 fn pointwise(x: Value) -> Op {
-    Op::Pointwise { x, act: Act::Silu, mul: 1.0, add: 0.0 }
+    Op::Pointwise(Pointwise { x, act: Act::Silu, mul: 1.0, add: 0.0 })
 }
 
 fn linear(x: Value, weight: Tensor) -> Op {
-    Op::Linear { x, weight, bias: None, act: Act::None, gate: None, residual: None }
+    Op::Linear(Linear { x, weight, bias: None, act: Act::None, gate: None, residual: None })
 }
 
 fn biased(x: Value, weight: Tensor, bias: Tensor) -> Op {
-    Op::Linear { x, weight, bias: Some(bias), act: Act::None, gate: None, residual: None }
+    Op::Linear(Linear { x, weight, bias: Some(bias), act: Act::None, gate: None, residual: None })
 }
 
 fn gated(x: Value, value: Value, offset: u32) -> Op {
     let gate = Some(Columns { value, offset });
-    Op::Linear { x, weight: W, bias: None, act: Act::None, gate, residual: None }
+    Op::Linear(Linear { x, weight: W, bias: None, act: Act::None, gate, residual: None })
 }
 
 fn summed(x: Value, residual: Value) -> Op {
-    Op::Linear { x, weight: W, bias: None, act: Act::None, gate: None, residual: Some(residual) }
+    Op::Linear(Linear { x, weight: W, bias: None, act: Act::None, gate: None, residual: Some(residual) })
 }
 
 #[test]
@@ -156,7 +158,7 @@ fn linear_takes_rows_of_any_shape() {
     accept(&[gated(SAMPLE, TABLE, 4)], &[2, 6, 10, 5], Kind::Float);
     accept(&[linear(SAMPLE, W), summed(SAMPLE, LAST)], &[2, 6, 10, 5], Kind::Float);
     // A grid of positions repeats over the samples.
-    let position = Op::PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 };
+    let position = Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 });
     accept(&[position, linear(LAST, W), summed(SAMPLE, Value(5))], &[2, 6, 10, 5], Kind::Float);
 }
 
@@ -169,7 +171,7 @@ fn linear_refuses() {
     refuse(&[linear(TABLE, W)], "x: expected 8 features, as weight [5, 8], got [3, 9]");
     refuse(&[linear(SAMPLE, CONV)], "x: expected 72 features, as weight [5, 3, 3, 8], got [2, 6, 10, 8]");
     let matched = "x: expected float elements, or codes and a weight with an integer codebook, got ";
-    let row8 = "Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    let row8 = "Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), linear(LAST, W)], &format!("{matched}{row8}"));
     refuse(&[quantize(SAMPLE, ROW8), linear(LAST, W_CODES)], &format!("{matched}{row8}"));
     refuse(&[biased(SAMPLE, W, NO_TENSOR)], "bias: expected a tensor below 18, got 99");
@@ -179,11 +181,11 @@ fn linear_refuses() {
     refuse(&[gated(SAMPLE, TABLE, u32::MAX)], "gate: expected (3 conditions, at least 4294967300), got [3, 9]");
     refuse(&[gated(SAMPLE, SAMPLE, 0)], "gate: expected (3 conditions, at least 5), got [2, 6, 10, 8]");
     refuse(&[gated(SAMPLE, LABELS, 0)], "gate: expected float elements, got Index");
-    let on_table = Op::TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 };
+    let on_table = Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 });
     refuse(&[on_table, gated(LAST, TABLE, 0)], "gate: expected a result for each of the 2 samples, got [3, 5]");
     refuse(&[summed(SAMPLE, SAMPLE)], "residual: expected rows dividing those of [2, 6, 10, 5], got [2, 6, 10, 8]");
     refuse(&[summed(SAMPLE, NO_VALUE)], "residual: expected a value below 4, got 99");
-    let odd = Op::TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 };
+    let odd = Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 });
     let message = "residual: expected rows dividing those of [3, 5], got [2, 6, 10, 5]";
     refuse(&[linear(SAMPLE, W), odd, summed(Value(5), LAST)], message);
     refuse_size(&[linear(SAMPLE, MANY)], "[2, 6, 10, 2147483648]");
@@ -217,53 +219,57 @@ fn sums_of_codes_stay_within_32_bits() {
     }
 }
 
-fn conv(x: Value, weight: Tensor, bias: Option<Tensor>, sampling: Sampling, residual: Option<Value>) -> Op {
-    Op::Conv2d { x, weight, bias, sampling, shift: None, residual }
+fn conv(x: Value, weight: Tensor, bias: Option<Tensor>, sampling: ConvStride, residual: Option<Value>) -> Op {
+    Op::Conv2d(Conv2d { x, weight, bias, sampling, shift: None, residual })
 }
 
 #[test]
 fn conv2d_keeps_or_doubles_the_pixels() {
-    accept(&[conv(SAMPLE, CONV, None, Sampling::Same, None)], &[2, 6, 10, 5], Kind::Float);
-    accept(&[conv(SAMPLE, CONV, Some(V5), Sampling::Up, None)], &[2, 12, 20, 5], Kind::Float);
-    accept(&[linear(SAMPLE, W), conv(SAMPLE, CONV, None, Sampling::Same, Some(LAST))], &[2, 6, 10, 5], Kind::Float);
-    accept(&[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV_I8, None, Sampling::Same, None)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[conv(SAMPLE, CONV, None, ConvStride::Same, None)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[conv(SAMPLE, CONV, Some(V5), ConvStride::Up, None)], &[2, 12, 20, 5], Kind::Float);
+    accept(&[linear(SAMPLE, W), conv(SAMPLE, CONV, None, ConvStride::Same, Some(LAST))], &[2, 6, 10, 5], Kind::Float);
+    accept(
+        &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV_I8, None, ConvStride::Same, None)],
+        &[2, 6, 10, 5],
+        Kind::Float,
+    );
 }
 
 #[test]
 fn conv2d_refuses() {
-    refuse(&[conv(NO_VALUE, CONV, None, Sampling::Same, None)], "x: expected a value below 4, got 99");
-    refuse(&[conv(TABLE, CONV, None, Sampling::Same, None)], "x: expected (n, h, w, c), got [3, 9]");
-    refuse(&[conv(SAMPLE, NO_TENSOR, None, Sampling::Same, None)], "weight: expected a tensor below 18, got 99");
-    refuse(&[conv(SAMPLE, W, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 8]");
-    refuse(&[conv(SAMPLE, CONV_1, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 1, 2, 4]");
-    refuse(&[conv(SAMPLE, CONV_6_I8, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 3, 3, 6]");
+    refuse(&[conv(NO_VALUE, CONV, None, ConvStride::Same, None)], "x: expected a value below 4, got 99");
+    refuse(&[conv(TABLE, CONV, None, ConvStride::Same, None)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[conv(SAMPLE, NO_TENSOR, None, ConvStride::Same, None)], "weight: expected a tensor below 18, got 99");
+    refuse(&[conv(SAMPLE, W, None, ConvStride::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 8]");
+    refuse(&[conv(SAMPLE, CONV_1, None, ConvStride::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 1, 2, 4]");
+    refuse(&[conv(SAMPLE, CONV_6_I8, None, ConvStride::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 3, 3, 6]");
     refuse(
-        &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV, None, Sampling::Same, None)],
+        &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV, None, ConvStride::Same, None)],
         "x: expected float elements, or codes and a weight with an integer codebook, got \
-         Codes(Quantize { bits: 6, grain: Sample, range: Dynamic })",
+         Codes(QuantizeSpec { bits: 6, grain: Sample, range: Dynamic })",
     );
-    let by_row = [quantize(SAMPLE, ROW8), conv(LAST, CONV_I8, None, Sampling::Same, None)];
+    let by_row = [quantize(SAMPLE, ROW8), conv(LAST, CONV_I8, None, ConvStride::Same, None)];
     refuse(&by_row, "x: expected codes with one scale per sample, got Row");
-    let six = [linear(SAMPLE, TO_6), quantize(LAST, SAMPLE6), conv(Value(5), CONV_6_I8, None, Sampling::Same, None)];
+    let six = [linear(SAMPLE, TO_6), quantize(LAST, SAMPLE6), conv(Value(5), CONV_6_I8, None, ConvStride::Same, None)];
     refuse(&six, "x: expected codes with a multiple of 4 channels, got 6");
-    refuse(&[conv(SAMPLE, CONV, Some(V8), Sampling::Same, None)], "bias: expected f32 [5], got ([8], \"f32\")");
-    let doubled = [linear(SAMPLE, W), conv(SAMPLE, CONV, None, Sampling::Up, Some(LAST))];
+    refuse(&[conv(SAMPLE, CONV, Some(V8), ConvStride::Same, None)], "bias: expected f32 [5], got ([8], \"f32\")");
+    let doubled = [linear(SAMPLE, W), conv(SAMPLE, CONV, None, ConvStride::Up, Some(LAST))];
     refuse(&doubled, "residual: expected rows dividing those of [2, 12, 20, 5], got [2, 6, 10, 5]");
-    refuse_size(&[conv(SAMPLE, MANY_CONV, None, Sampling::Same, None)], "[2, 6, 10, 2147483648]");
+    refuse_size(&[conv(SAMPLE, MANY_CONV, None, ConvStride::Same, None)], "[2, 6, 10, 2147483648]");
 }
 
 fn attention(q: Value, k: Value, v: Value, heads: u32, scale: f32) -> Op {
-    Op::Attention { q, k, v, heads, scale, attend: Default::default() }
+    Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default() })
 }
 
 fn gated_linear(x: Value, weight: Tensor, bias: Option<Tensor>) -> Op {
-    Op::GatedLinear { x, weight, bias, act: Act::GeluErf }
+    Op::GatedLinear(GatedLinear { x, weight, bias, act: Act::GeluErf })
 }
 
 #[test]
 fn gated_linear_halves_the_rows_of_its_weight() {
     accept(&[gated_linear(SAMPLE, TO_6, None)], &[2, 6, 10, 3], Kind::Float);
-    let narrow = Op::Pointwise { x: SAMPLE, act: Act::None, mul: 1.0, add: 0.0 };
+    let narrow = Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 1.0, add: 0.0 });
     accept(&[narrow, gated_linear(LAST, TO_6, None)], &[2, 6, 10, 3], Kind::Float);
     refuse(&[gated_linear(NO_VALUE, TO_6, None)], "x: expected a value below 4, got 99");
     refuse(&[gated_linear(SAMPLE, W, None)], "weight: expected [2 o, k], got [5, 8]");
@@ -272,7 +278,7 @@ fn gated_linear_halves_the_rows_of_its_weight() {
     refuse(&[gated_linear(TABLE, TO_6, None)], "x: expected 8 features, as weight [6, 8], got [3, 9]");
     refuse(&[gated_linear(SAMPLE, TO_6, Some(V8))], "bias: expected f32 [6], got ([8], \"f32\")");
     let codes = "x: expected float elements, or codes and a weight with an integer codebook, got \
-                 Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+                 Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), gated_linear(LAST, TO_6, None)], codes);
     refuse_size(&[gated_linear(SAMPLE, MANY, None)], "[2, 6, 10, 1073741824]");
 }
@@ -280,8 +286,9 @@ fn gated_linear_halves_the_rows_of_its_weight() {
 #[test]
 fn attention_sees_conditions_and_only_earlier_keys() {
     let attend = |causal, per_condition| Attend { causal, per_condition, int8: false };
-    let attention = |q, k, attend| Op::Attention { q, k, v: k, heads: 1, scale: 1.0, attend };
-    let table = |features| Op::TimestepEmbedding { t: TIME, dim: features, cos_first: true, shift: 0.0 };
+    let attention = |q, k, attend| Op::Attention(Attention { q, k, v: k, heads: 1, scale: 1.0, attend });
+    let table =
+        |features| Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: features, cos_first: true, shift: 0.0 });
     // A value of two axes is one key per condition.
     accept(&[table(8), attention(SAMPLE, LAST, attend(false, true))], &[2, 6, 10, 8], Kind::Float);
     accept(&[attention(SAMPLE, SAMPLE, attend(true, false))], &[2, 6, 10, 8], Kind::Float);
@@ -300,8 +307,8 @@ fn attention_sees_conditions_and_only_earlier_keys() {
 #[test]
 fn attention_takes_keys_of_another_length() {
     accept(&[attention(SAMPLE, SAMPLE, SAMPLE, 4, 0.5)], &[2, 6, 10, 8], Kind::Float);
-    let smaller = Op::Unpatchify { x: SAMPLE, patch: 2 };
-    let patches = Op::Patchify { x: LAST, patch: 2 };
+    let smaller = Op::Unpatchify(Unpatchify { x: SAMPLE, patch: 2 });
+    let patches = Op::Patchify(Patchify { x: LAST, patch: 2 });
     accept(&[smaller, patches, attention(SAMPLE, Value(5), Value(5), 8, 0.5)], &[2, 6, 10, 8], Kind::Float);
 }
 
@@ -310,7 +317,7 @@ fn attention_refuses() {
     refuse(&[attention(NO_VALUE, SAMPLE, SAMPLE, 1, 1.0)], "q: expected a value below 4, got 99");
     refuse(&[attention(SAMPLE, LABELS, SAMPLE, 1, 1.0)], "k: expected float elements, got Index");
     let codes = [quantize(SAMPLE, ROW8), attention(SAMPLE, SAMPLE, LAST, 1, 1.0)];
-    refuse(&codes, "v: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })");
+    refuse(&codes, "v: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })");
     let equal = "q, k, v: expected q (n, .., d), k and v (3, .., d), got ";
     let got = "([3, 9], [3, 9], [3, 9])";
     refuse(&[attention(TABLE, TABLE, TABLE, 1, 1.0)], &format!("{equal}{got}"));
@@ -324,8 +331,14 @@ fn attention_refuses() {
     refuse(&[attention(SAMPLE, SAMPLE, SAMPLE, 2, f32::NAN)], "scale: expected a finite number, got NaN");
 }
 
-fn layer_norm(x: Value, weight: Option<Tensor>, eps: f32, modulation: Option<Modulation>, q: Option<Quantize>) -> Op {
-    Op::LayerNorm { x, weight, bias: weight, eps, modulation, quantize: q }
+fn layer_norm(
+    x: Value,
+    weight: Option<Tensor>,
+    eps: f32,
+    modulation: Option<Modulation>,
+    q: Option<QuantizeSpec>,
+) -> Op {
+    Op::LayerNorm(LayerNorm { x, weight, bias: weight, eps, modulation, quantize: q })
 }
 
 #[test]
@@ -341,7 +354,7 @@ fn layer_norm_refuses() {
     refuse(&[layer_norm(LABELS, None, 0.0, None, None)], "x: expected float elements, got Index");
     refuse(&[layer_norm(SAMPLE, Some(V5), 0.0, None, None)], "weight: expected f32 [8], got ([5], \"f32\")");
     let bias = Some(HALF_V8);
-    let norm = Op::LayerNorm { x: SAMPLE, weight: None, bias, eps: 0.0, modulation: None, quantize: None };
+    let norm = Op::LayerNorm(LayerNorm { x: SAMPLE, weight: None, bias, eps: 0.0, modulation: None, quantize: None });
     refuse(&[norm], "bias: expected f32 [8], got ([8], \"not f32\")");
     for (eps, got) in [(-1.0, "-1.0"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
         let message = format!("eps: expected a finite number, not negative, got {got}");
@@ -361,15 +374,8 @@ fn layer_norm_refuses() {
 
 #[test]
 fn group_norm_divides_channels_evenly() {
-    let norm = |x, weight, bias, groups, eps, quantize| Op::GroupNorm {
-        x,
-        weight,
-        bias,
-        groups,
-        eps,
-        modulation: None,
-        act: Act::Silu,
-        quantize,
+    let norm = |x, weight, bias, groups, eps, quantize| {
+        Op::GroupNorm(GroupNorm { x, weight, bias, groups, eps, modulation: None, act: Act::Silu, quantize })
     };
     accept(&[norm(SAMPLE, V8, V8, 4, 1e-6, None)], &[2, 6, 10, 8], Kind::Float);
     accept(&[norm(SAMPLE, V8, V8, 1, 1e-6, Some(SAMPLE6))], &[2, 6, 10, 8], Kind::Codes(SAMPLE6));
@@ -386,15 +392,17 @@ fn group_norm_divides_channels_evenly() {
 
 #[test]
 fn group_norm_takes_a_modulation_per_condition() {
-    let norm = |value, scale, shift| Op::GroupNorm {
-        x: SAMPLE,
-        weight: V8,
-        bias: V8,
-        groups: 4,
-        eps: 1e-6,
-        modulation: Some(Modulation { value, scale, shift }),
-        act: Act::Silu,
-        quantize: None,
+    let norm = |value, scale, shift| {
+        Op::GroupNorm(GroupNorm {
+            x: SAMPLE,
+            weight: V8,
+            bias: V8,
+            groups: 4,
+            eps: 1e-6,
+            modulation: Some(Modulation { value, scale, shift }),
+            act: Act::Silu,
+            quantize: None,
+        })
     };
     accept(&[norm(TABLE, 0, 1)], &[2, 6, 10, 8], Kind::Float);
     refuse(&[norm(TABLE, 2, 0)], "scale: expected (3 conditions, at least 10), got [3, 9]");
@@ -407,7 +415,7 @@ fn group_norm_takes_a_modulation_per_condition() {
 
 #[test]
 fn resample_doubles_or_halves_the_pixels() {
-    let resample = |x, how| Op::Resample { x, how };
+    let resample = |x, how| Op::Resample(Resample { x, how });
     accept(&[resample(SAMPLE, Resampling::Nearest)], &[2, 12, 20, 8], Kind::Float);
     accept(&[resample(SAMPLE, Resampling::Mean)], &[2, 3, 5, 8], Kind::Float);
     // 3 x 5 pixels, then 1 x 2, then none.
@@ -416,13 +424,13 @@ fn resample_doubles_or_halves_the_pixels() {
     refuse_size(&halved, "[2, 0, 1, 8]");
     refuse(&[resample(TABLE, Resampling::Nearest)], "x: expected (n, h, w, c), got [3, 9]");
     refuse(&[resample(LABELS, Resampling::Mean)], "x: expected float elements, got Index");
-    let codes = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    let codes = "x: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), resample(LAST, Resampling::Nearest)], codes);
 }
 
 #[test]
 fn vector_quantize_takes_rows_of_the_tables_length() {
-    let nearest = |x, table| Op::VectorQuantize { x, table };
+    let nearest = |x, table| Op::VectorQuantize(VectorQuantize { x, table });
     accept(&[nearest(SAMPLE, CODEBOOK)], &[2, 6, 10, 8], Kind::Float);
     refuse(&[nearest(TABLE, CODEBOOK)], "table: expected f32 [rows, 9], got [4, 8]");
     refuse(&[nearest(SAMPLE, W)], "table: expected f32 [rows, 8], got [5, 8]");
@@ -434,7 +442,7 @@ fn vector_quantize_takes_rows_of_the_tables_length() {
 
 #[test]
 fn a_parameter_has_the_axes_of_its_tensor() {
-    let parameter = |tensor| Op::Parameter { tensor };
+    let parameter = |tensor| Op::Parameter(Parameter { tensor });
     for (tensor, dims) in [(V8, &[8][..]), (W, &[5, 8]), (CUBE, &[2, 2, 2]), (CONV, &[5, 3, 3, 8])] {
         accept(&[parameter(tensor)], dims, Kind::Float);
     }
@@ -453,9 +461,9 @@ fn pointwise_takes_any_floats() {
 
 #[test]
 fn add_repeats_rows_of_the_second_operand() {
-    let add = |a, b| Op::Add { a, b };
+    let add = |a, b| Op::Add(Add { a, b });
     accept(&[add(SAMPLE, SAMPLE)], &[2, 6, 10, 8], Kind::Float);
-    let position = Op::PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 };
+    let position = Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 });
     accept(&[position.clone(), add(SAMPLE, LAST)], &[2, 6, 10, 8], Kind::Float);
     let message = "residual: expected rows dividing those of [6, 10, 8], got [2, 6, 10, 8]";
     refuse(&[position, add(LAST, SAMPLE)], message);
@@ -474,7 +482,7 @@ fn quantize_gives_codes_of_its_own_spec() {
     }
     accept(&[quantize(TIME, ROW8)], &[3], Kind::Codes(ROW8));
     refuse(&[quantize(LABELS, ROW8)], "x: expected float elements, got Index");
-    let twice = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    let twice = "x: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), quantize(LAST, ROW8)], twice);
     for bits in [1, 4, 7, 16] {
         let spec = spec(bits, QuantizeGrain::Row, QuantizeRange::Dynamic);
@@ -490,7 +498,7 @@ fn quantize_gives_codes_of_its_own_spec() {
 
 #[test]
 fn embedding_takes_row_numbers() {
-    let embedding = |index, table| Op::Embedding { index, table };
+    let embedding = |index, table| Op::Embedding(Embedding { index, table });
     accept(&[embedding(LABELS, W)], &[3, 8], Kind::Float);
     refuse(&[embedding(NO_VALUE, W)], "index: expected a value below 4, got 99");
     refuse(&[embedding(TIME, W)], "index: expected (conditions) or (n, t) row numbers, got ([3], Float)");
@@ -512,16 +520,16 @@ fn prompts_have_tokens_features_and_numbers() {
         let program = Program { role: Role::TextEncoder, inputs, nodes, output };
         infer(&program, &tensors(), &dims).map(|t| t[output.0 as usize].dims().to_vec()).map_err(|e| e.to_string())
     };
-    let rows = Op::Embedding { index: Value(0), table: ROWS };
+    let rows = Op::Embedding(Embedding { index: Value(0), table: ROWS });
     assert_eq!(types(&[(InputKind::Tokens, &[Batch, Fixed(77)])], rows.clone()), Ok(vec![2, 77, 9]));
     let got = types(&[(InputKind::Tokens, &[Conditions, Fixed(77)])], rows.clone());
     assert_eq!(got, Err("text encoder input Tokens: axes: expected [2, tokens], got [3, 77]".into()));
     types(&[(InputKind::Tokens, &[Batch])], rows.clone()).expect_err("one axis");
-    let numbers = Op::TimestepEmbedding { t: Value(0), dim: 8, cos_first: true, shift: 0.0 };
+    let numbers = Op::TimestepEmbedding(TimestepEmbedding { t: Value(0), dim: 8, cos_first: true, shift: 0.0 });
     assert_eq!(types(&[(InputKind::Sizes, &[Conditions, Fixed(6)])], numbers.clone()), Ok(vec![3, 48]));
     let got = types(&[(InputKind::Sizes, &[Conditions])], numbers);
     assert_eq!(got, Err("text encoder input Sizes: axes: expected [3, features], got [3]".into()));
-    let many = Op::TimestepEmbedding { t: Value(0), dim: u32::MAX - 1, cos_first: true, shift: 0.0 };
+    let many = Op::TimestepEmbedding(TimestepEmbedding { t: Value(0), dim: u32::MAX - 1, cos_first: true, shift: 0.0 });
     types(&[(InputKind::Sizes, &[Conditions, Fixed(1 << 30)])], many).expect_err("too many features");
     let linear = linear(Value(0), W);
     let context = &[Conditions, Tokens, Fixed(8)];
@@ -537,7 +545,7 @@ fn prompts_have_tokens_features_and_numbers() {
 
 #[test]
 fn timestep_embedding_has_a_sine_for_each_cosine() {
-    let embedding = |t, dim, shift| Op::TimestepEmbedding { t, dim, cos_first: false, shift };
+    let embedding = |t, dim, shift| Op::TimestepEmbedding(TimestepEmbedding { t, dim, cos_first: false, shift });
     accept(&[embedding(TIME, 6, 1.0)], &[3, 6], Kind::Float);
     refuse(&[embedding(LABELS, 6, 1.0)], "t: expected float elements, got Index");
     refuse(&[embedding(SAMPLE, 6, 1.0)], "t: expected (conditions) or (conditions, k), got [2, 6, 10, 8]");
@@ -557,7 +565,8 @@ fn timestep_embedding_has_a_sine_for_each_cosine() {
 
 #[test]
 fn position_embedding_has_the_grid_of_its_operand() {
-    let embedding = |x, dim, base, interpolation| Op::PositionEmbedding { x, dim, base, interpolation };
+    let embedding =
+        |x, dim, base, interpolation| Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation });
     accept(&[embedding(SAMPLE, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     accept(&[quantize(SAMPLE, ROW8), embedding(LAST, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     refuse(&[embedding(NO_VALUE, 8, 4, 1.0)], "x: expected a value below 4, got 99");
@@ -580,7 +589,7 @@ fn position_embedding_has_the_grid_of_its_operand() {
 
 #[test]
 fn patches_divide_the_size() {
-    let patchify = |x, patch| Op::Patchify { x, patch };
+    let patchify = |x, patch| Op::Patchify(Patchify { x, patch });
     accept(&[patchify(SAMPLE, 1)], &[2, 6, 10, 8], Kind::Float);
     accept(&[patchify(SAMPLE, 2)], &[2, 3, 5, 32], Kind::Float);
     for patch in [0, 3, 4, 5, 6, 10, u32::MAX] {
@@ -588,15 +597,15 @@ fn patches_divide_the_size() {
         refuse(&[patchify(SAMPLE, patch)], &format!("{multiples}, got [2, 6, 10, 8]"));
     }
     refuse(&[patchify(TABLE, 1)], "x: expected (n, h, w, c), got [3, 9]");
-    let codes = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    let codes = "x: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), patchify(LAST, 1)], codes);
 }
 
 #[test]
 fn unpatchify_undoes_patchify() {
-    let unpatchify = |x, patch| Op::Unpatchify { x, patch };
+    let unpatchify = |x, patch| Op::Unpatchify(Unpatchify { x, patch });
     accept(&[unpatchify(SAMPLE, 2)], &[2, 12, 20, 2], Kind::Float);
-    accept(&[Op::Patchify { x: SAMPLE, patch: 2 }, unpatchify(LAST, 2)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[Op::Patchify(Patchify { x: SAMPLE, patch: 2 }), unpatchify(LAST, 2)], &[2, 6, 10, 8], Kind::Float);
     for patch in [0, 3, 4, 1 << 12, 1 << 16, u32::MAX] {
         let multiples = format!("x: expected features in multiples of {patch} x {patch}");
         refuse(&[unpatchify(SAMPLE, patch)], &format!("{multiples}, got [2, 6, 10, 8]"));
@@ -693,8 +702,11 @@ fn the_output_is_a_float_value() {
 fn odd_sizes_pass_through() {
     for (batch, height, width) in [(1, 1, 1), (3, 5, 7), (2, 17, 33)] {
         let dims = Dims { batch, height, width, conditions: 1, tokens: 1 };
-        let ops =
-            [conv(SAMPLE, CONV, None, Sampling::Up, None), pointwise(Value(3)), Op::Patchify { x: Value(4), patch: 2 }];
+        let ops = [
+            conv(SAMPLE, CONV, None, ConvStride::Up, None),
+            pointwise(Value(3)),
+            Op::Patchify(Patchify { x: Value(4), patch: 2 }),
+        ];
         let nodes = ops.map(|op| Node { op, path: "n".into(), wide: false }).to_vec();
         let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: Value(5) };
         let types = infer(&program, &tensors(), &dims).expect("sound");
@@ -712,7 +724,7 @@ fn files_of_bytes_are_no_weights() {
     let mut tensors = tensors();
     tensors.push(TensorType { dims: vec![8], integer: false, f32: false, codes: false, bytes: true });
     let refuse = |what: &str, op: Op| {
-        let embedding = Op::Embedding { index: LABELS, table: ROWS };
+        let embedding = Op::Embedding(Embedding { index: LABELS, table: ROWS });
         let nodes = [embedding, op.clone()].map(|op| Node { op, path: "a.b".into(), wide: false }).into();
         let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: LAST };
         let message = infer(&program, &tensors, &DIMS).expect_err(what).to_string();
@@ -720,23 +732,26 @@ fn files_of_bytes_are_no_weights() {
         assert_eq!(message, format!("a.b (denoiser node 1, {}): {expected}", op.name()));
     };
     refuse("weight", linear(TABLE, BYTES));
-    refuse("weight", Op::GatedLinear { x: TABLE, weight: BYTES, bias: None, act: Act::GeluErf });
-    let conv = |weight| Op::Conv2d {
-        x: SAMPLE,
-        weight,
-        bias: Some(BYTES),
-        sampling: Sampling::Same,
-        shift: None,
-        residual: None,
+    refuse("weight", Op::GatedLinear(GatedLinear { x: TABLE, weight: BYTES, bias: None, act: Act::GeluErf }));
+    let conv = |weight| {
+        Op::Conv2d(Conv2d {
+            x: SAMPLE,
+            weight,
+            bias: Some(BYTES),
+            sampling: ConvStride::Same,
+            shift: None,
+            residual: None,
+        })
     };
     refuse("weight", conv(BYTES));
     refuse("bias", conv(CONV));
-    let norm = |weight, bias| Op::LayerNorm { x: TABLE, weight, bias, eps: 1e-5, modulation: None, quantize: None };
+    let norm =
+        |weight, bias| Op::LayerNorm(LayerNorm { x: TABLE, weight, bias, eps: 1e-5, modulation: None, quantize: None });
     refuse("weight", norm(Some(BYTES), None));
     refuse("bias", norm(None, Some(BYTES)));
-    refuse("table", Op::Embedding { index: LABELS, table: BYTES });
-    refuse("table", Op::VectorQuantize { x: TABLE, table: BYTES });
-    refuse("tensor", Op::Parameter { tensor: BYTES });
+    refuse("table", Op::Embedding(Embedding { index: LABELS, table: BYTES }));
+    refuse("table", Op::VectorQuantize(VectorQuantize { x: TABLE, table: BYTES }));
+    refuse("tensor", Op::Parameter(Parameter { tensor: BYTES }));
     let range = QuantizeRange::Curve(BYTES, CurveAxis::Timestep);
     refuse("curve", quantize(TABLE, spec(8, QuantizeGrain::Row, range)));
 }

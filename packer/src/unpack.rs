@@ -55,7 +55,7 @@ pub fn unpack(file: &Path, output: &Path, component: Option<&str>, float: Float)
 
 /// The tensors of a gated linear layer, whose rows the file holds in an order of its own.
 fn gated(node: &Node) -> impl Iterator<Item = Tensor> {
-    matches!(node.op, Op::GatedLinear { .. }).then(|| node.op.tensors()).into_iter().flatten()
+    matches!(node.op, Op::GatedLinear(_)).then(|| node.op.tensors()).into_iter().flatten()
 }
 
 /// The checkpoint's name of the tensor called `name` in the file, if it belongs to `component`.

@@ -3,7 +3,7 @@
 mod common;
 
 use aquatint::format::Packed;
-use aquatint::program::{Attend, Op, Program, Role};
+use aquatint::program::{Attend, Attention, Op, Program, Role};
 use common::{Scratch, copy_folder, edit_json, edit_weights, fixture, load, load_component};
 use packer::emit::{Options, Report, pack};
 use packer::unpack::unpack;
@@ -245,6 +245,6 @@ fn int8_attention_is_asked_for() {
 }
 
 fn attends(program: &Program) -> Vec<Attend> {
-    let attend = |op: &Op| if let Op::Attention { attend, .. } = op { Some(*attend) } else { None };
+    let attend = |op: &Op| if let Op::Attention(Attention { attend, .. }) = op { Some(*attend) } else { None };
     program.nodes.iter().filter_map(|node| attend(&node.op)).collect()
 }

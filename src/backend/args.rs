@@ -1,7 +1,7 @@
 //! Arguments of ops after binding: places in the arena and plain numbers.
 
 use crate::codec::layout::round_up;
-use crate::program::{Act, QuantizeGrain, Resampling, Sampling};
+use crate::program::{Act, ConvStride, QuantizeGrain, Resampling};
 
 /// A place in the arena. Values that a table holds once per model call lie `stride` bytes apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -214,7 +214,7 @@ mod structs {
         pub samples: usize,
         pub height: usize,
         pub width: usize,
-        pub sampling: Sampling,
+        pub sampling: ConvStride,
         pub shift: Option<(PerSample, usize)>,
         pub residual: Option<Floats>,
     }

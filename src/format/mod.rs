@@ -34,26 +34,31 @@ mod header;
 pub mod meta;
 mod program;
 mod read;
+#[cfg(test)]
+mod tables;
 mod tensor;
+mod words;
 mod write;
 
 pub use header::{Header, SectionKind, SectionRecord};
 pub use meta::Meta;
 pub use program::{NodeRecord, ProgramRecord};
 pub use read::{Packed, TensorView};
-pub use tensor::{TensorInfo, TensorKind, TensorRecord};
+pub use tensor::{Storage, TensorInfo, TensorKind, TensorRecord};
 pub use write::{TensorSpec, Writer};
 
 /// The first eight bytes of every file. The high bit, the line ends and the end-of-file byte reveal text transfers.
 pub const MAGIC: [u8; 8] = *b"\x89AQT\r\n\x1a\n";
 /// The version this library reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Alignment of sections.
 pub const SECTION_ALIGN: u64 = 4096;
 /// Most tensors in a file.
 pub const MAX_TENSORS: usize = 1 << 16;
 /// Most programs in a file.
 pub const MAX_PROGRAMS: usize = 16;
+/// Most inputs of a program.
+pub const MAX_INPUTS: usize = 16;
 /// Most nodes in all programs together. Planning memory takes time quadratic in it, so this also bounds what
 /// a hostile file can cost; ops are coarse, and a few thousand make a large pipeline.
 pub const MAX_NODES: usize = 1 << 14;
