@@ -105,26 +105,26 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
     // Criterion's filter, if it names shapes.
     let filter = std::env::args().skip(1).find(|a| all.clone().any(|(.., name)| name.contains(a.as_str())));
     for (shape, int8, name) in all.filter(|(.., name)| filter.as_ref().is_none_or(|f| name.contains(f))) {
-        let mut cpu = Cpu::new(isa);
+        let cpu = Cpu::new(isa);
         let args = shape.args(int8);
-        let op = OpArgs::Attention(args);
-        cpu.prepare(&mut [op].iter());
+        let op = OpArgs::<()>::Attention(args);
+        cpu.prepare([op].iter());
         let mut arena = cpu.arena(args.workspace.at + cpu.workspace(&op)).expect("memory");
         let [q, k, v] = [(shape.queries, 1), (shape.keys, 2), (shape.keys, 3)].map(|(n, seed)| shape.data(n, seed));
         for (place, data) in [(args.q, &q), (args.k, &k), (args.v, &v)] {
             cpu.write_f32(&mut arena, place.slot.at, data).expect("in the arena");
         }
-        cpu.attention(&mut arena, 0, &args);
+        cpu.attention(&mut arena, &args);
         let mut out = vec![0.0; q.len()];
         cpu.read_f32(&arena, args.y.slot.at, &mut out).expect("in the arena");
         let error = shape.check(&out, [&q, &k, &v], int8);
         assert!(error < if int8 { 0.03 } else { 1e-5 }, "{name}: error {error:.1e}");
         if !test {
-            let (peak, time) = (peak(isa, int8), best(10, || cpu.attention(&mut arena, 0, &args)));
+            let (peak, time) = (peak(isa, int8), best(10, || cpu.attention(&mut arena, &args)));
             println!("{}  error {error:.1e}", summary(&name, time, shape.ops(), peak));
         }
         group.throughput(Throughput::Elements(shape.ops() as u64));
-        group.bench_function(name, |b| b.iter(|| cpu.attention(&mut arena, 0, &args)));
+        group.bench_function(name, |b| b.iter(|| cpu.attention(&mut arena, &args)));
     }
     group.finish();
 }

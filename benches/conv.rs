@@ -104,14 +104,14 @@ impl Layer {
             shift: None,
             residual: None,
         };
-        cpu.prepare(&mut [OpArgs::Conv2d(args)].iter());
+        cpu.prepare([OpArgs::Conv2d { args, weight: (), bias: None }].iter());
         let mut arena = cpu.arena(y_at + y.bytes()).expect("memory");
         cpu.write_f32(&mut arena, 0, &self.data()).expect("in the arena");
         let to = QuantizeTo { codes, grain: QuantizeGrain::Sample, fixed: None };
-        cpu.quantize(&mut arena, 0, &QuantizeArgs { x, y: to, workspace: slot(0) });
+        cpu.quantize(&mut arena, &QuantizeArgs { x, y: to, workspace: slot(0) });
         let weight = TensorView::Codes(self.weight());
         move |read| {
-            cpu.conv2d(&mut arena, 0, &args, &weight, None);
+            cpu.conv2d(&mut arena, &args, &weight, None);
             let mut out = vec![0.0; if read { results * outputs } else { 0 }];
             cpu.read_f32(&arena, y_at, &mut out).expect("in the arena");
             out

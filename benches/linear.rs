@@ -61,16 +61,16 @@ impl Layer {
             Floats { slot: slot(round_up(codes.slot.at + codes.bytes(), 64)), rows, cols: n, element: Element::F32 };
         let input = if self.layout.is_some() { Input::Codes(codes) } else { Input::Floats(x) };
         let args = LinearArgs { x: input, y, act: Act::None, gated: false, gate: None, residual: None };
-        cpu.prepare(&mut [aquatint::backend::args::OpArgs::Linear(args)].iter());
+        cpu.prepare([aquatint::backend::args::OpArgs::Linear { args, weight: (), bias: None }].iter());
         let mut arena = cpu.arena(y.slot.at + y.bytes()).expect("memory");
         let mut rng = fastrand::Rng::with_seed(3);
         let data: Vec<f32> = (0..rows * k).map(|_| rng.f32() * 2.0 - 1.0).collect();
         cpu.write_f32(&mut arena, 0, &data).unwrap();
         let to = QuantizeTo { codes, grain: QuantizeGrain::Row, fixed: None };
-        cpu.quantize(&mut arena, 0, &QuantizeArgs { x, y: to, workspace: slot(0) });
+        cpu.quantize(&mut arena, &QuantizeArgs { x, y: to, workspace: slot(0) });
         let weight = self.view();
         move |read| {
-            cpu.linear(&mut arena, 0, &args, &weight, None);
+            cpu.linear(&mut arena, &args, &weight, None);
             let mut out = vec![0.0; if read { rows * n } else { 0 }];
             cpu.read_f32(&arena, y.slot.at, &mut out).unwrap();
             out

@@ -8,7 +8,7 @@ mod common;
 use aquatint::backend::cpu::{Cpu, simd::Isa};
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
-use aquatint::plan::Shape;
+use aquatint::plan::Binding;
 use aquatint::program::{Dims, Role};
 use common::bench_main;
 use criterion::Criterion;
@@ -22,7 +22,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
     let meta = &packed.meta().pipeline;
     let [height, width] = meta.latent_size.map(|n| n as usize);
     let mut cpu = Cpu::new(isa);
-    let shape = |batch: usize| Shape {
+    let shape = |batch: usize| Binding {
         dims: Dims { batch, conditions: 2, height, width, tokens: 1 },
         calls: 50,
         table_bytes: 64 << 20,
@@ -30,10 +30,10 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
     };
     c.bench_function("open", |b| b.iter(open));
     c.bench_function("bind denoiser", |b| {
-        b.iter(|| drop(Executor::bind(&mut cpu, &packed, Role::Denoiser, shape(2)).expect("it binds")));
+        b.iter(|| drop(Executor::new(&mut cpu, &packed, Role::Denoiser, shape(2)).expect("it binds")));
     });
     for batch in [2, 8, 16] {
-        let mut executor = Executor::bind(&mut cpu, &packed, Role::Denoiser, shape(batch)).expect("it binds");
+        let mut executor = Executor::new(&mut cpu, &packed, Role::Denoiser, shape(batch)).expect("it binds");
         let mut sample = vec![0.0; batch * height * width * meta.latent_channels as usize];
         aquatint::rng::FastRng::new(1).randn(&mut sample);
         executor.set_class_labels(&[0, meta.null_class]).expect("labels");
@@ -46,13 +46,13 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
         assert!((0.1..10.0).contains(&size), "the prediction of unit noise has size {size}");
         c.bench_function(&format!("denoiser call, batch {batch}"), |b| b.iter(|| executor.call(0)));
     }
-    let one = Shape {
+    let one = Binding {
         dims: Dims { batch: 1, conditions: 1, height, width, tokens: 1 },
         calls: 1,
         table_bytes: 0,
         reserve: 0,
     };
-    let mut decoder = Executor::bind(&mut cpu, &packed, Role::VaeDecoder, one).expect("it binds");
+    let mut decoder = Executor::new(&mut cpu, &packed, Role::VaeDecoder, one).expect("it binds");
     decoder.call(0).unwrap();
     c.bench_function("decoder call", |b| b.iter(|| decoder.call(0)));
 }

@@ -1,34 +1,55 @@
 //! Runs a bound program on a back end.
 //!
-//! After [`Executor::bind`] nothing is allocated: the arena is as large as the plan said, ops and their arguments are
-//! in lists by rate, and a model call walks one list.
+//! After [`Executor::bind`] nothing is allocated: the arena is as large as the plan said, and ops lie in lists by rate.
+//! Each owns its arguments and the handles of its weights, so a model call walks one list and looks nothing up.
+//!
+//! The walk of one activation, call after call:
+//!
+//! ```text
+//! Executor::step -> Backend::replay -> issue(op) -> Backend::linear(args, weight, bias) -> the arena
+//! ```
+//!
+//! What is to come is another list, or another handle in one:
+//!
+//! * *Phases* (ranges of timesteps with other weights or quantization): one more loop list per phase over the same arena,
+//!   bound from a program whose nodes name other tensors; the plan takes the largest of them, and
+//!   [`step`](Executor::step) picks the list by the call's timestep and lets the back end
+//!   [forget](Backend::forget) what it recorded where the phase changes.
+//! * *Adapters* (LoRA, a low-rank branch beside codes): handles of two small weights and a strength beside those of a
+//!   linear op, in [`OpArgs::Linear`], added before its activation; binding again is not needed to change the strength,
+//!   which is read from the arena.
+//! * *Weights that are brought in when device memory is short*: tensors lie in the file in the order of programs, so a
+//!   program's are one range of bytes. [`Backend::weight`] gives a handle of a place that is filled before the program
+//!   runs; the back end is told the range once per bind and holds one program's weights at a time.
+//! * *Observers* exist: [`Executor::observe`] shows every node of a call with its operands and its result.
 
-use crate::backend::args::{Element, Floats, ModelInputArgs, OpArgs, SamplerStepArgs, Slot};
+use crate::backend::args::{Codes, Element, Input, ModelInputArgs, OpArgs, SamplerStepArgs, Slot};
 use crate::backend::{Backend, Call, Needs};
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
-use crate::plan::{self, Plan, Planned, Shape};
-use crate::program::{
-    Conv2d, CurveAxis, Embedding, GatedLinear, GroupNorm, InputKind, LayerNorm, Linear, Op, Parameter, Program,
-    QuantizeRange, Rate, Role, Tensor, VectorQuantize,
-};
+use crate::plan::{self, Binding, Plan, Planned};
+use crate::program::{CurveAxis, Embedding, InputKind, Op, Program, QuantizeRange, Rate, Role, Tensor};
+use half::f16;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// A program bound to dims, weights and memory.
 pub struct Executor<'m, B: Backend> {
-    backend: &'m mut B,
+    backend: &'m B,
     program: &'m Program,
     plan: Plan,
-    shape: Shape,
-    weights: Vec<Option<B::Weight<'m>>>,
+    /// The plan's ops with the back end's handles of their tensors, by rate.
+    ops: [Vec<Planned<B::Weight<'m>>>; 4],
     curves: Vec<(Curve<'m>, usize)>,
     arena: B::Arena,
     /// Per input, the rows of the smallest table that it indexes.
     table_rows: Vec<usize>,
-    timesteps: Vec<f32>,
+    moments: Vec<Moment>,
     /// One window of values to copy into the arena.
     staging: Vec<f32>,
     /// First call of the window that the tables hold.
     filled: Option<usize>,
+    /// What the step that the back end may have recorded was made of.
+    recorded: Option<(ModelInputArgs, SamplerStepArgs)>,
 }
 
 /// What a prompt gives a program: all inputs of [`Rate::Prompt`] that the program declares, and no others.
@@ -44,6 +65,16 @@ pub struct PromptInputs<'a> {
     pub sizes: Option<&'a [f32]>,
 }
 
+/// When a model call happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Moment {
+    /// The timestep that the model receives, in training steps.
+    pub timestep: f32,
+    /// The share of the whole run's calls that come before this one: 0 for the first, below 1. A run that makes a part of
+    /// its calls only begins later.
+    pub fraction: f32,
+}
+
 /// Scale and zero point over time.
 struct Curve<'m> {
     axis: CurveAxis,
@@ -52,36 +83,128 @@ struct Curve<'m> {
 }
 
 impl Curve<'_> {
-    fn at(&self, timestep: f32, fraction: f32) -> [f32; 2] {
-        let position = if self.axis == CurveAxis::Timestep { timestep } else { fraction };
+    fn at(&self, moment: Moment) -> [f32; 2] {
+        let position = match self.axis {
+            CurveAxis::Timestep => moment.timestep,
+            CurveAxis::StepFraction => moment.fraction,
+        };
         let n = self.points.chunks_exact(3).take_while(|p| p[0] <= position).count().max(1);
         [self.points[3 * n - 2], self.points[3 * n - 1]]
     }
 }
 
-/// Plans the program of `role` without binding it: exact memory, no allocation of it.
-pub fn plan<N: Needs, D: AsRef<[u8]>>(needs: &N, packed: &Packed<D>, role: Role, shape: &Shape) -> Result<Plan> {
-    let types: Vec<_> = packed.tensors().iter().map(|t| t.ty()).collect();
-    plan::plan(packed.program(role)?, &types, shape, needs.narrow(), &|op| needs.workspace(op))
+/// A node that has just run, to be looked at: for calibration, traces and profiles.
+pub struct Seen<'a, 'm, B: Backend> {
+    /// Index of the node in the program.
+    pub node: usize,
+    /// How often the node runs. One of [`Rate::Step`] works on the rows of a whole window of calls.
+    pub rate: Rate,
+    /// The node's op.
+    pub op: &'a OpArgs<B::Weight<'m>>,
+    backend: &'a B,
+    arena: &'a B::Arena,
+    window: usize,
 }
 
-impl<'m, B: Backend> Executor<'m, B> {
-    /// Binds the program of `role` to `shape`: works out the plan, allocates the arena, readies the weights, and
-    /// computes what depends on shapes alone.
+/// Codes as an op left them, with what is needed to read them: `x = scale * (q - zero)`.
+pub struct SeenCodes {
+    /// One per element, row by row.
+    pub codes: Vec<u8>,
+    /// Per group of rows.
+    pub scale: Vec<f32>,
+    /// Per group of rows.
+    pub zero: Vec<f32>,
+}
+
+impl<B: Backend> Seen<'_, '_, B> {
+    /// The elements of an operand or of the result of [`op`](Self::op), row by row as f32; codes as what they stand for.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn values(&self, of: &Input) -> Result<Vec<f32>> {
+        match of {
+            Input::Floats(x) if x.element == Element::F32 => self.read(x.slot.of(self.window), x.rows * x.cols),
+            Input::Floats(x) => {
+                let halves: Vec<f16> = self.read(x.slot.of(self.window), x.rows * x.cols)?;
+                Ok(halves.into_iter().map(f16::to_f32).collect())
+            }
+            Input::Codes(x) => {
+                let SeenCodes { codes, scale, zero } = self.codes(x)?;
+                let group = |i: usize| i / x.cols / (x.rows / x.groups);
+                let value = |(i, &q): (usize, &u8)| scale[group(i)] * (f32::from(q) - zero[group(i)]);
+                Ok(codes.iter().enumerate().map(value).collect())
+            }
+        }
+    }
+
+    /// The codes `of` an operand or result.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn codes(&self, of: &Codes) -> Result<SeenCodes> {
+        let at = of.slot.of(self.window);
+        let mut codes: Vec<u8> = Vec::with_capacity(of.rows * of.cols);
+        let padded: Vec<u8> = self.read(at, of.rows * of.stride())?;
+        padded.chunks_exact(of.stride()).for_each(|row| codes.extend_from_slice(&row[..of.cols]));
+        let (scale, zero) = (self.read(at + of.scale_at(), of.groups)?, self.read(at + of.zero_at(), of.groups)?);
+        Ok(SeenCodes { codes, scale, zero })
+    }
+
+    fn read<T: FromZeros + FromBytes + IntoBytes>(&self, at: usize, len: usize) -> Result<Vec<T>> {
+        let mut out: Vec<T> = (0..len).map(|_| T::new_zeroed()).collect();
+        self.backend.read_bytes(self.arena, at, out.as_mut_slice().as_mut_bytes())?;
+        Ok(out)
+    }
+}
+
+impl Plan {
+    /// Plans the program of `role` without binding it: exact memory, and none of it allocated.
     ///
     /// # Errors
     /// [`Error::Request`] if the file has no such program, [`Error::Shape`] if it cannot take these dims.
-    pub fn bind<D: AsRef<[u8]>>(backend: &'m mut B, packed: &'m Packed<D>, role: Role, shape: Shape) -> Result<Self> {
-        let program = packed.program(role)?;
-        let plan = plan(backend, packed, role, &shape)?;
+    pub fn of_role<N: Needs, D: AsRef<[u8]>>(
+        needs: &N,
+        packed: &Packed<D>,
+        role: Role,
+        binding: &Binding,
+    ) -> Result<Self> {
+        let types: Vec<_> = packed.tensors().iter().map(|t| t.ty()).collect();
+        plan::plan(packed.program(role)?, &types, binding, needs.narrow(), &|op| needs.workspace(op))
+    }
+}
+
+impl<'m, B: Backend> Executor<'m, B> {
+    /// [`bind`](Self::bind) of a plan that is made here.
+    ///
+    /// # Errors
+    /// Those of [`Plan::of_role`] and [`bind`](Self::bind).
+    pub fn new<D: AsRef<[u8]>>(backend: &'m B, packed: &'m Packed<D>, role: Role, binding: Binding) -> Result<Self> {
+        Self::bind(backend, packed, Plan::of_role(backend, packed, role, &binding)?)
+    }
+
+    /// Binds a program of `packed` as `plan` says, which must have been made for this file and back end: allocates the
+    /// arena, readies the weights, and computes what depends on shapes alone.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the file has no such program or the system no memory, [`Error::Device`] if the device fails.
+    pub fn bind<D: AsRef<[u8]>>(backend: &'m B, packed: &'m Packed<D>, plan: Plan) -> Result<Self> {
+        let program = packed.program(plan.role)?;
         let mut weights = vec![None; packed.tensors().len()];
-        let mut curves = Vec::new();
-        for tensor in program.nodes.iter().flat_map(|n| n.op.tensors()) {
-            let i = tensor.0 as usize;
-            if weights[i].is_none() {
-                weights[i] = Some(backend.weight(packed.tensor(i))?);
+        let mut weight = |tensor: Tensor| -> Result<B::Weight<'m>> {
+            let index = tensor.0 as usize;
+            match weights[index] {
+                Some(weight) => Ok(weight),
+                None => Ok(*weights[index].insert(backend.weight(packed.tensor(index))?)),
+            }
+        };
+        let mut ops: [Vec<Planned<B::Weight<'m>>>; 4] = Default::default();
+        for (bound, planned) in ops.iter_mut().zip(&plan.ops) {
+            bound.reserve_exact(planned.len());
+            for &Planned { node, op } in planned {
+                bound.push(Planned { node, op: op.try_map(&mut weight)? });
             }
         }
+        let mut curves = Vec::new();
         for curve in &plan.curves {
             if let QuantizeRange::Curve(tensor, axis) = curve.range
                 && let TensorView::F32(points) = packed.tensor(tensor.0 as usize)
@@ -89,25 +212,26 @@ impl<'m, B: Backend> Executor<'m, B> {
                 curves.push((Curve { axis, points }, curve.at));
             }
         }
-        backend.prepare(&mut plan.ops.iter().flatten().map(|p| &p.args));
+        backend.prepare(plan.ops.iter().flatten().map(|p| &p.op));
         let arena = backend.arena(plan.arena)?;
-        let identity: Vec<u32> = (0..shape.dims.batch as u32).map(|i| i % shape.dims.conditions as u32).collect();
-        let staging = vec![0.0; plan.window * shape.dims.conditions.max(2)];
-        let timesteps = vec![0.0; shape.calls];
+        let Binding { dims, calls, .. } = plan.binding;
+        let identity: Vec<u32> = (0..dims.batch as u32).map(|i| i % dims.conditions as u32).collect();
+        let staging = vec![0.0; plan.window * dims.conditions.max(2)];
+        let moments = vec![Moment::default(); calls];
         let rows = |tensor: Tensor| packed.tensors()[tensor.0 as usize].dims[0];
         let table_rows = table_rows(program, rows);
-        let filled = None;
+        let (filled, recorded) = (None, None);
         let mut executor =
-            Executor { backend, program, plan, shape, weights, curves, arena, table_rows, timesteps, staging, filled };
+            Executor { backend, program, plan, ops, curves, arena, table_rows, moments, staging, filled, recorded };
         executor.set_conditions(&identity)?;
-        executor.run(Rate::Bind, 0);
+        executor.run(Rate::Bind);
         Ok(executor)
     }
 
     /// Tells which condition each sample of the batch has; without this call, sample `i` has condition
     /// `i % conditions`.
     pub fn set_conditions(&mut self, condition_of_sample: &[u32]) -> Result<()> {
-        let dims = &self.shape.dims;
+        let dims = &self.plan.binding.dims;
         let ok = condition_of_sample.len() == dims.batch
             && condition_of_sample.iter().all(|&c| (c as usize) < dims.conditions);
         if !ok {
@@ -142,7 +266,7 @@ impl<'m, B: Backend> Executor<'m, B> {
                 self.backend.write_f32(&mut self.arena, at, data)?;
             }
         }
-        self.run(Rate::Prompt, 0);
+        self.run(Rate::Prompt);
         self.filled = None;
         Ok(())
     }
@@ -172,7 +296,7 @@ impl<'m, B: Backend> Executor<'m, B> {
             };
         };
         let input = value.0 as usize;
-        let axes = self.program.inputs[input].dims.iter().map(|&d| self.shape.dims.resolve(d));
+        let axes = self.program.inputs[input].dims.iter().map(|&d| self.plan.binding.dims.resolve(d));
         let wanted: usize = axes.product();
         match len {
             Some(len) if len == wanted => Ok(self.plan.inputs[input].at),
@@ -190,52 +314,75 @@ impl<'m, B: Backend> Executor<'m, B> {
         }
     }
 
-    /// Sets the timestep of every model call.
+    /// Sets the moment of every model call.
     ///
     /// # Errors
     /// [`Error::Request`] if there are not as many as the program was bound for.
-    pub fn set_timesteps(&mut self, timesteps: impl ExactSizeIterator<Item = f32>) -> Result<()> {
-        if timesteps.len() != self.shape.calls {
-            return Err(Error::request("timesteps", self.shape.calls, timesteps.len()));
+    pub fn set_moments(&mut self, moments: impl ExactSizeIterator<Item = Moment>) -> Result<()> {
+        if moments.len() != self.moments.len() {
+            return Err(Error::request("timesteps", self.moments.len(), moments.len()));
         }
-        for (to, from) in self.timesteps.iter_mut().zip(timesteps) {
-            *to = from;
-        }
+        self.moments.iter_mut().zip(moments).for_each(|(to, from)| *to = from);
         self.filled = None;
         Ok(())
     }
 
+    /// [`set_moments`](Self::set_moments) of a whole run whose calls receive these timesteps.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_timesteps(&mut self, timesteps: impl ExactSizeIterator<Item = f32>) -> Result<()> {
+        let calls = self.moments.len() as f32;
+        self.set_moments(timesteps.enumerate().map(|(i, timestep)| Moment { timestep, fraction: i as f32 / calls }))
+    }
+
     /// Runs model call `call` on the sample input. Tables are filled when the call opens a new window.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
     pub fn call(&mut self, call: usize) -> Result<()> {
         let call = self.open(call)?;
         self.backend.begin(&mut self.arena, call)?;
-        self.run(Rate::Loop, call.window);
+        self.run(Rate::Loop);
         Ok(())
     }
 
-    /// Like [`call`](Self::call), telling `seen` the index of each node when it is done: for profiles.
-    pub fn call_with(&mut self, call: usize, seen: &mut dyn FnMut(usize)) -> Result<()> {
+    /// Like [`call`](Self::call), showing each node to `see` when it is done. What a call shares with others is worked out
+    /// again before it and shown too: first what depends on shapes, then what on the prompt, then the window of tables.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails, and those of `see`, which end the call.
+    pub fn observe(&mut self, call: usize, mut see: impl FnMut(Seen<'_, 'm, B>) -> Result<()>) -> Result<()> {
         let call = self.open(call)?;
         self.backend.begin(&mut self.arena, call)?;
-        for planned in &self.plan.ops[Rate::Loop as usize] {
-            dispatch(self.backend, self.program, &self.weights, &mut self.arena, call.window, planned);
-            self.backend.wait()?;
-            seen(planned.node);
+        for (rate, ops) in [Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].into_iter().zip(&self.ops) {
+            for &Planned { node, ref op } in ops {
+                issue(self.backend, &mut self.arena, op);
+                self.backend.wait()?;
+                // Only the loop reads one call's part of a window.
+                let window = if rate == Rate::Loop { call.window } else { 0 };
+                see(Seen { node, rate, op, backend: self.backend, arena: &self.arena, window })?;
+            }
         }
         Ok(())
     }
 
     /// One step of a sampling run: the model's input from the latents, model call `call`, and the sampler's row.
-    /// `input` and `sampler` must be the same for every call of a run.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
     pub fn step(&mut self, call: usize, input: &ModelInputArgs, sampler: &SamplerStepArgs) -> Result<()> {
         let call = self.open(call)?;
-        let (program, weights, ops) = (self.program, &self.weights, &self.plan.ops[Rate::Loop as usize]);
+        if self.recorded.replace((*input, *sampler)) != Some((*input, *sampler)) {
+            self.backend.forget(&mut self.arena);
+        }
+        let ops = &self.ops[Rate::Loop as usize];
         self.backend.replay(&mut self.arena, call, |backend, arena| {
-            backend.model_input(arena, call.run, input);
+            backend.model_input(arena, input);
             for planned in ops {
-                dispatch(backend, program, weights, arena, call.window, planned);
+                issue(backend, arena, &planned.op);
             }
-            backend.sampler_step(arena, call.run, sampler);
+            backend.sampler_step(arena, sampler);
             Ok(())
         })
     }
@@ -251,67 +398,52 @@ impl<'m, B: Backend> Executor<'m, B> {
 
     /// Fills the tables for the window of calls from `first`.
     fn fill(&mut self, first: usize) -> Result<()> {
-        let (window, conditions) = (self.plan.window, self.shape.dims.conditions);
+        let (window, conditions) = (self.plan.window, self.plan.binding.dims.conditions);
         // The last window may be short; its spare rows repeat the last call and are never read.
-        let calls = |i: usize| (first + i).min(self.shape.calls.saturating_sub(1));
+        let last = self.moments.len().saturating_sub(1);
+        let moment = |i: usize| self.moments[(first + i).min(last)];
         if let Some(value) = self.program.input(InputKind::Timestep) {
             for i in 0..window {
-                let t = self.timesteps[calls(i)];
-                self.staging[i * conditions..][..conditions].fill(t);
+                self.staging[i * conditions..][..conditions].fill(moment(i).timestep);
             }
             let at = self.plan.inputs[value.0 as usize].at;
             self.backend.write_f32(&mut self.arena, at, &self.staging[..window * conditions])?;
         }
         for (curve, at) in &self.curves {
             for i in 0..window {
-                let fraction = calls(i) as f32 / self.shape.calls as f32;
-                let range = curve.at(self.timesteps[calls(i)], fraction);
-                self.staging[2 * i..2 * i + 2].copy_from_slice(&range);
+                self.staging[2 * i..2 * i + 2].copy_from_slice(&curve.at(moment(i)));
             }
             self.backend.write_f32(&mut self.arena, *at, &self.staging[..2 * window])?;
         }
-        self.run(Rate::Step, 0);
+        self.run(Rate::Step);
         self.filled = Some(first);
         Ok(())
     }
 
-    /// Runs the loop's ops of call `call` up to the node at module path `path`, and gives that node's floats: for
-    /// traces and tests.
-    ///
-    /// # Errors
-    /// [`Error::Request`] if no node of the loop has that path or its result is not f32.
-    pub fn run_until(&mut self, call: usize, path: &str) -> Result<Vec<f32>> {
-        let call = self.open(call)?;
-        self.backend.begin(&mut self.arena, call)?;
-        let last = self.plan.ops[Rate::Loop as usize].iter().rposition(|p| self.program.nodes[p.node].path == path);
-        let result = |i: usize| self.plan.ops[Rate::Loop as usize][i].args.result();
-        let wide = |y: &Floats| y.element == Element::F32;
-        let Some((last, y)) = last.and_then(|i| result(i).filter(wide).map(|y| (i, y))) else {
-            return Err(Error::request("node", "a module path in the loop with an f32 result", path));
-        };
-        for planned in &self.plan.ops[Rate::Loop as usize][..=last] {
-            dispatch(self.backend, self.program, &self.weights, &mut self.arena, call.window, planned);
-        }
-        let mut out = vec![0.0; y.rows * y.cols];
-        self.backend.read_f32(&self.arena, y.slot.at, &mut out)?;
-        Ok(out)
-    }
-
-    /// Where the sample input lies, for [`Backend::model_input`].
-    pub fn sample(&self) -> Slot {
-        let value = self.program.input(InputKind::Sample).map_or(0, |v| v.0 as usize);
-        self.plan.inputs[value]
+    /// Where the sample input lies; none if the program has none.
+    pub fn sample(&self) -> Option<Slot> {
+        self.program.input(InputKind::Sample).map(|value| self.plan.inputs[value.0 as usize])
     }
 
     /// Writes the sample input, `(n, h, w, c)`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the program has no such input or it takes another number of values.
     pub fn write_sample(&mut self, data: &[f32]) -> Result<()> {
-        let at = self.sample().at;
+        let at = self.place(InputKind::Sample, Some(data.len()))?;
         self.backend.write_f32(&mut self.arena, at, data)
     }
 
     /// Reads the result, `(n, h, w, c)`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it has another number of values, [`Error::Device`] if the device fails.
     pub fn read_output(&self, out: &mut [f32]) -> Result<()> {
-        self.backend.read_f32(&self.arena, self.plan.output.slot.at, out)
+        let Plan { output, .. } = self.plan;
+        if out.len() != output.rows * output.cols {
+            return Err(Error::request("room for the result", output.rows * output.cols, out.len()));
+        }
+        self.backend.read_f32(&self.arena, output.slot.at, out)
     }
 
     /// The plan.
@@ -325,13 +457,13 @@ impl<'m, B: Backend> Executor<'m, B> {
     }
 
     /// The back end and the arena, for what a pipeline does between calls.
-    pub fn parts(&mut self) -> (&B, &mut B::Arena) {
+    pub fn parts(&mut self) -> (&'m B, &mut B::Arena) {
         (self.backend, &mut self.arena)
     }
 
-    fn run(&mut self, rate: Rate, call: usize) {
-        for planned in &self.plan.ops[rate as usize] {
-            dispatch(self.backend, self.program, &self.weights, &mut self.arena, call, planned);
+    fn run(&mut self, rate: Rate) {
+        for planned in &self.ops[rate as usize] {
+            issue(self.backend, &mut self.arena, &planned.op);
         }
     }
 }
@@ -350,51 +482,23 @@ pub(crate) fn table_rows(program: &Program, rows: impl Fn(Tensor) -> usize) -> V
 }
 
 /// Calls the back end's method for one op.
-fn dispatch<B: Backend>(
-    backend: &B,
-    program: &Program,
-    weights: &[Option<B::Weight<'_>>],
-    arena: &mut B::Arena,
-    call: usize,
-    planned: &Planned,
-) {
-    // The shape rules let an op have only these tensors, required ones first; see `Op::tensors`.
-    let weight = |t: Tensor| weights[t.0 as usize].as_ref();
-    let bound = "every tensor of the program was readied when it was bound";
-    match (&planned.args, &program.nodes[planned.node].op) {
-        (
-            OpArgs::Linear(a),
-            &Op::Linear(Linear { weight: w, bias, .. }) | &Op::GatedLinear(GatedLinear { weight: w, bias, .. }),
-        ) => {
-            backend.linear(arena, call, a, weight(w).expect(bound), bias.and_then(weight));
-        }
-        (OpArgs::Conv2d(a), &Op::Conv2d(Conv2d { weight: w, bias, .. })) => {
-            backend.conv2d(arena, call, a, weight(w).expect(bound), bias.and_then(weight));
-        }
-        (OpArgs::LayerNorm(a), &Op::LayerNorm(LayerNorm { weight: w, bias, .. })) => {
-            backend.layer_norm(arena, call, a, w.and_then(weight), bias.and_then(weight));
-        }
-        (OpArgs::GroupNorm(a), &Op::GroupNorm(GroupNorm { weight: w, bias, .. })) => {
-            backend.group_norm(arena, call, a, weight(w).expect(bound), weight(bias).expect(bound));
-        }
-        (OpArgs::Embedding(a), &Op::Embedding(Embedding { table, .. })) => {
-            backend.embedding(arena, call, a, weight(table).expect(bound));
-        }
-        (OpArgs::VectorQuantize(a), &Op::VectorQuantize(VectorQuantize { table, .. })) => {
-            backend.vector_quantize(arena, call, a, weight(table).expect(bound));
-        }
-        (OpArgs::Parameter(a), &Op::Parameter(Parameter { tensor })) => {
-            backend.parameter(arena, call, a, weight(tensor).expect(bound));
-        }
-        (OpArgs::Resample(a), _) => backend.resample(arena, call, a),
-        (OpArgs::Attention(a), _) => backend.attention(arena, call, a),
-        (OpArgs::Pointwise(a), _) => backend.pointwise(arena, call, a),
-        (OpArgs::Add(a), _) => backend.add(arena, call, a),
-        (OpArgs::Concat(a), _) => backend.concat(arena, call, a),
-        (OpArgs::Quantize(a), _) => backend.quantize(arena, call, a),
-        (OpArgs::TimestepEmbedding(a), _) => backend.timestep_embedding(arena, call, a),
-        (OpArgs::PositionEmbedding(a), _) => backend.position_embedding(arena, call, a),
-        (OpArgs::Patch(a), _) => backend.patch(arena, call, a),
-        (args, op) => unreachable!("{args:?} planned for {}", op.name()),
+fn issue<B: Backend>(backend: &B, arena: &mut B::Arena, op: &OpArgs<B::Weight<'_>>) {
+    match op {
+        OpArgs::Linear { args, weight, bias } => backend.linear(arena, args, weight, bias.as_ref()),
+        OpArgs::Conv2d { args, weight, bias } => backend.conv2d(arena, args, weight, bias.as_ref()),
+        OpArgs::Attention(args) => backend.attention(arena, args),
+        OpArgs::LayerNorm { args, weight, bias } => backend.layer_norm(arena, args, weight.as_ref(), bias.as_ref()),
+        OpArgs::GroupNorm { args, weight, bias } => backend.group_norm(arena, args, weight, bias),
+        OpArgs::Pointwise(args) => backend.pointwise(arena, args),
+        OpArgs::Add(args) => backend.add(arena, args),
+        OpArgs::Concat(args) => backend.concat(arena, args),
+        OpArgs::Quantize(args) => backend.quantize(arena, args),
+        OpArgs::VectorQuantize { args, table } => backend.vector_quantize(arena, args, table),
+        OpArgs::Resample(args) => backend.resample(arena, args),
+        OpArgs::Parameter { args, tensor } => backend.parameter(arena, args, tensor),
+        OpArgs::Embedding { args, table } => backend.embedding(arena, args, table),
+        OpArgs::TimestepEmbedding(args) => backend.timestep_embedding(arena, args),
+        OpArgs::PositionEmbedding(args) => backend.position_embedding(arena, args),
+        OpArgs::Patch(args) => backend.patch(arena, args),
     }
 }

@@ -11,17 +11,17 @@ use crate::error::Result;
 use crate::hoist;
 use crate::program::shape::{Kind, TensorType, Type, infer};
 use crate::program::{
-    Add, Attention, Concat, Conv2d, Dims, Embedding, GatedLinear, GroupNorm, LayerNorm, Linear, Op, Patchify,
-    Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Rate, Resample,
-    TimestepEmbedding, Unpatchify, Value, VectorQuantize,
+    Add, Attention, Concat, Conv2d, Dims, Embedding, GatedLinear, GroupNorm, LayerNorm, Linear, Modulation, Op,
+    Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec,
+    Rate, Resample, Role, Tensor, TimestepEmbedding, Unpatchify, Value, VectorQuantize,
 };
 
 /// Alignment of everything in the arena.
 pub const ALIGN: usize = 64;
 
 /// What a program is bound to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Binding {
     /// Symbolic axes.
     pub dims: Dims,
     /// Model calls per run.
@@ -32,13 +32,13 @@ pub struct Shape {
     pub reserve: usize,
 }
 
-/// An op that is ready to run.
+/// A node's op with its arguments, and `T` for each of its tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Planned {
+pub struct Planned<T> {
     /// Index of the node.
     pub node: usize,
-    /// Its arguments.
-    pub args: OpArgs,
+    /// The op.
+    pub op: OpArgs<T>,
 }
 
 /// A quantization whose scale comes from a curve.
@@ -53,8 +53,12 @@ pub struct PlannedCurve {
 /// The plan.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// The program's role.
+    pub role: Role,
+    /// What the program is bound to.
+    pub binding: Binding,
     /// Ops of each rate, in program order; indexed by `Rate as usize`.
-    pub ops: [Vec<Planned>; 4],
+    pub ops: [Vec<Planned<Tensor>>; 4],
     /// Bytes of arena.
     pub arena: usize,
     /// Bytes of the arena that hold tables.
@@ -155,7 +159,7 @@ impl View<'_> {
         }
     }
 
-    fn args(&self, node: usize, workspace: usize) -> OpArgs {
+    fn op(&self, node: usize, workspace: usize) -> OpArgs<Tensor> {
         let own = self.program.value_of(node);
         let rate = self.rates[own.0 as usize];
         let f = |v: Value| self.floats(v, rate);
@@ -180,30 +184,25 @@ impl View<'_> {
             }),
         };
         let out = |q: Option<QuantizeSpec>| q.map_or(Output::Floats(y), |q| Output::Codes(to(q)));
+        let modulate = |m: Modulation| (per_sample(m.value), m.scale as usize, m.shift as usize);
         match self.program.nodes[node].op {
-            Op::Linear(Linear { x, act, gate, residual, .. }) => OpArgs::Linear(LinearArgs {
-                x: self.input(x, rate),
-                y,
-                act,
-                gated: false,
-                gate: gate.map(|g| (per_sample(g.value), g.offset as usize)),
-                residual: residual.map(f),
-            }),
-            Op::GatedLinear(GatedLinear { x, act, .. }) => {
-                OpArgs::Linear(LinearArgs { x: self.input(x, rate), y, act, gated: true, gate: None, residual: None })
+            Op::Linear(Linear { x, weight, bias, act, gate, residual }) => {
+                let gate = gate.map(|g| (per_sample(g.value), g.offset as usize));
+                let residual = residual.map(f);
+                let args = LinearArgs { x: self.input(x, rate), y, act, gated: false, gate, residual };
+                OpArgs::Linear { args, weight, bias }
             }
-            Op::Conv2d(Conv2d { x, sampling, shift, residual, .. }) => {
+            Op::GatedLinear(GatedLinear { x, weight, bias, act }) => {
+                let args = LinearArgs { x: self.input(x, rate), y, act, gated: true, gate: None, residual: None };
+                OpArgs::Linear { args, weight, bias }
+            }
+            Op::Conv2d(Conv2d { x, weight, bias, sampling, shift, residual }) => {
                 let dims = self.see(x, rate).0;
-                OpArgs::Conv2d(Conv2dArgs {
-                    x: self.input(x, rate),
-                    y,
-                    samples,
-                    height: dims.dims()[1],
-                    width: dims.dims()[2],
-                    sampling,
-                    shift: shift.map(|s| (per_sample(s.value), s.offset as usize)),
-                    residual: residual.map(f),
-                })
+                let (height, width) = (dims.dims()[1], dims.dims()[2]);
+                let shift = shift.map(|s| (per_sample(s.value), s.offset as usize));
+                let (x, residual) = (self.input(x, rate), residual.map(f));
+                let args = Conv2dArgs { x, y, samples, height, width, sampling, shift, residual };
+                OpArgs::Conv2d { args, weight, bias }
             }
             Op::Attention(Attention { q, k, v, heads, scale, attend }) => OpArgs::Attention(AttentionArgs {
                 q: f(q),
@@ -219,23 +218,15 @@ impl View<'_> {
                 keys: self.see(k, rate).0.rows_per_sample(),
                 workspace,
             }),
-            Op::LayerNorm(LayerNorm { x, eps, modulation, quantize, .. }) => OpArgs::LayerNorm(LayerNormArgs {
-                x: f(x),
-                y: out(quantize),
-                eps,
-                modulation: modulation.map(|m| (per_sample(m.value), m.scale as usize, m.shift as usize)),
-            }),
-            Op::GroupNorm(GroupNorm { x, groups, eps, modulation, act, quantize, .. }) => {
-                OpArgs::GroupNorm(GroupNormArgs {
-                    x: f(x),
-                    y: out(quantize),
-                    samples,
-                    groups: groups as usize,
-                    eps,
-                    modulation: modulation.map(|m| (per_sample(m.value), m.scale as usize, m.shift as usize)),
-                    act,
-                    workspace,
-                })
+            Op::LayerNorm(LayerNorm { x, weight, bias, eps, modulation, quantize }) => {
+                let args = LayerNormArgs { x: f(x), y: out(quantize), eps, modulation: modulation.map(modulate) };
+                OpArgs::LayerNorm { args, weight, bias }
+            }
+            Op::GroupNorm(GroupNorm { x, weight, bias, groups, eps, modulation, act, quantize }) => {
+                let (x, y, groups) = (f(x), out(quantize), groups as usize);
+                let modulation = modulation.map(modulate);
+                let args = GroupNormArgs { x, y, samples, groups, eps, modulation, act, workspace };
+                OpArgs::GroupNorm { args, weight, bias }
             }
             Op::Pointwise(Pointwise { x, act, mul, add }) => {
                 OpArgs::Pointwise(PointwiseArgs { x: f(x), y, act, mul, add })
@@ -243,15 +234,17 @@ impl View<'_> {
             Op::Add(Add { a, b }) => OpArgs::Add(AddArgs { a: f(a), b: f(b), y }),
             Op::Concat(Concat { a, b }) => OpArgs::Concat(ConcatArgs { a: f(a), b: f(b), y }),
             Op::Quantize(Quantize { x, spec }) => OpArgs::Quantize(QuantizeArgs { x: f(x), y: to(spec), workspace }),
-            Op::VectorQuantize(VectorQuantize { x, .. }) => OpArgs::VectorQuantize(VectorQuantizeArgs { x: f(x), y }),
+            Op::VectorQuantize(VectorQuantize { x, table }) => {
+                OpArgs::VectorQuantize { args: VectorQuantizeArgs { x: f(x), y }, table }
+            }
             Op::Resample(Resample { x, how }) => {
                 let dims = self.see(x, rate).0;
                 let (height, width) = (dims.dims()[1], dims.dims()[2]);
                 OpArgs::Resample(ResampleArgs { x: f(x), y, samples, height, width, how })
             }
-            Op::Parameter(_) => OpArgs::Parameter(ParameterArgs { y }),
-            Op::Embedding(Embedding { index, .. }) => {
-                OpArgs::Embedding(EmbeddingArgs { index: self.see(index, rate).1, y })
+            Op::Parameter(Parameter { tensor }) => OpArgs::Parameter { args: ParameterArgs { y }, tensor },
+            Op::Embedding(Embedding { index, table }) => {
+                OpArgs::Embedding { args: EmbeddingArgs { index: self.see(index, rate).1, y }, table }
             }
             Op::TimestepEmbedding(TimestepEmbedding { t, dim, cos_first, shift }) => {
                 let numbers = ty.cols() / dim as usize;
@@ -286,7 +279,7 @@ impl View<'_> {
     }
 }
 
-/// Plans `program` for `shape`. `narrow` is how the back end stores values that may be narrow; `workspace` tells how
+/// Plans `program` for `binding`. `narrow` is how the back end stores values that may be narrow; `workspace` tells how
 /// much scratch an op needs for itself there.
 ///
 /// # Errors
@@ -294,12 +287,12 @@ impl View<'_> {
 pub fn plan(
     program: &Program,
     tensors: &[TensorType],
-    shape: &Shape,
+    binding: &Binding,
     narrow: Element,
-    workspace: &dyn Fn(&OpArgs) -> usize,
+    workspace: &dyn Fn(&OpArgs<Tensor>) -> usize,
 ) -> Result<Plan> {
     let rates = hoist::rates(program);
-    let types = infer(program, tensors, &shape.dims)?;
+    let types = infer(program, tensors, &binding.dims)?;
     let elements = elements(program, &rates, narrow);
     let n_inputs = program.inputs.len();
     let node_rate = |node: usize| rates[n_inputs + node];
@@ -318,9 +311,9 @@ pub fn plan(
         .filter(|&i| kept[i] && rates[i] == Rate::Step)
         .map(|i| round_up(bytes_of(&types[i], elements[i]), ALIGN))
         .sum();
-    let calls = shape.calls.max(1);
-    let window = shape.table_bytes.checked_div(per_call).map_or(calls, |fit| fit.clamp(1, calls));
-    let conditions = shape.dims.conditions;
+    let calls = binding.calls.max(1);
+    let window = binding.table_bytes.checked_div(per_call).map_or(calls, |fit| fit.clamp(1, calls));
+    let conditions = binding.dims.conditions;
     // What becomes a table works row by row on rows of conditions, so only the first axis grows.
     let tables: Vec<Type> = types
         .iter()
@@ -339,8 +332,8 @@ pub fn plan(
         end = round_up(at + bytes, ALIGN);
         at
     };
-    let reserved = bump(shape.reserve);
-    let condition = Slot { at: bump(shape.dims.batch * 4), stride: 0 };
+    let reserved = bump(binding.reserve);
+    let condition = Slot { at: bump(binding.dims.batch * 4), stride: 0 };
     let mut places = vec![0; types.len()];
     let mut table_bytes = 0;
     for i in (0..types.len()).filter(|&i| kept[i]) {
@@ -393,7 +386,7 @@ pub fn plan(
                     of: Owner::Value(own),
                 });
             }
-            let bytes = workspace(&View { places: &places, ..view }.args(node, 0));
+            let bytes = workspace(&View { places: &places, ..view }.op(node, 0));
             if bytes > 0 {
                 blocks.push(Block {
                     bytes: round_up(bytes, ALIGN),
@@ -414,14 +407,27 @@ pub fn plan(
     }
 
     let view = View { places: &places, ..view };
-    let mut ops: [Vec<Planned>; 4] = Default::default();
+    let mut ops: [Vec<Planned<Tensor>>; 4] = Default::default();
     for node in 0..program.nodes.len() {
-        ops[node_rate(node) as usize].push(Planned { node, args: view.args(node, workspaces[node]) });
+        ops[node_rate(node) as usize].push(Planned { node, op: view.op(node, workspaces[node]) });
     }
     let inputs = (0..n_inputs).map(|i| view.see(Value(i as u32), Rate::Loop).1).collect();
     let output = view.floats(program.output, Rate::Loop);
     let output_type = types[program.output.0 as usize];
-    Ok(Plan { ops, arena, tables: table_bytes, window, inputs, output, output_type, condition, reserved, curves })
+    Ok(Plan {
+        role: program.role,
+        binding: *binding,
+        ops,
+        arena,
+        tables: table_bytes,
+        window,
+        inputs,
+        output,
+        output_type,
+        condition,
+        reserved,
+        curves,
+    })
 }
 
 enum Owner {

@@ -2,7 +2,9 @@
 
 use crate::backend::args::{Blend, Floats, ModelInputArgs, Rescale, SamplerStepArgs, Slot};
 use crate::codec::layout::round_up;
-use crate::plan::ALIGN;
+use crate::error::{Error, Result};
+use crate::plan::{ALIGN, Plan};
+use crate::program::{InputKind, Program};
 use crate::sampler::{ROW_FLOATS, Table};
 
 /// How the outputs of the denoiser become steps, beside the sampler's table.
@@ -83,9 +85,41 @@ impl StepMemory {
         StepMemory { rows, states, noise, blend, rescale, guidance, n_states, latents, bytes: end - at }
     }
 
+    /// Arguments of the two ops around a call of `program`, planned as `plan`.
+    ///
+    /// They do not come from a program, so what the shape rules prove of all others is proven here: that the latents, once
+    /// per sample of guidance, are the sample input, and that the result has a row for each of their pixels.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the program is no denoiser of such latents.
+    pub fn ops(&self, program: &Program, plan: &Plan) -> Result<(ModelInputArgs, SamplerStepArgs)> {
+        let Latents { images, pixels, channels } = self.latents;
+        let samples = images * self.copies();
+        let wrong = |what: &str, expected: String, got: String| Err(Error::request(what, expected, got));
+        let Some(sample) = program.input(InputKind::Sample).map(|value| value.0 as usize) else {
+            return wrong("denoiser", "a program that reads latents".into(), "one that reads none".into());
+        };
+        let axes: Vec<usize> = program.inputs[sample].dims.iter().map(|&d| plan.binding.dims.resolve(d)).collect();
+        if axes.iter().product::<usize>() != samples * pixels * channels || axes.last() != Some(&channels) {
+            let expected = format!("{samples} x {pixels} x {channels} latents");
+            return wrong("denoiser input", expected, format!("{axes:?}"));
+        }
+        let output = plan.output_type.dims();
+        let rows: usize = output[..output.len() - 1].iter().product();
+        if output[0] != samples || rows != samples * pixels || plan.output.cols < channels {
+            let expected = format!("{samples} x {pixels} rows of at least {channels} channels");
+            return wrong("denoiser output", expected, format!("{output:?}"));
+        }
+        Ok((self.input(plan.inputs[sample]), self.step(plan.output)))
+    }
+
+    fn copies(&self) -> usize {
+        if self.guidance.is_some() { 2 } else { 1 }
+    }
+
     /// Arguments for the denoiser's input at `sample`, once per sample of guidance.
     pub fn input(&self, sample: Slot) -> ModelInputArgs {
-        let copies = if self.guidance.is_some() { 2 } else { 1 };
+        let copies = self.copies();
         ModelInputArgs { rows: self.rows, state: self.states, len: self.latents.floats(), copies, sample }
     }
 

@@ -5,7 +5,7 @@ mod common;
 use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::scalar::Scalar;
 use aquatint::exec::Executor;
-use aquatint::plan::Shape;
+use aquatint::plan::Binding;
 use aquatint::program::{Attention, Op, QuantizeRange, Role};
 use common::networks::{CHANNELS, conditioned, spatial};
 use common::{inputs, normal};
@@ -62,8 +62,8 @@ fn calls_allocate_nothing() {
             pool.install(|| {
                 let mut cpu = Cpu::new(Scalar);
                 // No budget for tables: every call opens a window of its own.
-                let shape = Shape { dims: inputs.dims, calls: CALLS, table_bytes: 0, reserve: 0 };
-                let mut executor = Executor::bind(&mut cpu, &model, Role::Denoiser, shape).unwrap();
+                let shape = Binding { dims: inputs.dims, calls: CALLS, table_bytes: 0, reserve: 0 };
+                let mut executor = Executor::new(&mut cpu, &model, Role::Denoiser, shape).unwrap();
                 executor.set_class_labels(&inputs.labels).unwrap();
                 executor.set_timesteps((0..CALLS).map(|t| t as f32)).unwrap();
                 executor.write_sample(&inputs.sample).unwrap();

@@ -96,7 +96,6 @@ fn attention_is_close() {
             cuda.put(&v, &v_data);
             cuda.backend.attention(
                 &mut cuda.arena,
-                0,
                 &AttentionArgs {
                     q,
                     k,

@@ -51,8 +51,8 @@ fn cpu_codes(data: &[f32], way: Way, samples: usize, rows: usize, cols: usize) -
     cpu.put(&x, data);
     put_fixed(&mut cpu, &y, samples);
     let args = QuantizeArgs { x, y, workspace: Slot::default() };
-    cpu.backend.prepare(&mut [OpArgs::Quantize(args)].iter());
-    cpu.backend.quantize(&mut cpu.arena, 0, &args);
+    cpu.backend.prepare([OpArgs::<()>::Quantize(args)].iter());
+    cpu.backend.quantize(&mut cpu.arena, &args);
     cpu.codes(&y.codes)
 }
 
@@ -72,11 +72,11 @@ fn codes_are_the_cpus() {
             let y = quantize_to(&mut space, way, samples, rows, cols);
             let mut args = QuantizeArgs { x, y, workspace: Slot::default() };
             let probe = cuda(&Space { bytes: 64 }, &[0.0]);
-            args.workspace = space.slot(probe.backend.workspace(&OpArgs::Quantize(args)));
+            args.workspace = space.slot(probe.backend.workspace(&OpArgs::<()>::Quantize(args)));
             let mut cuda = cuda(&space, &[0.0]);
             cuda.put(&x, &data);
             put_fixed(&mut cuda, &y, samples);
-            cuda.backend.quantize(&mut cuda.arena, 0, &args);
+            cuda.backend.quantize(&mut cuda.arena, &args);
             let want = cpu_codes(&data, way, samples, rows, cols);
             assert_eq!(cuda.codes(&y.codes), want, "{rows} x {cols} {element:?} {way:?}");
         }
@@ -95,7 +95,7 @@ fn samples_of_many_blocks_have_one_range() {
         let args = QuantizeArgs { x, y, workspace: space.slot(2 * 128 * 8) };
         let mut cuda = cuda(&space, &[0.0]);
         cuda.put(&x, &data);
-        cuda.backend.quantize(&mut cuda.arena, 0, &args);
+        cuda.backend.quantize(&mut cuda.arena, &args);
         assert_eq!(cuda.codes(&y.codes), cpu_codes(&data, way, 2, rows, cols), "{rows} x {cols}");
     }
 }
@@ -133,7 +133,7 @@ fn layer_norm_is_close_and_its_codes_are_those_of_its_floats() {
             for y in [Output::Floats(wide), Output::Floats(narrow), Output::Codes(to[0]), Output::Codes(to[1])] {
                 let args = LayerNormArgs { x, y, eps: 1e-6, modulation };
                 let (w, b) = (affine.then_some(&w), affine.then_some(&b));
-                cuda.backend.layer_norm(&mut cuda.arena, 0, &args, w, b);
+                cuda.backend.layer_norm(&mut cuda.arena, &args, w, b);
             }
             let name = format!("layer norm {rows} x {cols} {element:?}");
             let mut want = Vec::new();
@@ -204,7 +204,7 @@ fn group_norm_is_close_and_its_codes_are_those_of_its_floats() {
                 let eps = 1e-6;
                 let mut args =
                     GroupNormArgs { x, y, samples, groups, eps, modulation, act, workspace: Slot::default() };
-                let bytes = probe.backend.workspace(&OpArgs::GroupNorm(args));
+                let bytes = probe.backend.workspace(&OpArgs::GroupNorm { args, weight: (), bias: () });
                 args.workspace = space.slot(bytes);
                 args
             });
@@ -217,7 +217,7 @@ fn group_norm_is_close_and_its_codes_are_those_of_its_floats() {
             let tensor = |t| cuda.backend.weight(TensorView::F32(t)).unwrap();
             let (w, b) = (tensor(weight), tensor(bias));
             for args in &all {
-                cuda.backend.group_norm(&mut cuda.arena, 0, args, &w, &b);
+                cuda.backend.group_norm(&mut cuda.arena, args, &w, &b);
             }
             let name = format!("group norm {samples} x {pixels} x {cols} / {groups} {element:?}");
             let per_group = cols / groups;

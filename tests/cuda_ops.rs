@@ -25,12 +25,12 @@ fn elementwise_ops_take_any_floats() {
             cuda.put(&cyclic, &cyclic_data);
             let name = format!("{rows} x {cols} {from:?} to {to:?}");
             for act in [Act::None, Act::Silu, Act::GeluTanh] {
-                cuda.backend.pointwise(&mut cuda.arena, 0, &PointwiseArgs { x, y, act, mul: -1.75, add: 0.5 });
+                cuda.backend.pointwise(&mut cuda.arena, &PointwiseArgs { x, y, act, mul: -1.75, add: 0.5 });
                 let f = |v: &f32| -1.75 * naive::activate(act, f64::from(*v)) + 0.5;
                 let want: Vec<f64> = data.iter().map(f).collect();
                 close(&name, &cuda.get(&y), &want, if to == Element::F16 { 1.0 / 1024.0 } else { 2e-6 });
             }
-            cuda.backend.add(&mut cuda.arena, 0, &AddArgs { a: x, b: cyclic, y: sum });
+            cuda.backend.add(&mut cuda.arena, &AddArgs { a: x, b: cyclic, y: sum });
             let want = data.iter().enumerate().map(|(i, v)| v + cyclic_data[i % (cycle * cols)]).collect();
             assert_eq!(cuda.get(&sum), rounded(want, to), "add {name}");
         }
@@ -53,7 +53,7 @@ fn patches_go_where_the_cpu_puts_them() {
             let mut cuda = cuda(&space, &[0.0]);
             cuda.put(&x, &data);
             let args = PatchArgs { x, y, samples, height, width, channels, patch, inverse };
-            cuda.backend.patch(&mut cuda.arena, 0, &args);
+            cuda.backend.patch(&mut cuda.arena, &args);
             let mut space = Space::default();
             let args = PatchArgs {
                 x: space.floats(rows, cols, Element::F32),
@@ -62,7 +62,7 @@ fn patches_go_where_the_cpu_puts_them() {
             };
             let mut cpu = cpu(&space);
             cpu.put(&args.x, &data);
-            cpu.backend.patch(&mut cpu.arena, 0, &args);
+            cpu.backend.patch(&mut cpu.arena, &args);
             assert_eq!(cuda.get(&y), rounded(cpu.get(&args.y), to), "patch {patch} {channels} {inverse}");
         }
     }
@@ -97,9 +97,9 @@ fn embeddings_are_the_cpus() {
     }
     fn apply<B: Backend>(bench: &mut Bench<B>, op: Op, table: &B::Weight<'_>) {
         match op {
-            Op::Embedding(a) => bench.backend.embedding(&mut bench.arena, 0, &a, table),
-            Op::Time(a) => bench.backend.timestep_embedding(&mut bench.arena, 0, &a),
-            Op::Position(a) => bench.backend.position_embedding(&mut bench.arena, 0, &a),
+            Op::Embedding(a) => bench.backend.embedding(&mut bench.arena, &a, table),
+            Op::Time(a) => bench.backend.timestep_embedding(&mut bench.arena, &a),
+            Op::Position(a) => bench.backend.position_embedding(&mut bench.arena, &a),
         }
     }
     fn fill<B: Backend>(bench: &mut Bench<B>, index: Slot, t: Slot) {
@@ -130,7 +130,7 @@ fn parameters_are_the_tensors() {
             let y = space.floats(rows, cols, element);
             let mut cuda = cuda(&space, &tensor);
             let on_device = cuda.backend.weight(TensorView::F32(&tensor)).unwrap();
-            cuda.backend.parameter(&mut cuda.arena, 0, &ParameterArgs { y }, &on_device);
+            cuda.backend.parameter(&mut cuda.arena, &ParameterArgs { y }, &on_device);
             assert_eq!(cuda.get(&y), rounded(tensor.clone(), element), "{rows} x {cols} {element:?}");
         }
     }
@@ -159,12 +159,12 @@ fn resampling_is_the_cpus() {
                 let on_device = args(&mut space, from, to);
                 let mut cuda = cuda(&space, &[0.0]);
                 cuda.put(&on_device.x, &data);
-                cuda.backend.resample(&mut cuda.arena, 0, &on_device);
+                cuda.backend.resample(&mut cuda.arena, &on_device);
                 let mut space = Space::default();
                 let here = args(&mut space, Element::F32, Element::F32);
                 let mut cpu = cpu(&space);
                 cpu.put(&here.x, &data);
-                cpu.backend.resample(&mut cpu.arena, 0, &here);
+                cpu.backend.resample(&mut cpu.arena, &here);
                 let name = format!("{how:?} {samples} x {height} x {width} x {c} {from:?} to {to:?}");
                 assert_eq!(cuda.get(&on_device.y), rounded(cpu.get(&here.y), to), "{name}");
             }
@@ -191,12 +191,12 @@ fn nearest_rows_are_the_cpus() {
             let mut cuda = cuda(&space, &table);
             cuda.put(&on_device.x, &data);
             let weight = cuda.backend.weight(TensorView::F32(&table)).unwrap();
-            cuda.backend.vector_quantize(&mut cuda.arena, 0, &on_device, &weight);
+            cuda.backend.vector_quantize(&mut cuda.arena, &on_device, &weight);
             let mut space = Space::default();
             let here = args(&mut space, Element::F32, Element::F32);
             let mut cpu = cpu(&space);
             cpu.put(&here.x, &data);
-            cpu.backend.vector_quantize(&mut cpu.arena, 0, &here, &TensorView::F32(&table));
+            cpu.backend.vector_quantize(&mut cpu.arena, &here, &TensorView::F32(&table));
             let name = format!("{vectors} x {d}, {rows} rows, {from:?} to {to:?}");
             let got = cuda.get(&on_device.y);
             assert_eq!(got, cpu.get(&here.y), "{name}");

@@ -12,7 +12,7 @@ use aquatint::backend::{Backend, cpu::Tier};
 use aquatint::exec::Executor;
 use aquatint::format::Packed;
 use aquatint::pipeline::{Output, Pipeline, Request, Subjects};
-use aquatint::plan::Shape;
+use aquatint::plan::Binding;
 use aquatint::program::{QuantizeRange, Role};
 use aquatint::sampler::ROW_FLOATS;
 use aquatint::{Error, Result, with_cpu};
@@ -46,15 +46,15 @@ fn sample<B: Backend>(backend: &mut B, model: &Model, table_bytes: usize, calls:
     let len = images.sample.len();
     let row = ROW_FLOATS * 4;
     let reserve = calls * row + 2 * len.next_multiple_of(16) * 4;
-    let shape = Shape { dims, calls, table_bytes, reserve };
-    let mut executor = Executor::bind(backend, model, Role::Denoiser, shape)?;
+    let shape = Binding { dims, calls, table_bytes, reserve };
+    let mut executor = Executor::new(backend, model, Role::Denoiser, shape)?;
     executor.set_conditions(&[0, 1, 2, 2])?;
     executor.set_class_labels(&[4, 1, 0])?;
     executor.set_timesteps((0..calls).map(|i| 950.0 - 100.0 * i as f32))?;
     let rows = Slot { at: executor.plan().reserved, stride: row };
     let state = Slot { at: rows.of(calls), stride: 0 };
     let (plan, n_states) = (executor.plan(), 2);
-    let (model, sample) = (plan.output, executor.sample());
+    let (model, sample) = (plan.output, executor.sample().unwrap());
     let input = ModelInputArgs { rows, state, len, copies: 2, sample };
     let sampler = SamplerStepArgs {
         rows,

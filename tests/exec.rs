@@ -5,8 +5,8 @@ mod common;
 use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::Isa;
 use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::exec::{self, Executor, PromptInputs};
-use aquatint::plan::Shape;
+use aquatint::exec::{Executor, PromptInputs};
+use aquatint::plan::{Binding, Plan};
 use aquatint::program::{
     Act, Add, Dim, Dims, Embedding, GroupNorm, InputKind, Modulation, Op, Parameter, QuantizeRange, Rate, Role,
     TimestepEmbedding,
@@ -37,8 +37,8 @@ fn batch() -> Inputs {
 /// The output of each of `calls`, with tables of at most `table_bytes`; and the window that gave.
 fn sweep(model: &Model, inputs: &Inputs, table_bytes: usize, calls: &[usize]) -> (Vec<Vec<f32>>, usize) {
     let mut cpu = Cpu::new(Scalar);
-    let shape = Shape { dims: inputs.dims, calls: TIMESTEPS.len(), table_bytes, reserve: 100 };
-    let mut executor = Executor::bind(&mut cpu, model, Role::Denoiser, shape).unwrap();
+    let shape = Binding { dims: inputs.dims, calls: TIMESTEPS.len(), table_bytes, reserve: 100 };
+    let mut executor = Executor::new(&mut cpu, model, Role::Denoiser, shape).unwrap();
     executor.set_conditions(&inputs.conditions).unwrap();
     executor.set_timesteps(TIMESTEPS.into_iter()).unwrap();
     executor.set_class_labels(&inputs.labels).unwrap();
@@ -55,8 +55,8 @@ fn sweep(model: &Model, inputs: &Inputs, table_bytes: usize, calls: &[usize]) ->
 /// The least bytes of table with which `model` gets windows of `window` calls.
 fn bytes_for(model: &Model, dims: Dims, window: usize) -> usize {
     let window_of = |table_bytes: usize| {
-        let shape = Shape { dims, calls: TIMESTEPS.len(), table_bytes, reserve: 0 };
-        exec::plan(&Cpu::new(Scalar), model, Role::Denoiser, &shape).unwrap().window
+        let shape = Binding { dims, calls: TIMESTEPS.len(), table_bytes, reserve: 0 };
+        Plan::of_role(&Cpu::new(Scalar), model, Role::Denoiser, &shape).unwrap().window
     };
     (0..).step_by(64).find(|&bytes| window_of(bytes) == window).unwrap()
 }
@@ -95,8 +95,8 @@ fn tables_equal_single_calls() {
 fn what_does_not_depend_on_the_sample_leaves_the_loop() {
     let build = conditioned(|_| QuantizeRange::Dynamic);
     let model = build.open([2, 3]);
-    let shape = Shape { dims: batch().dims, calls: 7, table_bytes: 1 << 20, reserve: 0 };
-    let plan = exec::plan(&Cpu::new(Scalar), &model, Role::Denoiser, &shape).unwrap();
+    let shape = Binding { dims: batch().dims, calls: 7, table_bytes: 1 << 20, reserve: 0 };
+    let plan = Plan::of_role(&Cpu::new(Scalar), &model, Role::Denoiser, &shape).unwrap();
     let count = |rate: Rate| plan.ops[rate as usize].len();
     assert_eq!([Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].map(count), [1, 1, 6, 4]);
 }
@@ -241,8 +241,8 @@ fn a_prompt_is_set_as_a_whole() {
     second.pooled = vec![1.5, 1.0, -2.0, -1.0, 3.0, 0.25];
     second.sizes = vec![256.0, 16.0, 8.0, 2.5];
     let mut cpu = Cpu::new(Scalar);
-    let shape = Shape { dims: first.dims, calls: TIMESTEPS.len(), table_bytes: usize::MAX, reserve: 0 };
-    let mut executor = Executor::bind(&mut cpu, &model, Role::Denoiser, shape).unwrap();
+    let shape = Binding { dims: first.dims, calls: TIMESTEPS.len(), table_bytes: usize::MAX, reserve: 0 };
+    let mut executor = Executor::new(&mut cpu, &model, Role::Denoiser, shape).unwrap();
     executor.set_conditions(&first.conditions).unwrap();
     executor.set_timesteps(TIMESTEPS.into_iter()).unwrap();
     executor.write_sample(&first.sample).unwrap();
@@ -313,8 +313,8 @@ fn a_text_encoder_needs_tokens_alone() {
     let model = b.open([1, 1]);
     let mut cpu = Cpu::new(Scalar);
     let dims = Dims { batch: 2, conditions: 2, height: 1, width: 1, tokens: 1 };
-    let shape = Shape { dims, calls: 1, table_bytes: 0, reserve: 0 };
-    let mut executor = Executor::bind(&mut cpu, &model, Role::TextEncoder, shape).unwrap();
+    let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
+    let mut executor = Executor::new(&mut cpu, &model, Role::TextEncoder, shape).unwrap();
     let rate = |rate: Rate| executor.plan().ops[rate as usize].len();
     assert_eq!([Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].map(rate), [1, 0, 0, 4]);
     let mut out = vec![f32::NAN; executor.plan().output_type.len()];

@@ -11,9 +11,9 @@ mod tiny;
 use aquatint::Error;
 use aquatint::backend::args::Element;
 use aquatint::backend::cpu::{Cpu, simd::scalar::Scalar};
-use aquatint::exec::{Executor, plan};
+use aquatint::exec::Executor;
 use aquatint::format::{Packed, SectionKind};
-use aquatint::plan::Shape;
+use aquatint::plan::{Binding, Plan};
 use aquatint::program::{Dims, InputKind, Role};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -120,7 +120,7 @@ fn le(n: u32) -> [u8; 4] {
     n.to_le_bytes()
 }
 
-const SHAPE: Shape = Shape {
+const SHAPE: Binding = Binding {
     dims: Dims { batch: 2, conditions: 2, height: 4, width: 6, tokens: 1 },
     calls: 3,
     table_bytes: 1 << 12,
@@ -150,7 +150,7 @@ fn survive(file: &AlignedBytes, case: impl Fn() -> String) -> bool {
         step("verifying", before);
         for role in [Role::Denoiser, Role::VaeDecoder] {
             let before = ASKED.get();
-            let _ = plan(&Cpu::new(Scalar), &packed, role, &SHAPE);
+            let _ = Plan::of_role(&Cpu::new(Scalar), &packed, role, &SHAPE);
             step("planning", before);
         }
         true
@@ -799,11 +799,11 @@ fn run(file: &AlignedBytes) -> usize {
     let mut ran = 0;
     for role in [Role::Denoiser, Role::VaeDecoder] {
         let mut cpu = Cpu::new(Scalar);
-        match plan(&cpu, &packed, role, &SHAPE) {
+        match Plan::of_role(&cpu, &packed, role, &SHAPE) {
             Ok(plan) if plan.arena < 1 << 20 => {}
             _ => continue,
         }
-        let mut executor = Executor::bind(&mut cpu, &packed, role, SHAPE).expect("it was planned");
+        let mut executor = Executor::new(&mut cpu, &packed, role, SHAPE).expect("it was planned");
         if executor.program().input(InputKind::ClassLabels).is_some() {
             executor.set_class_labels(&[0, 0]).expect("as many as conditions");
         }

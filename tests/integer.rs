@@ -15,16 +15,15 @@
 
 mod common;
 
-use aquatint::backend::{Backend, Call, Needs, args::*, cost::Ceilings, cpu::Tier};
+use aquatint::backend::{args::*, cpu::Tier};
 use aquatint::codec::layout::Tables;
 use aquatint::program::{
     Act, Add, Dim, Embedding, Input as Declared, InputKind, Node, Op, Pointwise, Program, Role, Tensor, Value,
 };
-use aquatint::{Result, exec::Executor, format::TensorView, plan::Shape, with_cpu};
+use aquatint::{exec::Executor, format::TensorView, plan::Binding, with_cpu};
 use common::Model;
 use common::naive::{self, Array, Inputs};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Relative L2 error within which results agree if their codes do.
@@ -48,98 +47,6 @@ const CONFIGS: [&str; 7] = [
 struct Quantized {
     values: Array,
     steps: Vec<f64>,
-}
-
-/// A back end that remembers all codes it made, in order.
-struct Spy<B> {
-    inner: B,
-    seen: Mutex<Vec<Quantized>>,
-}
-
-impl<B: Backend> Spy<B> {
-    fn remember(&self, arena: &B::Arena, call: usize, codes: &Codes) {
-        let at = codes.slot.of(call);
-        let floats = |offset: usize, n: usize| {
-            let mut out = vec![0.0; n];
-            self.inner.read_f32(arena, at + offset, &mut out).unwrap();
-            out
-        };
-        let (scale, zero) = (floats(codes.scale_at(), codes.groups), floats(codes.zero_at(), codes.groups));
-        // Copied as they lie: four codes to a word.
-        let words = floats(0, codes.rows * codes.stride() / 4);
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_bits().to_le_bytes()).collect();
-        let group = |i: usize| i / codes.cols / (codes.rows / codes.groups);
-        let code = |i: usize| f64::from(bytes[i / codes.cols * codes.stride() + i % codes.cols]);
-        let steps: Vec<f64> = (0..codes.rows * codes.cols).map(|i| scale[group(i)].into()).collect();
-        let values = Array::new(&[codes.rows, codes.cols], |i| steps[i] * (code(i) - f64::from(zero[group(i)])));
-        self.seen.lock().unwrap().push(Quantized { values, steps });
-    }
-}
-
-fn codes_of(y: &Output) -> Option<Codes> {
-    if let Output::Codes(to) = y { Some(to.codes) } else { None }
-}
-
-/// Methods that pass through, after which the named codes, if any, are remembered.
-macro_rules! pass {
-    ($(fn $method:ident(&self $(, $arg:ident: $ty:ty)*) $(-> $result:ty)? $(=> $arena:ident $call:ident $codes:expr)?;)*) => {
-        $(#[allow(clippy::let_unit_value)]
-        fn $method(&self $(, $arg: $ty)*) $(-> $result)? {
-            let result = self.inner.$method($($arg),*);
-            $(if let Some(codes) = $codes { self.remember($arena, $call, &codes); })?
-            result
-        })*
-    };
-}
-
-impl<B: Backend> Needs for Spy<B> {
-    fn narrow(&self) -> Element {
-        self.inner.narrow()
-    }
-
-    fn workspace(&self, op: &OpArgs) -> usize {
-        self.inner.workspace(op)
-    }
-}
-
-#[rustfmt::skip]
-impl<B: Backend> Backend for Spy<B> {
-    type Arena = B::Arena;
-    type Weight<'a> = B::Weight<'a>;
-    fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<B::Weight<'a>> { self.inner.weight(tensor) }
-    fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>) { self.inner.prepare(ops) }
-    fn replay(&self, m: &mut B::Arena, _: Call, body: impl Fn(&Self, &mut B::Arena) -> Result<()>) -> Result<()> {
-        body(self, m)
-    }
-    pass! {
-        fn name(&self) -> String; fn ceilings(&self) -> Result<Option<Ceilings>>; fn arena(&self, bytes: usize) -> Result<B::Arena>;
-        fn fits(&self, bytes: usize) -> Result<()>;
-        fn write_f32(&self, m: &mut B::Arena, at: usize, data: &[f32]) -> Result<()>;
-        fn write_u32(&self, m: &mut B::Arena, at: usize, data: &[u32]) -> Result<()>;
-        fn read_f32(&self, m: &B::Arena, at: usize, out: &mut [f32]) -> Result<()>;
-        fn wait(&self) -> Result<()>;
-        fn begin(&self, m: &mut B::Arena, call: Call) -> Result<()>;
-        fn model_input(&self, m: &mut B::Arena, i: usize, a: &ModelInputArgs);
-        fn sampler_step(&self, m: &mut B::Arena, i: usize, a: &SamplerStepArgs);
-        fn linear(&self, m: &mut B::Arena, i: usize, a: &LinearArgs, w: &B::Weight<'_>, b: Option<&B::Weight<'_>>);
-        fn conv2d(&self, m: &mut B::Arena, i: usize, a: &Conv2dArgs, w: &B::Weight<'_>, b: Option<&B::Weight<'_>>);
-        fn attention(&self, m: &mut B::Arena, i: usize, a: &AttentionArgs);
-        fn layer_norm(&self, m: &mut B::Arena, i: usize, a: &LayerNormArgs, w: Option<&B::Weight<'_>>,
-            b: Option<&B::Weight<'_>>) => m i codes_of(&a.y);
-        fn group_norm(&self, m: &mut B::Arena, i: usize, a: &GroupNormArgs, w: &B::Weight<'_>, b: &B::Weight<'_>)
-            => m i codes_of(&a.y);
-        fn pointwise(&self, m: &mut B::Arena, i: usize, a: &PointwiseArgs);
-        fn add(&self, m: &mut B::Arena, i: usize, a: &AddArgs);
-        fn concat(&self, m: &mut B::Arena, i: usize, a: &ConcatArgs);
-        fn quantize(&self, m: &mut B::Arena, i: usize, a: &QuantizeArgs) => m i Some(a.y.codes);
-        fn vector_quantize(&self, m: &mut B::Arena, i: usize, a: &VectorQuantizeArgs, table: &B::Weight<'_>);
-        fn resample(&self, m: &mut B::Arena, i: usize, a: &ResampleArgs);
-        fn parameter(&self, m: &mut B::Arena, i: usize, a: &ParameterArgs, tensor: &B::Weight<'_>);
-        fn embedding(&self, m: &mut B::Arena, i: usize, a: &EmbeddingArgs, table: &B::Weight<'_>);
-        fn timestep_embedding(&self, m: &mut B::Arena, i: usize, a: &TimestepEmbeddingArgs);
-        fn position_embedding(&self, m: &mut B::Arena, i: usize, a: &PositionEmbeddingArgs);
-        fn patch(&self, m: &mut B::Arena, i: usize, a: &PatchArgs);
-    }
 }
 
 /// Packs a fixture with a configuration for each of its networks.
@@ -184,24 +91,30 @@ fn tensors(model: &Model) -> Vec<Array> {
 /// The result of a call on `tier`, and the codes of each quantizing node, in the order of the program.
 fn runtime(tier: Tier, model: &Model, role: Role, inputs: &Inputs) -> (Vec<f32>, Vec<Quantized>) {
     with_cpu!(tier, cpu => {
-        let mut spy = Spy { inner: cpu, seen: Mutex::default() };
-        let shape = Shape { dims: inputs.dims, calls: 1, table_bytes: 0, reserve: 0 };
-        let mut executor = Executor::bind(&mut spy, model, role, shape).unwrap();
+        let shape = Binding { dims: inputs.dims, calls: 1, table_bytes: 0, reserve: 0 };
+        let mut executor = Executor::new(&cpu, model, role, shape).unwrap();
         if role == Role::Denoiser {
             executor.set_class_labels(&inputs.labels[..inputs.dims.conditions]).unwrap();
             executor.set_timesteps([inputs.timestep].into_iter()).unwrap();
         }
         executor.write_sample(&inputs.sample).unwrap();
-        executor.call(0).unwrap();
+        let mut quantized = Vec::new();
+        executor.observe(0, |seen| {
+            if let Input::Codes(codes) = seen.op.result() {
+                let made = seen.codes(&codes)?;
+                let group = |i: usize| i / codes.cols / (codes.rows / codes.groups);
+                let steps: Vec<f64> = (0..made.codes.len()).map(|i| made.scale[group(i)].into()).collect();
+                let value = |i: usize| steps[i] * (f64::from(made.codes[i]) - f64::from(made.zero[group(i)]));
+                let values = Array::new(&[codes.rows, codes.cols], value);
+                quantized.push((seen.node, Quantized { values, steps }));
+            }
+            Ok(())
+        }).unwrap();
         let mut out = vec![f32::NAN; executor.plan().output_type.len()];
         executor.read_output(&mut out).unwrap();
         // Slower ops ran first.
-        let order: Vec<usize> = executor.plan().ops.iter().flatten().map(|p| p.node).collect();
-        let program = model.program(role).unwrap();
-        let order = order.into_iter().filter(|&n| program.nodes[n].op.quantizes().is_some());
-        let mut seen: Vec<_> = order.zip(spy.seen.into_inner().unwrap()).collect();
-        seen.sort_by_key(|s| s.0);
-        (out, seen.into_iter().map(|s| s.1).collect())
+        quantized.sort_by_key(|(node, _)| *node);
+        (out, quantized.into_iter().map(|(_, codes)| codes).collect())
     })
 }
 
@@ -218,7 +131,7 @@ fn guided(program: &Program, tensors: &mut Vec<Array>, codes: &[Quantized]) -> (
             out.nodes.push(Node { op, ..node.clone() });
             out.value_of(out.nodes.len() - 1)
         };
-        let mut op = node.op.clone();
+        let mut op = node.op;
         op.renumber(|v| numbers[v.0 as usize]);
         let mut value = push(op);
         if node.op.quantizes().is_some() {

@@ -65,8 +65,8 @@ impl Case {
             put(&mut bench, blend.init.at, &self.init);
             put(&mut bench, blend.noise.at, &self.init_noise);
         }
-        bench.backend.model_input(&mut bench.arena, self.call, &memory.input(sample));
-        bench.backend.sampler_step(&mut bench.arena, self.call, &memory.step(model));
+        bench.backend.model_input(&mut bench.arena, &memory.input(sample));
+        bench.backend.sampler_step(&mut bench.arena, &memory.step(model));
         [bench.words(sample.at, self.copies() * floats), bench.words(memory.states.at, self.table.states * floats)]
     }
 
@@ -168,6 +168,7 @@ fn case(
         }
         let numbers = normals(rng, 8);
         Row {
+            fraction: 0.0,
             timestep: 10.0 * call as f32,
             input_scale: numbers[0],
             x0: [numbers[1], numbers[2]],
@@ -282,6 +283,7 @@ fn rescaled_guidance_is_diffusers() {
         let mut next = [[0.0; COLUMNS]; MAX_STATES];
         next[0][OUTPUT] = 1.0;
         let row = Row {
+            fraction: 0.0,
             timestep: 1.0,
             input_scale: 1.0,
             x0: [0.0; 2],

@@ -11,7 +11,7 @@ use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::Packed;
 use aquatint::format::meta::{Conditioning, SizeKind};
 use aquatint::pipeline::permute;
-use aquatint::plan::Shape;
+use aquatint::plan::Binding;
 use aquatint::program::{Dims, InputKind, Role};
 use aquatint::with_cpu;
 use common::emulated::Emulated;
@@ -76,8 +76,8 @@ impl Feed {
 fn run<B: Backend, D: AsRef<[u8]>>(backend: &mut B, packed: &Packed<D>, role: Role, feed: &Feed) -> Vec<f32> {
     let [batch, height, width] = feed.dims;
     let dims = Dims { batch, conditions: batch, height, width, tokens: feed.tokens };
-    let shape = Shape { dims, calls: 1, table_bytes: 0, reserve: 0 };
-    let mut executor = Executor::bind(backend, packed, role, shape).unwrap();
+    let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
+    let mut executor = Executor::new(backend, packed, role, shape).unwrap();
     let program = executor.program();
     if let Some(tokens) = &feed.text {
         executor.set_tokens(tokens).unwrap();
@@ -139,9 +139,9 @@ fn samples_find_their_conditions() {
     let three = [&feed.sample[..], &feed.sample[..one]].concat();
     let [_, height, width] = feed.dims;
     let dims = Dims { batch: 3, conditions: 2, height, width, tokens: feed.tokens };
-    let shape = Shape { dims, calls: 1, table_bytes: 0, reserve: 0 };
+    let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let out = with_cpu!(tier, cpu => {
-        let mut executor = Executor::bind(&mut cpu, &packed, Role::Denoiser, shape).unwrap();
+        let mut executor = Executor::new(&mut cpu, &packed, Role::Denoiser, shape).unwrap();
         let prompt = PromptInputs {
             class_labels: None,
             context: feed.context.as_deref(),

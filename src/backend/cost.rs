@@ -13,15 +13,27 @@ pub struct Ceilings {
     pub bandwidth: f64,
 }
 
-impl OpArgs {
+impl<T> OpArgs<T> {
     /// Arithmetic operations of matrix products, two per multiply-add; 0 for ops that are bound by memory.
     pub fn operations(&self) -> f64 {
         let product = |rows: usize, inputs: usize, outputs: usize| 2.0 * (rows * inputs) as f64 * outputs as f64;
         match self {
-            OpArgs::Linear(a) => product(a.y.rows, a.x.cols(), a.channels()),
-            OpArgs::Conv2d(a) => product(a.y.rows, 9 * a.x.cols(), a.y.cols),
+            OpArgs::Linear { args: a, .. } => product(a.y.rows, a.x.cols(), a.channels()),
+            OpArgs::Conv2d { args: a, .. } => product(a.y.rows, 9 * a.x.cols(), a.y.cols),
             OpArgs::Attention(a) => 2.0 * product(a.q.rows, a.q.cols, a.keys),
-            _ => 0.0,
+            OpArgs::LayerNorm { .. }
+            | OpArgs::GroupNorm { .. }
+            | OpArgs::Pointwise(_)
+            | OpArgs::Add(_)
+            | OpArgs::Concat(_)
+            | OpArgs::Quantize(_)
+            | OpArgs::VectorQuantize { .. }
+            | OpArgs::Resample(_)
+            | OpArgs::Parameter { .. }
+            | OpArgs::Embedding { .. }
+            | OpArgs::TimestepEmbedding(_)
+            | OpArgs::PositionEmbedding(_)
+            | OpArgs::Patch(_) => 0.0,
         }
     }
 
@@ -33,19 +45,19 @@ impl OpArgs {
         };
         let optional = |f: &Option<Floats>| f.as_ref().map_or(0, Floats::bytes);
         let bytes = match self {
-            OpArgs::Linear(a) => a.x.bytes() + a.y.bytes() + optional(&a.residual),
-            OpArgs::Conv2d(a) => a.x.bytes() + a.y.bytes() + optional(&a.residual),
+            OpArgs::Linear { args: a, .. } => a.x.bytes() + a.y.bytes() + optional(&a.residual),
+            OpArgs::Conv2d { args: a, .. } => a.x.bytes() + a.y.bytes() + optional(&a.residual),
             OpArgs::Attention(a) => a.q.bytes() + a.k.bytes() + a.v.bytes() + a.y.bytes(),
-            OpArgs::LayerNorm(a) => a.x.bytes() + output(&a.y),
-            OpArgs::GroupNorm(a) => a.x.bytes() + output(&a.y),
+            OpArgs::LayerNorm { args: a, .. } => a.x.bytes() + output(&a.y),
+            OpArgs::GroupNorm { args: a, .. } => a.x.bytes() + output(&a.y),
             OpArgs::Pointwise(a) => a.x.bytes() + a.y.bytes(),
             OpArgs::Add(a) => a.a.bytes() + a.b.bytes() + a.y.bytes(),
             OpArgs::Concat(a) => 2 * a.y.bytes(),
             OpArgs::Quantize(a) => a.x.bytes() + a.y.codes.bytes(),
-            OpArgs::VectorQuantize(a) => a.x.bytes() + a.y.bytes(),
+            OpArgs::VectorQuantize { args: a, .. } => a.x.bytes() + a.y.bytes(),
             OpArgs::Resample(a) => a.x.bytes() + a.y.bytes(),
-            OpArgs::Parameter(a) => 2 * a.y.bytes(),
-            OpArgs::Embedding(a) => 2 * a.y.bytes(),
+            OpArgs::Parameter { args: a, .. } => 2 * a.y.bytes(),
+            OpArgs::Embedding { args: a, .. } => 2 * a.y.bytes(),
             OpArgs::TimestepEmbedding(a) => a.y.bytes(),
             OpArgs::PositionEmbedding(a) => a.y.bytes(),
             OpArgs::Patch(a) => a.x.bytes() + a.y.bytes(),

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::format::TensorView;
 use args::*;
 use cost::Ceilings;
+use zerocopy::IntoBytes;
 
 /// The model call that ops belong to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub trait Needs {
     fn narrow(&self) -> Element;
 
     /// Bytes of arena an op needs beside its operands and result, while it runs.
-    fn workspace(&self, op: &OpArgs) -> usize;
+    fn workspace<T>(&self, op: &OpArgs<T>) -> usize;
 }
 
 /// Executes ops.
@@ -58,22 +59,26 @@ pub trait Backend: Needs {
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<Self::Weight<'a>>;
 
     /// Called once per bind with every op that will run, before the first does: the place to size private memory.
-    fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>);
+    fn prepare<'a, T: 'a>(&self, ops: impl Iterator<Item = &'a OpArgs<T>>);
 
     /// Copies floats into the arena, starting at byte `at`.
     fn write_f32(&self, arena: &mut Self::Arena, at: usize, data: &[f32]) -> Result<()>;
     /// Copies integers into the arena, starting at byte `at`.
     fn write_u32(&self, arena: &mut Self::Arena, at: usize, data: &[u32]) -> Result<()>;
-    /// Copies f32 values out of the arena, starting at byte `at`, when everything issued before is done.
-    fn read_f32(&self, arena: &Self::Arena, at: usize, out: &mut [f32]) -> Result<()>;
+    /// Copies bytes out of the arena, starting at byte `at`, when everything issued before is done.
+    fn read_bytes(&self, arena: &Self::Arena, at: usize, out: &mut [u8]) -> Result<()>;
+    /// [`read_bytes`](Self::read_bytes) of f32 values.
+    fn read_f32(&self, arena: &Self::Arena, at: usize, out: &mut [f32]) -> Result<()> {
+        self.read_bytes(arena, at, out.as_mut_bytes())
+    }
     /// Returns when everything issued before is done.
     fn wait(&self) -> Result<()>;
 
-    /// Announces the call that the ops issued next belong to.
+    /// Announces the call that the ops issued next belong to; they find their operands by it.
     fn begin(&self, arena: &mut Self::Arena, call: Call) -> Result<()>;
 
-    /// Runs `body`, which issues the ops of `call`. All bodies of one arena issue the same ops but for the call, so a
-    /// back end may record it once and replay it; then it need not call `body` again.
+    /// Runs `body`, which issues the ops of `call`. Until [`forget`](Self::forget), all bodies of one arena issue the same
+    /// ops but for the call, so a back end may record the first and replay it; then it need not call `body` again.
     fn replay(
         &self,
         arena: &mut Self::Arena,
@@ -81,11 +86,13 @@ pub trait Backend: Needs {
         body: impl Fn(&Self, &mut Self::Arena) -> Result<()>,
     ) -> Result<()>;
 
+    /// Forgets what [`replay`](Self::replay) recorded, since the next body issues other ops.
+    fn forget(&self, arena: &mut Self::Arena);
+
     /// See [`Op::Linear`](crate::program::Op::Linear) and [`Op::GatedLinear`](crate::program::Op::GatedLinear).
     fn linear(
         &self,
         arena: &mut Self::Arena,
-        call: usize,
         args: &LinearArgs,
         weight: &Self::Weight<'_>,
         bias: Option<&Self::Weight<'_>>,
@@ -94,18 +101,16 @@ pub trait Backend: Needs {
     fn conv2d(
         &self,
         arena: &mut Self::Arena,
-        call: usize,
         args: &Conv2dArgs,
         weight: &Self::Weight<'_>,
         bias: Option<&Self::Weight<'_>>,
     );
     /// See [`Op::Attention`](crate::program::Op::Attention).
-    fn attention(&self, arena: &mut Self::Arena, call: usize, args: &AttentionArgs);
+    fn attention(&self, arena: &mut Self::Arena, args: &AttentionArgs);
     /// See [`Op::LayerNorm`](crate::program::Op::LayerNorm).
     fn layer_norm(
         &self,
         arena: &mut Self::Arena,
-        call: usize,
         args: &LayerNormArgs,
         weight: Option<&Self::Weight<'_>>,
         bias: Option<&Self::Weight<'_>>,
@@ -114,43 +119,36 @@ pub trait Backend: Needs {
     fn group_norm(
         &self,
         arena: &mut Self::Arena,
-        call: usize,
         args: &GroupNormArgs,
         weight: &Self::Weight<'_>,
         bias: &Self::Weight<'_>,
     );
     /// See [`Op::Pointwise`](crate::program::Op::Pointwise).
-    fn pointwise(&self, arena: &mut Self::Arena, call: usize, args: &PointwiseArgs);
+    fn pointwise(&self, arena: &mut Self::Arena, args: &PointwiseArgs);
     /// See [`Op::Add`](crate::program::Op::Add).
-    fn add(&self, arena: &mut Self::Arena, call: usize, args: &AddArgs);
+    fn add(&self, arena: &mut Self::Arena, args: &AddArgs);
     /// See [`Op::Concat`](crate::program::Op::Concat).
-    fn concat(&self, arena: &mut Self::Arena, call: usize, args: &ConcatArgs);
+    fn concat(&self, arena: &mut Self::Arena, args: &ConcatArgs);
     /// See [`Op::Quantize`](crate::program::Op::Quantize).
-    fn quantize(&self, arena: &mut Self::Arena, call: usize, args: &QuantizeArgs);
+    fn quantize(&self, arena: &mut Self::Arena, args: &QuantizeArgs);
     /// See [`Op::VectorQuantize`](crate::program::Op::VectorQuantize).
-    fn vector_quantize(
-        &self,
-        arena: &mut Self::Arena,
-        call: usize,
-        args: &VectorQuantizeArgs,
-        table: &Self::Weight<'_>,
-    );
+    fn vector_quantize(&self, arena: &mut Self::Arena, args: &VectorQuantizeArgs, table: &Self::Weight<'_>);
     /// See [`Op::Resample`](crate::program::Op::Resample).
-    fn resample(&self, arena: &mut Self::Arena, call: usize, args: &ResampleArgs);
+    fn resample(&self, arena: &mut Self::Arena, args: &ResampleArgs);
     /// See [`Op::Parameter`](crate::program::Op::Parameter).
-    fn parameter(&self, arena: &mut Self::Arena, call: usize, args: &ParameterArgs, tensor: &Self::Weight<'_>);
+    fn parameter(&self, arena: &mut Self::Arena, args: &ParameterArgs, tensor: &Self::Weight<'_>);
     /// See [`Op::Embedding`](crate::program::Op::Embedding).
-    fn embedding(&self, arena: &mut Self::Arena, call: usize, args: &EmbeddingArgs, table: &Self::Weight<'_>);
+    fn embedding(&self, arena: &mut Self::Arena, args: &EmbeddingArgs, table: &Self::Weight<'_>);
     /// See [`Op::TimestepEmbedding`](crate::program::Op::TimestepEmbedding).
-    fn timestep_embedding(&self, arena: &mut Self::Arena, call: usize, args: &TimestepEmbeddingArgs);
+    fn timestep_embedding(&self, arena: &mut Self::Arena, args: &TimestepEmbeddingArgs);
     /// See [`Op::PositionEmbedding`](crate::program::Op::PositionEmbedding).
-    fn position_embedding(&self, arena: &mut Self::Arena, call: usize, args: &PositionEmbeddingArgs);
+    fn position_embedding(&self, arena: &mut Self::Arena, args: &PositionEmbeddingArgs);
     /// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
-    fn patch(&self, arena: &mut Self::Arena, call: usize, args: &PatchArgs);
+    fn patch(&self, arena: &mut Self::Arena, args: &PatchArgs);
 
-    /// Writes the latents, scaled as row `run` of the sampler's table says, into the model's sample input, `copies`
+    /// Writes the latents, scaled as the call's row of the sampler's table says, into the model's sample input, `copies`
     /// times over the batch.
-    fn model_input(&self, arena: &mut Self::Arena, run: usize, args: &ModelInputArgs);
-    /// Applies guidance and row `run` of the sampler's table to the states, in place, and blends.
-    fn sampler_step(&self, arena: &mut Self::Arena, run: usize, args: &SamplerStepArgs);
+    fn model_input(&self, arena: &mut Self::Arena, args: &ModelInputArgs);
+    /// Applies guidance and the call's row of the sampler's table to the states, in place, and blends.
+    fn sampler_step(&self, arena: &mut Self::Arena, args: &SamplerStepArgs);
 }

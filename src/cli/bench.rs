@@ -9,7 +9,7 @@ use aquatint::backend::cuda::driver::Driver;
 use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::Packed;
 use aquatint::pipeline::{Pipeline, TABLE_BYTES};
-use aquatint::plan::Shape;
+use aquatint::plan::Binding;
 use aquatint::program::{Dims, InputKind, Program, Rate, Role};
 use aquatint::{Error, Result};
 use clap::Args;
@@ -194,9 +194,9 @@ impl Bench {
         let conditions = if conditional { batch.min(2) } else { 1 };
         let tokens = meta.text.as_ref().and_then(|t| t.encoders.first()).map_or(1, |e| e.tokens as usize);
         let dims = Dims { batch, conditions, height, width, tokens };
-        let shape = Shape { dims, calls: self.repeat + 1, table_bytes: TABLE_BYTES, reserve: 0 };
+        let shape = Binding { dims, calls: self.repeat + 1, table_bytes: TABLE_BYTES, reserve: 0 };
         let begin = Instant::now();
-        let mut executor = Executor::bind(backend, packed, role, shape)?;
+        let mut executor = Executor::new(backend, packed, role, shape)?;
         let bind = begin.elapsed().as_secs_f64();
         let mut rng = aquatint::rng::FastRng::new(1);
         let program = executor.program();
@@ -240,18 +240,20 @@ impl Bench {
         }
         calls.sort_by(f64::total_cmp);
         let program = executor.program();
-        let planned = executor.plan().ops[Rate::Loop as usize].clone();
         let mut by_op: BTreeMap<String, Work> = BTreeMap::new();
-        let mut planned = planned.iter();
         let mut last = Instant::now();
-        executor.call_with(self.repeat, &mut |node| {
+        executor.observe(self.repeat, |seen| {
             let now = Instant::now();
-            let args = planned.by_ref().find(|p| p.node == node).map(|p| &p.args);
-            let work = by_op.entry(kind(program, node, args)).or_default();
+            if seen.rate != Rate::Loop {
+                last = now;
+                return Ok(());
+            }
+            let work = by_op.entry(kind(program, seen.node, seen.op)).or_default();
             work.seconds += (now - last).as_secs_f64();
-            work.operations += args.map_or(0.0, OpArgs::operations);
-            work.bytes += args.map_or(0.0, OpArgs::bytes);
+            work.operations += seen.op.operations();
+            work.bytes += seen.op.bytes();
             last = now;
+            Ok(())
         })?;
         let mut ops: Vec<_> = by_op.into_iter().collect();
         ops.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
@@ -279,16 +281,14 @@ fn uploads(index: usize, data: &[u8]) -> Result<Vec<(WeightPath, f64)>> {
 }
 
 /// The op of a node, what a product multiplies, and whether a norm quantizes.
-fn kind(program: &Program, node: usize, args: Option<&OpArgs>) -> String {
-    let op = &program.nodes[node].op;
-    match args {
-        Some(
-            OpArgs::Linear(LinearArgs { x: Input::Codes(_), .. })
-            | OpArgs::Conv2d(Conv2dArgs { x: Input::Codes(_), .. }),
-        ) => {
-            format!("{} (codes)", op.name())
+fn kind<T>(program: &Program, node: usize, op: &OpArgs<T>) -> String {
+    let name = program.nodes[node].op.name();
+    match op {
+        OpArgs::Linear { args: LinearArgs { x: Input::Codes(_), .. }, .. }
+        | OpArgs::Conv2d { args: Conv2dArgs { x: Input::Codes(_), .. }, .. } => format!("{name} (codes)"),
+        OpArgs::LayerNorm { .. } | OpArgs::GroupNorm { .. } if matches!(op.result(), Input::Codes(_)) => {
+            format!("{name} + quantize")
         }
-        _ if op.quantizes().is_some() && op.name() != "quantize" => format!("{} + quantize", op.name()),
-        _ => op.name().into(),
+        _ => name.into(),
     }
 }

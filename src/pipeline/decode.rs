@@ -4,14 +4,14 @@ use super::tiles::{self, Blend, Tiles};
 use super::{DECODE_BYTES, Event, Pipeline, Request};
 use crate::backend::{Backend, Needs};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, plan};
-use crate::plan::Shape;
+use crate::exec::Executor;
+use crate::plan::{Binding, Plan};
 use crate::program::{Dims, Role};
 
 /// What a decoder is bound to for one tile of latents.
-pub(super) fn shape([height, width]: [usize; 2]) -> Shape {
+pub(super) fn shape([height, width]: [usize; 2]) -> Binding {
     let dims = Dims { batch: 1, conditions: 1, height, width, tokens: 1 };
-    Shape { dims, calls: 1, table_bytes: 0, reserve: 0 }
+    Binding { dims, calls: 1, table_bytes: 0, reserve: 0 }
 }
 
 impl<D: AsRef<[u8]>> Pipeline<'_, D> {
@@ -28,7 +28,7 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
             }
             return Ok(size.map(|n| n.min(tile)));
         }
-        let arena = |tile| Ok(plan(needs, self.packed, Role::VaeDecoder, &shape(tile))?.arena);
+        let arena = |tile| Ok(Plan::of_role(needs, self.packed, Role::VaeDecoder, &shape(tile))?.arena);
         tiles::largest(size, request.max_memory.unwrap_or(DECODE_BYTES), &arena)
     }
 
@@ -46,7 +46,7 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
             let images = latents.iter().map(|x| (x / 2.0 + 0.5).clamp(0.0, 1.0)).collect();
             return Ok((images, request.latent_size));
         }
-        let mut executor = Executor::bind(backend, self.packed, Role::VaeDecoder, shape(tile))?;
+        let mut executor = Executor::new(backend, self.packed, Role::VaeDecoder, shape(tile))?;
         let &[_, rows, columns, channels] = executor.plan().output_type.dims() else {
             return Err(Error::request("vae decoder", "a result (n, h, w, c)", "another shape"));
         };

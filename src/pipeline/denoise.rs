@@ -5,9 +5,9 @@ use super::subject::{Conditions, Inputs};
 use super::{Event, Pipeline, Request};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::exec::Executor;
+use crate::exec::{Executor, Moment};
 use crate::format::meta::Conditioning;
-use crate::plan::Shape;
+use crate::plan::Binding;
 use crate::program::{Dims, Role};
 use crate::sampler::{Span, Start, Table};
 use crate::step::{Guiding, Latents, StepMemory};
@@ -69,10 +69,10 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
     }
 
     /// What the network of `stage` is bound to for a batch of `images` with so many distinct conditions.
-    pub(super) fn loop_shape(&self, request: &Request, stage: &Stage, images: usize, conditions: usize) -> Shape {
+    pub(super) fn loop_shape(&self, request: &Request, stage: &Stage, images: usize, conditions: usize) -> Binding {
         let [height, width] = request.latent_size;
         let copies = if request.guidance_scale > 1.0 { 2 } else { 1 };
-        Shape {
+        Binding {
             dims: Dims { batch: images * copies, conditions, height, width, tokens: request.subjects.tokens() },
             calls: stage.table.rows.len(),
             table_bytes: request.table_bytes,
@@ -129,13 +129,13 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let table = &stage.table;
         let conditions = self.conditions(request, images.clone());
         let shape = self.loop_shape(request, stage, images.len(), conditions.list.len());
-        let mut executor = Executor::bind(backend, self.packed, stage.role, shape)?;
+        let mut executor = Executor::new(backend, self.packed, stage.role, shape)?;
         self.set_conditions(&mut executor, request, stage.role, &conditions)?;
-        executor.set_timesteps(table.rows.iter().map(|r| r.timestep))?;
+        executor.set_moments(table.rows.iter().map(|r| Moment { timestep: r.timestep, fraction: r.fraction }))?;
 
         // Reserved by `loop_shape`.
         let memory = self.step_memory(executor.plan().reserved, request, table, images.len());
-        let (input, step) = (memory.input(executor.sample()), memory.step(executor.plan().output));
+        let (input, step) = memory.ops(executor.program(), executor.plan())?;
         if table.learned() && step.model.cols != 2 * step.channels {
             let expected = format!("a model with {} outputs, half of them variances", 2 * step.channels);
             return Err(Error::request("variance_type learned_range", expected, step.model.cols));

@@ -6,8 +6,8 @@ use super::tiles::{Blend, Tiles};
 use super::{DECODE_BYTES, Pipeline, Request, permute};
 use crate::backend::{Backend, Needs};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, plan};
-use crate::plan::{Plan, Shape};
+use crate::exec::Executor;
+use crate::plan::{Binding, Plan};
 use crate::program::{Dims, Role};
 use crate::rng::{FastRng, TorchRng};
 
@@ -108,14 +108,14 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
     /// The plan of the image encoder.
     pub(super) fn encoder_plan<N: Needs>(&self, needs: &N, request: &Request) -> Result<Plan> {
         let scale = self.meta().pipeline.pixels_per_latent as usize;
-        plan(needs, self.packed, Role::VaeEncoder, &shape(self.encoder_tile(needs, request)?, scale))
+        Plan::of_role(needs, self.packed, Role::VaeEncoder, &shape(self.encoder_tile(needs, request)?, scale))
     }
 
     /// Latents that are encoded at once, like [`tile`](Self::tile) for decoding.
     fn encoder_tile<N: Needs>(&self, needs: &N, request: &Request) -> Result<[usize; 2]> {
         let scale = self.meta().pipeline.pixels_per_latent as usize;
         let most = request.max_memory.unwrap_or(DECODE_BYTES);
-        let arena = |tile| Ok(plan(needs, self.packed, Role::VaeEncoder, &shape(tile, scale))?.arena);
+        let arena = |tile| Ok(Plan::of_role(needs, self.packed, Role::VaeEncoder, &shape(tile, scale))?.arena);
         super::tiles::largest(request.latent_size, most, &arena)
     }
 
@@ -136,7 +136,7 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
         let (scale, channels) = (p.pixels_per_latent as usize, p.latent_channels as usize);
         let encoder = p.encoder.ok_or_else(|| Error::request("META", "the scale of encoded latents", "none"))?;
         let tile = self.encoder_tile(backend, request)?;
-        let mut executor = Executor::bind(backend, self.packed, Role::VaeEncoder, shape(tile, scale))?;
+        let mut executor = Executor::new(backend, self.packed, Role::VaeEncoder, shape(tile, scale))?;
         let out = executor.plan().output;
         if [out.rows, out.cols] != [tile[0] * tile[1], 2 * channels] {
             let expected = format!("{} latents of 2 x {channels} channels", tile[0] * tile[1]);
@@ -200,7 +200,7 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
     }
 }
 
-fn shape([height, width]: [usize; 2], scale: usize) -> Shape {
+fn shape([height, width]: [usize; 2], scale: usize) -> Binding {
     let dims = Dims { batch: 1, conditions: 1, height: height * scale, width: width * scale, tokens: 1 };
-    Shape { dims, calls: 1, table_bytes: 0, reserve: 0 }
+    Binding { dims, calls: 1, table_bytes: 0, reserve: 0 }
 }

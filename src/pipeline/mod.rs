@@ -26,10 +26,10 @@ pub use text::Texts;
 
 use crate::backend::{Backend, Needs};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, plan, table_rows};
+use crate::exec::{Executor, table_rows};
 use crate::format::meta::TextEncoderMeta;
 use crate::format::{Meta, Packed};
-use crate::plan::{Plan, Shape};
+use crate::plan::{Binding, Plan};
 use crate::program::{Dims, InputKind, Program, Role};
 use crate::sampler::Config;
 use denoise::Stage;
@@ -251,10 +251,10 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let stages = self.stages(request)?;
         let texts = if matches!(request.subjects, Subjects::Prompts { .. }) { self.text_plans(needs)? } else { vec![] };
         let batch_size = self.batch_size(needs, request, &stages)?;
-        let plan_stage = |s: &Stage| plan(needs, self.packed, s.role, &self.largest(request, s, batch_size));
+        let plan_stage = |s: &Stage| Plan::of_role(needs, self.packed, s.role, &self.largest(request, s, batch_size));
         let denoisers = stages.iter().map(plan_stage).collect::<Result<_>>()?;
         let tile = self.tile(needs, request)?;
-        let decoder = || plan(needs, self.packed, Role::VaeDecoder, &decode::shape(tile));
+        let decoder = || Plan::of_role(needs, self.packed, Role::VaeDecoder, &decode::shape(tile));
         let decoder = self.has(Role::VaeDecoder).then(decoder).transpose()?;
         let encodes = request.init.is_some() && self.has(Role::VaeEncoder);
         let encoder = encodes.then(|| self.encoder_plan(needs, request)).transpose()?;
@@ -269,7 +269,8 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         for n in (1..=most).rev() {
             needed = 0;
             for stage in stages {
-                needed = needed.max(plan(needs, self.packed, stage.role, &self.largest(request, stage, n))?.arena);
+                needed =
+                    needed.max(Plan::of_role(needs, self.packed, stage.role, &self.largest(request, stage, n))?.arena);
             }
             if needed <= max_memory {
                 return Ok(n);
@@ -279,7 +280,7 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
     }
 
     /// The shape of the batch of `n` images that has most conditions.
-    fn largest(&self, request: &Request, stage: &Stage, n: usize) -> Shape {
+    fn largest(&self, request: &Request, stage: &Stage, n: usize) -> Binding {
         let total = request.subjects.len();
         let batches = (0..total).step_by(n).map(|first| first..(first + n).min(total));
         let conditions = batches.map(|images| self.conditions(request, images).list.len()).max().unwrap_or(1);
@@ -438,8 +439,8 @@ impl<'m, D: AsRef<[u8]>> Pipeline<'m, D> {
         let conditions = self.conditions(&request, 0..n);
         let dims =
             Dims { batch: n, conditions: conditions.list.len(), height, width, tokens: request.subjects.tokens() };
-        let shape = Shape { dims, calls: 1, table_bytes: 0, reserve: 0 };
-        let mut executor = Executor::bind(backend, self.packed, Role::Denoiser, shape)?;
+        let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
+        let mut executor = Executor::new(backend, self.packed, Role::Denoiser, shape)?;
         self.set_conditions(&mut executor, &request, Role::Denoiser, &conditions)?;
         executor.set_timesteps([timestep].into_iter())?;
         executor.write_sample(&permute(sample, [n, channels, height * width]))?;

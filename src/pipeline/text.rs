@@ -4,10 +4,10 @@ use super::Pipeline;
 use super::subject::{Encoded, Prompt, Subjects};
 use crate::backend::{Backend, Needs};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, plan};
+use crate::exec::Executor;
 use crate::format::TensorInfo;
 use crate::format::meta::TextEncoderMeta;
-use crate::plan::{Plan, Shape};
+use crate::plan::{Binding, Plan};
 use crate::program::shape::infer;
 use crate::program::{Dims, InputKind, Role};
 use crate::text::{self, Chunks, PromptStyle, Tokenizer};
@@ -139,7 +139,7 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
         let rows = ids.len() / tokens;
         let batch = rows.min(BATCH);
         ids.resize(rows.next_multiple_of(batch) * tokens, meta.pad);
-        let mut executor = Executor::bind(backend, self.packed, role, shape(batch))?;
+        let mut executor = Executor::new(backend, self.packed, role, shape(batch))?;
         let mut result = vec![0.0; ids.len() * cols];
         for (ids, result) in ids.chunks_exact(batch * tokens).zip(result.chunks_exact_mut(batch * tokens * cols)) {
             executor.set_tokens(ids)?;
@@ -160,12 +160,12 @@ impl<D: AsRef<[u8]>> Pipeline<'_, D> {
     /// Plans of the text encoders.
     pub(super) fn text_plans<N: Needs>(&self, needs: &N) -> Result<Vec<Plan>> {
         let encoders = self.meta().pipeline.text.as_ref().map_or(0, |t| t.encoders.len());
-        let plan_encoder = |&role: &Role| plan(needs, self.packed, role, &shape(BATCH));
+        let plan_encoder = |&role: &Role| Plan::of_role(needs, self.packed, role, &shape(BATCH));
         ENCODERS[..encoders.min(ENCODERS.len())].iter().map(plan_encoder).collect()
     }
 }
 
-fn shape(batch: usize) -> Shape {
+fn shape(batch: usize) -> Binding {
     let dims = Dims { batch, conditions: 1, height: 1, width: 1, tokens: 1 };
-    Shape { dims, calls: 1, table_bytes: 0, reserve: 0 }
+    Binding { dims, calls: 1, table_bytes: 0, reserve: 0 }
 }

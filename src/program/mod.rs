@@ -128,7 +128,7 @@ pub enum Dim {
 }
 
 /// Values of the symbolic axes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dims {
     /// Samples in the batch.
     pub batch: usize,

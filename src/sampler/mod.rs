@@ -66,6 +66,9 @@ pub const ROW_NEXT: usize = 8;
 pub struct Row {
     /// The timestep which the model receives, in training steps (0 is almost clean).
     pub timestep: f32,
+    /// The share of the whole run's calls that come before this one: 0 for the first, below 1. A part of a run begins
+    /// later.
+    pub fraction: f32,
     /// The model's input is `input_scale * state[0]`.
     pub input_scale: f32,
     /// The predicted clean latents are `x0[0] * state[0] + x0[1] * output`.
@@ -90,6 +93,7 @@ impl Row {
     fn new(timestep: f32, level: [f64; 2]) -> Row {
         Row {
             timestep,
+            fraction: 0.0,
             input_scale: 1.0,
             x0: [0.0; 2],
             clamp: None,
@@ -274,7 +278,11 @@ impl Config {
         let whole = self.rows(steps, 0)?;
         let timesteps: Vec<f32> = whole.rows.iter().map(|row| row.timestep).collect();
         let calls = span.calls(self, steps, &timesteps)?;
-        let table = if calls.start == 0 { whole } else { self.rows(steps, calls.start)? };
+        let mut table = if calls.start == 0 { whole } else { self.rows(steps, calls.start)? };
+        for (i, row) in table.rows.iter_mut().enumerate() {
+            // PLMS has a call more in a part than in the whole, which must not count beyond the end.
+            row.fraction = (calls.start + i).min(timesteps.len() - 1) as f32 / timesteps.len() as f32;
+        }
         Ok(table.take(calls.len()))
     }
 

@@ -22,7 +22,7 @@ use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::meta::{PipelineMeta, QuantizationMeta};
 use aquatint::format::{Meta, Packed, TensorKind, TensorSpec, Writer};
-use aquatint::plan::Shape;
+use aquatint::plan::Binding;
 use aquatint::program::{Act, Dim, Dims, Input, InputKind, Node, Op, Pointwise, Program, Role, Tensor, Value};
 use fastrand::Rng;
 use half::f16;
@@ -192,8 +192,8 @@ pub fn run<I: Isa>(isa: I, model: &Model, inputs: &Inputs) -> Vec<f32> {
 
 /// Runs one model call of `model` on `backend`.
 pub fn run_on<B: Backend>(backend: &mut B, model: &Model, inputs: &Inputs) -> Result<Vec<f32>> {
-    let shape = Shape { dims: inputs.dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
-    let mut executor = Executor::bind(backend, model, Role::Denoiser, shape)?;
+    let shape = Binding { dims: inputs.dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
+    let mut executor = Executor::new(backend, model, Role::Denoiser, shape)?;
     executor.set_conditions(&inputs.conditions)?;
     if executor.program().input(InputKind::Tokens).is_some() {
         executor.set_tokens(&inputs.tokens)?;

@@ -8,7 +8,7 @@ use aquatint::program::{Attention, Linear, Op, Program, Value};
 pub fn attend_in_codes(program: &mut Program) -> usize {
     let made_by = |program: &Program, value: Value| {
         let node = (value.0 as usize).checked_sub(program.inputs.len())?;
-        Some(program.nodes[node].op.clone())
+        Some(program.nodes[node].op)
     };
     let integer = |program: &Program, value: Value| match made_by(program, value) {
         Some(Op::Linear(Linear { x, .. })) => made_by(program, x).is_some_and(|op| op.quantizes().is_some()),

@@ -1,6 +1,7 @@
 //! The CPU's arena: one allocation, viewed as disjoint typed slices.
 
-use crate::backend::args::{Codes, Floats};
+use crate::backend::Call;
+use crate::backend::args::{Codes, Floats, Slot};
 use crate::error::{Error, Result};
 use memmap2::MmapMut;
 use std::ops::Range;
@@ -13,6 +14,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub struct Arena {
     pages: MmapMut,
     len: usize,
+    /// The model call that ops belong to.
+    pub(super) call: Call,
 }
 
 impl Arena {
@@ -26,7 +29,7 @@ impl Arena {
         // Advice may be refused, and nothing depends on it.
         #[cfg(target_os = "linux")]
         let _ = pages.advise(memmap2::Advice::HugePage);
-        Ok(Arena { pages, len })
+        Ok(Arena { pages, len, call: Call::default() })
     }
 
     /// All bytes.
@@ -44,6 +47,7 @@ impl Arena {
     /// # Panics
     /// If the two overlap, or a later read overlaps either: the plan forbids it.
     pub fn split(&mut self, out: Range<usize>, work: Range<usize>) -> (&mut [u8], &mut [u8], Reads<'_>) {
+        let call = self.call;
         let bytes = self.bytes_mut();
         let swap = work.start < out.start;
         let (a, b) = if swap { (work, out) } else { (out, work) };
@@ -52,7 +56,7 @@ impl Arena {
         let (first, rest) = rest.split_at_mut(a.len());
         let (middle, rest) = rest.split_at_mut(b.start - a.end);
         let (second, right) = rest.split_at_mut(b.len());
-        let reads = Reads { parts: [left, middle, right], starts: [0, a.end, b.end] };
+        let reads = Reads { parts: [left, middle, right], starts: [0, a.end, b.end], call };
         let (out, work) = if swap { (second, first) } else { (first, second) };
         (out, work, reads)
     }
@@ -64,9 +68,14 @@ impl Arena {
         (out, reads)
     }
 
-    /// The common case: a float result at model call `call`.
-    pub fn write_floats(&mut self, y: &Floats, call: usize) -> (&mut [f32], Reads<'_>) {
-        let at = y.slot.of(call);
+    /// The first byte of the current call's value at `slot`.
+    pub fn first(&self, slot: Slot) -> usize {
+        slot.of(self.call.window)
+    }
+
+    /// The common case: a float result.
+    pub fn write_floats(&mut self, y: &Floats) -> (&mut [f32], Reads<'_>) {
+        let at = self.first(y.slot);
         let (out, reads) = self.write(at..at + y.bytes());
         (floats_mut(out), reads)
     }
@@ -76,6 +85,7 @@ impl Arena {
 pub struct Reads<'a> {
     parts: [&'a [u8]; 3],
     starts: [usize; 3],
+    call: Call,
 }
 
 impl<'a> Reads<'a> {
@@ -90,14 +100,24 @@ impl<'a> Reads<'a> {
         <[T]>::ref_from_bytes(bytes).expect("places in the arena are 64-byte aligned")
     }
 
-    /// A float matrix at model call `call`.
-    pub fn floats(&self, x: &Floats, call: usize) -> &'a [f32] {
-        self.slice(x.slot.of(call), x.rows * x.cols)
+    /// The first byte of the current call's value at `slot`.
+    pub fn first(&self, slot: Slot) -> usize {
+        slot.of(self.call.window)
     }
 
-    /// A matrix of codes at model call `call`.
-    pub fn codes(&self, x: &Codes, call: usize) -> CodesView<'a> {
-        let at = x.slot.of(call);
+    /// The first byte at `slot` of what the sampler has once per call of the run.
+    pub fn of_run(&self, slot: Slot) -> usize {
+        slot.of(self.call.run)
+    }
+
+    /// A float matrix of the current call.
+    pub fn floats(&self, x: &Floats) -> &'a [f32] {
+        self.slice(self.first(x.slot), x.rows * x.cols)
+    }
+
+    /// A matrix of codes of the current call.
+    pub fn codes(&self, x: &Codes) -> CodesView<'a> {
+        let at = self.first(x.slot);
         CodesView {
             codes: self.slice(at, x.rows * x.stride()),
             stride: x.stride(),

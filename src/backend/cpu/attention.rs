@@ -42,9 +42,9 @@ pub fn scratch_bytes(args: &AttentionArgs) -> usize {
 }
 
 /// See [`Op::Attention`](crate::program::Op::Attention).
-pub fn attention<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &AttentionArgs) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let (q, k, v) = (reads.floats(&args.q, call), reads.floats(&args.k, call), reads.floats(&args.v, call));
+pub fn attention<I: Isa>(isa: I, arena: &mut Arena, args: &AttentionArgs) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let (q, k, v) = (reads.floats(&args.q), reads.floats(&args.k), reads.floats(&args.v));
     let (d, e) = (args.q.cols, args.q.cols / args.heads);
     let (tq, tk) = (args.q.rows / args.samples, args.keys);
     let conditions: Option<&[u32]> = args.condition.map(|slot| reads.slice(slot.at, args.samples));

@@ -139,17 +139,10 @@ impl<T: Sync> Pixels<'_, T> {
 }
 
 /// See [`Op::Conv2d`](crate::program::Op::Conv2d).
-pub fn conv2d<I: Isa>(
-    isa: I,
-    arena: &mut Arena,
-    call: usize,
-    args: &Conv2dArgs,
-    weight: &TensorView,
-    bias: Option<&TensorView>,
-) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let mut epilogue = epilogue(&reads, call, bias, Act::None, None, args.residual);
-    epilogue.shift = args.shift.map(|(shift, offset)| PerRow::new(&reads, call, &shift, offset));
+pub fn conv2d<I: Isa>(isa: I, arena: &mut Arena, args: &Conv2dArgs, weight: &TensorView, bias: Option<&TensorView>) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let mut epilogue = epilogue(&reads, bias, Act::None, None, args.residual);
+    epilogue.shift = args.shift.map(|(shift, offset)| PerRow::new(&reads, &shift, offset));
     let out_axis = |n: usize| args.sampling.rows(n).unwrap_or(usize::MAX);
     let window = Window {
         height: args.height,
@@ -162,7 +155,7 @@ pub fn conv2d<I: Isa>(
     };
     match (&args.x, weight) {
         (Input::Codes(x), TensorView::Codes(w)) => {
-            let codes: CodesView = reads.codes(x, call);
+            let codes: CodesView = reads.codes(x);
             let rows = Pixels {
                 data: codes.codes,
                 stride: codes.stride,
@@ -174,7 +167,7 @@ pub fn conv2d<I: Isa>(
             product_i8(isa, &rows, &codes, w, out, &epilogue);
         }
         (Input::Floats(x), _) => {
-            let data = reads.floats(x, call);
+            let data = reads.floats(x);
             let rows = Pixels { data, stride: x.cols, channels: x.cols, zeros: &ZERO_FLOATS, sums: &[], window };
             product_f32(isa, &rows, args.y.cols, weight, out, &epilogue);
         }

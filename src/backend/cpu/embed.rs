@@ -5,9 +5,9 @@ use crate::backend::args::{EmbeddingArgs, ParameterArgs, PositionEmbeddingArgs, 
 use crate::format::TensorView;
 
 /// See [`Op::Embedding`](crate::program::Op::Embedding).
-pub fn embedding(arena: &mut Arena, call: usize, args: &EmbeddingArgs, table: &TensorView) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let index: &[u32] = reads.slice(args.index.of(call), args.y.rows);
+pub fn embedding(arena: &mut Arena, args: &EmbeddingArgs, table: &TensorView) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let index: &[u32] = reads.slice(reads.first(args.index), args.y.rows);
     let cols = args.y.cols;
     for (out, &i) in out.chunks_exact_mut(cols).zip(index) {
         copy(table, i as usize * cols, out);
@@ -15,8 +15,8 @@ pub fn embedding(arena: &mut Arena, call: usize, args: &EmbeddingArgs, table: &T
 }
 
 /// See [`Op::Parameter`](crate::program::Op::Parameter).
-pub fn parameter(arena: &mut Arena, call: usize, args: &ParameterArgs, tensor: &TensorView) {
-    copy(tensor, 0, arena.write_floats(&args.y, call).0);
+pub fn parameter(arena: &mut Arena, args: &ParameterArgs, tensor: &TensorView) {
+    copy(tensor, 0, arena.write_floats(&args.y).0);
 }
 
 /// The elements of `tensor` from element `at`, as many as `out` takes.
@@ -30,9 +30,9 @@ fn copy(tensor: &TensorView, at: usize, out: &mut [f32]) {
 
 /// See [`Op::TimestepEmbedding`](crate::program::Op::TimestepEmbedding). Frequencies and angles are rounded to f32
 /// where diffusers' `get_timestep_embedding` rounds them; sines are taken in f64.
-pub fn timestep_embedding(arena: &mut Arena, call: usize, args: &TimestepEmbeddingArgs) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let t: &[f32] = reads.slice(args.t.of(call), args.y.rows * args.numbers);
+pub fn timestep_embedding(arena: &mut Arena, args: &TimestepEmbeddingArgs) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let t: &[f32] = reads.slice(reads.first(args.t), args.y.rows * args.numbers);
     let dim = args.y.cols / args.numbers;
     let half = dim / 2;
     for (out, &t) in out.chunks_exact_mut(dim).zip(t) {
@@ -48,8 +48,8 @@ pub fn timestep_embedding(arena: &mut Arena, call: usize, args: &TimestepEmbeddi
 
 /// See [`Op::PositionEmbedding`](crate::program::Op::PositionEmbedding). First half of the features: columns; second
 /// half: rows; each sines then cosines; all in f64, as diffusers' `get_2d_sincos_pos_embed`.
-pub fn position_embedding(arena: &mut Arena, call: usize, args: &PositionEmbeddingArgs) {
-    let (out, _) = arena.write_floats(&args.y, call);
+pub fn position_embedding(arena: &mut Arena, args: &PositionEmbeddingArgs) {
+    let (out, _) = arena.write_floats(&args.y);
     let quarter = args.y.cols / 4;
     let position = |i: usize, n: usize| i as f32 as f64 / (n as f64 / args.base as f64) / f64::from(args.interpolation);
     for (token, out) in out.chunks_exact_mut(args.y.cols).enumerate() {

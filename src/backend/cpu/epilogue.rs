@@ -40,9 +40,9 @@ pub struct PerRow<'a> {
 
 impl<'a> PerRow<'a> {
     /// Resolves columns of a per-condition matrix from column `offset`.
-    pub fn new(reads: &Reads<'a>, call: usize, columns: &PerSample, offset: usize) -> Self {
+    pub fn new(reads: &Reads<'a>, columns: &PerSample, offset: usize) -> Self {
         PerRow {
-            table: reads.floats(&columns.table, call),
+            table: reads.floats(&columns.table),
             cols: columns.table.cols,
             offset,
             condition: reads.slice(columns.condition.at, columns.samples),

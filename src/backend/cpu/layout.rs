@@ -7,9 +7,9 @@ use rayon::prelude::*;
 /// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
 ///
 /// Both walk over runs of `patch * channels` floats, which are contiguous on either side.
-pub fn patch(arena: &mut Arena, call: usize, args: &PatchArgs) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let x = reads.floats(&args.x, call);
+pub fn patch(arena: &mut Arena, args: &PatchArgs) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let x = reads.floats(&args.x);
     let (p, run) = (args.patch, args.patch * args.channels);
     let (down, across) = (args.height / p, args.width / p);
     for sample in 0..args.samples {
@@ -25,9 +25,9 @@ pub fn patch(arena: &mut Arena, call: usize, args: &PatchArgs) {
 }
 
 /// See [`Op::Concat`](crate::program::Op::Concat).
-pub fn concat(arena: &mut Arena, call: usize, args: &ConcatArgs) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let (a, b) = (reads.floats(&args.a, call), reads.floats(&args.b, call));
+pub fn concat(arena: &mut Arena, args: &ConcatArgs) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let (a, b) = (reads.floats(&args.a), reads.floats(&args.b));
     let rows = a.par_chunks_exact(args.a.cols).zip(b.par_chunks_exact(args.b.cols));
     out.par_chunks_exact_mut(args.y.cols).zip(rows).with_min_len(64).for_each(|(y, (a, b))| {
         y[..a.len()].copy_from_slice(a);

@@ -10,23 +10,16 @@ use crate::format::TensorView;
 use crate::program::Act;
 
 /// See [`Op::Linear`](crate::program::Op::Linear) and [`Op::GatedLinear`](crate::program::Op::GatedLinear).
-pub fn linear<I: Isa>(
-    isa: I,
-    arena: &mut Arena,
-    call: usize,
-    args: &LinearArgs,
-    weight: &TensorView,
-    bias: Option<&TensorView>,
-) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let epilogue = Epilogue { gated: args.gated, ..epilogue(&reads, call, bias, args.act, args.gate, args.residual) };
+pub fn linear<I: Isa>(isa: I, arena: &mut Arena, args: &LinearArgs, weight: &TensorView, bias: Option<&TensorView>) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let epilogue = Epilogue { gated: args.gated, ..epilogue(&reads, bias, args.act, args.gate, args.residual) };
     match (&args.x, weight) {
         (Input::Codes(x), TensorView::Codes(w)) => {
-            let codes = reads.codes(x, call);
+            let codes = reads.codes(x);
             product_i8(isa, &matrix_of(&codes), &codes, w, out, &epilogue);
         }
         (Input::Floats(x), _) => {
-            let rows = Matrix { data: reads.floats(x, call), stride: x.cols, len: x.cols, sums: &[] };
+            let rows = Matrix { data: reads.floats(x), stride: x.cols, len: x.cols, sums: &[] };
             product_f32(isa, &rows, args.channels(), weight, out, &epilogue);
         }
         (Input::Codes(_), _) => unreachable!("the shape rules pair codes with integer weights only"),
@@ -40,7 +33,6 @@ fn matrix_of<'a>(codes: &CodesView<'a>) -> Matrix<'a, u8> {
 /// Resolves what comes after a product.
 pub fn epilogue<'a>(
     reads: &Reads<'a>,
-    call: usize,
     bias: Option<&TensorView<'a>>,
     act: Act,
     gate: Option<(PerSample, usize)>,
@@ -51,7 +43,7 @@ pub fn epilogue<'a>(
         act,
         gated: false,
         shift: None,
-        gate: gate.map(|(gate, offset)| PerRow::new(reads, call, &gate, offset)),
-        residual: residual.map(|r| reads.floats(&r, call)),
+        gate: gate.map(|(gate, offset)| PerRow::new(reads, &gate, offset)),
+        residual: residual.map(|r| reads.floats(&r)),
     }
 }

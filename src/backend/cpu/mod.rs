@@ -112,11 +112,25 @@ impl<I: Isa> Needs for Cpu<I> {
         Element::F32
     }
 
-    fn workspace(&self, op: &OpArgs) -> usize {
+    fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
         match op {
-            OpArgs::GroupNorm(a) => norm::group_norm_workspace(a),
+            OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),
             OpArgs::Attention(a) if a.int8 => attention_i8::workspace(a),
-            _ => 0,
+            OpArgs::Attention(_)
+            | OpArgs::Linear { .. }
+            | OpArgs::Conv2d { .. }
+            | OpArgs::LayerNorm { .. }
+            | OpArgs::Pointwise(_)
+            | OpArgs::Add(_)
+            | OpArgs::Concat(_)
+            | OpArgs::Quantize(_)
+            | OpArgs::VectorQuantize { .. }
+            | OpArgs::Resample(_)
+            | OpArgs::Parameter { .. }
+            | OpArgs::Embedding { .. }
+            | OpArgs::TimestepEmbedding(_)
+            | OpArgs::PositionEmbedding(_)
+            | OpArgs::Patch(_) => 0,
         }
     }
 }
@@ -147,7 +161,7 @@ impl<I: Isa> Backend for Cpu<I> {
         Ok(tensor)
     }
 
-    fn prepare(&mut self, ops: &mut dyn Iterator<Item = &OpArgs>) {
+    fn prepare<'a, T: 'a>(&self, ops: impl Iterator<Item = &'a OpArgs<T>>) {
         scratch::reserve(ops.map(scratch_bytes).max().unwrap_or(0));
     }
 
@@ -161,10 +175,8 @@ impl<I: Isa> Backend for Cpu<I> {
         Ok(())
     }
 
-    fn read_f32(&self, arena: &Arena, at: usize, out: &mut [f32]) -> Result<()> {
-        use zerocopy::IntoBytes;
-        let bytes = out.as_mut_bytes();
-        bytes.copy_from_slice(&arena.bytes()[at..at + bytes.len()]);
+    fn read_bytes(&self, arena: &Arena, at: usize, out: &mut [u8]) -> Result<()> {
+        out.copy_from_slice(&arena.bytes()[at..at + out.len()]);
         Ok(())
     }
 
@@ -172,108 +184,98 @@ impl<I: Isa> Backend for Cpu<I> {
         Ok(())
     }
 
-    fn begin(&self, _: &mut Arena, _: Call) -> Result<()> {
+    fn begin(&self, arena: &mut Arena, call: Call) -> Result<()> {
+        arena.call = call;
         Ok(())
     }
 
-    fn replay(&self, arena: &mut Arena, _: Call, body: impl Fn(&Self, &mut Arena) -> Result<()>) -> Result<()> {
+    fn replay(&self, arena: &mut Arena, call: Call, body: impl Fn(&Self, &mut Arena) -> Result<()>) -> Result<()> {
+        arena.call = call;
         body(self, arena)
     }
 
-    fn linear(
-        &self,
-        arena: &mut Arena,
-        call: usize,
-        args: &LinearArgs,
-        weight: &TensorView,
-        bias: Option<&TensorView>,
-    ) {
-        linear::linear(self.isa, arena, call, args, weight, bias);
+    /// Nothing is recorded: calling an op costs nothing beside its work.
+    fn forget(&self, _: &mut Arena) {}
+
+    fn linear(&self, arena: &mut Arena, args: &LinearArgs, weight: &TensorView, bias: Option<&TensorView>) {
+        linear::linear(self.isa, arena, args, weight, bias);
     }
 
-    fn conv2d(
-        &self,
-        arena: &mut Arena,
-        call: usize,
-        args: &Conv2dArgs,
-        weight: &TensorView,
-        bias: Option<&TensorView>,
-    ) {
-        conv::conv2d(self.isa, arena, call, args, weight, bias);
+    fn conv2d(&self, arena: &mut Arena, args: &Conv2dArgs, weight: &TensorView, bias: Option<&TensorView>) {
+        conv::conv2d(self.isa, arena, args, weight, bias);
     }
 
-    fn attention(&self, arena: &mut Arena, call: usize, args: &AttentionArgs) {
+    fn attention(&self, arena: &mut Arena, args: &AttentionArgs) {
         match args.int8 {
-            true => attention_i8::attention(self.isa, arena, call, args),
-            false => attention::attention(self.isa, arena, call, args),
+            true => attention_i8::attention(self.isa, arena, args),
+            false => attention::attention(self.isa, arena, args),
         }
     }
 
     fn layer_norm(
         &self,
         arena: &mut Arena,
-        call: usize,
         args: &LayerNormArgs,
         weight: Option<&TensorView>,
         bias: Option<&TensorView>,
     ) {
-        norm::layer_norm(self.isa, arena, call, args, weight.map(floats), bias.map(floats));
+        norm::layer_norm(self.isa, arena, args, weight.map(floats), bias.map(floats));
     }
 
-    fn group_norm(&self, arena: &mut Arena, call: usize, args: &GroupNormArgs, weight: &TensorView, bias: &TensorView) {
-        norm::group_norm(self.isa, arena, call, args, floats(weight), floats(bias));
+    fn group_norm(&self, arena: &mut Arena, args: &GroupNormArgs, weight: &TensorView, bias: &TensorView) {
+        norm::group_norm(self.isa, arena, args, floats(weight), floats(bias));
     }
 
-    fn pointwise(&self, arena: &mut Arena, call: usize, args: &PointwiseArgs) {
-        pointwise::pointwise(self.isa, arena, call, args);
+    fn pointwise(&self, arena: &mut Arena, args: &PointwiseArgs) {
+        pointwise::pointwise(self.isa, arena, args);
     }
 
-    fn add(&self, arena: &mut Arena, call: usize, args: &AddArgs) {
-        pointwise::add(self.isa, arena, call, args);
+    fn add(&self, arena: &mut Arena, args: &AddArgs) {
+        pointwise::add(self.isa, arena, args);
     }
 
-    fn concat(&self, arena: &mut Arena, call: usize, args: &ConcatArgs) {
-        layout::concat(arena, call, args);
+    fn concat(&self, arena: &mut Arena, args: &ConcatArgs) {
+        layout::concat(arena, args);
     }
 
-    fn quantize(&self, arena: &mut Arena, call: usize, args: &QuantizeArgs) {
-        quantize::quantize(self.isa, arena, call, args);
+    fn quantize(&self, arena: &mut Arena, args: &QuantizeArgs) {
+        quantize::quantize(self.isa, arena, args);
     }
 
-    fn vector_quantize(&self, arena: &mut Arena, call: usize, args: &VectorQuantizeArgs, table: &TensorView) {
-        vector_quantize::vector_quantize(self.isa, arena, call, args, floats(table));
+    fn vector_quantize(&self, arena: &mut Arena, args: &VectorQuantizeArgs, table: &TensorView) {
+        vector_quantize::vector_quantize(self.isa, arena, args, floats(table));
     }
 
-    fn resample(&self, arena: &mut Arena, call: usize, args: &ResampleArgs) {
-        resample::resample(self.isa, arena, call, args);
+    fn resample(&self, arena: &mut Arena, args: &ResampleArgs) {
+        resample::resample(self.isa, arena, args);
     }
 
-    fn parameter(&self, arena: &mut Arena, call: usize, args: &ParameterArgs, tensor: &TensorView) {
-        embed::parameter(arena, call, args, tensor);
+    fn parameter(&self, arena: &mut Arena, args: &ParameterArgs, tensor: &TensorView) {
+        embed::parameter(arena, args, tensor);
     }
 
-    fn embedding(&self, arena: &mut Arena, call: usize, args: &EmbeddingArgs, table: &TensorView) {
-        embed::embedding(arena, call, args, table);
+    fn embedding(&self, arena: &mut Arena, args: &EmbeddingArgs, table: &TensorView) {
+        embed::embedding(arena, args, table);
     }
 
-    fn timestep_embedding(&self, arena: &mut Arena, call: usize, args: &TimestepEmbeddingArgs) {
-        embed::timestep_embedding(arena, call, args);
+    fn timestep_embedding(&self, arena: &mut Arena, args: &TimestepEmbeddingArgs) {
+        embed::timestep_embedding(arena, args);
     }
 
-    fn position_embedding(&self, arena: &mut Arena, call: usize, args: &PositionEmbeddingArgs) {
-        embed::position_embedding(arena, call, args);
+    fn position_embedding(&self, arena: &mut Arena, args: &PositionEmbeddingArgs) {
+        embed::position_embedding(arena, args);
     }
 
-    fn patch(&self, arena: &mut Arena, call: usize, args: &PatchArgs) {
-        layout::patch(arena, call, args);
+    fn patch(&self, arena: &mut Arena, args: &PatchArgs) {
+        layout::patch(arena, args);
     }
 
-    fn model_input(&self, arena: &mut Arena, run: usize, args: &ModelInputArgs) {
-        sampler::model_input(arena, run, args);
+    fn model_input(&self, arena: &mut Arena, args: &ModelInputArgs) {
+        sampler::model_input(arena, args);
     }
 
-    fn sampler_step(&self, arena: &mut Arena, run: usize, args: &SamplerStepArgs) {
-        sampler::sampler_step(arena, run, args);
+    fn sampler_step(&self, arena: &mut Arena, args: &SamplerStepArgs) {
+        sampler::sampler_step(arena, args);
     }
 }
 
@@ -286,15 +288,24 @@ fn floats<'a>(tensor: &TensorView<'a>) -> &'a [f32] {
 }
 
 /// Private memory of each thread that an op needs, in bytes.
-pub fn scratch_bytes(op: &OpArgs) -> usize {
+pub fn scratch_bytes<T>(op: &OpArgs<T>) -> usize {
     match op {
-        OpArgs::Linear(a) => gemm::scratch_bytes(&a.x, 1),
-        OpArgs::Conv2d(a) => gemm::scratch_bytes(&a.x, 9),
+        OpArgs::Linear { args, .. } => gemm::scratch_bytes(&args.x, 1),
+        OpArgs::Conv2d { args, .. } => gemm::scratch_bytes(&args.x, 9),
         OpArgs::Attention(a) if a.int8 => attention_i8::scratch_bytes(a),
         OpArgs::Attention(a) => attention::scratch_bytes(a),
-        OpArgs::LayerNorm(a) => a.x.cols * 4,
-        OpArgs::GroupNorm(a) => norm::group_norm_scratch(a),
-        OpArgs::VectorQuantize(a) => vector_quantize::scratch_bytes(a),
-        _ => 0,
+        OpArgs::LayerNorm { args, .. } => args.x.cols * 4,
+        OpArgs::GroupNorm { args, .. } => norm::group_norm_scratch(args),
+        OpArgs::VectorQuantize { args, .. } => vector_quantize::scratch_bytes(args),
+        OpArgs::Pointwise(_)
+        | OpArgs::Add(_)
+        | OpArgs::Concat(_)
+        | OpArgs::Quantize(_)
+        | OpArgs::Resample(_)
+        | OpArgs::Parameter { .. }
+        | OpArgs::Embedding { .. }
+        | OpArgs::TimestepEmbedding(_)
+        | OpArgs::PositionEmbedding(_)
+        | OpArgs::Patch(_) => 0,
     }
 }

@@ -13,21 +13,20 @@ use rayon::prelude::*;
 pub fn layer_norm<I: Isa>(
     isa: I,
     arena: &mut Arena,
-    call: usize,
     args: &LayerNormArgs,
     weight: Option<&[f32]>,
     bias: Option<&[f32]>,
 ) {
     let (at, bytes) = match &args.y {
-        Output::Floats(y) => (y.slot.of(call), y.bytes()),
-        Output::Codes(to) => (to.codes.slot.of(call), to.codes.bytes()),
+        Output::Floats(y) => (arena.first(y.slot), y.bytes()),
+        Output::Codes(to) => (arena.first(to.codes.slot), to.codes.bytes()),
     };
     let (out, reads) = arena.write(at..at + bytes);
-    let x = reads.floats(&args.x, call);
+    let x = reads.floats(&args.x);
     let cols = args.x.cols;
     let modulation = args.modulation.map(|(m, scale, shift)| {
         let condition: &[u32] = reads.slice(m.condition.at, m.samples);
-        (reads.floats(&m.table, call), m.table.cols, condition, m.rows_per_sample, scale, shift)
+        (reads.floats(&m.table), m.table.cols, condition, m.rows_per_sample, scale, shift)
     });
     let normalize = |row: usize, y: &mut [f32]| {
         let modulation = modulation.map(|(table, table_cols, condition, rows_per_sample, scale, shift)| {
@@ -45,7 +44,7 @@ pub fn layer_norm<I: Isa>(
                 .for_each(|(row, y)| normalize(row, y));
         }
         Output::Codes(to) => {
-            let fixed = Fixed::new(&reads, to, call);
+            let fixed = Fixed::new(&reads, to);
             let make = |row: usize, scratch: &mut [f32], f: &mut dyn FnMut(&[f32])| {
                 normalize(row, scratch);
                 f(scratch);
@@ -112,14 +111,14 @@ pub fn group_norm_scratch(args: &GroupNormArgs) -> usize {
 /// and channel, which a second pass applies; a modulation changes factors and summands only. Folding the mean into the
 /// summand would cancel badly where the mean is large. When the result is quantized, that pass runs twice, first for the
 /// extent, which takes no activations: computing again is cheaper than storing floats.
-pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNormArgs, weight: &[f32], bias: &[f32]) {
+pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, args: &GroupNormArgs, weight: &[f32], bias: &[f32]) {
     let (at, bytes) = match &args.y {
-        Output::Floats(y) => (y.slot.of(call), y.bytes()),
-        Output::Codes(to) => (to.codes.slot.of(call), to.codes.bytes()),
+        Output::Floats(y) => (arena.first(y.slot), y.bytes()),
+        Output::Codes(to) => (arena.first(to.codes.slot), to.codes.bytes()),
     };
     let work_at = args.workspace.at;
     let (out, work, reads) = arena.split(at..at + bytes, work_at..work_at + group_norm_workspace(args));
-    let x = reads.floats(&args.x, call);
+    let x = reads.floats(&args.x);
     let cols = args.x.cols;
     let pixels = args.x.rows / args.samples;
     let (n_blocks, groups) = (blocks(args), args.groups);
@@ -168,7 +167,7 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
         }
     }
     if let Some((m, scale, shift)) = &args.modulation {
-        let (table, condition): (_, &[u32]) = (reads.floats(&m.table, call), reads.slice(m.condition.at, m.samples));
+        let (table, condition): (_, &[u32]) = (reads.floats(&m.table), reads.slice(m.condition.at, m.samples));
         for (affine, &condition) in affine.chunks_exact_mut(cols * 3).zip(condition) {
             let row = &table[condition as usize * m.table.cols..][..m.table.cols];
             let (factors, summands) = affine[cols..].split_at_mut(cols);
@@ -193,7 +192,7 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &GroupNo
         }
         Output::Codes(to) => to,
     };
-    let fixed = Fixed::new(&reads, to, call);
+    let fixed = Fixed::new(&reads, to);
     let codes = CodesMut::new(out, &to.codes);
     if to.codes.groups == to.codes.rows {
         let make = |row: usize, scratch: &mut [f32], f: &mut dyn FnMut(&[f32])| {

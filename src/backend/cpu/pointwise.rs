@@ -10,9 +10,9 @@ use rayon::prelude::*;
 const CHUNK: usize = 1 << 13;
 
 /// See [`Op::Pointwise`](crate::program::Op::Pointwise).
-pub fn pointwise<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &PointwiseArgs) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let x = reads.floats(&args.x, call);
+pub fn pointwise<I: Isa>(isa: I, arena: &mut Arena, args: &PointwiseArgs) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let x = reads.floats(&args.x);
     out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
         isa.run(Apply, (args, x, y));
     });
@@ -27,9 +27,9 @@ vectorized! {
 }
 
 /// See [`Op::Add`](crate::program::Op::Add).
-pub fn add<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &AddArgs) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let (a, b) = (reads.floats(&args.a, call), reads.floats(&args.b, call));
+pub fn add<I: Isa>(isa: I, arena: &mut Arena, args: &AddArgs) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let (a, b) = (reads.floats(&args.a), reads.floats(&args.b));
     let cols = args.y.cols;
     out.par_chunks_mut(cols).with_min_len(CHUNK.div_ceil(cols)).enumerate().for_each(|(row, y)| {
         let (a, b) = (&a[row * cols..], &b[row % args.b.rows * cols..]);

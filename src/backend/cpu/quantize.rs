@@ -80,12 +80,12 @@ vectorized! {
 }
 
 /// See [`Op::Quantize`](crate::program::Op::Quantize).
-pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &QuantizeArgs) {
-    let at = args.y.codes.slot.of(call);
+pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, args: &QuantizeArgs) {
+    let at = arena.first(args.y.codes.slot);
     let (out, reads) = arena.write(at..at + args.y.codes.bytes());
-    let x = reads.floats(&args.x, call);
+    let x = reads.floats(&args.x);
     let cols = args.x.cols;
-    let ranges = Fixed::new(&reads, &args.y, call);
+    let ranges = Fixed::new(&reads, &args.y);
     let out = CodesMut::new(out, &args.y.codes);
     let rows_per_group = args.y.codes.rows / args.y.codes.groups;
     if args.y.grain == QuantizeGrain::Row {
@@ -126,10 +126,10 @@ pub struct Fixed<'a> {
 
 impl<'a> Fixed<'a> {
     /// Resolves the table of `to`, if it has one.
-    pub fn new(reads: &Reads<'a>, to: &QuantizeTo, call: usize) -> Self {
+    pub fn new(reads: &Reads<'a>, to: &QuantizeTo) -> Self {
         let table = to.fixed.map(|f| {
             let entries = to.codes.rows.div_ceil(f.rows_per_entry);
-            (reads.slice(f.table.of(call), 2 * entries), f.rows_per_entry)
+            (reads.slice(reads.first(f.table), 2 * entries), f.rows_per_entry)
         });
         Fixed { table }
     }

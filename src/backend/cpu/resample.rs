@@ -7,9 +7,9 @@ use crate::program::Resampling;
 use rayon::prelude::*;
 
 /// See [`Op::Resample`](crate::program::Op::Resample). A task is a row of pixels of the result.
-pub fn resample<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &ResampleArgs) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let (x, c) = (reads.floats(&args.x, call), args.x.cols);
+pub fn resample<I: Isa>(isa: I, arena: &mut Arena, args: &ResampleArgs) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let (x, c) = (reads.floats(&args.x), args.x.cols);
     let row_of = |sample: usize, row: usize| &x[(sample * args.height + row) * args.width * c..][..args.width * c];
     match args.how {
         Resampling::Nearest => {

@@ -8,11 +8,11 @@ use crate::sampler::{COLUMNS, MAX_STATES, NOISE, OUTPUT, ROW_FLOATS, X0};
 use std::ops::Range;
 
 /// See [`Backend::model_input`](crate::backend::Backend::model_input).
-pub fn model_input(arena: &mut Arena, run: usize, args: &ModelInputArgs) {
+pub fn model_input(arena: &mut Arena, args: &ModelInputArgs) {
     let bytes = args.len * args.copies * 4;
     let (out, reads) = arena.write(args.sample.at..args.sample.at + bytes);
     let state: &[f32] = reads.slice(args.state.at, args.len);
-    let row: &[f32] = reads.slice(args.rows.of(run), ROW_FLOATS);
+    let row: &[f32] = reads.slice(reads.of_run(args.rows), ROW_FLOATS);
     let scale = row[0];
     for copy in floats_mut(out).chunks_exact_mut(args.len) {
         for (to, from) in copy.iter_mut().zip(state) {
@@ -22,12 +22,12 @@ pub fn model_input(arena: &mut Arena, run: usize, args: &ModelInputArgs) {
 }
 
 /// See [`Backend::sampler_step`](crate::backend::Backend::sampler_step).
-pub fn sampler_step(arena: &mut Arena, run: usize, args: &SamplerStepArgs) {
+pub fn sampler_step(arena: &mut Arena, args: &SamplerStepArgs) {
     let at = args.states.at;
     let (states, reads) = arena.write(at..at + args.n_states * args.len * 4);
     let states = floats_mut(states);
-    let noise: Option<&[f32]> = args.noise.map(|n| reads.slice(n.of(run), args.len));
-    let row: &[f32] = reads.slice(args.rows.of(run), ROW_FLOATS);
+    let noise: Option<&[f32]> = args.noise.map(|n| reads.slice(reads.of_run(n), args.len));
+    let row: &[f32] = reads.slice(reads.of_run(args.rows), ROW_FLOATS);
     let ([_, a, b, most, keep_clean, keep_noise, base, slope], next) =
         row.split_first_chunk().expect("a row is longer");
     let learned = *base != 0.0 || *slope != 0.0;
@@ -36,7 +36,7 @@ pub fn sampler_step(arena: &mut Arena, run: usize, args: &SamplerStepArgs) {
         let [init, noise]: [&[f32]; 2] = [blend.init, blend.noise].map(|slot| reads.slice(slot.at, args.len));
         (mask, init, noise)
     });
-    let model = Model::new(reads.floats(&args.model, 0), args);
+    let model = Model::new(reads.floats(&args.model), args);
     let images = args.rescale.map_or(1, |rescale| rescale.images);
     let per_image = args.len / images;
     for image in 0..images {

@@ -19,9 +19,9 @@ pub fn scratch_bytes(args: &VectorQuantizeArgs) -> usize {
 }
 
 /// See [`Op::VectorQuantize`](crate::program::Op::VectorQuantize); `table` holds rows as long as those of `x`.
-pub fn vector_quantize<I: Isa>(isa: I, arena: &mut Arena, call: usize, args: &VectorQuantizeArgs, table: &[f32]) {
-    let (out, reads) = arena.write_floats(&args.y, call);
-    let (x, d) = (reads.floats(&args.x, call), args.x.cols);
+pub fn vector_quantize<I: Isa>(isa: I, arena: &mut Arena, args: &VectorQuantizeArgs, table: &[f32]) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let (x, d) = (reads.floats(&args.x), args.x.cols);
     out.par_chunks_mut(VECTORS * d).zip(x.par_chunks(VECTORS * d)).for_each(|(y, x)| {
         scratch::with(scratch_bytes(args), |tile| isa.run(Nearest, (x, table, d, floats_mut(tile), y)));
     });

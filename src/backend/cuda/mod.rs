@@ -144,11 +144,24 @@ impl Needs for Offline {
         self.narrow
     }
 
-    fn workspace(&self, op: &OpArgs) -> usize {
+    fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
         match op {
-            OpArgs::GroupNorm(a) => norm::group_norm_workspace(a),
+            OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),
             OpArgs::Quantize(a) => quantize::quantize_workspace(a),
-            _ => 0,
+            OpArgs::Linear { .. }
+            | OpArgs::Conv2d { .. }
+            | OpArgs::Attention(_)
+            | OpArgs::LayerNorm { .. }
+            | OpArgs::Pointwise(_)
+            | OpArgs::Add(_)
+            | OpArgs::Concat(_)
+            | OpArgs::VectorQuantize { .. }
+            | OpArgs::Resample(_)
+            | OpArgs::Parameter { .. }
+            | OpArgs::Embedding { .. }
+            | OpArgs::TimestepEmbedding(_)
+            | OpArgs::PositionEmbedding(_)
+            | OpArgs::Patch(_) => 0,
         }
     }
 }
@@ -158,7 +171,7 @@ impl<D: Driver> Needs for Cuda<'_, D> {
         self.narrow
     }
 
-    fn workspace(&self, op: &OpArgs) -> usize {
+    fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
         Offline { narrow: self.narrow }.workspace(op)
     }
 }
@@ -203,7 +216,7 @@ impl<D: Driver> Backend for Cuda<'_, D> {
     }
 
     /// Kernels are loaded when the first op needs them: which ones depends on the weights, too.
-    fn prepare(&mut self, _: &mut dyn Iterator<Item = &OpArgs>) {}
+    fn prepare<'a, T: 'a>(&self, _: impl Iterator<Item = &'a OpArgs<T>>) {}
 
     fn write_f32(&self, arena: &mut Arena<D>, at: usize, data: &[f32]) -> Result<()> {
         self.check()?;
@@ -215,9 +228,9 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         self.driver.upload(arena.place(at, data.len() * 4), data.as_bytes())
     }
 
-    fn read_f32(&self, arena: &Arena<D>, at: usize, out: &mut [f32]) -> Result<()> {
+    fn read_bytes(&self, arena: &Arena<D>, at: usize, out: &mut [u8]) -> Result<()> {
         self.check()?;
-        self.driver.download(arena.place(at, out.len() * 4), out.as_mut_bytes())
+        self.driver.download(arena.place(at, out.len()), out)
     }
 
     fn wait(&self) -> Result<()> {
@@ -264,10 +277,13 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         self.driver.wait_for(&ends[1])
     }
 
+    fn forget(&self, arena: &mut Arena<D>) {
+        arena.graph = None;
+    }
+
     fn linear(
         &self,
         arena: &mut Arena<D>,
-        _: usize,
         args: &LinearArgs,
         weight: &DeviceTensor<'_>,
         bias: Option<&DeviceTensor<'_>>,
@@ -278,7 +294,6 @@ impl<D: Driver> Backend for Cuda<'_, D> {
     fn conv2d(
         &self,
         arena: &mut Arena<D>,
-        _: usize,
         args: &Conv2dArgs,
         weight: &DeviceTensor<'_>,
         bias: Option<&DeviceTensor<'_>>,
@@ -286,14 +301,13 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         conv::conv2d(&arena.frame(), args, weight, bias, &mut |launch| self.issue(launch));
     }
 
-    fn attention(&self, arena: &mut Arena<D>, _: usize, args: &AttentionArgs) {
+    fn attention(&self, arena: &mut Arena<D>, args: &AttentionArgs) {
         attention::attention(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
     fn layer_norm(
         &self,
         arena: &mut Arena<D>,
-        _: usize,
         args: &LayerNormArgs,
         weight: Option<&DeviceTensor<'_>>,
         bias: Option<&DeviceTensor<'_>>,
@@ -305,7 +319,6 @@ impl<D: Driver> Backend for Cuda<'_, D> {
     fn group_norm(
         &self,
         arena: &mut Arena<D>,
-        _: usize,
         args: &GroupNormArgs,
         weight: &DeviceTensor<'_>,
         bias: &DeviceTensor<'_>,
@@ -313,55 +326,55 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         norm::group_norm(&arena.frame(), args, weight.at, bias.at, &mut |launch| self.issue(launch));
     }
 
-    fn pointwise(&self, arena: &mut Arena<D>, _: usize, args: &PointwiseArgs) {
+    fn pointwise(&self, arena: &mut Arena<D>, args: &PointwiseArgs) {
         pointwise::pointwise(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn add(&self, arena: &mut Arena<D>, _: usize, args: &AddArgs) {
+    fn add(&self, arena: &mut Arena<D>, args: &AddArgs) {
         pointwise::add(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn concat(&self, arena: &mut Arena<D>, _: usize, args: &ConcatArgs) {
+    fn concat(&self, arena: &mut Arena<D>, args: &ConcatArgs) {
         layout::concat(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn quantize(&self, arena: &mut Arena<D>, _: usize, args: &QuantizeArgs) {
+    fn quantize(&self, arena: &mut Arena<D>, args: &QuantizeArgs) {
         quantize::quantize(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn vector_quantize(&self, arena: &mut Arena<D>, _: usize, args: &VectorQuantizeArgs, table: &DeviceTensor<'_>) {
+    fn vector_quantize(&self, arena: &mut Arena<D>, args: &VectorQuantizeArgs, table: &DeviceTensor<'_>) {
         vector_quantize::vector_quantize(&arena.frame(), args, table, &mut |launch| self.issue(launch));
     }
 
-    fn resample(&self, arena: &mut Arena<D>, _: usize, args: &ResampleArgs) {
+    fn resample(&self, arena: &mut Arena<D>, args: &ResampleArgs) {
         resample::resample(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn parameter(&self, arena: &mut Arena<D>, _: usize, args: &ParameterArgs, tensor: &DeviceTensor<'_>) {
+    fn parameter(&self, arena: &mut Arena<D>, args: &ParameterArgs, tensor: &DeviceTensor<'_>) {
         embed::parameter(&arena.frame(), args, tensor, &mut |launch| self.issue(launch));
     }
 
-    fn embedding(&self, arena: &mut Arena<D>, _: usize, args: &EmbeddingArgs, table: &DeviceTensor<'_>) {
+    fn embedding(&self, arena: &mut Arena<D>, args: &EmbeddingArgs, table: &DeviceTensor<'_>) {
         embed::embedding(&arena.frame(), args, table, &mut |launch| self.issue(launch));
     }
 
-    fn timestep_embedding(&self, arena: &mut Arena<D>, _: usize, args: &TimestepEmbeddingArgs) {
+    fn timestep_embedding(&self, arena: &mut Arena<D>, args: &TimestepEmbeddingArgs) {
         embed::timestep_embedding(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn position_embedding(&self, arena: &mut Arena<D>, _: usize, args: &PositionEmbeddingArgs) {
+    fn position_embedding(&self, arena: &mut Arena<D>, args: &PositionEmbeddingArgs) {
         embed::position_embedding(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn patch(&self, arena: &mut Arena<D>, _: usize, args: &PatchArgs) {
+    fn patch(&self, arena: &mut Arena<D>, args: &PatchArgs) {
         layout::patch(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn model_input(&self, arena: &mut Arena<D>, _: usize, args: &ModelInputArgs) {
+    fn model_input(&self, arena: &mut Arena<D>, args: &ModelInputArgs) {
         sampler::model_input(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn sampler_step(&self, arena: &mut Arena<D>, _: usize, args: &SamplerStepArgs) {
+    fn sampler_step(&self, arena: &mut Arena<D>, args: &SamplerStepArgs) {
         sampler::sampler_step(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 }
