@@ -41,6 +41,8 @@ pub use pointwise::{Add, Pointwise};
 pub use quantize::{CurveAxis, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec};
 pub use resample::{Resample, Resampling};
 pub use vector_quantize::VectorQuantize;
+#[cfg(test)]
+pub(crate) use visit::Range;
 pub use visit::{Field, Visit};
 
 numbered! {

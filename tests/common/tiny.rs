@@ -50,14 +50,39 @@ impl AsRef<[u8]> for AlignedBytes {
     }
 }
 
+/// How many sections a file has.
+pub const SECTIONS: usize = 7;
+/// Bytes of header and section table.
+pub const HEAD: usize = 64 + 48 * SECTIONS;
+
 /// Offset and size of each section as the section table tells them.
-pub fn sections(file: &[u8]) -> [(u64, u64); 6] {
+pub fn sections(file: &[u8]) -> [(u64, u64); SECTIONS] {
     let number = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().expect("eight bytes"));
     std::array::from_fn(|i| (number(64 + 48 * i + 8), number(64 + 48 * i + 16)))
 }
 
+/// The first word of node `node` of all nodes, in words from the start of ARGS.
+pub fn first_word(file: &[u8], node: usize) -> usize {
+    let sections = split(file);
+    let number = |section: usize, at: usize| {
+        u32::from_le_bytes(sections[section][at..at + 4].try_into().expect("four bytes")) as usize
+    };
+    let (mut at, mut next) = (0, 0);
+    for program in 0..sections[2].len() / 32 {
+        at += number(2, 32 * program + 8);
+        for _ in 0..number(2, 32 * program + 16) {
+            if next == node {
+                return at;
+            }
+            at += number(3, 16 * next + 4);
+            next += 1;
+        }
+    }
+    panic!("{next} nodes")
+}
+
 /// The bytes of each section of a sound file.
-pub fn split(file: &[u8]) -> [Vec<u8>; 6] {
+pub fn split(file: &[u8]) -> [Vec<u8>; SECTIONS] {
     sections(file).map(|(at, len)| file[at as usize..(at + len) as usize].to_vec())
 }
 
@@ -72,24 +97,24 @@ pub fn reseal_section(file: &mut [u8], i: usize) {
 /// Writes the root hash into the header.
 pub fn reseal_root(file: &mut [u8]) {
     file[32..48].fill(0);
-    let hash = xxh3_128(&file[..352]);
+    let hash = xxh3_128(&file[..HEAD]);
     file[32..48].copy_from_slice(&hash.to_le_bytes());
 }
 
 /// Makes all hashes of a damaged file agree with its bytes, so that only the damage itself can be found.
 pub fn reseal(file: &mut [u8]) {
-    for i in 0..6 {
+    for i in 0..SECTIONS {
         reseal_section(file, i);
     }
     reseal_root(file);
 }
 
 /// A file of the given sections, with a header that agrees with them.
-pub fn build(sections: &[Vec<u8>; 6]) -> AlignedBytes {
-    let mut file = vec![0; 352];
+pub fn build(sections: &[Vec<u8>; SECTIONS]) -> AlignedBytes {
+    let mut file = vec![0; HEAD];
     file[..8].copy_from_slice(b"\x89AQT\r\n\x1a\n");
-    file[8..12].copy_from_slice(&1u32.to_le_bytes());
-    file[12..16].copy_from_slice(&6u32.to_le_bytes());
+    file[8..12].copy_from_slice(&2u32.to_le_bytes());
+    file[12..16].copy_from_slice(&(SECTIONS as u32).to_le_bytes());
     for (i, section) in sections.iter().enumerate() {
         file.resize(file.len().next_multiple_of(4096), 0);
         let record = 64 + 48 * i;
