@@ -11,7 +11,7 @@ use aquatint::backend::args::{Codes, Conv2dArgs, Element, Floats, Input, OpArgs,
 use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
 use aquatint::codec::layout::{Layout, PackedMatrix, pack};
 use aquatint::format::TensorView;
-use aquatint::program::{QuantizeGrain, Sampling};
+use aquatint::program::{ConvStride, QuantizeGrain};
 use common::{bench_main, best, peak, random_matrix, summary};
 use criterion::{Criterion, Throughput};
 use zerocopy::IntoBytes;
@@ -25,24 +25,24 @@ struct Shape {
     inputs: usize,
     outputs: usize,
     bits: u32,
-    sampling: Sampling,
+    sampling: ConvStride,
 }
 
 impl Shape {
     const fn same(name: &'static str, side: usize, [inputs, outputs]: [usize; 2], bits: u32) -> Self {
-        Shape { name, side, inputs, outputs, bits, sampling: Sampling::Same }
+        Shape { name, side, inputs, outputs, bits, sampling: ConvStride::Same }
     }
 }
 
 const SHAPES: [Shape; 10] = [
     Shape::same("unet 64x64, 320 to 320", 64, [320, 320], 4),
     Shape::same("unet 64x64, 960 to 320", 64, [960, 320], 4),
-    Shape { sampling: Sampling::Down, ..Shape::same("unet 64x64 down, 320", 64, [320, 320], 4) },
+    Shape { sampling: ConvStride::Down, ..Shape::same("unet 64x64 down, 320", 64, [320, 320], 4) },
     Shape::same("unet 32x32, 640 to 640", 32, [640, 640], 4),
     Shape::same("unet 16x16, 1280 to 1280", 16, [1280, 1280], 4),
     Shape::same("unet 8x8, 2560 to 1280", 8, [2560, 1280], 4),
     Shape::same("vae 64x64, 512 to 512", 64, [512, 512], 8),
-    Shape { sampling: Sampling::Up, ..Shape::same("vae 64x64 up, 512", 64, [512, 512], 8) },
+    Shape { sampling: ConvStride::Up, ..Shape::same("vae 64x64 up, 512", 64, [512, 512], 8) },
     Shape::same("vae 256x256, 256 to 256", 256, [256, 256], 8),
     Shape::same("vae 512x512, 128 to 128", 512, [128, 128], 8),
 ];

@@ -28,7 +28,7 @@ use crate::backend::{Backend, Call, Needs};
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
 use crate::plan::{self, Binding, Plan, Planned};
-use crate::program::{CurveAxis, InputKind, Op, Program, QuantizeRange, Rate, Role, Tensor};
+use crate::program::{CurveAxis, Embedding, InputKind, Op, Program, QuantizeRange, Rate, Role, Tensor};
 use half::f16;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -472,7 +472,7 @@ impl<'m, B: Backend> Executor<'m, B> {
 pub(crate) fn table_rows(program: &Program, rows: impl Fn(Tensor) -> usize) -> Vec<usize> {
     let mut least = vec![usize::MAX; program.inputs.len()];
     for node in &program.nodes {
-        if let Op::Embedding { index, table } = node.op
+        if let Op::Embedding(Embedding { index, table }) = node.op
             && let Some(least) = least.get_mut(index.0 as usize)
         {
             *least = rows(table).min(*least);

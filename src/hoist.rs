@@ -4,7 +4,7 @@
 //! once, as a table with one row per (call, condition): one matrix product with many rows instead of many with one.
 //! In DiT this takes a third of all weights out of the loop.
 
-use crate::program::{Op, Program, Quantize, QuantizeGrain, QuantizeRange, Rate, Value};
+use crate::program::{Op, Program, QuantizeGrain, QuantizeRange, QuantizeSpec, Rate, Value};
 
 /// The rate of every value of `program`, inputs first.
 ///
@@ -37,7 +37,7 @@ fn assign(program: &Program, in_loop: &[bool]) -> Vec<Rate> {
     let mut rates: Vec<Rate> = program.inputs.iter().map(|i| i.kind.rate()).collect();
     for (i, node) in program.nodes.iter().enumerate() {
         let mut rate = node.op.reads().map(|v| rates[v.0 as usize]).max().unwrap_or(Rate::Bind);
-        if let Some(Quantize { range: QuantizeRange::Curve(..), .. }) = node.op.quantizes() {
+        if let Some(QuantizeSpec { range: QuantizeRange::Curve(..), .. }) = node.op.quantizes() {
             // The scale changes with time, whatever it scales.
             rate = rate.max(Rate::Step);
         }
@@ -52,23 +52,34 @@ fn assign(program: &Program, in_loop: &[bool]) -> Vec<Rate> {
 /// operand must already be a table (a second one may repeat per call).
 fn tabulates(op: &Op, rates: &[Rate]) -> bool {
     let table = |v: Value| rates[v.0 as usize] == Rate::Step;
-    match *op {
-        Op::Linear { x, gate, .. } => table(x) && gate.is_none(),
-        Op::GatedLinear { x, .. } | Op::VectorQuantize { x, .. } => table(x),
-        Op::LayerNorm { x, modulation, .. } => table(x) && modulation.is_none(),
-        Op::Quantize { x, spec } => table(x) && spec.grain == QuantizeGrain::Row,
-        Op::Pointwise { x, .. } => table(x),
-        Op::Add { a, .. } => table(a),
-        Op::Embedding { index, .. } => table(index),
-        Op::TimestepEmbedding { t, .. } => table(t),
-        _ => false,
+    match op {
+        Op::Linear(op) => table(op.x) && op.gate.is_none(),
+        Op::GatedLinear(op) => table(op.x),
+        Op::VectorQuantize(op) => table(op.x),
+        Op::LayerNorm(op) => table(op.x) && op.modulation.is_none(),
+        Op::Quantize(op) => table(op.x) && op.spec.grain == QuantizeGrain::Row,
+        Op::Pointwise(op) => table(op.x),
+        Op::Add(op) => table(op.a),
+        Op::Embedding(op) => table(op.index),
+        Op::TimestepEmbedding(op) => table(op.t),
+        // Rows by pairs could be stacked too, but no model has them.
+        Op::Concat(_) => false,
+        // These look at the axes of a sample, or at several of its rows.
+        Op::Conv2d(_) | Op::Attention(_) | Op::GroupNorm(_) | Op::Patchify(_) | Op::Unpatchify(_) | Op::Resample(_) => {
+            false
+        }
+        // These depend on no timestep.
+        Op::PositionEmbedding(_) | Op::Parameter(_) => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::{Act, Dim, Input, InputKind, Node, Role, Tensor};
+    use crate::program::{
+        Act, Add, Attention, Dim, Embedding, GatedLinear, Input, InputKind, Linear, Node, PositionEmbedding, Quantize,
+        Role, Tensor, TimestepEmbedding,
+    };
 
     fn node(op: Op) -> Node {
         Node { op, path: "n".into(), wide: false }
@@ -90,18 +101,18 @@ mod tests {
     }
 
     fn linear(x: u32) -> Op {
-        Op::Linear { x: Value(x), weight: Tensor(0), bias: None, act: Act::None, gate: None, residual: None }
+        Op::Linear(Linear { x: Value(x), weight: Tensor(0), bias: None, act: Act::None, gate: None, residual: None })
     }
 
     #[test]
     fn rates_follow_the_fastest_operand() {
         let p = program(vec![
-            Op::TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }, // 3: step
-            Op::Embedding { index: Value(2), table: Tensor(0) },                        // 4: prompt
-            Op::Add { a: Value(3), b: Value(4) },                                       // 5: step
-            Op::PositionEmbedding { x: Value(0), dim: 8, base: 2, interpolation: 1.0 }, // 6: bind
-            linear(0),                                                                  // 7: loop
-            Op::Add { a: Value(7), b: Value(6) },                                       // 8: loop
+            Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 3: step
+            Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }),                                // 4: prompt
+            Op::Add(Add { a: Value(3), b: Value(4) }),                                                     // 5: step
+            Op::PositionEmbedding(PositionEmbedding { x: Value(0), dim: 8, base: 2, interpolation: 1.0 }), // 6: bind
+            linear(0),                                                                                     // 7: loop
+            Op::Add(Add { a: Value(7), b: Value(6) }),                                                     // 8: loop
         ]);
         use Rate::*;
         assert_eq!(rates(&p), [Loop, Step, Prompt, Step, Prompt, Step, Bind, Loop, Loop]);
@@ -110,10 +121,10 @@ mod tests {
     #[test]
     fn an_untabulated_node_falls_into_the_loop_with_all_that_follows() {
         let p = program(vec![
-            Op::Embedding { index: Value(2), table: Tensor(0) }, // 3: prompt
-            Op::TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }, // 4: step
-            Op::Add { a: Value(3), b: Value(4) },                // 5: a is not a table
-            linear(5),                                           // 6
+            Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }), // 3: prompt
+            Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 4: step
+            Op::Add(Add { a: Value(3), b: Value(4) }),                      // 5: a is not a table
+            linear(5),                                                      // 6
         ]);
         use Rate::*;
         assert_eq!(rates(&p)[3..], [Prompt, Step, Loop, Loop]);
@@ -123,11 +134,11 @@ mod tests {
     fn a_scale_that_changes_with_time_keeps_its_node_from_the_prompt() {
         use crate::program::CurveAxis;
         let range = QuantizeRange::Curve(Tensor(1), CurveAxis::StepFraction);
-        let spec = Quantize { bits: 8, grain: QuantizeGrain::Row, range };
+        let spec = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range };
         let p = program(vec![
-            Op::Embedding { index: Value(2), table: Tensor(0) }, // 3: prompt
-            Op::Quantize { x: Value(3), spec },                  // 4: no table to begin with, so the loop
-            linear(4),                                           // 5
+            Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }), // 3: prompt
+            Op::Quantize(Quantize { x: Value(3), spec }),                   // 4: no table to begin with, so the loop
+            linear(4),                                                      // 5
         ]);
         use Rate::*;
         assert_eq!(rates(&p)[3..], [Prompt, Loop, Loop]);
@@ -135,13 +146,13 @@ mod tests {
 
     #[test]
     fn a_gated_linear_layer_is_tabulated_and_hoisted() {
-        let gated = |x| Op::GatedLinear { x: Value(x), weight: Tensor(0), bias: None, act: Act::GeluErf };
+        let gated = |x| Op::GatedLinear(GatedLinear { x: Value(x), weight: Tensor(0), bias: None, act: Act::GeluErf });
         let p = program(vec![
-            Op::Embedding { index: Value(2), table: Tensor(0) }, // 3: prompt
-            gated(3),                                            // 4: prompt
-            Op::TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }, // 5: step
-            gated(5),                                            // 6: step
-            gated(0),                                            // 7: loop
+            Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }), // 3: prompt
+            gated(3),                                                       // 4: prompt
+            Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 5: step
+            gated(5),                                                       // 6: step
+            gated(0),                                                       // 7: loop
         ]);
         use Rate::*;
         assert_eq!(rates(&p)[3..], [Prompt, Prompt, Step, Step, Loop]);
@@ -150,12 +161,13 @@ mod tests {
     #[test]
     fn keys_of_a_prompt_are_made_once_and_read_in_the_loop() {
         let attend = crate::program::Attend { per_condition: true, ..Default::default() };
-        let attention = |q, k| Op::Attention { q: Value(q), k: Value(k), v: Value(k), heads: 1, scale: 1.0, attend };
+        let attention =
+            |q, k| Op::Attention(Attention { q: Value(q), k: Value(k), v: Value(k), heads: 1, scale: 1.0, attend });
         let p = program(vec![
-            Op::Embedding { index: Value(2), table: Tensor(0) }, // 3: prompt
-            attention(0, 3),                                     // 4: loop
-            Op::TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }, // 5: step
-            attention(5, 5),                                     // 6: rows of a table see each other: loop
+            Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }), // 3: prompt
+            attention(0, 3),                                                // 4: loop
+            Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 5: step
+            attention(5, 5),                                                // 6: rows of a table see each other: loop
         ]);
         use Rate::*;
         assert_eq!(rates(&p)[3..], [Prompt, Loop, Step, Loop]);
@@ -163,20 +175,22 @@ mod tests {
 
     #[test]
     fn codes_read_by_the_loop_are_made_in_the_loop() {
-        let spec = Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
-        let gated = |x| Op::Linear {
-            x: Value(x),
-            weight: Tensor(0),
-            bias: None,
-            act: Act::None,
-            gate: Some(crate::program::Columns { value: Value(3), offset: 0 }),
-            residual: None,
+        let spec = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
+        let gated = |x| {
+            Op::Linear(Linear {
+                x: Value(x),
+                weight: Tensor(0),
+                bias: None,
+                act: Act::None,
+                gate: Some(crate::program::Columns { value: Value(3), offset: 0 }),
+                residual: None,
+            })
         };
         let p = program(vec![
-            Op::TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }, // 3: step
-            Op::Quantize { x: Value(3), spec },                                         // 4: read by 5 and 6
-            linear(4),                                                                  // 5
-            gated(4),                                                                   // 6: gates need the loop
+            Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 3: step
+            Op::Quantize(Quantize { x: Value(3), spec }), // 4: read by 5 and 6
+            linear(4),                                    // 5
+            gated(4),                                     // 6: gates need the loop
         ]);
         use Rate::*;
         assert_eq!(rates(&p)[3..], [Step, Loop, Loop, Loop]);

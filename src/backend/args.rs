@@ -1,6 +1,6 @@
 //! Arguments of ops after binding: places in the arena and plain numbers.
 
-use crate::program::{Act, QuantizeGrain, Resampling, Sampling};
+use crate::program::{Act, ConvStride, QuantizeGrain, Resampling};
 
 /// Alignment of everything in the arena, in bytes.
 pub const ALIGN: usize = 64;
@@ -216,7 +216,7 @@ mod structs {
         pub samples: usize,
         pub height: usize,
         pub width: usize,
-        pub sampling: Sampling,
+        pub sampling: ConvStride,
         pub shift: Option<(PerSample, usize)>,
         pub residual: Option<Floats>,
     }

@@ -21,7 +21,19 @@ impl<T> OpArgs<T> {
             OpArgs::Linear { args: a, .. } => product(a.y.rows, a.x.cols(), a.channels()),
             OpArgs::Conv2d { args: a, .. } => product(a.y.rows, 9 * a.x.cols(), a.y.cols),
             OpArgs::Attention(a) => 2.0 * product(a.q.rows, a.q.cols, a.keys),
-            _ => 0.0,
+            OpArgs::LayerNorm { .. }
+            | OpArgs::GroupNorm { .. }
+            | OpArgs::Pointwise(_)
+            | OpArgs::Add(_)
+            | OpArgs::Concat(_)
+            | OpArgs::Quantize(_)
+            | OpArgs::VectorQuantize { .. }
+            | OpArgs::Resample(_)
+            | OpArgs::Parameter { .. }
+            | OpArgs::Embedding { .. }
+            | OpArgs::TimestepEmbedding(_)
+            | OpArgs::PositionEmbedding(_)
+            | OpArgs::Patch(_) => 0.0,
         }
     }
 

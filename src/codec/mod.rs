@@ -15,6 +15,7 @@
 mod bits;
 pub mod layout;
 
+use crate::program::numbered;
 pub use bits::Bits;
 use half::f16;
 
@@ -27,13 +28,15 @@ pub enum TableValues {
     F16(Vec<f16>),
 }
 
-/// How many codebooks a tensor has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grain {
-    /// One table for the whole tensor.
-    Tensor,
-    /// One table per output channel.
-    Row,
+numbered! {
+    "Codebooks of a tensor"
+    /// How many codebooks a tensor has.
+    pub enum Grain {
+        /// One table for the whole tensor.
+        Tensor = 0 "tensor",
+        /// One table per output channel.
+        Row = 1 "row",
+    }
 }
 
 /// A quantized weight matrix as the packer makes it: one code per byte, nothing packed yet.

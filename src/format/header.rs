@@ -2,6 +2,7 @@
 
 use super::{MAGIC, SECTION_ALIGN, VERSION};
 use crate::error::{Error, Result};
+use crate::program::numbered;
 use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::*};
@@ -47,48 +48,31 @@ pub struct SectionRecord {
 const _: () = assert!(size_of::<Header>() == 64);
 const _: () = assert!(size_of::<SectionRecord>() == 48);
 
-/// What a section holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SectionKind {
-    /// Tensor bytes.
-    Data = 1,
-    /// Tensor records.
-    Tensors = 2,
-    /// Program records.
-    Programs = 3,
-    /// Node records.
-    Nodes = 4,
-    /// Names and paths.
-    Strings = 5,
-    /// JSON.
-    Meta = 6,
-}
-
-impl SectionKind {
-    /// All sections, in file order. Every file has each of them exactly once.
-    pub const ALL: [SectionKind; 6] = [
-        SectionKind::Data,
-        SectionKind::Tensors,
-        SectionKind::Programs,
-        SectionKind::Nodes,
-        SectionKind::Strings,
-        SectionKind::Meta,
-    ];
-
-    /// The section's name in messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            SectionKind::Data => "DATA",
-            SectionKind::Tensors => "TENSORS",
-            SectionKind::Programs => "PROGRAMS",
-            SectionKind::Nodes => "NODES",
-            SectionKind::Strings => "STRINGS",
-            SectionKind::Meta => "META",
-        }
+numbered! {
+    "Sections"
+    /// What a section holds. Every file has each of them exactly once, in this order.
+    #[derive(PartialOrd, Ord)]
+    pub enum SectionKind {
+        /// The elements of all tensors.
+        Data = 1 "DATA",
+        /// Tensor records.
+        Tensors = 2 "TENSORS",
+        /// Program records.
+        Programs = 3 "PROGRAMS",
+        /// Node records.
+        Nodes = 4 "NODES",
+        /// Words of inputs and ops.
+        Args = 5 "ARGS",
+        /// Names and module paths.
+        Strings = 6 "STRINGS",
+        /// JSON.
+        Meta = 7 "META",
     }
 }
 
-const TABLE_BYTES: usize = SectionKind::ALL.len() * size_of::<SectionRecord>();
+/// How many sections a file has.
+pub const N_SECTIONS: usize = SectionKind::ALL.len();
+const TABLE_BYTES: usize = N_SECTIONS * size_of::<SectionRecord>();
 /// Bytes of header and section table together.
 pub const HEAD_BYTES: usize = size_of::<Header>() + TABLE_BYTES;
 
@@ -98,7 +82,7 @@ pub fn align_section(n: u64) -> Option<u64> {
 }
 
 /// Makes the header and section table of a file whose sections have the given offsets, sizes and hashes.
-pub fn encode(sections: &[(Range<u64>, u128); 6]) -> [u8; HEAD_BYTES] {
+pub fn encode(sections: &[(Range<u64>, u128); N_SECTIONS]) -> [u8; HEAD_BYTES] {
     let mut table = Vec::with_capacity(TABLE_BYTES);
     for (kind, (range, hash)) in SectionKind::ALL.into_iter().zip(sections) {
         let record = SectionRecord {
@@ -116,7 +100,7 @@ pub fn encode(sections: &[(Range<u64>, u128); 6]) -> [u8; HEAD_BYTES] {
         version: VERSION.into(),
         n_sections: (sections.len() as u32).into(),
         required_features: 0.into(),
-        file_bytes: sections[5].0.end.into(),
+        file_bytes: sections[N_SECTIONS - 1].0.end.into(),
         root_hash: [0; 16],
         reserved: [0; 16],
     };
@@ -137,9 +121,9 @@ pub fn seal(head: &mut [u8; HEAD_BYTES]) {
 /// Byte ranges and hashes of the sections, and the root hash; everything checked.
 pub struct Sections {
     /// In the order of [`SectionKind::ALL`].
-    pub ranges: [Range<usize>; 6],
+    pub ranges: [Range<usize>; N_SECTIONS],
     /// Likewise.
-    pub hashes: [u128; 6],
+    pub hashes: [u128; N_SECTIONS],
     /// Names the whole file.
     pub root_hash: u128,
 }
@@ -160,15 +144,16 @@ pub fn decode(file: &[u8]) -> Result<Sections> {
     }
     let version = header.version.get();
     if version != VERSION {
-        let remedy = if version > VERSION { "use a newer aquatint" } else { "pack the model again" };
+        let remedy =
+            if version > VERSION { "use a newer aquatint" } else { "pack the model again with this version's packer" };
         return err(8, "version", format!("{VERSION}"), format!("{version}; {remedy}"));
     }
     if header.required_features.get() != 0 {
         let bits = header.required_features.get();
         return err(16, "required features", "none".into(), format!("{bits:#x}; use a newer aquatint"));
     }
-    if header.n_sections.get() as usize != SectionKind::ALL.len() {
-        return err(12, "section count", SectionKind::ALL.len().to_string(), header.n_sections.to_string());
+    if header.n_sections.get() as usize != N_SECTIONS {
+        return err(12, "section count", N_SECTIONS.to_string(), header.n_sections.to_string());
     }
     if header.file_bytes.get() != file.len() as u64 {
         let remedy = "the file is cut short or has been appended to; copy or pack it again";
@@ -186,8 +171,8 @@ pub fn decode(file: &[u8]) -> Result<Sections> {
         return err(32, "root hash", hex(&sealed[32..48]), format!("{}; the file is damaged", hex(&header.root_hash)));
     }
 
-    let mut ranges: [Range<usize>; 6] = Default::default();
-    let mut hashes = [0; 6];
+    let mut ranges: [Range<usize>; N_SECTIONS] = Default::default();
+    let mut hashes = [0; N_SECTIONS];
     let mut end = HEAD_BYTES as u64;
     for (i, kind) in SectionKind::ALL.into_iter().enumerate() {
         let at = 64 + i * size_of::<SectionRecord>();

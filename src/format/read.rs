@@ -1,6 +1,6 @@
 //! The reader: [`Packed::new`] for structure, [`Packed::verify`] for everything.
 
-use super::header::{self, HEAD_BYTES, SectionKind};
+use super::header::{self, HEAD_BYTES, N_SECTIONS, SectionKind};
 use super::program::{NodeRecord, ProgramRecord, decode_node, decode_program};
 use super::tensor::{Cursor, TensorInfo, TensorKind, TensorRecord};
 use super::{MAX_META, MAX_NODES, MAX_PROGRAMS, MAX_TENSORS, Meta};
@@ -13,14 +13,14 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, little_endian::U32};
 
 /// A packed model over bytes that live wherever `D` keeps them: a map, a `static`, an aligned buffer.
 pub struct Packed<D> {
     bytes: D,
     data: Range<usize>,
     data_hash: u128,
-    ranges: [Range<usize>; 6],
+    ranges: [Range<usize>; N_SECTIONS],
     root_hash: u128,
     tensors: Vec<TensorInfo>,
     programs: Vec<Program>,
@@ -96,29 +96,10 @@ impl<D: AsRef<[u8]>> Packed<D> {
 
         let records: &[ProgramRecord] = table(section(SectionKind::Programs), "PROGRAMS", MAX_PROGRAMS)?;
         let nodes: &[NodeRecord] = table(section(SectionKind::Nodes), "NODES", MAX_NODES)?;
-        let mut programs: Vec<Program> = Vec::with_capacity(records.len());
-        let mut next_node = 0;
-        for (i, record) in records.iter().enumerate() {
-            let (mut program, run) = decode_program(i, record)?;
-            let at = (i * size_of::<ProgramRecord>()) as u64;
-            if run.start != next_node || run.end > nodes.len() {
-                let expected = format!("nodes from {next_node}, at most {}", nodes.len());
-                return Err(Error::format("PROGRAMS", at + 8, "node range", expected, format!("{run:?}")));
-            }
-            if programs.iter().any(|p| p.role == program.role) {
-                return Err(Error::format("PROGRAMS", at, "role", "each role once", program.role.name()));
-            }
-            next_node = run.end;
-            for index in run {
-                let own = program.n_values();
-                let node = decode_node(index, &nodes[index], own, tensors.len(), strings, &mut cursor)?;
-                program.nodes.push(node);
-            }
-            programs.push(program);
-        }
-        if next_node != nodes.len() {
-            let at = (next_node * size_of::<NodeRecord>()) as u64;
-            return Err(Error::format("NODES", at, "node count", next_node, nodes.len()));
+        let args: &[U32] = table(section(SectionKind::Args), "ARGS", usize::MAX)?;
+        let programs = programs(records, nodes, (args, strings), tensors.len(), &mut cursor)?;
+        if cursor.words != args.len() {
+            return Err(Error::format("ARGS", 4 * cursor.words as u64, "word count", cursor.words, args.len()));
         }
         if cursor.strings != strings.len() {
             return Err(Error::format("STRINGS", cursor.strings as u64, "size", cursor.strings, strings.len()));
@@ -281,6 +262,41 @@ impl<D: AsRef<[u8]>> Packed<D> {
 fn at_line(json: &[u8], e: &serde_json::Error) -> u64 {
     let lines = json.split_inclusive(|&b| b == b'\n').take(e.line().saturating_sub(1));
     (lines.map(<[u8]>::len).sum::<usize>() + e.column().saturating_sub(1)) as u64
+}
+
+/// Decodes all programs: their nodes follow each other in NODES, and each role is there once.
+fn programs(
+    records: &[ProgramRecord],
+    nodes: &[NodeRecord],
+    (args, strings): (&[U32], &[u8]),
+    n_tensors: usize,
+    cursor: &mut Cursor,
+) -> Result<Vec<Program>> {
+    let mut programs: Vec<Program> = Vec::with_capacity(records.len());
+    let mut next_node = 0;
+    for (i, record) in records.iter().enumerate() {
+        let at = (i * size_of::<ProgramRecord>()) as u64;
+        let (mut program, run) = decode_program(i, record, args, cursor)?;
+        if run.start != next_node || run.end > nodes.len() {
+            let expected = format!("nodes from {next_node}, at most {}", nodes.len());
+            return Err(Error::format("PROGRAMS", at + 12, "node range", expected, format!("{run:?}")));
+        }
+        if programs.iter().any(|p| p.role == program.role) {
+            return Err(Error::format("PROGRAMS", at, "role", "each role once", program.role.name()));
+        }
+        next_node = run.end;
+        for index in run {
+            let own = program.n_values();
+            let node = decode_node(index, &nodes[index], own, n_tensors, (args, strings), cursor)?;
+            program.nodes.push(node);
+        }
+        programs.push(program);
+    }
+    if next_node != nodes.len() {
+        let at = (next_node * size_of::<NodeRecord>()) as u64;
+        return Err(Error::format("NODES", at, "node count", next_node, nodes.len()));
+    }
+    Ok(programs)
 }
 
 /// A section as a table of records.

@@ -5,6 +5,7 @@ use crate::codec::layout::{BLOB_ALIGN, Layout};
 use crate::codec::{Bits, Grain};
 use crate::error::{Error, Result};
 use crate::program::shape::TensorType;
+use crate::program::{Numbered, numbered};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::*};
 
 /// One tensor.
@@ -15,11 +16,11 @@ pub struct TensorRecord {
     pub dims: [U32; 4],
     /// Number of axes, 1 to 4; checked.
     pub rank: u8,
-    /// 0 f32, 1 f16, 2 codes with i8 codebooks, 3 codes with f16 codebooks, 4 bytes; checked.
+    /// A [`Storage`] as a number; checked.
     pub kind: u8,
     /// Code width, 0 unless codes; checked.
     pub bits: u8,
-    /// Codebooks: 0 one per tensor, 1 one per row; 0 unless codes; checked.
+    /// How many codebooks, a [`Grain`] as a number; 0 unless codes; checked.
     pub grain: u8,
     /// Bytes of the name in STRINGS; names follow each other in table order.
     pub name_bytes: U32,
@@ -32,6 +33,23 @@ pub struct TensorRecord {
 }
 
 const _: () = assert!(size_of::<TensorRecord>() == 64);
+
+numbered! {
+    "Kinds of tensors"
+    /// [`TensorKind`] without its attributes.
+    pub enum Storage {
+        /// Plain 32-bit floats.
+        F32 = 0 "f32",
+        /// Plain 16-bit floats.
+        F16 = 1 "f16",
+        /// Codes with codebooks of `i8`, and a scale and an offset for each row.
+        CodesI8 = 2 "codes, i8",
+        /// Codes with codebooks of `f16`, and a scale and an offset for each row.
+        CodesF16 = 3 "codes, f16",
+        /// A file that holds no weights, as it is; one axis.
+        Bytes = 4 "bytes",
+    }
+}
 
 /// How a tensor's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,17 +162,16 @@ impl TensorInfo {
             *to = (from as u32).into();
         }
         let (kind, bits, grain) = match self.kind {
-            TensorKind::F32 => (0, 0, 0),
-            TensorKind::F16 => (1, 0, 0),
-            TensorKind::Bytes => (4, 0, 0),
-            TensorKind::Codes { bits, grain, int8 } => {
-                (if int8 { 2 } else { 3 }, bits.get(), u8::from(grain == Grain::Row))
-            }
+            TensorKind::F32 => (Storage::F32, 0, 0),
+            TensorKind::F16 => (Storage::F16, 0, 0),
+            TensorKind::Bytes => (Storage::Bytes, 0, 0),
+            TensorKind::Codes { bits, grain, int8: true } => (Storage::CodesI8, bits.get(), grain as u8),
+            TensorKind::Codes { bits, grain, int8: false } => (Storage::CodesF16, bits.get(), grain as u8),
         };
         TensorRecord {
             dims,
             rank: self.dims.len() as u8,
-            kind,
+            kind: kind as u8,
             bits,
             grain,
             name_bytes: (self.name.len() as u32).into(),
@@ -170,6 +187,8 @@ impl TensorInfo {
 pub struct Cursor {
     /// Bytes of DATA used so far.
     pub data: u64,
+    /// Words of ARGS used so far.
+    pub words: usize,
     /// Bytes of STRINGS used so far.
     pub strings: usize,
 }
@@ -214,22 +233,27 @@ impl Cursor {
             Some(n) if (1..=MAX_WEIGHTS).contains(&n) => {}
             _ => return err(0, "dims", "1 to 2^36 weights".into(), format!("{dims:?}")),
         }
-        let kind = match (r.kind, r.bits, r.grain) {
-            (0, 0, 0) => TensorKind::F32,
-            (1, 0, 0) => TensorKind::F16,
-            (4, 0, 0) if rank == 1 => TensorKind::Bytes,
-            (4, 0, 0) => return err(16, "rank", "1 for bytes".into(), rank.to_string()),
-            (2 | 3, bits, grain @ (0 | 1)) => {
+        let storage = Storage::of_number(r.kind.into());
+        let kind = match (storage, r.bits, Grain::of_number(r.grain.into())) {
+            (Some(Storage::F32), 0, Some(Grain::Tensor)) => TensorKind::F32,
+            (Some(Storage::F16), 0, Some(Grain::Tensor)) => TensorKind::F16,
+            (Some(Storage::Bytes), 0, Some(Grain::Tensor)) if rank == 1 => TensorKind::Bytes,
+            (Some(Storage::Bytes), 0, Some(Grain::Tensor)) => {
+                return err(16, "rank", "1 for bytes".into(), rank.to_string());
+            }
+            (Some(storage @ (Storage::CodesI8 | Storage::CodesF16)), bits, Some(grain)) => {
                 let Some(bits) = Bits::new(bits.into()) else {
                     return err(18, "bits", "2, 3, 4, 5, 6 or 8".into(), bits.to_string());
                 };
                 if rank != 2 && rank != 4 {
                     return err(16, "rank", "2 or 4 for codes".into(), rank.to_string());
                 }
-                let grain = if grain == 1 { Grain::Row } else { Grain::Tensor };
-                TensorKind::Codes { bits, grain, int8: r.kind == 2 }
+                TensorKind::Codes { bits, grain, int8: storage == Storage::CodesI8 }
             }
-            other => return err(17, "kind, bits, grain", "a known combination".into(), format!("{other:?}")),
+            (Some(Storage::F32 | Storage::F16 | Storage::Bytes) | None, ..) | (_, _, None) => {
+                let got = format!("{:?}", (r.kind, r.bits, r.grain));
+                return err(17, "kind, bits, grain", "a known combination".into(), got);
+            }
         };
         if r.reserved != [0; 24] {
             return err(40, "reserved", "zeros".into(), "other bytes".into());

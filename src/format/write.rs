@@ -1,6 +1,6 @@
 //! The streaming writer: tensors pass through to a temporary file; the target appears, whole, at the end.
 
-use super::header::{self, HEAD_BYTES, SectionKind, align_section};
+use super::header::{self, HEAD_BYTES, N_SECTIONS, align_section};
 use super::program::{encode_node, encode_program};
 use super::tensor::{TensorInfo, TensorKind};
 use super::{MAX_NAME, MAX_NODES, MAX_TENSORS, Meta, Packed};
@@ -115,13 +115,18 @@ impl Writer {
             tensors.extend_from_slice(info.encode().as_bytes());
             strings.extend_from_slice(info.name.as_bytes());
         }
-        let (mut records, mut nodes) = (Vec::new(), Vec::new());
+        let (mut records, mut nodes, mut args) = (Vec::new(), Vec::new(), Vec::new());
+        let mut push_args = |words: Vec<u32>| args.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         let mut first_node = 0;
         for program in programs {
-            records.extend_from_slice(encode_program(program, first_node).as_bytes());
+            let (record, words) = encode_program(program, first_node);
+            records.extend_from_slice(record.as_bytes());
+            push_args(words);
             first_node += program.nodes.len();
             for node in &program.nodes {
-                nodes.extend_from_slice(encode_node(node).as_bytes());
+                let (record, words) = encode_node(node);
+                nodes.extend_from_slice(record.as_bytes());
+                push_args(words);
                 strings.extend_from_slice(node.path.as_bytes());
             }
         }
@@ -130,16 +135,15 @@ impl Writer {
 
         let start = align_section(HEAD_BYTES as u64).unwrap_or_default();
         let mut at = start + self.data_bytes as u64;
-        let mut sections: [_; 6] = std::array::from_fn(|_| (0..0, 0));
+        let mut sections: [_; N_SECTIONS] = std::array::from_fn(|_| (0..0, 0));
         sections[0] = (start..at, self.data_hash.digest128());
-        for (i, bytes) in [tensors, records, nodes, strings, json].iter().enumerate() {
+        for (i, bytes) in [tensors, records, nodes, args, strings, json].iter().enumerate() {
             let next = align_section(at).unwrap_or_default();
             self.write_zeros((next - at) as usize)?;
             self.write(bytes)?;
             at = next + bytes.len() as u64;
             sections[i + 1] = (next..at, xxh3_128(bytes));
         }
-        debug_assert_eq!(SectionKind::ALL.len(), sections.len());
         let io = |e| Error::io("write", &self.target)(e);
         self.out.seek(SeekFrom::Start(0)).map_err(io)?;
         self.out.write_all(&header::encode(&sections)).map_err(io)?;

@@ -296,7 +296,7 @@ pub(super) fn report<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
         return wrong("average_bits", "0 to 64", quantization.average_bits);
     }
     let int8 = packed.programs().iter().flat_map(|p| &p.nodes).any(|node| match node.op {
-        Op::Attention { attend, .. } => attend.int8,
+        Op::Attention(attention) => attention.attend.int8,
         _ => false,
     });
     let told = quantization.attention.as_deref();

@@ -4,46 +4,63 @@
 //! one value per node, in order; a node reads only values with smaller numbers. Quantization is not a property of a
 //! program but of its tensors and of the `quantize` attributes: there is no quantized twin of any op.
 //!
-//! Axes, by one letter each: `n` samples in the batch, `h` and `w` rows and columns of pixels, `c` channels,
-//! `t` tokens, `d` features. Activations are channels-last: `(n, h, w, c)` or `(n, t, d)`, so that a linear layer is a
+//! Axes, by one letter each: `n` samples in the batch, `f` frames, `h` and `w` rows and columns of pixels, `c` channels,
+//! `t` tokens, `d` and `e` features, `i` and `o` input and output channels of a weight, `k` the elements that one
+//! output sums, `p` the pixels along the side of a patch. Activations are channels-last: `(n, h, w, c)` or `(n, t, d)`, so that a linear layer is a
 //! 1x1 convolution and pixels become tokens without moving.
 
+//!
+//! An op is a struct in the file of its family; [`Op`] is any of them, and [`shape`] runs their shape rules. Every op
+//! lists its fields once ([`Visit`]): operands, tensors, the file's words and the specification's tables follow from it.
+
+mod attention;
+mod conv;
+mod embed;
+mod layout;
+mod linear;
+mod norm;
+mod numbered;
 mod op;
+mod pointwise;
+mod quantize;
+mod resample;
 pub mod shape;
+mod vector_quantize;
+mod visit;
 
-pub use op::{
-    Act, Attend, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Resampling, Sampling,
-    Tensor, Value,
-};
+pub use attention::{Attend, Attention};
+pub use conv::{Conv2d, ConvStride};
+pub use embed::{Embedding, Parameter, PositionEmbedding, TimestepEmbedding};
+pub use layout::{Concat, Patchify, Unpatchify};
+pub use linear::{GatedLinear, Linear};
+pub use norm::{GroupNorm, LayerNorm, Modulation};
+pub use numbered::Numbered;
+pub(crate) use numbered::numbered;
+pub use op::{Act, Columns, Op, Tensor, Value};
+pub use pointwise::{Add, Pointwise};
+pub use quantize::{CurveAxis, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec};
+pub use resample::{Resample, Resampling};
+pub use vector_quantize::VectorQuantize;
+#[cfg(test)]
+pub(crate) use visit::Range;
+pub use visit::{Field, Visit};
 
-/// What a program computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// One evaluation of the denoising network.
-    Denoiser,
-    /// Latents to an image.
-    VaeDecoder,
-    /// An image to the mean and log variance of its latents, side by side.
-    VaeEncoder,
-    /// Tokens to features.
-    TextEncoder,
-    /// The second text encoder.
-    TextEncoder2,
-    /// The denoiser of the last steps.
-    Refiner,
-}
-
-impl Role {
-    /// The role's name in messages and listings.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::Denoiser => "denoiser",
-            Role::VaeDecoder => "vae decoder",
-            Role::VaeEncoder => "vae encoder",
-            Role::TextEncoder => "text encoder",
-            Role::TextEncoder2 => "second text encoder",
-            Role::Refiner => "refiner",
-        }
+numbered! {
+    "Roles"
+    /// What a program computes.
+    pub enum Role {
+        /// One evaluation of the denoising network.
+        Denoiser = 0 "denoiser",
+        /// Latents to an image.
+        VaeDecoder = 1 "vae decoder",
+        /// An image to the mean and log variance of its latents, side by side.
+        VaeEncoder = 2 "vae encoder",
+        /// Tokens to features.
+        TextEncoder = 3 "text encoder",
+        /// Tokens to features: the second text encoder.
+        TextEncoder2 = 4 "second text encoder",
+        /// The denoiser of the last steps.
+        Refiner = 5 "refiner",
     }
 }
 
@@ -62,40 +79,29 @@ pub enum Rate {
     Loop,
 }
 
-/// A program input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InputKind {
-    /// Latents `(n, h, w, c)`, already scaled for the model; of encoders, pixels in -1..1.
-    Sample,
-    /// Timesteps `(conditions)`, as f32.
-    Timestep,
-    /// Class numbers `(conditions)`, as u32, below the number of rows of every table that they index.
-    ClassLabels,
-    /// Token numbers `(n, t)`, as u32: a text encoder's only input. Each must be below the number of rows of every table
-    /// that they index.
-    Tokens,
-    /// Features of the prompt's tokens `(conditions, t, d)`.
-    Context,
-    /// One vector per prompt `(conditions, d)`.
-    Pooled,
-    /// Numbers beside the prompt `(conditions, k)`: sizes, crops, scores.
-    Sizes,
+numbered! {
+    "Kinds of inputs"
+    /// A program input.
+    pub enum InputKind {
+        /// Latents `(n, h, w, c)`, already scaled for the model; of encoders, pixels in -1..1.
+        Sample = 0 "sample",
+        /// Timesteps `(conditions)`, as f32.
+        Timestep = 1 "timestep",
+        /// Class numbers `(conditions)`, as u32, below the number of rows of every table that they index.
+        ClassLabels = 2 "class labels",
+        /// Token numbers `(n, t)`, as u32: a text encoder's only input. Each must be below the number of rows of every
+        /// table that they index.
+        Tokens = 3 "tokens",
+        /// Features of the prompt's tokens `(conditions, t, d)`.
+        Context = 4 "context",
+        /// One vector per prompt `(conditions, d)`.
+        Pooled = 5 "pooled vectors",
+        /// Numbers beside the prompt `(conditions, k)`: sizes, crops, scores.
+        Sizes = 6 "sizes",
+    }
 }
 
 impl InputKind {
-    /// The name in messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            InputKind::Sample => "sample",
-            InputKind::Timestep => "timestep",
-            InputKind::ClassLabels => "class labels",
-            InputKind::Tokens => "tokens",
-            InputKind::Context => "context",
-            InputKind::Pooled => "pooled vectors",
-            InputKind::Sizes => "sizes",
-        }
-    }
-
     /// How often the input changes.
     pub fn rate(self) -> Rate {
         match self {
@@ -157,7 +163,7 @@ impl Dims {
 pub struct Input {
     /// What it is.
     pub kind: InputKind,
-    /// Its axes, outermost first; 1 to 4.
+    /// Its axes, outermost first; 1 to [`MAX_AXES`](shape::MAX_AXES).
     pub dims: Vec<Dim>,
 }
 

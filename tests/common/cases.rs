@@ -3,7 +3,11 @@
 use super::naive::{Array, Inputs, distance};
 use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, inputs, normal, normals};
 use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
-use aquatint::program::{Act, Columns, CurveAxis, Op, Quantize, QuantizeGrain, QuantizeRange, Sampling, Tensor, Value};
+use aquatint::program::{
+    Act, Add, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Embedding, Linear, Op, Patchify, Pointwise,
+    PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, TimestepEmbedding, Unpatchify,
+    Value,
+};
 use fastrand::Rng;
 use half::f16;
 
@@ -109,12 +113,12 @@ pub fn rng_of(name: &str) -> Rng {
 
 /// A linear layer without epilogue.
 pub fn linear(x: Value, weight: Tensor) -> Op {
-    Op::Linear { x, weight, bias: None, act: Act::None, gate: None, residual: None }
+    Op::Linear(Linear { x, weight, bias: None, act: Act::None, gate: None, residual: None })
 }
 
 /// Dynamic quantization.
-pub fn dynamic(bits: u8, grain: QuantizeGrain) -> Quantize {
-    Quantize { bits, grain, range: QuantizeRange::Dynamic }
+pub fn dynamic(bits: u8, grain: QuantizeGrain) -> QuantizeSpec {
+    QuantizeSpec { bits, grain, range: QuantizeRange::Dynamic }
 }
 
 /// An integer weight that gives each code's real number back, plus a sixteenth of the sum of all.
@@ -194,7 +198,7 @@ pub fn linear_float() -> Vec<Case> {
             };
             let bias = (i % 2 == 0).then(|| b.f32(&[o], &normals(rng, o)));
             let act = [Act::None, Act::Silu, Act::GeluTanh][i % 3];
-            b.op(Op::Linear { x: SAMPLE, weight, bias, act, gate: None, residual: None });
+            b.op(Op::Linear(Linear { x: SAMPLE, weight, bias, act, gate: None, residual: None }));
             // An activation's slope is at most 1.13; near its minimum the result is small while its argument is not.
             let inputs = inputs([n, h, w, k], || normal(rng));
             cases.push(case(name, b, inputs, Check::Close { k, gain: if act == Act::None { 1.0 } else { 4.0 } }));
@@ -218,13 +222,13 @@ pub fn linear_exact() -> Vec<Case> {
             } else {
                 QuantizeRange::Dynamic
             };
-            let spec = Quantize { range, ..dynamic(bits, QuantizeGrain::Row) };
-            let q = b.op(Op::Quantize { x: SAMPLE, spec });
+            let spec = QuantizeSpec { range, ..dynamic(bits, QuantizeGrain::Row) };
+            let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec }));
             let matrix = codec.random(rng, o, k, true);
             let weight = b.codes(&[o, k], &matrix);
             let whole: Vec<f32> = (0..o).map(|_| f32::from(rng.i8(..))).collect();
             let bias = (i % 2 == 0).then(|| b.f32(&[o], &whole));
-            b.op(Op::Linear { x: q, weight, bias, act: Act::None, gate: None, residual: None });
+            b.op(Op::Linear(Linear { x: q, weight, bias, act: Act::None, gate: None, residual: None }));
             let mut x = coded(rng, n * h * w, k, bits).into_iter();
             cases.push(case(name, b, inputs([n, h, w, k], || x.next().unwrap()), Check::Exact));
         }
@@ -248,12 +252,12 @@ pub fn linear_quantized() -> Vec<Case> {
             let name = format!("patch linear {codec:?} a{bits} {grain:?} mean {mean} {c}x{o}");
             let rng = &mut rng_of(&name);
             let mut b = Build::new(c);
-            let x = b.op(Op::Patchify { x: SAMPLE, patch: 2 });
-            let q = b.op(Op::Quantize { x, spec: dynamic(bits, grain) });
+            let x = b.op(Op::Patchify(Patchify { x: SAMPLE, patch: 2 }));
+            let q = b.op(Op::Quantize(Quantize { x, spec: dynamic(bits, grain) }));
             let matrix = codec.random(rng, o, 4 * c, false);
             let weight = b.codes(&[o, 2, 2, c], &matrix);
             let bias = Some(b.f32(&[o], &normals(rng, o)));
-            b.op(Op::Linear { x: q, weight, bias, act: Act::None, gate: None, residual: None });
+            b.op(Op::Linear(Linear { x: q, weight, bias, act: Act::None, gate: None, residual: None }));
             let step = flip(&b, weight, 12.0 / ((1 << bits) - 1) as f32);
             cases.push(case(name, b, inputs([3, 4, 6, c], || mean + normal(rng)), Check::Step { step }));
         }
@@ -270,24 +274,29 @@ pub fn epilogues() -> Vec<Case> {
             let rng = &mut rng_of(&name);
             let mut b = Build::new(d);
             let table = b.f32(&[5, d + 9], &normals(rng, 5 * (d + 9)));
-            let gates = b.op(Op::Embedding { index: LABELS, table });
-            let grid = b.op(Op::PositionEmbedding { x: SAMPLE, dim: d as u32, base: 4, interpolation: 1.0 });
+            let gates = b.op(Op::Embedding(Embedding { index: LABELS, table }));
+            let grid = b.op(Op::PositionEmbedding(PositionEmbedding {
+                x: SAMPLE,
+                dim: d as u32,
+                base: 4,
+                interpolation: 1.0,
+            }));
             let (x, weight) = if quantized {
                 let matrix = Codec::all(true)[5].random(rng, d, d, false);
-                let q = b.op(Op::Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) });
+                let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) }));
                 (q, b.codes(&[d, d], &matrix))
             } else {
                 (SAMPLE, b.f32(&[d, d], &normals(rng, d * d)))
             };
             let bias = b.f32(&[d], &normals(rng, d));
-            b.op(Op::Linear {
+            b.op(Op::Linear(Linear {
                 x,
                 weight,
                 bias: Some(bias),
                 act: if gated { Act::GeluTanh } else { Act::None },
                 gate: gated.then_some(Columns { value: gates, offset: 7 }),
                 residual: cyclic.map(|cyclic| if cyclic { grid } else { SAMPLE }),
-            });
+            }));
             let check = match quantized {
                 true => Check::Step { step: 4.0 * flip(&b, weight, 12.0 / 255.0) },
                 false => Check::Close { k: d, gain: 4.0 },
@@ -311,12 +320,12 @@ pub fn conv() -> Vec<Case> {
     let mut which = 0;
     for &[n, h, w] in &[[1, 1, 1], [2, 1, 5], [3, 3, 3], [2, 5, 7], [1, 8, 8]] {
         for (c, o) in [(4, 20), (8, 3), (12, 50), (20, 20), (64, 16)] {
-            for sampling in Sampling::ALL {
-                if sampling == Sampling::DownAfter && h.min(w) == 1 {
+            for sampling in ConvStride::ALL {
+                if sampling == ConvStride::DownPadEnd && h.min(w) == 1 {
                     continue; // no row is left
                 }
                 which += 1;
-                let residual = sampling == Sampling::Same && c == o;
+                let residual = sampling == ConvStride::Same && c == o;
                 let shifted = which % 2 == 0;
                 for kind in ["f32", "codes", "exact", "dynamic"] {
                     let name = format!("conv {kind} {:?} c {c} o {o} {sampling:?} shift {shifted}", [n, h, w]);
@@ -333,15 +342,15 @@ pub fn conv() -> Vec<Case> {
                     let shift = shifted.then(|| {
                         let numbers = whole(rng, 5 * (o + 4));
                         let table = b.f32(&[5, o + 4], &numbers);
-                        Columns { value: b.op(Op::Embedding { index: LABELS, table }), offset: 3 }
+                        Columns { value: b.op(Op::Embedding(Embedding { index: LABELS, table })), offset: 3 }
                     });
                     let coded_input = matches!(kind, "exact" | "dynamic");
                     let spec = dynamic([8, 6][which % 2], QuantizeGrain::Sample);
-                    let x = if coded_input { b.op(Op::Quantize { x: SAMPLE, spec }) } else { SAMPLE };
+                    let x = if coded_input { b.op(Op::Quantize(Quantize { x: SAMPLE, spec })) } else { SAMPLE };
                     let numbers = whole(rng, o);
                     let bias = (which % 3 != 0).then(|| b.f32(&[o], &numbers));
                     let residual = residual.then_some(SAMPLE);
-                    b.op(Op::Conv2d { x, weight, bias, sampling, shift, residual });
+                    b.op(Op::Conv2d(Conv2d { x, weight, bias, sampling, shift, residual }));
                     let mut exact = coded(rng, n, h * w * c, spec.bits).into_iter();
                     let check = match kind {
                         "exact" => Check::Exact,
@@ -376,10 +385,10 @@ pub fn elementwise() -> Vec<Case> {
         let p = patch as usize;
         let rng = &mut rng_of("patch");
         let mut b = Build::new(5);
-        b.op(Op::Patchify { x: SAMPLE, patch });
+        b.op(Op::Patchify(Patchify { x: SAMPLE, patch }));
         cases.push(case(format!("patchify {p}"), b, inputs([3, 2 * p, 3 * p, 5], || normal(rng)), Check::Exact));
         let mut b = Build::new(p * p * 5);
-        b.op(Op::Unpatchify { x: SAMPLE, patch });
+        b.op(Op::Unpatchify(Unpatchify { x: SAMPLE, patch }));
         cases.push(case(format!("unpatchify {p}"), b, inputs([2, 3, 2, p * p * 5], || normal(rng)), Check::Exact));
     }
     for (n, h, w, d) in [(1, 1, 1, 4), (2, 3, 5, 20), (3, 1, 17, 148), (2, 40, 30, 12)] {
@@ -387,9 +396,14 @@ pub fn elementwise() -> Vec<Case> {
             let name = format!("pointwise {act:?} {n}x{h}x{w}x{d}");
             let rng = &mut rng_of(&name);
             let mut b = Build::new(d);
-            let x = b.op(Op::Pointwise { x: SAMPLE, act, mul: -1.75, add: 0.5 });
-            let grid = b.op(Op::PositionEmbedding { x: SAMPLE, dim: d as u32, base: 7, interpolation: 2.0 });
-            b.op(Op::Add { a: x, b: grid });
+            let x = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act, mul: -1.75, add: 0.5 }));
+            let grid = b.op(Op::PositionEmbedding(PositionEmbedding {
+                x: SAMPLE,
+                dim: d as u32,
+                base: 7,
+                interpolation: 2.0,
+            }));
+            b.op(Op::Add(Add { a: x, b: grid }));
             cases.push(case(name, b, inputs([n, h, w, d], || 4.0 * normal(rng)), Check::Close { k: 1, gain: 1.0 }));
         }
     }
@@ -399,8 +413,8 @@ pub fn elementwise() -> Vec<Case> {
         let mut b = Build::new(d);
         let weight = b.f32(&[e, d], &normals(rng, d * e));
         let y = b.op(linear(SAMPLE, weight));
-        let back = b.op(Op::Concat { a: y, b: SAMPLE });
-        b.op(Op::Concat { a: SAMPLE, b: back });
+        let back = b.op(Op::Concat(Concat { a: y, b: SAMPLE }));
+        b.op(Op::Concat(Concat { a: SAMPLE, b: back }));
         cases.push(case(name, b, inputs([n, h, w, d], || normal(rng)), Check::Close { k: d, gain: 1.0 }));
     }
     for half in [false, true] {
@@ -408,14 +422,14 @@ pub fn elementwise() -> Vec<Case> {
         let mut b = Build::new(4);
         let numbers = normals(rng, 6 * 11);
         let table = if half { b.f16(&[6, 11], &numbers) } else { b.f32(&[6, 11], &numbers) };
-        b.op(Op::Embedding { index: LABELS, table });
+        b.op(Op::Embedding(Embedding { index: LABELS, table }));
         let mut inputs = inputs([3, 1, 1, 4], || 0.0);
         inputs.labels = vec![5, 0, 3];
         cases.push(case(format!("embedding half {half}"), b, inputs, Check::Exact));
     }
     for (dim, cos_first, shift, timestep) in [(4, true, 0.0, 999.0), (256, false, 1.0, 37.0), (30, true, 1.0, 0.0)] {
         let mut b = Build::new(4);
-        b.op(Op::TimestepEmbedding { t: TIMESTEP, dim, cos_first, shift });
+        b.op(Op::TimestepEmbedding(TimestepEmbedding { t: TIMESTEP, dim, cos_first, shift }));
         let inputs = Inputs { timestep, ..inputs([2, 1, 1, 4], || 0.0) };
         // Angles of up to t are rounded to f32.
         let gain = 1.0 + f64::from(timestep) / 8.0;
@@ -445,9 +459,9 @@ pub fn attention() -> Vec<Case> {
         let mut b = Build::new(d);
         let table = b.f32(&[d, d], &normals(rng, d * d).iter().map(|v| v / (d as f32).sqrt()).collect::<Vec<_>>());
         let k = b.op(linear(SAMPLE, table));
-        let v = b.op(Op::Pointwise { x: SAMPLE, act: Act::Silu, mul: 1.0 / size, add: 0.25 });
+        let v = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::Silu, mul: 1.0 / size, add: 0.25 }));
         let scale = 1.0 / (e as f32).sqrt();
-        b.op(Op::Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend: Default::default() });
+        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend: Default::default() }));
         // A score is a sum of e products of size^2 and carries its error, absolute, into an exponential.
         let gain = f64::from(2.0 + 4.0 * size * size);
         let inputs = inputs([n, tokens[0], tokens[1], d], || size * normal(rng));
@@ -457,11 +471,11 @@ pub fn attention() -> Vec<Case> {
         let name = format!("attention of patches over pixels {h}x{w}");
         let rng = &mut rng_of(&name);
         let mut b = Build::new(6);
-        let q = b.op(Op::Patchify { x: SAMPLE, patch: 2 });
+        let q = b.op(Op::Patchify(Patchify { x: SAMPLE, patch: 2 }));
         let weight = b.f32(&[24, 6], &normals(rng, 24 * 6));
         let k = b.op(linear(SAMPLE, weight));
-        let v = b.op(Op::Pointwise { x: k, act: Act::Silu, mul: 1.0, add: 0.0 });
-        b.op(Op::Attention { q, k, v, heads: 3, scale: 0.2, attend: Default::default() });
+        let v = b.op(Op::Pointwise(Pointwise { x: k, act: Act::Silu, mul: 1.0, add: 0.0 }));
+        b.op(Op::Attention(Attention { q, k, v, heads: 3, scale: 0.2, attend: Default::default() }));
         cases.push(case(name, b, inputs([2, h, w, 6], || normal(rng)), Check::Close { k: 24, gain: 8.0 }));
     }
     cases

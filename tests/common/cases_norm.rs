@@ -2,7 +2,10 @@
 
 use super::cases::{Case, Check, case, dynamic, identity, linear, rng_of};
 use super::{Build, LABELS, SAMPLE, inputs, normal, normals};
-use aquatint::program::{Act, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange};
+use aquatint::program::{
+    Act, CurveAxis, Embedding, GroupNorm, LayerNorm, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange,
+    QuantizeSpec,
+};
 
 /// Quantization alone: every grain and width, constant groups, groups with a narrow range far from zero.
 pub fn quantize() -> Vec<Case> {
@@ -13,7 +16,7 @@ pub fn quantize() -> Vec<Case> {
                 let name = format!("quantize a{bits} {grain:?} {:?} mean {mean} spread {spread}", [n, h, w, d]);
                 let rng = &mut rng_of(&name);
                 let mut b = Build::new(d);
-                let q = b.op(Op::Quantize { x: SAMPLE, spec: dynamic(bits, grain) });
+                let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(bits, grain) }));
                 let weight = identity(&mut b, d);
                 b.op(linear(q, weight));
                 let inputs = inputs([n, h, w, d], || mean + spread * normal(rng));
@@ -41,15 +44,15 @@ pub fn layer_norm() -> Vec<Case> {
                     let rng = &mut rng_of(&name);
                     let mut b = Build::new(d);
                     let table = b.f32(&[4, 2 * d + 3], &normals(rng, 4 * (2 * d + 3)));
-                    let value = b.op(Op::Embedding { index: LABELS, table });
-                    let norm = Op::LayerNorm {
+                    let value = b.op(Op::Embedding(Embedding { index: LABELS, table }));
+                    let norm = Op::LayerNorm(LayerNorm {
                         x: SAMPLE,
                         weight: affine.then(|| b.f32(&[d], &normals(rng, d))),
                         bias: (affine && i % 2 == 0).then(|| b.f32(&[d], &normals(rng, d))),
                         eps: 1e-6,
                         modulation: modulated.then_some(Modulation { value, scale: d as u32 + 2, shift: 1 }),
                         quantize: quantize.map(|bits| dynamic(bits, QuantizeGrain::Row)),
-                    };
+                    });
                     let y = b.op(norm);
                     let check = match quantize {
                         // Rounding of the input is magnified by mean over spread.
@@ -94,8 +97,8 @@ pub fn group_norm() -> Vec<Case> {
                     let curve = b.f32(&[1, 3], &[0.0, 0.0625, 100.0]);
                     let range =
                         if fixed { QuantizeRange::Curve(curve, CurveAxis::Timestep) } else { QuantizeRange::Dynamic };
-                    let quantize = grain.map(|grain| Quantize { range, ..dynamic(8, grain) });
-                    let y = b.op(Op::GroupNorm {
+                    let quantize = grain.map(|grain| QuantizeSpec { range, ..dynamic(8, grain) });
+                    let y = b.op(Op::GroupNorm(GroupNorm {
                         x: SAMPLE,
                         weight,
                         bias,
@@ -104,7 +107,7 @@ pub fn group_norm() -> Vec<Case> {
                         modulation: None,
                         act,
                         quantize,
-                    });
+                    }));
                     let check = match quantize {
                         None => Check::Close { k: 1, gain: 2.0 + f64::from(mean / spread).abs() },
                         Some(_) => {

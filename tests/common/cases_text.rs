@@ -2,7 +2,9 @@
 
 use super::cases::{Case, Check, case, coded, dynamic, linear, rng_of};
 use super::{Build, CONTEXT, Codec, LABELS, SAMPLE, inputs, normal, normals};
-use aquatint::program::{Act, Attend, Op, QuantizeGrain, Tensor};
+use aquatint::program::{
+    Act, Attend, Attention, Embedding, GatedLinear, Linear, Op, Pointwise, Quantize, QuantizeGrain, Tensor,
+};
 use fastrand::Rng;
 
 /// `(rows, inputs, results)`: tails of every tile, on either side of its middle.
@@ -51,7 +53,7 @@ pub fn gated_float() -> Vec<Case> {
                 None => b.f16(&[2 * o, k], &numbers),
             };
             let bias = (i % 3 != 0).then(|| b.f32(&[2 * o], &normals(rng, 2 * o)));
-            b.op(Op::GatedLinear { x: SAMPLE, weight, bias, act });
+            b.op(Op::GatedLinear(GatedLinear { x: SAMPLE, weight, bias, act }));
             let inputs = inputs([n, h, w, k], || normal(rng));
             cases.push(case(name, b, inputs, Check::Close { k, gain: GAIN }));
         }
@@ -71,7 +73,7 @@ pub fn gated_exact() -> Vec<Case> {
             let name = format!("gated exact {codec:?} a{bits} {:?}x{k}x{o}", [n, h, w]);
             let rng = &mut rng_of(&name);
             let mut b = Build::new(k);
-            let q = b.op(Op::Quantize { x: SAMPLE, spec: dynamic(bits, QuantizeGrain::Row) });
+            let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(bits, QuantizeGrain::Row) }));
             let mut matrix = codec.random(rng, 2 * o, k, true);
             // Sums of some tens, so that products of two are f16 but not subnormal.
             let size = 1.0 / f32::from(1u16 << (9 + k.ilog2().div_ceil(2)));
@@ -79,7 +81,7 @@ pub fn gated_exact() -> Vec<Case> {
             let weight = b.codes(&[2 * o, k], &matrix);
             let whole: Vec<f32> = (0..2 * o).map(|_| size * f32::from(rng.i8(..))).collect();
             let bias = (i % 4 < 2).then(|| b.f32(&[2 * o], &whole));
-            b.op(Op::GatedLinear { x: q, weight, bias, act: Act::None });
+            b.op(Op::GatedLinear(GatedLinear { x: q, weight, bias, act: Act::None }));
             let mut x = coded(rng, n * h * w, k, bits).into_iter();
             let inputs = inputs([n, h, w, k], || x.next().unwrap());
             // One rounding, to f32 or to f16; a wrong code is far beyond it.
@@ -117,7 +119,7 @@ pub fn attention_causal() -> Vec<Case> {
         let (k, v) = (b.op(linear(SAMPLE, w_k)), b.op(linear(SAMPLE, w_v)));
         let scale = 1.0 / (e as f32).sqrt();
         let attend = Attend { causal: true, ..Attend::default() };
-        b.op(Op::Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend });
+        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend }));
         let gain = f64::from(2.0 + 4.0 * size * size);
         let inputs = inputs([n, tokens[0], tokens[1], d], || size * normal(rng));
         cases.push(case(name, b, inputs, Check::Close { k: d, gain }));
@@ -144,7 +146,7 @@ pub fn attention_per_condition() -> Vec<Case> {
         let (w_k, w_v) = (mix(&mut b, rng, 32, d), mix(&mut b, rng, 32, d));
         let (k, v) = (b.op(linear(CONTEXT, w_k)), b.op(linear(CONTEXT, w_v)));
         let attend = Attend { per_condition: true, ..Attend::default() };
-        b.op(Op::Attention { q: SAMPLE, k, v, heads: heads as u32, scale: 1.0 / (e as f32).sqrt(), attend });
+        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale: 1.0 / (e as f32).sqrt(), attend }));
         let mut inputs = inputs([conditions.len(), 3, 11, d], || normal(rng));
         inputs.dims.tokens = tokens;
         inputs.dims.conditions = 1 + *conditions.iter().max().unwrap();
@@ -159,9 +161,9 @@ pub fn attention_per_condition() -> Vec<Case> {
         let d = heads * e;
         let mut b = Build::new(d);
         let tables = [b.f32(&[5, d], &normals(rng, 5 * d)), b.f32(&[5, d], &normals(rng, 5 * d))];
-        let [k, v] = tables.map(|table| b.op(Op::Embedding { index: LABELS, table }));
+        let [k, v] = tables.map(|table| b.op(Op::Embedding(Embedding { index: LABELS, table })));
         let attend = Attend { per_condition: true, ..Attend::default() };
-        b.op(Op::Attention { q: SAMPLE, k, v, heads: heads as u32, scale: 0.3, attend });
+        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale: 0.3, attend }));
         let mut inputs = inputs([3, 2, 5, d], || normal(rng));
         inputs.dims.conditions = 2;
         inputs.labels = vec![4, 2];
@@ -180,7 +182,7 @@ pub fn activations() -> Vec<Case> {
             let name = format!("pointwise {act:?} {n}x{h}x{w}x{d}");
             let rng = &mut rng_of(&name);
             let mut b = Build::new(d);
-            b.op(Op::Pointwise { x: SAMPLE, act, mul: -1.75, add: 0.5 });
+            b.op(Op::Pointwise(Pointwise { x: SAMPLE, act, mul: -1.75, add: 0.5 }));
             cases.push(case(name, b, inputs([n, h, w, d], || 2.0 * normal(rng)), Check::Close { k: 0, gain: 1.0 }));
         }
         let name = format!("linear then {act:?}");
@@ -188,7 +190,7 @@ pub fn activations() -> Vec<Case> {
         let mut b = Build::new(40);
         let weight = mix(&mut b, rng, 40, 51);
         let bias = Some(b.f32(&[51], &normals(rng, 51)));
-        b.op(Op::Linear { x: SAMPLE, weight, bias, act, gate: None, residual: None });
+        b.op(Op::Linear(Linear { x: SAMPLE, weight, bias, act, gate: None, residual: None }));
         cases.push(case(name, b, inputs([2, 3, 3, 40], || normal(rng)), Check::Close { k: 40, gain: 4.0 }));
     }
     cases

@@ -5,7 +5,8 @@ use super::cases::{Case, Check, case, dynamic, identity, linear, rng_of};
 use super::naive::{Array, Inputs};
 use super::{Build, LABELS, SAMPLE, inputs, normal, normals};
 use aquatint::program::{
-    Act, CurveAxis, Dim, InputKind, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Resampling,
+    Act, Add, Concat, CurveAxis, Dim, Embedding, GroupNorm, InputKind, Linear, Modulation, Op, Parameter,
+    QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, TimestepEmbedding, VectorQuantize,
 };
 
 /// Modulated group norms: of fewer conditions than samples, floats and codes, a large mean.
@@ -26,14 +27,14 @@ pub fn group_norm_modulated() -> Vec<Case> {
                 let mut b = Build::new(c);
                 let (weight, bias) = (b.f32(&[c], &normals(rng, c)), b.f32(&[c], &normals(rng, c)));
                 let table = b.f32(&[4, 2 * c + 3], &normals(rng, 4 * (2 * c + 3)));
-                let value = b.op(Op::Embedding { index: LABELS, table });
+                let value = b.op(Op::Embedding(Embedding { index: LABELS, table }));
                 let curve = b.f32(&[1, 3], &[0.0, 0.0625, 100.0]);
                 let range =
                     if fixed { QuantizeRange::Curve(curve, CurveAxis::Timestep) } else { QuantizeRange::Dynamic };
-                let quantize = grain.map(|grain| Quantize { range, ..dynamic(8, grain) });
+                let quantize = grain.map(|grain| QuantizeSpec { range, ..dynamic(8, grain) });
                 // Scale before shift, and shift before scale.
                 let (scale, shift) = if i % 2 == 0 { (1, c as u32 + 3) } else { (c as u32 + 2, 0) };
-                let y = b.op(Op::GroupNorm {
+                let y = b.op(Op::GroupNorm(GroupNorm {
                     x: SAMPLE,
                     weight,
                     bias,
@@ -42,7 +43,7 @@ pub fn group_norm_modulated() -> Vec<Case> {
                     modulation: Some(Modulation { value, scale, shift }),
                     act: [Act::Silu, Act::None][i % 2],
                     quantize,
-                });
+                }));
                 let check = match quantize {
                     None => Check::Close { k: 1, gain: 2.0 + f64::from(mean / spread).abs() },
                     Some(_) => {
@@ -75,7 +76,7 @@ pub fn resample() -> Vec<Case> {
             let name = format!("resample {how:?} {:?}", [n, h, w, c]);
             let rng = &mut rng_of(&name);
             let mut b = Build::new(c);
-            b.op(Op::Resample { x: SAMPLE, how });
+            b.op(Op::Resample(Resample { x: SAMPLE, how }));
             let check = if how == Resampling::Nearest { Check::Exact } else { Check::Close { k: 4, gain: 1.0 } };
             cases.push(case(name, b, inputs([n, h, w, c], || normal(rng)), check));
         }
@@ -108,8 +109,8 @@ pub fn vector_quantize() -> Vec<Case> {
                 }
             }
             let table = b.f32(&[rows, d], &numbers);
-            let nearest = b.op(Op::VectorQuantize { x: SAMPLE, table });
-            b.op(Op::Concat { a: nearest, b: SAMPLE });
+            let nearest = b.op(Op::VectorQuantize(VectorQuantize { x: SAMPLE, table }));
+            b.op(Op::Concat(Concat { a: nearest, b: SAMPLE }));
             let check = Check::Nearest { table: Array::of(&[rows, d], &numbers), half: false };
             cases.push(case(name, b, inputs([n, h, w, d], || spread * normal(rng)), check));
         }
@@ -121,7 +122,7 @@ pub fn vector_quantize() -> Vec<Case> {
         // Halves between few whole numbers: many rows are equally near, and all distances are exact.
         let numbers: Vec<f32> = (0..rows * d).map(|_| f32::from(rng.i8(-2..=2))).collect();
         let table = b.f32(&[rows, d], &numbers);
-        b.op(Op::VectorQuantize { x: SAMPLE, table });
+        b.op(Op::VectorQuantize(VectorQuantize { x: SAMPLE, table }));
         cases.push(case(name, b, inputs([2, 7, 11, d], || f32::from(rng.i8(-5..=5)) / 2.0), Check::Exact));
     }
     cases
@@ -136,7 +137,7 @@ pub fn prompt() -> Vec<Case> {
             let mut b = Build::new(4);
             let numbers = normals(rng, dims.iter().product());
             let tensor = if half { b.f16(dims, &numbers) } else { b.f32(dims, &numbers) };
-            b.op(Op::Parameter { tensor });
+            b.op(Op::Parameter(Parameter { tensor }));
             let inputs = inputs([1 + i % 3, 1, 1, 4], || 0.0);
             cases.push(case(format!("parameter {dims:?} half {half}"), b, inputs, Check::Exact));
         }
@@ -149,11 +150,11 @@ pub fn prompt() -> Vec<Case> {
             let index = b.input(InputKind::Tokens);
             let numbers = normals(rng, 50 * d);
             let table = if half { b.f16(&[50, d], &numbers) } else { b.f32(&[50, d], &numbers) };
-            let rows = b.op(Op::Embedding { index, table });
+            let rows = b.op(Op::Embedding(Embedding { index, table }));
             if positions {
                 let tensor = b.f32(&[t, d], &normals(rng, t * d));
-                let grid = b.op(Op::Parameter { tensor });
-                b.op(Op::Add { a: rows, b: grid });
+                let grid = b.op(Op::Parameter(Parameter { tensor }));
+                b.op(Op::Add(Add { a: rows, b: grid }));
             }
             let mut inputs = inputs([n, 1, 1, 4], || 0.0);
             inputs.tokens = (0..n * t).map(|i| [49, 0, rng.u32(..50)][i % 3]).collect();
@@ -168,7 +169,7 @@ pub fn prompt() -> Vec<Case> {
         let rng = &mut rng_of(&name);
         let mut b = Build::with(4, &[(InputKind::Sizes, vec![Dim::Conditions, Dim::Fixed(k as u32)])]);
         let t = b.input(InputKind::Sizes);
-        b.op(Op::TimestepEmbedding { t, dim, cos_first, shift });
+        b.op(Op::TimestepEmbedding(TimestepEmbedding { t, dim, cos_first, shift }));
         let mut inputs = inputs([conditions, 1, 1, 4], || 0.0);
         inputs.sizes = (0..conditions * k).map(|i| [1024.0, 0.0, 6.0, 2.5, 768.0 * rng.f32()][i % 5]).collect();
         // Angles of up to 1024 are rounded to f32.
@@ -193,7 +194,7 @@ pub fn prompt() -> Vec<Case> {
         let y = b.op(linear(pooled, weight));
         // Every row of the result sees the whole context of its condition, and of the others what repeats.
         let columns = b.f32(&[4, d], &normals(rng, 4 * d));
-        b.op(Op::Linear { x, weight: columns, bias: None, act: Act::None, gate: None, residual: Some(y) });
+        b.op(Op::Linear(Linear { x, weight: columns, bias: None, act: Act::None, gate: None, residual: Some(y) }));
         let numbers = |rng: &mut fastrand::Rng, n: usize| normals(rng, n);
         let sample = inputs([conditions, 1, 1, 4], || 0.0);
         let dims = aquatint::program::Dims { tokens, ..sample.dims };

@@ -24,7 +24,7 @@ use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::meta::{PipelineMeta, QuantizationMeta};
 use aquatint::format::{Meta, Packed, TensorKind, TensorSpec, Writer};
 use aquatint::plan::Binding;
-use aquatint::program::{Act, Dim, Dims, Input, InputKind, Node, Op, Program, Role, Tensor, Value};
+use aquatint::program::{Act, Dim, Dims, Input, InputKind, Node, Op, Pointwise, Program, Role, Tensor, Value};
 use fastrand::Rng;
 use half::f16;
 use naive::{Array, Inputs};
@@ -129,17 +129,15 @@ impl Build {
     /// The same network on narrow values: its sample passes through a node of the loop before anything reads it, and so
     /// does its result before it leaves, unless `keep_result`.
     pub fn narrowed(mut self, keep_result: bool) -> Self {
-        let identity = |x| Op::Pointwise { x, act: Act::None, mul: 1.0, add: 0.0 };
+        let identity = |x| Op::Pointwise(Pointwise { x, act: Act::None, mul: 1.0, add: 0.0 });
         let first = self.program.value_of(0);
         assert_eq!(self.program.inputs[0].kind, InputKind::Sample);
         for node in &mut self.program.nodes {
-            for v in node.op.operands_mut() {
-                match *v {
-                    SAMPLE => *v = first,
-                    _ if *v >= first => v.0 += 1,
-                    _ => {}
-                }
-            }
+            node.op.renumber(|v| match v {
+                SAMPLE => first,
+                _ if v >= first => Value(v.0 + 1),
+                _ => v,
+            });
         }
         self.program.nodes.insert(0, Node { op: identity(SAMPLE), path: "narrow".into(), wide: false });
         self.program.output = self.program.value_of(self.program.nodes.len() - 1);

@@ -6,8 +6,9 @@
 
 use aquatint::codec::QuantizedMatrix;
 use aquatint::program::{
-    Act, CurveAxis, Dims, InputKind, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Resampling, Sampling, Tensor,
-    Value,
+    Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
+    LayerNorm, Linear, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain,
+    QuantizeRange, QuantizeSpec, Resample, Resampling, Tensor, TimestepEmbedding, Unpatchify, Value, VectorQuantize,
 };
 
 /// A dense array of real numbers, row-major.
@@ -125,7 +126,7 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
         let condition = inputs.conditions[row / rows_per_sample] as usize;
         value(table).row(condition).to_vec()
     };
-    let quantized = |y: Array, spec: Option<Quantize>| match spec {
+    let quantized = |y: Array, spec: Option<QuantizeSpec>| match spec {
         None => y,
         Some(spec) => {
             let fixed = match spec.range {
@@ -139,7 +140,7 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
         }
     };
     match *op {
-        Op::Linear { x, weight, bias, act, gate, residual } => {
+        Op::Linear(Linear { x, weight, bias, act, gate, residual }) => {
             let (x, w) = (value(x), tensor(weight));
             let o = w.dims[0];
             let k = w.data.len() / o;
@@ -151,7 +152,7 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
                 y + residual.map_or(0.0, |r| value(r).row(row)[channel])
             })
         }
-        Op::GatedLinear { x, weight, bias, act } => {
+        Op::GatedLinear(GatedLinear { x, weight, bias, act }) => {
             let (x, w) = (value(x), tensor(weight));
             let (o, k) = (w.dims[0] / 2, w.dims[1]);
             x.with_cols(o, |i| {
@@ -163,7 +164,7 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
                 product(2 * column) * activate(act, product(2 * column + 1))
             })
         }
-        Op::Conv2d { x, weight, bias, sampling, shift, residual } => {
+        Op::Conv2d(Conv2d { x, weight, bias, sampling, shift, residual }) => {
             let y = conv3x3(value(x), tensor(weight), sampling);
             let o = y.cols();
             Array::new(&y.dims, |i| {
@@ -172,7 +173,7 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
                 y.data[i] + bias + shift + residual.map_or(0.0, |r| value(r).data[i])
             })
         }
-        Op::Attention { q, k, v, heads, scale, attend } => {
+        Op::Attention(Attention { q, k, v, heads, scale, attend }) => {
             let q = value(q);
             // The sample, or else the condition, whose keys a sample's queries see.
             let of_keys: Vec<usize> = match attend.per_condition {
@@ -181,7 +182,7 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
             };
             attention(q, value(k), value(v), heads as usize, scale.into(), attend.causal, &of_keys)
         }
-        Op::LayerNorm { x, weight, bias, eps, modulation, quantize } => {
+        Op::LayerNorm(LayerNorm { x, weight, bias, eps, modulation, quantize }) => {
             let x = value(x);
             let d = x.cols();
             let stats: Vec<_> = (0..x.rows()).map(|row| statistics(x.row(row))).collect();
@@ -198,7 +199,7 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
             });
             quantized(y, quantize)
         }
-        Op::GroupNorm { x, weight, bias, groups, eps, modulation, act, quantize } => {
+        Op::GroupNorm(GroupNorm { x, weight, bias, groups, eps, modulation, act, quantize }) => {
             let (x, w, b) = (value(x), tensor(weight), tensor(bias));
             let (n, c) = (x.dims[0], x.cols());
             let (pixels, per_group) = (x.rows() / n, c / groups as usize);
@@ -222,32 +223,34 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
             });
             quantized(y, quantize)
         }
-        Op::Pointwise { x, act, mul, add } => value(x).map(|v| activate(act, v) * f64::from(mul) + f64::from(add)),
-        Op::Add { a, b } => {
+        Op::Pointwise(Pointwise { x, act, mul, add }) => {
+            value(x).map(|v| activate(act, v) * f64::from(mul) + f64::from(add))
+        }
+        Op::Add(Add { a, b }) => {
             let (a, b) = (value(a), value(b));
             let d = a.cols();
             Array::new(&a.dims, |i| a.data[i] + b.row(i / d)[i % d])
         }
-        Op::Concat { a, b } => {
+        Op::Concat(Concat { a, b }) => {
             let (a, b) = (value(a), value(b));
             let (d, mut dims) = (a.cols() + b.cols(), a.dims.clone());
             *dims.last_mut().expect("axes") = d;
             Array::new(&dims, |i| if i % d < a.cols() { a.row(i / d)[i % d] } else { b.row(i / d)[i % d - a.cols()] })
         }
-        Op::Quantize { x, spec } => quantized(value(x).clone(), Some(spec)),
-        Op::VectorQuantize { x, table } => {
+        Op::Quantize(Quantize { x, spec }) => quantized(value(x).clone(), Some(spec)),
+        Op::VectorQuantize(VectorQuantize { x, table }) => {
             let (x, table) = (value(x), tensor(table));
             let nearest: Vec<&[f64]> = (0..x.rows()).map(|row| table.row(nearest_row(x.row(row), table))).collect();
             Array::new(&x.dims, |i| nearest[i / x.cols()][i % x.cols()])
         }
-        Op::Resample { x, how } => resample(value(x), how),
-        Op::Parameter { tensor: t } => tensor(t).clone(),
-        Op::Embedding { index, table } => {
+        Op::Resample(Resample { x, how }) => resample(value(x), how),
+        Op::Parameter(Parameter { tensor: t }) => tensor(t).clone(),
+        Op::Embedding(Embedding { index, table }) => {
             let (index, table) = (value(index), tensor(table));
             let d = table.cols();
             Array::new(&[&index.dims[..], &[d]].concat(), |i| table.row(index.data[i / d] as usize)[i % d])
         }
-        Op::TimestepEmbedding { t, dim, cos_first, shift } => {
+        Op::TimestepEmbedding(TimestepEmbedding { t, dim, cos_first, shift }) => {
             let (t, dim) = (value(t), dim as usize);
             let half = dim / 2;
             let rows = t.dims[0];
@@ -259,7 +262,7 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
                 if (column < half) == cos_first { angle.cos() } else { angle.sin() }
             })
         }
-        Op::PositionEmbedding { x, dim, base, interpolation } => {
+        Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation }) => {
             let (h, w, dim) = (value(x).dims[1], value(x).dims[2], dim as usize);
             let quarter = dim / 4;
             Array::new(&[h, w, dim], |i| {
@@ -270,8 +273,8 @@ fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array
                 if feature / quarter % 2 == 0 { angle.sin() } else { angle.cos() }
             })
         }
-        Op::Patchify { x, patch } => patchify(value(x), patch as usize),
-        Op::Unpatchify { x, patch } => unpatchify(value(x), patch as usize),
+        Op::Patchify(Patchify { x, patch }) => patchify(value(x), patch as usize),
+        Op::Unpatchify(Unpatchify { x, patch }) => unpatchify(value(x), patch as usize),
     }
 }
 
@@ -307,13 +310,13 @@ fn statistics(x: &[f64]) -> (f64, f64) {
 }
 
 /// 3x3 convolution with zero padding, after nearest-neighbour upsampling.
-fn conv3x3(x: &Array, weight: &Array, sampling: Sampling) -> Array {
+fn conv3x3(x: &Array, weight: &Array, sampling: ConvStride) -> Array {
     let [n, h, w, c] = x.dims[..] else { panic!("not an image: {:?}", x.dims) };
     let (upsample, stride, before) = match sampling {
-        Sampling::Same => (1, 1, 1),
-        Sampling::Up => (2, 1, 1),
-        Sampling::Down => (1, 2, 1),
-        Sampling::DownAfter => (1, 2, 0),
+        ConvStride::Same => (1, 1, 1),
+        ConvStride::Up => (2, 1, 1),
+        ConvStride::Down => (1, 2, 1),
+        ConvStride::DownPadEnd => (1, 2, 0),
     };
     let (h, w) = (h * upsample, w * upsample);
     // With a row of zeros after the image and `before` of them ahead of it, as many windows as fit.

@@ -3,7 +3,9 @@
 use super::cases::{dynamic, linear};
 use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, normals};
 use aquatint::program::{
-    Act, Columns, CurveAxis, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange, Sampling, Tensor, Value,
+    Act, Add, Attention, Columns, Conv2d, ConvStride, CurveAxis, Embedding, GroupNorm, LayerNorm, Linear, Modulation,
+    Op, Patchify, PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, TimestepEmbedding,
+    Unpatchify, Value,
 };
 use fastrand::Rng;
 
@@ -29,25 +31,27 @@ pub fn conditioned(mut range: impl FnMut(&mut Build) -> QuantizeRange) -> Build 
     let (rng, d) = (&mut Rng::with_seed(1), CHANNELS);
     let mut b = Build::new(d);
     let b_ = &mut b;
-    let spec = Quantize { range: range(b_), ..dynamic(8, QuantizeGrain::Row) };
+    let spec = QuantizeSpec { range: range(b_), ..dynamic(8, QuantizeGrain::Row) };
     let table = weight(b_, rng, 6, 24);
     let weights =
         [weight(b_, rng, 24, 16), codes(b_, rng, &[3 * d, 24]), codes(b_, rng, &[d, d]), weight(b_, rng, d, 24)];
-    let t = b.op(Op::TimestepEmbedding { t: TIMESTEP, dim: 16, cos_first: true, shift: 0.0 });
-    let x = b.op(Op::Linear { x: t, weight: weights[0], bias: None, act: Act::Silu, gate: None, residual: None });
-    let class = b.op(Op::Embedding { index: LABELS, table });
-    let x = b.op(Op::Add { a: x, b: class });
-    let q = b.op(Op::Quantize { x, spec });
+    let t = b.op(Op::TimestepEmbedding(TimestepEmbedding { t: TIMESTEP, dim: 16, cos_first: true, shift: 0.0 }));
+    let x =
+        b.op(Op::Linear(Linear { x: t, weight: weights[0], bias: None, act: Act::Silu, gate: None, residual: None }));
+    let class = b.op(Op::Embedding(Embedding { index: LABELS, table }));
+    let x = b.op(Op::Add(Add { a: x, b: class }));
+    let q = b.op(Op::Quantize(Quantize { x, spec }));
     let value = b.op(linear(q, weights[1]));
     let rows = b.op(linear(x, weights[3]));
-    let grid = b.op(Op::PositionEmbedding { x: SAMPLE, dim: d as u32, base: 3, interpolation: 1.0 });
-    let x = b.op(Op::Add { a: SAMPLE, b: grid });
+    let grid = b.op(Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: d as u32, base: 3, interpolation: 1.0 }));
+    let x = b.op(Op::Add(Add { a: SAMPLE, b: grid }));
     let modulation = Some(Modulation { value, scale: 0, shift: d as u32 });
-    let x = b.op(Op::LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize: Some(spec) });
+    let x = b.op(Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize: Some(spec) }));
     let gate = Some(Columns { value, offset: 2 * d as u32 });
-    let y = b.op(Op::Linear { x, weight: weights[2], bias: None, act: Act::None, gate, residual: Some(SAMPLE) });
+    let y =
+        b.op(Op::Linear(Linear { x, weight: weights[2], bias: None, act: Act::None, gate, residual: Some(SAMPLE) }));
     // Rows of conditions, repeated over the rows of the sample.
-    b.op(Op::Add { a: y, b: rows });
+    b.op(Op::Add(Add { a: y, b: rows }));
     b
 }
 
@@ -57,14 +61,14 @@ pub fn curve_over_prompt() -> Build {
     let mut b = Build::new(d);
     let (table, w) = (weight(&mut b, rng, 6, 24), codes(&mut b, rng, &[d, 24]));
     let curve = b.f32(&[2, 3], &[0.0, 0.015625, 100.0, 500.0, 0.0625, 128.0]);
-    let class = b.op(Op::Embedding { index: LABELS, table });
+    let class = b.op(Op::Embedding(Embedding { index: LABELS, table }));
     let range = QuantizeRange::Curve(curve, CurveAxis::Timestep);
-    let q = b.op(Op::Quantize { x: class, spec: Quantize { range, ..dynamic(8, QuantizeGrain::Row) } });
+    let q = b.op(Op::Quantize(Quantize { x: class, spec: QuantizeSpec { range, ..dynamic(8, QuantizeGrain::Row) } }));
     let value = b.op(linear(q, w));
     let identity: Vec<f32> = (0..d * d).map(|i| f32::from(u8::from(i % (d + 1) == 0))).collect();
     let identity = b.f32(&[d, d], &identity);
     let gate = Some(Columns { value, offset: 0 });
-    b.op(Op::Linear { x: SAMPLE, weight: identity, bias: None, act: Act::None, gate, residual: None });
+    b.op(Op::Linear(Linear { x: SAMPLE, weight: identity, bias: None, act: Act::None, gate, residual: None }));
     b
 }
 
@@ -74,33 +78,35 @@ pub fn spatial() -> Build {
     let mut b = Build::new(d);
     let ones = b.f32(&[d], &vec![1.0; d]);
     let zeros = b.f32(&[d], &vec![0.0; d]);
-    let norm = |x, act, quantize| Op::GroupNorm {
-        x,
-        weight: ones,
-        bias: zeros,
-        groups: 3,
-        eps: 1e-6,
-        modulation: None,
-        act,
-        quantize,
+    let norm = |x, act, quantize| {
+        Op::GroupNorm(GroupNorm { x, weight: ones, bias: zeros, groups: 3, eps: 1e-6, modulation: None, act, quantize })
     };
-    let conv = |x, weight, sampling, residual| Op::Conv2d { x, weight, bias: None, sampling, shift: None, residual };
+    let conv =
+        |x, weight, sampling, residual| Op::Conv2d(Conv2d { x, weight, bias: None, sampling, shift: None, residual });
     let table = weight(&mut b, rng, 6, 8 * d);
     let floats = weight(&mut b, rng, 4 * d, 4 * d);
     let kernels = [codes(&mut b, rng, &[d, 3, 3, d]), codes(&mut b, rng, &[d, 3, 3, d])];
     let last = codes(&mut b, rng, &[4 * d, 4 * d]);
-    let class = b.op(Op::Embedding { index: LABELS, table });
+    let class = b.op(Op::Embedding(Embedding { index: LABELS, table }));
     let x = b.op(norm(SAMPLE, Act::Silu, Some(dynamic(8, QuantizeGrain::Sample))));
-    let x = b.op(conv(x, kernels[0], Sampling::Same, Some(SAMPLE)));
-    let patches: Value = b.op(Op::Patchify { x, patch: 2 });
+    let x = b.op(conv(x, kernels[0], ConvStride::Same, Some(SAMPLE)));
+    let patches: Value = b.op(Op::Patchify(Patchify { x, patch: 2 }));
     let k = b.op(linear(patches, floats));
-    let x = b.op(Op::Attention { q: patches, k, v: patches, heads: 4, scale: 0.3, attend: Default::default() });
+    let x =
+        b.op(Op::Attention(Attention { q: patches, k, v: patches, heads: 4, scale: 0.3, attend: Default::default() }));
     let modulation = Some(Modulation { value: class, scale: 0, shift: 4 * d as u32 });
     let quantize = Some(dynamic(8, QuantizeGrain::Row));
-    let x = b.op(Op::LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize });
-    let x = b.op(Op::Linear { x, weight: last, bias: None, act: Act::GeluTanh, gate: None, residual: Some(patches) });
-    let x = b.op(Op::Unpatchify { x, patch: 2 });
+    let x = b.op(Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize }));
+    let x = b.op(Op::Linear(Linear {
+        x,
+        weight: last,
+        bias: None,
+        act: Act::GeluTanh,
+        gate: None,
+        residual: Some(patches),
+    }));
+    let x = b.op(Op::Unpatchify(Unpatchify { x, patch: 2 }));
     let x = b.op(norm(x, Act::None, None));
-    b.op(conv(x, kernels[1], Sampling::Up, None));
+    b.op(conv(x, kernels[1], ConvStride::Up, None));
     b
 }

@@ -9,8 +9,9 @@ use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use aquatint::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta, SourceMeta};
 use aquatint::format::{Meta, TensorKind, TensorSpec, Writer};
 use aquatint::program::{
-    Act, Columns, CurveAxis, Dim, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
-    QuantizeRange, Role, Sampling, Tensor, Value,
+    Act, Add, Attention, Columns, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GroupNorm, Input, InputKind,
+    LayerNorm, Linear, Modulation, Node, Op, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain,
+    QuantizeRange, QuantizeSpec, Role, Tensor, TimestepEmbedding, Unpatchify, Value,
 };
 use half::f16;
 use std::collections::BTreeMap;
@@ -51,14 +52,39 @@ impl AsRef<[u8]> for AlignedBytes {
     }
 }
 
+/// How many sections a file has.
+pub const SECTIONS: usize = 7;
+/// Bytes of header and section table.
+pub const HEAD: usize = 64 + 48 * SECTIONS;
+
 /// Offset and size of each section as the section table tells them.
-pub fn sections(file: &[u8]) -> [(u64, u64); 6] {
+pub fn sections(file: &[u8]) -> [(u64, u64); SECTIONS] {
     let number = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().expect("eight bytes"));
     std::array::from_fn(|i| (number(64 + 48 * i + 8), number(64 + 48 * i + 16)))
 }
 
+/// The first word of node `node` of all nodes, in words from the start of ARGS.
+pub fn first_word(file: &[u8], node: usize) -> usize {
+    let sections = split(file);
+    let number = |section: usize, at: usize| {
+        u32::from_le_bytes(sections[section][at..at + 4].try_into().expect("four bytes")) as usize
+    };
+    let (mut at, mut next) = (0, 0);
+    for program in 0..sections[2].len() / 32 {
+        at += number(2, 32 * program + 8);
+        for _ in 0..number(2, 32 * program + 16) {
+            if next == node {
+                return at;
+            }
+            at += number(3, 16 * next + 4);
+            next += 1;
+        }
+    }
+    panic!("{next} nodes")
+}
+
 /// The bytes of each section of a sound file.
-pub fn split(file: &[u8]) -> [Vec<u8>; 6] {
+pub fn split(file: &[u8]) -> [Vec<u8>; SECTIONS] {
     sections(file).map(|(at, len)| file[at as usize..(at + len) as usize].to_vec())
 }
 
@@ -73,24 +99,24 @@ pub fn reseal_section(file: &mut [u8], i: usize) {
 /// Writes the root hash into the header.
 pub fn reseal_root(file: &mut [u8]) {
     file[32..48].fill(0);
-    let hash = xxh3_128(&file[..352]);
+    let hash = xxh3_128(&file[..HEAD]);
     file[32..48].copy_from_slice(&hash.to_le_bytes());
 }
 
 /// Makes all hashes of a damaged file agree with its bytes, so that only the damage itself can be found.
 pub fn reseal(file: &mut [u8]) {
-    for i in 0..6 {
+    for i in 0..SECTIONS {
         reseal_section(file, i);
     }
     reseal_root(file);
 }
 
 /// A file of the given sections, with a header that agrees with them.
-pub fn build(sections: &[Vec<u8>; 6]) -> AlignedBytes {
-    let mut file = vec![0; 352];
+pub fn build(sections: &[Vec<u8>; SECTIONS]) -> AlignedBytes {
+    let mut file = vec![0; HEAD];
     file[..8].copy_from_slice(b"\x89AQT\r\n\x1a\n");
-    file[8..12].copy_from_slice(&1u32.to_le_bytes());
-    file[12..16].copy_from_slice(&6u32.to_le_bytes());
+    file[8..12].copy_from_slice(&2u32.to_le_bytes());
+    file[12..16].copy_from_slice(&(SECTIONS as u32).to_le_bytes());
     for (i, section) in sections.iter().enumerate() {
         file.resize(file.len().next_multiple_of(4096), 0);
         let record = 64 + 48 * i;
@@ -200,7 +226,7 @@ impl Builder<'_> {
     }
 
     fn linear(&mut self, path: &str, x: Value, weight: Tensor) -> Value {
-        self.op(path, Op::Linear { x, weight, bias: None, act: Act::None, gate: None, residual: None })
+        self.op(path, Op::Linear(Linear { x, weight, bias: None, act: Act::None, gate: None, residual: None }))
     }
 }
 
@@ -219,46 +245,48 @@ fn denoiser(writer: &mut Writer) -> Program {
     let mut b = Builder { writer, noise: Noise(1), program, prefix: "transformer" };
     let [sample, t, labels] = [Value(0), Value(1), Value(2)];
 
-    let e = b.op("time", Op::TimestepEmbedding { t, dim: 8, cos_first: true, shift: 1.0 });
+    let e = b.op("time", Op::TimestepEmbedding(TimestepEmbedding { t, dim: 8, cos_first: true, shift: 1.0 }));
     let (weight, bias) = (b.f32("time.weight", &[8, 8]), Some(b.f32("time.bias", &[8])));
-    let e = b.op("time.1", Op::Linear { x: e, weight, bias, act: Act::Silu, gate: None, residual: None });
+    let e = b.op("time.1", Op::Linear(Linear { x: e, weight, bias, act: Act::Silu, gate: None, residual: None }));
     let table = b.f16("classes", &[4, 8]);
-    let c = b.op("classes", Op::Embedding { index: labels, table });
-    let e = b.op("time.2", Op::Add { a: e, b: c });
-    let e = b.op("time.3", Op::Pointwise { x: e, act: Act::Silu, mul: 1.0, add: 0.0 });
+    let c = b.op("classes", Op::Embedding(Embedding { index: labels, table }));
+    let e = b.op("time.2", Op::Add(Add { a: e, b: c }));
+    let e = b.op("time.3", Op::Pointwise(Pointwise { x: e, act: Act::Silu, mul: 1.0, add: 0.0 }));
     let weight = b.codes("adaln.weight", &[24, 8], (width(4), Grain::Row, false));
     let table = b.linear("adaln", e, weight);
 
-    let x = b.op("patches", Op::Patchify { x: sample, patch: 2 });
-    let position = b.op("position", Op::PositionEmbedding { x, dim: 8, base: 2, interpolation: 1.0 });
+    let x = b.op("patches", Op::Patchify(Patchify { x: sample, patch: 2 }));
+    let position =
+        b.op("position", Op::PositionEmbedding(PositionEmbedding { x, dim: 8, base: 2, interpolation: 1.0 }));
     let weight = b.f16("proj.weight", &[8, 16]);
     let residual = Some(position);
-    let x = b.op("proj", Op::Linear { x, weight, bias: None, act: Act::None, gate: None, residual });
+    let x = b.op("proj", Op::Linear(Linear { x, weight, bias: None, act: Act::None, gate: None, residual }));
 
-    let rows = Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
+    let rows = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
     let modulation = Some(Modulation { value: table, scale: 0, shift: 8 });
-    let norm = Op::LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize: Some(rows) };
+    let norm = Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize: Some(rows) });
     let h = b.op("block.norm1", norm);
     let [q, k, v] = [("q", 8), ("k", 6), ("v", 5)].map(|(name, bits)| {
         let weight = b.codes(&format!("block.{name}.weight"), &[8, 8], (width(bits), Grain::Tensor, true));
         b.linear(&format!("block.{name}"), h, weight)
     });
-    let a = b.op("block.attention", Op::Attention { q, k, v, heads: 2, scale: 0.5, attend: Default::default() });
+    let a =
+        b.op("block.attention", Op::Attention(Attention { q, k, v, heads: 2, scale: 0.5, attend: Default::default() }));
     let weight = b.f32("block.out.weight", &[8, 8]);
     let gate = Some(Columns { value: table, offset: 16 });
-    let x = b.op("block.out", Op::Linear { x: a, weight, bias: None, act: Act::None, gate, residual: Some(x) });
+    let x = b.op("block.out", Op::Linear(Linear { x: a, weight, bias: None, act: Act::None, gate, residual: Some(x) }));
     b.program.nodes.last_mut().expect("one was just made").wide = true;
 
     let range = QuantizeRange::Curve(b.curve("block.norm2.curve", [0.0, 500.0]), CurveAxis::Timestep);
     let (weight, bias) = (Some(b.f32("block.norm2.weight", &[8])), Some(b.f32("block.norm2.bias", &[8])));
-    let quantize = Some(Quantize { range, ..rows });
-    let h = b.op("block.norm2", Op::LayerNorm { x, weight, bias, eps: 1e-5, modulation: None, quantize });
+    let quantize = Some(QuantizeSpec { range, ..rows });
+    let h = b.op("block.norm2", Op::LayerNorm(LayerNorm { x, weight, bias, eps: 1e-5, modulation: None, quantize }));
     let weight = b.codes("block.fc1.weight", &[16, 8], (width(4), Grain::Row, true));
     let bias = Some(b.f32("block.fc1.bias", &[16]));
-    let fc1 = Op::Linear { x: h, weight, bias, act: Act::GeluTanh, gate: None, residual: None };
+    let fc1 = Op::Linear(Linear { x: h, weight, bias, act: Act::GeluTanh, gate: None, residual: None });
     let h = b.op("block.fc1", fc1);
     let range = QuantizeRange::Curve(b.curve("block.fc2.curve", [0.0, 0.5]), CurveAxis::StepFraction);
-    let h = b.op("block.fc2.in", Op::Quantize { x: h, spec: Quantize { bits: 6, range, ..rows } });
+    let h = b.op("block.fc2.in", Op::Quantize(Quantize { x: h, spec: QuantizeSpec { bits: 6, range, ..rows } }));
     let weight = b.codes("block.fc2.weight", &[8, 16], (width(3), Grain::Row, true));
     let mut x = b.linear("block.fc2", h, weight);
 
@@ -269,7 +297,7 @@ fn denoiser(writer: &mut Writer) -> Program {
     }
     let weight = b.f16("out.weight", &[16, 8]);
     let x = b.linear("out", x, weight);
-    b.op("pixels", Op::Unpatchify { x, patch: 2 });
+    b.op("pixels", Op::Unpatchify(Unpatchify { x, patch: 2 }));
     b.program
 }
 
@@ -278,33 +306,56 @@ fn decoder(writer: &mut Writer) -> Program {
     let inputs = vec![Input { kind: InputKind::Sample, dims }];
     let program = Program { role: Role::VaeDecoder, inputs, nodes: Vec::new(), output: Value(0) };
     let mut b = Builder { writer, noise: Noise(2), program, prefix: "vae" };
-    let x = b.op("scale", Op::Pointwise { x: Value(0), act: Act::None, mul: 5.5, add: 0.0 });
+    let x = b.op("scale", Op::Pointwise(Pointwise { x: Value(0), act: Act::None, mul: 5.5, add: 0.0 }));
 
     let (weight, bias) = (b.f16("in.weight", &[8, 3, 3, 4]), Some(b.f32("in.bias", &[8])));
-    let x = b.op("in", Op::Conv2d { x, weight, bias, sampling: Sampling::Same, shift: None, residual: None });
-    let samples = Quantize { bits: 8, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
+    let x = b.op("in", Op::Conv2d(Conv2d { x, weight, bias, sampling: ConvStride::Same, shift: None, residual: None }));
+    let samples = QuantizeSpec { bits: 8, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
     let (weight, bias) = (b.f32("norm1.weight", &[8]), b.f32("norm1.bias", &[8]));
     let quantize = Some(samples);
-    let norm = Op::GroupNorm { x, weight, bias, groups: 4, eps: 1e-6, modulation: None, act: Act::Silu, quantize };
+    let norm =
+        Op::GroupNorm(GroupNorm { x, weight, bias, groups: 4, eps: 1e-6, modulation: None, act: Act::Silu, quantize });
     let h = b.op("norm1", norm);
     let weight = b.codes("conv1.weight", &[8, 3, 3, 8], (width(4), Grain::Row, true));
-    let h = b
-        .op("conv1", Op::Conv2d { x: h, weight, bias: None, sampling: Sampling::Same, shift: None, residual: Some(x) });
+    let h = b.op(
+        "conv1",
+        Op::Conv2d(Conv2d { x: h, weight, bias: None, sampling: ConvStride::Same, shift: None, residual: Some(x) }),
+    );
     let (weight, bias) = (b.f32("norm2.weight", &[8]), b.f32("norm2.bias", &[8]));
     let range = QuantizeRange::Curve(b.curve("norm2.curve", [0.0, 1.0]), CurveAxis::StepFraction);
-    let quantize = Some(Quantize { range, ..samples });
+    let quantize = Some(QuantizeSpec { range, ..samples });
     let h = b.op(
         "norm2",
-        Op::GroupNorm { x: h, weight, bias, groups: 2, eps: 1e-6, modulation: None, act: Act::None, quantize },
+        Op::GroupNorm(GroupNorm {
+            x: h,
+            weight,
+            bias,
+            groups: 2,
+            eps: 1e-6,
+            modulation: None,
+            act: Act::None,
+            quantize,
+        }),
     );
     let weight = b.codes("up.weight", &[5, 3, 3, 8], (width(5), Grain::Tensor, true));
-    let x = b.op("up", Op::Conv2d { x: h, weight, bias: None, sampling: Sampling::Up, shift: None, residual: None });
+    let x = b.op(
+        "up",
+        Op::Conv2d(Conv2d { x: h, weight, bias: None, sampling: ConvStride::Up, shift: None, residual: None }),
+    );
     let (weight, bias) = (b.f32("norm3.weight", &[5]), b.f32("norm3.bias", &[5]));
-    let norm =
-        Op::GroupNorm { x, weight, bias, groups: 1, eps: 1e-6, modulation: None, act: Act::Silu, quantize: None };
+    let norm = Op::GroupNorm(GroupNorm {
+        x,
+        weight,
+        bias,
+        groups: 1,
+        eps: 1e-6,
+        modulation: None,
+        act: Act::Silu,
+        quantize: None,
+    });
     let x = b.op("norm3", norm);
     let (weight, bias) = (b.f32("out.weight", &[3, 3, 3, 5]), Some(b.f32("out.bias", &[3])));
-    b.op("out", Op::Conv2d { x, weight, bias, sampling: Sampling::Same, shift: None, residual: None });
+    b.op("out", Op::Conv2d(Conv2d { x, weight, bias, sampling: ConvStride::Same, shift: None, residual: None }));
     b.program
 }
 

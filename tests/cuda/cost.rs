@@ -4,7 +4,7 @@
 use aquatint::backend::args::Element;
 use aquatint::backend::cuda::Cuda;
 use aquatint::codec::{Bits, Grain};
-use aquatint::program::{Op, QuantizeGrain};
+use aquatint::program::{Op, Quantize, QuantizeGrain};
 use common::cases::{dynamic, linear, rng_of};
 use common::emulated::Emulated;
 use common::{Build, Codec, SAMPLE, inputs, normal, normals, run_on};
@@ -81,7 +81,7 @@ fn integer_products() {
             let mut b = Build::new(k);
             let codec = Codec { bits: Bits::new(bits).unwrap(), grain, int8: true, identity };
             let weight = b.codes(&[o, k], &codec.random(rng, o, k, false));
-            let q = b.op(Op::Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) });
+            let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) }));
             b.op(linear(q, weight));
             stats(b, k, Element::F16, kernel)
         };

@@ -5,7 +5,7 @@ use aquatint::backend::args::*;
 use aquatint::backend::cuda::{Arena, Cuda, DeviceTensor};
 use aquatint::backend::{Backend, Call};
 use aquatint::format::TensorView;
-use aquatint::program::{Act, QuantizeGrain, Sampling};
+use aquatint::program::{Act, ConvStride, QuantizeGrain};
 use common::emulated::Emulated;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -213,7 +213,7 @@ fn weights_are_as_large_as_their_ops() {
             samples: 1,
             height: 4,
             width: 4,
-            sampling: Sampling::Same,
+            sampling: ConvStride::Same,
             shift: None,
             residual: None,
         };

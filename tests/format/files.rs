@@ -4,7 +4,7 @@ use aquatint::Error;
 use aquatint::format::meta::{Conditioning, TextEncoderMeta, TextMeta};
 use aquatint::format::{Meta, Packed, TensorKind, Writer};
 use aquatint::model::Model;
-use aquatint::program::{Dim, Input, InputKind, Node, Op, Program, Role, Tensor, Value};
+use aquatint::program::{Dim, Input, InputKind, Node, Op, Parameter, Program, Role, Tensor, Value};
 use common::tiny::{self, AlignedBytes, reseal, sections};
 use std::path::PathBuf;
 
@@ -129,7 +129,7 @@ fn programs_cannot_use_them() {
     let tensor = Tensor(writer.bytes("file", &[0; 32]).expect("the temporary directory takes files"));
     let inputs =
         vec![Input { kind: InputKind::Sample, dims: vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(4)] }];
-    let nodes = vec![Node { op: Op::Parameter { tensor }, path: "p".into(), wide: false }];
+    let nodes = vec![Node { op: Op::Parameter(Parameter { tensor }), path: "p".into(), wide: false }];
     let program = Program { role: Role::Denoiser, inputs, nodes, output: Value(1) };
     let error = writer.finish(&[program], &tiny::meta()).expect_err("refused");
     assert!(matches!(error, Error::Shape { .. }), "{error}");

@@ -4,12 +4,19 @@
 use aquatint::Error;
 use aquatint::format::{Packed, TensorKind, TensorSpec, Writer};
 use aquatint::program::{
-    Act, Attend, Columns, CurveAxis, Dim, Input, InputKind, Modulation, Node, Op, Program, Quantize, QuantizeGrain,
-    QuantizeRange, Resampling, Role, Sampling, Tensor, Value,
+    Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
+    GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Node, Op, Parameter, Patchify, Pointwise,
+    PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, Role,
+    Tensor, TimestepEmbedding, Unpatchify, Value, VectorQuantize,
 };
-use common::tiny::{self, AlignedBytes, reseal, sections};
+use common::tiny::{self, AlignedBytes, build, first_word, split};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use zerocopy::IntoBytes;
+
+// Sections.
+const PROGRAMS: usize = 2;
+const NODES: usize = 3;
+const ARGS: usize = 4;
 
 /// Axes of the tensors, all f32.
 const TENSORS: [&[usize]; 6] = [&[8], &[2, 3], &[16, 8], &[8, 3, 3, 8], &[8, 8], &[16]];
@@ -59,62 +66,67 @@ const FIRST: Value = Value(5);
 
 fn group_norm(modulation: Option<Modulation>) -> Op {
     let range = QuantizeRange::Curve(CURVE, CurveAxis::StepFraction);
-    let quantize = Some(Quantize { bits: 6, grain: QuantizeGrain::Sample, range });
-    Op::GroupNorm { x: X, weight: V8, bias: V8, groups: 4, eps: 0.25, modulation, act: Act::Silu, quantize }
+    let quantize = Some(QuantizeSpec { bits: 6, grain: QuantizeGrain::Sample, range });
+    Op::GroupNorm(GroupNorm { x: X, weight: V8, bias: V8, groups: 4, eps: 0.25, modulation, act: Act::Silu, quantize })
 }
 
 fn attention(attend: Attend) -> Op {
-    Op::Attention { q: CONTEXT, k: CONTEXT, v: CONTEXT, heads: 2, scale: 0.5, attend }
+    Op::Attention(Attention { q: CONTEXT, k: CONTEXT, v: CONTEXT, heads: 2, scale: 0.5, attend })
 }
 
 /// Every op, each attribute with a value of its own.
 fn ops() -> Vec<Op> {
     let mut ops = vec![
-        Op::VectorQuantize { x: X, table: ROWS },
-        Op::Concat { a: FIRST, b: X },
+        Op::VectorQuantize(VectorQuantize { x: X, table: ROWS }),
+        Op::Concat(Concat { a: FIRST, b: X }),
         group_norm(None),
         group_norm(Some(Modulation { value: POOLED, scale: 11, shift: 1_000_000 })),
-        Op::Parameter { tensor: KERNEL },
-        Op::Embedding { index: TOKENS, table: ROWS },
-        Op::TimestepEmbedding { t: SIZES, dim: 8, cos_first: true, shift: 1.0 },
-        Op::PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 },
-        Op::Add { a: X, b: CONTEXT },
-        Op::Patchify { x: X, patch: 2 },
-        Op::Unpatchify { x: X, patch: 2 },
-        Op::Quantize { x: X, spec: Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic } },
-        Op::LayerNorm {
+        Op::Parameter(Parameter { tensor: KERNEL }),
+        Op::Embedding(Embedding { index: TOKENS, table: ROWS }),
+        Op::TimestepEmbedding(TimestepEmbedding { t: SIZES, dim: 8, cos_first: true, shift: 1.0 }),
+        Op::PositionEmbedding(PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }),
+        Op::Add(Add { a: X, b: CONTEXT }),
+        Op::Patchify(Patchify { x: X, patch: 2 }),
+        Op::Unpatchify(Unpatchify { x: X, patch: 2 }),
+        Op::Quantize(Quantize {
+            x: X,
+            spec: QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic },
+        }),
+        Op::LayerNorm(LayerNorm {
             x: X,
             weight: None,
             bias: Some(V8),
             eps: 0.5,
             modulation: Some(Modulation { value: POOLED, scale: 1, shift: 2 }),
             quantize: None,
-        },
-        Op::Linear {
+        }),
+        Op::Linear(Linear {
             x: X,
             weight: SQUARE,
             bias: None,
             act: Act::None,
             gate: Some(Columns { value: POOLED, offset: 4 }),
             residual: Some(CONTEXT),
-        },
-        Op::GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf },
-        Op::GatedLinear { x: CONTEXT, weight: ROWS, bias: Some(V16), act: Act::Silu },
+        }),
+        Op::GatedLinear(GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf }),
+        Op::GatedLinear(GatedLinear { x: CONTEXT, weight: ROWS, bias: Some(V16), act: Act::Silu }),
     ];
-    ops.extend([Resampling::Nearest, Resampling::Mean].map(|how| Op::Resample { x: X, how }));
+    ops.extend([Resampling::Nearest, Resampling::Mean].map(|how| Op::Resample(Resample { x: X, how })));
     let acts = [Act::None, Act::Silu, Act::GeluTanh, Act::GeluErf, Act::QuickGelu];
-    ops.extend(acts.map(|act| Op::Pointwise { x: X, act, mul: 2.0, add: -1.0 }));
+    ops.extend(acts.map(|act| Op::Pointwise(Pointwise { x: X, act, mul: 2.0, add: -1.0 })));
     ops.extend(
         (0..8)
             .map(|bits| attention(Attend { causal: bits & 1 != 0, per_condition: bits & 2 != 0, int8: bits & 4 != 0 })),
     );
-    ops.extend(Sampling::ALL.map(|sampling| Op::Conv2d {
-        x: X,
-        weight: KERNEL,
-        bias: Some(V8),
-        sampling,
-        shift: Some(Columns { value: POOLED, offset: 5 }),
-        residual: (sampling == Sampling::Same).then_some(FIRST),
+    ops.extend(ConvStride::ALL.map(|sampling| {
+        Op::Conv2d(Conv2d {
+            x: X,
+            weight: KERNEL,
+            bias: Some(V8),
+            sampling,
+            shift: Some(Columns { value: POOLED, offset: 5 }),
+            residual: (sampling == ConvStride::Same).then_some(FIRST),
+        })
     }));
     ops
 }
@@ -134,65 +146,107 @@ fn programs_are_read_as_they_were_written() {
     assert_eq!(packed.programs(), programs);
 }
 
-/// The message that a file of one node gives when `bytes` stand at `at` of its record.
-fn refused(op: Op, at: usize, bytes: &[u8]) -> String {
-    let mut file = file(&[program(Role::Denoiser, vec![op])]);
-    let nodes = sections(file.as_ref())[3].0 as usize;
-    file.as_mut()[nodes + at..][..bytes.len()].copy_from_slice(bytes);
-    reseal(file.as_mut());
-    match Packed::new(file) {
-        Err(e @ Error::Format { .. }) => e.to_string(),
+/// The message that a file of one node gives when its words are these.
+fn refused(op: Op, words: &[u32]) -> String {
+    let mut sections = split(file(&[program(Role::Denoiser, vec![op])]).as_ref());
+    let first = 4 * first_word(build(&sections).as_ref(), 0);
+    sections[ARGS].truncate(first);
+    sections[ARGS].extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    sections[NODES][4..8].copy_from_slice(&(words.len() as u32).to_le_bytes());
+    match Packed::new(build(&sections)) {
+        Err(e @ Error::Format { section: "ARGS", .. }) => e.to_string(),
         Err(other) => panic!("{other}"),
         Ok(packed) => panic!("read as {:?}", packed.programs()[0].nodes),
     }
 }
 
+/// The words of the only node of a program.
+fn words(op: Op) -> Vec<u32> {
+    let file = file(&[program(Role::Denoiser, vec![op])]);
+    let args = split(file.as_ref())[ARGS].split_off(4 * first_word(file.as_ref(), 0));
+    args.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))).collect()
+}
+
+#[test]
+fn words_are_those_of_the_specification() {
+    let real = f32::to_bits;
+    let gate = Some(Columns { value: POOLED, offset: 4 });
+    let linear = Linear { x: X, weight: SQUARE, bias: None, act: Act::None, gate, residual: None };
+    let per_condition = Attend { per_condition: true, ..Attend::default() };
+    let spec =
+        QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Curve(CURVE, CurveAxis::Timestep) };
+    let modulation = Some(Modulation { value: POOLED, scale: 0, shift: 0 });
+    let norm = LayerNorm { x: X, weight: None, bias: None, eps: 0.0, modulation: None, quantize: None };
+    let cases: &[(Op, &[u32])] = &[
+        (linear.into(), &[1, 5, 0, 0, 4, 4]),
+        (Linear { gate: None, residual: Some(X), ..linear }.into(), &[1, 5, 0, 0, 0, 0, 1]),
+        (Linear { gate: None, ..linear }.into(), &[1, 5]),
+        (attention(Attend::default()), &[3, 3, 3, 2, real(0.5)]),
+        (attention(per_condition), &[3, 3, 3, 2, real(0.5), 0, 1]),
+        (norm.into(), &[1]),
+        (LayerNorm { modulation, ..norm }.into(), &[1, 0, 0, 0, 4]),
+        (LayerNorm { quantize: Some(spec), ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 8, 0, 1, 2]),
+        (Quantize { x: X, spec }.into(), &[1, 8, 0, 1, 2]),
+        (Parameter { tensor: V8 }.into(), &[1]),
+        (PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }.into(), &[1, 8, 3, real(2.0)]),
+    ];
+    for &(op, wanted) in cases {
+        assert_eq!(words(op), wanted, "{op:?}");
+    }
+    let file = file(&[program(Role::VaeEncoder, Vec::new())]);
+    let sections = split(file.as_ref());
+    let symbol = |n: u32| 1 << 31 | n;
+    let sample = [0, 0, 4, symbol(0), symbol(2), symbol(3), 8];
+    let args: Vec<u8> = sample.into_iter().chain([3, 0, 2, symbol(0), 77]).flat_map(u32::to_le_bytes).collect();
+    assert!(sections[ARGS].starts_with(&args), "{:?}", sections[ARGS]);
+    let record: Vec<u8> = [2u32, 5, 28, 0, 0, 0, 0, 0].into_iter().flat_map(u32::to_le_bytes).collect();
+    assert_eq!(sections[PROGRAMS], record);
+}
+
 #[test]
 fn faults_of_the_newer_ops_are_named() {
-    // Places in a node's record.
-    let (act, quantize, operands, tensors, ints, floats, int2) = (2, 3, 16, 28, 36, 44, 56);
-    let le = |n: u32| n.to_le_bytes();
-    let none = le(u32::MAX);
-    let nearest = Op::VectorQuantize { x: X, table: ROWS };
-    let resample = Op::Resample { x: X, how: Resampling::Mean };
-    let parameter = Op::Parameter { tensor: ROWS };
-    let gated = Op::GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf };
+    let nearest = Op::VectorQuantize(VectorQuantize { x: X, table: ROWS });
+    let resample = Op::Resample(Resample { x: X, how: Resampling::Mean });
+    let parameter = Op::Parameter(Parameter { tensor: ROWS });
+    let gated = Op::GatedLinear(GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf });
+    let conv = ops().into_iter().find(|op| op.name() == "conv2d").expect("it is one of them");
     let modulated = group_norm(Some(Modulation { value: POOLED, scale: 1, shift: 2 }));
-    let cases: &[(&Op, usize, &[u8], &str)] = &[
-        (&nearest, 0, &[19], "op: expected 1 to 18, got 19; use a newer aquatint"),
-        (&nearest, operands, &le(5), "operand: expected a value below 5, got 5"),
-        (&nearest, operands, &none, "operand: expected a value below 5, got 4294967295"),
-        (&nearest, operands + 4, &le(0), "unused fields"),
-        (&nearest, tensors, &le(6), "tensor: expected below 6, got 6"),
-        (&nearest, tensors, &none, "tensor: expected below 6, got 4294967295"),
-        (&nearest, tensors + 4, &le(0), "unused fields"),
-        (&nearest, ints, &le(1), "unused fields"),
-        (&nearest, act, &[1], "unused fields"),
-        (&nearest, quantize, &[8], "unused fields"),
-        (&resample, ints, &le(2), "resampling: expected 0 or 1, got 2"),
-        (&resample, ints, &none, "resampling: expected 0 or 1, got 4294967295"),
-        (&resample, ints + 4, &le(1), "unused fields"),
-        (&resample, operands, &le(5), "operand: expected a value below 5, got 5"),
-        (&resample, tensors, &le(0), "unused fields"),
-        (&resample, floats, &le(1), "unused fields"),
-        (&resample, int2, &le(1), "unused fields"),
-        (&parameter, tensors, &le(6), "tensor: expected below 6, got 6"),
-        (&parameter, tensors, &none, "tensor: expected below 6, got 4294967295"),
-        (&parameter, operands, &le(0), "unused fields"),
-        (&gated, act, &[5], "activation: expected a known activation, got 5"),
-        (&gated, operands + 4, &le(0), "unused fields"),
-        (&gated, tensors + 4, &le(6), "tensor: expected below 6, got 6"),
-        (&gated, ints, &le(1), "unused fields"),
-        (&modulated, operands + 4, &le(5), "operand: expected a value below 5, got 5"),
-        // Without a modulation its columns mean nothing.
-        (&modulated, operands + 4, &none, "unused fields"),
-        (&modulated, operands + 8, &le(0), "unused fields"),
-        (&attention(Attend::default()), ints + 4, &le(8), "unused fields"),
-        (&attention(Attend::default()), ints + 4, &none, "unused fields"),
-        (&attention(Attend::default()), int2, &le(1), "unused fields"),
+    let attention = attention(Attend::default());
+    let eps = 0.25f32.to_bits();
+    let cases: &[(Op, &[u32], &str)] = &[
+        (nearest, &[6, 3], "x: expected a value below 5, got 5"),
+        (nearest, &[0, 3], "x: expected a value below 5, got none"),
+        (nearest, &[1, 7], "table: expected a tensor below 6, got 6"),
+        (nearest, &[1], "table: expected a tensor below 6, got none"),
+        (nearest, &[1, 3, 1], "words: expected at most 2, got 3; use a newer aquatint"),
+        (nearest, &[1, 3, 0], "words: expected at most 2, got 3"),
+        (nearest, &[], "x: expected a value below 5, got none"),
+        (resample, &[1, 2], "how: expected 0 to 1, got 2; use a newer aquatint"),
+        (resample, &[1, u32::MAX], "how: expected 0 to 1, got 4294967295"),
+        (resample, &[6, 1], "x: expected a value below 5, got 5"),
+        (resample, &[1, 0], "last word: expected no zero, got 0"),
+        (resample, &[1, 1, 1], "words: expected at most 2"),
+        (parameter, &[7], "tensor: expected a tensor below 6, got 6"),
+        (parameter, &[], "tensor: expected a tensor below 6, got none"),
+        (parameter, &[1, 1], "words: expected at most 1"),
+        (gated, &[1, 3, 0, 5], "act: expected 0 to 4, got 5; use a newer aquatint"),
+        (gated, &[1, 3, 7], "bias: expected a tensor below 6, got 6"),
+        (gated, &[1, 3, 0, 3, 1], "words: expected at most 4"),
+        (conv, &[1, 4, 0, 4], "sampling: expected 0 to 3, got 4; use a newer aquatint"),
+        (modulated, &[1, 1, 1, 4, eps, 6, 1, 2], "modulation: expected a value below 5, got 5"),
+        // Without a modulation its columns mean nothing, and without bits a quantization.
+        (modulated, &[1, 1, 1, 4, eps, 0, 1, 2], "first column of scale: expected 0, got 1"),
+        (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 0, 1], "quantize grain: expected 0, got 1"),
+        (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 2], "quantize range: expected 0, got 2"),
+        (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 0, 2], "quantize curve: expected 0, got 2"),
+        (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 2, 7], "quantize curve: expected a tensor below 6, got 6"),
+        (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 2, 2, 1], "words: expected at most 13, got 14"),
+        (attention, &[3, 3, 3, 2, 0, 2], "causal: expected 0 or 1, got 2"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, u32::MAX], "int8: expected 0 or 1, got 4294967295"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 1, 1], "words: expected at most 8, got 9"),
     ];
-    for &(op, at, bytes, text) in cases {
-        let message = refused(op.clone(), at, bytes);
-        assert!(message.contains(text), "{} {at} {bytes:?}: {message}", op.name());
+    for &(op, words, text) in cases {
+        let message = refused(op, words);
+        assert!(message.contains(&format!("node 0 {} {text}", op.name())), "{words:?}: {message}");
     }
 }

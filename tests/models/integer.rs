@@ -16,7 +16,9 @@
 use aquatint::backend::args::*;
 use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::codec::layout::Tables;
-use aquatint::program::{Act, Dim, Input as Declared, InputKind, Node, Op, Program, Role, Tensor, Value};
+use aquatint::program::{
+    Act, Add, Dim, Embedding, Input as Declared, InputKind, Node, Op, Pointwise, Program, Role, Tensor, Value,
+};
 use aquatint::{exec::Executor, format::TensorView, plan::Binding};
 use common::Model;
 use common::naive::{self, Array, Inputs};
@@ -131,17 +133,17 @@ fn guided(program: &Program, tensors: &mut Vec<Array>, codes: &[Quantized]) -> (
             out.nodes.push(Node { op, ..node.clone() });
             out.value_of(out.nodes.len() - 1)
         };
-        let mut op = node.op.clone();
-        op.operands_mut().for_each(|v| *v = numbers[v.0 as usize]);
+        let mut op = node.op;
+        op.renumber(|v| numbers[v.0 as usize]);
         let mut value = push(op);
         if node.op.quantizes().is_some() {
             let index = Value((program.inputs.len() + own.len()) as u32);
             let table = Tensor(tensors.len() as u32);
             tensors.push(codes[own.len()].values.clone());
             own.push(value);
-            let a = push(Op::Pointwise { x: value, act: Act::None, mul: 0.0, add: 0.0 });
-            let b = push(Op::Embedding { index, table });
-            value = push(Op::Add { a, b });
+            let a = push(Op::Pointwise(Pointwise { x: value, act: Act::None, mul: 0.0, add: 0.0 }));
+            let b = push(Op::Embedding(Embedding { index, table }));
+            value = push(Op::Add(Add { a, b }));
         }
         numbers.push(value);
     }

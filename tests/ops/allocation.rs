@@ -6,7 +6,7 @@ use aquatint::backend::cpu::Cpu;
 use aquatint::backend::cpu::simd::scalar::Scalar;
 use aquatint::exec::Executor;
 use aquatint::plan::Binding;
-use aquatint::program::{Op, QuantizeRange, Role};
+use aquatint::program::{Attention, Op, QuantizeRange, Role};
 use common::networks::{CHANNELS, conditioned, spatial};
 use common::{inputs, normal};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -49,7 +49,7 @@ fn calls_allocate_nothing() {
     let large = inputs([1, 18, 22, CHANNELS], || normal(&mut rng));
     let mut int8 = spatial();
     for node in &mut int8.program.nodes {
-        if let Op::Attention { attend, .. } = &mut node.op {
+        if let Op::Attention(Attention { attend, .. }) = &mut node.op {
             attend.int8 = true;
         }
     }

@@ -5,7 +5,10 @@ use aquatint::backend::cpu::simd::Isa;
 use aquatint::backend::cpu::simd::scalar::Scalar;
 use aquatint::exec::{Executor, PromptInputs};
 use aquatint::plan::{Binding, Plan};
-use aquatint::program::{Act, Dim, Dims, InputKind, Modulation, Op, QuantizeRange, Rate, Role};
+use aquatint::program::{
+    Act, Add, Dim, Dims, Embedding, GroupNorm, InputKind, Modulation, Op, Parameter, QuantizeRange, Rate, Role,
+    TimestepEmbedding,
+};
 use common::cases::linear;
 use common::naive::{self, Inputs};
 use common::networks::{CHANNELS, conditioned, spatial};
@@ -194,19 +197,33 @@ fn guided() -> Build {
     let mut b = Build::with(c, &more);
     let dim = c as u32 * 2;
     let table = b.f32(&[5, 2 * c], &normals(rng, 10 * c));
-    let class = b.op(Op::Embedding { index: LABELS, table });
+    let class = b.op(Op::Embedding(Embedding { index: LABELS, table }));
     let weight = b.f32(&[2 * c, 3], &normals(rng, 6 * c));
     let pooled = b.op(linear(b.input(InputKind::Pooled), weight));
-    let sizes = b.op(Op::TimestepEmbedding { t: b.input(InputKind::Sizes), dim, cos_first: true, shift: 0.0 });
+    let sizes = b.op(Op::TimestepEmbedding(TimestepEmbedding {
+        t: b.input(InputKind::Sizes),
+        dim,
+        cos_first: true,
+        shift: 0.0,
+    }));
     let weight = b.f32(&[2 * c, 4 * c], &normals(rng, 8 * c * c));
     let sizes = b.op(linear(sizes, weight));
-    let given = b.op(Op::Add { a: class, b: pooled });
-    let given = b.op(Op::Add { a: given, b: sizes });
-    let time = b.op(Op::TimestepEmbedding { t: TIMESTEP, dim, cos_first: true, shift: 0.0 });
-    let value = b.op(Op::Add { a: time, b: given });
+    let given = b.op(Op::Add(Add { a: class, b: pooled }));
+    let given = b.op(Op::Add(Add { a: given, b: sizes }));
+    let time = b.op(Op::TimestepEmbedding(TimestepEmbedding { t: TIMESTEP, dim, cos_first: true, shift: 0.0 }));
+    let value = b.op(Op::Add(Add { a: time, b: given }));
     let (weight, bias) = (b.f32(&[c], &normals(rng, c)), b.f32(&[c], &normals(rng, c)));
     let modulation = Some(Modulation { value, scale: 0, shift: c as u32 });
-    b.op(Op::GroupNorm { x: SAMPLE, weight, bias, groups: 1, eps: 1e-6, modulation, act: Act::Silu, quantize: None });
+    b.op(Op::GroupNorm(GroupNorm {
+        x: SAMPLE,
+        weight,
+        bias,
+        groups: 1,
+        eps: 1e-6,
+        modulation,
+        act: Act::Silu,
+        quantize: None,
+    }));
     b
 }
 
@@ -283,14 +300,14 @@ fn a_text_encoder_needs_tokens_alone() {
     b.program.role = Role::TextEncoder;
     let index = b.input(InputKind::Tokens);
     let table = b.f32(&[9, 8], &normals(rng, 72));
-    let x = b.op(Op::Embedding { index, table });
+    let x = b.op(Op::Embedding(Embedding { index, table }));
     let tensor = b.f16(&[5, 8], &normals(rng, 40));
-    let positions = b.op(Op::Parameter { tensor });
-    let x = b.op(Op::Add { a: x, b: positions });
+    let positions = b.op(Op::Parameter(Parameter { tensor }));
+    let x = b.op(Op::Add(Add { a: x, b: positions }));
     // A second, smaller table: tokens must have a row in both.
     let table = b.f16(&[7, 8], &normals(rng, 56));
-    let y = b.op(Op::Embedding { index, table });
-    b.op(Op::Add { a: x, b: y });
+    let y = b.op(Op::Embedding(Embedding { index, table }));
+    b.op(Op::Add(Add { a: x, b: y }));
     let model = b.open([1, 1]);
     let cpu = Cpu::new(Scalar);
     let dims = Dims { batch: 2, conditions: 2, height: 1, width: 1, tokens: 1 };

@@ -2,7 +2,9 @@
 
 use aquatint::backend::cpu::simd::scalar::Scalar;
 use aquatint::program::{
-    Act, Attend, Columns, Dim, Dims, InputKind, Modulation, Op, QuantizeGrain, Resampling, Sampling, Value,
+    Act, Add, Attend, Attention, Columns, Conv2d, ConvStride, Dim, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
+    LayerNorm, Linear, Modulation, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Quantize, QuantizeGrain,
+    Resample, Resampling, TimestepEmbedding, Unpatchify, Value, VectorQuantize,
 };
 use common::cases::{dynamic, linear};
 use common::naive::{self, Array, Inputs};
@@ -22,11 +24,11 @@ fn linear_by_hand() {
     let weight = b.f32(&[3, 2], &[1.0, 0.0, 0.0, 1.0, 2.0, -1.0]);
     let bias = Some(b.f32(&[3], &[0.0, 10.0, 0.0]));
     let table = b.f32(&[2, 4], &[9.0, 1.0, 2.0, 3.0, 9.0, 0.0, 0.5, -1.0]);
-    let value = b.op(Op::Embedding { index: LABELS, table });
+    let value = b.op(Op::Embedding(Embedding { index: LABELS, table }));
     let gate = Some(Columns { value, offset: 1 });
     let row = b.f32(&[3, 2], &[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
     let residual = Some(b.op(linear(SAMPLE, row)));
-    b.op(Op::Linear { x: SAMPLE, weight, bias, act: Act::None, gate, residual });
+    b.op(Op::Linear(Linear { x: SAMPLE, weight, bias, act: Act::None, gate, residual }));
     // Sample 0: (3, 4) -> (3, 14, 2) * (1, 2, 3) + (0, 0, 4); sample 1: (1, 2) -> (1, 12, 0) * (0, 0.5, -1) + (0, 0, 2).
     assert_eq!(oracle(&b, [2, 1, 1, 2], &[3.0, 4.0, 1.0, 2.0]), [3.0, 28.0, 10.0, 0.0, 6.0, 2.0]);
 }
@@ -37,10 +39,10 @@ fn gated_linear_by_hand() {
     // Value, gate, value, gate.
     let weight = b.f32(&[4, 2], &[1.0, 0.0, 0.0, 1.0, 2.0, -1.0, 1.0, 1.0]);
     let bias = Some(b.f32(&[4], &[0.0, 10.0, 0.0, -7.0]));
-    b.op(Op::GatedLinear { x: SAMPLE, weight, bias, act: Act::None });
+    b.op(Op::GatedLinear(GatedLinear { x: SAMPLE, weight, bias, act: Act::None }));
     // (3, 4) -> 3 * 14, 2 * 0; (1, 2) -> 1 * 12, 0 * -4.
     assert_eq!(oracle(&b, [1, 1, 2, 2], &[3.0, 4.0, 1.0, 2.0]), [42.0, 0.0, 12.0, 0.0]);
-    b.op(Op::GatedLinear { x: SAMPLE, weight, bias: None, act: Act::Silu });
+    b.op(Op::GatedLinear(GatedLinear { x: SAMPLE, weight, bias: None, act: Act::Silu }));
     // The gate alone goes through the activation: 2 ln 3 * silu(ln 3), silu(ln 3) = 3 ln 3 / 4; then silu(0).
     let got = oracle(&b, [1, 1, 1, 2], &[-3f32.ln(), 3f32.ln()]);
     let ln = f64::from(3f32.ln());
@@ -51,13 +53,20 @@ fn gated_linear_by_hand() {
 fn conv_by_hand() {
     let mut b = Build::new(1);
     let weight = b.f32(&[1, 3, 3, 1], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
-    b.op(Op::Conv2d { x: SAMPLE, weight, bias: None, sampling: Sampling::Same, shift: None, residual: Some(SAMPLE) });
+    b.op(Op::Conv2d(Conv2d {
+        x: SAMPLE,
+        weight,
+        bias: None,
+        sampling: ConvStride::Same,
+        shift: None,
+        residual: Some(SAMPLE),
+    }));
     // A single 1 at the left of a row of two: the centre weight there, the left weight beside it.
     assert_eq!(oracle(&b, [1, 1, 2, 1], &[1.0, 0.0]), [6.0, 4.0]);
     assert_eq!(oracle(&b, [1, 2, 1, 1], &[1.0, 0.0]), [6.0, 2.0]);
     let mut b = Build::new(1);
     let weight = b.f32(&[1, 3, 3, 1], &[0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
-    b.op(Op::Conv2d { x: SAMPLE, weight, bias: None, sampling: Sampling::Up, shift: None, residual: None });
+    b.op(Op::Conv2d(Conv2d { x: SAMPLE, weight, bias: None, sampling: ConvStride::Up, shift: None, residual: None }));
     // Each pixel becomes four; then everything moves right by one.
     assert_eq!(oracle(&b, [1, 1, 2, 1], &[1.0, 2.0]), [0.0, 1.0, 1.0, 2.0, 0.0, 1.0, 1.0, 2.0]);
 }
@@ -65,8 +74,8 @@ fn conv_by_hand() {
 #[test]
 fn attention_by_hand() {
     let mut b = Build::new(2);
-    let v = b.op(Op::Pointwise { x: SAMPLE, act: Act::None, mul: 10.0, add: 1.0 });
-    b.op(Op::Attention { q: SAMPLE, k: SAMPLE, v, heads: 2, scale: 2f32.ln(), attend: Default::default() });
+    let v = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 10.0, add: 1.0 }));
+    b.op(Op::Attention(Attention { q: SAMPLE, k: SAMPLE, v, heads: 2, scale: 2f32.ln(), attend: Default::default() }));
     // Head 0: queries and keys (0, 1): weights 1/2, 1/2 and 1/3, 2/3 over values (1, 11). Head 1: keys equal.
     let got = oracle(&b, [1, 1, 2, 2], &[0.0, 3.0, 1.0, 3.0]);
     for (got, want) in got.iter().zip([6.0, 31.0, 1.0 / 3.0 + 22.0 / 3.0, 31.0]) {
@@ -79,9 +88,9 @@ fn masked_and_shared_attention_by_hand() {
     // Zero queries see everything alike: means.
     let attention = |attend, keys: fn(&mut Build) -> Value| {
         let mut b = Build::new(1);
-        let q = b.op(Op::Pointwise { x: SAMPLE, act: Act::None, mul: 0.0, add: 0.0 });
+        let q = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 0.0, add: 0.0 }));
         let v = keys(&mut b);
-        b.op(Op::Attention { q, k: v, v, heads: 1, scale: 1.0, attend });
+        b.op(Op::Attention(Attention { q, k: v, v, heads: 1, scale: 1.0, attend }));
         b
     };
     let causal = attention(Attend { causal: true, ..Attend::default() }, |_| SAMPLE);
@@ -90,7 +99,7 @@ fn masked_and_shared_attention_by_hand() {
     // Rows 1 and 2 of the grid (height 2, width 2) are the conditions' keys.
     let shared = Attend { per_condition: true, ..Attend::default() };
     let b = attention(shared, |b| {
-        let grid = b.op(Op::PositionEmbedding { x: SAMPLE, dim: 4, base: 2, interpolation: 1.0 });
+        let grid = b.op(Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 4, base: 2, interpolation: 1.0 }));
         let weight = b.f32(&[1, 4], &[1.0, 0.0, 100.0, 0.0]);
         b.op(linear(grid, weight))
     });
@@ -123,24 +132,26 @@ fn erf_by_hand() {
 fn norms_by_hand() {
     let mut b = Build::new(2);
     let table = b.f32(&[1, 4], &[1.0, 2.0, 5.0, 6.0]);
-    let value = b.op(Op::Embedding { index: LABELS, table });
+    let value = b.op(Op::Embedding(Embedding { index: LABELS, table }));
     let modulation = Some(Modulation { value, scale: 0, shift: 2 });
     let (weight, bias) = (Some(b.f32(&[2], &[1.0, 2.0])), Some(b.f32(&[2], &[0.0, 1.0])));
-    b.op(Op::LayerNorm { x: SAMPLE, weight, bias, eps: 0.0, modulation, quantize: None });
+    b.op(Op::LayerNorm(LayerNorm { x: SAMPLE, weight, bias, eps: 0.0, modulation, quantize: None }));
     // (1, 3) -> (-1, 1) -> (-1, 3) -> (-1 * 2 + 5, 3 * 3 + 6).
     assert_eq!(oracle(&b, [1, 1, 1, 2], &[1.0, 3.0]), [3.0, 15.0]);
 
     let mut b = Build::new(2);
     let (weight, bias) = (b.f32(&[2], &[1.0, 2.0]), b.f32(&[2], &[0.0, 1.0]));
-    let norm = |groups| Op::GroupNorm {
-        x: SAMPLE,
-        weight,
-        bias,
-        groups,
-        eps: 3.0,
-        modulation: None,
-        act: Act::None,
-        quantize: None,
+    let norm = |groups| {
+        Op::GroupNorm(GroupNorm {
+            x: SAMPLE,
+            weight,
+            bias,
+            groups,
+            eps: 3.0,
+            modulation: None,
+            act: Act::None,
+            quantize: None,
+        })
     };
     b.op(norm(2));
     // Two pixels. Channel 0: (1, 3), variance 1, with eps 4. Channel 1: equal.
@@ -150,10 +161,10 @@ fn norms_by_hand() {
     assert_eq!(oracle(&b, [1, 1, 2, 2], &[1.0, 3.0, 1.0, 3.0]), [-0.5, 2.0, -0.5, 2.0]);
 
     let table = b.f32(&[2, 4], &[1.0, 2.0, 5.0, 6.0, 0.0, 0.0, 1.0, -9.0]);
-    let value = b.op(Op::Embedding { index: LABELS, table });
+    let value = b.op(Op::Embedding(Embedding { index: LABELS, table }));
     let modulation = Some(Modulation { value, scale: 0, shift: 2 });
     let (x, act) = (SAMPLE, Act::None);
-    b.op(Op::GroupNorm { x, weight, bias, groups: 1, eps: 3.0, modulation, act, quantize: None });
+    b.op(Op::GroupNorm(GroupNorm { x, weight, bias, groups: 1, eps: 3.0, modulation, act, quantize: None }));
     // The same norm; then times (2, 3) plus (5, 6) in the first sample, plus (1, -9) in the second.
     let twice = [1.0, 3.0, 1.0, 3.0, 1.0, 3.0, 1.0, 3.0];
     assert_eq!(oracle(&b, [2, 1, 2, 2], &twice), [4.0, 12.0, 4.0, 12.0, 0.5, -7.0, 0.5, -7.0]);
@@ -162,11 +173,11 @@ fn norms_by_hand() {
 #[test]
 fn resampling_by_hand() {
     let mut b = Build::new(2);
-    b.op(Op::Resample { x: SAMPLE, how: Resampling::Nearest });
+    b.op(Op::Resample(Resample { x: SAMPLE, how: Resampling::Nearest }));
     let rows = [1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0];
     assert_eq!(oracle(&b, [1, 1, 2, 2], &[1.0, 2.0, 3.0, 4.0]), [rows, rows].concat());
     let mut b = Build::new(1);
-    b.op(Op::Resample { x: SAMPLE, how: Resampling::Mean });
+    b.op(Op::Resample(Resample { x: SAMPLE, how: Resampling::Mean }));
     // Of 3 x 5 pixels, the first two rows and four columns count.
     let pixels: Vec<f32> = (0..15u8).map(f32::from).collect();
     assert_eq!(oracle(&b, [1, 3, 5, 1], &pixels), [3.0, 5.0]);
@@ -176,7 +187,7 @@ fn resampling_by_hand() {
 fn vector_quantization_by_hand() {
     let mut b = Build::new(2);
     let table = b.f32(&[4, 2], &[0.0, 0.0, 4.0, 0.0, 0.0, 3.0, 4.0, 0.0]);
-    b.op(Op::VectorQuantize { x: SAMPLE, table });
+    b.op(Op::VectorQuantize(VectorQuantize { x: SAMPLE, table }));
     // (2, 0) is as near to the first row as to the second and the fourth; (3, 1) is at 10, 2, 13, 2.
     assert_eq!(oracle(&b, [1, 1, 3, 2], &[2.0, 0.0, 3.0, 1.0, -1.0, 2.0]), [0.0, 0.0, 4.0, 0.0, 0.0, 3.0]);
 }
@@ -185,10 +196,10 @@ fn vector_quantization_by_hand() {
 fn tokens_and_numbers_by_hand() {
     let mut b = Build::with(1, &[(InputKind::Tokens, vec![Dim::Batch, Dim::Fixed(2)])]);
     let table = b.f32(&[3, 2], &[0.0, 1.0, 10.0, 11.0, 20.0, 21.0]);
-    let x = b.op(Op::Embedding { index: b.input(InputKind::Tokens), table });
+    let x = b.op(Op::Embedding(Embedding { index: b.input(InputKind::Tokens), table }));
     let tensor = b.f32(&[2, 2], &[100.0, 200.0, 300.0, 400.0]);
-    let grid = b.op(Op::Parameter { tensor });
-    b.op(Op::Add { a: x, b: grid });
+    let grid = b.op(Op::Parameter(Parameter { tensor }));
+    b.op(Op::Add(Add { a: x, b: grid }));
     let sample = inputs([2, 1, 1, 1], || 0.0);
     let values = naive::run(&b.program, &b.tensors, &Inputs { tokens: vec![2, 0, 1, 1], ..sample });
     let result = &values[b.program.output.0 as usize];
@@ -197,7 +208,7 @@ fn tokens_and_numbers_by_hand() {
 
     let mut b = Build::with(1, &[(InputKind::Sizes, vec![Dim::Conditions, Dim::Fixed(2)])]);
     let t = b.input(InputKind::Sizes);
-    b.op(Op::TimestepEmbedding { t, dim: 4, cos_first: true, shift: 1.0 });
+    b.op(Op::TimestepEmbedding(TimestepEmbedding { t, dim: 4, cos_first: true, shift: 1.0 }));
     let sample = inputs([1, 1, 1, 1], || 0.0);
     let values = naive::run(&b.program, &b.tensors, &Inputs { sizes: vec![0.0, 3.0], ..sample });
     let result = &values[b.program.output.0 as usize];
@@ -225,10 +236,10 @@ fn quantization_by_hand() {
 #[test]
 fn patches_by_hand() {
     let mut b = Build::new(1);
-    let x = b.op(Op::Patchify { x: SAMPLE, patch: 2 });
+    let x = b.op(Op::Patchify(Patchify { x: SAMPLE, patch: 2 }));
     let pixels: Vec<f32> = (0..8u8).map(f32::from).collect();
     assert_eq!(oracle(&b, [1, 2, 4, 1], &pixels), [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
-    b.op(Op::Unpatchify { x, patch: 2 });
+    b.op(Op::Unpatchify(Unpatchify { x, patch: 2 }));
     assert_eq!(oracle(&b, [1, 2, 4, 1], &pixels), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
 }
 
@@ -265,7 +276,7 @@ fn activations_are_torchs() {
         (Act::QuickGelu, "act.quick_gelu"),
     ] {
         let mut b = Build::new(x.len());
-        b.op(Op::Pointwise { x: SAMPLE, act, mul: 1.0, add: 0.0 });
+        b.op(Op::Pointwise(Pointwise { x: SAMPLE, act, mul: 1.0, add: 0.0 }));
         let mut numbers = x.iter().copied();
         let inputs = inputs([1, 1, 1, x.len()], || numbers.next().unwrap());
         agree(name, &b, &inputs, &fixture(name).1, 3e-7);
@@ -278,7 +289,7 @@ fn timestep_embeddings_are_diffusers() {
     for (shift, name) in [(0.0, "time.shift0"), (1.0, "time.shift1")] {
         let (shape, want) = fixture(name);
         let mut b = Build::new(4);
-        b.op(Op::TimestepEmbedding { t: TIMESTEP, dim: shape[1] as u32, cos_first: true, shift });
+        b.op(Op::TimestepEmbedding(TimestepEmbedding { t: TIMESTEP, dim: shape[1] as u32, cos_first: true, shift }));
         for (&timestep, want) in t.iter().zip(want.chunks_exact(shape[1])) {
             let inputs = Inputs { timestep, ..inputs([1, 1, 1, 4], || 0.0) };
             // diffusers rounds frequencies and angles to f32, twice 2^-24 of an angle of up to t.
@@ -298,7 +309,7 @@ fn several_numbers_are_embedded_side_by_side() {
     let (shape, want) = fixture("time.shift0");
     let mut b = Build::with(4, &[(InputKind::Sizes, vec![Dim::Conditions, Dim::Fixed(t.len() as u32)])]);
     let numbers = b.input(InputKind::Sizes);
-    b.op(Op::TimestepEmbedding { t: numbers, dim: shape[1] as u32, cos_first: true, shift: 0.0 });
+    b.op(Op::TimestepEmbedding(TimestepEmbedding { t: numbers, dim: shape[1] as u32, cos_first: true, shift: 0.0 }));
     let most = t.iter().copied().fold(0.0, f32::max);
     let inputs = Inputs { sizes: t, ..inputs([1, 1, 1, 4], || 0.0) };
     agree("numbers", &b, &inputs, &want, 2e-7 + 2e-7 * f64::from(most));
@@ -310,7 +321,7 @@ fn position_embeddings_are_diffusers() {
         let (shape, want) = fixture(name);
         let side = shape[0].isqrt();
         let mut b = Build::new(4);
-        b.op(Op::PositionEmbedding { x: SAMPLE, dim: shape[1] as u32, base, interpolation: 1.0 });
+        b.op(Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: shape[1] as u32, base, interpolation: 1.0 }));
         let mut inputs = inputs([1, side, side, 4], || 0.0);
         inputs.dims = Dims { batch: 1, conditions: 1, height: side, width: side, tokens: 1 };
         // diffusers rounds positions, of up to 8, to f32.
@@ -321,7 +332,7 @@ fn position_embeddings_are_diffusers() {
 #[test]
 fn codes_are_what_the_matrix_says() {
     let mut b = Build::new(3);
-    let q = b.op(Op::Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) });
+    let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) }));
     let matrix = aquatint::codec::QuantizedMatrix {
         bits: aquatint::codec::Bits::new(2).unwrap(),
         rows: 1,

@@ -11,7 +11,7 @@
 //! Checkpoints older than diffusers 0.15 call the attention's layers `query`, `key`, `value` and `proj_attn`.
 
 use super::builder::{Builder, Conv, GroupNorm, Linear};
-use aquatint::program::{Act, Columns, Modulation, Op, Resampling, Value};
+use aquatint::program::{Act, Attention, Columns, Modulation, Op, Pointwise, Resample, Resampling, Value};
 
 /// What the blocks of one network share, with its builder.
 pub struct Blocks<'a> {
@@ -74,8 +74,8 @@ impl Blocks<'_> {
         let mut hidden = self.b.group_norm(&format!("{path}.norm1"), x, i, norm.silu());
         if let Some(how) = how {
             let name = if how == Resampling::Nearest { "upsample" } else { "downsample" };
-            hidden = self.b.push(&format!("{path}.{name}"), Op::Resample { x: hidden, how });
-            skip = self.b.push(&format!("{path}.{name}"), Op::Resample { x, how });
+            hidden = self.b.push(&format!("{path}.{name}"), Op::Resample(Resample { x: hidden, how }));
+            skip = self.b.push(&format!("{path}.{name}"), Op::Resample(Resample { x, how }));
             self.stream(skip);
         }
         let hidden = self.b.conv(&format!("{path}.conv1"), hidden, [i, o], Conv { shift, ..Conv::default() });
@@ -106,7 +106,7 @@ impl Blocks<'_> {
         };
         let [q, k, v] = [to_q, to_k, to_v].map(|name| b.linear(&name, normed, &[d, d], Linear::default()));
         let scale = ((d as u32 / heads) as f32).sqrt().recip();
-        let attended = b.push(path, Op::Attention { q, k, v, heads, scale, attend: Default::default() });
+        let attended = b.push(path, Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default() }));
         let y = b.linear(&to_out, attended, &[d, d], Linear { residual: Some(x), ..Linear::default() });
         self.stream(y)
     }
@@ -122,5 +122,5 @@ impl Blocks<'_> {
 
 /// `act(x)`, as an op of its own.
 pub fn activate(b: &mut Builder, path: &str, x: Value, act: Act) -> Value {
-    b.push(path, Op::Pointwise { x, act, mul: 1.0, add: 0.0 })
+    b.push(path, Op::Pointwise(Pointwise { x, act, mul: 1.0, add: 0.0 }))
 }

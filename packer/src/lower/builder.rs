@@ -5,7 +5,10 @@
 //! stays as it is.
 
 use crate::weight::{Step, Storage, Weight, Weights};
-use aquatint::program::{Act, Columns, Input, Modulation, Node, Op, Program, Role, Sampling, Tensor, Value};
+use aquatint::program::{
+    self, Act, Columns, Conv2d, ConvStride, Embedding, GatedLinear, Input, LayerNorm, Modulation, Node, Op, Parameter,
+    Program, Role, Tensor, Value, VectorQuantize,
+};
 
 /// What a linear layer does after its product; see [`Op::Linear`].
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +33,7 @@ impl Default for Linear {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Conv {
     /// How many pixels come out.
-    pub sampling: Sampling,
+    pub sampling: ConvStride,
     /// Added per sample and channel.
     pub shift: Option<Columns>,
     /// Added last.
@@ -125,7 +128,7 @@ impl<'a> Builder<'a> {
         let weight = self.weight(format!("{path}.weight"), dims, Storage::Linear);
         let bias = with.bias.then(|| self.vector(format!("{path}.bias"), dims[0]));
         let Linear { act, gate, residual, .. } = with;
-        self.push(path, Op::Linear { x, weight, bias, act, gate, residual })
+        self.push(path, Op::Linear(program::Linear { x, weight, bias, act, gate, residual }))
     }
 
     /// A gated linear layer at module `path` from `k` to `o` features, with biases. The checkpoint's first `o` rows make
@@ -133,7 +136,7 @@ impl<'a> Builder<'a> {
     pub fn gated_linear(&mut self, path: &str, x: Value, [k, o]: [usize; 2], act: Act) -> Value {
         let weight = self.interleaved(format!("{path}.weight"), &[2 * o, k], Storage::Linear);
         let bias = Some(self.interleaved(format!("{path}.bias"), &[2 * o], Storage::Vector));
-        self.push(path, Op::GatedLinear { x, weight, bias, act })
+        self.push(path, Op::GatedLinear(GatedLinear { x, weight, bias, act }))
     }
 
     /// A 3x3 convolution at module `path` from `i` to `o` channels.
@@ -141,20 +144,20 @@ impl<'a> Builder<'a> {
         let weight = self.weight(format!("{path}.weight"), &[o, i, 3, 3], Storage::Conv);
         let bias = Some(self.vector(format!("{path}.bias"), o));
         let Conv { sampling, shift, residual } = with;
-        self.push(path, Op::Conv2d { x, weight, bias, sampling, shift, residual })
+        self.push(path, Op::Conv2d(Conv2d { x, weight, bias, sampling, shift, residual }))
     }
 
     /// A layer norm of `d` features at module `path`.
     pub fn layer_norm(&mut self, path: &str, x: Value, d: usize, eps: f32) -> Value {
         let weight = Some(self.vector(format!("{path}.weight"), d));
         let bias = Some(self.vector(format!("{path}.bias"), d));
-        self.push(path, Op::LayerNorm { x, weight, bias, eps, modulation: None, quantize: None })
+        self.push(path, Op::LayerNorm(LayerNorm { x, weight, bias, eps, modulation: None, quantize: None }))
     }
 
     /// A layer norm without parameters, modulated.
     pub fn adaptive_layer_norm(&mut self, path: &str, x: Value, eps: f32, modulation: Modulation) -> Value {
         let modulation = Some(modulation);
-        self.push(path, Op::LayerNorm { x, weight: None, bias: None, eps, modulation, quantize: None })
+        self.push(path, Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps, modulation, quantize: None }))
     }
 
     /// A group norm of `channels` channels at module `path`, then `act`.
@@ -162,25 +165,28 @@ impl<'a> Builder<'a> {
         let weight = self.vector(format!("{path}.weight"), channels);
         let bias = self.vector(format!("{path}.bias"), channels);
         let GroupNorm { groups, eps, modulation, act } = with;
-        self.push(path, Op::GroupNorm { x, weight, bias, groups, eps, modulation, act, quantize: None })
+        self.push(
+            path,
+            Op::GroupNorm(program::GroupNorm { x, weight, bias, groups, eps, modulation, act, quantize: None }),
+        )
     }
 
     /// Rows `index` of a table of `rows` by `d` at module `path`.
     pub fn embedding(&mut self, path: &str, index: Value, rows: usize, d: usize) -> Value {
         let table = self.weight(format!("{path}.weight"), &[rows, d], Storage::Table);
-        self.push(path, Op::Embedding { index, table })
+        self.push(path, Op::Embedding(Embedding { index, table }))
     }
 
     /// The whole table of `rows` by `d` at module `path`.
     pub fn table(&mut self, path: &str, rows: usize, d: usize) -> Value {
         let tensor = self.weight(format!("{path}.weight"), &[rows, d], Storage::Table);
-        self.push(path, Op::Parameter { tensor })
+        self.push(path, Op::Parameter(Parameter { tensor }))
     }
 
     /// The nearest of `rows` vectors of `d` at module `path`; `table` is the module that holds them.
     pub fn vector_quantize(&mut self, path: &str, table: &str, x: Value, rows: usize, d: usize) -> Value {
         let table = self.weight(format!("{table}.weight"), &[rows, d], Storage::Vector);
-        self.push(path, Op::VectorQuantize { x, table })
+        self.push(path, Op::VectorQuantize(VectorQuantize { x, table }))
     }
 
     /// Records that the checkpoint stores every weight below module `path` again under each of `others`.

@@ -13,7 +13,7 @@ use super::builder::{Builder, Linear};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::program::{Act, Attend, Dim, Input, InputKind, Op, Program, Role, Value};
+use aquatint::program::{Act, Add, Attend, Attention, Concat, Dim, Input, InputKind, Op, Program, Role, Value};
 use serde_json::json;
 
 /// The prefix that a checkpoint's names may have.
@@ -130,7 +130,7 @@ pub fn lower(
     let path = format!("{prefix}embeddings");
     let embedded = b.embedding(&format!("{path}.token_embedding"), Value(0), c.vocabulary as usize, d);
     let position = b.table(&format!("{path}.position_embedding"), tokens, d);
-    let mut x = b.push(&path, Op::Add { a: embedded, b: position });
+    let mut x = b.push(&path, Op::Add(Add { a: embedded, b: position }));
     b.wide(x);
     let last = c.layers - 1;
     let mut penultimate = x;
@@ -152,7 +152,7 @@ pub fn lower(
     let with = Linear { bias: false, ..Linear::default() };
     let pooled = b.linear("text_projection", normed, &[projection as usize, d], with);
     b.wide(pooled);
-    let both = b.push("hidden_states", Op::Concat { a: penultimate, b: pooled });
+    let both = b.push("hidden_states", Op::Concat(Concat { a: penultimate, b: pooled }));
     b.wide(both);
     builder.finish(both)
 }
@@ -165,7 +165,8 @@ fn layer(b: &mut Builder, c: &Config, path: &str, x: Value) -> Value {
         .map(|name| b.linear(&format!("{path}.self_attn.{name}"), normed, &[d, d], Linear::default()));
     let scale = ((c.features / c.heads) as f32).sqrt().recip();
     let attend = Attend { causal: true, ..Attend::default() };
-    let attended = b.push(&format!("{path}.self_attn"), Op::Attention { q, k, v, heads: c.heads, scale, attend });
+    let attended =
+        b.push(&format!("{path}.self_attn"), Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend }));
     let with = Linear { residual: Some(x), ..Linear::default() };
     let x = b.linear(&format!("{path}.self_attn.out_proj"), attended, &[d, d], with);
     b.wide(x);

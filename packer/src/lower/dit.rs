@@ -17,7 +17,10 @@ use super::{DENOISER, Fields};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::program::{Act, Columns, Dim, Input, InputKind, Modulation, Op, Program, Role, Value};
+use aquatint::program::{
+    Act, Add, Attention, Columns, Dim, Input, InputKind, Modulation, Op, Patchify, Pointwise, PositionEmbedding,
+    Program, Role, TimestepEmbedding, Unpatchify, Value,
+};
 use serde_json::json;
 
 /// Features of the sinusoidal timestep embedding.
@@ -141,9 +144,9 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
     let mut builder = Builder::new(Role::Denoiser, DENOISER, inputs, weights);
     let b = &mut builder;
 
-    let patches = b.push("pos_embed", Op::Patchify { x: sample, patch: c.patch });
+    let patches = b.push("pos_embed", Op::Patchify(Patchify { x: sample, patch: c.patch }));
     let base = c.sample_size / c.patch;
-    let position = Op::PositionEmbedding { x: patches, dim: c.dim(), base, interpolation: 1.0 };
+    let position = Op::PositionEmbedding(PositionEmbedding { x: patches, dim: c.dim(), base, interpolation: 1.0 });
     let position = b.push("pos_embed.pos_embed", position);
     let with = Linear { residual: Some(position), ..Linear::default() };
     let mut x = b.linear("pos_embed.proj", patches, &[d, channels, p, p], with);
@@ -158,7 +161,7 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
     // The result drives a sampler whose coefficients reach 1 / alpha, so it keeps its 32 bits.
     x = b.linear("proj_out_2", x, &[p * p * out_channels, d], Linear::default());
     b.wide(x);
-    x = b.push("unpatchify", Op::Unpatchify { x, patch: c.patch });
+    x = b.push("unpatchify", Op::Unpatchify(Unpatchify { x, patch: c.patch }));
     b.wide(x);
     let copies: Vec<_> = (1..c.layers).map(|i| format!("transformer_blocks.{i}.norm1.emb.")).collect();
     b.copies("transformer_blocks.0.norm1.emb.", &copies);
@@ -169,7 +172,8 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
 fn condition(b: &mut Builder, c: &Config, timestep: Value, labels: Value) -> Value {
     let d = c.dim() as usize;
     let path = "transformer_blocks.0.norm1.emb";
-    let time = Op::TimestepEmbedding { t: timestep, dim: TIME_FEATURES, cos_first: true, shift: 1.0 };
+    let time =
+        Op::TimestepEmbedding(TimestepEmbedding { t: timestep, dim: TIME_FEATURES, cos_first: true, shift: 1.0 });
     let time = b.push(&format!("{path}.time_proj"), time);
     let mlp = format!("{path}.timestep_embedder");
     let act = Linear { act: Act::Silu, ..Linear::default() };
@@ -177,8 +181,8 @@ fn condition(b: &mut Builder, c: &Config, timestep: Value, labels: Value) -> Val
     let time = b.linear(&format!("{mlp}.linear_2"), hidden, &[d, d], Linear::default());
     let table = format!("{path}.class_embedder.embedding_table");
     let class = b.embedding(&table, labels, c.classes as usize + 1, d);
-    let sum = b.push(path, Op::Add { a: time, b: class });
-    b.push("transformer_blocks.0.norm1.silu", Op::Pointwise { x: sum, act: Act::Silu, mul: 1.0, add: 0.0 })
+    let sum = b.push(path, Op::Add(Add { a: time, b: class }));
+    b.push("transformer_blocks.0.norm1.silu", Op::Pointwise(Pointwise { x: sum, act: Act::Silu, mul: 1.0, add: 0.0 }))
 }
 
 fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, silu: Value) -> Value {
@@ -198,8 +202,10 @@ fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, silu: Va
     let [q, k, v] =
         ["to_q", "to_k", "to_v"].map(|name| b.linear(&format!("{path}.attn1.{name}"), normed, &[d, d], projection));
     let scale = (c.head_dim as f32).sqrt().recip();
-    let attended =
-        b.push(&format!("{path}.attn1"), Op::Attention { q, k, v, heads: c.heads, scale, attend: Default::default() });
+    let attended = b.push(
+        &format!("{path}.attn1"),
+        Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend: Default::default() }),
+    );
     let x = b.linear(&format!("{path}.attn1.to_out.0"), attended, &[d, d], gated(2, x));
 
     let modulation = Modulation { value: m, shift: column(3), scale: column(4) };

@@ -5,7 +5,7 @@ use super::Fields;
 use super::blocks::{Blocks, Time, activate};
 use super::builder::{Builder, Conv, Linear};
 use aquatint::error::Result;
-use aquatint::program::{Act, Op, Resampling, Sampling, Value};
+use aquatint::program::{Act, Add, Concat, ConvStride, Op, Resampling, TimestepEmbedding, Value};
 
 /// Most levels of a network.
 pub const MAX_LEVELS: usize = 8;
@@ -42,7 +42,7 @@ pub struct Levels {
     /// Whether the middle attends.
     pub attend_mid: bool,
     /// The convolutions that halve the image.
-    pub sampling: Sampling,
+    pub sampling: ConvStride,
 }
 
 /// Where attention takes place.
@@ -120,7 +120,7 @@ impl Levels {
             let (path, level) = (format!("up_blocks.{step}"), last - step);
             for i in 0..=self.layers[level] {
                 let Some((skip, skip_width)) = skips.pop() else { unreachable!("one per block of the way down") };
-                x = blocks.b.push(&format!("{path}.concat.{i}"), Op::Concat { a: x, b: skip });
+                x = blocks.b.push(&format!("{path}.concat.{i}"), Op::Concat(Concat { a: x, b: skip }));
                 x = blocks.resnet(&format!("{path}.resnets.{i}"), x, [width + skip_width, out]);
                 width = out;
                 if self.up[step].attend {
@@ -129,15 +129,23 @@ impl Levels {
                 }
             }
             if step < last {
-                x = self.change(blocks, &path, self.up[step].change, x, width, Sampling::Up);
+                x = self.change(blocks, &path, self.up[step].change, x, width, ConvStride::Up);
             }
         }
         blocks.finish("", x, [width, outputs])
     }
 
-    fn change(&self, blocks: &mut Blocks, path: &str, by: Change, x: Value, width: usize, sampling: Sampling) -> Value {
+    fn change(
+        &self,
+        blocks: &mut Blocks,
+        path: &str,
+        by: Change,
+        x: Value,
+        width: usize,
+        sampling: ConvStride,
+    ) -> Value {
         let (name, how) = match sampling {
-            Sampling::Up => ("upsamplers", Resampling::Nearest),
+            ConvStride::Up => ("upsamplers", Resampling::Nearest),
             _ => ("downsamplers", Resampling::Mean),
         };
         match by {
@@ -190,7 +198,7 @@ impl TimeConfig {
     pub fn lower(&self, b: &mut Builder, t: Value, more: Option<&mut dyn FnMut(&mut Builder) -> Value>) -> Time {
         let &TimeConfig { features, cos_first, freq_shift, scale_shift } = self;
         let d = self.d();
-        let sinusoids = Op::TimestepEmbedding { t, dim: features, cos_first, shift: freq_shift };
+        let sinusoids = Op::TimestepEmbedding(TimestepEmbedding { t, dim: features, cos_first, shift: freq_shift });
         let x = b.push("time_proj", sinusoids);
         let silu = Linear { act: Act::Silu, ..Linear::default() };
         let x = b.linear("time_embedding.linear_1", x, &[d, features as usize], silu);
@@ -199,7 +207,7 @@ impl TimeConfig {
             Some(more) => {
                 let time = b.linear("time_embedding.linear_2", x, &[d, d], Linear::default());
                 let more = more(b);
-                let sum = b.push("add_embedding", Op::Add { a: time, b: more });
+                let sum = b.push("add_embedding", Op::Add(Add { a: time, b: more }));
                 activate(b, "add_embedding.silu", sum, Act::Silu)
             }
         };

@@ -11,7 +11,7 @@ use super::unet::{Change, Level, Levels, TimeConfig};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::program::{Dim, Input, InputKind, Program, Role, Sampling, Value};
+use aquatint::program::{ConvStride, Dim, Input, InputKind, Program, Role, Value};
 use serde_json::json;
 
 /// What the builder needs of `config.json`.
@@ -103,8 +103,8 @@ impl Config {
                 up,
                 attend_mid: fields.flag_or("add_attention", true)?,
                 sampling: match fields.float_or("downsample_padding", 1.0)? {
-                    0.0 => Sampling::DownAfter,
-                    1.0 => Sampling::Down,
+                    0.0 => ConvStride::DownPadEnd,
+                    1.0 => ConvStride::Down,
                     other => return Err(fields.error("downsample_padding", "0 or 1", other)),
                 },
                 channels,

@@ -14,7 +14,7 @@ use super::unet::{Change, Level, Levels, TimeConfig};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::program::{Act, Dim, Input, InputKind, Op, Program, Role, Sampling, Value};
+use aquatint::program::{Act, Concat, ConvStride, Dim, Input, InputKind, Op, Program, Role, TimestepEmbedding, Value};
 use serde_json::json;
 
 /// Fields that must have one value, which is also what an absent one means.
@@ -149,8 +149,8 @@ impl Config {
                 up,
                 attend_mid: true,
                 sampling: match fields.float_or("downsample_padding", 1.0)? {
-                    0.0 => Sampling::DownAfter,
-                    1.0 => Sampling::Down,
+                    0.0 => ConvStride::DownPadEnd,
+                    1.0 => ConvStride::Down,
                     other => return Err(fields.error("downsample_padding", "0 or 1", other)),
                 },
                 channels,
@@ -268,9 +268,9 @@ pub fn lower(config: &Config, role: Role, context: Context, weights: &mut Weight
 /// The embedding of the prompt's vector and of numbers.
 fn embed(b: &mut Builder, c: &Config, added: Added, pooled: Value, sizes: Value) -> Value {
     let TimeConfig { cos_first, freq_shift: shift, .. } = c.time;
-    let numbers = Op::TimestepEmbedding { t: sizes, dim: added.number_dim, cos_first, shift };
+    let numbers = Op::TimestepEmbedding(TimestepEmbedding { t: sizes, dim: added.number_dim, cos_first, shift });
     let numbers = b.push("add_time_proj", numbers);
-    let x = b.push("add_embedding.concat", Op::Concat { a: pooled, b: numbers });
+    let x = b.push("add_embedding.concat", Op::Concat(Concat { a: pooled, b: numbers }));
     let d = c.time.d();
     let silu = Linear { act: Act::Silu, ..Linear::default() };
     let x = b.linear("add_embedding.linear_1", x, &[d, added.features as usize], silu);

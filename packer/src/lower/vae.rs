@@ -19,7 +19,7 @@ use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::format::meta::EncoderMeta;
-use aquatint::program::{Act, Dim, Input, InputKind, Op, Program, Role, Sampling, Value};
+use aquatint::program::{Act, ConvStride, Dim, Input, InputKind, Op, Pointwise, Program, Role, Value};
 use serde_json::json;
 
 /// Epsilon of every norm.
@@ -137,7 +137,7 @@ pub fn lower(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut Weights)
 /// The input divided by the scaling factor and shifted.
 pub(super) fn unscale(config: &Config, b: &mut Builder) -> Value {
     let (mul, add) = ((1.0 / config.scaling_factor) as f32, config.shift_factor as f32);
-    let x = b.push("scaling_factor", Op::Pointwise { x: Value(0), act: Act::None, mul, add });
+    let x = b.push("scaling_factor", Op::Pointwise(Pointwise { x: Value(0), act: Act::None, mul, add }));
     b.wide(x)
 }
 
@@ -157,7 +157,7 @@ pub(super) fn decode(c: &Config, mut b: Builder, x: Value, has: &dyn Fn(&str) ->
             width = channels;
         }
         if level + 1 < c.channels.len() {
-            let up = Conv { sampling: Sampling::Up, ..Conv::default() };
+            let up = Conv { sampling: ConvStride::Up, ..Conv::default() };
             x = blocks.b.conv(&format!("{path}.upsamplers.0.conv"), x, [width; 2], up);
             blocks.b.wide(x);
         }
@@ -182,7 +182,7 @@ pub fn lower_encoder(config: &Config, has: &dyn Fn(&str) -> bool, weights: &mut 
             width = channels as usize;
         }
         if level + 1 < c.channels.len() {
-            let down = Conv { sampling: Sampling::DownAfter, ..Conv::default() };
+            let down = Conv { sampling: ConvStride::DownPadEnd, ..Conv::default() };
             x = blocks.b.conv(&format!("{path}.downsamplers.0.conv"), x, [width; 2], down);
             blocks.b.wide(x);
         }

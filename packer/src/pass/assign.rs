@@ -1,6 +1,8 @@
 //! Gives layers with integer activations their codes: puts a `quantize` op in front of them.
 
-use aquatint::program::{Node, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value};
+use aquatint::program::{
+    Conv2d, GatedLinear, Linear, Node, Op, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, Value,
+};
 use std::collections::HashMap;
 
 /// Quantizes the input of every layer for whose weight `bits` names a width. Layers that want equal codes of one value
@@ -9,26 +11,28 @@ pub fn assign(program: &mut Program, bits: &dyn Fn(Tensor) -> Option<u8>) {
     let n_inputs = program.inputs.len() as u32;
     // The new number of every old value.
     let mut numbers: Vec<Value> = (0..n_inputs).map(Value).collect();
-    let mut codes: HashMap<(Value, Quantize), Value> = HashMap::new();
+    let mut codes: HashMap<(Value, QuantizeSpec), Value> = HashMap::new();
     let mut nodes: Vec<Node> = Vec::with_capacity(program.nodes.len());
     let next = |nodes: &Vec<Node>| Value(n_inputs + nodes.len() as u32);
     for mut node in std::mem::take(&mut program.nodes) {
-        for operand in node.op.operands_mut() {
-            *operand = numbers[operand.0 as usize];
-        }
+        node.op.renumber(|operand| numbers[operand.0 as usize]);
         let (weight, grain) = match node.op {
-            Op::Linear { weight, .. } | Op::GatedLinear { weight, .. } => (Some(weight), QuantizeGrain::Row),
-            Op::Conv2d { weight, .. } => (Some(weight), QuantizeGrain::Sample),
+            Op::Linear(Linear { weight, .. }) | Op::GatedLinear(GatedLinear { weight, .. }) => {
+                (Some(weight), QuantizeGrain::Row)
+            }
+            Op::Conv2d(Conv2d { weight, .. }) => (Some(weight), QuantizeGrain::Sample),
             _ => (None, QuantizeGrain::Row),
         };
         if let Some(bits) = weight.and_then(bits) {
-            let (Op::Linear { x, .. } | Op::GatedLinear { x, .. } | Op::Conv2d { x, .. }) = &mut node.op else {
+            let (Op::Linear(Linear { x, .. }) | Op::GatedLinear(GatedLinear { x, .. }) | Op::Conv2d(Conv2d { x, .. })) =
+                &mut node.op
+            else {
                 unreachable!("ops with a weight")
             };
-            let spec = Quantize { bits, grain, range: QuantizeRange::Dynamic };
+            let spec = QuantizeSpec { bits, grain, range: QuantizeRange::Dynamic };
             *x = *codes.entry((*x, spec)).or_insert_with(|| {
                 let value = next(&nodes);
-                nodes.push(Node { op: Op::Quantize { x: *x, spec }, path: node.path.clone(), wide: false });
+                nodes.push(Node { op: Op::Quantize(Quantize { x: *x, spec }), path: node.path.clone(), wide: false });
                 value
             });
         }
@@ -45,14 +49,14 @@ mod tests {
     use aquatint::program::{Act, Dim, Input, InputKind, Role};
 
     fn linear(x: u32, weight: u32, residual: Option<u32>) -> Node {
-        let op = Op::Linear {
+        let op = Op::Linear(Linear {
             x: Value(x),
             weight: Tensor(weight),
             bias: None,
             act: Act::None,
             gate: None,
             residual: residual.map(Value),
-        };
+        });
         Node { op, path: format!("layer{weight}"), wide: false }
     }
 
@@ -85,14 +89,14 @@ mod tests {
 
     #[test]
     fn convolutions_get_one_scale_per_sample() {
-        let op = Op::Conv2d {
+        let op = Op::Conv2d(Conv2d {
             x: Value(0),
             weight: Tensor(0),
             bias: None,
             sampling: Default::default(),
             shift: None,
             residual: None,
-        };
+        });
         let mut p = program(vec![Node { op, path: "conv".into(), wide: false }]);
         assign(&mut p, &|_| Some(8));
         assert_eq!(p.nodes[0].op.quantizes().map(|q| q.grain), Some(QuantizeGrain::Sample));

@@ -2,7 +2,7 @@
 
 use crate::common::{Scratch, copy_folder, edit_json, edit_weights, fixture, load, load_component};
 use aquatint::format::Packed;
-use aquatint::program::{Attend, Op, Program, Role};
+use aquatint::program::{Attend, Attention, Op, Program, Role};
 use packer::emit::{Options, Report, pack};
 use packer::unpack::unpack;
 use packer::weights::Float;
@@ -243,6 +243,6 @@ fn int8_attention_is_asked_for() {
 }
 
 fn attends(program: &Program) -> Vec<Attend> {
-    let attend = |op: &Op| if let Op::Attention { attend, .. } = op { Some(*attend) } else { None };
+    let attend = |op: &Op| if let Op::Attention(Attention { attend, .. }) = op { Some(*attend) } else { None };
     program.nodes.iter().filter_map(|node| attend(&node.op)).collect()
 }

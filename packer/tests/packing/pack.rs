@@ -3,7 +3,7 @@
 use crate::common::{MODELS, Scratch, fixture, model, pack_as};
 use aquatint::format::{Packed, TensorKind};
 use aquatint::mmap;
-use aquatint::program::{Op, Role};
+use aquatint::program::{LayerNorm, Op, Pointwise, Role};
 use std::fs;
 
 #[test]
@@ -146,7 +146,7 @@ fn integer_layers_read_codes_that_norms_make() {
     assert_eq!(count("quantize"), 4 + 2 * 2);
     assert_eq!(count("layer_norm"), 2 * 2 + 1);
     for node in &denoiser.nodes {
-        if let Op::LayerNorm { quantize, .. } = node.op {
+        if let Op::LayerNorm(LayerNorm { quantize, .. }) = node.op {
             assert_eq!(quantize.map(|q| q.bits), Some(8), "{}", node.path);
         }
     }
@@ -236,6 +236,6 @@ fn a_decoder_without_its_optional_parts() {
     let packed = Packed::new(mmap::open(&out).unwrap()).unwrap();
     let decoder = packed.program(Role::VaeDecoder).unwrap();
     assert!(decoder.nodes.iter().all(|n| n.op.name() != "attention"));
-    let Op::Pointwise { mul, add, .. } = decoder.nodes[0].op else { panic!("{:?}", decoder.nodes[0]) };
+    let Op::Pointwise(Pointwise { mul, add, .. }) = decoder.nodes[0].op else { panic!("{:?}", decoder.nodes[0]) };
     assert_eq!((mul, add), ((1.0 / 0.18215) as f32, 0.25));
 }

@@ -6,7 +6,9 @@ use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::exec::{Executor, PromptInputs};
 use aquatint::format::{Meta, Packed, TensorSpec, TensorView, Writer};
 use aquatint::plan::Binding;
-use aquatint::program::{Act, Dims, Node, Op, Program, Role, Tensor, Value};
+use aquatint::program::{
+    Act, Attention, Concat, Dims, GatedLinear, LayerNorm, Linear, Node, Op, Program, Role, Tensor, Value,
+};
 use packer::emit::{Options, Packing};
 use packer::lower::UNET;
 use packer::unpack::unpack;
@@ -98,7 +100,7 @@ const ROUNDING: f64 = 1e-5;
 fn smooth(program: &mut Program, weights: &mut Weights, factor: &dyn Fn(usize) -> f32) -> usize {
     let mut count = 0;
     for (i, node) in program.nodes.iter().enumerate() {
-        let Op::LayerNorm { weight: Some(norm), bias: Some(bias), .. } = node.op else { continue };
+        let Op::LayerNorm(LayerNorm { weight: Some(norm), bias: Some(bias), .. }) = node.op else { continue };
         let value = program.value_of(i);
         let readers = program.nodes.iter().filter(|n| n.op.reads().any(|v| v == value));
         let layers: Option<Vec<Tensor>> = readers.map(|n| n.op.clone()).map(layer_of(value)).collect();
@@ -122,8 +124,8 @@ fn smooth(program: &mut Program, weights: &mut Weights, factor: &dyn Fn(usize) -
 /// The weight of a linear layer that reads `value` and nothing else of it; `None` for other ops.
 fn layer_of(value: Value) -> impl Fn(Op) -> Option<Tensor> {
     move |op| match op {
-        Op::Linear { x, weight, residual, .. } if x == value && residual != Some(value) => Some(weight),
-        Op::GatedLinear { x, weight, .. } if x == value => Some(weight),
+        Op::Linear(Linear { x, weight, residual, .. }) if x == value && residual != Some(value) => Some(weight),
+        Op::GatedLinear(GatedLinear { x, weight, .. }) if x == value => Some(weight),
         _ => None,
     }
 }
@@ -168,10 +170,11 @@ fn smoothing_by_any_factors_rounds_and_comes_back_within_one_unit() {
 fn rotate(program: &mut Program, weights: &mut Weights) -> usize {
     let mut count = 0;
     for (i, node) in program.nodes.iter().enumerate() {
-        let Op::Attention { v, heads, .. } = node.op else { continue };
-        let op = |node: usize| program.nodes[node].op.clone();
+        let Op::Attention(Attention { v, heads, .. }) = node.op else { continue };
+        let op = |node: usize| program.nodes[node].op;
         let values = program.node_of(v).map(op);
-        let Some(Op::Linear { weight: values, bias: None, act: Act::None, gate: None, residual: None, .. }) = values
+        let Some(Op::Linear(Linear { weight: values, bias: None, act: Act::None, gate: None, residual: None, .. })) =
+            values
         else {
             continue;
         };
@@ -218,8 +221,8 @@ fn split(program: &mut Program, weights: &mut Weights, width: &dyn Fn(Value) -> 
     let mut count = 0;
     for mut node in before.nodes.clone() {
         let halves = match node.op {
-            Op::Linear { x, weight, .. } => before.node_of(x).and_then(|i| match before.nodes[i].op {
-                Op::Concat { a, b } => Some((weights.split(weight, width(a))?, a, b)),
+            Op::Linear(Linear { x, weight, .. }) => before.node_of(x).and_then(|i| match before.nodes[i].op {
+                Op::Concat(Concat { a, b }) => Some((weights.split(weight, width(a))?, a, b)),
                 _ => None,
             }),
             _ => None,
@@ -227,16 +230,16 @@ fn split(program: &mut Program, weights: &mut Weights, width: &dyn Fn(Value) -> 
         if let Some((_, a, _)) = halves {
             // The first half takes bias and residual, the second adds to it.
             let mut first = node.clone();
-            let Op::Linear { x, .. } = &mut first.op else { unreachable!("a linear layer") };
+            let Op::Linear(Linear { x, .. }) = &mut first.op else { unreachable!("a linear layer") };
             *x = a;
-            first.op.operands_mut().for_each(|v| *v = numbers[v.0 as usize]);
+            first.op.renumber(|v| numbers[v.0 as usize]);
             nodes.push(first);
         } else {
-            node.op.operands_mut().for_each(|v| *v = numbers[v.0 as usize]);
+            node.op.renumber(|v| numbers[v.0 as usize]);
         }
         if let Some((second, _, b)) = halves {
             let sum = Value(next(&nodes).0 - 1);
-            let Op::Linear { x, weight, bias, act: Act::None, gate: None, residual } = &mut node.op else {
+            let Op::Linear(Linear { x, weight, bias, act: Act::None, gate: None, residual }) = &mut node.op else {
                 panic!("a plain layer")
             };
             (*x, *weight, *bias, *residual) = (numbers[b.0 as usize], second, None, Some(sum));

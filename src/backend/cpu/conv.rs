@@ -8,7 +8,7 @@ use super::simd::{Isa, MR};
 use crate::backend::args::{Conv2dArgs, Input};
 use crate::format::TensorView;
 use crate::program::shape::MAX_CONV_CHANNELS;
-use crate::program::{Act, Sampling};
+use crate::program::{Act, ConvStride};
 
 /// What taps outside the image read: raw code 0, or 0.0.
 static ZERO_CODES: [u8; MAX_CONV_CHANNELS] = [0; MAX_CONV_CHANNELS];
@@ -21,7 +21,7 @@ struct Window {
     width: usize,
     /// Rows and columns of the output.
     out: [usize; 2],
-    sampling: Sampling,
+    sampling: ConvStride,
     /// Of `sampling`: pixels from one window to the next, lines of zeros above, and the factor of upsampling, as a shift.
     stride: usize,
     before: usize,
@@ -73,7 +73,7 @@ impl<T: Sync> Rows<T> for Pixels<'_, T> {
         let (line, mut x) = (first / width, first % width);
         let (mut sample, mut y) = (line / height, line % height);
         let mut lines = window.lines(sample, y);
-        if window.sampling == Sampling::Same && count == MR && x > 0 && x + MR < width {
+        if window.sampling == ConvStride::Same && count == MR && x > 0 && x + MR < width {
             return self.fill_inside(lines, x, out);
         }
         for i in 0..MR {

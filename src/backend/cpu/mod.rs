@@ -131,7 +131,21 @@ impl Needs for Cpu {
         match op {
             OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),
             OpArgs::Attention(a) if a.int8 => attention_i8::workspace(a),
-            _ => 0,
+            OpArgs::Attention(_)
+            | OpArgs::Linear { .. }
+            | OpArgs::Conv2d { .. }
+            | OpArgs::LayerNorm { .. }
+            | OpArgs::Pointwise(_)
+            | OpArgs::Add(_)
+            | OpArgs::Concat(_)
+            | OpArgs::Quantize(_)
+            | OpArgs::VectorQuantize { .. }
+            | OpArgs::Resample(_)
+            | OpArgs::Parameter { .. }
+            | OpArgs::Embedding { .. }
+            | OpArgs::TimestepEmbedding(_)
+            | OpArgs::PositionEmbedding(_)
+            | OpArgs::Patch(_) => 0,
         }
     }
 }
@@ -298,6 +312,15 @@ pub fn scratch_bytes<T>(op: &OpArgs<T>) -> usize {
         OpArgs::LayerNorm { args, .. } => args.x.cols * 4,
         OpArgs::GroupNorm { args, .. } => norm::group_norm_scratch(args),
         OpArgs::VectorQuantize { args, .. } => vector_quantize::scratch_bytes(args),
-        _ => 0,
+        OpArgs::Pointwise(_)
+        | OpArgs::Add(_)
+        | OpArgs::Concat(_)
+        | OpArgs::Quantize(_)
+        | OpArgs::Resample(_)
+        | OpArgs::Parameter { .. }
+        | OpArgs::Embedding { .. }
+        | OpArgs::TimestepEmbedding(_)
+        | OpArgs::PositionEmbedding(_)
+        | OpArgs::Patch(_) => 0,
     }
 }

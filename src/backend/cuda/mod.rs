@@ -168,7 +168,20 @@ impl Needs for Offline {
         match op {
             OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),
             OpArgs::Quantize(a) => quantize::quantize_workspace(a),
-            _ => 0,
+            OpArgs::Linear { .. }
+            | OpArgs::Conv2d { .. }
+            | OpArgs::Attention(_)
+            | OpArgs::LayerNorm { .. }
+            | OpArgs::Pointwise(_)
+            | OpArgs::Add(_)
+            | OpArgs::Concat(_)
+            | OpArgs::VectorQuantize { .. }
+            | OpArgs::Resample(_)
+            | OpArgs::Parameter { .. }
+            | OpArgs::Embedding { .. }
+            | OpArgs::TimestepEmbedding(_)
+            | OpArgs::PositionEmbedding(_)
+            | OpArgs::Patch(_) => 0,
         }
     }
 }

@@ -152,8 +152,8 @@ fn every_flip_in_header_and_tensors_is_caught_raw_and_survived_resealed() {
 }
 
 #[test]
-fn every_flip_in_programs_and_nodes_is_caught_raw_and_survived_resealed() {
-    flip_all(&[Some(PROGRAMS), Some(NODES)]);
+fn every_flip_in_programs_nodes_and_words_is_caught_raw_and_survived_resealed() {
+    flip_all(&[Some(PROGRAMS), Some(NODES), Some(ARGS)]);
 }
 
 #[test]

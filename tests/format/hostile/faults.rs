@@ -8,12 +8,13 @@ fn header_faults_are_named() {
     let cases: &[(usize, &[u8], u64, &str)] = &[
         (0, b"PK\x03\x04", 0, "magic: expected an .aqt file"),
         (7, b"\r", 0, "magic"),
-        (8, &le(2), 8, "version: expected 1, got 2; use a newer aquatint"),
+        (8, &le(3), 8, "version: expected 2, got 3; use a newer aquatint"),
         (8, &le(u32::MAX), 8, "use a newer aquatint"),
-        (8, &le(0), 8, "version: expected 1, got 0; pack the model again"),
-        (12, &le(0), 12, "section count: expected 6, got 0"),
-        (12, &le(5), 12, "section count"),
-        (12, &le(7), 12, "section count"),
+        (8, &le(1), 8, "version: expected 2, got 1; pack the model again with this version's packer"),
+        (8, &le(0), 8, "version: expected 2, got 0; pack the model again"),
+        (12, &le(0), 12, "section count: expected 7, got 0"),
+        (12, &le(6), 12, "section count"),
+        (12, &le(8), 12, "section count"),
         (12, &le(u32::MAX), 12, "section count"),
         (16, &[1], 16, "required features: expected none, got 0x1; use a newer aquatint"),
         (23, &[0x80], 16, "got 0x8000000000000000; use a newer aquatint"),
@@ -44,8 +45,8 @@ fn section_table_faults_are_named() {
         let first = record as u64;
         let mut cases: Vec<(usize, Vec<u8>, u64, &str)> = vec![
             (0, le(0).into(), first, "section kind"),
-            (0, le(7).into(), first, "section kind"),
-            (0, le((i as u32 + 1) % 6 + 1).into(), first, "section kind"),
+            (0, le(8).into(), first, "section kind"),
+            (0, le((i as u32 + 1) % 7 + 1).into(), first, "section kind"),
             (4, le(1).into(), first + 4, "reserved"),
             (40, vec![1], first + 4, "reserved"),
         ];
@@ -152,147 +153,236 @@ fn tensor_faults_are_named() {
     refused(&cut(DATA, Vec::clear), "TENSORS", 32, "end");
     refused(&cut(TENSORS, |t| t.push(0)), "TENSORS", 0, "size: expected a multiple of 64");
     refused(&cut(TENSORS, |t| t.resize((1 << 16) * 64 + 64, 0)), "TENSORS", 0, "record count: expected at most 65536");
-    refused(&cut(PROGRAMS, |p| p.push(0)), "PROGRAMS", 0, "size: expected a multiple of 128");
-    refused(&cut(PROGRAMS, |p| p.resize(17 * 128, 0)), "PROGRAMS", 0, "record count: expected at most 16, got 17");
-    refused(&cut(NODES, |n| n.push(0)), "NODES", 0, "size: expected a multiple of 80");
-    refused(&cut(NODES, |n| n.resize((1 << 14) * 80 + 80, 0)), "NODES", 0, "record count: expected at most 16384");
+    refused(&cut(PROGRAMS, |p| p.push(0)), "PROGRAMS", 0, "size: expected a multiple of 32");
+    refused(&cut(PROGRAMS, |p| p.resize(17 * 32, 0)), "PROGRAMS", 0, "record count: expected at most 16, got 17");
+    refused(&cut(NODES, |n| n.push(0)), "NODES", 0, "size: expected a multiple of 16");
+    refused(&cut(NODES, |n| n.resize((1 << 14) * 16 + 16, 0)), "NODES", 0, "record count: expected at most 16384");
 }
 
 #[test]
 fn program_faults_are_named() {
     let s = start(PROGRAMS);
     let second = PROGRAM;
-    let slot = |i: usize| 24 + 20 * i;
     let cases: &[(usize, &[u8], u64, &str)] = &[
-        (0, &le(6), 0, "program 0 role: expected a known role, got 6"),
+        (0, &le(6), 0, "program 0 role: expected 0 to 5, got 6; use a newer aquatint"),
         (0, &le(u32::MAX), 0, "program 0 role"),
-        (second, &le(0), 128, "role: expected each role once, got denoiser"),
-        (4, &le(6), 4, "program 0 input count: expected at most 5, got 6"),
+        (second, &le(0), 32, "role: expected each role once, got denoiser"),
+        (4, &le(17), 4, "program 0 input count: expected at most 16, got 17"),
         (4, &le(u32::MAX), 4, "program 0 input count"),
-        (4, &le(2), 16, "program 0 output: expected one of its values, got 47 of 47"),
-        (4, &le(4), slot(3) as u64, "program 0 input: expected a known kind and 1 to 4 axes, got kind 0 rank 0"),
-        (slot(0), &[0], slot(0) as u64, "program 0 input"),
-        (slot(0), &[8], slot(0) as u64, "program 0 input"),
-        (slot(1) + 1, &[0], slot(1) as u64, "program 0 input"),
-        (slot(1) + 1, &[5], slot(1) as u64, "program 0 input"),
-        (slot(2) + 4, &le(1 << 31 | 5), slot(2) as u64, "program 0 input axes: expected known symbols"),
-        (slot(2) + 4, &le(u32::MAX), slot(2) as u64, "program 0 input axes"),
-        (slot(2) + 2, &[1], 20, "program 0 unused fields"),
-        (slot(2) + 8, &[1], 20, "program 0 unused fields"),
-        (slot(3), &[1], 20, "program 0 unused fields"),
-        (slot(3) + 16, &[1], 20, "program 0 unused fields"),
-        (20, &[1], 20, "program 0 unused fields"),
-        (slot(4), &[1], 20, "program 0 unused fields"),
-        (124, &[1], 20, "program 0 unused fields"),
-        (127, &[1], 20, "program 0 unused fields"),
-        (8, &le(1), 8, "node range: expected nodes from 0, at most 53, got 1..46"),
-        (8, &le(u32::MAX), 8, "node range"),
-        (12, &le(54), 8, "node range"),
-        (12, &le(u32::MAX), 8, "node range"),
-        (second + 8, &le(44), 136, "node range"),
-        (second + 12, &le(9), 136, "node range"),
-        (16, &le(48), 16, "program 0 output: expected one of its values, got 48 of 48"),
-        (16, &le(u32::MAX), 16, "program 0 output"),
+        (4, &le(2), 20, "program 0 output: expected one of its values, got 47 of 47"),
+        (12, &le(1), 12, "node range: expected nodes from 0, at most 53, got 1..46"),
+        (12, &le(u32::MAX), 12, "node range"),
+        (16, &le(54), 12, "node range"),
+        (16, &le((1 << 14) + 1), 16, "program 0 node count: expected at most 16384, got 16385"),
+        (16, &le(u32::MAX), 16, "program 0 node count"),
+        (second + 12, &le(44), 44, "node range"),
+        (second + 16, &le(9), 44, "node range"),
+        (20, &le(48), 20, "program 0 output: expected one of its values, got 48 of 48"),
+        (20, &le(u32::MAX), 20, "program 0 output"),
+        (24, &le(1), 24, "program 0 phases: expected 0, got 1; use a newer aquatint"),
+        (28, &[1], 28, "program 0 reserved: expected zeros"),
+        (second + 31, &[0x80], 60, "program 1 reserved"),
     ];
     for &(at, bytes, offset, text) in cases {
         refused(&sealed(s + at, bytes), "PROGRAMS", offset, text);
     }
     // One node of the second program left over, with its path.
-    refused(&sealed(s + second + 12, &le(7)), "PROGRAMS", 144, "program 1 output");
-    let mut file = with(s + second + 12, &le(7));
-    file.as_mut()[s + second + 16..][..4].copy_from_slice(&le(0));
+    refused(&sealed(s + second + 16, &le(7)), "PROGRAMS", 52, "program 1 output");
+    let mut file = with(s + second + 16, &le(7));
+    file.as_mut()[s + second + 20..][..4].copy_from_slice(&le(0));
     reseal(file.as_mut());
     refused(&file, "NODES", 52 * NODE as u64, "node count: expected 52, got 53");
     // No program at all.
     let mut sections = split(sound().as_ref());
     sections[PROGRAMS].clear();
     refused(&build(&sections), "NODES", 0, "node count: expected 0, got 53");
+}
+
+#[test]
+fn input_faults_are_named() {
+    let (s, programs) = (start(ARGS), start(PROGRAMS));
+    let words = split(sound().as_ref())[ARGS].len() / 4;
+    // The sample has 7 words, the timestep and the labels 4 each.
+    let cases: &[(usize, u32, &str)] = &[
+        (0, 7, "program 0 input 0 kind: expected 0 to 6, got 7; use a newer aquatint"),
+        (0, u32::MAX, "program 0 input 0 kind"),
+        (1, 1, "program 0 input 0 index: expected 0, got 1; use a newer aquatint"),
+        (1, u32::MAX, "program 0 input 0 index"),
+        (2, 0, "program 0 input 0 axes: expected 1 to 5, got 0"),
+        (2, 6, "program 0 input 0 axes: expected 1 to 5, got 6"),
+        (2, u32::MAX, "program 0 input 0 axes"),
+        (3, 1 << 31 | 5, "program 0 input 0 axis 0: expected a length or a known symbol, got 0x80000005; use a newer"),
+        (14, u32::MAX, "program 0 input 2 axis 0"),
+    ];
+    for &(word, value, text) in cases {
+        refused(&sealed(s + 4 * word, &le(value)), "ARGS", 4 * word as u64, text);
+    }
+    let counts = [
+        (4, 4, 15, "program 0 input 3 kind: expected a word, got none"),
+        (8, 14, 14, "program 0 input 2 axis 0: expected a word, got none"),
+        (8, 0, 0, "program 0 input 0 kind: expected a word, got none"),
+        (8, 16, 15, "program 0 words: expected 15, the end of the last input, got 16"),
+        (8, u32::MAX, 0, &format!("program 0 words: expected 4294967295 words, got a section of {words} words")),
+    ];
+    for (field, value, word, text) in counts {
+        refused(&sealed(programs + field, &le(value)), "ARGS", 4 * word, text);
+    }
     // An input that is declared twice, or with the axes of another kind, opens and is refused by the shape rules.
-    for (at, byte) in [(slot(2), 2), (slot(1), 3), (slot(1) + 1, 2)] {
-        let file = sealed(s + at, &[byte]);
-        match Packed::new(&file).map(|p| p.verify()) {
-            Ok(Err(Error::Shape { path, .. })) => assert!(path.starts_with("denoiser input"), "{path}"),
-            Ok(other) => panic!("{other:?}"),
-            Err(e) => assert!(at == slot(1) + 1 && e.to_string().contains("node"), "{e}"),
+    for (word, value) in [(11, 1), (7, 2), (10, 2), (3, 2)] {
+        let file = sealed(s + 4 * word, &le(value));
+        match Packed::new(&file).expect("sound").verify() {
+            Err(Error::Shape { path, .. }) => assert!(path.starts_with("denoiser input"), "{path}"),
+            other => panic!("word {word}: {other:?}"),
         }
     }
+}
+
+// Nodes of the first program.
+const TIME: usize = 0;
+const TIME1: usize = 1;
+const EMBED: usize = 2;
+const ADD: usize = 3;
+const PATCHIFY: usize = 6;
+const NORM1: usize = 9;
+const Q: usize = 10;
+const ATTENTION: usize = 13;
+const OUT: usize = 14;
+const NORM2: usize = 15;
+const QUANTIZE: usize = 17;
+
+/// The place in ARGS of word `word` of node `node`.
+fn word_at(node: usize, word: usize) -> u64 {
+    4 * (first_word(sound().as_ref(), node) + word) as u64
 }
 
 #[test]
 fn node_faults_are_named() {
     let s = start(NODES);
-    // Nodes of the first program.
-    let [time, embed, add, patchify, norm1, q, attention, out, norm2, quantize] = [0, 2, 3, 6, 9, 10, 13, 14, 15, 17];
-    let none = &[0xff; 4][..];
-    let cases: &[(usize, usize, &[u8], u64, &str)] = &[
-        (time, 0, &[0], 0, "op: expected 1 to 18, got 0; use a newer aquatint"),
-        (time, 0, &[19], 0, "op: expected 1 to 18, got 19; use a newer aquatint"),
-        (time, 0, &[255], 0, "op"),
-        (time, 1, &[2], 0, "unused fields: expected neutral values"),
-        (out, 1, &[3], 0, "unused fields"),
-        (q, 2, &[5], 2, "activation: expected a known activation, got 5"),
-        (q, 2, &[255], 2, "activation"),
-        (add, 2, &[1], 0, "unused fields"),
-        (q, 3, &[8], 0, "unused fields"),
-        (quantize, 3, &[0], 3, "quantize bits: expected 6 or 8, got 0"),
-        (norm1, 3, &[0], 0, ""),
-        (norm1, 4, &[2], 4, "quantize grain: expected 0 or 1, got 2"),
-        (q, 4, &[1], 0, "unused fields"),
-        (norm1, 5, &[3], 5, "quantize range: expected 0, 1 or 2, got 3"),
-        (norm1, 5, &[1], 28, "tensor: expected below 54, got 4294967295"),
-        (norm2, 5, &[0], 0, "unused fields"),
-        (q, 5, &[1], 0, "unused fields"),
-        (q, 6, &[1], 0, "unused fields"),
-        (q, 7, &[1], 0, "unused fields"),
-        (norm1, 8, &le(0), 0, "unused fields"),
-        (norm2, 8, &le(54), 28, "tensor: expected below 54, got 54"),
-        (norm2, 8, none, 28, "tensor"),
-        (time, 16, &le(3), 16, "operand: expected a value below 3, got 3"),
-        (time, 16, none, 16, "operand: expected a value below 3, got 4294967295"),
-        (add, 20, &le(6), 16, "operand: expected a value below 6, got 6"),
-        (add, 20, &le(47), 16, "operand"),
-        (add, 20, none, 16, "operand"),
-        (add, 24, &le(0), 0, "unused fields"),
-        (attention, 24, &le(16), 16, "operand: expected a value below 16, got 16"),
-        (out, 20, &le(17), 16, "operand"),
-        (q, 28, &le(54), 28, "tensor: expected below 54, got 54"),
-        (q, 28, none, 28, "tensor"),
-        (q, 32, &le(54), 28, "tensor"),
-        (embed, 28, none, 28, "tensor"),
-        (embed, 32, &le(0), 0, "unused fields"),
-        (add, 28, &le(0), 0, "unused fields"),
-        (add, 36, &le(1), 0, "unused fields"),
-        (q, 36, &le(1), 0, "unused fields"),
-        (time, 40, &le(2), 0, "unused fields"),
-        (add, 44, &le(1), 0, "unused fields"),
-        (attention, 48, &le(1), 0, "unused fields"),
-        (attention, 40, &le(8), 0, "unused fields"),
-        (attention, 40, &le(u32::MAX), 0, "unused fields"),
-        // A linear layer without gate and residual is as good a gated one; one with them is not.
-        (q, 0, &[15], 0, ""),
-        (out, 0, &[15], 0, "unused fields"),
-        (patchify, 0, &[17], 36, "resampling: expected 0 or 1, got 2"),
-        (out, 0, &[16], 0, "unused fields"),
-        (embed, 0, &[16], 0, ""),
-        (embed, 0, &[18], 0, "unused fields"),
-        (add, 47, &[0x80], 0, "unused fields"),
-        (add, 52, &le(1), 0, "unused fields"),
-        (add, 56, &[1], 0, "unused fields"),
-        (add, 79, &[1], 0, "unused fields"),
+    let cases: &[(usize, usize, &[u8], &str)] = &[
+        (TIME, 0, &[0], "op: expected 1 to 18, got 0; use a newer aquatint"),
+        (TIME, 0, &[19], "op: expected 1 to 18, got 19; use a newer aquatint"),
+        (TIME, 0, &[255], "op"),
+        (TIME, 1, &[1], "op: expected 1 to 18, got 266"),
+        (TIME, 2, &[2], "flags: expected 0 or 1, got 0x2; use a newer aquatint"),
+        (OUT, 2, &[3], "flags"),
+        (OUT, 3, &[0x80], "flags"),
+        (ADD, 12, &[1], "phases: expected 0, got 1; use a newer aquatint"),
+        (ADD, 15, &[0x80], "phases"),
     ];
-    for &(node, field, bytes, offset, text) in cases {
-        let file = sealed(s + node * NODE + field, bytes);
-        if text.is_empty() {
-            // A norm that does not quantize has neutral fields for it, for one: another sound structure.
-            Packed::new(&file).expect("sound");
-            continue;
-        }
-        refused(&file, "NODES", (node * NODE) as u64 + offset, &format!("node {node} {text}"));
+    for &(node, field, bytes, text) in cases {
+        let offset = (node * NODE + if field == 1 { 0 } else { field & !1 }) as u64;
+        let offset = if field > 12 { (node * NODE + 12) as u64 } else { offset };
+        refused(&sealed(s + node * NODE + field, bytes), "NODES", offset, &format!("node {node} {text}"));
     }
     for len in [0, 256, u32::MAX] {
-        let (section, _, message) = fault(Packed::new(&sealed(s + 12, &le(len))), "path");
+        let (section, _, message) = fault(Packed::new(&sealed(s + 8, &le(len))), "path");
         assert!(section == "STRINGS" && message.contains("name: expected 1 to 255 bytes"), "{message}");
     }
+    let words = split(sound().as_ref())[ARGS].len() / 4;
+    let counts = [
+        (ADD, 3, 2, "node 3 add words: expected at most 2, got 3; use a newer aquatint".to_owned()),
+        (ADD, 1, 1, "node 3 add b: expected a value below 6, got none".to_owned()),
+        (ADD, 0, 0, "node 3 add a: expected a value below 6, got none".to_owned()),
+        (ADD, u32::MAX, 0, format!("node 3 add words: expected 4294967295 words, got a section of {words} words")),
+    ];
+    for (node, len, word, text) in counts {
+        refused(&sealed(s + node * NODE + 4, &le(len)), "ARGS", word_at(node, word), &text);
+    }
+    // Another op whose words these cannot be, or can.
+    let ops = [
+        (Q, 15, None),
+        (OUT, 15, Some((4, "node 14 gated_linear words: expected at most 4, got 7; use a newer aquatint"))),
+        (PATCHIFY, 17, Some((1, "node 6 resample how: expected 0 to 1, got 2; use a newer aquatint"))),
+        (OUT, 16, Some((2, "node 14 vector_quantize words: expected at most 2, got 7"))),
+        (EMBED, 16, None),
+        (EMBED, 18, Some((1, "node 2 parameter words: expected at most 1, got 2"))),
+    ];
+    for (node, op, fault) in ops {
+        let file = sealed(s + node * NODE, &[op]);
+        match fault {
+            Some((word, text)) => refused(&file, "ARGS", word_at(node, word), text),
+            None => assert!(Packed::new(&file).is_ok(), "node {node} as op {op}"),
+        }
+    }
+}
+
+#[test]
+fn word_faults_are_named() {
+    let s = start(ARGS);
+    // Node, word, its new value, the word at which that is found.
+    let cases: &[(usize, usize, u32, usize, &str)] = &[
+        (TIME, 0, 4, 0, "t: expected a value below 3, got 3"),
+        (TIME, 0, 0, 0, "t: expected a value below 3, got none"),
+        (TIME, 0, u32::MAX, 0, "t: expected a value below 3, got 4294967294"),
+        (TIME, 2, 2, 2, "cos first: expected 0 or 1, got 2"),
+        (TIME, 2, u32::MAX, 2, "cos first"),
+        (TIME1, 3, 5, 3, "act: expected 0 to 4, got 5; use a newer aquatint"),
+        (TIME1, 3, u32::MAX, 3, "act"),
+        (TIME1, 3, 0, 3, "last word: expected no zero, got 0"),
+        (EMBED, 0, 0, 0, "index: expected a value below 5, got none"),
+        (EMBED, 1, 55, 1, "table: expected a tensor below 54, got 54"),
+        (ADD, 0, 0, 0, "a: expected a value below 6, got none"),
+        (ADD, 1, 7, 1, "b: expected a value below 6, got 6"),
+        (ADD, 1, 48, 1, "b"),
+        (Q, 1, 55, 1, "weight: expected a tensor below 54, got 54"),
+        (ATTENTION, 2, 17, 2, "v: expected a value below 16, got 16"),
+        (OUT, 1, 0, 1, "weight: expected a tensor below 54, got none"),
+        (OUT, 2, 55, 2, "bias: expected a tensor below 54, got 54"),
+        (OUT, 2, u32::MAX, 2, "bias"),
+        (OUT, 3, 5, 3, "act: expected 0 to 4, got 5"),
+        (OUT, 4, 18, 4, "gate: expected a value below 17, got 17"),
+        // Without a gate its first column means nothing.
+        (OUT, 4, 0, 5, "first column of gate: expected 0, got 16"),
+        (OUT, 6, 18, 6, "residual: expected a value below 17, got 17"),
+        (NORM1, 4, 0, 6, "first column of shift: expected 0, got 8"),
+        (NORM1, 7, 0, 7, "last word: expected no zero, got 0"),
+        (NORM1, 7, 256, 7, "quantize bits: expected 255, got 256"),
+        (NORM2, 5, 1, 5, "first column of scale: expected 0, got 1"),
+        (NORM2, 7, 0, 9, "quantize range: expected 0, got 1"),
+        (NORM2, 8, 2, 8, "quantize grain: expected 0 to 1, got 2; use a newer aquatint"),
+        (NORM2, 9, 3, 9, "quantize range: expected 0 to 2, got 3; use a newer aquatint"),
+        (NORM2, 9, 0, 10, "quantize curve: expected 0, got"),
+        (NORM2, 10, 55, 10, "quantize curve: expected a tensor below 54, got 54"),
+        (NORM2, 10, u32::MAX, 10, "quantize curve"),
+        (QUANTIZE, 1, 0, 1, "quantize bits: expected 8, got 0"),
+    ];
+    for &(node, word, value, found, text) in cases {
+        let file = sealed(s + word_at(node, word) as usize, &le(value));
+        let (section, offset, message) = fault(Packed::new(&file), text);
+        assert_eq!((section, offset), ("ARGS", word_at(node, found)), "{message}");
+        assert!(message.contains(&format!("node {node} ")) && message.contains(text), "{text}: {message}");
+    }
+    // Other numbers that are as sound a structure.
+    for (node, word, value) in [(NORM2, 8, 1), (NORM2, 9, 2), (NORM1, 7, 7), (Q, 0, 1), (ATTENTION, 3, 0)] {
+        Packed::new(&sealed(s + word_at(node, word) as usize, &le(value))).expect("sound");
+    }
+
+    let changed = |change: fn(&mut [Vec<u8>; tiny::SECTIONS])| {
+        let mut sections = split(sound().as_ref());
+        change(&mut sections);
+        build(&sections)
+    };
+    let len = split(sound().as_ref())[ARGS].len() as u64;
+    refused(&changed(|s| s[ARGS].push(0)), "ARGS", 0, "size: expected a multiple of 4");
+    refused(&changed(|s| s[ARGS].extend([1; 4])), "ARGS", len, "word count: expected");
+    refused(&changed(|s| s[ARGS].clear()), "ARGS", 0, "program 0 words: expected 15 words, got a section of 0 words");
+    let short = changed(|s| s[ARGS].truncate(s[ARGS].len() - 4));
+    let (section, _, message) = fault(Packed::new(&short), "a word short");
+    assert!(section == "ARGS" && message.contains("node 52 conv2d words: expected"), "{message}");
+    // A zero at the end of a run.
+    let zero = changed(|s| {
+        let at = 4 * (first_word(sound().as_ref(), Q) + 2);
+        s[ARGS].splice(at..at, [0; 4]);
+        s[NODES][Q * NODE + 4] = 3;
+    });
+    refused(&zero, "ARGS", word_at(Q, 2), "node 10 linear last word: expected no zero, got 0");
+    // A range that needs a curve, without one.
+    let bare = changed(|s| {
+        let at = 4 * (first_word(sound().as_ref(), NORM1) + 8);
+        s[ARGS].splice(at..at, [0, 0, 0, 0, 1, 0, 0, 0]);
+        s[NODES][NORM1 * NODE + 4] = 10;
+    });
+    refused(&bare, "ARGS", word_at(NORM1, 9), "node 9 layer_norm quantize range: expected 0, got 1");
 }
 
 #[test]

@@ -15,7 +15,9 @@ use aquatint::exec::Executor;
 use aquatint::format::{Packed, SectionKind};
 use aquatint::plan::{Binding, Plan};
 use aquatint::program::{Dims, InputKind, Role};
-use common::tiny::{self, AlignedBytes, Noise, build, reseal, reseal_root, reseal_section, sections, split};
+use common::tiny::{
+    self, AlignedBytes, HEAD, Noise, build, first_word, reseal, reseal_root, reseal_section, sections, split,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -56,13 +58,12 @@ const DATA: usize = 0;
 const TENSORS: usize = 1;
 const PROGRAMS: usize = 2;
 const NODES: usize = 3;
-const STRINGS: usize = 4;
-const META: usize = 5;
-/// Bytes of header and section table.
-const HEAD: usize = 352;
+const ARGS: usize = 4;
+const STRINGS: usize = 5;
+const META: usize = 6;
 const TENSOR: usize = 64;
-const PROGRAM: usize = 128;
-const NODE: usize = 80;
+const PROGRAM: usize = 32;
+const NODE: usize = 16;
 
 /// The sound file that all others are made from.
 fn sound() -> AlignedBytes {

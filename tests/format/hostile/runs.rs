@@ -9,7 +9,9 @@ fn whatever_is_accepted_runs() {
     let mut file = sound();
     let mut noise = Noise(8);
     let mut ran = 0;
-    for (section, range) in structure().into_iter().filter(|(s, _)| [Some(PROGRAMS), Some(NODES)].contains(s)) {
+    for (section, range) in
+        structure().into_iter().filter(|(s, _)| [Some(PROGRAMS), Some(NODES), Some(ARGS)].contains(s))
+    {
         for at in range.flat_map(|at| [at; 4]) {
             let flip = 1u8 << noise.below(8);
             file.as_mut()[at] ^= flip;
@@ -58,14 +60,15 @@ fn run(file: &AlignedBytes) -> usize {
 fn planning_the_largest_programs_ends() {
     use aquatint::format::MAX_NODES;
     use aquatint::program::{
-        Act, Dim, Input, Node, Op, Program, Quantize, QuantizeGrain, QuantizeRange, Tensor, Value,
+        Act, Add, Dim, Input, Linear, Node, Op, Pointwise, Program, Quantize, QuantizeGrain, QuantizeRange,
+        QuantizeSpec, Tensor, TimestepEmbedding, Value,
     };
     let input = |kind, dims| Input { kind, dims };
     let inputs = vec![
         input(InputKind::Sample, vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(4)]),
         input(InputKind::Timestep, vec![Dim::Conditions]),
     ];
-    let pointwise = |x| Op::Pointwise { x, act: Act::None, mul: 1.0, add: 0.0 };
+    let pointwise = |x| Op::Pointwise(Pointwise { x, act: Act::None, mul: 1.0, add: 0.0 });
     let node = |op| Node { op, path: "n".into(), wide: false };
     let program = |ops: Vec<Op>| {
         let output = Value(ops.len() as u32 + 1);
@@ -79,16 +82,17 @@ fn planning_the_largest_programs_ends() {
     // A fan out and in again: half of the values live at the same time.
     let half = MAX_NODES as u32 / 2;
     let fan_out = (0..half).map(|_| pointwise(Value(0)));
-    let fan_in = (0..half).map(|i| Op::Add { a: Value(2 + i), b: Value(1 + half + i.min(1) * i) });
+    let fan_in = (0..half).map(|i| Op::Add(Add { a: Value(2 + i), b: Value(1 + half + i.min(1) * i) }));
     let fan = program(fan_out.chain(fan_in).collect());
 
     // Pairs of a quantization of the timestep and two readers. The last quantization has a reader in the loop, so it
     // and its other reader move there, which is an operand of a reader of the one before, and so on.
-    let spec = Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
-    let linear = |x, residual| Op::Linear { x, weight: Tensor(0), bias: None, act: Act::None, gate: None, residual };
+    let spec = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
+    let linear =
+        |x, residual| Op::Linear(Linear { x, weight: Tensor(0), bias: None, act: Act::None, gate: None, residual });
     let n = MAX_NODES as u32 / 3 - 1;
-    let mut ops = vec![Op::TimestepEmbedding { t: Value(1), dim: 4, cos_first: true, shift: 0.0 }];
-    ops.extend((0..n).map(|_| Op::Quantize { x: Value(2), spec }));
+    let mut ops = vec![Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 4, cos_first: true, shift: 0.0 })];
+    ops.extend((0..n).map(|_| Op::Quantize(Quantize { x: Value(2), spec })));
     ops.extend((0..n).map(|i| linear(Value(3 + i), None)));
     ops.push(linear(Value(2 + n), Some(Value(0))));
     ops.extend((1..n).map(|i| linear(Value(2 + n - i), Some(Value(2 + 2 * n - i + 1)))));

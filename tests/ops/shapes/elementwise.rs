@@ -1,9 +1,19 @@
 //! Norms, elementwise ops, quantization, embeddings and layouts.
 
 use super::*;
+use aquatint::program::{
+    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, Resample, TimestepEmbedding,
+    Unpatchify,
+};
 
-fn layer_norm(x: Value, weight: Option<Tensor>, eps: f32, modulation: Option<Modulation>, q: Option<Quantize>) -> Op {
-    Op::LayerNorm { x, weight, bias: weight, eps, modulation, quantize: q }
+fn layer_norm(
+    x: Value,
+    weight: Option<Tensor>,
+    eps: f32,
+    modulation: Option<Modulation>,
+    q: Option<QuantizeSpec>,
+) -> Op {
+    Op::LayerNorm(LayerNorm { x, weight, bias: weight, eps, modulation, quantize: q })
 }
 
 #[test]
@@ -19,7 +29,7 @@ fn layer_norm_refuses() {
     refuse(&[layer_norm(LABELS, None, 0.0, None, None)], "x: expected float elements, got Index");
     refuse(&[layer_norm(SAMPLE, Some(V5), 0.0, None, None)], "weight: expected f32 [8], got ([5], \"f32\")");
     let bias = Some(HALF_V8);
-    let norm = Op::LayerNorm { x: SAMPLE, weight: None, bias, eps: 0.0, modulation: None, quantize: None };
+    let norm = Op::LayerNorm(LayerNorm { x: SAMPLE, weight: None, bias, eps: 0.0, modulation: None, quantize: None });
     refuse(&[norm], "bias: expected f32 [8], got ([8], \"not f32\")");
     for (eps, got) in [(-1.0, "-1.0"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
         let message = format!("eps: expected a finite number, not negative, got {got}");
@@ -39,15 +49,8 @@ fn layer_norm_refuses() {
 
 #[test]
 fn group_norm_divides_channels_evenly() {
-    let norm = |x, weight, bias, groups, eps, quantize| Op::GroupNorm {
-        x,
-        weight,
-        bias,
-        groups,
-        eps,
-        modulation: None,
-        act: Act::Silu,
-        quantize,
+    let norm = |x, weight, bias, groups, eps, quantize| {
+        Op::GroupNorm(GroupNorm { x, weight, bias, groups, eps, modulation: None, act: Act::Silu, quantize })
     };
     accept(&[norm(SAMPLE, V8, V8, 4, 1e-6, None)], &[2, 6, 10, 8], Kind::Float);
     accept(&[norm(SAMPLE, V8, V8, 1, 1e-6, Some(SAMPLE6))], &[2, 6, 10, 8], Kind::Codes(SAMPLE6));
@@ -64,15 +67,17 @@ fn group_norm_divides_channels_evenly() {
 
 #[test]
 fn group_norm_takes_a_modulation_per_condition() {
-    let norm = |value, scale, shift| Op::GroupNorm {
-        x: SAMPLE,
-        weight: V8,
-        bias: V8,
-        groups: 4,
-        eps: 1e-6,
-        modulation: Some(Modulation { value, scale, shift }),
-        act: Act::Silu,
-        quantize: None,
+    let norm = |value, scale, shift| {
+        Op::GroupNorm(GroupNorm {
+            x: SAMPLE,
+            weight: V8,
+            bias: V8,
+            groups: 4,
+            eps: 1e-6,
+            modulation: Some(Modulation { value, scale, shift }),
+            act: Act::Silu,
+            quantize: None,
+        })
     };
     accept(&[norm(TABLE, 0, 1)], &[2, 6, 10, 8], Kind::Float);
     refuse(&[norm(TABLE, 2, 0)], "scale: expected (3 conditions, at least 10), got [3, 9]");
@@ -85,7 +90,7 @@ fn group_norm_takes_a_modulation_per_condition() {
 
 #[test]
 fn resample_doubles_or_halves_the_pixels() {
-    let resample = |x, how| Op::Resample { x, how };
+    let resample = |x, how| Op::Resample(Resample { x, how });
     accept(&[resample(SAMPLE, Resampling::Nearest)], &[2, 12, 20, 8], Kind::Float);
     accept(&[resample(SAMPLE, Resampling::Mean)], &[2, 3, 5, 8], Kind::Float);
     // 3 x 5 pixels, then 1 x 2, then none.
@@ -100,7 +105,7 @@ fn resample_doubles_or_halves_the_pixels() {
 
 #[test]
 fn a_parameter_has_the_axes_of_its_tensor() {
-    let parameter = |tensor| Op::Parameter { tensor };
+    let parameter = |tensor| Op::Parameter(Parameter { tensor });
     for (tensor, dims) in [(V8, &[8][..]), (W, &[5, 8]), (CUBE, &[2, 2, 2]), (CONV, &[5, 3, 3, 8])] {
         accept(&[parameter(tensor)], dims, Kind::Float);
     }
@@ -119,9 +124,9 @@ fn pointwise_takes_any_floats() {
 
 #[test]
 fn add_repeats_rows_of_the_second_operand() {
-    let add = |a, b| Op::Add { a, b };
+    let add = |a, b| Op::Add(Add { a, b });
     accept(&[add(SAMPLE, SAMPLE)], &[2, 6, 10, 8], Kind::Float);
-    let position = Op::PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 };
+    let position = Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 });
     accept(&[position.clone(), add(SAMPLE, LAST)], &[2, 6, 10, 8], Kind::Float);
     let message = "residual: expected rows dividing those of [6, 10, 8], got [2, 6, 10, 8]";
     refuse(&[position, add(LAST, SAMPLE)], message);
@@ -156,7 +161,7 @@ fn quantize_gives_codes_of_its_own_spec() {
 
 #[test]
 fn embedding_takes_row_numbers() {
-    let embedding = |index, table| Op::Embedding { index, table };
+    let embedding = |index, table| Op::Embedding(Embedding { index, table });
     accept(&[embedding(LABELS, W)], &[3, 8], Kind::Float);
     refuse(&[embedding(NO_VALUE, W)], "index: expected a value below 4, got 99");
     refuse(&[embedding(TIME, W)], "index: expected (conditions) or (n, t) row numbers, got ([3], Float)");
@@ -168,7 +173,7 @@ fn embedding_takes_row_numbers() {
 
 #[test]
 fn timestep_embedding_has_a_sine_for_each_cosine() {
-    let embedding = |t, dim, shift| Op::TimestepEmbedding { t, dim, cos_first: false, shift };
+    let embedding = |t, dim, shift| Op::TimestepEmbedding(TimestepEmbedding { t, dim, cos_first: false, shift });
     accept(&[embedding(TIME, 6, 1.0)], &[3, 6], Kind::Float);
     refuse(&[embedding(LABELS, 6, 1.0)], "t: expected float elements, got Index");
     refuse(&[embedding(SAMPLE, 6, 1.0)], "t: expected (conditions) or (conditions, k), got [2, 6, 10, 8]");
@@ -188,7 +193,8 @@ fn timestep_embedding_has_a_sine_for_each_cosine() {
 
 #[test]
 fn position_embedding_has_the_grid_of_its_operand() {
-    let embedding = |x, dim, base, interpolation| Op::PositionEmbedding { x, dim, base, interpolation };
+    let embedding =
+        |x, dim, base, interpolation| Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation });
     accept(&[embedding(SAMPLE, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     accept(&[quantize(SAMPLE, ROW8), embedding(LAST, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     refuse(&[embedding(NO_VALUE, 8, 4, 1.0)], "x: expected a value below 4, got 99");
@@ -211,7 +217,7 @@ fn position_embedding_has_the_grid_of_its_operand() {
 
 #[test]
 fn patches_divide_the_size() {
-    let patchify = |x, patch| Op::Patchify { x, patch };
+    let patchify = |x, patch| Op::Patchify(Patchify { x, patch });
     accept(&[patchify(SAMPLE, 1)], &[2, 6, 10, 8], Kind::Float);
     accept(&[patchify(SAMPLE, 2)], &[2, 3, 5, 32], Kind::Float);
     for patch in [0, 3, 4, 5, 6, 10, u32::MAX] {
@@ -225,9 +231,9 @@ fn patches_divide_the_size() {
 
 #[test]
 fn unpatchify_undoes_patchify() {
-    let unpatchify = |x, patch| Op::Unpatchify { x, patch };
+    let unpatchify = |x, patch| Op::Unpatchify(Unpatchify { x, patch });
     accept(&[unpatchify(SAMPLE, 2)], &[2, 12, 20, 2], Kind::Float);
-    accept(&[Op::Patchify { x: SAMPLE, patch: 2 }, unpatchify(LAST, 2)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[Op::Patchify(Patchify { x: SAMPLE, patch: 2 }), unpatchify(LAST, 2)], &[2, 6, 10, 8], Kind::Float);
     for patch in [0, 3, 4, 1 << 12, 1 << 16, u32::MAX] {
         let multiples = format!("x: expected features in multiples of {patch} x {patch}");
         refuse(&[unpatchify(SAMPLE, patch)], &format!("{multiples}, got [2, 6, 10, 8]"));

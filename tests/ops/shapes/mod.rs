@@ -6,8 +6,9 @@ mod programs;
 
 use aquatint::program::shape::{Kind, MAX_ELEMENTS, MAX_INTEGER_PRODUCTS, TensorType, Type, infer};
 use aquatint::program::{
-    Act, Attend, Columns, CurveAxis, Dim, Dims, Input, InputKind, Modulation, Node, Op, Program, Quantize,
-    QuantizeGrain, QuantizeRange, Resampling, Role, Sampling, Tensor, Value,
+    Act, Attend, Columns, Conv2d, ConvStride, CurveAxis, Dim, Dims, Embedding, Input, InputKind, Linear, Modulation,
+    Node, Op, Pointwise, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Resampling, Role, Tensor,
+    Value,
 };
 
 const DIMS: Dims = Dims { batch: 2, conditions: 3, height: 6, width: 10, tokens: 1 };
@@ -81,7 +82,7 @@ fn inputs() -> Vec<Input> {
 
 /// Types of a program of the given ops after the embedding of the labels.
 fn types(ops: &[Op]) -> aquatint::Result<Vec<Type>> {
-    let embedding = Op::Embedding { index: LABELS, table: ROWS };
+    let embedding = Op::Embedding(Embedding { index: LABELS, table: ROWS });
     let ops = [embedding].into_iter().chain(ops.iter().cloned());
     let nodes: Vec<_> = ops.map(|op| Node { op, path: "a.b".into(), wide: false }).collect();
     infer(&Program { role: Role::Denoiser, inputs: inputs(), nodes, output: TABLE }, &tensors(), &DIMS)
@@ -117,38 +118,38 @@ fn refuse_size(ops: &[Op], shape: &str) {
     }
 }
 
-fn spec(bits: u8, grain: QuantizeGrain, range: QuantizeRange) -> Quantize {
-    Quantize { bits, grain, range }
+fn spec(bits: u8, grain: QuantizeGrain, range: QuantizeRange) -> QuantizeSpec {
+    QuantizeSpec { bits, grain, range }
 }
 
-const ROW8: Quantize = Quantize { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
-const SAMPLE6: Quantize = Quantize { bits: 6, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
+const ROW8: QuantizeSpec = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
+const SAMPLE6: QuantizeSpec = QuantizeSpec { bits: 6, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
 
-fn quantize(x: Value, spec: Quantize) -> Op {
-    Op::Quantize { x, spec }
+fn quantize(x: Value, spec: QuantizeSpec) -> Op {
+    Op::Quantize(Quantize { x, spec })
 }
 
 fn pointwise(x: Value) -> Op {
-    Op::Pointwise { x, act: Act::Silu, mul: 1.0, add: 0.0 }
+    Op::Pointwise(Pointwise { x, act: Act::Silu, mul: 1.0, add: 0.0 })
 }
 
 fn linear(x: Value, weight: Tensor) -> Op {
-    Op::Linear { x, weight, bias: None, act: Act::None, gate: None, residual: None }
+    Op::Linear(Linear { x, weight, bias: None, act: Act::None, gate: None, residual: None })
 }
 
 fn biased(x: Value, weight: Tensor, bias: Tensor) -> Op {
-    Op::Linear { x, weight, bias: Some(bias), act: Act::None, gate: None, residual: None }
+    Op::Linear(Linear { x, weight, bias: Some(bias), act: Act::None, gate: None, residual: None })
 }
 
 fn gated(x: Value, value: Value, offset: u32) -> Op {
     let gate = Some(Columns { value, offset });
-    Op::Linear { x, weight: W, bias: None, act: Act::None, gate, residual: None }
+    Op::Linear(Linear { x, weight: W, bias: None, act: Act::None, gate, residual: None })
 }
 
 fn summed(x: Value, residual: Value) -> Op {
-    Op::Linear { x, weight: W, bias: None, act: Act::None, gate: None, residual: Some(residual) }
+    Op::Linear(Linear { x, weight: W, bias: None, act: Act::None, gate: None, residual: Some(residual) })
 }
 
-fn conv(x: Value, weight: Tensor, bias: Option<Tensor>, sampling: Sampling, residual: Option<Value>) -> Op {
-    Op::Conv2d { x, weight, bias, sampling, shift: None, residual }
+fn conv(x: Value, weight: Tensor, bias: Option<Tensor>, sampling: ConvStride, residual: Option<Value>) -> Op {
+    Op::Conv2d(Conv2d { x, weight, bias, sampling, shift: None, residual })
 }

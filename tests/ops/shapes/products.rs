@@ -1,6 +1,10 @@
 //! Products: linear layers, convolutions, attention, and the nearest rows of a table.
 
 use super::*;
+use aquatint::program::{
+    Attention, ConvStride, GatedLinear, Patchify, Pointwise, PositionEmbedding, TimestepEmbedding, Unpatchify,
+    VectorQuantize,
+};
 
 #[test]
 fn linear_takes_rows_of_any_shape() {
@@ -13,7 +17,7 @@ fn linear_takes_rows_of_any_shape() {
     accept(&[gated(SAMPLE, TABLE, 4)], &[2, 6, 10, 5], Kind::Float);
     accept(&[linear(SAMPLE, W), summed(SAMPLE, LAST)], &[2, 6, 10, 5], Kind::Float);
     // A grid of positions repeats over the samples.
-    let position = Op::PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 };
+    let position = Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 });
     accept(&[position, linear(LAST, W), summed(SAMPLE, Value(5))], &[2, 6, 10, 5], Kind::Float);
 }
 
@@ -36,11 +40,11 @@ fn linear_refuses() {
     refuse(&[gated(SAMPLE, TABLE, u32::MAX)], "gate: expected (3 conditions, at least 4294967300), got [3, 9]");
     refuse(&[gated(SAMPLE, SAMPLE, 0)], "gate: expected (3 conditions, at least 5), got [2, 6, 10, 8]");
     refuse(&[gated(SAMPLE, LABELS, 0)], "gate: expected float elements, got Index");
-    let on_table = Op::TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 };
+    let on_table = Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 });
     refuse(&[on_table, gated(LAST, TABLE, 0)], "gate: expected a result for each of the 2 samples, got [3, 5]");
     refuse(&[summed(SAMPLE, SAMPLE)], "residual: expected rows dividing those of [2, 6, 10, 5], got [2, 6, 10, 8]");
     refuse(&[summed(SAMPLE, NO_VALUE)], "residual: expected a value below 4, got 99");
-    let odd = Op::TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 };
+    let odd = Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 });
     let message = "residual: expected rows dividing those of [3, 5], got [2, 6, 10, 5]";
     refuse(&[linear(SAMPLE, W), odd, summed(Value(5), LAST)], message);
     refuse_size(&[linear(SAMPLE, MANY)], "[2, 6, 10, 2147483648]");
@@ -76,47 +80,51 @@ fn sums_of_codes_stay_within_32_bits() {
 
 #[test]
 fn conv2d_keeps_or_doubles_the_pixels() {
-    accept(&[conv(SAMPLE, CONV, None, Sampling::Same, None)], &[2, 6, 10, 5], Kind::Float);
-    accept(&[conv(SAMPLE, CONV, Some(V5), Sampling::Up, None)], &[2, 12, 20, 5], Kind::Float);
-    accept(&[linear(SAMPLE, W), conv(SAMPLE, CONV, None, Sampling::Same, Some(LAST))], &[2, 6, 10, 5], Kind::Float);
-    accept(&[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV_I8, None, Sampling::Same, None)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[conv(SAMPLE, CONV, None, ConvStride::Same, None)], &[2, 6, 10, 5], Kind::Float);
+    accept(&[conv(SAMPLE, CONV, Some(V5), ConvStride::Up, None)], &[2, 12, 20, 5], Kind::Float);
+    accept(&[linear(SAMPLE, W), conv(SAMPLE, CONV, None, ConvStride::Same, Some(LAST))], &[2, 6, 10, 5], Kind::Float);
+    accept(
+        &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV_I8, None, ConvStride::Same, None)],
+        &[2, 6, 10, 5],
+        Kind::Float,
+    );
 }
 
 #[test]
 fn conv2d_refuses() {
-    refuse(&[conv(NO_VALUE, CONV, None, Sampling::Same, None)], "x: expected a value below 4, got 99");
-    refuse(&[conv(TABLE, CONV, None, Sampling::Same, None)], "x: expected (n, h, w, c), got [3, 9]");
-    refuse(&[conv(SAMPLE, NO_TENSOR, None, Sampling::Same, None)], "weight: expected a tensor below 18, got 99");
-    refuse(&[conv(SAMPLE, W, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 8]");
-    refuse(&[conv(SAMPLE, CONV_1, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 1, 2, 4]");
-    refuse(&[conv(SAMPLE, CONV_6_I8, None, Sampling::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 3, 3, 6]");
+    refuse(&[conv(NO_VALUE, CONV, None, ConvStride::Same, None)], "x: expected a value below 4, got 99");
+    refuse(&[conv(TABLE, CONV, None, ConvStride::Same, None)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[conv(SAMPLE, NO_TENSOR, None, ConvStride::Same, None)], "weight: expected a tensor below 18, got 99");
+    refuse(&[conv(SAMPLE, W, None, ConvStride::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 8]");
+    refuse(&[conv(SAMPLE, CONV_1, None, ConvStride::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 1, 2, 4]");
+    refuse(&[conv(SAMPLE, CONV_6_I8, None, ConvStride::Same, None)], "weight: expected [o, 3, 3, 8], got [5, 3, 3, 6]");
     refuse(
-        &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV, None, Sampling::Same, None)],
+        &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV, None, ConvStride::Same, None)],
         "x: expected float elements, or codes and a weight with an integer codebook, got \
          Codes(Quantize { bits: 6, grain: Sample, range: Dynamic })",
     );
-    let by_row = [quantize(SAMPLE, ROW8), conv(LAST, CONV_I8, None, Sampling::Same, None)];
+    let by_row = [quantize(SAMPLE, ROW8), conv(LAST, CONV_I8, None, ConvStride::Same, None)];
     refuse(&by_row, "x: expected codes with one scale per sample, got Row");
-    let six = [linear(SAMPLE, TO_6), quantize(LAST, SAMPLE6), conv(Value(5), CONV_6_I8, None, Sampling::Same, None)];
+    let six = [linear(SAMPLE, TO_6), quantize(LAST, SAMPLE6), conv(Value(5), CONV_6_I8, None, ConvStride::Same, None)];
     refuse(&six, "x: expected codes with a multiple of 4 channels, got 6");
-    refuse(&[conv(SAMPLE, CONV, Some(V8), Sampling::Same, None)], "bias: expected f32 [5], got ([8], \"f32\")");
-    let doubled = [linear(SAMPLE, W), conv(SAMPLE, CONV, None, Sampling::Up, Some(LAST))];
+    refuse(&[conv(SAMPLE, CONV, Some(V8), ConvStride::Same, None)], "bias: expected f32 [5], got ([8], \"f32\")");
+    let doubled = [linear(SAMPLE, W), conv(SAMPLE, CONV, None, ConvStride::Up, Some(LAST))];
     refuse(&doubled, "residual: expected rows dividing those of [2, 12, 20, 5], got [2, 6, 10, 5]");
-    refuse_size(&[conv(SAMPLE, MANY_CONV, None, Sampling::Same, None)], "[2, 6, 10, 2147483648]");
+    refuse_size(&[conv(SAMPLE, MANY_CONV, None, ConvStride::Same, None)], "[2, 6, 10, 2147483648]");
 }
 
 fn attention(q: Value, k: Value, v: Value, heads: u32, scale: f32) -> Op {
-    Op::Attention { q, k, v, heads, scale, attend: Default::default() }
+    Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default() })
 }
 
 fn gated_linear(x: Value, weight: Tensor, bias: Option<Tensor>) -> Op {
-    Op::GatedLinear { x, weight, bias, act: Act::GeluErf }
+    Op::GatedLinear(GatedLinear { x, weight, bias, act: Act::GeluErf })
 }
 
 #[test]
 fn gated_linear_halves_the_rows_of_its_weight() {
     accept(&[gated_linear(SAMPLE, TO_6, None)], &[2, 6, 10, 3], Kind::Float);
-    let narrow = Op::Pointwise { x: SAMPLE, act: Act::None, mul: 1.0, add: 0.0 };
+    let narrow = Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 1.0, add: 0.0 });
     accept(&[narrow, gated_linear(LAST, TO_6, None)], &[2, 6, 10, 3], Kind::Float);
     refuse(&[gated_linear(NO_VALUE, TO_6, None)], "x: expected a value below 4, got 99");
     refuse(&[gated_linear(SAMPLE, W, None)], "weight: expected [2 o, k], got [5, 8]");
@@ -133,8 +141,9 @@ fn gated_linear_halves_the_rows_of_its_weight() {
 #[test]
 fn attention_sees_conditions_and_only_earlier_keys() {
     let attend = |causal, per_condition| Attend { causal, per_condition, int8: false };
-    let attention = |q, k, attend| Op::Attention { q, k, v: k, heads: 1, scale: 1.0, attend };
-    let table = |features| Op::TimestepEmbedding { t: TIME, dim: features, cos_first: true, shift: 0.0 };
+    let attention = |q, k, attend| Op::Attention(Attention { q, k, v: k, heads: 1, scale: 1.0, attend });
+    let table =
+        |features| Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: features, cos_first: true, shift: 0.0 });
     // A value of two axes is one key per condition.
     accept(&[table(8), attention(SAMPLE, LAST, attend(false, true))], &[2, 6, 10, 8], Kind::Float);
     accept(&[attention(SAMPLE, SAMPLE, attend(true, false))], &[2, 6, 10, 8], Kind::Float);
@@ -153,8 +162,8 @@ fn attention_sees_conditions_and_only_earlier_keys() {
 #[test]
 fn attention_takes_keys_of_another_length() {
     accept(&[attention(SAMPLE, SAMPLE, SAMPLE, 4, 0.5)], &[2, 6, 10, 8], Kind::Float);
-    let smaller = Op::Unpatchify { x: SAMPLE, patch: 2 };
-    let patches = Op::Patchify { x: LAST, patch: 2 };
+    let smaller = Op::Unpatchify(Unpatchify { x: SAMPLE, patch: 2 });
+    let patches = Op::Patchify(Patchify { x: LAST, patch: 2 });
     accept(&[smaller, patches, attention(SAMPLE, Value(5), Value(5), 8, 0.5)], &[2, 6, 10, 8], Kind::Float);
 }
 
@@ -179,7 +188,7 @@ fn attention_refuses() {
 
 #[test]
 fn vector_quantize_takes_rows_of_the_tables_length() {
-    let nearest = |x, table| Op::VectorQuantize { x, table };
+    let nearest = |x, table| Op::VectorQuantize(VectorQuantize { x, table });
     accept(&[nearest(SAMPLE, CODEBOOK)], &[2, 6, 10, 8], Kind::Float);
     refuse(&[nearest(TABLE, CODEBOOK)], "table: expected f32 [rows, 9], got [4, 8]");
     refuse(&[nearest(SAMPLE, W)], "table: expected f32 [rows, 8], got [5, 8]");

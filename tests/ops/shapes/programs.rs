@@ -1,6 +1,9 @@
 //! Programs: the axes of inputs, sizes, outputs, and what no op may take.
 
 use super::*;
+use aquatint::program::{
+    Conv2d, ConvStride, Embedding, GatedLinear, LayerNorm, Parameter, Patchify, TimestepEmbedding, VectorQuantize,
+};
 
 /// Inputs of prompts, with the ops that take them.
 #[test]
@@ -14,16 +17,16 @@ fn prompts_have_tokens_features_and_numbers() {
         let program = Program { role: Role::TextEncoder, inputs, nodes, output };
         infer(&program, &tensors(), &dims).map(|t| t[output.0 as usize].dims().to_vec()).map_err(|e| e.to_string())
     };
-    let rows = Op::Embedding { index: Value(0), table: ROWS };
+    let rows = Op::Embedding(Embedding { index: Value(0), table: ROWS });
     assert_eq!(types(&[(InputKind::Tokens, &[Batch, Fixed(77)])], rows.clone()), Ok(vec![2, 77, 9]));
     let got = types(&[(InputKind::Tokens, &[Conditions, Fixed(77)])], rows.clone());
     assert_eq!(got, Err("text encoder input Tokens: axes: expected [2, tokens], got [3, 77]".into()));
     types(&[(InputKind::Tokens, &[Batch])], rows.clone()).expect_err("one axis");
-    let numbers = Op::TimestepEmbedding { t: Value(0), dim: 8, cos_first: true, shift: 0.0 };
+    let numbers = Op::TimestepEmbedding(TimestepEmbedding { t: Value(0), dim: 8, cos_first: true, shift: 0.0 });
     assert_eq!(types(&[(InputKind::Sizes, &[Conditions, Fixed(6)])], numbers.clone()), Ok(vec![3, 48]));
     let got = types(&[(InputKind::Sizes, &[Conditions])], numbers);
     assert_eq!(got, Err("text encoder input Sizes: axes: expected [3, features], got [3]".into()));
-    let many = Op::TimestepEmbedding { t: Value(0), dim: u32::MAX - 1, cos_first: true, shift: 0.0 };
+    let many = Op::TimestepEmbedding(TimestepEmbedding { t: Value(0), dim: u32::MAX - 1, cos_first: true, shift: 0.0 });
     types(&[(InputKind::Sizes, &[Conditions, Fixed(1 << 30)])], many).expect_err("too many features");
     let linear = linear(Value(0), W);
     let context = &[Conditions, Tokens, Fixed(8)];
@@ -125,8 +128,11 @@ fn the_output_is_a_float_value() {
 fn odd_sizes_pass_through() {
     for (batch, height, width) in [(1, 1, 1), (3, 5, 7), (2, 17, 33)] {
         let dims = Dims { batch, height, width, conditions: 1, tokens: 1 };
-        let ops =
-            [conv(SAMPLE, CONV, None, Sampling::Up, None), pointwise(Value(3)), Op::Patchify { x: Value(4), patch: 2 }];
+        let ops = [
+            conv(SAMPLE, CONV, None, ConvStride::Up, None),
+            pointwise(Value(3)),
+            Op::Patchify(Patchify { x: Value(4), patch: 2 }),
+        ];
         let nodes = ops.map(|op| Node { op, path: "n".into(), wide: false }).to_vec();
         let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: Value(5) };
         let types = infer(&program, &tensors(), &dims).expect("sound");
@@ -144,7 +150,7 @@ fn files_of_bytes_are_no_weights() {
     let mut tensors = tensors();
     tensors.push(TensorType { dims: vec![8], integer: false, f32: false, codes: false, bytes: true });
     let refuse = |what: &str, op: Op| {
-        let embedding = Op::Embedding { index: LABELS, table: ROWS };
+        let embedding = Op::Embedding(Embedding { index: LABELS, table: ROWS });
         let nodes = [embedding, op.clone()].map(|op| Node { op, path: "a.b".into(), wide: false }).into();
         let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: LAST };
         let message = infer(&program, &tensors, &DIMS).expect_err(what).to_string();
@@ -152,23 +158,26 @@ fn files_of_bytes_are_no_weights() {
         assert_eq!(message, format!("a.b (denoiser node 1, {}): {expected}", op.name()));
     };
     refuse("weight", linear(TABLE, BYTES));
-    refuse("weight", Op::GatedLinear { x: TABLE, weight: BYTES, bias: None, act: Act::GeluErf });
-    let conv = |weight| Op::Conv2d {
-        x: SAMPLE,
-        weight,
-        bias: Some(BYTES),
-        sampling: Sampling::Same,
-        shift: None,
-        residual: None,
+    refuse("weight", Op::GatedLinear(GatedLinear { x: TABLE, weight: BYTES, bias: None, act: Act::GeluErf }));
+    let conv = |weight| {
+        Op::Conv2d(Conv2d {
+            x: SAMPLE,
+            weight,
+            bias: Some(BYTES),
+            sampling: ConvStride::Same,
+            shift: None,
+            residual: None,
+        })
     };
     refuse("weight", conv(BYTES));
     refuse("bias", conv(CONV));
-    let norm = |weight, bias| Op::LayerNorm { x: TABLE, weight, bias, eps: 1e-5, modulation: None, quantize: None };
+    let norm =
+        |weight, bias| Op::LayerNorm(LayerNorm { x: TABLE, weight, bias, eps: 1e-5, modulation: None, quantize: None });
     refuse("weight", norm(Some(BYTES), None));
     refuse("bias", norm(None, Some(BYTES)));
-    refuse("table", Op::Embedding { index: LABELS, table: BYTES });
-    refuse("table", Op::VectorQuantize { x: TABLE, table: BYTES });
-    refuse("tensor", Op::Parameter { tensor: BYTES });
+    refuse("table", Op::Embedding(Embedding { index: LABELS, table: BYTES }));
+    refuse("table", Op::VectorQuantize(VectorQuantize { x: TABLE, table: BYTES }));
+    refuse("tensor", Op::Parameter(Parameter { tensor: BYTES }));
     let range = QuantizeRange::Curve(BYTES, CurveAxis::Timestep);
     refuse("curve", quantize(TABLE, spec(8, QuantizeGrain::Row, range)));
 }

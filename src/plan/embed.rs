@@ -1,0 +1,35 @@
+//! Arguments of embeddings and constants.
+
+use super::site::{Arguments, Site};
+use crate::backend::args::{EmbeddingArgs, OpArgs, ParameterArgs, PositionEmbeddingArgs, TimestepEmbeddingArgs};
+use crate::program::{Embedding, Parameter, PositionEmbedding, Tensor, TimestepEmbedding};
+
+impl Arguments for Embedding {
+    fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
+        OpArgs::Embedding { args: EmbeddingArgs { index: at.slot(self.index), y: at.y() }, table: self.table }
+    }
+}
+
+impl Arguments for TimestepEmbedding {
+    fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
+        let TimestepEmbedding { t, dim, cos_first, shift } = *self;
+        let numbers = at.ty.cols() / dim as usize;
+        OpArgs::TimestepEmbedding(TimestepEmbeddingArgs { t: at.slot(t), numbers, y: at.y(), cos_first, shift })
+    }
+}
+
+impl Arguments for PositionEmbedding {
+    fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
+        let PositionEmbedding { base, interpolation, .. } = *self;
+        // The result is (h, w, dim).
+        let [height, width] = [at.ty.dims()[0], at.ty.dims()[1]];
+        let base = base as usize;
+        OpArgs::PositionEmbedding(PositionEmbeddingArgs { y: at.y(), height, width, base, interpolation })
+    }
+}
+
+impl Arguments for Parameter {
+    fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
+        OpArgs::Parameter { args: ParameterArgs { y: at.y() }, tensor: self.tensor }
+    }
+}

@@ -1,0 +1,134 @@
+//! Memory for a bound program: where every value lies, and the arguments of every op.
+//!
+//! The arena has two parts. The *kept* part holds what outlives the phase that makes it: inputs, results of slower
+//! phases that faster ones read (tables among them, one block of rows per model call), the program's result, and
+//! whatever the caller reserves. The *scratch* part is shared by all phases: two values overlap there only if their
+//! lifetimes within a phase do not. The size of the arena is exact and known before anything runs.
+//!
+//! [`values`] says what each value is and how long it is kept, [`places`] where it lies, and [`site`] what an op sees of
+//! both; how that becomes the arguments of an op stands in the file of the op's family.
+
+mod attention;
+mod conv;
+mod embed;
+mod layout;
+mod linear;
+mod norm;
+mod places;
+mod pointwise;
+mod quantize;
+mod resample;
+mod site;
+mod values;
+mod vector_quantize;
+
+use crate::backend::args::{Element, Floats, OpArgs, Slot};
+use crate::error::Result;
+use crate::program::shape::{TensorType, Type, infer};
+use crate::program::{Dims, Program, QuantizeRange, Rate, Role, Tensor, Value};
+use places::Places;
+use site::{Site, args};
+use values::Values;
+
+/// Alignment of everything in the arena.
+pub const ALIGN: usize = 64;
+
+/// What a program is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Binding {
+    /// Symbolic axes.
+    pub dims: Dims,
+    /// Model calls per run.
+    pub calls: usize,
+    /// Most bytes for the tables of values that depend on the timestep; they are filled in windows of calls that fit.
+    pub table_bytes: usize,
+    /// Bytes the caller wants for itself, 64-byte aligned.
+    pub reserve: usize,
+}
+
+/// A node's op with its arguments, and `T` for each of its tensors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Planned<T> {
+    /// Index of the node.
+    pub node: usize,
+    /// The op.
+    pub op: OpArgs<T>,
+}
+
+/// A quantization whose scale comes from a curve.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PlannedCurve {
+    /// The curve.
+    pub range: QuantizeRange,
+    /// First byte of its `(window, 2)` table of scales and zero points.
+    pub at: usize,
+}
+
+/// The plan.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The program's role.
+    pub role: Role,
+    /// What the program is bound to.
+    pub binding: Binding,
+    /// Ops of each rate, in program order; indexed by `Rate as usize`.
+    pub ops: [Vec<Planned<Tensor>>; 4],
+    /// Bytes of arena.
+    pub arena: usize,
+    /// Bytes of the arena that hold tables.
+    pub tables: usize,
+    /// Calls per window of the tables.
+    pub window: usize,
+    /// First byte of each declared input.
+    pub inputs: Vec<Slot>,
+    /// The program's result.
+    pub output: Floats,
+    /// Axes of the result.
+    pub output_type: Type,
+    /// First byte of the u32 condition of each sample.
+    pub condition: Slot,
+    /// First byte of the caller's part.
+    pub reserved: usize,
+    /// Curves to resolve per call.
+    pub curves: Vec<PlannedCurve>,
+}
+
+/// Plans `program` for `binding`. `narrow` is how the back end stores values that may be narrow; `workspace` tells how
+/// much scratch an op needs for itself there.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if the program cannot take these dims.
+pub fn plan(
+    program: &Program,
+    tensors: &[TensorType],
+    binding: &Binding,
+    narrow: Element,
+    workspace: &dyn Fn(&OpArgs<Tensor>) -> usize,
+) -> Result<Plan> {
+    let types = infer(program, tensors, &binding.dims)?;
+    let values = Values::new(program, types, binding, narrow);
+    let (mut places, curves) = Places::kept(&values, binding);
+    let reserved = places.reserved;
+    let workspaces = places.scratch(&values, workspace);
+
+    let mut ops: [Vec<Planned<Tensor>>; 4] = Default::default();
+    for (node, &workspace) in workspaces.iter().enumerate() {
+        let site = Site::new(&values, &places, node, workspace);
+        ops[values.node_rate(node) as usize].push(Planned { node, op: args(&program.nodes[node].op, &site) });
+    }
+    let inputs = (0..program.inputs.len()).map(|i| places.slot(&values, Value(i as u32), Rate::Loop)).collect();
+    Ok(Plan {
+        role: program.role,
+        binding: *binding,
+        ops,
+        arena: places.arena,
+        tables: values.table_bytes(),
+        window: values.window,
+        inputs,
+        output: places.floats(&values, program.output, Rate::Loop),
+        output_type: values.types[program.output.0 as usize],
+        condition: places.condition,
+        reserved,
+        curves,
+    })
+}

@@ -1,0 +1,75 @@
+//! Attention.
+
+use super::op::{Operation, Value};
+use super::shape::{Rule, Type};
+use super::visit::Visit;
+use crate::error::Result;
+
+/// Which keys a query sees, and how exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Attend {
+    /// A query sees the keys up to its own position only.
+    pub causal: bool,
+    /// `k` and `v` hold rows per condition, not per sample: those of a prompt. A value of two axes is one row each.
+    pub per_condition: bool,
+    /// Scores and sums may be made of 8-bit codes of `q`, `k`, `v` and of the probabilities.
+    pub int8: bool,
+}
+
+/// Softmax attention per head, over all tokens of a sample: `softmax(q k^T * scale) v`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Attention {
+    /// `(n, .., heads * e)`.
+    pub q: Value,
+    /// `(n, .., heads * e)`, or with conditions instead of samples.
+    pub k: Value,
+    /// Like `k`.
+    pub v: Value,
+    /// Number of heads.
+    pub heads: u32,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// Who sees whom.
+    pub attend: Attend,
+}
+
+impl Operation for Attention {
+    const CODE: u16 = 3;
+    const NAME: &'static str = "attention";
+
+    fn visit(&mut self, v: &mut impl Visit) {
+        v.value("q", &mut self.q);
+        v.value("k", &mut self.k);
+        v.value("v", &mut self.v);
+        v.number("heads", &mut self.heads);
+        v.float("scale", &mut self.scale);
+        v.flag("causal", &mut self.attend.causal);
+        v.flag("per condition", &mut self.attend.per_condition);
+        v.flag("int8", &mut self.attend.int8);
+    }
+
+    fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
+        let Attention { heads, scale, attend, .. } = *self;
+        let (q, k, v) = (rule.float("q", self.q)?, rule.float("k", self.k)?, rule.float("v", self.v)?);
+        let (samples, keys_of) = (q.dims()[0], k.dims()[0]);
+        let (n, rank) = if attend.per_condition { (rule.dims.conditions, 2) } else { (samples, 3) };
+        let ranks_fit = q.rank() >= 3 && k.rank() >= rank;
+        if !ranks_fit || v.dims() != k.dims() || k.cols() != q.cols() || keys_of != n {
+            let expected = format!("q (n, .., d), k and v ({n}, .., d)");
+            return rule.err("q, k, v", expected, (q.dims(), k.dims(), v.dims()));
+        }
+        if attend.per_condition && samples != rule.dims.batch {
+            return rule.err("q", format!("{} samples", rule.dims.batch), q.dims());
+        }
+        if attend.causal && q.rows_per_sample() != k.rows_per_sample() {
+            return rule.err("k", format!("as many rows as {:?}", q.dims()), k.dims());
+        }
+        if heads == 0 || !q.cols().is_multiple_of(heads as usize) {
+            return rule.err("heads", format!("a divisor of {}", q.cols()), heads);
+        }
+        if !scale.is_finite() {
+            return rule.err("scale", "a finite number", scale);
+        }
+        Ok(q)
+    }
+}

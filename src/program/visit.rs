@@ -1,0 +1,206 @@
+//! The fields of an op, one after another, in the order in which the file keeps them.
+//!
+//! Each op lists its fields once, in its `visit`. What must walk over operands, tensors or attributes is a [`Visit`]:
+//! the iterators of [`Op`](super::Op), the encoder and decoder of the file, and the specification's table of ops.
+
+use super::numbered::numbered;
+use super::{Columns, CurveAxis, Modulation, Numbered, QuantizeRange, QuantizeSpec, Tensor, Value};
+
+/// One field of an op: one word of the file.
+#[derive(Debug)]
+pub enum Field<'a> {
+    /// An operand that the op reads.
+    Value(&'a mut Value),
+    /// An operand that may be absent.
+    OptionalValue(&'a mut Option<Value>),
+    /// An operand that gives its shape and nothing else.
+    Shape(&'a mut Value),
+    /// A tensor.
+    Tensor(&'a mut Tensor),
+    /// A tensor that may be absent.
+    OptionalTensor(&'a mut Option<Tensor>),
+    /// A count, size or place.
+    Number(&'a mut u32),
+    /// A real number.
+    Float(&'a mut f32),
+    /// Yes or no.
+    Flag(&'a mut bool),
+    /// One of several.
+    Choice {
+        /// The chosen one's number.
+        number: &'a mut u32,
+        /// Numbers from 0 to below this one have a meaning.
+        below: u32,
+        /// The title of their table.
+        title: &'static str,
+    },
+}
+
+impl<'a> Field<'a> {
+    /// The value whose contents are read here.
+    pub fn read(&self) -> Option<Value> {
+        match self {
+            Field::Value(value) => Some(**value),
+            Field::OptionalValue(value) => **value,
+            Field::Shape(_)
+            | Field::Tensor(_)
+            | Field::OptionalTensor(_)
+            | Field::Number(_)
+            | Field::Float(_)
+            | Field::Flag(_)
+            | Field::Choice { .. } => None,
+        }
+    }
+
+    /// The value that is used here, if only for its shape.
+    pub fn operand(self) -> Option<&'a mut Value> {
+        match self {
+            Field::Value(value) | Field::Shape(value) => Some(value),
+            Field::OptionalValue(value) => value.as_mut(),
+            Field::Tensor(_)
+            | Field::OptionalTensor(_)
+            | Field::Number(_)
+            | Field::Float(_)
+            | Field::Flag(_)
+            | Field::Choice { .. } => None,
+        }
+    }
+
+    /// The tensor that is used here.
+    pub fn tensor(&self) -> Option<Tensor> {
+        match self {
+            Field::Tensor(tensor) => Some(**tensor),
+            Field::OptionalTensor(tensor) => **tensor,
+            Field::Value(_)
+            | Field::OptionalValue(_)
+            | Field::Shape(_)
+            | Field::Number(_)
+            | Field::Float(_)
+            | Field::Flag(_)
+            | Field::Choice { .. } => None,
+        }
+    }
+}
+
+/// Sees the fields of an op and may change them. [`field`](Self::field) is all there is to write; the other methods
+/// are what an op's `visit` calls, and what has several fields in the file is taken apart and put together by them.
+/// A closure over names and fields is a visitor.
+pub trait Visit {
+    /// Sees the next field.
+    fn field(&mut self, name: &'static str, field: Field<'_>);
+
+    /// An operand that the op reads.
+    fn value(&mut self, name: &'static str, value: &mut Value) {
+        self.field(name, Field::Value(value));
+    }
+
+    /// An operand that may be absent.
+    fn optional_value(&mut self, name: &'static str, value: &mut Option<Value>) {
+        self.field(name, Field::OptionalValue(value));
+    }
+
+    /// An operand that gives its shape and nothing else.
+    fn shape(&mut self, name: &'static str, value: &mut Value) {
+        self.field(name, Field::Shape(value));
+    }
+
+    /// A tensor.
+    fn tensor(&mut self, name: &'static str, tensor: &mut Tensor) {
+        self.field(name, Field::Tensor(tensor));
+    }
+
+    /// A tensor that may be absent.
+    fn optional_tensor(&mut self, name: &'static str, tensor: &mut Option<Tensor>) {
+        self.field(name, Field::OptionalTensor(tensor));
+    }
+
+    /// A count, size or place.
+    fn number(&mut self, name: &'static str, number: &mut u32) {
+        self.field(name, Field::Number(number));
+    }
+
+    /// A real number.
+    fn float(&mut self, name: &'static str, float: &mut f32) {
+        self.field(name, Field::Float(float));
+    }
+
+    /// Yes or no.
+    fn flag(&mut self, name: &'static str, flag: &mut bool) {
+        self.field(name, Field::Flag(flag));
+    }
+
+    /// One of several.
+    fn choice<T: Numbered>(&mut self, name: &'static str, choice: &mut T) {
+        let mut number = choice.number();
+        self.field(name, Field::Choice { number: &mut number, below: T::LIST.len() as u32, title: T::TITLE });
+        *choice = T::of_number(number).unwrap_or(*choice);
+    }
+
+    /// A run of columns that may be absent: the value and its first column. `names` are those of the two fields.
+    fn columns(&mut self, names: [&'static str; 2], columns: &mut Option<Columns>) {
+        let mut value = columns.map(|c| c.value);
+        let mut offset = columns.map_or(0, |c| c.offset);
+        self.optional_value(names[0], &mut value);
+        self.number(names[1], &mut offset);
+        *columns = value.map(|value| Columns { value, offset });
+    }
+
+    /// A modulation that may be absent: the value and the first columns of scale and shift.
+    fn modulation(&mut self, modulation: &mut Option<Modulation>) {
+        let mut value = modulation.map(|m| m.value);
+        let [mut scale, mut shift] = modulation.map_or([0, 0], |m| [m.scale, m.shift]);
+        self.optional_value("modulation", &mut value);
+        self.number("first column of scale", &mut scale);
+        self.number("first column of shift", &mut shift);
+        *modulation = value.map(|value| Modulation { value, scale, shift });
+    }
+
+    /// How the result is quantized, if it is: bits, grain, range and curve.
+    fn optional_quantize(&mut self, quantize: &mut Option<QuantizeSpec>) {
+        let spec = quantize.unwrap_or(QuantizeSpec { bits: 0, ..QuantizeSpec::default() });
+        let (mut bits, mut grain) = (u32::from(spec.bits), spec.grain);
+        let (mut range, mut curve) = match spec.range {
+            QuantizeRange::Dynamic => (Range::Dynamic, None),
+            QuantizeRange::Curve(tensor, CurveAxis::Timestep) => (Range::TimestepCurve, Some(tensor)),
+            QuantizeRange::Curve(tensor, CurveAxis::StepFraction) => (Range::StepFractionCurve, Some(tensor)),
+        };
+        self.number("quantize bits", &mut bits);
+        self.choice("quantize grain", &mut grain);
+        self.choice("quantize range", &mut range);
+        self.optional_tensor("quantize curve", &mut curve);
+        // A range without its curve becomes another one, which a strict reader finds out when it writes again.
+        let range = match (range, curve) {
+            (Range::TimestepCurve, Some(tensor)) => QuantizeRange::Curve(tensor, CurveAxis::Timestep),
+            (Range::StepFractionCurve, Some(tensor)) => QuantizeRange::Curve(tensor, CurveAxis::StepFraction),
+            (Range::Dynamic, _) | (_, None) => QuantizeRange::Dynamic,
+        };
+        let bits = u8::try_from(bits).unwrap_or(u8::MAX);
+        *quantize = (bits != 0).then_some(QuantizeSpec { bits, grain, range });
+    }
+
+    /// How the result is quantized. 0 bits are read as the default ones.
+    fn quantize(&mut self, spec: &mut QuantizeSpec) {
+        let mut quantize = Some(*spec);
+        self.optional_quantize(&mut quantize);
+        *spec = quantize.unwrap_or_default();
+    }
+}
+
+impl<F: FnMut(&'static str, Field<'_>)> Visit for F {
+    fn field(&mut self, name: &'static str, field: Field<'_>) {
+        self(name, field);
+    }
+}
+
+numbered! {
+    "Ranges of a quantization"
+    /// [`QuantizeRange`] without its tensor.
+    pub enum Range {
+        /// From the extremes of the data, when it is computed.
+        Dynamic = 0 "dynamic",
+        /// From the curve, over timesteps.
+        TimestepCurve = 1 "timestep curve",
+        /// From the curve, over the fraction of the sampler's calls that are done.
+        StepFractionCurve = 2 "step fraction curve",
+    }
+}
