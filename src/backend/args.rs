@@ -424,7 +424,7 @@ impl LinearArgs {
     }
 }
 
-/// An op that is ready to run but for the call: its arguments, and handles of its tensors. A plan has a [`Tensor`] as
+/// An op that is ready to run but for the call: its arguments, and handles of its tensors. A plan has a [`Tensor`](crate::program::Tensor) as
 /// handle, a bound program what the back end made of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // Variants and fields carry the names and meanings of the ops in `program::op`.

@@ -16,10 +16,11 @@
 //! META         JSON                       pipeline and sampler settings, quantization report, provenance (see meta)
 //! ```
 //!
-//! * Sections follow each other with no gap but the padding to 4096, in ascending order of kind; the file ends with
-//!   the last section. Tensors fill DATA in table order. Strings fill STRINGS in the order in which they are used: the
+//! * Sections follow each other with no gap but the padding to 4096, in ascending order of kind; the file ends with the
+//!   last section. Tensors fill DATA in table order. Strings fill STRINGS in the order in which they are used: the
 //!   names of all tensors, then the paths of all nodes. Words fill ARGS likewise: of each program its inputs, then its
-//!   nodes. Nothing is left over and nothing overlaps, so no byte of the file has two readings or none.
+//!   nodes. How long a string or a run of words is stands in the record that uses it. Nothing is left over and nothing
+//!   overlaps, so no byte of the file has two readings or none. Strings have no control characters.
 //! * A tensor of kind *bytes* is a file that a model brings along as it is: `tokenizer/tokenizer.json` is what makes
 //!   tokens of prompts ([`crate::text`]). It is found by its name, which no other has, and no program may use it.
 //! * Reserved fields and padding are zero. An unknown section, feature, flag, op or number is refused.
@@ -33,8 +34,9 @@
 //! # Words
 //!
 //! *Inputs* of a program are one run of words, as many as its record says. Each input has its kind; its index among the
-//! inputs of its kind, which is 0 as no program has two of a kind yet; the number of its axes; and a word for each axis,
-//! outermost first: a length, or `0x80000000` and the number of a symbol, to be filled in when the program is bound.
+//! inputs of its kind, which is 0 as no program has two of a kind yet; the number of its axes; and a word for each
+//! axis, outermost first: a length, or `0x80000000` and the number of a symbol, to be filled in when the program is
+//! bound.
 //!
 //! *Values* of a program are numbered: its inputs from 0, then the results of its nodes, in order. A node uses values
 //! before its own only.
@@ -46,18 +48,18 @@
 //!   *none*, that is 0.
 //! * *number*: itself. *float*: the bits of an IEEE 754 binary32. *flag*: 0 or 1.
 //! * Anything else: a number from the table of this name.
-//! * What belongs to something that is absent is 0: the first column of a gate that there is none of, and all that
-//!   follows the bits of a quantization that there is none of, when they are 0.
+//! * What belongs to something absent is 0: the first column of a gate that is not there, and grain, range and curve where
+//!   the bits of a quantization are 0, which says that the result is not quantized.
 //!
-//! A word that is not there is 0, and zeros at the end of a run are not stored: the last word of a run is never 0, and a
-//! run may be empty. So ops can be given more attributes without another version of the format, as long as 0 is what the
-//! op did before: a longer run than a reader knows is refused by it, and older files mean what they meant.
+//! A word that is not there is 0, and zeros at the end of a run are not stored: the last word of a run is never 0, and
+//! a run may be empty. So ops can be given more attributes without another version of the format, as long as 0 is what
+//! the op did before: a longer run than a reader knows is refused by it, and older files mean what they meant.
 //!
 //! # Versions
 //!
 //! Readers accept exactly [`VERSION`]. A change that old readers could misread gets a new version; one that they must
-//! refuse only when it is used is a new number, a longer run of words or a bit in `required_features`. Version 1 had its
-//! words in the records of programs and nodes, and is no longer read: such models are packed again.
+//! refuse only when it is used is a new number, a longer run of words or a bit in `required_features`. Version 1 had
+//! its words in the records of programs and nodes, and is no longer read: such models are packed again.
 #![doc = include_str!("tables.md")]
 
 mod header;

@@ -37,7 +37,7 @@ pub struct ProgramRecord {
 pub struct NodeRecord {
     /// Which op.
     pub op: U16,
-    /// Bit 0: the result is [wide](WIDE). The others are zero.
+    /// Bit 0: the result is wide. The others are zero.
     pub flags: U16,
     /// Words of the op in ARGS; each node's follow those of the node before.
     pub words: U32,

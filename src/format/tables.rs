@@ -34,7 +34,7 @@ fn limits() -> String {
         (MAX_NAME, "bytes of a name or module path, at least 1"),
         (MAX_META, "bytes of META"),
     ];
-    let mut text = "## Limits\n\n| at most | of what |\n|---|---|\n".to_owned();
+    let mut text = "## Limits\n\n| most | what |\n|---|---|\n".to_owned();
     for (most, what) in rows {
         writeln!(text, "| {most} | {what} |").unwrap();
     }

@@ -18,7 +18,7 @@ pub struct TensorRecord {
     pub rank: u8,
     /// A [`Storage`] as a number; checked.
     pub kind: u8,
-    /// Code width, 0 unless codes; checked.
+    /// Code width: 2, 3, 4, 5, 6 or 8, or 0 unless codes; checked.
     pub bits: u8,
     /// How many codebooks, a [`Grain`] as a number; 0 unless codes; checked.
     pub grain: u8,

@@ -5,7 +5,7 @@
 //! whatever the caller reserves. The *scratch* part is shared by all phases: two values overlap there only if their
 //! lifetimes within a phase do not. The size of the arena is exact and known before anything runs.
 //!
-//! [`values`] says what each value is and how long it is kept, [`places`] where it lies, and [`site`] what an op sees of
+//! `values` says what each value is and how long it is kept, `places` where it lies, and `site` what an op sees of
 //! both; how that becomes the arguments of an op stands in the file of the op's family.
 
 mod attention;
@@ -24,6 +24,7 @@ mod vector_quantize;
 
 use crate::backend::args::{Element, Floats, OpArgs, Slot};
 use crate::error::Result;
+use crate::hoist;
 use crate::program::shape::{TensorType, Type, infer};
 use crate::program::{Dims, Program, QuantizeRange, Rate, Role, Tensor, Value};
 use places::Places;
@@ -105,10 +106,10 @@ pub fn plan(
     narrow: Element,
     workspace: &dyn Fn(&OpArgs<Tensor>) -> usize,
 ) -> Result<Plan> {
+    let rates = hoist::rates(program);
     let types = infer(program, tensors, &binding.dims)?;
-    let values = Values::new(program, types, binding, narrow);
+    let values = Values::new(program, rates, types, binding, narrow);
     let (mut places, curves) = Places::kept(&values, binding);
-    let reserved = places.reserved;
     let workspaces = places.scratch(&values, workspace);
 
     let mut ops: [Vec<Planned<Tensor>>; 4] = Default::default();
@@ -128,7 +129,7 @@ pub fn plan(
         output: places.floats(&values, program.output, Rate::Loop),
         output_type: values.types[program.output.0 as usize],
         condition: places.condition,
-        reserved,
+        reserved: places.reserved,
         curves,
     })
 }

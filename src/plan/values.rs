@@ -2,7 +2,6 @@
 
 use super::{ALIGN, Binding};
 use crate::backend::args::{Codes, Element, Slot};
-use crate::hoist;
 use crate::program::shape::{Kind, Type};
 use crate::program::{Attention, Op, Program, QuantizeGrain, QuantizeSpec, Rate, Value};
 
@@ -27,9 +26,8 @@ pub struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    /// The values of `program`, which have these types.
-    pub fn new(program: &'a Program, types: Vec<Type>, binding: &Binding, narrow: Element) -> Self {
-        let rates = hoist::rates(program);
+    /// The values of `program`, which have these rates and types.
+    pub fn new(program: &'a Program, rates: Vec<Rate>, types: Vec<Type>, binding: &Binding, narrow: Element) -> Self {
         let elements = elements(program, &rates, narrow);
         let kept = kept(program, &rates);
         let per_call: usize = (0..types.len())
@@ -94,8 +92,8 @@ fn kept(program: &Program, rates: &[Rate]) -> Vec<bool> {
     kept
 }
 
-/// How each value is stored if it is float. Narrow are values of the loop alone: inputs and the result cross to the
-/// host as f32, and what is computed once for many calls costs too little to be worth an error. But keys and values of a
+/// How each value is stored if it is float. Narrow are values of the loop alone: inputs and the result cross to the host
+/// as f32, and what is computed once for many calls costs too little to be worth an error. But keys and values of a
 /// prompt are narrow, lest the loop's queries meet them in f32.
 fn elements(program: &Program, rates: &[Rate], narrow: Element) -> Vec<Element> {
     let mut keys = vec![false; rates.len()];
@@ -135,6 +133,7 @@ pub fn codes_of(ty: &Type, q: &QuantizeSpec, slot: Slot) -> Codes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hoist;
 
     #[test]
     fn only_the_loop_and_keys_of_its_attention_are_narrow() {

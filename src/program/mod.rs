@@ -1,17 +1,17 @@
 //! Programs: networks as flat lists of coarse ops.
 //!
-//! A [`Program`] is in SSA form and has no control flow. Values are numbered: the program's inputs come first, then
-//! one value per node, in order; a node reads only values with smaller numbers. Quantization is not a property of a
-//! program but of its tensors and of the `quantize` attributes: there is no quantized twin of any op.
+//! A [`Program`] is in SSA form and has no control flow. Values are numbered: the program's inputs come first, then one
+//! value per node, in order; a node reads only values with smaller numbers. Quantization is not a property of a program
+//! but of its tensors and of the `quantize` attributes: there is no quantized twin of any op.
 //!
-//! Axes, by one letter each: `n` samples in the batch, `f` frames, `h` and `w` rows and columns of pixels, `c` channels,
-//! `t` tokens, `d` and `e` features, `i` and `o` input and output channels of a weight, `k` the elements that one
-//! output sums, `p` the pixels along the side of a patch. Activations are channels-last: `(n, h, w, c)` or `(n, t, d)`, so that a linear layer is a
-//! 1x1 convolution and pixels become tokens without moving.
-
+//! Axes, by one letter each: `n` samples in the batch, `f` frames, `h` and `w` rows and columns of pixels, `c`
+//! channels, `t` tokens, `d` and `e` features, `i` and `o` input and output channels of a weight, `k` the elements that
+//! one output sums, `p` the pixels along the side of a patch. Activations are channels-last, `(n, h, w, c)` or
+//! `(n, t, d)`, so that a linear layer is a 1x1 convolution and pixels become tokens without moving.
 //!
 //! An op is a struct in the file of its family; [`Op`] is any of them, and [`shape`] runs their shape rules. Every op
-//! lists its fields once ([`Visit`]): operands, tensors, the file's words and the specification's tables follow from it.
+//! lists its fields once ([`Visit`]): operands, tensors, the file's words and the specification's tables follow from
+//! it.
 
 mod attention;
 mod conv;
