@@ -103,7 +103,7 @@ fn smooth(program: &mut Program, weights: &mut Weights, factor: &dyn Fn(usize) -
         let Op::LayerNorm(LayerNorm { weight: Some(norm), bias: Some(bias), .. }) = node.op else { continue };
         let value = program.value_of(i);
         let readers = program.nodes.iter().filter(|n| n.op.reads().any(|v| v == value));
-        let layers: Option<Vec<Tensor>> = readers.map(|n| n.op.clone()).map(layer_of(value)).collect();
+        let layers: Option<Vec<Tensor>> = readers.map(|n| n.op).map(layer_of(value)).collect();
         let Some(layers) = layers.filter(|layers| !layers.is_empty()) else { continue };
         let d = weights[norm].len();
         let key = format!("{}.smoothing", node.path);
@@ -179,7 +179,7 @@ fn rotate(program: &mut Program, weights: &mut Weights) -> usize {
             continue;
         };
         let attended = program.value_of(i);
-        let Some(after) = program.nodes.iter().map(|n| n.op.clone()).find_map(layer_of(attended)) else { continue };
+        let Some(after) = program.nodes.iter().map(|n| n.op).find_map(layer_of(attended)) else { continue };
         // A reflection across all channels of a head, and a Hadamard matrix for every two of them, by turns.
         let e = weights[values].matrix().0 / heads as usize;
         let by = if count % 2 == 0 {

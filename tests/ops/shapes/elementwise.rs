@@ -127,7 +127,7 @@ fn add_repeats_rows_of_the_second_operand() {
     let add = |a, b| Op::Add(Add { a, b });
     accept(&[add(SAMPLE, SAMPLE)], &[2, 6, 10, 8], Kind::Float);
     let position = Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 });
-    accept(&[position.clone(), add(SAMPLE, LAST)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[position, add(SAMPLE, LAST)], &[2, 6, 10, 8], Kind::Float);
     let message = "residual: expected rows dividing those of [6, 10, 8], got [2, 6, 10, 8]";
     refuse(&[position, add(LAST, SAMPLE)], message);
     refuse(&[add(LABELS, SAMPLE)], "a: expected float elements, got Index");

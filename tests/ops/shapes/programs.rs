@@ -18,21 +18,21 @@ fn prompts_have_tokens_features_and_numbers() {
         infer(&program, &tensors(), &dims).map(|t| t[output.0 as usize].dims().to_vec()).map_err(|e| e.to_string())
     };
     let rows = Op::Embedding(Embedding { index: Value(0), table: ROWS });
-    assert_eq!(types(&[(InputKind::Tokens, &[Batch, Fixed(77)])], rows.clone()), Ok(vec![2, 77, 9]));
-    let got = types(&[(InputKind::Tokens, &[Conditions, Fixed(77)])], rows.clone());
+    assert_eq!(types(&[(InputKind::Tokens, &[Batch, Fixed(77)])], rows), Ok(vec![2, 77, 9]));
+    let got = types(&[(InputKind::Tokens, &[Conditions, Fixed(77)])], rows);
     assert_eq!(got, Err("text encoder input Tokens: axes: expected [2, tokens], got [3, 77]".into()));
-    types(&[(InputKind::Tokens, &[Batch])], rows.clone()).expect_err("one axis");
+    types(&[(InputKind::Tokens, &[Batch])], rows).expect_err("one axis");
     let numbers = Op::TimestepEmbedding(TimestepEmbedding { t: Value(0), dim: 8, cos_first: true, shift: 0.0 });
-    assert_eq!(types(&[(InputKind::Sizes, &[Conditions, Fixed(6)])], numbers.clone()), Ok(vec![3, 48]));
+    assert_eq!(types(&[(InputKind::Sizes, &[Conditions, Fixed(6)])], numbers), Ok(vec![3, 48]));
     let got = types(&[(InputKind::Sizes, &[Conditions])], numbers);
     assert_eq!(got, Err("text encoder input Sizes: axes: expected [3, features], got [3]".into()));
     let many = Op::TimestepEmbedding(TimestepEmbedding { t: Value(0), dim: u32::MAX - 1, cos_first: true, shift: 0.0 });
     types(&[(InputKind::Sizes, &[Conditions, Fixed(1 << 30)])], many).expect_err("too many features");
     let linear = linear(Value(0), W);
     let context = &[Conditions, Tokens, Fixed(8)];
-    assert_eq!(types(&[(InputKind::Context, context)], linear.clone()), Ok(vec![3, 7, 5]));
-    assert_eq!(types(&[(InputKind::Pooled, &[Conditions, Fixed(8)])], linear.clone()), Ok(vec![3, 5]));
-    let got = types(&[(InputKind::Context, &[Conditions, Fixed(77), Fixed(8)])], linear.clone());
+    assert_eq!(types(&[(InputKind::Context, context)], linear), Ok(vec![3, 7, 5]));
+    assert_eq!(types(&[(InputKind::Pooled, &[Conditions, Fixed(8)])], linear), Ok(vec![3, 5]));
+    let got = types(&[(InputKind::Context, &[Conditions, Fixed(77), Fixed(8)])], linear);
     assert_eq!(got, Err("text encoder input Context: axes: expected [3, 7, features], got [3, 77, 8]".into()));
     let got = types(&[(InputKind::Context, &[Batch, Tokens, Fixed(8)])], linear);
     assert_eq!(got, Err("text encoder input Context: axes: expected [3, 7, features], got [2, 7, 8]".into()));
@@ -151,7 +151,7 @@ fn files_of_bytes_are_no_weights() {
     tensors.push(TensorType { dims: vec![8], integer: false, f32: false, codes: false, bytes: true });
     let refuse = |what: &str, op: Op| {
         let embedding = Op::Embedding(Embedding { index: LABELS, table: ROWS });
-        let nodes = [embedding, op.clone()].map(|op| Node { op, path: "a.b".into(), wide: false }).into();
+        let nodes = [embedding, op].map(|op| Node { op, path: "a.b".into(), wide: false }).into();
         let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: LAST };
         let message = infer(&program, &tensors, &DIMS).expect_err(what).to_string();
         let expected = format!("{what}: expected a tensor of weights, got a file of bytes");

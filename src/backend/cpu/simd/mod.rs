@@ -31,7 +31,7 @@ pub const fn panel_len(k: usize) -> usize {
     k.next_multiple_of(16)
 }
 
-/// A function that [`Isa::run`] compiles for each instruction set. Defined with [`vectorized!`].
+/// A function that [`Isa::run`] compiles for each instruction set. Defined with `vectorized!`.
 ///
 /// Only what is inlined into a function with an instruction set's features is compiled with them. Closures and function
 /// items go through shims that the compiler declines to inline when they are large; a method marked `inline(always)` is
