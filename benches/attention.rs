@@ -7,8 +7,8 @@
 
 mod common;
 
-use aquatint::backend::args::{AttentionArgs, Element, Floats, OpArgs, Slot};
-use aquatint::backend::{Backend, Needs, cpu::Cpu, cpu::simd::Isa};
+use aquatint::raw::backend::args::{AttentionArgs, Element, Floats, OpArgs, Slot};
+use aquatint::raw::backend::{Backend, Needs, cpu::Cpu, cpu::simd::Isa};
 use common::{bench_main, best, peak, summary};
 use criterion::{Criterion, Throughput};
 
@@ -65,7 +65,7 @@ impl Shape {
     /// Standard normal values.
     fn data(&self, rows: usize, seed: u64) -> Vec<f32> {
         let mut out = vec![0.0; rows * self.heads * self.e];
-        aquatint::rng::FastRng::new(seed).randn(&mut out);
+        aquatint::raw::rng::FastRng::new(seed).randn(&mut out);
         out
     }
 

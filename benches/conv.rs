@@ -7,11 +7,11 @@
 
 mod common;
 
-use aquatint::backend::args::{Codes, Conv2dArgs, Element, Floats, Input, OpArgs, QuantizeArgs, QuantizeTo, Slot};
-use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
-use aquatint::codec::layout::{Layout, PackedMatrix, pack};
-use aquatint::format::TensorView;
-use aquatint::program::{ConvStride, QuantizeGrain};
+use aquatint::raw::backend::args::{Codes, Conv2dArgs, Element, Floats, Input, OpArgs, QuantizeArgs, QuantizeTo, Slot};
+use aquatint::raw::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
+use aquatint::raw::codec::layout::{Layout, PackedMatrix, pack};
+use aquatint::raw::format::TensorView;
+use aquatint::raw::program::{ConvStride, QuantizeGrain};
 use common::{bench_main, best, peak, random_matrix, summary};
 use criterion::{Criterion, Throughput};
 use zerocopy::IntoBytes;

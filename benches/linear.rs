@@ -6,11 +6,11 @@
 
 mod common;
 
-use aquatint::backend::args::{Codes, Element, Floats, Input, LinearArgs, QuantizeArgs, QuantizeTo, Slot};
-use aquatint::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
-use aquatint::codec::layout::{PackedMatrix, pack};
-use aquatint::format::TensorView;
-use aquatint::program::{Act, QuantizeGrain};
+use aquatint::raw::backend::args::{Codes, Element, Floats, Input, LinearArgs, QuantizeArgs, QuantizeTo, Slot};
+use aquatint::raw::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
+use aquatint::raw::codec::layout::{PackedMatrix, pack};
+use aquatint::raw::format::TensorView;
+use aquatint::raw::program::{Act, QuantizeGrain};
 use common::{bench_main, best, peak, random_matrix, summary};
 use criterion::{Criterion, Throughput};
 use zerocopy::{FromBytes, IntoBytes};
@@ -21,7 +21,7 @@ struct Layer {
     k: usize,
     n: usize,
     bytes: Vec<u64>,
-    layout: Option<aquatint::codec::layout::Layout>,
+    layout: Option<aquatint::raw::codec::layout::Layout>,
 }
 
 impl Layer {
@@ -65,7 +65,7 @@ impl Layer {
         };
         let input = if self.layout.is_some() { Input::Codes(codes) } else { Input::Floats(x) };
         let args = LinearArgs { x: input, y, act: Act::None, gated: false, gate: None, residual: None };
-        cpu.prepare([aquatint::backend::args::OpArgs::Linear { args, weight: (), bias: None }].iter());
+        cpu.prepare([aquatint::raw::backend::args::OpArgs::Linear { args, weight: (), bias: None }].iter());
         let mut arena = cpu.arena(y.slot.at + y.bytes()).expect("memory");
         let mut rng = fastrand::Rng::with_seed(3);
         let data: Vec<f32> = (0..rows * k).map(|_| rng.f32() * 2.0 - 1.0).collect();

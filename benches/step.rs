@@ -5,11 +5,11 @@
 
 mod common;
 
-use aquatint::backend::cpu::{Cpu, simd::Isa};
-use aquatint::exec::Executor;
-use aquatint::format::Packed;
-use aquatint::plan::Binding;
-use aquatint::program::{Dims, Role};
+use aquatint::raw::backend::cpu::{Cpu, simd::Isa};
+use aquatint::raw::exec::Executor;
+use aquatint::raw::format::Packed;
+use aquatint::raw::plan::Binding;
+use aquatint::raw::program::{Dims, Role};
 use common::bench_main;
 use criterion::Criterion;
 use std::path::Path;
@@ -17,8 +17,8 @@ use std::path::Path;
 fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt");
     // As in the program, files are mapped; a second tier finds it done.
-    let _ = aquatint::mmap::guard(|_| std::process::exit(2));
-    let open = || Packed::new(aquatint::mmap::open(&path).expect("the model maps")).expect("the model opens");
+    let _ = aquatint::raw::mmap::guard(|_| std::process::exit(2));
+    let open = || Packed::new(aquatint::raw::mmap::open(&path).expect("the model maps")).expect("the model opens");
     let packed = open();
     packed.verify().expect("the model is sound");
     let meta = &packed.meta().pipeline;
@@ -37,7 +37,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
     for batch in [2, 8, 16] {
         let mut executor = Executor::new(&cpu, &packed, Role::Denoiser, shape(batch)).expect("it binds");
         let mut sample = vec![0.0; batch * height * width * meta.latent_channels as usize];
-        aquatint::rng::FastRng::new(1).randn(&mut sample);
+        aquatint::raw::rng::FastRng::new(1).randn(&mut sample);
         executor.set_class_labels(&[0, meta.null_class]).expect("labels");
         executor.set_timesteps((0..50).map(|i| (980 - 20 * i) as f32)).expect("timesteps");
         executor.write_sample(&sample).unwrap();

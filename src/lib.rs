@@ -1,7 +1,7 @@
 //! Aquatint runs quantized diffusion models from one memory-mapped file.
 //!
 //! ```text
-//! model directory --packer--> model.aqt --map--> Packed --bind--> Executor --step loop--> latents --decode--> image
+//! model directory --packer--> model.aqt --open--> Packed --prove--> Model --bind--> Session --job--> images
 //! ```
 //!
 //! A packed file holds *programs* (networks as flat lists of coarse ops), tensors as bit-packed codes with codebooks and
@@ -9,49 +9,92 @@
 //! an exact memory plan; after that nothing is allocated. Products of 8-bit activations by 2- to 8-bit weights run in
 //! integers, where the weights lie.
 //!
-//! ```no_run
-//! use aquatint::{backend::cpu::Tier, format::Packed, mmap::map, pipeline::{Pipeline, Subjects}, with_cpu};
+//! Open a file (here the model inside the library), prove that it is a model, and make images:
 //!
-//! let packed = Packed::new(map("model.aqt".as_ref())?)?;
-//! let pipeline = Pipeline::new(&packed)?;
-//! let request = pipeline.request(Subjects::Classes(vec![0, 1, 2]));
-//! let output = { let cpu = aquatint::backend::cpu::Cpu::new(Tier::available()[0]); pipeline.run(&cpu, &request, &mut |_| ()) }?;
-//! assert_eq!(output.images.len(), 3 * output.size[0] * output.size[1] * 3);
+//! ```
+//! use aquatint::{Cpu, Model, Prompts, Request, Session};
+//!
+//! let packed = aquatint::letters();           // or aquatint::open("model.aqt")?
+//! let model = Model::new(&packed)?;
+//! let cpu = Cpu::best();
+//! let mut session = Session::new(&model, &cpu);
+//!
+//! let a = model.classes.as_ref().expect("letters are classes").label("A")?;
+//! let mut request = Request::new(&model, Prompts::Classes(vec![a]));
+//! request.steps = 2;
+//! let output = session.run(request)?;
+//! let [height, width] = output.size;
+//! assert_eq!(output.images.len(), height * width * 3);
 //! # Ok::<(), aquatint::Error>(())
 //! ```
 //!
-//! From the file upwards:
+//! A request from what a person asks, as a command line or a server has it, and a job that is watched:
 //!
-//! * [`format`](mod@format) the `.aqt` file: its specification, reader, verifier and writer; [`mmap`] maps it,
-//!   [`whole_file`] writes it
-//! * [`codec`] the one weight codec: code -> codebook -> scale
-//! * [`program`] ops, shapes, rates; [`plan`] memory; [`exec`] the executor
-//! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX2 and portable code; [`backend::cuda`] CUDA devices
-//! * [`text`] prompts to tokens and weights
-//! * [`sampler`] samplers as tables of coefficients; [`rng`] torch's and our own noise; [`image`](mod@image) PNG
-//! * [`step`] the places of a sampling run; [`pipeline`] from a request to pictures
+//! ```
+//! use aquatint::options::RequestOptions;
+//! use aquatint::{Cpu, Event, Model, Session};
 //!
-//! The library never prints, exits, or reads the environment or the clock. `unsafe` code is confined to [`mmap`],
-//! `backend::cpu::simd`, and `launch` and `device` of [`backend::cuda`]; the last is there with the feature `cuda` only.
+//! let packed = aquatint::letters();
+//! let model = Model::new(&packed)?;
+//! let cpu = Cpu::best();
+//! let mut session = Session::new(&model, &cpu);
+//!
+//! let mut options = RequestOptions::default();
+//! options.prompts.class_labels = vec!["Q".into()];
+//! options.sampling.steps = Some(3);
+//! options.sampling.sampler = Some("dpm++2m".into());
+//! let mut job = session.job(options.request(&model, None)?)?;
+//! while let Some(event) = job.next()? {
+//!     if let Event::Step { done, total, .. } = event {
+//!         println!("{done} of {total}");
+//!         if done == 2 {
+//!             let preview = job.preview()?.expect("a batch is at work");
+//!             println!("latents of images {:?}: {} numbers", preview.images, preview.latents.len());
+//!         }
+//!     }
+//! }
+//! let output = job.finish()?;                 // dropping the job instead would have cancelled it
+//! # assert_eq!(output.images.len(), output.size[0] * output.size[1] * 3);
+//! # Ok::<(), aquatint::Error>(())
+//! ```
+//!
+//! * [`open`], [`Packed`], [`Model`]: a file, and the proof that it is a model
+//! * [`Cpu`], and [`raw::backend::cuda`] with the feature `cuda`: where to compute
+//! * [`Session`], [`Request`], [`Job`], [`Event`], [`Output`]: from a request to images; see [`pipeline`]
+//! * [`options`]: from what a person asks to a request; [`image`](mod@image): PNG files with the text that tells how
+//!   they were made; [`sampler`]: samplers as tables of coefficients
+//! * [`Error`], [`ErrorKind`]: messages for people, kinds for programs
+//! * [`raw`]: the workshop below
+//!
+//! The library never prints, exits, or reads the environment or the clock. `unsafe` code is confined to [`raw::mmap`],
+//! `raw::backend::cpu::simd`, and `launch` and `device` of [`raw::backend::cuda`]; the last is there with the feature
+//! `cuda` only.
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, clippy::undocumented_unsafe_blocks)]
 
-pub mod backend;
-pub mod codec;
 pub mod error;
-pub mod exec;
-pub mod format;
 mod hoist;
 pub mod image;
-pub mod mmap;
+mod letters;
 pub mod model;
 pub mod options;
 pub mod pipeline;
-pub mod plan;
-pub mod program;
-pub mod rng;
+pub mod raw;
 pub mod sampler;
-pub mod step;
-pub mod text;
-pub mod whole_file;
 
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Result};
+pub use letters::letters;
+pub use model::Model;
+pub use pipeline::{Event, Job, Output, Plans, Preview, Prompts, Request, Session, Texts};
+pub use raw::backend::cpu::{Cpu, Tier};
+pub use raw::format::Packed;
+// Inside the crate the workshop has no door.
+use raw::{backend, codec, exec, format, mmap, plan, program, rng, step, text, whole_file};
+
+/// Opens the packed file at `path`: maps it in a program that called [`raw::mmap::guard`], reads a copy otherwise, which
+/// costs its size in memory.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not sound.
+pub fn open(path: impl AsRef<std::path::Path>) -> Result<Packed<raw::mmap::FileBytes>> {
+    Packed::open(path)
+}

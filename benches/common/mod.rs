@@ -3,8 +3,8 @@
 //! Every bench checks its answer against a plain computation before it times anything.
 #![allow(dead_code)] // each bench uses its part
 
-use aquatint::backend::cpu::simd::Isa;
-use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::backend::cpu::simd::Isa;
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use std::time::Instant;
 
 /// Random codes with either one table of consecutive integers or a table of arbitrary entries per row.
@@ -64,7 +64,7 @@ pub fn summary(name: &str, time: f64, ops: f64, peak: f64) -> String {
 macro_rules! bench_main {
     ($run:ident) => {
         fn main() {
-            use aquatint::backend::cpu::Tier;
+            use aquatint::raw::backend::cpu::Tier;
             let test = std::env::args().any(|a| a == "--test");
             let mut c = criterion::Criterion::default().sample_size(10).configure_from_args();
             match Tier::available()[0] {

@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 use crate::lower::Part;
 use crate::quantize::{CodebookType, Method};
 use crate::weight::{Storage, Weight, Weights};
-use aquatint::codec::Bits;
-use aquatint::format::TensorKind;
-use aquatint::program::shape::TensorType;
+use aquatint::raw::codec::Bits;
+use aquatint::raw::format::TensorKind;
+use aquatint::raw::program::shape::TensorType;
 
 /// Layers with no more inputs per output than this are not quantized unless they are named.
 pub const FEW_INPUTS: usize = 64;

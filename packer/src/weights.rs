@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use aquatint::error::Error;
-use aquatint::whole_file::WholeFile;
+use aquatint::raw::whole_file::WholeFile;
 use half::f16;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};

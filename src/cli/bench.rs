@@ -2,16 +2,16 @@
 
 use super::device::{Choice, with_backend};
 use super::{Device, model, say, say_json};
-use aquatint::backend::Backend;
-use aquatint::backend::args::{Conv2dArgs, Input, LinearArgs, OpArgs};
-use aquatint::backend::cuda::device::{self, WeightPath};
-use aquatint::backend::cuda::driver::Driver;
-use aquatint::exec::{Executor, PromptInputs};
 use aquatint::model::Model;
 use aquatint::options::MAX_IMAGES;
 use aquatint::pipeline::{Event, Prompts, Request, Session, TABLE_BYTES};
-use aquatint::plan::Binding;
-use aquatint::program::{Dims, InputKind, Program, Rate, Role};
+use aquatint::raw::backend::Backend;
+use aquatint::raw::backend::args::{Conv2dArgs, Input, LinearArgs, OpArgs};
+use aquatint::raw::backend::cuda::device::{self, WeightPath};
+use aquatint::raw::backend::cuda::driver::Driver;
+use aquatint::raw::exec::{Executor, PromptInputs};
+use aquatint::raw::plan::Binding;
+use aquatint::raw::program::{Dims, InputKind, Program, Rate, Role};
 use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::json;
@@ -201,7 +201,7 @@ impl Bench {
         let begin = Instant::now();
         let mut executor = Executor::new(backend, model.packed(), role, shape)?;
         let bind = begin.elapsed().as_secs_f64();
-        let mut rng = aquatint::rng::FastRng::new(1);
+        let mut rng = aquatint::raw::rng::FastRng::new(1);
         let program = executor.program();
         let mut random = |kind: InputKind| {
             let input = program.inputs.iter().find(|input| input.kind == kind)?;

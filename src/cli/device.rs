@@ -1,8 +1,8 @@
 //! `--device`: where to compute, and `--list-devices`.
 
 use super::{bytes, say, say_json};
-use aquatint::backend::cpu::Tier;
-use aquatint::backend::cuda::device::{DeviceInfo, devices, find_devices, inspect};
+use aquatint::raw::backend::cpu::Tier;
+use aquatint::raw::backend::cuda::device::{DeviceInfo, devices, find_devices, inspect};
 use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::{Value, json};
@@ -39,13 +39,13 @@ macro_rules! with_backend {
     ($choice:expr, $packed:expr, $backend:ident => $body:expr) => {
         match $choice {
             $crate::cli::device::Choice::Cpu(tier) => {
-                let $backend = aquatint::backend::cpu::Cpu::new(tier);
+                let $backend = aquatint::raw::backend::cpu::Cpu::new(tier);
                 $body
             }
             $crate::cli::device::Choice::Cuda(index) => {
-                let driver = aquatint::backend::cuda::device::Device::open(index)?;
-                let narrow = aquatint::backend::args::Element::F16;
-                let $backend = aquatint::backend::cuda::Cuda::new(driver, $packed.data(), narrow)?;
+                let driver = aquatint::raw::backend::cuda::device::Device::open(index)?;
+                let narrow = aquatint::raw::backend::args::Element::F16;
+                let $backend = aquatint::raw::backend::cuda::Cuda::new(driver, $packed.data(), narrow)?;
                 $body
             }
         }

@@ -7,7 +7,7 @@ use super::{Device, model};
 use aquatint::model::Model;
 use aquatint::options::NamedTensor;
 use aquatint::pipeline::{Prompts, Session};
-use aquatint::whole_file::check_target;
+use aquatint::raw::whole_file::check_target;
 use aquatint::{Error, Result};
 use clap::Args;
 use std::path::{Path, PathBuf};

@@ -3,13 +3,13 @@
 use super::device::Choice;
 use super::options::SizeArgs;
 use super::{Device, bytes, model, say, say_json};
-use aquatint::backend::args::Element;
-use aquatint::backend::cpu::Cpu;
-use aquatint::backend::cuda::Offline;
-use aquatint::format::TensorKind;
 use aquatint::model::Model;
 use aquatint::options::{MAX_IMAGES, RequestOptions, SamplingOptions};
 use aquatint::pipeline::Plans;
+use aquatint::raw::backend::args::Element;
+use aquatint::raw::backend::cpu::Cpu;
+use aquatint::raw::backend::cuda::Offline;
+use aquatint::raw::format::TensorKind;
 use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::json;
@@ -187,7 +187,7 @@ impl Info {
 }
 
 /// Number of nodes by op.
-fn ops(program: &aquatint::program::Program) -> BTreeMap<&'static str, usize> {
+fn ops(program: &aquatint::raw::program::Program) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for node in &program.nodes {
         *counts.entry(node.op.name()).or_default() += 1;

@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
 /// Lets model files be mapped, and signals end the program in order.
 fn guard() -> Result<()> {
     #[cfg(unix)]
-    aquatint::mmap::guard(end)?;
+    aquatint::raw::mmap::guard(end)?;
     Ok(())
 }
 
@@ -91,9 +91,9 @@ fn spelled(e: Error) -> Error {
 
 /// Ends the program as a signal asks, with nothing half-written left behind, and tells of a model file that shrank.
 #[cfg(unix)]
-fn end(interrupt: aquatint::mmap::Interrupt) {
-    let _abandoned = aquatint::whole_file::abandon();
-    if let aquatint::mmap::Interrupt::Shortened(_) = interrupt {
+fn end(interrupt: aquatint::raw::mmap::Interrupt) {
+    let _abandoned = aquatint::raw::whole_file::abandon();
+    if let aquatint::raw::mmap::Interrupt::Shortened(_) = interrupt {
         let _ = writeln!(std::io::stderr(), "error: {}", one_line(&interrupt.to_string()));
     }
     std::process::exit(interrupt.exit_code());

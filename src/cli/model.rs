@@ -1,17 +1,9 @@
 //! Finding the model: a file, or the one inside the binary.
 
-use aquatint::format::Packed;
-use aquatint::mmap::{self, FileBytes};
+use aquatint::raw::format::Packed;
+use aquatint::raw::mmap::{self, FileBytes};
 use aquatint::{Error, Result};
 use std::path::Path;
-
-/// Bytes that start on a 64-byte boundary, as the format demands.
-#[repr(C, align(64))]
-struct Aligned<T: ?Sized>(T);
-
-/// The glyph model, W4A8: letters in colour, made to be looked at. `tests/models/glyphs.rs` proves that packing
-/// `models/glyphs` again gives exactly these bytes.
-static GLYPHS: &Aligned<[u8]> = &Aligned(*include_bytes!("../../models/glyphs-w4a8.aqt"));
 
 /// Where the bytes of a model are.
 pub enum Bytes {
@@ -32,7 +24,7 @@ impl AsRef<[u8]> for Bytes {
 
 /// Opens the model at `path`, or the embedded one.
 pub fn open(path: Option<&Path>) -> Result<Packed<Bytes>> {
-    let Some(path) = path else { return Packed::new(Bytes::Embedded(&GLYPHS.0)) };
+    let Some(path) = path else { return Packed::new(Bytes::Embedded(aquatint::letters().into_bytes())) };
     if path.is_dir() {
         let expected = "a packed .aqt file";
         let got = format!("the directory {}; pack it first: packer {} -o model.aqt", path.display(), path.display());

@@ -1,7 +1,7 @@
 //! `--outputs`: safetensors files in diffusers' layouts.
 
 use aquatint::options::NamedTensor;
-use aquatint::{Error, Result, whole_file};
+use aquatint::{Error, Result, raw::whole_file};
 use safetensors::tensor::{Dtype, TensorView};
 use std::io::Write;
 use std::path::Path;

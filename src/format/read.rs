@@ -252,6 +252,11 @@ impl<D: AsRef<[u8]>> Packed<D> {
         &self.bytes.as_ref()[self.data.clone()]
     }
 
+    /// Gives back the bytes that it was opened over.
+    pub fn into_bytes(self) -> D {
+        self.bytes
+    }
+
     /// The file itself.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.as_ref()

@@ -2,8 +2,8 @@
 //! stays. What happens inside one process is tried in a child, an ignored test of this module.
 #![cfg(target_os = "linux")]
 
-use aquatint::mmap::{self, Interrupt};
-use aquatint::whole_file::{WholeDirectory, WholeFile, abandon, check_target};
+use aquatint::raw::mmap::{self, Interrupt};
+use aquatint::raw::whole_file::{WholeDirectory, WholeFile, abandon, check_target};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::symlink;

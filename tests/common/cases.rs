@@ -2,8 +2,8 @@
 
 use super::naive::{Array, Inputs, distance};
 use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, inputs, normal, normals};
-use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
-use aquatint::program::{
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::program::{
     Act, Add, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Embedding, Linear, Op, Patchify, Pointwise,
     PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, TimestepEmbedding, Unpatchify,
     Value,

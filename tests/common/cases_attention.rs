@@ -3,7 +3,7 @@
 use super::cases::{Case, Check, case, linear, rng_of};
 use super::naive::{self, Array};
 use super::{Build, CONTEXT, SAMPLE, inputs, normal, normals};
-use aquatint::program::{Attend, Attention, Op, Tensor};
+use aquatint::raw::program::{Attend, Attention, Op, Tensor};
 use fastrand::Rng;
 
 /// Keys whose weights share a highest code.

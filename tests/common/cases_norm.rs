@@ -2,7 +2,7 @@
 
 use super::cases::{Case, Check, case, dynamic, identity, linear, rng_of};
 use super::{Build, LABELS, SAMPLE, inputs, normal, normals};
-use aquatint::program::{
+use aquatint::raw::program::{
     Act, CurveAxis, Embedding, GroupNorm, LayerNorm, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange,
     QuantizeSpec,
 };

@@ -2,7 +2,7 @@
 
 use super::cases::{Case, Check, case, coded, dynamic, linear, rng_of};
 use super::{Build, CONTEXT, Codec, LABELS, SAMPLE, inputs, normal, normals};
-use aquatint::program::{
+use aquatint::raw::program::{
     Act, Attend, Attention, Embedding, GatedLinear, Linear, Op, Pointwise, Quantize, QuantizeGrain, Tensor,
 };
 use fastrand::Rng;

@@ -4,7 +4,7 @@
 use super::cases::{Case, Check, case, dynamic, identity, linear, rng_of};
 use super::naive::{Array, Inputs};
 use super::{Build, LABELS, SAMPLE, inputs, normal, normals};
-use aquatint::program::{
+use aquatint::raw::program::{
     Act, Add, Concat, CurveAxis, Dim, Embedding, GroupNorm, InputKind, Linear, Modulation, Op, Parameter,
     QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, TimestepEmbedding, VectorQuantize,
 };
@@ -197,7 +197,7 @@ pub fn prompt() -> Vec<Case> {
         b.op(Op::Linear(Linear { x, weight: columns, bias: None, act: Act::None, gate: None, residual: Some(y) }));
         let numbers = |rng: &mut fastrand::Rng, n: usize| normals(rng, n);
         let sample = inputs([conditions, 1, 1, 4], || 0.0);
-        let dims = aquatint::program::Dims { tokens, ..sample.dims };
+        let dims = aquatint::raw::program::Dims { tokens, ..sample.dims };
         let context = numbers(rng, conditions * tokens * d);
         let pooled = numbers(rng, conditions * e);
         let inputs = Inputs { dims, context, pooled, ..sample };

@@ -1,6 +1,6 @@
 //! A driver that runs kernels in the PTX emulator.
 
-use aquatint::backend::cuda::driver::{Driver, MemoryInfo, args_bytes};
+use aquatint::raw::backend::cuda::driver::{Driver, MemoryInfo, args_bytes};
 use aquatint::{Error, Result};
 use ptx_emulator::{Launch, Memory, Module, Stats};
 use std::cell::{Cell, RefCell};

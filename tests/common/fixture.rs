@@ -1,25 +1,25 @@
 //! Genuine model directories with what diffusers computed of them.
 
-use aquatint::format::Packed;
+use aquatint::raw::format::Packed;
 use packer::emit::Options;
 use safetensors::SafeTensors;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Packs a model directory into a temporary file and maps it.
-pub fn pack(model: &Path, config: &str, vae: Option<&str>) -> Packed<aquatint::mmap::FileBytes> {
+pub fn pack(model: &Path, config: &str, vae: Option<&str>) -> Packed<aquatint::raw::mmap::FileBytes> {
     let (model, q_config) = (model.into(), Some(config.into()));
     pack_as(Options { model, q_config, vae_q_config: vae.map(Into::into), ..Default::default() })
 }
 
 /// The same with all options; the output is a temporary file whatever they say.
-pub fn pack_as(options: Options) -> Packed<aquatint::mmap::FileBytes> {
+pub fn pack_as(options: Options) -> Packed<aquatint::raw::mmap::FileBytes> {
     static FILES: AtomicUsize = AtomicUsize::new(0);
     let name = format!("aquatint-pack-{}-{}.aqt", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
     let output = std::env::temp_dir().join(name);
     let options = Options { output: output.clone(), ..options };
     packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
-    let map = aquatint::mmap::open(&output).expect("the packed file maps");
+    let map = aquatint::raw::mmap::open(&output).expect("the packed file maps");
     std::fs::remove_file(&output).expect("a mapped file can be unlinked");
     Packed::new(map).expect("the packed file opens")
 }

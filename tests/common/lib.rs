@@ -14,17 +14,17 @@ pub mod one_op;
 pub mod tiny;
 
 use aquatint::Result;
-use aquatint::backend::Backend;
-use aquatint::backend::cpu::Cpu;
-use aquatint::backend::cpu::simd::{Isa, avx2::Avx2, avx512::Avx512};
-use aquatint::backend::cuda::device::Device;
-use aquatint::codec::layout::pack;
-use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
-use aquatint::exec::{Executor, PromptInputs};
-use aquatint::format::meta::{PipelineMeta, QuantizationMeta};
-use aquatint::format::{Meta, Packed, TensorKind, TensorSpec, Writer};
-use aquatint::plan::Binding;
-use aquatint::program::{Act, Dim, Dims, Input, InputKind, Node, Op, Pointwise, Program, Role, Tensor, Value};
+use aquatint::raw::backend::Backend;
+use aquatint::raw::backend::cpu::Cpu;
+use aquatint::raw::backend::cpu::simd::{Isa, avx2::Avx2, avx512::Avx512};
+use aquatint::raw::backend::cuda::device::Device;
+use aquatint::raw::codec::layout::pack;
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::exec::{Executor, PromptInputs};
+use aquatint::raw::format::meta::{PipelineMeta, QuantizationMeta};
+use aquatint::raw::format::{Meta, Packed, TensorKind, TensorSpec, Writer};
+use aquatint::raw::plan::Binding;
+use aquatint::raw::program::{Act, Dim, Dims, Input, InputKind, Node, Op, Pointwise, Program, Role, Tensor, Value};
 use fastrand::Rng;
 use half::f16;
 use naive::{Array, Inputs};
@@ -42,7 +42,7 @@ pub const LABELS: Value = Value(2);
 pub const CONTEXT: Value = Value(3);
 
 /// An opened model.
-pub type Model = Packed<aquatint::mmap::FileBytes>;
+pub type Model = Packed<aquatint::raw::mmap::FileBytes>;
 
 /// A small model under construction: one program with the three inputs above, and perhaps more.
 pub struct Build {
@@ -157,7 +157,7 @@ impl Build {
             writer.tensor(spec.clone(), bytes).unwrap();
         }
         writer.finish(std::slice::from_ref(&self.program), &meta(latent)).unwrap();
-        let model = Packed::new(aquatint::mmap::open(&path).unwrap()).unwrap();
+        let model = Packed::new(aquatint::raw::mmap::open(&path).unwrap()).unwrap();
         std::fs::remove_file(&path).unwrap();
         model
     }

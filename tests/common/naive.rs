@@ -4,8 +4,8 @@
 //! do in a roundabout way is, by definition, the product of these real numbers. The oracle is tested on hand-computed
 //! cases in `tests/ops/oracle.rs`.
 
-use aquatint::codec::QuantizedMatrix;
-use aquatint::program::{
+use aquatint::raw::codec::QuantizedMatrix;
+use aquatint::raw::program::{
     Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
     LayerNorm, Linear, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain,
     QuantizeRange, QuantizeSpec, Resample, Resampling, Tensor, TimestepEmbedding, Unpatchify, Value, VectorQuantize,

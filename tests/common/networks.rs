@@ -2,7 +2,7 @@
 
 use super::cases::{dynamic, linear};
 use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, normals};
-use aquatint::program::{
+use aquatint::raw::program::{
     Act, Add, Attention, Columns, Conv2d, ConvStride, CurveAxis, Embedding, GroupNorm, LayerNorm, Linear, Modulation,
     Op, Patchify, PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, TimestepEmbedding,
     Unpatchify, Value,

@@ -1,11 +1,11 @@
 //! Running single ops on a back end: an arena laid out by hand, values of either kind of float.
 
 use super::emulated::Emulated;
-use aquatint::backend::args::*;
-use aquatint::backend::cpu::Cpu;
-use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::backend::cuda::Cuda;
-use aquatint::backend::{Backend, Call};
+use aquatint::raw::backend::args::*;
+use aquatint::raw::backend::cpu::Cpu;
+use aquatint::raw::backend::cpu::simd::scalar::Scalar;
+use aquatint::raw::backend::cuda::Cuda;
+use aquatint::raw::backend::{Backend, Call};
 use half::f16;
 use zerocopy::IntoBytes;
 

@@ -2,13 +2,13 @@
 //! and every code width, curves over both axes.
 //!
 //! Also what hostile files need: bytes at an aligned address, and a second writer of headers, made from the layout in
-//! the documentation of `aquatint::format` and not from the library's code.
+//! the documentation of `aquatint::raw::format` and not from the library's code.
 
-use aquatint::codec::layout::pack;
-use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
-use aquatint::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta, SourceMeta};
-use aquatint::format::{Meta, TensorKind, TensorSpec, Writer};
-use aquatint::program::{
+use aquatint::raw::codec::layout::pack;
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta, SourceMeta};
+use aquatint::raw::format::{Meta, TensorKind, TensorSpec, Writer};
+use aquatint::raw::program::{
     Act, Add, Attention, Columns, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GroupNorm, Input, InputKind,
     LayerNorm, Linear, Modulation, Node, Op, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain,
     QuantizeRange, QuantizeSpec, Role, Tensor, TimestepEmbedding, Unpatchify, Value,

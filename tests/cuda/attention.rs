@@ -1,9 +1,9 @@
 //! The CUDA kernels of attention in the emulator: every size of head, tails of every tile, and what the ops do not use
 //! yet.
 
-use aquatint::backend::Backend;
-use aquatint::backend::args::*;
-use aquatint::backend::cuda::MODULES;
+use aquatint::raw::backend::Backend;
+use aquatint::raw::backend::args::*;
+use aquatint::raw::backend::cuda::MODULES;
 use common::normals;
 use common::one_op::{ELEMENTS, Space, close, cuda, rounded};
 use fastrand::Rng;

@@ -1,10 +1,10 @@
 //! What the hot kernels cost, as far as it can be counted without a device: bank conflicts of shared memory, sectors of
 //! global memory, and instructions beside the matrix products.
 
-use aquatint::backend::args::Element;
-use aquatint::backend::cuda::Cuda;
-use aquatint::codec::{Bits, Grain};
-use aquatint::program::{Op, Quantize, QuantizeGrain};
+use aquatint::raw::backend::args::Element;
+use aquatint::raw::backend::cuda::Cuda;
+use aquatint::raw::codec::{Bits, Grain};
+use aquatint::raw::program::{Op, Quantize, QuantizeGrain};
 use common::cases::{dynamic, linear, rng_of};
 use common::emulated::Emulated;
 use common::{Build, Codec, SAMPLE, inputs, normal, normals, run_on};

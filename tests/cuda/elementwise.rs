@@ -1,9 +1,9 @@
 //! The CUDA kernels of elementwise ops, layouts and embeddings in the emulator.
 
-use aquatint::backend::Backend;
-use aquatint::backend::args::*;
-use aquatint::format::TensorView;
-use aquatint::program::{Act, Resampling};
+use aquatint::raw::backend::Backend;
+use aquatint::raw::backend::args::*;
+use aquatint::raw::format::TensorView;
+use aquatint::raw::program::{Act, Resampling};
 use common::one_op::{Bench, ELEMENTS, Space, close, cpu, cuda, rounded};
 use common::{naive, normal, normals};
 use fastrand::Rng;

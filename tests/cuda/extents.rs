@@ -1,11 +1,11 @@
 //! No address outside of the arena or of a tensor reaches a kernel: what does not fit is a panic with both numbers, before
 //! anything is launched.
 
-use aquatint::backend::args::*;
-use aquatint::backend::cuda::{Arena, Cuda, DeviceTensor};
-use aquatint::backend::{Backend, Call};
-use aquatint::format::TensorView;
-use aquatint::program::{Act, ConvStride, QuantizeGrain};
+use aquatint::raw::backend::args::*;
+use aquatint::raw::backend::cuda::{Arena, Cuda, DeviceTensor};
+use aquatint::raw::backend::{Backend, Call};
+use aquatint::raw::format::TensorView;
+use aquatint::raw::program::{Act, ConvStride, QuantizeGrain};
 use common::emulated::Emulated;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

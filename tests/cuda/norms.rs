@@ -1,10 +1,10 @@
 //! The CUDA kernels of norms and quantization in the emulator: lengths of rows that choose every variant, both kinds of
 //! float; codes are to the bit the CPU's.
 
-use aquatint::backend::args::*;
-use aquatint::backend::{Backend, Needs};
-use aquatint::format::TensorView;
-use aquatint::program::{Act, QuantizeGrain};
+use aquatint::raw::backend::args::*;
+use aquatint::raw::backend::{Backend, Needs};
+use aquatint::raw::format::TensorView;
+use aquatint::raw::program::{Act, QuantizeGrain};
 use common::one_op::{Bench, ELEMENTS, Space, close, cpu, cuda, rounded};
 use common::{naive, normal, normals};
 use fastrand::Rng;

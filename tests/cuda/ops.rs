@@ -4,9 +4,9 @@
 //! must come, and with narrow values, whose error is that of f16.
 
 use aquatint::Result;
-use aquatint::backend::args::Element;
-use aquatint::backend::cuda::Cuda;
-use aquatint::backend::cuda::driver::Driver;
+use aquatint::raw::backend::args::Element;
+use aquatint::raw::backend::cuda::Cuda;
+use aquatint::raw::backend::cuda::driver::Driver;
 use common::cases::{Case, Check};
 use common::emulated::Emulated;
 use common::naive::Inputs;

@@ -2,18 +2,18 @@
 //! model from noise to picture. In the emulator always, on a device where there is one.
 
 use aquatint::Result;
-use aquatint::backend::Backend;
-use aquatint::backend::args::{Element, ModelInputArgs, SamplerStepArgs, Slot};
-use aquatint::backend::cpu::Cpu;
-use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::backend::cuda::driver::Driver;
-use aquatint::backend::cuda::{Cuda, Offline};
 use aquatint::error::ErrorKind;
-use aquatint::exec::Executor;
-use aquatint::format::Packed;
 use aquatint::pipeline::{Event, Output, Plans, Prompts, Request, Session};
-use aquatint::plan::Binding;
-use aquatint::program::{QuantizeRange, Role};
+use aquatint::raw::backend::Backend;
+use aquatint::raw::backend::args::{Element, ModelInputArgs, SamplerStepArgs, Slot};
+use aquatint::raw::backend::cpu::Cpu;
+use aquatint::raw::backend::cpu::simd::scalar::Scalar;
+use aquatint::raw::backend::cuda::driver::Driver;
+use aquatint::raw::backend::cuda::{Cuda, Offline};
+use aquatint::raw::exec::Executor;
+use aquatint::raw::format::Packed;
+use aquatint::raw::plan::Binding;
+use aquatint::raw::program::{QuantizeRange, Role};
 use aquatint::sampler::ROW_FLOATS;
 use common::emulated::Emulated;
 use common::naive::Inputs;
@@ -41,7 +41,7 @@ fn emulator() -> Option<Emulated> {
 fn sample<B: Backend>(backend: &B, model: &Model, table_bytes: usize, calls: usize) -> Result<Vec<f32>> {
     let mut rng = Rng::with_seed(5);
     let images = inputs([2, 2, 3, CHANNELS], || normal(&mut rng));
-    let dims = aquatint::program::Dims { batch: 4, conditions: 3, ..images.dims };
+    let dims = aquatint::raw::program::Dims { batch: 4, conditions: 3, ..images.dims };
     let len = images.sample.len();
     let row = ROW_FLOATS * 4;
     let reserve = calls * row + 2 * len.next_multiple_of(16) * 4;
@@ -131,7 +131,7 @@ fn batch_invariance<D: Driver>(open: impl Fn() -> Option<D>) {
 
 /// The letter model, embedded as W4A8.
 fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize) {
-    let map = aquatint::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
+    let map = aquatint::raw::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let model = aquatint::model::Model::new(&packed).unwrap();
     let request = Request { steps, ..Request::new(&model, Prompts::Classes(labels.to_vec())) };
@@ -215,7 +215,7 @@ mod on_device {
 /// What `info` announces is what a run takes, to the byte.
 #[test]
 fn memory_is_what_was_announced() {
-    let map = aquatint::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
+    let map = aquatint::raw::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let model = aquatint::model::Model::new(&packed).unwrap();
     let request = Request { steps: 1, ..Request::new(&model, Prompts::Classes(vec![3])) };

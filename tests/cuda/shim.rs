@@ -1,9 +1,9 @@
 //! The stand-in for libcuda and the devices behind it: without a driver, and with one of our own (`tests/fake`) that
 //! checks what it is asked. A driver is opened once per process, so each test runs a child with the fake on its path.
 
-use aquatint::backend::cuda::MODULES;
-use aquatint::backend::cuda::device::{Device, WeightPath, devices, find_devices, inspect};
-use aquatint::backend::cuda::driver::Driver;
+use aquatint::raw::backend::cuda::MODULES;
+use aquatint::raw::backend::cuda::device::{Device, WeightPath, devices, find_devices, inspect};
+use aquatint::raw::backend::cuda::driver::Driver;
 use cust::sys;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The codec: what is packed reads back exactly, at every width and odd size, and takes the bytes it should.
 
-use aquatint::codec::layout::{Layout, PackedMatrix, Tables, fault, pack};
-use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::codec::layout::{Layout, PackedMatrix, Tables, fault, pack};
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use common::tiny::{AlignedBytes, Noise, codecs};
 
 const ROWS: [usize; 6] = [1, 3, 15, 16, 17, 33];

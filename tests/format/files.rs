@@ -1,10 +1,10 @@
 //! Files that travel inside a packed file: found by name, covered by every check, and of no use to programs.
 
 use aquatint::Error;
-use aquatint::format::meta::{Conditioning, TextEncoderMeta, TextMeta};
-use aquatint::format::{Meta, Packed, TensorKind, Writer};
 use aquatint::model::Model;
-use aquatint::program::{Dim, Input, InputKind, Node, Op, Parameter, Program, Role, Tensor, Value};
+use aquatint::raw::format::meta::{Conditioning, TextEncoderMeta, TextMeta};
+use aquatint::raw::format::{Meta, Packed, TensorKind, Writer};
+use aquatint::raw::program::{Dim, Input, InputKind, Node, Op, Parameter, Program, Role, Tensor, Value};
 use common::tiny::{self, AlignedBytes, reseal, sections};
 use std::path::PathBuf;
 

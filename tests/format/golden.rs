@@ -1,7 +1,7 @@
 //! The format does not drift: a kept file can be read forever, and writing it again gives the same bytes.
 
-use aquatint::format::{Packed, SectionKind};
-use aquatint::program::Role;
+use aquatint::raw::format::{Packed, SectionKind};
+use aquatint::raw::program::Role;
 use common::tiny::{self, AlignedBytes};
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;

@@ -2,8 +2,8 @@
 //! read again; and what the records of the ops must not hold.
 
 use aquatint::Error;
-use aquatint::format::{Packed, TensorKind, TensorSpec, Writer};
-use aquatint::program::{
+use aquatint::raw::format::{Packed, TensorKind, TensorSpec, Writer};
+use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
     GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Node, Op, Parameter, Patchify, Pointwise,
     PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, Role,

@@ -1,12 +1,12 @@
 //! Whole models against diffusers: tiny DiT pipelines packed from genuine directories, their denoiser, its depths, the
 //! decoder and guided loops compared with what diffusers computed in f64 (`tests/fixtures/make_fixtures.py`).
 
-use aquatint::backend::cpu::{Cpu, Tier};
-use aquatint::exec::Executor;
-use aquatint::format::Packed;
 use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
-use aquatint::plan::Binding;
-use aquatint::program::{Dims, Role};
+use aquatint::raw::backend::cpu::{Cpu, Tier};
+use aquatint::raw::exec::Executor;
+use aquatint::raw::format::Packed;
+use aquatint::raw::plan::Binding;
+use aquatint::raw::program::{Dims, Role};
 use aquatint::sampler::SamplerKind;
 use common::fixture::{Fixture, pack, relative};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn fixture(variant: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit").join(variant)
 }
 
-fn packed(variant: &str, config: &str, vae: &str) -> Packed<aquatint::mmap::FileBytes> {
+fn packed(variant: &str, config: &str, vae: &str) -> Packed<aquatint::raw::mmap::FileBytes> {
     pack(&fixture(variant), config, Some(vae))
 }
 
@@ -26,7 +26,7 @@ fn file(variant: &str, name: &str) -> Fixture {
     Fixture::open(&fixture(variant).join(name))
 }
 
-fn eval(packed: &Packed<aquatint::mmap::FileBytes>, io: &Fixture, case: &str, tier: Tier) -> f64 {
+fn eval(packed: &Packed<aquatint::raw::mmap::FileBytes>, io: &Fixture, case: &str, tier: Tier) -> f64 {
     let (sample, dims) = io.get(&format!("{case}.sample"));
     let labels = io.labels(&format!("{case}.class_labels"));
     let t = io.get(&format!("{case}.timestep")).0[0];
@@ -80,7 +80,7 @@ fn every_depth_of_the_denoiser_equals_diffusers() {
             .take_while(|p| packed.program(Role::Denoiser).unwrap().nodes.iter().any(|n| n.path == *p))
             .collect();
         assert!(!ends.is_empty(), "block ends are found by path");
-        let cpu = Cpu::new(aquatint::backend::cpu::simd::scalar::Scalar);
+        let cpu = Cpu::new(aquatint::raw::backend::cpu::simd::scalar::Scalar);
         let dims = Dims { batch: n, conditions: n, height, width, tokens: 1 };
         let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::new(&cpu, &packed, Role::Denoiser, shape).expect("it binds");
@@ -155,7 +155,7 @@ fn loops() -> Vec<(&'static str, f32, SamplerKind, usize, Option<&'static str>)>
 }
 
 fn run_loop(
-    packed: &Packed<aquatint::mmap::FileBytes>,
+    packed: &Packed<aquatint::raw::mmap::FileBytes>,
     fixture: &Fixture,
     name: &str,
     change: &dyn Fn(&mut Request),

@@ -1,9 +1,9 @@
 //! The letter model that the binary carries: its file is what packing `models/glyphs` gives, and what it draws reads as
 //! letters.
 
-use aquatint::backend::cpu::Cpu;
-use aquatint::format::Packed;
 use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
+use aquatint::raw::backend::cpu::Cpu;
+use aquatint::raw::format::Packed;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -83,7 +83,7 @@ impl Classifier {
 
 #[test]
 fn the_embedded_model_draws_letters_that_a_classifier_reads() {
-    let map = aquatint::mmap::open(&models().join("glyphs-w4a8.aqt")).expect("the model maps");
+    let map = aquatint::raw::mmap::open(&models().join("glyphs-w4a8.aqt")).expect("the model maps");
     let packed = Packed::new(map).expect("the model opens");
     let model = aquatint::model::Model::new(&packed).expect("a model");
     let mut request = Request::new(&model, Prompts::Classes((0..26).collect()));

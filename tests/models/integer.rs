@@ -13,13 +13,13 @@
 //! * *Guided*: it computes every quantization, but goes on with the tier's codes. All codes must be equal but for rare
 //!   neighbours, and results agree to 1e-5 in every run.
 
-use aquatint::backend::args::*;
-use aquatint::backend::cpu::{Cpu, Tier};
-use aquatint::codec::layout::Tables;
-use aquatint::program::{
+use aquatint::raw::backend::args::*;
+use aquatint::raw::backend::cpu::{Cpu, Tier};
+use aquatint::raw::codec::layout::Tables;
+use aquatint::raw::program::{
     Act, Add, Dim, Embedding, Input as Declared, InputKind, Node, Op, Pointwise, Program, Role, Tensor, Value,
 };
-use aquatint::{exec::Executor, format::TensorView, plan::Binding};
+use aquatint::{raw::exec::Executor, raw::format::TensorView, raw::plan::Binding};
 use common::Model;
 use common::naive::{self, Array, Inputs};
 use std::path::Path;
@@ -63,7 +63,7 @@ fn packed(variant: &str, config: &str, vae: &str) -> Model {
         ..Default::default()
     };
     packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
-    let model = Model::new(aquatint::mmap::open(&output).unwrap()).unwrap();
+    let model = Model::new(aquatint::raw::mmap::open(&output).unwrap()).unwrap();
     [q_config, vae_q_config, output].iter().for_each(|file| std::fs::remove_file(file).unwrap());
     model
 }

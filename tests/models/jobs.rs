@@ -1,20 +1,20 @@
 //! Jobs can be watched, looked at and left, and what is bound stays warm.
 
-use aquatint::backend::Backend;
-use aquatint::backend::args::Element;
-use aquatint::backend::cpu::{Cpu, simd::scalar::Scalar};
-use aquatint::backend::cuda::Cuda;
 use aquatint::error::ErrorKind;
-use aquatint::format::Packed;
-use aquatint::mmap::FileBytes;
 use aquatint::model::Model;
 use aquatint::pipeline::{Event, Prompts, Request, Session};
+use aquatint::raw::backend::Backend;
+use aquatint::raw::backend::args::Element;
+use aquatint::raw::backend::cpu::{Cpu, simd::scalar::Scalar};
+use aquatint::raw::backend::cuda::Cuda;
+use aquatint::raw::format::Packed;
+use aquatint::raw::mmap::FileBytes;
 use common::emulated::Emulated;
 use std::path::Path;
 
 fn letters() -> Packed<FileBytes> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt");
-    Packed::new(aquatint::mmap::open(&path).unwrap()).unwrap()
+    Packed::new(aquatint::raw::mmap::open(&path).unwrap()).unwrap()
 }
 
 fn request(model: &Model<'_, FileBytes>, labels: &[u32]) -> Request {

@@ -1,8 +1,8 @@
 //! Models in their authors' layout compute what diffusers computes of them (`tests/fixtures/make_compvis.py`): heads that
 //! shapes do not tell, averages instead of weights, projections taken apart.
 
-use aquatint::backend::cpu::{Cpu, Tier};
 use aquatint::pipeline::{Prompts, Session};
+use aquatint::raw::backend::cpu::{Cpu, Tier};
 use common::fixture::{Fixture, pack, relative};
 use std::path::Path;
 

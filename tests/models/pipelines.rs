@@ -1,17 +1,17 @@
 //! Whole pipelines against diffusers': prompts in, pictures out, on tiny models (`fixtures/make_pipelines.py`).
 
-use aquatint::backend::args::Element;
-use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::backend::cpu::{Cpu, Tier};
-use aquatint::backend::cuda::Cuda;
-use aquatint::format::Packed;
-use aquatint::mmap::FileBytes;
 use aquatint::model::Model;
 use aquatint::pipeline::{
     Embeddings, InitImage, NoiseSource, Output, Prompts, Request, Session, Texts, swap_last_axes,
 };
+use aquatint::raw::backend::args::Element;
+use aquatint::raw::backend::cpu::simd::scalar::Scalar;
+use aquatint::raw::backend::cpu::{Cpu, Tier};
+use aquatint::raw::backend::cuda::Cuda;
+use aquatint::raw::format::Packed;
+use aquatint::raw::mmap::FileBytes;
+use aquatint::raw::text::PromptStyle;
 use aquatint::sampler::SamplerKind;
-use aquatint::text::PromptStyle;
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack_as, relative};
 use packer::emit::Options;

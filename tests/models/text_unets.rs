@@ -1,16 +1,16 @@
 //! Every network of tiny pipelines of Stable Diffusion and latent diffusion against what diffusers and transformers computed
 //! of it in f64 (`tests/fixtures/make_sd.py`).
 
-use aquatint::backend::Backend;
-use aquatint::backend::args::Element;
-use aquatint::backend::cpu::{Cpu, Tier};
-use aquatint::backend::cuda::Cuda;
-use aquatint::exec::{Executor, PromptInputs};
-use aquatint::format::Packed;
-use aquatint::format::meta::{Conditioning, SizeKind};
 use aquatint::pipeline::swap_last_axes;
-use aquatint::plan::Binding;
-use aquatint::program::{Dims, InputKind, Role};
+use aquatint::raw::backend::Backend;
+use aquatint::raw::backend::args::Element;
+use aquatint::raw::backend::cpu::{Cpu, Tier};
+use aquatint::raw::backend::cuda::Cuda;
+use aquatint::raw::exec::{Executor, PromptInputs};
+use aquatint::raw::format::Packed;
+use aquatint::raw::format::meta::{Conditioning, SizeKind};
+use aquatint::raw::plan::Binding;
+use aquatint::raw::program::{Dims, InputKind, Role};
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack, pack_as, relative};
 use packer::emit::Options;

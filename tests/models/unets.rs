@@ -1,9 +1,9 @@
 //! Tiny `UNet2DModel` pipelines against what diffusers computed of them in f64 (`tests/fixtures/make_unets.py`).
 
-use aquatint::backend::args::Element;
-use aquatint::backend::cpu::{Cpu, Tier};
-use aquatint::backend::cuda::Cuda;
 use aquatint::pipeline::{Prompts, Request, Session, swap_last_axes};
+use aquatint::raw::backend::args::Element;
+use aquatint::raw::backend::cpu::{Cpu, Tier};
+use aquatint::raw::backend::cuda::Cuda;
 use common::emulated::Emulated;
 use common::fixture::{Fixture, pack, relative};
 use std::path::{Path, PathBuf};

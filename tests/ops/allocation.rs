@@ -2,11 +2,11 @@
 //!
 //! The allocator counts on the threads of this test's own pools alone, so that tests beside it are not counted.
 
-use aquatint::backend::cpu::Cpu;
-use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::exec::Executor;
-use aquatint::plan::Binding;
-use aquatint::program::{Attention, Op, QuantizeRange, Role};
+use aquatint::raw::backend::cpu::Cpu;
+use aquatint::raw::backend::cpu::simd::scalar::Scalar;
+use aquatint::raw::exec::Executor;
+use aquatint::raw::plan::Binding;
+use aquatint::raw::program::{Attention, Op, QuantizeRange, Role};
 use common::networks::{CHANNELS, conditioned, spatial};
 use common::{inputs, normal};
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,11 +1,11 @@
 //! The executor: hoisting, windows of tables, curves, conditions, and independence of batch and threads.
 
-use aquatint::backend::cpu::Cpu;
-use aquatint::backend::cpu::simd::Isa;
-use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::exec::{Executor, PromptInputs};
-use aquatint::plan::{Binding, Plan};
-use aquatint::program::{
+use aquatint::raw::backend::cpu::Cpu;
+use aquatint::raw::backend::cpu::simd::Isa;
+use aquatint::raw::backend::cpu::simd::scalar::Scalar;
+use aquatint::raw::exec::{Executor, PromptInputs};
+use aquatint::raw::plan::{Binding, Plan};
+use aquatint::raw::program::{
     Act, Add, Dim, Dims, Embedding, GroupNorm, InputKind, Modulation, Op, Parameter, QuantizeRange, Rate, Role,
     TimestepEmbedding,
 };
@@ -102,7 +102,7 @@ fn what_does_not_depend_on_the_sample_leaves_the_loop() {
 /// Every call against the oracle, whose curve look-up is a plain scan: a wrong row is wrong by a factor.
 #[test]
 fn curves_follow_timestep_and_step_fraction() {
-    use aquatint::program::CurveAxis::{StepFraction, Timestep};
+    use aquatint::raw::program::CurveAxis::{StepFraction, Timestep};
     let mut inputs = batch();
     for axis in [Timestep, StepFraction] {
         let build = conditioned(|b: &mut Build| {

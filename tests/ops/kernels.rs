@@ -1,8 +1,8 @@
 //! The micro-kernels and decoders of every tier against the portable ones, and those against their definitions.
 
-use aquatint::backend::cpu::simd::{GROUP, Isa, MR, NR, Tile, panel_len, scalar::Scalar};
-use aquatint::codec::layout::{PackedMatrix, pack};
-use aquatint::codec::{Bits, Grain};
+use aquatint::raw::backend::cpu::simd::{GROUP, Isa, MR, NR, Tile, panel_len, scalar::Scalar};
+use aquatint::raw::codec::layout::{PackedMatrix, pack};
+use aquatint::raw::codec::{Bits, Grain};
 use common::{Codec, avx2, avx512, normals};
 use fastrand::Rng;
 use zerocopy::{FromBytes, Immutable, IntoBytes};

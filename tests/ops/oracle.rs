@@ -1,7 +1,7 @@
 //! The oracle itself, on cases worked out by hand, and elementary functions against PyTorch's and diffusers' values.
 
-use aquatint::backend::cpu::simd::scalar::Scalar;
-use aquatint::program::{
+use aquatint::raw::backend::cpu::simd::scalar::Scalar;
+use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Conv2d, ConvStride, Dim, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
     LayerNorm, Linear, Modulation, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Quantize, QuantizeGrain,
     Resample, Resampling, TimestepEmbedding, Unpatchify, Value, VectorQuantize,
@@ -333,13 +333,13 @@ fn position_embeddings_are_diffusers() {
 fn codes_are_what_the_matrix_says() {
     let mut b = Build::new(3);
     let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) }));
-    let matrix = aquatint::codec::QuantizedMatrix {
-        bits: aquatint::codec::Bits::new(2).unwrap(),
+    let matrix = aquatint::raw::codec::QuantizedMatrix {
+        bits: aquatint::raw::codec::Bits::new(2).unwrap(),
         rows: 1,
         cols: 3,
         codes: vec![3, 0, 1],
-        table: aquatint::codec::TableValues::I8(vec![-128, 5, 0, 127]),
-        grain: aquatint::codec::Grain::Tensor,
+        table: aquatint::raw::codec::TableValues::I8(vec![-128, 5, 0, 127]),
+        grain: aquatint::raw::codec::Grain::Tensor,
         scale: vec![2.0],
         offset: vec![0.5],
     };

@@ -1,6 +1,6 @@
 //! The normal streams: PyTorch's bit for bit, and the statistics of the fast one.
 
-use aquatint::rng::{FastRng, Normals, TorchRng};
+use aquatint::raw::rng::{FastRng, Normals, TorchRng};
 use safetensors::SafeTensors;
 
 fn fixture() -> Vec<u8> {

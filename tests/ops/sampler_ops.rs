@@ -1,12 +1,12 @@
 //! The ops between model calls: the CPU against the scalar reference in f64 and diffusers' rescaled guidance, and the
 //! CUDA kernels in the emulator against the CPU, bit for bit.
 
-use aquatint::backend::args::ALIGN;
-use aquatint::backend::args::*;
-use aquatint::backend::{Backend, Call};
 use aquatint::pipeline::swap_last_axes;
+use aquatint::raw::backend::args::ALIGN;
+use aquatint::raw::backend::args::*;
+use aquatint::raw::backend::{Backend, Call};
+use aquatint::raw::step::{Guiding, Latents, StepMemory};
 use aquatint::sampler::{COLUMNS, MAX_STATES, NOISE, OUTPUT, ROW_FLOATS, Row, Table, X0};
-use aquatint::step::{Guiding, Latents, StepMemory};
 use common::normals;
 use common::one_op::{Bench, ELEMENTS, Space, cpu, cuda, rounded};
 use fastrand::Rng;

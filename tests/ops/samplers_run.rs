@@ -1,14 +1,14 @@
 //! Every sampler in a whole run against its table applied by hand around single calls of the denoiser: the number of
 //! calls, the initial scale, the model's input, the states and the noise of each call.
 
-use aquatint::backend::cpu::{Cpu, Tier};
-use aquatint::format::Packed;
 use aquatint::pipeline::{Event, NoiseSource, Prompts, Request, Session, swap_last_axes};
-use aquatint::rng::TorchRng;
+use aquatint::raw::backend::cpu::{Cpu, Tier};
+use aquatint::raw::format::Packed;
+use aquatint::raw::rng::TorchRng;
 use aquatint::sampler::SamplerKind;
 use std::path::Path;
 
-fn packed() -> Packed<aquatint::mmap::FileBytes> {
+fn packed() -> Packed<aquatint::raw::mmap::FileBytes> {
     let output = std::env::temp_dir().join(format!("aquatint-samplers-{}.aqt", std::process::id()));
     let options = packer::emit::Options {
         model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit/d2"),
@@ -18,7 +18,7 @@ fn packed() -> Packed<aquatint::mmap::FileBytes> {
         ..Default::default()
     };
     packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
-    let map = aquatint::mmap::open(&output).expect("the packed file maps");
+    let map = aquatint::raw::mmap::open(&output).expect("the packed file maps");
     std::fs::remove_file(&output).expect("a mapped file can be unlinked");
     Packed::new(map).expect("the packed file opens")
 }

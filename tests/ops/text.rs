@@ -1,8 +1,8 @@
 //! Prompts: tokens as transformers makes them, syntax, chunks and weights as AUTOMATIC1111's web UI has them. The
 //! fixtures and their maker are in `tests/fixtures/text`.
 
-use aquatint::format::meta::TextEncoderMeta;
-use aquatint::text::{COMMA_BACKTRACK, Chunks, Piece, PromptStyle, Tokenizer, apply_weights, encode, parse};
+use aquatint::raw::format::meta::TextEncoderMeta;
+use aquatint::raw::text::{COMMA_BACKTRACK, Chunks, Piece, PromptStyle, Tokenizer, apply_weights, encode, parse};
 use packer::source::tokenizer::{self, END, PAD_XL};
 use serde_json::{Value, json};
 use std::sync::OnceLock;

@@ -1,6 +1,6 @@
 //! Every op on every instruction set, against the f64 oracle: one suite, a module per tier.
 
-use aquatint::backend::cpu::simd::{Isa, scalar::Scalar};
+use aquatint::raw::backend::cpu::simd::{Isa, scalar::Scalar};
 use common::cases::Case;
 use common::{avx2, avx512, naive, run};
 

@@ -3,8 +3,8 @@
 use super::table::{Table, bytes, percent};
 use super::{say, say_json, say_line};
 use crate::error::Result;
-use aquatint::format::meta::{LayerMeta, Step};
-use aquatint::format::{Meta, Packed};
+use aquatint::raw::format::meta::{LayerMeta, Step};
+use aquatint::raw::format::{Meta, Packed};
 use serde_json::json;
 use std::path::Path;
 

@@ -168,15 +168,15 @@ pub fn main() -> ExitCode {
 /// Lets files be mapped, and signals end the program in order.
 fn guard() -> Result<()> {
     #[cfg(unix)]
-    aquatint::mmap::guard(end)?;
+    aquatint::raw::mmap::guard(end)?;
     Ok(())
 }
 
 /// Ends the program as a signal asks, with nothing half-written left behind, and tells of a file that shrank.
 #[cfg(unix)]
-fn end(interrupt: aquatint::mmap::Interrupt) {
-    let _abandoned = aquatint::whole_file::abandon();
-    if let aquatint::mmap::Interrupt::Shortened(_) = interrupt {
+fn end(interrupt: aquatint::raw::mmap::Interrupt) {
+    let _abandoned = aquatint::raw::whole_file::abandon();
+    if let aquatint::raw::mmap::Interrupt::Shortened(_) = interrupt {
         eprintln!("error: {}", one_line(&interrupt.to_string()));
     }
     std::process::exit(interrupt.exit_code());

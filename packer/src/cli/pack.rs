@@ -5,7 +5,7 @@ use super::table::{Table, bytes, percent};
 use super::{Pack, say, say_json, say_line};
 use crate::emit::{self, LayerLine, Options, Progress, Report};
 use crate::error::Result;
-use aquatint::format::meta::LayerMeta;
+use aquatint::raw::format::meta::LayerMeta;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub(super) fn pack(args: &Pack) -> Result<()> {

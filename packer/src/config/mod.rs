@@ -30,7 +30,7 @@ mod spec;
 pub use error::{ConfigError, SpecFault};
 
 use crate::quantize::Method;
-use aquatint::codec::Bits;
+use aquatint::raw::codec::Bits;
 use std::{fmt, path::Path};
 
 /// What a layer's weights become.

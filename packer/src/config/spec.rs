@@ -2,7 +2,7 @@
 
 use super::{Activations, LayerSpec, Weights, error::SpecFault};
 use crate::quantize::Method;
-use aquatint::codec::Bits;
+use aquatint::raw::codec::Bits;
 
 const FORM: &str = "f32, f16, or w<bits>a<bits> with an optional :<method>";
 const VALUE: &str = "f32, f16, <method>-<bits> such as kmeans-4, or w<bits>a<bits>[:<method>]";

@@ -18,10 +18,10 @@ use crate::recipe::{Decision, Recipe, Requests, Store};
 use crate::source::diffusers::Model;
 use crate::weight::{Elements, Misfit, Origin, Weight, Weights, step};
 use aquatint::error::Error;
-use aquatint::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
-use aquatint::format::{Meta, TensorSpec, Writer};
-use aquatint::program::{Dims, Program, Role, shape};
-use aquatint::whole_file::check_target;
+use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
+use aquatint::raw::format::{Meta, TensorSpec, Writer};
+use aquatint::raw::program::{Dims, Program, Role, shape};
+use aquatint::raw::whole_file::check_target;
 use std::path::{Path, PathBuf};
 use store::{Stored, store};
 

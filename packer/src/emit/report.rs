@@ -1,6 +1,6 @@
 //! What packing did, for people and programs.
 
-use aquatint::format::meta::LayerMeta;
+use aquatint::raw::format::meta::LayerMeta;
 use serde::Serialize;
 
 /// How far the work is.

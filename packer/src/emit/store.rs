@@ -5,8 +5,8 @@ use crate::quantize::{Measured, quantize_measured};
 use crate::recipe::{Store, Treatment};
 use crate::weight::Elements;
 use crate::weights::halves;
-use aquatint::codec::layout;
-use aquatint::format::{TensorKind, taps};
+use aquatint::raw::codec::layout;
+use aquatint::raw::format::{TensorKind, taps};
 use zerocopy::IntoBytes;
 
 /// A weight's bytes in the file, and how far they are from it.

@@ -11,7 +11,7 @@
 //! Checkpoints older than diffusers 0.15 call the attention's layers `query`, `key`, `value` and `proj_attn`.
 
 use super::builder::{Builder, Conv, GroupNorm, Linear};
-use aquatint::program::{Act, Attention, Columns, Modulation, Op, Pointwise, Resample, Resampling, Value};
+use aquatint::raw::program::{Act, Attention, Columns, Modulation, Op, Pointwise, Resample, Resampling, Value};
 
 /// What the blocks of one network share, with its builder.
 pub struct Blocks<'a> {

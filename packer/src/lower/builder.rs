@@ -5,7 +5,7 @@
 //! stays as it is.
 
 use crate::weight::{Step, Storage, Weight, Weights};
-use aquatint::program::{
+use aquatint::raw::program::{
     self, Act, Columns, Conv2d, ConvStride, Embedding, GatedLinear, Input, LayerNorm, Modulation, Node, Op, Parameter,
     Program, Role, Tensor, Value, VectorQuantize,
 };

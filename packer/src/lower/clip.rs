@@ -13,7 +13,7 @@ use super::builder::{Builder, Linear};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::program::{Act, Add, Attend, Attention, Concat, Dim, Input, InputKind, Op, Program, Role, Value};
+use aquatint::raw::program::{Act, Add, Attend, Attention, Concat, Dim, Input, InputKind, Op, Program, Role, Value};
 use serde_json::json;
 
 /// The prefix that a checkpoint's names may have.

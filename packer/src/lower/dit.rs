@@ -17,7 +17,7 @@ use super::{DENOISER, Fields};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::program::{
+use aquatint::raw::program::{
     Act, Add, Attention, Columns, Dim, Input, InputKind, Modulation, Op, Patchify, Pointwise, PositionEmbedding,
     Program, Role, TimestepEmbedding, Unpatchify, Value,
 };

@@ -26,8 +26,8 @@ pub use fields::Fields;
 use crate::source::diffusers::{Component, Model};
 use crate::weight::{Origin, Weights};
 use aquatint::error::{Error, Result};
-use aquatint::format::meta::PipelineMeta;
-use aquatint::program::Program;
+use aquatint::raw::format::meta::PipelineMeta;
+use aquatint::raw::program::Program;
 use std::collections::BTreeSet;
 
 /// Folder of the denoiser in a DiT pipeline.
@@ -70,7 +70,7 @@ impl Part {
 pub struct Lowered {
     /// The denoiser first, then whatever else the pipeline has.
     pub programs: Vec<Program>,
-    /// Weights in program order; [`aquatint::program::Tensor`] counts them.
+    /// Weights in program order; [`aquatint::raw::program::Tensor`] counts them.
     pub weights: Weights,
     /// Files that the packed file brings along, by name: `tokenizer/tokenizer.json`.
     pub files: Vec<(String, Vec<u8>)>,

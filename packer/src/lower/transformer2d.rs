@@ -7,7 +7,7 @@
 
 use super::blocks::Blocks;
 use super::builder::{Builder, GroupNorm, Linear};
-use aquatint::program::{Act, Attend, Attention, Op, Value};
+use aquatint::raw::program::{Act, Attend, Attention, Op, Value};
 
 /// Epsilon of the group norm before the blocks.
 const ENTRY_EPS: f32 = 1e-6;

@@ -5,7 +5,7 @@ use super::Fields;
 use super::blocks::{Blocks, Time, activate};
 use super::builder::{Builder, Conv, Linear};
 use aquatint::error::Result;
-use aquatint::program::{Act, Add, Concat, ConvStride, Op, Resampling, TimestepEmbedding, Value};
+use aquatint::raw::program::{Act, Add, Concat, ConvStride, Op, Resampling, TimestepEmbedding, Value};
 
 /// Most levels of a network.
 pub const MAX_LEVELS: usize = 8;

@@ -11,7 +11,7 @@ use super::unet::{Change, Level, Levels, TimeConfig};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::program::{ConvStride, Dim, Input, InputKind, Program, Role, Value};
+use aquatint::raw::program::{ConvStride, Dim, Input, InputKind, Program, Role, Value};
 use serde_json::json;
 
 /// What the builder needs of `config.json`.

@@ -14,7 +14,9 @@ use super::unet::{Change, Level, Levels, TimeConfig};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::program::{Act, Concat, ConvStride, Dim, Input, InputKind, Op, Program, Role, TimestepEmbedding, Value};
+use aquatint::raw::program::{
+    Act, Concat, ConvStride, Dim, Input, InputKind, Op, Program, Role, TimestepEmbedding, Value,
+};
 use serde_json::json;
 
 /// Fields that must have one value, which is also what an absent one means.

@@ -18,8 +18,8 @@ use super::builder::{Builder, Conv, Linear};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::format::meta::EncoderMeta;
-use aquatint::program::{Act, ConvStride, Dim, Input, InputKind, Op, Pointwise, Program, Role, Value};
+use aquatint::raw::format::meta::EncoderMeta;
+use aquatint::raw::program::{Act, ConvStride, Dim, Input, InputKind, Op, Pointwise, Program, Role, Value};
 use serde_json::json;
 
 /// Epsilon of every norm.

@@ -14,7 +14,7 @@ use super::vae;
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::program::{Program, Role};
+use aquatint::raw::program::{Program, Role};
 use serde_json::json;
 
 /// What the program depends on.

@@ -1,6 +1,6 @@
 //! Gives layers with integer activations their codes: puts a `quantize` op in front of them.
 
-use aquatint::program::{
+use aquatint::raw::program::{
     Conv2d, GatedLinear, Linear, Node, Op, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, Value,
 };
 use std::collections::HashMap;
@@ -46,7 +46,7 @@ pub fn assign(program: &mut Program, bits: &dyn Fn(Tensor) -> Option<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aquatint::program::{Act, Dim, Input, InputKind, Role};
+    use aquatint::raw::program::{Act, Dim, Input, InputKind, Role};
 
     fn linear(x: u32, weight: u32, residual: Option<u32>) -> Node {
         let op = Op::Linear(Linear {

@@ -1,8 +1,8 @@
 //! Lets attentions between integer layers work in 8-bit codes.
 
-use aquatint::program::{Attention, Linear, Op, Program, Value};
+use aquatint::raw::program::{Attention, Linear, Op, Program, Value};
 
-/// Sets [`Attend::int8`](aquatint::program::Attend::int8) where queries, keys and values come from linear layers with
+/// Sets [`Attend::int8`](aquatint::raw::program::Attend::int8) where queries, keys and values come from linear layers with
 /// integer activations and keys are not per condition; returns how many attentions that were. Goes after
 /// [`assign`](super::assign).
 pub fn attend_in_codes(program: &mut Program) -> usize {
@@ -35,7 +35,7 @@ pub fn attend_in_codes(program: &mut Program) -> usize {
 mod tests {
     use super::*;
     use crate::pass::assign;
-    use aquatint::program::{Act, Attend, Dim, Input, InputKind, Node, Role, Tensor};
+    use aquatint::raw::program::{Act, Attend, Dim, Input, InputKind, Node, Role, Tensor};
 
     /// Three linear layers of weights 0, 1 and 2, and an attention to them.
     fn program(attend: Attend) -> Program {

@@ -1,6 +1,6 @@
 //! Folds a `quantize` op into the norm whose result it takes.
 
-use aquatint::program::{GroupNorm, LayerNorm, Node, Op, Program, Quantize, QuantizeGrain, QuantizeSpec, Value};
+use aquatint::raw::program::{GroupNorm, LayerNorm, Node, Op, Program, Quantize, QuantizeGrain, QuantizeSpec, Value};
 
 /// Lets norms make codes themselves, where nothing else reads their result.
 pub fn fuse(program: &mut Program) {
@@ -49,7 +49,7 @@ fn take(node: &mut Node, spec: QuantizeSpec) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aquatint::program::{Act, Dim, Input, InputKind, Linear, QuantizeRange, Role, Tensor};
+    use aquatint::raw::program::{Act, Dim, Input, InputKind, Linear, QuantizeRange, Role, Tensor};
 
     const SPEC: QuantizeSpec = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
 

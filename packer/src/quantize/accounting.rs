@@ -1,7 +1,7 @@
 //! What quantization costs by the paper's accounting.
 
 use super::Method;
-use aquatint::codec::Bits;
+use aquatint::raw::codec::Bits;
 
 /// Bytes of `weights` weights before quantization, in a type of `precision` bits (16; 32 for Stable Diffusion 1.5).
 /// Source: quantization.md §1.6 (`fp_bytes`).

@@ -4,7 +4,7 @@
 //! table is the affine map of the range (of a row, or of the tensor) onto -128..127.
 
 use super::{table::constant, uniform::range};
-use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use rayon::prelude::*;
 
 /// One range per row.

@@ -1,7 +1,7 @@
 //! Weight quantizers: an f32 matrix in, codes and codebooks out.
 //!
 //! Three methods, named after Qua2SeDiMo (quantization.md §1.1): uniform affine per output channel, and 1-D k-means per
-//! output channel or per tensor. All of them produce the one codec of [`aquatint::codec`], so nothing downstream knows
+//! output channel or per tensor. All of them produce the one codec of [`aquatint::raw::codec`], so nothing downstream knows
 //! which method made a matrix. Everything here is deterministic: the same weights give the same codes on any number
 //! of threads, because no sum's order depends on how the work was split.
 //!
@@ -18,7 +18,7 @@ mod uniform;
 
 pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
 
-use aquatint::codec::{Bits, Grain, QuantizedMatrix};
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix};
 use std::fmt;
 
 /// How the levels of a weight matrix are chosen. Methods are written as Qua2SeDiMo spells them

@@ -7,7 +7,7 @@ use super::{
     kmeans::{self, Clusters, Scratch},
     levels::Levels,
 };
-use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use half::f16;
 use rayon::prelude::*;
 

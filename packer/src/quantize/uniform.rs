@@ -5,7 +5,7 @@
 //! what the method means.
 
 use super::power::{ROUND, pow24};
-use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use rayon::prelude::*;
 
 /// Elements between two looks at whether a candidate has already lost.

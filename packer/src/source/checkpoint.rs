@@ -9,7 +9,7 @@ use super::view::View;
 use super::{SourceFile, safetensors, torch};
 use ::safetensors::Dtype;
 use aquatint::error::{Error, Result};
-use aquatint::mmap::FileBytes;
+use aquatint::raw::mmap::FileBytes;
 use half::{bf16, f16};
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -132,7 +132,7 @@ impl Checkpoint {
 
     fn add_file(&mut self, root: &Path, relative: &str, sources: &mut Vec<SourceFile>) -> Result<()> {
         let path = root.join(relative);
-        let map = aquatint::mmap::open(&path)?;
+        let map = aquatint::raw::mmap::open(&path)?;
         let found = if safetensors::recognise(&map) {
             safetensors::tensors(&map, &path)?
         } else {

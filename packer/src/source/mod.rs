@@ -15,7 +15,7 @@ pub mod view;
 pub use checkpoint::{Checkpoint, first_non_finite};
 
 use aquatint::error::{Error, Result};
-use aquatint::format::meta::SourceMeta;
+use aquatint::raw::format::meta::SourceMeta;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;

@@ -5,7 +5,7 @@
 
 use crate::source::{SourceFile, read_json};
 use aquatint::error::{Error, Result};
-use aquatint::text::{CLIP_NORMALIZER, CLIP_PRE_TOKENIZER, Tokenizer};
+use aquatint::raw::text::{CLIP_NORMALIZER, CLIP_PRE_TOKENIZER, Tokenizer};
 use flate2::read::GzDecoder;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};

@@ -6,7 +6,7 @@ use crate::lower::{DENOISER, VAE, dit, vae};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use crate::weights::{self, Float};
-use aquatint::whole_file::WholeDirectory;
+use aquatint::raw::whole_file::WholeDirectory;
 use serde_json::{Value, json};
 use std::path::Path;
 

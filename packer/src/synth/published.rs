@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::source::layout::{Entry, Member, Published};
 use crate::source::view::Part;
 use crate::weights::{self, Float};
-use aquatint::whole_file::WholeDirectory;
+use aquatint::raw::whole_file::WholeDirectory;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The list of all weights of a model.
 
 use super::{Misfit, Origin, Step, Storage, Weight, step::Elements};
-use aquatint::program::Tensor;
+use aquatint::raw::program::Tensor;
 use std::ops::{Index, IndexMut};
 
 /// All weights of a model's programs, in the file's order; [`Tensor`] numbers them.

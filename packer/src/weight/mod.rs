@@ -24,7 +24,7 @@ mod rotate;
 mod scale;
 pub mod step;
 
-pub use aquatint::format::meta::{Channels, Rotation, Step};
+pub use aquatint::raw::format::meta::{Channels, Rotation, Step};
 pub use list::Weights;
 pub use step::{Elements, Misfit};
 

@@ -1,6 +1,6 @@
 //! The builders at true size: they want exactly the tensors that the published models have.
 
-use aquatint::program::Role;
+use aquatint::raw::program::Role;
 use packer::lower::unet2d_condition::Context;
 use packer::lower::{TEXT_ENCODERS, UNET, VAE, clip, unet2d_condition, vae};
 use packer::weight::{Weight, Weights};

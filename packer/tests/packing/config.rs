@@ -1,6 +1,6 @@
 //! Quantization configurations: every spelling, every format, every refusal.
 
-use aquatint::codec::Bits;
+use aquatint::raw::codec::Bits;
 use packer::{
     config::{Activations, ConfigError, LayerSpec, QConfig, Weights},
     quantize::Method,

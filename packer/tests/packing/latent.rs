@@ -1,8 +1,8 @@
 //! Pipelines of Stable Diffusion and latent diffusion: what is refused, how their parts are quantized, and the way back.
 
 use crate::common::{Scratch, copy_folder, edit_json, edit_weights, fixture, load, load_component};
-use aquatint::format::Packed;
-use aquatint::program::{Attend, Attention, Op, Program, Role};
+use aquatint::raw::format::Packed;
+use aquatint::raw::program::{Attend, Attention, Op, Program, Role};
 use packer::emit::{Options, Report, pack};
 use packer::unpack::unpack;
 use packer::weights::Float;
@@ -222,7 +222,7 @@ fn int8_attention_is_asked_for() {
         std::fs::write(&file, json!({"*": q_config}).to_string()).unwrap();
         let (model, q_config) = (model("v1"), Some(file.to_str().unwrap().to_owned()));
         pack(&Options { model, q_config, int8_attention, output: output.clone(), ..Default::default() }, &mut |_| ())?;
-        let packed = Packed::new(aquatint::mmap::open(&output)?)?;
+        let packed = Packed::new(aquatint::raw::mmap::open(&output)?)?;
         let attends: Vec<_> = packed.programs().iter().map(|p| (p.role, attends(p))).collect();
         Ok((packed.meta().quantization.attention.clone(), attends))
     };

@@ -2,8 +2,8 @@
 //! is said of files that hold something else. The script beside `tests/fixtures/layouts` made what is compared with.
 
 use crate::common::{Scratch, fixture, pack_as};
-use aquatint::format::Packed;
-use aquatint::program::Role;
+use aquatint::raw::format::Packed;
+use aquatint::raw::program::Role;
 use packer::lower::lower;
 use packer::source::Checkpoint;
 use packer::source::diffusers::{Model, Object};
@@ -467,7 +467,7 @@ fn files_lower_and_pack() {
         }
         let out = scratch.path(&format!("{name}.aqt"));
         pack_as(&fixture(&format!("layouts/{name}.ckpt")), Some("w8a8"), &out).unwrap();
-        let packed = Packed::new(aquatint::mmap::open(&out).unwrap()).unwrap();
+        let packed = Packed::new(aquatint::raw::mmap::open(&out).unwrap()).unwrap();
         packed.verify().unwrap();
         assert_eq!(packed.meta().sources.len(), 1);
         assert_eq!(packed.meta().sources[0].file, format!("{name}.ckpt"));

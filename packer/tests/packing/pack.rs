@@ -1,9 +1,9 @@
 //! Packing the fixture models: every precision, the result's soundness, what it says of itself, and determinism.
 
 use crate::common::{MODELS, Scratch, fixture, model, pack_as};
-use aquatint::format::{Packed, TensorKind};
-use aquatint::mmap;
-use aquatint::program::{LayerNorm, Op, Pointwise, Role};
+use aquatint::raw::format::{Packed, TensorKind};
+use aquatint::raw::mmap;
+use aquatint::raw::program::{LayerNorm, Op, Pointwise, Role};
 use std::fs;
 
 #[test]

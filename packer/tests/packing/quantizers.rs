@@ -1,6 +1,6 @@
 //! The quantizers against scikit-learn, the paper's definition, and their own promises.
 
-use aquatint::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use packer::quantize::{CodebookType, Measured, Method, quantize, quantize_measured};
 use packer::source::first_non_finite;
 use serde_json::Value;

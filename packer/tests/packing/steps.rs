@@ -1,12 +1,12 @@
 //! Passes that rework weights: what runs afterwards computes the same, and `unpack` gives back what went in.
 
 use crate::common::{Scratch, fixture, load, load_component};
-use aquatint::backend::Backend;
-use aquatint::backend::cpu::{Cpu, Tier};
-use aquatint::exec::{Executor, PromptInputs};
-use aquatint::format::{Meta, Packed, TensorSpec, TensorView, Writer};
-use aquatint::plan::Binding;
-use aquatint::program::{
+use aquatint::raw::backend::Backend;
+use aquatint::raw::backend::cpu::{Cpu, Tier};
+use aquatint::raw::exec::{Executor, PromptInputs};
+use aquatint::raw::format::{Meta, Packed, TensorSpec, TensorView, Writer};
+use aquatint::raw::plan::Binding;
+use aquatint::raw::program::{
     Act, Attention, Concat, Dims, GatedLinear, LayerNorm, Linear, Node, Op, Program, Role, Tensor, Value,
 };
 use packer::emit::{Options, Packing};
@@ -43,7 +43,7 @@ fn outcome(name: &str, pass: Pass) -> Outcome {
     let denoiser = packing.programs.iter_mut().find(|p| p.role == Role::Denoiser).unwrap();
     pass(denoiser, &mut packing.weights);
     packing.write(&mut |_| ()).unwrap();
-    let packed = Packed::new(aquatint::mmap::open(&file).unwrap()).unwrap();
+    let packed = Packed::new(aquatint::raw::mmap::open(&file).unwrap()).unwrap();
     packed.verify().unwrap();
     let count = unpack(&file, &back, Some(UNET), Float::F32).unwrap();
     let weights = load(&back);
@@ -258,9 +258,9 @@ fn a_layer_over_two_values_may_be_split_and_is_joined_again() {
     let plain = outcome("split-none", &|_, _| ());
     let halves = outcome("split", &|program, weights| {
         // Widths of what is concatenated: those of the layers' outputs.
-        let types: Vec<_> = weights.iter().map(|w| aquatint::format::TensorKind::F32.ty(&w.dims())).collect();
+        let types: Vec<_> = weights.iter().map(|w| aquatint::raw::format::TensorKind::F32.ty(&w.dims())).collect();
         let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens: 7 };
-        let shapes = aquatint::program::shape::infer(program, &types, &dims).unwrap();
+        let shapes = aquatint::raw::program::shape::infer(program, &types, &dims).unwrap();
         let width = |value: Value| *shapes[value.0 as usize].dims().last().unwrap();
         assert_eq!(split(program, weights, &width), 6, "two blocks in each of three levels");
     });
@@ -289,7 +289,7 @@ fn steps_that_do_not_fit_stop_the_packer() {
 
 /// The file at `from` with another META, written anew to `to`.
 fn rewrite(from: &std::path::Path, to: &std::path::Path, edit: &dyn Fn(&mut Meta)) {
-    let packed = Packed::new(aquatint::mmap::open(from).unwrap()).unwrap();
+    let packed = Packed::new(aquatint::raw::mmap::open(from).unwrap()).unwrap();
     let mut writer = Writer::create(to).unwrap();
     for (i, info) in packed.tensors().iter().enumerate() {
         let TensorView::F32(values) = packed.tensor(i) else { panic!("{} is f32", info.name) };

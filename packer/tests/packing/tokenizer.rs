@@ -2,7 +2,7 @@
 //! are in `tests/fixtures/text`.
 
 use crate::common::{Scratch, fixture};
-use aquatint::text::Tokenizer;
+use aquatint::raw::text::Tokenizer;
 use packer::source::tokenizer::{END, PAD_XL, TokenizerFile, clip, read};
 use serde_json::{Value, json};
 use std::fs;

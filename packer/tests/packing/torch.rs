@@ -2,7 +2,7 @@
 //! checkpoints with classes nobody has, and a diffusers directory of `.bin` files that packs like its twin.
 
 use crate::common::{Scratch, fixture, model, pack_as};
-use aquatint::format::Packed;
+use aquatint::raw::format::Packed;
 use packer::source::{Checkpoint, open_checkpoint};
 use safetensors::Dtype;
 use std::fs;
@@ -202,7 +202,7 @@ fn bin_directories_pack_like_their_safetensors_twins() {
         let (ours, twins) = (scratch.path("ours.aqt"), scratch.path("twins.aqt"));
         pack_as(&copy, Some(spec), &ours).unwrap_or_else(|e| panic!("{spec}: {e}"));
         pack_as(&model("d1p1"), Some(spec), &twins).unwrap();
-        let [ours, twins] = [ours, twins].map(|f| Packed::new(aquatint::mmap::open(&f).unwrap()).unwrap());
+        let [ours, twins] = [ours, twins].map(|f| Packed::new(aquatint::raw::mmap::open(&f).unwrap()).unwrap());
         ours.verify().unwrap();
         assert!(ours.data() == twins.data(), "{spec}: weights differ");
         assert_eq!(format!("{:?}", ours.tensors()), format!("{:?}", twins.tensors()), "{spec}");

@@ -1,8 +1,8 @@
 //! The way back: weights under diffusers' names, and made-up models of true shape.
 
 use crate::common::{Dense, MODELS, Scratch, load, load_component, model, pack_as};
-use aquatint::format::Packed;
-use aquatint::mmap;
+use aquatint::raw::format::Packed;
+use aquatint::raw::mmap;
 use packer::lower::{DENOISER, VAE, dit};
 use packer::synth::Architecture;
 use packer::unpack::unpack;

@@ -1,14 +1,18 @@
-//! Opens a packed model through the library and shows what is in it; the README's example.
+//! Opens a packed model through the library, shows what is in it and runs a step; the README's example.
 
-use aquatint::format::Packed;
+use aquatint::{Cpu, Model, Prompts, Request, Session};
 
 fn main() -> aquatint::Result<()> {
     let path = std::env::args().nth(1).expect("the file to open");
-    let packed = Packed::open(&path)?;
-    packed.verify()?;
+    let packed = aquatint::open(&path)?;
+    let model = Model::verify(&packed)?;
     for program in packed.programs() {
         println!("{}: {} ops", program.role.name(), program.nodes.len());
     }
-    println!("{} tensors in {} bytes", packed.tensors().len(), packed.as_bytes().len());
+    let cpu = Cpu::best();
+    let mut request = Request::new(&model, Prompts::blank(&model, 1));
+    request.steps = 1;
+    let output = Session::new(&model, &cpu).run(request)?;
+    println!("an image of {} x {} pixels", output.size[0], output.size[1]);
     Ok(())
 }

@@ -9,12 +9,12 @@ mod faults;
 mod runs;
 
 use aquatint::Error;
-use aquatint::backend::args::Element;
-use aquatint::backend::cpu::{Cpu, simd::scalar::Scalar};
-use aquatint::exec::Executor;
-use aquatint::format::{Packed, SectionKind};
-use aquatint::plan::{Binding, Plan};
-use aquatint::program::{Dims, InputKind, Role};
+use aquatint::raw::backend::args::Element;
+use aquatint::raw::backend::cpu::{Cpu, simd::scalar::Scalar};
+use aquatint::raw::exec::Executor;
+use aquatint::raw::format::{Packed, SectionKind};
+use aquatint::raw::plan::{Binding, Plan};
+use aquatint::raw::program::{Dims, InputKind, Role};
 use common::tiny::{
     self, AlignedBytes, HEAD, Noise, build, first_word, reseal, reseal_root, reseal_section, sections, split,
 };

@@ -58,8 +58,8 @@ fn run(file: &AlignedBytes) -> usize {
 /// loop one after another.
 #[test]
 fn planning_the_largest_programs_ends() {
-    use aquatint::format::MAX_NODES;
-    use aquatint::program::{
+    use aquatint::raw::format::MAX_NODES;
+    use aquatint::raw::program::{
         Act, Add, Dim, Input, Linear, Node, Op, Pointwise, Program, Quantize, QuantizeGrain, QuantizeRange,
         QuantizeSpec, Tensor, TimestepEmbedding, Value,
     };
@@ -74,8 +74,13 @@ fn planning_the_largest_programs_ends() {
         let output = Value(ops.len() as u32 + 1);
         Program { role: Role::Denoiser, inputs: inputs.clone(), nodes: ops.into_iter().map(node).collect(), output }
     };
-    let weight =
-        aquatint::program::shape::TensorType { dims: vec![4, 4], integer: true, f32: false, codes: true, bytes: false };
+    let weight = aquatint::raw::program::shape::TensorType {
+        dims: vec![4, 4],
+        integer: true,
+        f32: false,
+        codes: true,
+        bytes: false,
+    };
 
     let chain = program((1..=MAX_NODES as u32).map(|v| pointwise(Value(if v == 1 { 0 } else { v }))).collect());
 
@@ -98,7 +103,8 @@ fn planning_the_largest_programs_ends() {
     ops.extend((1..n).map(|i| linear(Value(2 + n - i), Some(Value(2 + 2 * n - i + 1)))));
     let backwards = program(ops);
 
-    let plan = |program| aquatint::plan::plan(&program, std::slice::from_ref(&weight), &SHAPE, Element::F32, &|_| 64);
+    let plan =
+        |program| aquatint::raw::plan::plan(&program, std::slice::from_ref(&weight), &SHAPE, Element::F32, &|_| 64);
     let one = 2 * 4 * 6 * 4 * 4;
     assert!(plan(chain).expect("sound").arena < 8 * one);
     assert!(plan(fan).expect("sound").arena > half as usize / 2 * one);

@@ -1,7 +1,7 @@
 //! Norms, elementwise ops, quantization, embeddings and layouts.
 
 use super::*;
-use aquatint::program::{
+use aquatint::raw::program::{
     Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, Resample, TimestepEmbedding,
     Unpatchify,
 };

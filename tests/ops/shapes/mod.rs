@@ -4,8 +4,8 @@ mod elementwise;
 mod products;
 mod programs;
 
-use aquatint::program::shape::{Kind, MAX_ELEMENTS, MAX_INTEGER_PRODUCTS, TensorType, Type, infer};
-use aquatint::program::{
+use aquatint::raw::program::shape::{Kind, MAX_ELEMENTS, MAX_INTEGER_PRODUCTS, TensorType, Type, infer};
+use aquatint::raw::program::{
     Act, Attend, Columns, Conv2d, ConvStride, CurveAxis, Dim, Dims, Embedding, Input, InputKind, Linear, Modulation,
     Node, Op, Pointwise, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Resampling, Role, Tensor,
     Value,

@@ -1,7 +1,7 @@
 //! Products: linear layers, convolutions, attention, and the nearest rows of a table.
 
 use super::*;
-use aquatint::program::{
+use aquatint::raw::program::{
     Attention, ConvStride, GatedLinear, Patchify, Pointwise, PositionEmbedding, TimestepEmbedding, Unpatchify,
     VectorQuantize,
 };

@@ -1,7 +1,7 @@
 //! Programs: the axes of inputs, sizes, outputs, and what no op may take.
 
 use super::*;
-use aquatint::program::{
+use aquatint::raw::program::{
     Conv2d, ConvStride, Embedding, GatedLinear, LayerNorm, Parameter, Patchify, TimestepEmbedding, VectorQuantize,
 };
 

@@ -5,7 +5,7 @@ use crate::lower::{DENOISER, Lowered, VAE, dit, vae};
 use crate::source::diffusers::Model;
 use crate::weight::Weights;
 use aquatint::error::Result;
-use aquatint::format::meta::PipelineMeta;
+use aquatint::raw::format::meta::PipelineMeta;
 
 pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let (transformer, decoder) = (model.component(DENOISER), model.component(VAE));

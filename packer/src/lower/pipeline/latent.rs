@@ -10,8 +10,8 @@ use crate::lower::{CLASS_EMBEDDING, Lowered, UNET, VAE, VQVAE, unet2d, unet2d_co
 use crate::source::diffusers::{Component, Model};
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::format::meta::PipelineMeta;
-use aquatint::program::{Program, Role};
+use aquatint::raw::format::meta::PipelineMeta;
+use aquatint::raw::program::{Program, Role};
 
 pub(super) fn lower_unconditional(model: &Model) -> Result<Lowered> {
     let unet = model.component(UNET);

@@ -8,7 +8,7 @@ mod stable_diffusion;
 use super::Lowered;
 use crate::source::diffusers::{Component, Model};
 use aquatint::error::{Error, Result};
-use aquatint::format::meta::PipelineMeta;
+use aquatint::raw::format::meta::PipelineMeta;
 use aquatint::sampler;
 
 /// Lowers `model` by its class.

@@ -10,8 +10,8 @@ use crate::lower::{Lowered, REFINER, TEXT_ENCODERS, UNET, VAE, clip, unet2d_cond
 use crate::source::diffusers::{Component, Model};
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::format::meta::{Conditioning, PipelineMeta, SizeKind, TextEncoderMeta, TextMeta};
-use aquatint::program::{Program, Role};
+use aquatint::raw::format::meta::{Conditioning, PipelineMeta, SizeKind, TextEncoderMeta, TextMeta};
+use aquatint::raw::program::{Program, Role};
 
 /// Roles of text encoders, by their index.
 const ROLES: [Role; 2] = [Role::TextEncoder, Role::TextEncoder2];
