@@ -106,7 +106,20 @@ impl Writer {
     ///
     /// # Errors
     /// [`Error::Io`] if the disk is full or fails; [`Error::Shape`] or [`Error::Format`] if the programs are unsound.
-    pub fn finish(mut self, programs: &[Program], meta: &Meta) -> Result<()> {
+    pub fn finish(self, programs: &[Program], meta: &Meta) -> Result<()> {
+        self.finish_with(programs, meta, |_| Ok(()))
+    }
+
+    /// [`finish`](Self::finish) of a file that `prove` must find good, too, before it appears.
+    ///
+    /// # Errors
+    /// Those of `finish` and of `prove`.
+    pub fn finish_with(
+        mut self,
+        programs: &[Program],
+        meta: &Meta,
+        prove: impl FnOnce(&Packed<memmap2::Mmap>) -> Result<()>,
+    ) -> Result<()> {
         let n_nodes: usize = programs.iter().map(|p| p.nodes.len()).sum();
         assert!(n_nodes <= MAX_NODES, "{n_nodes} nodes");
         let mut strings = Vec::new();
@@ -148,7 +161,10 @@ impl Writer {
         self.out.seek(SeekFrom::Start(0)).map_err(io)?;
         self.out.write_all(&header::encode(&sections)).map_err(io)?;
         self.out.sync()?;
-        Packed::new(crate::mmap::map_own(self.out.temporary())?)?.verify()?;
+        let packed = Packed::new(crate::mmap::map_own(self.out.temporary())?)?;
+        packed.verify()?;
+        prove(&packed)?;
+        drop(packed);
         self.out.commit()
     }
 }

@@ -284,3 +284,26 @@ fn learned_noise_lies_between_the_fixed_ones() {
         assert_eq!(learned.next[0][..COLUMNS - 1], small.next[0][..COLUMNS - 1]);
     }
 }
+
+/// Curves over the share of steps must not begin again in image to image, or where a refiner takes over.
+#[test]
+fn a_part_knows_its_place_in_the_whole_run() {
+    for kind in SamplerKind::ALL {
+        let config = Config::default().with_kind(kind);
+        let fractions = |span: &Span| -> Vec<f32> {
+            config.table_range(10, span).unwrap().rows.iter().map(|row| row.fraction).collect()
+        };
+        let whole = fractions(&Span::default());
+        let place = |i: usize| i as f32 / whole.len() as f32;
+        assert_eq!(whole, (0..whole.len()).map(place).collect::<Vec<_>>(), "{kind}");
+        let beginning = fractions(&Span { start: Start::Noise, end: Some(0.7) });
+        assert_eq!(beginning, whole[..beginning.len()], "{kind}");
+        for start in [Start::Strength(0.4), Start::Fraction(0.7)] {
+            let part = fractions(&Span { start, end: None });
+            assert!(part.len() < whole.len() && part[0] > 0.3, "{kind} {start:?}: {part:?}");
+            // PLMS makes one call more in a part than the whole run does there.
+            let own = if kind == SamplerKind::Pndm { part.len() - 1 } else { part.len() };
+            assert_eq!(part[..own], whole[whole.len() - own..], "{kind} {start:?}");
+        }
+    }
+}

@@ -3,6 +3,7 @@
 use super::table::{Table, bytes, percent};
 use super::{say, say_json, say_line};
 use crate::error::Result;
+use aquatint::Model;
 use aquatint::raw::format::meta::{LayerMeta, Step};
 use aquatint::raw::format::{Meta, Packed};
 use serde_json::json;
@@ -10,7 +11,7 @@ use std::path::Path;
 
 pub(super) fn verify(file: &Path) -> Result<()> {
     let packed = Packed::open(file)?;
-    packed.verify()?;
+    Model::verify(&packed)?;
     say_line(format!("{}: sound, {}, {:032x}", file.display(), bytes(packed.as_bytes().len() as u64), packed.hash()));
     Ok(())
 }

@@ -132,7 +132,8 @@ impl Packing {
             steps: steps.map(|w| (w.name(), w.steps.clone())).collect(),
             made: self.weights.iter().filter(|w| w.is_made()).map(Weight::name).collect(),
         };
-        self.writer.finish(&self.programs, &meta)?;
+        // What META says agrees with the programs, or there is no file.
+        self.writer.finish_with(&self.programs, &meta, |packed| aquatint::Model::prove(packed))?;
         let output = &self.options.output;
         let file_bytes = std::fs::metadata(output).map_err(Error::io("read", output))?.len();
         let ratio = file_bytes as f64 / source_bytes as f64;
