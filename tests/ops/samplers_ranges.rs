@@ -288,7 +288,7 @@ fn learned_noise_lies_between_the_fixed_ones() {
 /// Curves over the share of steps must not begin again in image to image, or where a refiner takes over.
 #[test]
 fn a_part_knows_its_place_in_the_whole_run() {
-    for kind in SamplerKind::ALL {
+    for &kind in SamplerKind::ALL {
         let config = Config::default().with_kind(kind);
         let fractions = |span: &Span| -> Vec<f32> {
             config.table_range(10, span).unwrap().rows.iter().map(|row| row.fraction).collect()
