@@ -16,6 +16,8 @@ use std::fmt::Display;
 const MAX_TOKENS: usize = 1 << 15;
 /// Most channels of latents.
 const MAX_CHANNELS: usize = 1 << 10;
+/// Most steps of a request that names none; the longest schedules that models are trained with have 4000.
+const MAX_STEPS: usize = 1 << 12;
 
 /// The fault that a field of META does not say what it should.
 fn wrong<T>(field: &str, expected: impl Display, got: impl Display) -> Result<T> {
@@ -42,7 +44,7 @@ pub(super) fn model<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<Model<'_, D>> 
         refiner: p.refiner.as_ref(),
         decoder: has(packed, Role::VaeDecoder),
         sampler: &p.sampler,
-        steps: p.steps as usize,
+        steps: number("steps", p.steps, 1, MAX_STEPS)?,
         guidance_scale: p.guidance_scale,
     };
     denoiser(&model, Role::Denoiser)?;
@@ -99,6 +101,9 @@ fn classes<'m, D: AsRef<[u8]>>(packed: &'m Packed<D>, p: &'m PipelineMeta) -> Re
         return wrong("classes", expected, p.classes);
     }
     if !reads {
+        if p.null_class != 0 {
+            return wrong("null_class", "0, as there are no classes", p.null_class);
+        }
         return match p.class_names.first_key_value() {
             None => Ok(None),
             Some((class, _)) => wrong("class_names", "none, as there are no classes", class),

@@ -44,6 +44,10 @@ impl Plans {
         let encoders = model.text.iter().flat_map(|text| &text.encoders);
         let texts = encoders.map(|e| plan(e.role, &texts::binding(texts::BATCH))).collect::<Result<_>>()?;
         let (batch_size, denoisers) = largest_batch(model, request, &stages, &plan)?;
+        for (stage, plan) in stages.iter().zip(&denoisers) {
+            let memory = step_memory(plan.reserved, model, request, &stage.table, batch_size);
+            memory.ops(model.packed().program(stage.role)?, plan)?;
+        }
 
         let most = request.max_memory.unwrap_or(DECODE_BYTES);
         let size = request.latent_size;

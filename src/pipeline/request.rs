@@ -129,6 +129,13 @@ impl Request {
         {
             return Err(Error::class(format!("0 to {}", classes.count - 1), bad));
         }
+        if let Prompts::Embeddings(embeddings) = &self.prompts {
+            let known = embeddings.prompts.len();
+            if embeddings.tokens == 0 || embeddings.of_image.iter().flatten().any(|&index| index >= known) {
+                let got = format!("{} tokens, prompts {:?}", embeddings.tokens, embeddings.of_image);
+                return Err(Error::request("prompts", format!("at least 1 token, prompts below {known}"), got));
+            }
+        }
         if !model.conditional() && self.guided() {
             return Err(Error::request("guidance scale", "1 for a model without conditions", self.guidance_scale));
         }

@@ -113,6 +113,12 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         let dims = Dims { batch: n, conditions, height, width, tokens };
         let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let executor = self.executor(Role::Denoiser, binding, None)?;
+        // That it does at the model's own size is proven.
+        let made = executor.plan().output_type;
+        if made.dims()[..made.dims().len() - 1] != [n, height, width] {
+            let expected = format!("[{n}, {height}, {width}, channels]");
+            return Err(Error::shape(Role::Denoiser.name(), "result", expected, format!("{:?}", made.dims())));
+        }
         executor.set_moments([Moment { timestep, fraction: 0.0 }].into_iter())?;
         executor.write_sample(&swap_last_axes(sample, [n, channels, height * width]))?;
         self.set_conditions(Role::Denoiser, binding, &request, 0..n)?;

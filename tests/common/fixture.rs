@@ -24,6 +24,19 @@ pub fn pack_as(options: Options) -> Packed<aquatint::raw::mmap::FileBytes> {
     Packed::new(map).expect("the packed file opens")
 }
 
+/// The same with every layer quantized as `spec` says: of itself, a specification leaves out layers of few inputs, which
+/// tiny models have most of.
+pub fn pack_everywhere(spec: &str, options: Options) -> Packed<memmap2::Mmap> {
+    static FILES: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("aquatint-config-{}-{}.json", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
+    let config = std::env::temp_dir().join(name);
+    std::fs::write(&config, serde_json::json!({ "*": spec }).to_string()).expect("the temporary directory takes files");
+    let q_config = Some(config.to_str().expect("a path of UTF-8").to_owned());
+    let packed = pack_as(Options { q_config, ..options });
+    std::fs::remove_file(&config).expect("the file was just written");
+    packed
+}
+
 /// Tensors of a fixture file by name, as f32.
 pub struct Fixture(Vec<u8>);
 

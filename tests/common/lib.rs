@@ -6,11 +6,14 @@ pub mod cases_norm;
 pub mod cases_text;
 pub mod cases_unet;
 pub mod documented;
+pub mod drive;
 pub mod emulated;
 pub mod fixture;
+pub mod meta_edits;
 pub mod naive;
 pub mod networks;
 pub mod one_op;
+pub mod sealed;
 pub mod tiny;
 
 use aquatint::Result;

@@ -34,9 +34,14 @@ pub struct AlignedBytes {
 impl AlignedBytes {
     /// A copy of `bytes`.
     pub fn new(bytes: &[u8]) -> Self {
-        let mut chunks = vec![Chunk::new_zeroed(); bytes.len().div_ceil(64)];
-        chunks.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
-        AlignedBytes { chunks, len: bytes.len() }
+        let mut copy = Self::zeros(bytes.len());
+        copy.as_mut().copy_from_slice(bytes);
+        copy
+    }
+
+    /// So many zeros.
+    pub fn zeros(len: usize) -> Self {
+        AlignedBytes { chunks: vec![Chunk::new_zeroed(); len.div_ceil(64)], len }
     }
 }
 

@@ -199,6 +199,11 @@ fn requests_that_do_not_fit_the_model_are_refused() {
     };
     let message = refused(&|r| r.prompts = Prompts::Classes(vec![1]));
     assert_eq!(message, "conditions of images: expected prompts, got classes");
+    for (tokens, index) in [(0, 0), (11, 1), (11, usize::MAX)] {
+        let embeddings = Embeddings { prompts: vec![Default::default()], tokens, of_image: vec![[0, index]] };
+        let message = refused(&|r| r.prompts = Prompts::Embeddings(embeddings.clone()));
+        assert!(message.starts_with("prompts: expected at least 1 token, prompts below 1"), "{message}");
+    }
     let message = refused(&|r| r.latent_size = [8, 9]);
     assert_eq!(message, "size: expected multiples of 4 latents, got 8 x 9");
     let message = refused(&|r| r.latent_size = [0, 8]);

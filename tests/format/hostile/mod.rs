@@ -6,6 +6,7 @@
 
 mod damage;
 mod faults;
+mod meta;
 mod runs;
 
 use aquatint::Error;
