@@ -96,6 +96,7 @@ pub struct Job<'s, 'm, B: Backend, D> {
 
 /// What comes next.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant, reason = "a job has one, and a box would be allocated at every step")]
 enum State {
     New,
     /// Announced or not.

@@ -26,7 +26,7 @@ pub fn pack_as(options: Options) -> Packed<aquatint::raw::mmap::FileBytes> {
 
 /// The same with every layer quantized as `spec` says: of itself, a specification leaves out layers of few inputs, which
 /// tiny models have most of.
-pub fn pack_everywhere(spec: &str, options: Options) -> Packed<memmap2::Mmap> {
+pub fn pack_everywhere(spec: &str, options: Options) -> Packed<aquatint::raw::mmap::FileBytes> {
     static FILES: AtomicUsize = AtomicUsize::new(0);
     let name = format!("aquatint-config-{}-{}.json", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
     let config = std::env::temp_dir().join(name);

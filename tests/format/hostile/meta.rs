@@ -6,7 +6,7 @@ use aquatint::error::ErrorKind;
 use aquatint::model::Model;
 use aquatint::pipeline::{Prompts, Request, Session};
 use aquatint::raw::backend::cpu::{Cpu, Tier};
-use aquatint::raw::program::{Act, Dim, Op, Resampling, Value as ProgramValue};
+use aquatint::raw::program::{Act, Dim, Op, Pointwise, Resample, Resampling, Value as ProgramValue};
 use aquatint::sampler::SamplerKind;
 use common::drive::{Use, lies, small, uses};
 use common::fixture::pack_everywhere;
@@ -175,12 +175,12 @@ fn denoisers_that_make_another_size_are_refused_when_planned() {
     let channels = Dim::Fixed(3);
     // Half of five, doubled, is four.
     let halves = vec![
-        Op::Resample { x: SAMPLE, how: Resampling::Mean },
-        Op::Resample { x: ProgramValue(1), how: Resampling::Nearest },
+        Op::Resample(Resample { x: SAMPLE, how: Resampling::Mean }),
+        Op::Resample(Resample { x: ProgramValue(1), how: Resampling::Nearest }),
     ];
     let file = lie([Dim::Batch, Dim::Height, Dim::Width, channels], halves);
     refused_when_planned(&file, Prompts::Unconditional(1), &[[5, 4], [4, 5], [7, 7]]);
-    let same = || vec![Op::Pointwise { x: SAMPLE, act: Act::None, mul: 1.0, add: 0.0 }];
+    let same = || vec![Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 1.0, add: 0.0 })];
     let file = lie([Dim::Batch, Dim::Fixed(4), Dim::Fixed(4), channels], same());
     refused_when_planned(&file, Prompts::Unconditional(1), &[[8, 8], [2, 8], [1, 1]]);
     // As many latents in all, but not of one sample.
