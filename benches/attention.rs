@@ -8,7 +8,7 @@
 mod common;
 
 use aquatint::raw::backend::args::{AttentionArgs, Element, Floats, OpArgs, Slot};
-use aquatint::raw::backend::{Backend, Needs, cpu::Cpu, cpu::simd::Isa};
+use aquatint::raw::backend::{Backend, MemoryRules, cpu::Cpu, cpu::simd::Isa};
 use common::{bench_main, best, peak, summary};
 use criterion::{Criterion, Throughput};
 

@@ -12,7 +12,7 @@
 pub mod backend;
 #[path = "codec/mod.rs"]
 pub mod codec;
-#[path = "exec.rs"]
+#[path = "exec/mod.rs"]
 pub mod exec;
 #[path = "format/mod.rs"]
 pub mod format;

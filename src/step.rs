@@ -1,6 +1,6 @@
 //! What a sampling run keeps in the arena beside the denoiser's values, and the arguments of its two ops.
 
-use crate::backend::args::{ALIGN, Blend, Floats, ModelInputArgs, Rescale, SamplerStepArgs, Slot};
+use crate::backend::args::{ALIGN, Floats, Inpaint, ModelInputArgs, Rescale, SamplerStepArgs, Slot};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::program::{InputKind, Program};
@@ -13,7 +13,7 @@ pub struct Guiding {
     pub scale: Option<f32>,
     /// Share of rescaled guidance, 0 to 1; see [`Rescale`].
     pub rescale: f32,
-    /// Whether a mask keeps part of an image; see [`Blend`].
+    /// Whether a mask keeps part of an image; see [`Inpaint`].
     pub blend: bool,
 }
 
@@ -47,7 +47,7 @@ pub struct StepMemory {
     /// Noise of each call, of the latents' size.
     pub noise: Option<Slot>,
     /// Mask, image and its noise.
-    pub blend: Option<Blend>,
+    pub blend: Option<Inpaint>,
     rescale: Option<Rescale>,
     guidance: Option<f32>,
     n_states: usize,
@@ -70,7 +70,7 @@ impl StepMemory {
         let states = place(table.states * bytes, 0);
         let stride = bytes.next_multiple_of(ALIGN);
         let noise = table.noise.then(|| place(calls * stride, stride));
-        let blend = guiding.blend.then(|| Blend {
+        let blend = guiding.blend.then(|| Inpaint {
             mask: place(bytes / latents.channels, 0),
             init: place(bytes, 0),
             noise: place(bytes, 0),

@@ -18,14 +18,14 @@ use zerocopy::IntoBytes;
 /// The model call that ops belong to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Call {
-    /// Counted from the first call of the tables' window: the number that ops are given.
-    pub window: usize,
-    /// Counted from the first call of the run: the number that the sampler's ops are given.
-    pub run: usize,
+    /// The row of the tables that ops read: counted from the first call that the tables hold.
+    pub row: usize,
+    /// Counted from the first call of the run: the row of the sampler's table.
+    pub step: usize,
 }
 
 /// What a memory plan must know of a back end.
-pub trait Needs {
+pub trait MemoryRules {
     /// How values that may be narrow are stored.
     fn narrow(&self) -> Element;
 
@@ -37,7 +37,7 @@ pub trait Needs {
 ///
 /// Ops may be asynchronous: they are issued in order, and what goes wrong in one is told by the next method that
 /// returns a `Result`.
-pub trait Backend: Needs {
+pub trait Backend: MemoryRules {
     /// Working memory for one bound program.
     type Arena;
     /// A tensor made ready for use; for the CPU, the file's own bytes.
@@ -53,7 +53,7 @@ pub trait Backend: Needs {
     fn arena(&self, bytes: usize) -> Result<Self::Arena>;
 
     /// Refuses arenas of `bytes` that there is no memory for, without allocating one.
-    fn fits(&self, bytes: usize) -> Result<()>;
+    fn check_memory(&self, bytes: usize) -> Result<()>;
 
     /// Makes a tensor ready. Called once per tensor and bind.
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<Self::Weight<'a>>;

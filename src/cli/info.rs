@@ -5,10 +5,10 @@ use super::options::SizeArgs;
 use super::{Device, bytes, model, say, say_json};
 use aquatint::model::Model;
 use aquatint::options::{MAX_IMAGES, RequestOptions, SamplingOptions};
-use aquatint::pipeline::Plans;
+use aquatint::pipeline::{Plans, Request};
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::Cpu;
-use aquatint::raw::backend::cuda::Offline;
+use aquatint::raw::backend::cuda::CudaSizing;
 use aquatint::raw::format::TensorKind;
 use aquatint::{Error, Result};
 use clap::Args;
@@ -47,6 +47,17 @@ struct Sum {
     bytes: usize,
 }
 
+/// What a file holds and what a request takes.
+struct Contents<'a> {
+    model: &'a Model<'a, model::Bytes>,
+    codecs: BTreeMap<String, Sum>,
+    files: BTreeMap<&'a str, usize>,
+    request: Request,
+    plans: Plans,
+    /// Bytes of device memory, on a CUDA device.
+    device: Option<usize>,
+}
+
 impl Info {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
@@ -56,7 +67,6 @@ impl Info {
         let choice = self.device.planned()?;
         let packed = model::open(self.model.as_deref())?;
         let model = Model::new(&packed)?;
-        let meta = packed.meta();
         let mut codecs: BTreeMap<String, Sum> = BTreeMap::new();
         let mut files: BTreeMap<&str, usize> = BTreeMap::new();
         for t in packed.tensors() {
@@ -74,107 +84,20 @@ impl Info {
         let options = RequestOptions { sampling, size: self.size.options(), ..Default::default() };
         let request = options.blank(&model, self.batch_size)?;
         let plans = match choice {
-            Choice::Cpu(tier) => {
-                let cpu = Cpu::new(tier);
-                Plans::new(&cpu, &model, &request)
-            }?,
-            Choice::Cuda(_) => Plans::new(&Offline { narrow: Element::F16 }, &model, &request)?,
+            Choice::Cpu(tier) => Plans::new(&Cpu::new(tier), &model, &request)?,
+            Choice::Cuda(_) => Plans::new(&CudaSizing { narrow: Element::F16 }, &model, &request)?,
         };
-        let denoiser = &plans.denoisers[0];
-        let decoder = plans.decoder.as_ref().map_or(0, |plan| plan.arena);
-        let text = plans.texts.iter().map(|plan| plan.arena).max().unwrap_or(0);
-        let peak = plans.peak();
         let device = match choice {
             Choice::Cpu(_) => None,
-            Choice::Cuda(_) => Some(Offline::device_bytes(packed.data_bytes(), peak)),
+            Choice::Cuda(_) => Some(CudaSizing::device_bytes(packed.data_bytes(), plans.peak())),
         };
-        let [h, w] = request.pixels(&model);
+        let contents = Contents { model: &model, codecs, files, request, plans, device };
         if self.json {
-            let codecs: BTreeMap<_, _> = codecs
-                .iter()
-                .map(|(k, s)| (k, json!({ "tensors": s.tensors, "weights": s.weights, "bytes": s.bytes })))
-                .collect();
-            let programs: BTreeMap<_, _> = packed
-                .programs()
-                .iter()
-                .map(|p| (p.role.name(), json!({ "nodes": p.nodes.len(), "ops": ops(p) })))
-                .collect();
-            say_json(&json!({
-                "hash": format!("{:032x}", packed.hash()),
-                "file_bytes": packed.as_bytes().len(),
-                "weight_bytes": packed.data_bytes(),
-                "model": meta.pipeline,
-                "quantization": { "config": meta.quantization.config, "average_bits": meta.quantization.average_bits,
-                    "attention": meta.quantization.attention },
-                "codecs": codecs,
-                "files": files,
-                "programs": programs,
-                "memory": {
-                    "batch": self.batch_size, "steps": request.steps, "size": [h, w],
-                    "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables, "decoder_arena": decoder,
-                    "text_arena": text, "refiner_arena": plans.denoisers.get(1).map(|p| p.arena), "tile": plans.tile,
-                    "peak_arena": peak, "device_bytes": device,
-                },
-            }));
+            contents.say_json(self.batch_size);
             return Ok(());
         }
-        let conditions = match (&model.text, &model.classes) {
-            (Some(text), _) => {
-                let tokens: Vec<_> = text.encoders.iter().map(|e| e.tokens.to_string()).collect();
-                format!("prompts of {} tokens a chunk", tokens.join(" and "))
-            }
-            (None, None) => "no conditions".into(),
-            (None, Some(classes)) => format!("{} classes", classes.count),
-        };
-        say(format_args!("{} ({}), {h} x {w} pixels, {conditions}", meta.pipeline.name, meta.pipeline.class));
-        say(format_args!(
-            "file    {}, hash {:032x}, made by {}",
-            bytes(packed.as_bytes().len()),
-            packed.hash(),
-            meta.tool
-        ));
-        say(format_args!(
-            "sampler {}, {} steps, guidance {}",
-            meta.pipeline.sampler.kind, meta.pipeline.steps, meta.pipeline.guidance_scale
-        ));
-        say(format_args!(
-            "config  {}, {:.2} bits on average, codebooks included",
-            meta.quantization.config, meta.quantization.average_bits
-        ));
-        if let Some(attention) = &meta.quantization.attention {
-            say(format_args!("        attention in {attention}"));
-        }
-        say("\ncodec          tensors      weights        bytes  bits/weight");
-        for (name, s) in &codecs {
-            let bits = 8.0 * s.bytes as f64 / s.weights as f64;
-            say(format_args!("{name:<14} {:>7} {:>12} {:>12} {bits:>12.2}", s.tensors, s.weights, s.bytes));
-        }
-        for (name, &n) in &files {
-            say(format_args!("file {name}, {}", bytes(n)));
-        }
-        for p in packed.programs() {
-            let ops: Vec<String> = ops(p).into_iter().map(|(op, n)| format!("{n} {op}")).collect();
-            say(format_args!("\n{}: {} nodes: {}", p.role.name(), p.nodes.len(), ops.join(", ")));
-        }
-        say(format_args!(
-            "\nmemory beside the mapped weights, batch {}, {} steps, guidance {}: {}",
-            self.batch_size,
-            request.steps,
-            request.guidance_scale,
-            bytes(peak)
-        ));
-        say(format_args!(
-            "  step loop {} ({} of it tables, {} calls a window), decoder {} for {} x {} latents at once",
-            bytes(denoiser.arena),
-            bytes(denoiser.tables),
-            denoiser.window,
-            bytes(decoder),
-            plans.tile[0],
-            plans.tile[1]
-        ));
-        if let Some(device) = device {
-            say(format_args!("memory of the CUDA device, weights included: {}", bytes(device)));
-        }
+        contents.say_model();
+        contents.say_memory(self.batch_size);
         if self.verbose {
             say("");
             for t in packed.tensors() {
@@ -183,6 +106,97 @@ impl Info {
             }
         }
         Ok(())
+    }
+}
+
+impl Contents<'_> {
+    fn decoder_bytes(&self) -> usize {
+        self.plans.decoder.as_ref().map_or(0, |plan| plan.arena)
+    }
+
+    fn say_json(&self, batch: usize) {
+        let (packed, plans) = (self.model.packed(), &self.plans);
+        let meta = packed.meta();
+        let codecs: BTreeMap<_, _> = (self.codecs.iter())
+            .map(|(k, s)| (k, json!({ "tensors": s.tensors, "weights": s.weights, "bytes": s.bytes })))
+            .collect();
+        let programs: BTreeMap<_, _> = (packed.programs().iter())
+            .map(|p| (p.role.name(), json!({ "nodes": p.nodes.len(), "ops": ops(p) })))
+            .collect();
+        let text = plans.texts.iter().map(|plan| plan.arena).max().unwrap_or(0);
+        let denoiser = &plans.denoisers[0];
+        say_json(&json!({
+            "hash": format!("{:032x}", packed.hash()),
+            "file_bytes": packed.as_bytes().len(),
+            "weight_bytes": packed.data_bytes(),
+            "model": meta.pipeline,
+            "quantization": { "config": meta.quantization.config, "average_bits": meta.quantization.average_bits,
+                "attention": meta.quantization.attention },
+            "codecs": codecs,
+            "files": self.files,
+            "programs": programs,
+            "memory": {
+                "batch": batch, "steps": self.request.steps, "size": self.request.pixels(self.model),
+                "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables,
+                "decoder_arena": self.decoder_bytes(), "text_arena": text,
+                "refiner_arena": plans.denoisers.get(1).map(|p| p.arena), "tile": plans.tile,
+                "peak_arena": plans.peak(), "device_bytes": self.device,
+            },
+        }));
+    }
+
+    fn say_model(&self) {
+        let packed = self.model.packed();
+        let meta = packed.meta();
+        let conditions = match (&self.model.text, &self.model.classes) {
+            (Some(text), _) => {
+                let tokens: Vec<_> = text.encoders.iter().map(|e| e.tokens.to_string()).collect();
+                format!("prompts of {} tokens a chunk", tokens.join(" and "))
+            }
+            (None, None) => "no conditions".into(),
+            (None, Some(classes)) => format!("{} classes", classes.count),
+        };
+        let ([h, w], pipeline, size) = (self.request.pixels(self.model), &meta.pipeline, packed.as_bytes().len());
+        say(format_args!("{} ({}), {h} x {w} pixels, {conditions}", pipeline.name, pipeline.class));
+        say(format_args!("file    {}, hash {:032x}, made by {}", bytes(size), packed.hash(), meta.tool));
+        let (sampler, steps, guidance) = (pipeline.sampler.kind, pipeline.steps, pipeline.guidance_scale);
+        say(format_args!("sampler {sampler}, {steps} steps, guidance {guidance}"));
+        let (config, bits) = (&meta.quantization.config, meta.quantization.average_bits);
+        say(format_args!("config  {config}, {bits:.2} bits on average, codebooks included"));
+        if let Some(attention) = &meta.quantization.attention {
+            say(format_args!("        attention in {attention}"));
+        }
+        say("\ncodec          tensors      weights        bytes  bits/weight");
+        for (name, s) in &self.codecs {
+            let bits = 8.0 * s.bytes as f64 / s.weights as f64;
+            say(format_args!("{name:<14} {:>7} {:>12} {:>12} {bits:>12.2}", s.tensors, s.weights, s.bytes));
+        }
+        for (name, &n) in &self.files {
+            say(format_args!("file {name}, {}", bytes(n)));
+        }
+        for p in packed.programs() {
+            let ops: Vec<String> = ops(p).into_iter().map(|(op, n)| format!("{n} {op}")).collect();
+            say(format_args!("\n{}: {} nodes: {}", p.role.name(), p.nodes.len(), ops.join(", ")));
+        }
+    }
+
+    fn say_memory(&self, batch: usize) {
+        let (plans, steps, guidance) = (&self.plans, self.request.steps, self.request.guidance_scale);
+        let peak = bytes(plans.peak());
+        say(format_args!(
+            "\nmemory beside the mapped weights, batch {batch}, {steps} steps, guidance {guidance}: {peak}"
+        ));
+        let (denoiser, [h, w]) = (&plans.denoisers[0], plans.tile);
+        say(format_args!(
+            "  step loop {} ({} of it tables, {} calls a window), decoder {} for {h} x {w} latents at once",
+            bytes(denoiser.arena),
+            bytes(denoiser.tables),
+            denoiser.calls_per_fill,
+            bytes(self.decoder_bytes()),
+        ));
+        if let Some(device) = self.device {
+            say(format_args!("memory of the CUDA device, weights included: {}", bytes(device)));
+        }
     }
 }
 

@@ -270,7 +270,7 @@ fn memory_line(plans: &Plans) -> String {
         "memory: denoiser {} ({} of tables, {} calls a window), decoder {} for {h} x {w} latents{}",
         arenas(&plans.denoisers),
         super::bytes(first.tables),
-        first.window,
+        first.calls_per_fill,
         super::bytes(plans.decoder.as_ref().map_or(0, |d| d.arena)),
         if plans.texts.is_empty() { String::new() } else { format!(", text {}", arenas(&plans.texts)) },
     )

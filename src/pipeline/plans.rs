@@ -3,7 +3,7 @@
 use super::conditions::Conditions;
 use super::request::{DECODE_BYTES, Request, Stage};
 use super::{init, texts, tiles};
-use crate::backend::Needs;
+use crate::backend::MemoryRules;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::plan::{Binding, Plan};
@@ -37,10 +37,10 @@ impl Plans {
     ///
     /// # Errors
     /// [`Error::Request`] if the request does not fit the model, or not even one image the memory.
-    pub fn new<N: Needs, D: AsRef<[u8]>>(needs: &N, model: &Model<'_, D>, request: &Request) -> Result<Self> {
+    pub fn new<N: MemoryRules, D: AsRef<[u8]>>(rules: &N, model: &Model<'_, D>, request: &Request) -> Result<Self> {
         request.check(model)?;
         let stages = request.stages(model)?;
-        let plan = |role: Role, binding: &Binding| Plan::of_role(needs, model.packed(), role, binding);
+        let plan = |role: Role, binding: &Binding| Plan::of_role(rules, model.packed(), role, binding);
         let encoders = model.text.iter().flat_map(|text| &text.encoders);
         let texts = encoders.map(|e| plan(e.role, &texts::binding(texts::BATCH))).collect::<Result<_>>()?;
         let (batch_size, denoisers) = largest_batch(model, request, &stages, &plan)?;

@@ -187,7 +187,7 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
             self.bound.remove(0);
         }
         loop {
-            match self.backend.fits(bytes) {
+            match self.backend.check_memory(bytes) {
                 Err(e) if e.kind() == ErrorKind::Memory && !self.bound.is_empty() => drop(self.bound.remove(0)),
                 fits => return fits,
             }

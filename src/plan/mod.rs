@@ -78,8 +78,8 @@ pub struct Plan {
     pub arena: usize,
     /// Bytes of the arena that hold tables.
     pub tables: usize,
-    /// Calls per window of the tables.
-    pub window: usize,
+    /// Calls whose rows the tables hold at once: how many are worked out when tables are filled.
+    pub calls_per_fill: usize,
     /// First byte of each declared input.
     pub inputs: Vec<Slot>,
     /// The program's result.
@@ -124,7 +124,7 @@ pub fn plan(
         ops,
         arena: places.arena,
         tables: values.table_bytes(),
-        window: values.window,
+        calls_per_fill: values.window,
         inputs,
         output: places.floats(&values, program.output, Rate::Loop),
         output_type: values.types[program.output.0 as usize],

@@ -2,7 +2,7 @@
 
 use super::places::Places;
 use super::values::{Values, codes_of};
-use crate::backend::args::{FixedRange, Floats, Input, OpArgs, Output, PerSample, QuantizeTo, Slot};
+use crate::backend::args::{Floats, Input, OpArgs, Output, PerSample, QuantizeTo, RangeTable, Slot};
 use crate::program::shape::{Kind, Type};
 use crate::program::{Columns, Modulation, Op, QuantizeRange, QuantizeSpec, Rate, Tensor, Value};
 
@@ -128,10 +128,10 @@ impl<'a> Site<'a> {
         let fixed = match (q.range, self.rate) {
             (QuantizeRange::Dynamic, _) => None,
             (QuantizeRange::Curve(..), Rate::Step) => {
-                Some(FixedRange { table: Slot { at, stride: 0 }, rows_per_entry: self.values.conditions })
+                Some(RangeTable { table: Slot { at, stride: 0 }, rows_per_entry: self.values.conditions })
             }
             (QuantizeRange::Curve(..), Rate::Bind | Rate::Prompt | Rate::Loop) => {
-                Some(FixedRange { table: Slot { at, stride: 8 }, rows_per_entry: self.ty.rows() })
+                Some(RangeTable { table: Slot { at, stride: 8 }, rows_per_entry: self.ty.rows() })
             }
         };
         QuantizeTo { codes: codes_of(&self.ty, &q, self.slot(self.own)), grain: q.grain, fixed }

@@ -87,14 +87,14 @@ fn calls_have_their_entries() {
     let each = floats(Slot { at: 0, stride: 256 }, 1, 64);
     let (device, mut arena) = device();
     device.write_f32(&mut arena, 0, &[1.0; BYTES / 4]).expect("an upload");
-    let begin = |arena: &mut Arena<Emulated>, window| device.begin(arena, Call { window, run: window });
+    let begin = |arena: &mut Arena<Emulated>, window| device.begin(arena, Call { row: window, step: window });
     begin(&mut arena, 15).expect("an upload");
     device.pointwise(&mut arena, &pointwise(each, floats(at(0), 1, 64)));
     device.wait().expect("sound kernels");
     let beyond = catch_unwind(AssertUnwindSafe(|| begin(&mut arena, 16))).expect_err("beyond");
     assert!(beyond.downcast_ref::<String>().expect("a message").contains("window: 16"));
     refused(&["call Some(16) of 16"], |device, arena| {
-        device.begin(arena, Call { window: 16, run: 0 }).expect("an upload");
+        device.begin(arena, Call { row: 16, step: 0 }).expect("an upload");
         device.pointwise(arena, &pointwise(each, floats(at(0), 1, 64)));
     });
 
@@ -106,10 +106,10 @@ fn calls_have_their_entries() {
         Ok(())
     };
     for window in 0..16 {
-        device.replay(&mut arena, Call { window, run: window }, step).expect("a step");
+        device.replay(&mut arena, Call { row: window, step: window }, step).expect("a step");
     }
     let launched = device.driver().launches.borrow()["pointwise"];
-    let replay = || device.replay(&mut arena, Call { window: 16, run: 16 }, step);
+    let replay = || device.replay(&mut arena, Call { row: 16, step: 16 }, step);
     assert!(catch_unwind(AssertUnwindSafe(replay)).is_err());
     assert_eq!((launched, device.driver().launches.borrow()["pointwise"]), (16, 16));
 }
@@ -152,7 +152,7 @@ fn latents_have_room() {
     refused(&["left: 32", "right: 64", "rows of the model's output"], step(|args| args.guidance = Some(2.0)));
     refused(&["9 channels of 4"], step(|args| (args.channels, args.len, args.model.rows) = (9, 126, 14)));
     refused(&["512 bytes at 3648"], step(|args| args.noise = Some(Slot { at: 3648, stride: 512 })));
-    let blend = Blend { mask: at(0), init: at(0), noise: at(0) };
+    let blend = Inpaint { mask: at(0), init: at(0), noise: at(0) };
     for (slot, bytes) in [(0, 128), (1, 512), (2, 512)] {
         let mut args = SamplerStepArgs { blend: Some(blend), ..sampler_step(128) };
         let blend = args.blend.as_mut().expect("it is there");
@@ -170,7 +170,7 @@ fn latents_have_room() {
     refused(&["128 bytes at 4032"], move |device, arena| device.sampler_step(arena, &args));
     // The second row of the table is beyond the arena.
     refused(&["call Some(1) of 1"], |device, arena| {
-        device.begin(arena, Call { window: 0, run: 1 }).expect("an upload");
+        device.begin(arena, Call { row: 0, step: 1 }).expect("an upload");
         let rows = Slot { at: BYTES - 320, stride: 320 };
         device.sampler_step(arena, &SamplerStepArgs { rows, ..sampler_step(128) });
     });

@@ -2,7 +2,7 @@
 //! float; codes are to the bit the CPU's.
 
 use aquatint::raw::backend::args::*;
-use aquatint::raw::backend::{Backend, Needs};
+use aquatint::raw::backend::{Backend, MemoryRules};
 use aquatint::raw::format::TensorView;
 use aquatint::raw::program::{Act, QuantizeGrain};
 use common::one_op::{Bench, ELEMENTS, Space, close, cpu, cuda, rounded};
@@ -28,7 +28,7 @@ const WAYS: [Way; 4] = [
 fn quantize_to(space: &mut Space, way: Way, samples: usize, rows: usize, cols: usize) -> QuantizeTo {
     let groups = if way.grain == QuantizeGrain::Row { rows } else { samples };
     let codes = space.codes(rows, cols, groups, way.bits);
-    let fixed = way.fixed.then(|| FixedRange { table: space.slot(rows * 8), rows_per_entry: rows / samples });
+    let fixed = way.fixed.then(|| RangeTable { table: space.slot(rows * 8), rows_per_entry: rows / samples });
     QuantizeTo { codes, grain: way.grain, fixed }
 }
 

@@ -9,7 +9,7 @@ use aquatint::raw::backend::args::{Element, ModelInputArgs, SamplerStepArgs, Slo
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::backend::cuda::driver::Driver;
-use aquatint::raw::backend::cuda::{Cuda, Offline};
+use aquatint::raw::backend::cuda::{Cuda, CudaSizing};
 use aquatint::raw::exec::Executor;
 use aquatint::raw::format::Packed;
 use aquatint::raw::plan::Binding;
@@ -219,8 +219,8 @@ fn memory_is_what_was_announced() {
     let packed = Packed::new(map).unwrap();
     let model = aquatint::model::Model::new(&packed).unwrap();
     let request = Request { steps: 1, ..Request::new(&model, Prompts::Classes(vec![3])) };
-    let plans = Plans::new(&Offline { narrow: Element::F16 }, &model, &request).unwrap();
-    let announced = Offline::device_bytes(packed.data().len(), plans.peak());
+    let plans = Plans::new(&CudaSizing { narrow: Element::F16 }, &model, &request).unwrap();
+    let announced = CudaSizing::device_bytes(packed.data().len(), plans.peak());
 
     let cuda = Cuda::new(Emulated::new(1), packed.data(), Element::F16).unwrap();
     let mut session = Session::new(&model, &cuda);

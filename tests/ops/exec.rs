@@ -47,14 +47,14 @@ fn sweep(model: &Model, inputs: &Inputs, table_bytes: usize, calls: &[usize]) ->
         executor.read_output(&mut out).unwrap();
         out
     });
-    (outputs.collect(), executor.plan().window)
+    (outputs.collect(), executor.plan().calls_per_fill)
 }
 
 /// The least bytes of table with which `model` gets windows of `window` calls.
 fn bytes_for(model: &Model, dims: Dims, window: usize) -> usize {
     let window_of = |table_bytes: usize| {
         let shape = Binding { dims, calls: TIMESTEPS.len(), table_bytes, reserve: 0 };
-        Plan::of_role(&Cpu::new(Scalar), model, Role::Denoiser, &shape).unwrap().window
+        Plan::of_role(&Cpu::new(Scalar), model, Role::Denoiser, &shape).unwrap().calls_per_fill
     };
     (0..).step_by(64).find(|&bytes| window_of(bytes) == window).unwrap()
 }

@@ -47,7 +47,7 @@ impl Case {
         let sample = space.slot(self.copies() * floats * 4);
         let model = space.floats(rows, self.cols, self.element);
         let mut bench = bench(&space);
-        bench.backend.begin(&mut bench.arena, Call { window: 0, run: self.call }).unwrap();
+        bench.backend.begin(&mut bench.arena, Call { row: 0, step: self.call }).unwrap();
         let put = |bench: &mut Bench<B>, at: usize, data: &[f32]| {
             bench.backend.write_f32(&mut bench.arena, at, data).unwrap();
         };

@@ -70,7 +70,7 @@ impl Arena {
 
     /// The first byte of the current call's value at `slot`.
     pub fn first(&self, slot: Slot) -> usize {
-        slot.of(self.call.window)
+        slot.of(self.call.row)
     }
 
     /// The common case: a float result.
@@ -102,12 +102,12 @@ impl<'a> Reads<'a> {
 
     /// The first byte of the current call's value at `slot`.
     pub fn first(&self, slot: Slot) -> usize {
-        slot.of(self.call.window)
+        slot.of(self.call.row)
     }
 
     /// The first byte at `slot` of what the sampler has once per call of the run.
     pub fn of_run(&self, slot: Slot) -> usize {
-        slot.of(self.call.run)
+        slot.of(self.call.step)
     }
 
     /// A float matrix of the current call.

@@ -27,7 +27,7 @@ pub use arena::Arena;
 
 use super::args::*;
 use super::cost::Ceilings;
-use super::{Backend, Call, Needs};
+use super::{Backend, Call, MemoryRules};
 use crate::error::Result;
 use crate::format::TensorView;
 use simd::Isa;
@@ -122,7 +122,7 @@ impl Tier {
     }
 }
 
-impl Needs for Cpu {
+impl MemoryRules for Cpu {
     fn narrow(&self) -> Element {
         Element::F32
     }
@@ -168,7 +168,7 @@ impl Backend for Cpu {
     }
 
     /// An arena that does not fit is refused when it is mapped.
-    fn fits(&self, _: usize) -> Result<()> {
+    fn check_memory(&self, _: usize) -> Result<()> {
         Ok(())
     }
 

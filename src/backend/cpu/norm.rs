@@ -5,7 +5,7 @@ use super::math::{LANES, activate, fma, greater, greatest, least, lesser, silu, 
 use super::quantize::{Encode, Extent, Fixed, Made, Range, quantize_rows};
 use super::scratch;
 use super::simd::{Isa, vectorized};
-use crate::backend::args::{GroupNormArgs, LayerNormArgs, Output};
+use crate::backend::args::{GroupNormArgs, LayerNormArgs, Output, QuantizeTo};
 use crate::program::Act;
 use rayon::prelude::*;
 
@@ -114,54 +114,15 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, args: &GroupNormArgs, weigh
     };
     let work_at = args.workspace.at;
     let (out, work, reads) = arena.split(at..at + bytes, work_at..work_at + group_norm_workspace(args));
-    let x = reads.floats(&args.x);
-    let cols = args.x.cols;
-    let pixels = args.x.rows / args.samples;
-    let (n_blocks, groups) = (blocks(args), args.groups);
-    let per_group = cols / groups;
-    let (partial, rest) = work.split_at_mut(args.samples * n_blocks * groups * 16);
+    let (cols, pixels) = (args.x.cols, args.x.rows / args.samples);
+    let group = Group { isa, x: reads.floats(&args.x), cols, pixels, n_blocks: blocks(args), args };
+    let (partial, rest) = work.split_at_mut(args.samples * group.n_blocks * args.groups * 16);
     let (affine, extents) = rest.split_at_mut(args.samples * cols * 12);
     let partial: &mut [f64] = typed_mut(partial);
     let (affine, extents) = (floats_mut(affine), floats_mut(extents));
-    // Rows of block `b`, counted over all samples: blocks do not straddle samples.
-    let rows_of = |b: usize| {
-        let (sample, block) = (b / n_blocks, b % n_blocks);
-        let first = block * BLOCK;
-        sample * pixels + first..sample * pixels + (first + BLOCK).min(pixels)
-    };
 
-    partial.par_chunks_exact_mut(groups * 2).enumerate().for_each(|(b, partial)| {
-        scratch::with(cols * 16, |bytes| {
-            let sums: &mut [f64] = typed_mut(bytes);
-            sums.fill(0.0);
-            let (s1, s2) = sums.split_at_mut(cols);
-            isa.run(Accumulate, (&x[rows_of(b).start * cols..rows_of(b).end * cols], &mut *s1, &mut *s2));
-            for (g, out) in partial.chunks_exact_mut(2).enumerate() {
-                let channels = g * per_group..(g + 1) * per_group;
-                out[0] = s1[channels.clone()].iter().sum();
-                out[1] = s2[channels].iter().sum();
-            }
-        });
-    });
-    for (sample, affine) in affine.chunks_exact_mut(cols * 3).enumerate() {
-        let (means, affine) = affine.split_at_mut(cols);
-        let (factors, summands) = affine.split_at_mut(cols);
-        for g in 0..groups {
-            let of =
-                |i: usize| (0..n_blocks).map(|b| partial[((sample * n_blocks + b) * groups + g) * 2 + i]).sum::<f64>();
-            let count = (pixels * per_group) as f64;
-            let mean = of(0) / count;
-            let variance = (of(1) / count - mean * mean).max(0.0);
-            let inverse = 1.0 / (variance + f64::from(args.eps)).sqrt();
-            for c in g * per_group..(g + 1) * per_group {
-                let factor = inverse * f64::from(weight[c]);
-                means[c] = mean as f32;
-                factors[c] = factor as f32;
-                // The summand makes up for the rounding of the mean.
-                summands[c] = (f64::from(bias[c]) - (mean - f64::from(means[c])) * factor) as f32;
-            }
-        }
-    }
+    group.sum(partial);
+    group.affine(partial, weight, bias, affine);
     if let Some((m, scale, shift)) = &args.modulation {
         let (table, condition): (_, &[u32]) = (reads.floats(&m.table), reads.slice(m.condition.at, m.samples));
         for (affine, &condition) in affine.chunks_exact_mut(cols * 3).zip(condition) {
@@ -174,70 +135,149 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, args: &GroupNormArgs, weigh
             }
         }
     }
-    let affine = &*affine;
-    let apply = |row: usize, y: &mut [f32]| {
-        let affine = &affine[row / pixels * cols * 3..][..cols * 3];
-        isa.run(ApplyRow, (&x[row * cols..][..cols], affine, args.act, y));
-    };
-    let to = match &args.y {
+    match &args.y {
         Output::Floats(_) => {
             floats_mut(out).par_chunks_mut(BLOCK * cols).enumerate().for_each(|(b, y)| {
-                y.chunks_exact_mut(cols).enumerate().for_each(|(i, y)| apply(b * BLOCK + i, y));
+                y.chunks_exact_mut(cols).enumerate().for_each(|(i, y)| group.apply(affine, b * BLOCK + i, y));
             });
-            return;
         }
-        Output::Codes(to) => to,
-    };
-    let fixed = Fixed::new(&reads, to);
-    let codes = CodesMut::new(out, &to.codes);
-    if to.codes.groups == to.codes.rows {
-        return quantize_rows(isa, to, &fixed, codes, Made(apply), cols * 4);
-    }
-    extents.par_chunks_exact_mut(2).enumerate().for_each(|(b, out)| {
-        if to.fixed.is_some() {
-            return;
-        }
-        let rows = rows_of(b);
-        if matches!(args.act, Act::None | Act::Silu) {
-            let affine = &affine[b / n_blocks * cols * 3..][..cols * 3];
-            (out[0], out[1]) =
-                isa.run(ExtentOfRows, (&x[rows.start * cols..rows.end * cols], affine, args.act == Act::Silu));
-            return;
-        }
-        scratch::with(cols * 4, |bytes| {
-            let y = floats_mut(bytes);
-            let mut seen = (f32::INFINITY, f32::NEG_INFINITY);
-            for row in rows.clone() {
-                apply(row, y);
-                let (low, high) = isa.run(Extent, (&*y,));
-                seen = (seen.0.min(low), seen.1.max(high));
+        Output::Codes(to) => {
+            let fixed = Fixed::new(&reads, to);
+            let codes = CodesMut::new(out, &to.codes);
+            if to.codes.groups == to.codes.rows {
+                let apply = |row: usize, y: &mut [f32]| group.apply(affine, row, y);
+                return quantize_rows(isa, to, &fixed, codes, Made(apply), cols * 4);
             }
-            (out[0], out[1]) = seen;
-        });
-    });
-    for (sample, e) in extents.chunks_exact(n_blocks * 2).enumerate() {
-        let range = fixed.get(sample * pixels).unwrap_or_else(|| {
-            let low = e.iter().step_by(2).copied().fold(f32::INFINITY, f32::min);
-            let high = e.iter().skip(1).step_by(2).copied().fold(f32::NEG_INFINITY, f32::max);
-            Range::dynamic(low, high, to.codes.bits)
-        });
-        (codes.scale[sample], codes.zero[sample]) = (range.scale, range.zero);
+            if to.fixed.is_none() {
+                group.extents(affine, extents);
+            }
+            group.encode(affine, extents, to, &fixed, codes);
+        }
     }
-    let (scale, zero) = (&*codes.scale, &*codes.zero);
-    let stride = to.codes.stride();
-    codes.codes.par_chunks_mut(BLOCK * stride).zip(codes.sum.par_chunks_mut(BLOCK)).enumerate().for_each(
-        |(block, (codes, sums))| {
-            scratch::with(cols * 4, |bytes| {
-                let y = floats_mut(bytes);
-                for (i, (codes, sum)) in codes.chunks_exact_mut(stride).zip(sums.iter_mut()).enumerate() {
-                    let row = block * BLOCK + i;
-                    apply(row, y);
-                    let range = Range { scale: scale[row / pixels], zero: zero[row / pixels] };
-                    *sum = isa.run(Encode, (&*y, range, to.codes.bits, codes));
+}
+
+/// A group norm at work.
+struct Group<'a, I> {
+    isa: I,
+    /// `(samples, pixels, cols)`.
+    x: &'a [f32],
+    cols: usize,
+    pixels: usize,
+    /// Blocks of pixels per sample.
+    n_blocks: usize,
+    args: &'a GroupNormArgs,
+}
+
+impl<I: Isa> Group<'_, I> {
+    /// Rows of block `b`, counted over all samples: blocks do not straddle samples.
+    fn rows_of(&self, b: usize) -> std::ops::Range<usize> {
+        let (sample, block) = (b / self.n_blocks, b % self.n_blocks);
+        let first = block * BLOCK;
+        sample * self.pixels + first..sample * self.pixels + (first + BLOCK).min(self.pixels)
+    }
+
+    /// Sums and sums of squares, `(samples, blocks, groups, 2)`.
+    fn sum(&self, partial: &mut [f64]) {
+        let (cols, per_group) = (self.cols, self.cols / self.args.groups);
+        partial.par_chunks_exact_mut(self.args.groups * 2).enumerate().for_each(|(b, partial)| {
+            scratch::with(cols * 16, |bytes| {
+                let sums: &mut [f64] = typed_mut(bytes);
+                sums.fill(0.0);
+                let (s1, s2) = sums.split_at_mut(cols);
+                let rows = self.rows_of(b);
+                self.isa.run(Accumulate, (&self.x[rows.start * cols..rows.end * cols], &mut *s1, &mut *s2));
+                for (g, out) in partial.chunks_exact_mut(2).enumerate() {
+                    let channels = g * per_group..(g + 1) * per_group;
+                    out[0] = s1[channels.clone()].iter().sum();
+                    out[1] = s2[channels].iter().sum();
                 }
             });
-        },
-    );
+        });
+    }
+
+    /// Mean, factor and summand of each sample and channel, `(samples, 3, cols)`.
+    fn affine(&self, partial: &[f64], weight: &[f32], bias: &[f32], affine: &mut [f32]) {
+        let (cols, groups, n_blocks) = (self.cols, self.args.groups, self.n_blocks);
+        let per_group = cols / groups;
+        for (sample, affine) in affine.chunks_exact_mut(cols * 3).enumerate() {
+            let (means, affine) = affine.split_at_mut(cols);
+            let (factors, summands) = affine.split_at_mut(cols);
+            for g in 0..groups {
+                let of = |i: usize| {
+                    (0..n_blocks).map(|b| partial[((sample * n_blocks + b) * groups + g) * 2 + i]).sum::<f64>()
+                };
+                let count = (self.pixels * per_group) as f64;
+                let mean = of(0) / count;
+                let variance = (of(1) / count - mean * mean).max(0.0);
+                let inverse = 1.0 / (variance + f64::from(self.args.eps)).sqrt();
+                for c in g * per_group..(g + 1) * per_group {
+                    let factor = inverse * f64::from(weight[c]);
+                    means[c] = mean as f32;
+                    factors[c] = factor as f32;
+                    // The summand makes up for the rounding of the mean.
+                    summands[c] = (f64::from(bias[c]) - (mean - f64::from(means[c])) * factor) as f32;
+                }
+            }
+        }
+    }
+
+    /// One row of the result.
+    fn apply(&self, affine: &[f32], row: usize, y: &mut [f32]) {
+        let affine = &affine[row / self.pixels * self.cols * 3..][..self.cols * 3];
+        self.isa.run(ApplyRow, (&self.x[row * self.cols..][..self.cols], affine, self.args.act, y));
+    }
+
+    /// Lowest and highest of the result in each block, `(samples, blocks, 2)`.
+    fn extents(&self, affine: &[f32], extents: &mut [f32]) {
+        let cols = self.cols;
+        extents.par_chunks_exact_mut(2).enumerate().for_each(|(b, out)| {
+            let rows = self.rows_of(b);
+            if matches!(self.args.act, Act::None | Act::Silu) {
+                let affine = &affine[b / self.n_blocks * cols * 3..][..cols * 3];
+                let rows = &self.x[rows.start * cols..rows.end * cols];
+                (out[0], out[1]) = self.isa.run(ExtentOfRows, (rows, affine, self.args.act == Act::Silu));
+                return;
+            }
+            scratch::with(cols * 4, |bytes| {
+                let y = floats_mut(bytes);
+                let mut seen = (f32::INFINITY, f32::NEG_INFINITY);
+                for row in rows {
+                    self.apply(affine, row, y);
+                    let (low, high) = self.isa.run(Extent, (&*y,));
+                    seen = (seen.0.min(low), seen.1.max(high));
+                }
+                (out[0], out[1]) = seen;
+            });
+        });
+    }
+
+    /// The result as codes with one scale per sample, from `extents` unless it is fixed.
+    fn encode(&self, affine: &[f32], extents: &[f32], to: &QuantizeTo, fixed: &Fixed<'_>, codes: CodesMut<'_>) {
+        let (cols, pixels) = (self.cols, self.pixels);
+        for (sample, e) in extents.chunks_exact(self.n_blocks * 2).enumerate() {
+            let range = fixed.get(sample * pixels).unwrap_or_else(|| {
+                let low = e.iter().step_by(2).copied().fold(f32::INFINITY, f32::min);
+                let high = e.iter().skip(1).step_by(2).copied().fold(f32::NEG_INFINITY, f32::max);
+                Range::dynamic(low, high, to.codes.bits)
+            });
+            (codes.scale[sample], codes.zero[sample]) = (range.scale, range.zero);
+        }
+        let (scale, zero) = (&*codes.scale, &*codes.zero);
+        let stride = to.codes.stride();
+        codes.codes.par_chunks_mut(BLOCK * stride).zip(codes.sum.par_chunks_mut(BLOCK)).enumerate().for_each(
+            |(block, (codes, sums))| {
+                scratch::with(cols * 4, |bytes| {
+                    let y = floats_mut(bytes);
+                    for (i, (codes, sum)) in codes.chunks_exact_mut(stride).zip(sums.iter_mut()).enumerate() {
+                        let row = block * BLOCK + i;
+                        self.apply(affine, row, y);
+                        let range = Range { scale: scale[row / pixels], zero: zero[row / pixels] };
+                        *sum = self.isa.run(Encode, (&*y, range, to.codes.bits, codes));
+                    }
+                });
+            },
+        );
+    }
 }
 
 vectorized! {

@@ -161,17 +161,17 @@ impl<'a> Frame<'a> {
 
     /// The address of an operand of `len` bytes: of its entry for call 0, if it has one per call of the tables' window.
     pub fn place(&self, slot: args::Slot, len: usize) -> u64 {
-        let calls = self.entries(slot, len, self.call.map(|call| call.window));
+        let calls = self.entries(slot, len, self.call.map(|call| call.row));
         let limit = self.limit.get();
-        self.limit.set(Call { window: limit.window.min(calls), ..limit });
+        self.limit.set(Call { row: limit.row.min(calls), ..limit });
         self.arena + slot.at as u64
     }
 
     /// The same for what has an entry per call of the run.
     pub fn place_of_run(&self, slot: args::Slot, len: usize) -> u64 {
-        let calls = self.entries(slot, len, self.call.map(|call| call.run));
+        let calls = self.entries(slot, len, self.call.map(|call| call.step));
         let limit = self.limit.get();
-        self.limit.set(Call { run: limit.run.min(calls), ..limit });
+        self.limit.set(Call { step: limit.step.min(calls), ..limit });
         self.arena + slot.at as u64
     }
 
@@ -219,7 +219,7 @@ impl<'a> Frame<'a> {
     }
 
     /// Scales from a table for a matrix of `rows`, or none.
-    pub fn fixed(&self, f: Option<&args::FixedRange>, rows: usize) -> Fixed {
+    pub fn fixed(&self, f: Option<&args::RangeTable>, rows: usize) -> Fixed {
         f.map_or_else(Fixed::new_zeroed, |f| Fixed {
             at: self.place(f.table, rows.div_ceil(f.rows_per_entry) * 8),
             stride: f.table.stride as u64,

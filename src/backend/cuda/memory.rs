@@ -24,7 +24,7 @@ pub struct Arena<D: Driver> {
     pub(super) ends: Option<[D::Event; 2]>,
 }
 
-const NO_LIMIT: Call = Call { window: usize::MAX, run: usize::MAX };
+const NO_LIMIT: Call = Call { row: usize::MAX, step: usize::MAX };
 
 /// Bytes of device memory that an arena of `bytes` takes.
 pub fn allocation(bytes: usize) -> usize {
@@ -69,13 +69,13 @@ impl<D: Driver> Arena<D> {
     /// If operands of an op issued before have no entry for it: a bug of the caller.
     pub(super) fn set_call(&mut self, call: Call) -> Result<()> {
         let limit = self.limit.get();
-        assert!(call.window < limit.window && call.run < limit.run, "{call:?}, but operands end before {limit:?}");
+        assert!(call.row < limit.row && call.step < limit.step, "{call:?}, but operands end before {limit:?}");
         if self.call == Some(call) {
             return Ok(());
         }
         let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&(call.window as u32).to_le_bytes());
-        bytes[4..].copy_from_slice(&(call.run as u32).to_le_bytes());
+        bytes[..4].copy_from_slice(&(call.row as u32).to_le_bytes());
+        bytes[4..].copy_from_slice(&(call.step as u32).to_le_bytes());
         self.driver.upload(self.calls(), &bytes)?;
         self.call = Some(call);
         Ok(())
@@ -83,7 +83,7 @@ impl<D: Driver> Arena<D> {
 
     /// The device has counted the current call up.
     pub(super) fn advanced(&mut self) {
-        self.call = self.call.map(|c| Call { window: c.window + 1, run: c.run + 1 });
+        self.call = self.call.map(|c| Call { row: c.row + 1, step: c.step + 1 });
     }
 }
 

@@ -40,7 +40,7 @@ pub use modules::MODULES;
 
 use super::args::*;
 use super::cost::Ceilings;
-use super::{Backend, Call, Needs};
+use super::{Backend, Call, MemoryRules};
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use driver::Driver;
@@ -147,19 +147,19 @@ impl<D: Driver> Drop for Cuda<'_, D> {
 
 /// What the back end needs, known without a device.
 #[derive(Clone, Copy, Debug)]
-pub struct Offline {
+pub struct CudaSizing {
     /// How values that may be narrow are stored.
     pub narrow: Element,
 }
 
-impl Offline {
+impl CudaSizing {
     /// Bytes of device memory for a file with `data` bytes of tensors and programs with arenas of at most `arena`.
     pub fn device_bytes(data: usize, arena: usize) -> usize {
         data + memory::allocation(arena)
     }
 }
 
-impl Needs for Offline {
+impl MemoryRules for CudaSizing {
     fn narrow(&self) -> Element {
         self.narrow
     }
@@ -186,13 +186,13 @@ impl Needs for Offline {
     }
 }
 
-impl<D: Driver> Needs for Cuda<'_, D> {
+impl<D: Driver> MemoryRules for Cuda<'_, D> {
     fn narrow(&self) -> Element {
         self.narrow
     }
 
     fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
-        Offline { narrow: self.narrow }.workspace(op)
+        CudaSizing { narrow: self.narrow }.workspace(op)
     }
 }
 
@@ -212,7 +212,7 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         Arena::new(self.driver.clone(), bytes)
     }
 
-    fn fits(&self, bytes: usize) -> Result<()> {
+    fn check_memory(&self, bytes: usize) -> Result<()> {
         let (needed, free) = (memory::allocation(bytes), self.driver.memory()?.free);
         if needed > free {
             let expected =

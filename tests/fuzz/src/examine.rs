@@ -5,7 +5,7 @@ use aquatint::model::Model;
 use aquatint::pipeline::{Plans, Prompts, Request};
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::{Cpu, Tier};
-use aquatint::raw::backend::cuda::{Cuda, Offline};
+use aquatint::raw::backend::cuda::{Cuda, CudaSizing};
 use aquatint::raw::format::{Packed, SectionKind};
 use common::drive::{Use, lies, request, small, uses};
 use common::emulated::Emulated;
@@ -47,7 +47,7 @@ pub fn examine(subject: &Subject, file: &Sealed, rng: &mut Rng) -> Outcome {
     let request = Request { prompts: Prompts::blank(&model, 2), ..request(&model, size) };
     for narrow in [Element::F16, Element::F32] {
         // Whether it fits is all the same.
-        let _ = Plans::new(&Offline { narrow }, &model, &request);
+        let _ = Plans::new(&CudaSizing { narrow }, &model, &request);
     }
     let tier = rng.usize(..subject.made.len());
     let made = {

@@ -21,7 +21,7 @@
 //! Blocks begin at fixed keys and a query is quantized alone, so a result depends neither on batch nor threads nor tiles.
 
 mod codes;
-mod weights;
+mod softmax;
 
 use super::arena::{Arena, floats_mut, typed_mut};
 use super::math::{LANES, fma, greater};
@@ -31,7 +31,7 @@ use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile, panel_len, vectorized};
 use crate::backend::args::AttentionArgs;
 use codes::{Codes, CodesMut, EncodeKeys, EncodeQueries, EncodeValues, Sizes};
 use rayon::prelude::*;
-use weights::{Rows, Weigh};
+use softmax::{Rows, Weigh};
 use zerocopy::IntoBytes;
 
 /// Keys per block. Sums of `KEYS` products of codes are integers that f32 holds.

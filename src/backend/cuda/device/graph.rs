@@ -1,7 +1,7 @@
 //! Captured work. `cust` has no graphs.
 
 use super::fault::Answer;
-use super::{Core, Loaded};
+use super::{Loaded, StreamInContext};
 use crate::error::Result;
 use cust::stream::Stream;
 use cust::sys;
@@ -13,12 +13,12 @@ pub struct Graph {
     raw: Ready,
     /// What its kernels are of; held, not read.
     pub(super) modules: Vec<Rc<Loaded>>,
-    pub(super) core: Rc<Core>,
+    pub(super) core: Rc<StreamInContext>,
 }
 
 impl Graph {
     /// Records what `body` queues on the stream of `core`.
-    pub(super) fn record(core: &Rc<Core>, body: impl FnOnce() -> Result<()>) -> Result<Self> {
+    pub(super) fn record(core: &Rc<StreamInContext>, body: impl FnOnce() -> Result<()>) -> Result<Self> {
         let recording = Recording::begin(&core.stream)?;
         let done = body();
         // The body may have used another device.

@@ -52,16 +52,16 @@ pub struct Device {
     modules: RefCell<Vec<Rc<Loaded>>>,
     small: RefCell<Ring>,
     weights: RefCell<Option<Ring>>,
-    core: Rc<Core>,
+    core: Rc<StreamInContext>,
 }
 
 /// What everything else refers to. Fields drop in order: the stream before its context.
-struct Core {
+struct StreamInContext {
     stream: Stream,
     context: Context,
 }
 
-impl Core {
+impl StreamInContext {
     /// Makes the context this thread's; every call starts so, because there may be two devices.
     fn enter(&self) -> Result<()> {
         CurrentContext::set_current(&self.context).or_fault("the device's context")
@@ -71,7 +71,7 @@ impl Core {
 struct Loaded {
     module: cust::module::Module,
     ptx: String,
-    core: Rc<Core>,
+    core: Rc<StreamInContext>,
 }
 
 impl Drop for Loaded {
@@ -98,7 +98,7 @@ pub struct Function {
 /// A point in the stream of a [`Device`].
 pub struct Event {
     inner: cust::event::Event,
-    core: Rc<Core>,
+    core: Rc<StreamInContext>,
 }
 
 impl Device {
@@ -133,7 +133,7 @@ impl Device {
             modules: RefCell::default(),
             small: RefCell::new(Ring::new(SMALL_RING.0, SMALL_RING.1)?),
             weights: RefCell::default(),
-            core: Rc::new(Core { stream, context }),
+            core: Rc::new(StreamInContext { stream, context }),
         })
     }
 

@@ -23,14 +23,18 @@
 //!   runs; the back end is told the range once per bind and holds one program's weights at a time.
 //! * *Observers* exist: [`Executor::observe`] shows every node of a call with its operands and its result.
 
-use crate::backend::args::{Codes, Element, Input, ModelInputArgs, OpArgs, SamplerStepArgs, Slot};
-use crate::backend::{Backend, Call, Needs};
+mod issue;
+mod observe;
+
+pub use observe::{Seen, SeenCodes};
+
+use crate::backend::args::{ModelInputArgs, SamplerStepArgs, Slot};
+use crate::backend::{Backend, Call, MemoryRules};
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
 use crate::plan::{self, Binding, Plan, Planned};
 use crate::program::{CurveAxis, Embedding, InputKind, Op, Program, QuantizeRange, Rate, Role, Tensor};
-use half::f16;
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use issue::issue;
 
 /// A program bound to dims, weights and memory.
 pub struct Executor<'m, B: Backend> {
@@ -93,83 +97,19 @@ impl Curve<'_> {
     }
 }
 
-/// A node that has just run, to be looked at: for calibration, traces and profiles.
-pub struct Seen<'a, 'm, B: Backend> {
-    /// Index of the node in the program.
-    pub node: usize,
-    /// How often the node runs. One of [`Rate::Step`] works on the rows of a whole window of calls.
-    pub rate: Rate,
-    /// The node's op.
-    pub op: &'a OpArgs<B::Weight<'m>>,
-    backend: &'a B,
-    arena: &'a B::Arena,
-    window: usize,
-}
-
-/// Codes as an op left them, with what is needed to read them: `x = scale * (q - zero)`.
-pub struct SeenCodes {
-    /// One per element, row by row.
-    pub codes: Vec<u8>,
-    /// Per group of rows.
-    pub scale: Vec<f32>,
-    /// Per group of rows.
-    pub zero: Vec<f32>,
-}
-
-impl<B: Backend> Seen<'_, '_, B> {
-    /// The elements of an operand or of the result of [`op`](Self::op), row by row as f32; codes as what they stand for.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the device fails.
-    pub fn values(&self, of: &Input) -> Result<Vec<f32>> {
-        match of {
-            Input::Floats(x) if x.element == Element::F32 => self.read(x.slot.of(self.window), x.rows * x.cols),
-            Input::Floats(x) => {
-                let halves: Vec<f16> = self.read(x.slot.of(self.window), x.rows * x.cols)?;
-                Ok(halves.into_iter().map(f16::to_f32).collect())
-            }
-            Input::Codes(x) => {
-                let SeenCodes { codes, scale, zero } = self.codes(x)?;
-                let group = |i: usize| i / x.cols / (x.rows / x.groups);
-                let value = |(i, &q): (usize, &u8)| scale[group(i)] * (f32::from(q) - zero[group(i)]);
-                Ok(codes.iter().enumerate().map(value).collect())
-            }
-        }
-    }
-
-    /// The codes `of` an operand or result.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the device fails.
-    pub fn codes(&self, of: &Codes) -> Result<SeenCodes> {
-        let at = of.slot.of(self.window);
-        let mut codes: Vec<u8> = Vec::with_capacity(of.rows * of.cols);
-        let padded: Vec<u8> = self.read(at, of.rows * of.stride())?;
-        padded.chunks_exact(of.stride()).for_each(|row| codes.extend_from_slice(&row[..of.cols]));
-        let (scale, zero) = (self.read(at + of.scale_at(), of.groups)?, self.read(at + of.zero_at(), of.groups)?);
-        Ok(SeenCodes { codes, scale, zero })
-    }
-
-    fn read<T: FromZeros + FromBytes + IntoBytes>(&self, at: usize, len: usize) -> Result<Vec<T>> {
-        let mut out: Vec<T> = (0..len).map(|_| T::new_zeroed()).collect();
-        self.backend.read_bytes(self.arena, at, out.as_mut_slice().as_mut_bytes())?;
-        Ok(out)
-    }
-}
-
 impl Plan {
     /// Plans the program of `role` without binding it: exact memory, and none of it allocated.
     ///
     /// # Errors
     /// [`Error::Request`] if the file has no such program, [`Error::Shape`] if it cannot take these dims.
-    pub fn of_role<N: Needs, D: AsRef<[u8]>>(
-        needs: &N,
+    pub fn of_role<N: MemoryRules, D: AsRef<[u8]>>(
+        rules: &N,
         packed: &Packed<D>,
         role: Role,
         binding: &Binding,
     ) -> Result<Self> {
         let types: Vec<_> = packed.tensors().iter().map(|t| t.ty()).collect();
-        plan::plan(packed.program(role)?, &types, binding, needs.narrow(), &|op| needs.workspace(op))
+        plan::plan(packed.program(role)?, &types, binding, rules.narrow(), &|op| rules.workspace(op))
     }
 }
 
@@ -216,7 +156,7 @@ impl<'m, B: Backend> Executor<'m, B> {
         let arena = backend.arena(plan.arena)?;
         let Binding { dims, calls, .. } = plan.binding;
         let identity: Vec<u32> = (0..dims.batch as u32).map(|i| i % dims.conditions as u32).collect();
-        let staging = vec![0.0; plan.window * dims.conditions.max(2)];
+        let staging = vec![0.0; plan.calls_per_fill * dims.conditions.max(2)];
         let moments = vec![Moment::default(); calls];
         let rows = |tensor: Tensor| packed.tensors()[tensor.0 as usize].dims[0];
         let table_rows = table_rows(program, rows);
@@ -347,26 +287,6 @@ impl<'m, B: Backend> Executor<'m, B> {
         Ok(())
     }
 
-    /// Like [`call`](Self::call), showing each node to `see` when it is done. What a call shares with others is worked out
-    /// again before it and shown too: first what depends on shapes, then what on the prompt, then the window of tables.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the device fails, and those of `see`, which end the call.
-    pub fn observe(&mut self, call: usize, mut see: impl FnMut(Seen<'_, 'm, B>) -> Result<()>) -> Result<()> {
-        let call = self.open(call)?;
-        self.backend.begin(&mut self.arena, call)?;
-        for (rate, ops) in [Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].into_iter().zip(&self.ops) {
-            for &Planned { node, ref op } in ops {
-                issue(self.backend, &mut self.arena, op);
-                self.backend.wait()?;
-                // Only the loop reads one call's part of a window.
-                let window = if rate == Rate::Loop { call.window } else { 0 };
-                see(Seen { node, rate, op, backend: self.backend, arena: &self.arena, window })?;
-            }
-        }
-        Ok(())
-    }
-
     /// One step of a sampling run: the model's input from the latents, model call `call`, and the sampler's row.
     ///
     /// # Errors
@@ -389,16 +309,16 @@ impl<'m, B: Backend> Executor<'m, B> {
 
     /// Fills the tables if `call` is not in their window.
     fn open(&mut self, call: usize) -> Result<Call> {
-        let call = Call { window: call % self.plan.window, run: call };
-        if self.filled != Some(call.run - call.window) {
-            self.fill(call.run - call.window)?;
+        let call = Call { row: call % self.plan.calls_per_fill, step: call };
+        if self.filled != Some(call.step - call.row) {
+            self.fill(call.step - call.row)?;
         }
         Ok(call)
     }
 
     /// Fills the tables for the window of calls from `first`.
     fn fill(&mut self, first: usize) -> Result<()> {
-        let (window, conditions) = (self.plan.window, self.plan.binding.dims.conditions);
+        let (window, conditions) = (self.plan.calls_per_fill, self.plan.binding.dims.conditions);
         // The last window may be short; its spare rows repeat the last call and are never read.
         let last = self.moments.len().saturating_sub(1);
         let moment = |i: usize| self.moments[(first + i).min(last)];
@@ -479,26 +399,4 @@ pub(crate) fn table_rows(program: &Program, rows: impl Fn(Tensor) -> usize) -> V
         }
     }
     least
-}
-
-/// Calls the back end's method for one op.
-fn issue<B: Backend>(backend: &B, arena: &mut B::Arena, op: &OpArgs<B::Weight<'_>>) {
-    match op {
-        OpArgs::Linear { args, weight, bias } => backend.linear(arena, args, weight, bias.as_ref()),
-        OpArgs::Conv2d { args, weight, bias } => backend.conv2d(arena, args, weight, bias.as_ref()),
-        OpArgs::Attention(args) => backend.attention(arena, args),
-        OpArgs::LayerNorm { args, weight, bias } => backend.layer_norm(arena, args, weight.as_ref(), bias.as_ref()),
-        OpArgs::GroupNorm { args, weight, bias } => backend.group_norm(arena, args, weight, bias),
-        OpArgs::Pointwise(args) => backend.pointwise(arena, args),
-        OpArgs::Add(args) => backend.add(arena, args),
-        OpArgs::Concat(args) => backend.concat(arena, args),
-        OpArgs::Quantize(args) => backend.quantize(arena, args),
-        OpArgs::VectorQuantize { args, table } => backend.vector_quantize(arena, args, table),
-        OpArgs::Resample(args) => backend.resample(arena, args),
-        OpArgs::Parameter { args, tensor } => backend.parameter(arena, args, tensor),
-        OpArgs::Embedding { args, table } => backend.embedding(arena, args, table),
-        OpArgs::TimestepEmbedding(args) => backend.timestep_embedding(arena, args),
-        OpArgs::PositionEmbedding(args) => backend.position_embedding(arena, args),
-        OpArgs::Patch(args) => backend.patch(arena, args),
-    }
 }

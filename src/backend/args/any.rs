@@ -1,0 +1,115 @@
+//! Any op with its arguments and the handles of its tensors.
+
+use super::*;
+
+/// An op that is ready to run but for the call: its arguments, and handles of its tensors. A plan has a [`Tensor`](crate::program::Tensor) as
+/// handle, a bound program what the back end made of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)] // Variants and fields carry the names and meanings of the ops in `program::op`.
+pub enum OpArgs<T> {
+    Linear { args: LinearArgs, weight: T, bias: Option<T> },
+    Conv2d { args: Conv2dArgs, weight: T, bias: Option<T> },
+    Attention(AttentionArgs),
+    LayerNorm { args: LayerNormArgs, weight: Option<T>, bias: Option<T> },
+    GroupNorm { args: GroupNormArgs, weight: T, bias: T },
+    Pointwise(PointwiseArgs),
+    Add(AddArgs),
+    Concat(ConcatArgs),
+    Quantize(QuantizeArgs),
+    VectorQuantize { args: VectorQuantizeArgs, table: T },
+    Resample(ResampleArgs),
+    Parameter { args: ParameterArgs, tensor: T },
+    Embedding { args: EmbeddingArgs, table: T },
+    TimestepEmbedding(TimestepEmbeddingArgs),
+    PositionEmbedding(PositionEmbeddingArgs),
+    Patch(PatchArgs),
+}
+
+impl<T> OpArgs<T> {
+    /// The same op with other handles: those that `f` gives for these.
+    ///
+    /// # Errors
+    /// The first error of `f`.
+    pub fn try_map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<OpArgs<U>, E> {
+        Ok(match self {
+            OpArgs::Linear { args, weight, bias } => {
+                OpArgs::Linear { args, weight: f(weight)?, bias: bias.map(f).transpose()? }
+            }
+            OpArgs::Conv2d { args, weight, bias } => {
+                OpArgs::Conv2d { args, weight: f(weight)?, bias: bias.map(f).transpose()? }
+            }
+            OpArgs::Attention(args) => OpArgs::Attention(args),
+            OpArgs::LayerNorm { args, weight, bias } => {
+                OpArgs::LayerNorm { args, weight: weight.map(&mut f).transpose()?, bias: bias.map(f).transpose()? }
+            }
+            OpArgs::GroupNorm { args, weight, bias } => OpArgs::GroupNorm { args, weight: f(weight)?, bias: f(bias)? },
+            OpArgs::Pointwise(args) => OpArgs::Pointwise(args),
+            OpArgs::Add(args) => OpArgs::Add(args),
+            OpArgs::Concat(args) => OpArgs::Concat(args),
+            OpArgs::Quantize(args) => OpArgs::Quantize(args),
+            OpArgs::VectorQuantize { args, table } => OpArgs::VectorQuantize { args, table: f(table)? },
+            OpArgs::Resample(args) => OpArgs::Resample(args),
+            OpArgs::Parameter { args, tensor } => OpArgs::Parameter { args, tensor: f(tensor)? },
+            OpArgs::Embedding { args, table } => OpArgs::Embedding { args, table: f(table)? },
+            OpArgs::TimestepEmbedding(args) => OpArgs::TimestepEmbedding(args),
+            OpArgs::PositionEmbedding(args) => OpArgs::PositionEmbedding(args),
+            OpArgs::Patch(args) => OpArgs::Patch(args),
+        })
+    }
+
+    /// Where the result lies.
+    pub fn result(&self) -> Input {
+        let output = |y: &Output| match y {
+            Output::Floats(y) => Input::Floats(*y),
+            Output::Codes(to) => Input::Codes(to.codes),
+        };
+        match self {
+            OpArgs::Linear { args, .. } => Input::Floats(args.y),
+            OpArgs::Conv2d { args, .. } => Input::Floats(args.y),
+            OpArgs::Attention(args) => Input::Floats(args.y),
+            OpArgs::LayerNorm { args, .. } => output(&args.y),
+            OpArgs::GroupNorm { args, .. } => output(&args.y),
+            OpArgs::Pointwise(args) => Input::Floats(args.y),
+            OpArgs::Add(args) => Input::Floats(args.y),
+            OpArgs::Concat(args) => Input::Floats(args.y),
+            OpArgs::Quantize(args) => Input::Codes(args.y.codes),
+            OpArgs::VectorQuantize { args, .. } => Input::Floats(args.y),
+            OpArgs::Resample(args) => Input::Floats(args.y),
+            OpArgs::Parameter { args, .. } => Input::Floats(args.y),
+            OpArgs::Embedding { args, .. } => Input::Floats(args.y),
+            OpArgs::TimestepEmbedding(args) => Input::Floats(args.y),
+            OpArgs::PositionEmbedding(args) => Input::Floats(args.y),
+            OpArgs::Patch(args) => Input::Floats(args.y),
+        }
+    }
+
+    /// Where the operands lie that hold activations, the first one first: of a matrix product what multiplies the weight,
+    /// of attention `q`, `k` and `v`. Gates and modulations are their whole tables, a row per condition.
+    pub fn operands(&self) -> impl Iterator<Item = Input> {
+        let float = |f: Floats| Some(Input::Floats(f));
+        let table = |p: PerSample| float(p.table);
+        let list = match self {
+            OpArgs::Linear { args: a, .. } => {
+                [Some(a.x), a.gate.and_then(|(gate, _)| table(gate)), a.residual.and_then(float)]
+            }
+            OpArgs::Conv2d { args: a, .. } => {
+                [Some(a.x), a.shift.and_then(|(shift, _)| table(shift)), a.residual.and_then(float)]
+            }
+            OpArgs::Attention(a) => [float(a.q), float(a.k), float(a.v)],
+            OpArgs::LayerNorm { args: a, .. } => [float(a.x), a.modulation.and_then(|(m, ..)| table(m)), None],
+            OpArgs::GroupNorm { args: a, .. } => [float(a.x), a.modulation.and_then(|(m, ..)| table(m)), None],
+            OpArgs::Pointwise(a) => [float(a.x), None, None],
+            OpArgs::Add(a) => [float(a.a), float(a.b), None],
+            OpArgs::Concat(a) => [float(a.a), float(a.b), None],
+            OpArgs::Quantize(a) => [float(a.x), None, None],
+            OpArgs::VectorQuantize { args: a, .. } => [float(a.x), None, None],
+            OpArgs::Resample(a) => [float(a.x), None, None],
+            OpArgs::Patch(a) => [float(a.x), None, None],
+            OpArgs::Parameter { .. }
+            | OpArgs::Embedding { .. }
+            | OpArgs::TimestepEmbedding(_)
+            | OpArgs::PositionEmbedding(_) => [None; 3],
+        };
+        list.into_iter().flatten()
+    }
+}
