@@ -54,7 +54,7 @@ fn a_model_that_cannot_be_opened_is_refused() {
         ("stub.aqt", &["stub.aqt", "not a sound .aqt file", "expected", "got"]),
         ("empty.aqt", &["empty.aqt"]),
         ("damaged.aqt", &["damaged.aqt", "not a sound .aqt file", "expected", "got"]),
-        ("newer.aqt", &["newer.aqt", "version", "expected 1", "got 7", "use a newer aquatint"]),
+        ("newer.aqt", &["newer.aqt", "version", "expected 2", "got 7", "use a newer aquatint"]),
         ("picture.aqt", &["picture.aqt", "magic", "expected an .aqt file", "got"]),
     ];
     for (file, words) in cases {

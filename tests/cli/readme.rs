@@ -38,7 +38,8 @@ fn commands_are_found_in_text() {
 
 /// Folders of the workspace's packages.
 fn package(name: &str) -> Option<&'static str> {
-    let all = [("aquatint", ""), ("packer", "packer"), ("ptx-emulator", "tests/emulator")];
+    let all =
+        [("aquatint", ""), ("packer", "packer"), ("ptx-emulator", "tests/emulator"), ("aquatint-fuzz", "tests/fuzz")];
     all.iter().find(|(n, _)| *n == name).map(|(_, folder)| *folder)
 }
 

@@ -85,8 +85,9 @@ pub fn of(file: &str, text: &str) -> Vec<Command> {
 /// Whether `words` begin with a program that the documentation has to get right, and say more than its name.
 fn known(words: &[String]) -> bool {
     let program = words.first().map_or("", String::as_str);
+    // `aquatint = { .. }` is a line of a Cargo.toml.
     program.starts_with(".ci/")
-        || words.len() > 1 && ["aquatint", "cargo", "packer", "python", "python3"].contains(&program)
+        || words.len() > 1 && words[1] != "=" && ["aquatint", "cargo", "packer", "python", "python3"].contains(&program)
 }
 
 /// What `cargo run` starts.
@@ -95,8 +96,12 @@ fn inner(words: &[String]) -> Option<Vec<String>> {
     if !words.starts_with(&["cargo".into(), "run".into()]) {
         return None;
     }
-    let is_packer = words[..end].windows(2).any(|pair| pair[0].starts_with('-') && pair[1] == "packer");
-    let program = if is_packer { "packer" } else { "aquatint" };
+    let package = words[..end].windows(2).find(|pair| pair[0] == "-p").map(|pair| pair[1].as_str());
+    let program = match package {
+        None => "aquatint",
+        Some("packer") => "packer",
+        Some(_) => return None,
+    };
     Some([program.to_owned()].into_iter().chain(words[end + 1..].iter().cloned()).collect())
 }
 

@@ -37,7 +37,9 @@ pub fn epilogue(
     channels: usize,
 ) -> Epilogue {
     if let Some(residual) = residual {
-        assert_eq!((residual.rows, residual.cols), (y.rows, y.cols), "shape of a residual");
+        // Its rows repeat; the kernel takes row `i % rows`.
+        let repeats = residual.rows > 0 && y.rows.is_multiple_of(residual.rows);
+        assert!(repeats && residual.cols == y.cols, "shape of a residual: {residual:?} for {y:?}");
     }
     Epilogue {
         bias: bias.map_or(0, |b| b.elements(channels)),

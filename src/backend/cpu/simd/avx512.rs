@@ -211,6 +211,25 @@ mod imp {
         }
     }
 
+    /// The first `T` runs of sixteen table entries of all rows, four rows to a vector.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn load_tables<const T: usize>(tables: &[[i8; 64]; GROUP]) -> [[__m512i; 4]; 4] {
+        let mut table = [[_mm512_setzero_si512(); 4]; 4];
+        for (t, table) in table.iter_mut().enumerate().take(T) {
+            let mut rows = [[0u8; 16]; GROUP];
+            for r in 0..GROUP {
+                for (to, &from) in rows[r].iter_mut().zip(&tables[r][t * 16..]) {
+                    *to = from as u8;
+                }
+            }
+            for (j, v) in table.iter_mut().enumerate() {
+                // SAFETY: four rows of 16 bytes from row `4 j` of sixteen.
+                *v = unsafe { _mm512_loadu_si512(rows.as_flattened().as_ptr().add(64 * j).cast()) };
+            }
+        }
+        table
+    }
+
     /// Decodes sixteen rows with codebooks of `16 * T` entries; `T = 0` means the 8-bit identity.
     ///
     /// A 128-bit lane is one row, so a byte shuffle looks up sixteen codes of four rows at once. Vector `j` holds rows
@@ -227,19 +246,7 @@ mod imp {
         panel: &mut [i8],
     ) {
         let cols = matrix.layout.cols;
-        let mut table = [[_mm512_setzero_si512(); 4]; 4];
-        for (t, table) in table.iter_mut().enumerate().take(T) {
-            let mut rows = [[0u8; 16]; GROUP];
-            for r in 0..GROUP {
-                for (to, &from) in rows[r].iter_mut().zip(&tables[r][t * 16..]) {
-                    *to = from as u8;
-                }
-            }
-            for (j, v) in table.iter_mut().enumerate() {
-                // SAFETY: four rows of 16 bytes from row `4 j` of sixteen.
-                *v = unsafe { _mm512_loadu_si512(rows.as_flattened().as_ptr().add(64 * j).cast()) };
-            }
-        }
+        let table = load_tables::<T>(tables);
         let planes = matrix.layout.bits.planes();
         let masks = [0, 1].map(|p| _mm512_set1_epi8(planes.get(p).map_or(0, |&b| ((1u16 << b) - 1) as u8) as i8));
         let low_nibble = _mm512_set1_epi8(15);
