@@ -2,7 +2,7 @@
 
 use super::arena::{Arena, CodesView};
 use super::epilogue::PerRow;
-use super::gemm::{Rows, Windows, product_f32, product_i8};
+use super::gemm::{RowSource, Windows, product_f32, product_i8};
 use super::linear::epilogue;
 use super::simd::{Isa, MR};
 use crate::backend::args::{Conv2dArgs, Input};
@@ -57,7 +57,7 @@ struct Pixels<'a, T> {
     window: Window,
 }
 
-impl<T: Sync> Rows<T> for Pixels<'_, T> {
+impl<T: Sync> RowSource<T> for Pixels<'_, T> {
     fn taps(&self) -> usize {
         9
     }

@@ -12,7 +12,7 @@
 //! carried from block to block cost more than they save. Asking for the panel's lines ahead of their use changed nothing.
 //!
 //! A convolution is the same product: row `m` is an output pixel, and its inputs are nine slices of the image, found
-//! by [`Rows`]; nothing is copied.
+//! by [`RowSource`]; nothing is copied. (A few lines above our usual length, to keep both products side by side.)
 
 use super::arena::CodesView;
 use super::epilogue::Epilogue;
@@ -30,7 +30,7 @@ use half::slice::HalfFloatSliceExt;
 pub const MAX_TAPS: usize = 9;
 
 /// Finds the slices of activations that make an output row.
-pub trait Rows<T>: Sync {
+pub trait RowSource<T>: Sync {
     /// Slices per row.
     fn taps(&self) -> usize;
     /// Length of each.
@@ -67,7 +67,7 @@ pub struct Matrix<'a, T> {
     pub sums: &'a [i32],
 }
 
-impl<T: Sync> Rows<T> for Matrix<'_, T> {
+impl<T: Sync> RowSource<T> for Matrix<'_, T> {
     fn taps(&self) -> usize {
         1
     }
@@ -149,7 +149,7 @@ impl WeightSums {
 /// `s r (sum q c + o sum q - z (sum c + o K))`, where sums run over valid taps and `K` counts their inputs.
 pub fn product_i8<I: Isa>(
     isa: I,
-    rows: &impl Rows<u8>,
+    rows: &impl RowSource<u8>,
     codes: &CodesView<'_>,
     weight: &PackedMatrix<'_>,
     out: &mut [f32],
@@ -274,7 +274,7 @@ vectorized! {
 /// as many if the epilogue is gated.
 pub fn product_f32<I: Isa>(
     isa: I,
-    rows: &impl Rows<f32>,
+    rows: &impl RowSource<f32>,
     n: usize,
     weight: &TensorView<'_>,
     out: &mut [f32],

@@ -5,6 +5,8 @@
 //! goes through its raw bindings here. Every handle keeps the context that it belongs to alive. Copies are checked
 //! against the allocations, launches against the size of the kernel's arguments; what a kernel does with the addresses
 //! in them is the back end's to prove.
+//!
+//! Longer than most files: every call to the driver stands here, each with the proof that it may be made.
 #![allow(unsafe_code)]
 
 mod fault;
