@@ -99,7 +99,7 @@ fn resample_doubles_or_halves_the_pixels() {
     refuse_size(&halved, "[2, 0, 1, 8]");
     refuse(&[resample(TABLE, Resampling::Nearest)], "x: expected (n, h, w, c), got [3, 9]");
     refuse(&[resample(LABELS, Resampling::Mean)], "x: expected float elements, got Index");
-    let codes = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    let codes = "x: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), resample(LAST, Resampling::Nearest)], codes);
 }
 
@@ -145,7 +145,7 @@ fn quantize_gives_codes_of_its_own_spec() {
     }
     accept(&[quantize(TIME, ROW8)], &[3], Kind::Codes(ROW8));
     refuse(&[quantize(LABELS, ROW8)], "x: expected float elements, got Index");
-    let twice = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    let twice = "x: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), quantize(LAST, ROW8)], twice);
     for bits in [1, 4, 7, 16] {
         let spec = spec(bits, QuantizeGrain::Row, QuantizeRange::Dynamic);
@@ -225,7 +225,7 @@ fn patches_divide_the_size() {
         refuse(&[patchify(SAMPLE, patch)], &format!("{multiples}, got [2, 6, 10, 8]"));
     }
     refuse(&[patchify(TABLE, 1)], "x: expected (n, h, w, c), got [3, 9]");
-    let codes = "x: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    let codes = "x: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), patchify(LAST, 1)], codes);
 }
 

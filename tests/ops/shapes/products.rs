@@ -30,7 +30,7 @@ fn linear_refuses() {
     refuse(&[linear(TABLE, W)], "x: expected 8 features, as weight [5, 8], got [3, 9]");
     refuse(&[linear(SAMPLE, CONV)], "x: expected 72 features, as weight [5, 3, 3, 8], got [2, 6, 10, 8]");
     let matched = "x: expected float elements, or codes and a weight with an integer codebook, got ";
-    let row8 = "Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+    let row8 = "Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), linear(LAST, W)], &format!("{matched}{row8}"));
     refuse(&[quantize(SAMPLE, ROW8), linear(LAST, W_CODES)], &format!("{matched}{row8}"));
     refuse(&[biased(SAMPLE, W, NO_TENSOR)], "bias: expected a tensor below 18, got 99");
@@ -101,7 +101,7 @@ fn conv2d_refuses() {
     refuse(
         &[quantize(SAMPLE, SAMPLE6), conv(LAST, CONV, None, ConvStride::Same, None)],
         "x: expected float elements, or codes and a weight with an integer codebook, got \
-         Codes(Quantize { bits: 6, grain: Sample, range: Dynamic })",
+         Codes(QuantizeSpec { bits: 6, grain: Sample, range: Dynamic })",
     );
     let by_row = [quantize(SAMPLE, ROW8), conv(LAST, CONV_I8, None, ConvStride::Same, None)];
     refuse(&by_row, "x: expected codes with one scale per sample, got Row");
@@ -133,7 +133,7 @@ fn gated_linear_halves_the_rows_of_its_weight() {
     refuse(&[gated_linear(TABLE, TO_6, None)], "x: expected 8 features, as weight [6, 8], got [3, 9]");
     refuse(&[gated_linear(SAMPLE, TO_6, Some(V8))], "bias: expected f32 [6], got ([8], \"f32\")");
     let codes = "x: expected float elements, or codes and a weight with an integer codebook, got \
-                 Codes(Quantize { bits: 8, grain: Row, range: Dynamic })";
+                 Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), gated_linear(LAST, TO_6, None)], codes);
     refuse_size(&[gated_linear(SAMPLE, MANY, None)], "[2, 6, 10, 1073741824]");
 }
@@ -172,7 +172,7 @@ fn attention_refuses() {
     refuse(&[attention(NO_VALUE, SAMPLE, SAMPLE, 1, 1.0)], "q: expected a value below 4, got 99");
     refuse(&[attention(SAMPLE, LABELS, SAMPLE, 1, 1.0)], "k: expected float elements, got Index");
     let codes = [quantize(SAMPLE, ROW8), attention(SAMPLE, SAMPLE, LAST, 1, 1.0)];
-    refuse(&codes, "v: expected float elements, got Codes(Quantize { bits: 8, grain: Row, range: Dynamic })");
+    refuse(&codes, "v: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })");
     let equal = "q, k, v: expected q (n, .., d), k and v (3, .., d), got ";
     let got = "([3, 9], [3, 9], [3, 9])";
     refuse(&[attention(TABLE, TABLE, TABLE, 1, 1.0)], &format!("{equal}{got}"));
