@@ -12,12 +12,10 @@
 //! What is to come is another list, or another handle in one:
 //!
 //! * *Phases* (ranges of timesteps with other weights or quantization): one more loop list per phase over the same arena,
-//!   bound from a program whose nodes name other tensors; the plan takes the largest of them, and
-//!   [`step`](Executor::step) picks the list by the call's timestep and lets the back end
-//!   [forget](Backend::forget) what it recorded where the phase changes.
-//! * *Adapters* (LoRA, a low-rank branch beside codes): handles of two small weights and a strength beside those of a
-//!   linear op, in [`OpArgs::Linear`], added before its activation; binding again is not needed to change the strength,
-//!   which is read from the arena.
+//!   bound from a program whose nodes name other tensors. [`step`](Executor::step) picks the list by the call's
+//!   timestep, and the back end [forgets](Backend::forget) what it recorded where the phase changes.
+//! * *Adapters* (LoRA, a low-rank branch beside codes): handles of two small weights beside those of a linear op, in
+//!   [`OpArgs::Linear`], added before its activation; the strength is read from the arena, not bound.
 //! * *Weights that are brought in when device memory is short*: tensors lie in the file in the order of programs, so a
 //!   program's are one range of bytes. [`Backend::weight`] gives a handle of a place that is filled before the program
 //!   runs; the back end is told the range once per bind and holds one program's weights at a time.

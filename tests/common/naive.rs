@@ -111,170 +111,211 @@ pub fn run(program: &Program, tensors: &[Array], inputs: &Inputs) -> Vec<Array> 
         });
     }
     for node in &program.nodes {
-        let value = apply(&node.op, &values, tensors, inputs);
+        let value = Scope { values: &values, tensors, inputs }.apply(&node.op);
         values.push(value);
     }
     values
 }
 
-fn apply(op: &Op, values: &[Array], tensors: &[Array], inputs: &Inputs) -> Array {
-    let value = |v: Value| &values[v.0 as usize];
-    let tensor = |t: Tensor| &tensors[t.0 as usize];
-    // The row of a per-condition value that belongs to the sample of row `row` of `x`.
-    let of_sample = |x: &Array, table: Value, row: usize| {
+/// What the ops of a program see.
+struct Scope<'a> {
+    values: &'a [Array],
+    tensors: &'a [Array],
+    inputs: &'a Inputs,
+}
+
+impl Scope<'_> {
+    fn value(&self, v: Value) -> &Array {
+        &self.values[v.0 as usize]
+    }
+
+    fn tensor(&self, t: Tensor) -> &Array {
+        &self.tensors[t.0 as usize]
+    }
+
+    /// The row of a per-condition value that belongs to the sample of row `row` of `x`.
+    fn of_sample(&self, x: &Array, table: Value, row: usize) -> &[f64] {
         let rows_per_sample = x.rows() / x.dims[0];
-        let condition = inputs.conditions[row / rows_per_sample] as usize;
-        value(table).row(condition).to_vec()
-    };
-    let quantized = |y: Array, spec: Option<QuantizeSpec>| match spec {
-        None => y,
-        Some(spec) => {
-            let fixed = match spec.range {
-                QuantizeRange::Dynamic => None,
-                QuantizeRange::Curve(t, axis) => {
-                    let at = if axis == CurveAxis::Timestep { inputs.timestep } else { inputs.fraction };
-                    Some(curve(tensor(t), at.into()))
-                }
-            };
-            quantize(&y, spec.bits, spec.grain, fixed)
-        }
-    };
-    match *op {
-        Op::Linear(Linear { x, weight, bias, act, gate, residual }) => {
-            let (x, w) = (value(x), tensor(weight));
-            let o = w.dims[0];
-            let k = w.data.len() / o;
-            x.with_cols(o, |i| {
-                let (row, channel) = (i / o, i % o);
-                let mut y: f64 = (0..k).map(|j| x.row(row)[j] * w.data[channel * k + j]).sum();
-                y = activate(act, y + bias.map_or(0.0, |b| tensor(b).data[channel]));
-                y *= gate.map_or(1.0, |g| of_sample(x, g.value, row)[g.offset as usize + channel]);
-                y + residual.map_or(0.0, |r| value(r).row(row)[channel])
-            })
-        }
-        Op::GatedLinear(GatedLinear { x, weight, bias, act }) => {
-            let (x, w) = (value(x), tensor(weight));
-            let (o, k) = (w.dims[0] / 2, w.dims[1]);
-            x.with_cols(o, |i| {
-                let (row, column) = (i / o, i % o);
-                let product = |channel: usize| -> f64 {
-                    let y: f64 = (0..k).map(|j| x.row(row)[j] * w.data[channel * k + j]).sum();
-                    y + bias.map_or(0.0, |b| tensor(b).data[channel])
-                };
-                product(2 * column) * activate(act, product(2 * column + 1))
-            })
-        }
-        Op::Conv2d(Conv2d { x, weight, bias, sampling, shift, residual }) => {
-            let y = conv3x3(value(x), tensor(weight), sampling);
-            let o = y.cols();
-            Array::new(&y.dims, |i| {
-                let shift = shift.map_or(0.0, |s| of_sample(&y, s.value, i / o)[s.offset as usize + i % o]);
-                let bias = bias.map_or(0.0, |b| tensor(b).data[i % o]);
-                y.data[i] + bias + shift + residual.map_or(0.0, |r| value(r).data[i])
-            })
-        }
-        Op::Attention(Attention { q, k, v, heads, scale, attend }) => {
-            let q = value(q);
-            // The sample, or else the condition, whose keys a sample's queries see.
-            let of_keys: Vec<usize> = match attend.per_condition {
-                true => inputs.conditions.iter().map(|&c| c as usize).collect(),
-                false => (0..q.dims[0]).collect(),
-            };
-            attention(q, value(k), value(v), heads as usize, scale.into(), attend.causal, &of_keys)
-        }
-        Op::LayerNorm(LayerNorm { x, weight, bias, eps, modulation, quantize }) => {
-            let x = value(x);
-            let d = x.cols();
-            let stats: Vec<_> = (0..x.rows()).map(|row| statistics(x.row(row))).collect();
-            let y = Array::new(&x.dims, |i| {
-                let (row, c) = (i / d, i % d);
-                let (mean, variance) = stats[row];
-                let mut y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
-                y = y * weight.map_or(1.0, |w| tensor(w).data[c]) + bias.map_or(0.0, |b| tensor(b).data[c]);
-                if let Some(m) = modulation {
-                    let columns = of_sample(x, m.value, row);
-                    y = y * (1.0 + columns[m.scale as usize + c]) + columns[m.shift as usize + c];
-                }
-                y
-            });
-            quantized(y, quantize)
-        }
-        Op::GroupNorm(GroupNorm { x, weight, bias, groups, eps, modulation, act, quantize }) => {
-            let (x, w, b) = (value(x), tensor(weight), tensor(bias));
-            let (n, c) = (x.dims[0], x.cols());
-            let (pixels, per_group) = (x.rows() / n, c / groups as usize);
-            let group_of = |i: usize| (i / c / pixels, i % c / per_group);
-            let mut members = vec![vec![Vec::new(); groups as usize]; n];
-            for (i, &v) in x.data.iter().enumerate() {
-                let (sample, group) = group_of(i);
-                members[sample][group].push(v);
+        self.value(table).row(self.inputs.conditions[row / rows_per_sample] as usize)
+    }
+
+    fn quantized(&self, y: Array, spec: Option<QuantizeSpec>) -> Array {
+        let Some(spec) = spec else { return y };
+        let fixed = match spec.range {
+            QuantizeRange::Dynamic => None,
+            QuantizeRange::Curve(t, axis) => {
+                let at = if axis == CurveAxis::Timestep { self.inputs.timestep } else { self.inputs.fraction };
+                Some(curve(self.tensor(t), at.into()))
             }
-            let stats: Vec<Vec<_>> = members.iter().map(|s| s.iter().map(|g| statistics(g)).collect()).collect();
-            let y = Array::new(&x.dims, |i| {
-                let (sample, group) = group_of(i);
-                let (mean, variance) = stats[sample][group];
-                let mut y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
-                y = y * w.data[i % c] + b.data[i % c];
-                if let Some(m) = modulation {
-                    let columns = of_sample(x, m.value, i / c);
-                    y = y * (1.0 + columns[m.scale as usize + i % c]) + columns[m.shift as usize + i % c];
-                }
-                activate(act, y)
-            });
-            quantized(y, quantize)
+        };
+        quantize(&y, spec.bits, spec.grain, fixed)
+    }
+
+    fn apply(&self, op: &Op) -> Array {
+        match *op {
+            Op::Linear(op) => self.linear(op),
+            Op::GatedLinear(op) => self.gated_linear(op),
+            Op::Conv2d(op) => self.conv2d(op),
+            Op::Attention(op) => self.attention(op),
+            Op::LayerNorm(op) => self.layer_norm(op),
+            Op::GroupNorm(op) => self.group_norm(op),
+            Op::Pointwise(Pointwise { x, act, mul, add }) => {
+                self.value(x).map(|v| activate(act, v) * f64::from(mul) + f64::from(add))
+            }
+            Op::Add(Add { a, b }) => {
+                let (a, b) = (self.value(a), self.value(b));
+                let d = a.cols();
+                Array::new(&a.dims, |i| a.data[i] + b.row(i / d)[i % d])
+            }
+            Op::Concat(Concat { a, b }) => {
+                let (a, b) = (self.value(a), self.value(b));
+                let (d, mut dims) = (a.cols() + b.cols(), a.dims.clone());
+                *dims.last_mut().expect("axes") = d;
+                Array::new(
+                    &dims,
+                    |i| if i % d < a.cols() { a.row(i / d)[i % d] } else { b.row(i / d)[i % d - a.cols()] },
+                )
+            }
+            Op::Quantize(Quantize { x, spec }) => self.quantized(self.value(x).clone(), Some(spec)),
+            Op::VectorQuantize(VectorQuantize { x, table }) => {
+                let (x, table) = (self.value(x), self.tensor(table));
+                let nearest: Vec<&[f64]> = (0..x.rows()).map(|row| table.row(nearest_row(x.row(row), table))).collect();
+                Array::new(&x.dims, |i| nearest[i / x.cols()][i % x.cols()])
+            }
+            Op::Resample(Resample { x, how }) => resample(self.value(x), how),
+            Op::Parameter(Parameter { tensor: t }) => self.tensor(t).clone(),
+            Op::Embedding(Embedding { index, table }) => {
+                let (index, table) = (self.value(index), self.tensor(table));
+                let d = table.cols();
+                Array::new(&[&index.dims[..], &[d]].concat(), |i| table.row(index.data[i / d] as usize)[i % d])
+            }
+            Op::TimestepEmbedding(op) => self.timestep_embedding(op),
+            Op::PositionEmbedding(op) => self.position_embedding(op),
+            Op::Patchify(Patchify { x, patch }) => patchify(self.value(x), patch as usize),
+            Op::Unpatchify(Unpatchify { x, patch }) => unpatchify(self.value(x), patch as usize),
         }
-        Op::Pointwise(Pointwise { x, act, mul, add }) => {
-            value(x).map(|v| activate(act, v) * f64::from(mul) + f64::from(add))
+    }
+
+    fn linear(&self, op: Linear) -> Array {
+        let Linear { x, weight, bias, act, gate, residual } = op;
+        let (x, w) = (self.value(x), self.tensor(weight));
+        let o = w.dims[0];
+        let k = w.data.len() / o;
+        x.with_cols(o, |i| {
+            let (row, channel) = (i / o, i % o);
+            let mut y: f64 = (0..k).map(|j| x.row(row)[j] * w.data[channel * k + j]).sum();
+            y = activate(act, y + bias.map_or(0.0, |b| self.tensor(b).data[channel]));
+            y *= gate.map_or(1.0, |g| self.of_sample(x, g.value, row)[g.offset as usize + channel]);
+            y + residual.map_or(0.0, |r| self.value(r).row(row)[channel])
+        })
+    }
+
+    fn gated_linear(&self, op: GatedLinear) -> Array {
+        let GatedLinear { x, weight, bias, act } = op;
+        let (x, w) = (self.value(x), self.tensor(weight));
+        let (o, k) = (w.dims[0] / 2, w.dims[1]);
+        x.with_cols(o, |i| {
+            let (row, column) = (i / o, i % o);
+            let product = |channel: usize| -> f64 {
+                let y: f64 = (0..k).map(|j| x.row(row)[j] * w.data[channel * k + j]).sum();
+                y + bias.map_or(0.0, |b| self.tensor(b).data[channel])
+            };
+            product(2 * column) * activate(act, product(2 * column + 1))
+        })
+    }
+
+    fn conv2d(&self, op: Conv2d) -> Array {
+        let Conv2d { x, weight, bias, sampling, shift, residual } = op;
+        let y = conv3x3(self.value(x), self.tensor(weight), sampling);
+        let o = y.cols();
+        Array::new(&y.dims, |i| {
+            let shift = shift.map_or(0.0, |s| self.of_sample(&y, s.value, i / o)[s.offset as usize + i % o]);
+            let bias = bias.map_or(0.0, |b| self.tensor(b).data[i % o]);
+            y.data[i] + bias + shift + residual.map_or(0.0, |r| self.value(r).data[i])
+        })
+    }
+
+    fn attention(&self, op: Attention) -> Array {
+        let Attention { q, k, v, heads, scale, attend } = op;
+        let q = self.value(q);
+        // The sample, or else the condition, whose keys a sample's queries see.
+        let of_keys: Vec<usize> = match attend.per_condition {
+            true => self.inputs.conditions.iter().map(|&c| c as usize).collect(),
+            false => (0..q.dims[0]).collect(),
+        };
+        attention(q, self.value(k), self.value(v), heads as usize, scale.into(), attend.causal, &of_keys)
+    }
+
+    fn layer_norm(&self, op: LayerNorm) -> Array {
+        let LayerNorm { x, weight, bias, eps, modulation, quantize } = op;
+        let x = self.value(x);
+        let d = x.cols();
+        let stats: Vec<_> = (0..x.rows()).map(|row| statistics(x.row(row))).collect();
+        let y = Array::new(&x.dims, |i| {
+            let (row, c) = (i / d, i % d);
+            let (mean, variance) = stats[row];
+            let mut y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
+            y = y * weight.map_or(1.0, |w| self.tensor(w).data[c]) + bias.map_or(0.0, |b| self.tensor(b).data[c]);
+            if let Some(m) = modulation {
+                let columns = self.of_sample(x, m.value, row);
+                y = y * (1.0 + columns[m.scale as usize + c]) + columns[m.shift as usize + c];
+            }
+            y
+        });
+        self.quantized(y, quantize)
+    }
+
+    fn group_norm(&self, op: GroupNorm) -> Array {
+        let GroupNorm { x, weight, bias, groups, eps, modulation, act, quantize } = op;
+        let (x, w, b) = (self.value(x), self.tensor(weight), self.tensor(bias));
+        let (n, c) = (x.dims[0], x.cols());
+        let (pixels, per_group) = (x.rows() / n, c / groups as usize);
+        let group_of = |i: usize| (i / c / pixels, i % c / per_group);
+        let mut members = vec![vec![Vec::new(); groups as usize]; n];
+        for (i, &v) in x.data.iter().enumerate() {
+            let (sample, group) = group_of(i);
+            members[sample][group].push(v);
         }
-        Op::Add(Add { a, b }) => {
-            let (a, b) = (value(a), value(b));
-            let d = a.cols();
-            Array::new(&a.dims, |i| a.data[i] + b.row(i / d)[i % d])
-        }
-        Op::Concat(Concat { a, b }) => {
-            let (a, b) = (value(a), value(b));
-            let (d, mut dims) = (a.cols() + b.cols(), a.dims.clone());
-            *dims.last_mut().expect("axes") = d;
-            Array::new(&dims, |i| if i % d < a.cols() { a.row(i / d)[i % d] } else { b.row(i / d)[i % d - a.cols()] })
-        }
-        Op::Quantize(Quantize { x, spec }) => quantized(value(x).clone(), Some(spec)),
-        Op::VectorQuantize(VectorQuantize { x, table }) => {
-            let (x, table) = (value(x), tensor(table));
-            let nearest: Vec<&[f64]> = (0..x.rows()).map(|row| table.row(nearest_row(x.row(row), table))).collect();
-            Array::new(&x.dims, |i| nearest[i / x.cols()][i % x.cols()])
-        }
-        Op::Resample(Resample { x, how }) => resample(value(x), how),
-        Op::Parameter(Parameter { tensor: t }) => tensor(t).clone(),
-        Op::Embedding(Embedding { index, table }) => {
-            let (index, table) = (value(index), tensor(table));
-            let d = table.cols();
-            Array::new(&[&index.dims[..], &[d]].concat(), |i| table.row(index.data[i / d] as usize)[i % d])
-        }
-        Op::TimestepEmbedding(TimestepEmbedding { t, dim, cos_first, shift }) => {
-            let (t, dim) = (value(t), dim as usize);
-            let half = dim / 2;
-            let rows = t.dims[0];
-            Array::new(&[rows, t.data.len() / rows * dim], |i| {
-                // The embeddings of a row's numbers lie side by side.
-                let (number, column) = (i / dim, i % dim);
-                let frequency = (-(10_000f64.ln()) * (column % half) as f64 / (half as f64 - f64::from(shift))).exp();
-                let angle = t.data[number] * frequency;
-                if (column < half) == cos_first { angle.cos() } else { angle.sin() }
-            })
-        }
-        Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation }) => {
-            let (h, w, dim) = (value(x).dims[1], value(x).dims[2], dim as usize);
-            let quarter = dim / 4;
-            Array::new(&[h, w, dim], |i| {
-                let (row, column, feature) = (i / dim / w, i / dim % w, i % dim);
-                let (at, size) = if feature < 2 * quarter { (column, w) } else { (row, h) };
-                let position = at as f64 / (size as f64 / f64::from(base)) / f64::from(interpolation);
-                let angle = position / 10_000f64.powf((feature % quarter) as f64 / quarter as f64);
-                if feature / quarter % 2 == 0 { angle.sin() } else { angle.cos() }
-            })
-        }
-        Op::Patchify(Patchify { x, patch }) => patchify(value(x), patch as usize),
-        Op::Unpatchify(Unpatchify { x, patch }) => unpatchify(value(x), patch as usize),
+        let stats: Vec<Vec<_>> = members.iter().map(|s| s.iter().map(|g| statistics(g)).collect()).collect();
+        let y = Array::new(&x.dims, |i| {
+            let (sample, group) = group_of(i);
+            let (mean, variance) = stats[sample][group];
+            let mut y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
+            y = y * w.data[i % c] + b.data[i % c];
+            if let Some(m) = modulation {
+                let columns = self.of_sample(x, m.value, i / c);
+                y = y * (1.0 + columns[m.scale as usize + i % c]) + columns[m.shift as usize + i % c];
+            }
+            activate(act, y)
+        });
+        self.quantized(y, quantize)
+    }
+
+    fn timestep_embedding(&self, op: TimestepEmbedding) -> Array {
+        let TimestepEmbedding { t, dim, cos_first, shift } = op;
+        let (t, dim) = (self.value(t), dim as usize);
+        let half = dim / 2;
+        let rows = t.dims[0];
+        Array::new(&[rows, t.data.len() / rows * dim], |i| {
+            // The embeddings of a row's numbers lie side by side.
+            let (number, column) = (i / dim, i % dim);
+            let frequency = (-(10_000f64.ln()) * (column % half) as f64 / (half as f64 - f64::from(shift))).exp();
+            let angle = t.data[number] * frequency;
+            if (column < half) == cos_first { angle.cos() } else { angle.sin() }
+        })
+    }
+
+    fn position_embedding(&self, op: PositionEmbedding) -> Array {
+        let PositionEmbedding { x, dim, base, interpolation } = op;
+        let (h, w, dim) = (self.value(x).dims[1], self.value(x).dims[2], dim as usize);
+        let quarter = dim / 4;
+        Array::new(&[h, w, dim], |i| {
+            let (row, column, feature) = (i / dim / w, i / dim % w, i % dim);
+            let (at, size) = if feature < 2 * quarter { (column, w) } else { (row, h) };
+            let position = at as f64 / (size as f64 / f64::from(base)) / f64::from(interpolation);
+            let angle = position / 10_000f64.powf((feature % quarter) as f64 / quarter as f64);
+            if feature / quarter % 2 == 0 { angle.sin() } else { angle.cos() }
+        })
     }
 }
 
