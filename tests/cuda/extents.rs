@@ -87,12 +87,12 @@ fn calls_have_their_entries() {
     let each = floats(Slot { at: 0, stride: 256 }, 1, 64);
     let (device, mut arena) = device();
     device.write_f32(&mut arena, 0, &[1.0; BYTES / 4]).expect("an upload");
-    let begin = |arena: &mut Arena<Emulated>, window| device.begin(arena, Call { row: window, step: window });
+    let begin = |arena: &mut Arena<Emulated>, i| device.begin(arena, Call { row: i, step: i });
     begin(&mut arena, 15).expect("an upload");
     device.pointwise(&mut arena, &pointwise(each, floats(at(0), 1, 64)));
     device.wait().expect("sound kernels");
     let beyond = catch_unwind(AssertUnwindSafe(|| begin(&mut arena, 16))).expect_err("beyond");
-    assert!(beyond.downcast_ref::<String>().expect("a message").contains("window: 16"));
+    assert!(beyond.downcast_ref::<String>().expect("a message").contains("row: 16"));
     refused(&["call Some(16) of 16"], |device, arena| {
         device.begin(arena, Call { row: 16, step: 0 }).expect("an upload");
         device.pointwise(arena, &pointwise(each, floats(at(0), 1, 64)));
@@ -105,8 +105,8 @@ fn calls_have_their_entries() {
         device.pointwise(arena, &pointwise(each, floats(at(0), 1, 64)));
         Ok(())
     };
-    for window in 0..16 {
-        device.replay(&mut arena, Call { row: window, step: window }, step).expect("a step");
+    for i in 0..16 {
+        device.replay(&mut arena, Call { row: i, step: i }, step).expect("a step");
     }
     let launched = device.driver().launches.borrow()["pointwise"];
     let replay = || device.replay(&mut arena, Call { row: 16, step: 16 }, step);
