@@ -18,10 +18,8 @@ pub use tensors::{NamedTensor, Tensors};
 
 use crate::error::Result;
 use crate::model::Model;
+pub use crate::pipeline::MAX_IMAGES;
 use crate::pipeline::{NoiseSource, Prompts, Request};
-
-/// Most images of one request, and samples of one call: beyond any use, and far from overflowing anything.
-pub const MAX_IMAGES: usize = 1 << 16;
 
 /// Options of a request.
 #[derive(Clone, Debug, Default)]

@@ -31,7 +31,7 @@ pub use job::{Event, Job, Output, Preview};
 pub use noise::NoiseSource;
 pub use plans::Plans;
 pub use prompts::{Embeddings, EncoderFeatures, PromptFeatures, Prompts};
-pub use request::{DECODE_BYTES, REFINER_START, Request, TABLE_BYTES};
+pub use request::{DECODE_BYTES, MAX_IMAGES, REFINER_START, Request, TABLE_BYTES};
 pub use session::Session;
 pub use texts::Texts;
 

@@ -14,6 +14,8 @@ pub const TABLE_BYTES: usize = 64 << 20;
 pub const REFINER_START: f64 = 0.8;
 /// Bytes of arena beyond which images are decoded in tiles, unless the caller says otherwise.
 pub const DECODE_BYTES: usize = 1_500_000_000;
+/// Most images of one request, and samples of one call: beyond any use, and far from overflowing anything.
+pub const MAX_IMAGES: usize = 1 << 16;
 
 /// What to make.
 #[derive(Clone, Debug)]
@@ -108,8 +110,8 @@ impl Request {
 
     /// Checks that the model can do what is asked, as far as numbers tell.
     pub(super) fn check<D: AsRef<[u8]>>(&self, model: &Model<'_, D>) -> Result<()> {
-        if self.prompts.is_empty() {
-            return Err(Error::request("images", "at least one", 0));
+        if !(1..=MAX_IMAGES).contains(&self.prompts.len()) {
+            return Err(Error::request("images", format!("1 to {MAX_IMAGES}"), self.prompts.len()));
         }
         let kind = match &self.prompts {
             Prompts::Unconditional(_) => "none",

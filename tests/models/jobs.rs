@@ -2,7 +2,7 @@
 
 use aquatint::error::ErrorKind;
 use aquatint::model::Model;
-use aquatint::pipeline::{Event, Prompts, Request, Session};
+use aquatint::pipeline::{Event, MAX_IMAGES, Prompts, Request, Session};
 use aquatint::raw::backend::Backend;
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::{Cpu, simd::scalar::Scalar};
@@ -149,4 +149,16 @@ fn what_is_kept_is_bounded() {
     (one.max_memory, one.prompts) = (None, Prompts::Classes(vec![2000]));
     let Err(e) = session.job(one) else { panic!("there is no class 2000") };
     assert_eq!(e.kind(), ErrorKind::Class, "{e}");
+}
+
+#[test]
+fn numbers_of_images_are_bounded_before_anything_is_planned() {
+    let packed = letters();
+    let model = Model::new(&packed).unwrap();
+    let cpu = Cpu::best();
+    for n in [0, MAX_IMAGES + 1, usize::MAX] {
+        let request = Request::new(&model, Prompts::Unconditional(n));
+        let Err(e) = Session::new(&model, &cpu).run(request) else { panic!("{n} images") };
+        assert_eq!((e.kind(), e.to_string()), (ErrorKind::Request, format!("images: expected 1 to 65536, got {n}")));
+    }
 }
