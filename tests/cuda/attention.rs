@@ -54,6 +54,62 @@ impl Attention<'_> {
         }
         out
     }
+
+    /// What a kernel makes of it in the emulator, whose warps take turns by `seed`. Inputs are given as f16.
+    fn emulated(&self, kernel: Kernel, name: &str, seed: u64) -> Vec<f32> {
+        let [samples, heads, e, queries, keys] = self.sizes;
+        let d = heads * e;
+        let text = MODULES.iter().find(|(name, _)| *name == kernel.module).unwrap().1;
+        let module = ptx_emulator::Module::parse(text).unwrap();
+        let mut memory = ptx_emulator::Memory::new();
+        let mut place = |bytes: &[u8]| {
+            let at = memory.alloc(bytes.len());
+            memory.write(at, bytes).unwrap();
+            at
+        };
+        let halves = |x: &[f32]| x.iter().flat_map(|&v| f16::from_f32(v).to_bits().to_le_bytes()).collect::<Vec<u8>>();
+        let calls = place(&[0; 8]);
+        let [q, k, v] = [self.q, self.k, self.v].map(|x| place(&halves(x)));
+        let lengths = self.lengths.map_or(0, |l| place(l.as_bytes()));
+        let bias = self.bias.map_or(0, |b| place(b.as_bytes()));
+        let numbers = samples * queries * d;
+        let y = memory.alloc(numbers * 4);
+        let query_tiles = queries.div_ceil(kernel.tile);
+        let whole_heads = matches!(kernel.entry, "attention_64" | "attention_128");
+        let column_tiles = if whole_heads { 1 } else { e.div_ceil(128) };
+        let sizes = [heads, e, queries, keys, query_tiles, column_tiles, usize::from(self.causal)].map(|v| v as u32);
+        let args = Fields::default()
+            .u64(calls)
+            .floats(q, samples * queries, d, true)
+            .floats(k, samples * keys, d, true)
+            .floats(v, samples * keys, d, true)
+            .floats(y, samples * queries, d, false)
+            .u64(lengths)
+            .u64(bias)
+            .u64(0)
+            .u32s(&sizes)
+            .u32s(&[self.scale.to_bits()]);
+        let launch = ptx_emulator::Launch {
+            entry: kernel.entry,
+            grid: [(samples * heads * query_tiles * column_tiles) as u32, 1, 1],
+            block: [128, 1, 1],
+            dynamic_shared: kernel.shared,
+            params: &args.0,
+            seed,
+        };
+        module.launch(&mut memory, &launch).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut bytes = vec![0; numbers * 4];
+        memory.read(y, &mut bytes).unwrap();
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+}
+
+/// One of the kernels: its module and entry, the queries of a tile, and bytes of dynamic shared memory.
+struct Kernel {
+    module: String,
+    entry: &'static str,
+    tile: usize,
+    shared: u32,
 }
 
 /// Samples, heads, features, queries, keys.
@@ -162,63 +218,24 @@ fn attention_masks_and_biases() {
         let bias_data = normals(rng, heads * queries * keys);
         let bias = biased.then_some(&bias_data[..]);
         let (q, k, v) = (&q_data[..], &k_data[..], &v_data[..]);
-        let want = Attention { sizes, q, k, v, scale, causal, lengths, bias }.oracle();
+        let attention = Attention { sizes, q, k, v, scale, causal, lengths, bias };
+        let want = attention.oracle();
 
         let padded = [32, 40, 64, 72, 80, 96, 128, 160].into_iter().find(|&p| e <= p);
         let module = padded.map_or("attention_wide".to_string(), |p| format!("attention.e{p}"));
         let shared =
             padded.map_or(0, |p| 4 * if p <= 64 { 64 } else { 32 } * ((p as u32).next_multiple_of(16) + 8) * 2);
-        let mut kernels = vec![("attention_f32".to_string(), "attention_f32", 32, 0)];
-        kernels.push((module.clone(), if padded.is_some() { "attention_64" } else { "attention_wide" }, 64, shared));
+        let kernel = |module: &str, entry, tile, shared| Kernel { module: module.to_string(), entry, tile, shared };
+        let mut kernels = vec![kernel("attention_f32", "attention_f32", 32, 0)];
+        kernels.push(kernel(&module, if padded.is_some() { "attention_64" } else { "attention_wide" }, 64, shared));
         if padded.is_some_and(|p| p <= 80) {
-            kernels.push((module, "attention_128", 128, shared));
+            kernels.push(kernel(&module, "attention_128", 128, shared));
         }
         let mut results = Vec::new();
-        for (module, entry, tile, dynamic_shared) in kernels {
+        for kernel in kernels {
+            let entry = kernel.entry;
             let name = format!("{entry} {sizes:?} causal {causal} lengths {lengths:?} biased {biased} scale {scale}");
-            let text = MODULES.iter().find(|(name, _)| *name == module).unwrap().1;
-            let module = ptx_emulator::Module::parse(text).unwrap();
-            let mut memory = ptx_emulator::Memory::new();
-            let mut place = |bytes: &[u8]| {
-                let at = memory.alloc(bytes.len());
-                memory.write(at, bytes).unwrap();
-                at
-            };
-            let halves =
-                |x: &[f32]| x.iter().flat_map(|&v| f16::from_f32(v).to_bits().to_le_bytes()).collect::<Vec<u8>>();
-            let words = |x: &[u32]| x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-            let calls = place(&[0; 8]);
-            let [q_at, k_at, v_at] = [q, k, v].map(|x| place(&halves(x)));
-            let lengths_at = lengths.map_or(0, |l| place(&words(l)));
-            let bias_at = bias.map_or(0, |b| place(b.as_bytes()));
-            let y_at = memory.alloc(want.len() * 4);
-            let (query_tiles, column_tiles) = (queries.div_ceil(tile), if tile == 128 { 1 } else { e.div_ceil(128) });
-            let column_tiles = if entry == "attention_64" { 1 } else { column_tiles };
-            let sizes = [heads, e, queries, keys, query_tiles, column_tiles, usize::from(causal)].map(|v| v as u32);
-            let args = Fields::default()
-                .u64(calls)
-                .floats(q_at, samples * queries, d, true)
-                .floats(k_at, samples * keys, d, true)
-                .floats(v_at, samples * keys, d, true)
-                .floats(y_at, samples * queries, d, false)
-                .u64(lengths_at)
-                .u64(bias_at)
-                .u64(0)
-                .u32s(&sizes)
-                .u32s(&[scale.to_bits()]);
-            let grid = [(samples * heads * query_tiles * column_tiles) as u32, 1, 1];
-            let launch = ptx_emulator::Launch {
-                entry,
-                grid,
-                block: [128, 1, 1],
-                dynamic_shared,
-                params: &args.0,
-                seed: rng.u64(..),
-            };
-            module.launch(&mut memory, &launch).unwrap_or_else(|e| panic!("{name}: {e}"));
-            let mut bytes = vec![0; want.len() * 4];
-            memory.read(y_at, &mut bytes).unwrap();
-            let got: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            let got = attention.emulated(kernel, &name, rng.u64(..));
             close(&name, &got, &want, if entry == "attention_f32" { 3e-6 } else { 1.0 / 512.0 });
             results.push(got);
         }

@@ -162,6 +162,25 @@ fn layer_norm_is_close_and_its_codes_are_those_of_its_floats() {
     }
 }
 
+/// Group norm (eps 1e-6) in f64 of `(samples, pixels, cols)`.
+fn group_norm(x: &[f32], [samples, pixels, cols, groups]: [usize; 4], weight: &[f32], bias: &[f32]) -> Vec<f64> {
+    let per_group = cols / groups;
+    let mut out = vec![0.0; x.len()];
+    for (sample, group) in (0..samples).flat_map(|s| (0..groups).map(move |g| (s, g))) {
+        let members: Vec<usize> = (0..pixels * per_group)
+            .map(|i| (sample * pixels + i / per_group) * cols + group * per_group + i % per_group)
+            .collect();
+        let count = members.len() as f64;
+        let mean = members.iter().map(|&i| f64::from(x[i])).sum::<f64>() / count;
+        let variance = members.iter().map(|&i| (f64::from(x[i]) - mean).powi(2)).sum::<f64>() / count;
+        for i in members {
+            let y = (f64::from(x[i]) - mean) / (variance + 1e-6).sqrt();
+            out[i] = y * f64::from(weight[i % cols]) + f64::from(bias[i % cols]);
+        }
+    }
+    out
+}
+
 #[test]
 fn group_norm_is_close_and_its_codes_are_those_of_its_floats() {
     let rng = &mut Rng::with_seed(4);
@@ -218,25 +237,16 @@ fn group_norm_is_close_and_its_codes_are_those_of_its_floats() {
                 cuda.backend.group_norm(&mut cuda.arena, args, &w, &b);
             }
             let name = format!("group norm {samples} x {pixels} x {cols} / {groups} {element:?}");
-            let per_group = cols / groups;
-            let mut want = vec![0.0; rows * cols];
-            for (sample, group) in (0..samples).flat_map(|s| (0..groups).map(move |g| (s, g))) {
-                let members: Vec<usize> = (0..pixels * per_group)
-                    .map(|i| (sample * pixels + i / per_group) * cols + group * per_group + i % per_group)
-                    .collect();
-                let count = members.len() as f64;
-                let mean = members.iter().map(|&i| f64::from(data[i])).sum::<f64>() / count;
-                let variance = members.iter().map(|&i| (f64::from(data[i]) - mean).powi(2)).sum::<f64>() / count;
-                for i in members {
-                    let y = (f64::from(data[i]) - mean) / (variance + 1e-6).sqrt();
-                    let mut y = y * f64::from(weight[i % cols]) + f64::from(bias[i % cols]);
-                    if modulated {
-                        let columns = &table_data[condition_of[sample] as usize * table_cols + i % cols..];
-                        y = y * (1.0 + f64::from(columns[scale])) + f64::from(columns[shift]);
-                    }
-                    want[i] = naive::activate(act, y);
-                }
-            }
+            let modulate = |sample: usize, column: usize, y: f64| {
+                let columns = &table_data[condition_of[sample] as usize * table_cols + column..];
+                if modulated { y * (1.0 + f64::from(columns[scale])) + f64::from(columns[shift]) } else { y }
+            };
+            let normalized = group_norm(&data, [samples, pixels, cols, groups], weight, bias);
+            let want: Vec<f64> = normalized
+                .into_iter()
+                .enumerate()
+                .map(|(i, y)| naive::activate(act, modulate(i / cols / pixels, i % cols, y)))
+                .collect();
             let got = cuda.get(&wide);
             close(&name, &got, &want, 1e-5);
             if rows * cols % 2 == 0 {

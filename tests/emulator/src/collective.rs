@@ -2,7 +2,7 @@
 
 use crate::block::Context;
 use crate::fault::{FaultKind, Outcome, Trap};
-use crate::op::{AtomOp, Collective, Op, Shuffle, Vote};
+use crate::op::{AtomOp, Collective, Op, Pred, Shuffle, Vote};
 use crate::order::bits;
 use crate::warp::{Group, Wait, Warp};
 
@@ -116,26 +116,7 @@ impl Warp {
                     self.put_p(valid, lanes, inside);
                 }
             }
-            Collective::Vote { mode, d, p } => {
-                let p = self.need_p(ctx, p, lanes)?;
-                let (mut words, mut holds) = ([0; 32], 0);
-                for lane in bits(lanes) {
-                    let yes = p & members[lane];
-                    words[lane] = yes;
-                    let result = match mode {
-                        Vote::All => yes == members[lane],
-                        Vote::Any => yes != 0,
-                        Vote::Uni => yes == 0 || yes == members[lane],
-                        Vote::Ballot => false,
-                    };
-                    holds |= u32::from(result) << lane;
-                }
-                if mode == Vote::Ballot {
-                    self.put_w(d, lanes, &words);
-                } else {
-                    self.put_p(d, lanes, holds);
-                }
-            }
+            Collective::Vote { mode, d, p } => self.vote(ctx, (mode, d, p), lanes, members)?,
             Collective::Match { all, d, valid, a } => {
                 let value = self.need(ctx, a, lanes)?;
                 let (mut words, mut holds) = ([0; 32], 0);
@@ -151,27 +132,60 @@ impl Warp {
                     self.put_p(valid, lanes, holds);
                 }
             }
-            Collective::Redux { op, signed, d, a } => {
-                let value = *self.need_w(ctx, a, lanes)?;
-                let mut out = [0; 32];
-                for lane in bits(lanes) {
-                    out[lane] = bits(members[lane])
-                        .map(|other| value[other])
-                        .reduce(|x, y| match op {
-                            AtomOp::Add => x.wrapping_add(y),
-                            AtomOp::Min if signed => (x as i32).min(y as i32) as u32,
-                            AtomOp::Max if signed => (x as i32).max(y as i32) as u32,
-                            AtomOp::Min => x.min(y),
-                            AtomOp::Max => x.max(y),
-                            AtomOp::And => x & y,
-                            AtomOp::Or => x | y,
-                            _ => x ^ y,
-                        })
-                        .unwrap_or(0);
-                }
-                self.put_w(d, lanes, &out);
-            }
+            Collective::Redux { op, signed, d, a } => self.redux(ctx, (op, signed, d, a), lanes, members)?,
         }
+        Ok(())
+    }
+
+    /// `vote`: what each lane's members say together.
+    fn vote(&mut self, ctx: &Context, (mode, d, p): (Vote, u32, Pred), lanes: u32, members: &[u32; 32]) -> Outcome<()> {
+        let p = self.need_p(ctx, p, lanes)?;
+        let (mut words, mut holds) = ([0; 32], 0);
+        for lane in bits(lanes) {
+            let yes = p & members[lane];
+            words[lane] = yes;
+            let result = match mode {
+                Vote::All => yes == members[lane],
+                Vote::Any => yes != 0,
+                Vote::Uni => yes == 0 || yes == members[lane],
+                Vote::Ballot => false,
+            };
+            holds |= u32::from(result) << lane;
+        }
+        if mode == Vote::Ballot {
+            self.put_w(d, lanes, &words);
+        } else {
+            self.put_p(d, lanes, holds);
+        }
+        Ok(())
+    }
+
+    /// `redux`: one value out of those of each lane's members.
+    fn redux(
+        &mut self,
+        ctx: &Context,
+        (op, signed, d, a): (AtomOp, bool, u32, u32),
+        lanes: u32,
+        members: &[u32; 32],
+    ) -> Outcome<()> {
+        let value = *self.need_w(ctx, a, lanes)?;
+        let mut out = [0; 32];
+        for lane in bits(lanes) {
+            out[lane] = bits(members[lane])
+                .map(|other| value[other])
+                .reduce(|x, y| match op {
+                    AtomOp::Add => x.wrapping_add(y),
+                    AtomOp::Min if signed => (x as i32).min(y as i32) as u32,
+                    AtomOp::Max if signed => (x as i32).max(y as i32) as u32,
+                    AtomOp::Min => x.min(y),
+                    AtomOp::Max => x.max(y),
+                    AtomOp::And => x & y,
+                    AtomOp::Or => x | y,
+                    _ => x ^ y,
+                })
+                .unwrap_or(0);
+        }
+        self.put_w(d, lanes, &out);
         Ok(())
     }
 }

@@ -36,24 +36,8 @@ impl Warp {
             Op::Float { kernel, ftz, sat, d, s } => return self.float(ctx, kernel, (ftz, sat), d, s, mask),
             Op::Load(access) => return self.load(ctx, access, mask),
             Op::Store(access) => return self.store(ctx, access, mask),
-            Op::SelectW { d, a, b, p } => {
-                let (x, y) = (*self.need_w(ctx, a, mask)?, *self.need_w(ctx, b, mask)?);
-                let p = self.need_p(ctx, p, mask)?;
-                let mut out = [0; 32];
-                for lane in 0..32 {
-                    out[lane] = if p >> lane & 1 != 0 { x[lane] } else { y[lane] };
-                }
-                self.put_w(d, mask, &out);
-            }
-            Op::SelectD { d, a, b, p } => {
-                let (x, y) = (*self.need_d(ctx, a, mask)?, *self.need_d(ctx, b, mask)?);
-                let p = self.need_p(ctx, p, mask)?;
-                let mut out = [0; 32];
-                for lane in 0..32 {
-                    out[lane] = if p >> lane & 1 != 0 { x[lane] } else { y[lane] };
-                }
-                self.put_d(d, mask, &out);
-            }
+            Op::SelectW { d, a, b, p } => self.select_w(ctx, d, [a, b], p, mask)?,
+            Op::SelectD { d, a, b, p } => self.select_d(ctx, d, [a, b], p, mask)?,
             Op::Test { test, ftz, d, other, s, combine: with } => {
                 let holds = self.test(ctx, test, ftz, s, mask)?;
                 self.put_tests(ctx, d, other, holds, !holds, with, mask)?;
@@ -64,28 +48,8 @@ impl Warp {
                 let (low, high) = (test(&a, &b), test(&a.map(|x| x >> 16), &b.map(|x| x >> 16)));
                 self.put_tests(ctx, d, Some(other), low, high, with, mask)?;
             }
-            Op::Set { test, ftz, one, d, s, combine: with } => {
-                let mut holds = self.test(ctx, test, ftz, s, mask)?;
-                if let Some((op, p)) = with {
-                    holds = combine(op, holds, self.need_p(ctx, p, mask)?);
-                }
-                let mut out = [0; 32];
-                for (lane, out) in out.iter_mut().enumerate() {
-                    *out = if holds >> lane & 1 != 0 { one } else { 0 };
-                }
-                self.put_w(d, mask, &out);
-            }
-            Op::Class { class, d, a } => {
-                let mut holds = 0;
-                for (lane, bits) in self.need(ctx, a, mask)?.into_iter().enumerate() {
-                    let kind = match a {
-                        Reg::D(_) => f64::from_bits(bits).classify(),
-                        _ => f32::from_bits(bits as u32).classify(),
-                    };
-                    holds |= u32::from(is_class(class, kind)) << lane;
-                }
-                self.put_p(d, mask, holds);
-            }
+            Op::Set { test, ftz, one, d, s, combine: with } => self.set(ctx, (test, ftz, s), (one, d), with, mask)?,
+            Op::Class { class, d, a } => self.classify(ctx, class, d, a, mask)?,
             Op::Logic { op, d, a, b } => {
                 let value = combine(op, self.need_p(ctx, a, mask)?, self.need_p(ctx, b, mask)?);
                 self.put_p(d, mask, value);
@@ -100,23 +64,8 @@ impl Warp {
                 let value = self.need(ctx, a, mask)?.map(|bits| conversion.apply(bits));
                 self.put(d, mask, &value);
             }
-            Op::Pack { d, parts, count, bits } => {
-                let mut out = [0; 32];
-                for (index, &part) in parts[..count as usize].iter().enumerate() {
-                    let part = self.need_w(ctx, part, mask)?;
-                    for (out, &part) in out.iter_mut().zip(part) {
-                        *out |= u64::from(part) << (index as u32 * bits);
-                    }
-                }
-                self.put(d, mask, &out);
-            }
-            Op::Unpack { a, parts, count, bits } => {
-                let value = self.need(ctx, a, mask)?;
-                for (index, &part) in parts[..count as usize].iter().enumerate() {
-                    let keep = (1u64 << bits) - 1;
-                    self.put_w(part, mask, &value.map(|word| (word >> (index as u32 * bits) & keep) as u32));
-                }
-            }
+            Op::Pack { d, parts, count, bits } => self.pack(ctx, d, (&parts[..count as usize], bits), mask)?,
+            Op::Unpack { a, parts, count, bits } => self.unpack(ctx, a, (&parts[..count as usize], bits), mask)?,
             Op::Clock { d } => {
                 let now = ctx.executed();
                 self.put(d, mask, &[now; 32]);
@@ -127,13 +76,7 @@ impl Warp {
                     self.need(ctx, a, mask)?.map(|at| if to { at.wrapping_sub(base) } else { at.wrapping_add(base) });
                 self.put(d, mask, &value);
             }
-            Op::IsSpace { d, a, space } => {
-                let mut holds = 0;
-                for (lane, &address) in self.need_d(ctx, a, mask)?.iter().enumerate() {
-                    holds |= u32::from(window_of(address) == space) << lane;
-                }
-                self.put_p(d, mask, holds);
-            }
+            Op::IsSpace { d, a, space } => self.is_space(ctx, d, a, space, mask)?,
             Op::Atomic(atom) => self.atomic(ctx, atom, mask)?,
             Op::AsyncCopy { to, from, bytes, source_bytes } => {
                 self.async_copy(ctx, to, from, bytes, source_bytes, mask)?;
@@ -162,6 +105,98 @@ impl Warp {
             | Op::Return { .. }
             | Op::Exit => unreachable!("control instructions are executed by their groups"),
         }
+        Ok(())
+    }
+
+    /// `selp` of words.
+    fn select_w(&mut self, ctx: &Context, d: u32, [a, b]: [u32; 2], p: Pred, mask: u32) -> Outcome<()> {
+        let (x, y) = (*self.need_w(ctx, a, mask)?, *self.need_w(ctx, b, mask)?);
+        let p = self.need_p(ctx, p, mask)?;
+        let mut out = [0; 32];
+        for lane in 0..32 {
+            out[lane] = if p >> lane & 1 != 0 { x[lane] } else { y[lane] };
+        }
+        self.put_w(d, mask, &out);
+        Ok(())
+    }
+
+    /// `selp` of double words.
+    fn select_d(&mut self, ctx: &Context, d: u32, [a, b]: [u32; 2], p: Pred, mask: u32) -> Outcome<()> {
+        let (x, y) = (*self.need_d(ctx, a, mask)?, *self.need_d(ctx, b, mask)?);
+        let p = self.need_p(ctx, p, mask)?;
+        let mut out = [0; 32];
+        for lane in 0..32 {
+            out[lane] = if p >> lane & 1 != 0 { x[lane] } else { y[lane] };
+        }
+        self.put_d(d, mask, &out);
+        Ok(())
+    }
+
+    /// `testp`.
+    fn classify(&mut self, ctx: &Context, class: FloatClass, d: u32, a: Reg, mask: u32) -> Outcome<()> {
+        let mut holds = 0;
+        for (lane, bits) in self.need(ctx, a, mask)?.into_iter().enumerate() {
+            let kind = match a {
+                Reg::D(_) => f64::from_bits(bits).classify(),
+                _ => f32::from_bits(bits as u32).classify(),
+            };
+            holds |= u32::from(is_class(class, kind)) << lane;
+        }
+        self.put_p(d, mask, holds);
+        Ok(())
+    }
+
+    /// `mov` of a vector into one register.
+    fn pack(&mut self, ctx: &Context, d: Reg, (parts, bits): (&[u32], u32), mask: u32) -> Outcome<()> {
+        let mut out = [0; 32];
+        for (index, &part) in parts.iter().enumerate() {
+            let part = self.need_w(ctx, part, mask)?;
+            for (out, &part) in out.iter_mut().zip(part) {
+                *out |= u64::from(part) << (index as u32 * bits);
+            }
+        }
+        self.put(d, mask, &out);
+        Ok(())
+    }
+
+    /// `mov` of one register into a vector.
+    fn unpack(&mut self, ctx: &Context, a: Reg, (parts, bits): (&[u32], u32), mask: u32) -> Outcome<()> {
+        let value = self.need(ctx, a, mask)?;
+        for (index, &part) in parts.iter().enumerate() {
+            let keep = (1u64 << bits) - 1;
+            self.put_w(part, mask, &value.map(|word| (word >> (index as u32 * bits) & keep) as u32));
+        }
+        Ok(())
+    }
+
+    /// `set`: a test's result as a value.
+    fn set(
+        &mut self,
+        ctx: &Context,
+        (test, ftz, s): (Test, bool, [u32; 2]),
+        (one, d): (u32, u32),
+        with: Option<(Bool, Pred)>,
+        mask: u32,
+    ) -> Outcome<()> {
+        let mut holds = self.test(ctx, test, ftz, s, mask)?;
+        if let Some((op, p)) = with {
+            holds = combine(op, holds, self.need_p(ctx, p, mask)?);
+        }
+        let mut out = [0; 32];
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = if holds >> lane & 1 != 0 { one } else { 0 };
+        }
+        self.put_w(d, mask, &out);
+        Ok(())
+    }
+
+    /// `isspacep`.
+    fn is_space(&mut self, ctx: &Context, d: u32, a: u32, space: Space, mask: u32) -> Outcome<()> {
+        let mut holds = 0;
+        for (lane, &address) in self.need_d(ctx, a, mask)?.iter().enumerate() {
+            holds |= u32::from(window_of(address) == space) << lane;
+        }
+        self.put_p(d, mask, holds);
         Ok(())
     }
 

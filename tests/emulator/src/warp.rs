@@ -310,34 +310,7 @@ impl Warp {
                 self.split(index, &[(pc + 1, mask & !guard), (target, guard)], meet);
                 Ok(true)
             }
-            Op::BranchTable { index: slot, table, meet } => {
-                if guard == 0 {
-                    self.groups[index].pc = pc + 1;
-                    return Ok(false);
-                }
-                let chosen = *self.need_w(ctx, slot, guard)?;
-                let targets = &ctx.program.tables[table as usize];
-                let mut parts: Vec<(u32, u32)> = Vec::new();
-                let mut add = |pc, lanes| match parts.iter_mut().find(|part| part.0 == pc) {
-                    Some(part) => part.1 |= lanes,
-                    None => parts.push((pc, lanes)),
-                };
-                for lane in bits(guard) {
-                    let Some(&target) = targets.get(chosen[lane] as usize) else {
-                        return Err(Trap::new(FaultKind::OutOfBounds, 1 << lane, "brx.idx beyond its targets"));
-                    };
-                    add(target, 1 << lane);
-                }
-                if guard != mask {
-                    add(pc + 1, mask & !guard);
-                }
-                if let [(target, _)] = parts[..] {
-                    self.groups[index].pc = target;
-                    return Ok(false);
-                }
-                self.split(index, &parts, meet);
-                Ok(true)
-            }
+            Op::BranchTable { index: slot, table, meet } => self.branch_table(ctx, index, (slot, table, meet), guard),
             Op::Call(site) => {
                 let program = ctx.program;
                 let site = &program.calls[site as usize];
@@ -380,6 +353,43 @@ impl Warp {
             Op::Barrier(which) => self.barrier(ctx, index, which, guard),
             _ => unreachable!("not a control instruction"),
         }
+    }
+
+    /// `brx.idx` for the lanes `guard` of a group; the others go on behind it.
+    fn branch_table(
+        &mut self,
+        ctx: &Context,
+        index: usize,
+        (slot, table, meet): (u32, u32, u32),
+        guard: u32,
+    ) -> Outcome<bool> {
+        let Group { pc, mask, .. } = self.groups[index];
+        if guard == 0 {
+            self.groups[index].pc = pc + 1;
+            return Ok(false);
+        }
+        let chosen = *self.need_w(ctx, slot, guard)?;
+        let targets = &ctx.program.tables[table as usize];
+        let mut parts: Vec<(u32, u32)> = Vec::new();
+        let mut add = |pc, lanes| match parts.iter_mut().find(|part| part.0 == pc) {
+            Some(part) => part.1 |= lanes,
+            None => parts.push((pc, lanes)),
+        };
+        for lane in bits(guard) {
+            let Some(&target) = targets.get(chosen[lane] as usize) else {
+                return Err(Trap::new(FaultKind::OutOfBounds, 1 << lane, "brx.idx beyond its targets"));
+            };
+            add(target, 1 << lane);
+        }
+        if guard != mask {
+            add(pc + 1, mask & !guard);
+        }
+        if let [(target, _)] = parts[..] {
+            self.groups[index].pc = target;
+            return Ok(false);
+        }
+        self.split(index, &parts, meet);
+        Ok(true)
     }
 
     pub fn push_meet(&mut self, mask: u32, meet: u32) {

@@ -124,6 +124,15 @@ impl Body<'_> {
             return self.fail(format!("{opcode} has no type {ty:?}"));
         }
         match opcode {
+            "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" => self.logic(opcode, ty, ops),
+            "brev" | "popc" | "clz" | "bfind" | "bfe" | "bfi" => self.bit_field(opcode, mods, ty, ops),
+            "prmt" | "lop3" | "dp4a" => self.byte_wise(opcode, mods, prmt_mode.unwrap_or(0), ty, ops),
+            _ => self.arithmetic(opcode, ty, ops),
+        }
+    }
+
+    fn arithmetic(&mut self, opcode: &str, ty: Ty, ops: &[Operand]) -> Parsed<Op> {
+        match opcode {
             "add" => self.alu_n(opcode, binary_int!(ty, |a, b| a.wrapping_add(b)), ty, 2, ops),
             "sub" => self.alu_n(opcode, binary_int!(ty, |a, b| a.wrapping_sub(b)), ty, 2, ops),
             // Division by zero is unspecified; the hardware gives all ones.
@@ -142,11 +151,6 @@ impl Body<'_> {
                 self.alu_n(opcode, Some(kernel), ty, 1, ops)
             }
             "neg" if ty.is_signed() => self.alu_n(opcode, unary_int!(ty, |a| a.wrapping_neg()), ty, 1, ops),
-            "and" => self.alu_n(opcode, binary_int!(ty, |a, b| a & b), ty, 2, ops),
-            "or" => self.alu_n(opcode, binary_int!(ty, |a, b| a | b), ty, 2, ops),
-            "xor" => self.alu_n(opcode, binary_int!(ty, |a, b| a ^ b), ty, 2, ops),
-            "not" => self.alu_n(opcode, unary_int!(ty, |a| !a), ty, 1, ops),
-            "cnot" => self.alu_n(opcode, unary_int!(ty, |a| if a == 0 { 1 } else { 0 }), ty, 1, ops),
             "sad" if ty.is_int() => {
                 let kernel = ternary_int!(ty, |a, b, c| c.wrapping_add(if a > b {
                     a.wrapping_sub(b)
@@ -155,7 +159,26 @@ impl Body<'_> {
                 }));
                 self.alu_n(opcode, kernel, ty, 3, ops)
             }
+            _ => self.not_understood(opcode, ty),
+        }
+    }
+
+    /// "Logic and Shift" instructions of whole registers.
+    fn logic(&mut self, opcode: &str, ty: Ty, ops: &[Operand]) -> Parsed<Op> {
+        match opcode {
+            "and" => self.alu_n(opcode, binary_int!(ty, |a, b| a & b), ty, 2, ops),
+            "or" => self.alu_n(opcode, binary_int!(ty, |a, b| a | b), ty, 2, ops),
+            "xor" => self.alu_n(opcode, binary_int!(ty, |a, b| a ^ b), ty, 2, ops),
+            "not" => self.alu_n(opcode, unary_int!(ty, |a| !a), ty, 1, ops),
+            "cnot" => self.alu_n(opcode, unary_int!(ty, |a| if a == 0 { 1 } else { 0 }), ty, 1, ops),
             "shl" | "shr" => self.alu(shift(opcode == "shl", ty), ty, &[ty, Ty::U32], ops),
+            _ => self.not_understood(opcode, ty),
+        }
+    }
+
+    /// Instructions that find, count, take and place bits.
+    fn bit_field(&mut self, opcode: &str, mods: &mut Modifiers, ty: Ty, ops: &[Operand]) -> Parsed<Op> {
+        match opcode {
             "brev" => self.alu_n(opcode, unary_int!(ty, |a| a.reverse_bits()), ty, 1, ops),
             "popc" | "clz" | "bfind" => {
                 let shift_amount = opcode == "bfind" && mods.take("shiftamt");
@@ -169,8 +192,15 @@ impl Body<'_> {
                 self.alu(kernel, Ty::U32, &[ty], ops)
             }
             "bfe" if ty.is_int() => self.alu(extract(ty), ty, &[ty, Ty::U32, Ty::U32], ops),
-            "bfi" if bits => self.alu(insert(ty), ty, &[ty, ty, Ty::U32, Ty::U32], ops),
-            "prmt" if ty == Ty::B32 => self.alu(permute(prmt_mode.unwrap_or(0)), ty, &[Ty::B32, Ty::B32, Ty::B32], ops),
+            "bfi" if matches!(ty, Ty::B32 | Ty::B64) => self.alu(insert(ty), ty, &[ty, ty, Ty::U32, Ty::U32], ops),
+            _ => self.not_understood(opcode, ty),
+        }
+    }
+
+    /// Instructions of words taken as bytes, or bit by bit from three words.
+    fn byte_wise(&mut self, opcode: &str, mods: &mut Modifiers, mode: u32, ty: Ty, ops: &[Operand]) -> Parsed<Op> {
+        match opcode {
+            "prmt" if ty == Ty::B32 => self.alu(permute(mode), ty, &[Ty::B32, Ty::B32, Ty::B32], ops),
             "lop3" if ty == Ty::B32 => {
                 if !matches!(ops.get(4), Some(Operand::Int(0..=255))) {
                     return self.fail("immLut must be a constant of 8 bits");
@@ -181,8 +211,12 @@ impl Body<'_> {
                 let other = mods.ty()?;
                 self.alu(dot4(ty, other), Ty::B32, &[Ty::B32, Ty::B32, Ty::B32], ops)
             }
-            _ => self.fail(format!("instruction {opcode} with type {ty:?} is not understood")),
+            _ => self.not_understood(opcode, ty),
         }
+    }
+
+    fn not_understood(&self, opcode: &str, ty: Ty) -> Parsed<Op> {
+        self.fail(format!("instruction {opcode} with type {ty:?} is not understood"))
     }
 
     /// An instruction whose operands all have the same type.
