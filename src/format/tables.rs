@@ -29,7 +29,7 @@ fn limits() -> String {
         (MAX_WEIGHTS, "elements of a tensor"),
         (MAX_PROGRAMS, "programs in a file"),
         (MAX_INPUTS, "inputs of a program"),
-        (MAX_AXES, "axes of an input"),
+        (MAX_AXES, "axes of an input or a tensor"),
         (MAX_NODES, "nodes of all programs together"),
         (MAX_NAME, "bytes of a name or module path, at least 1"),
         (MAX_META, "bytes of META"),

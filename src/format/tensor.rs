@@ -4,8 +4,9 @@ use super::{MAX_NAME, MAX_WEIGHTS};
 use crate::codec::layout::{BLOB_ALIGN, Layout};
 use crate::codec::{Bits, Grain};
 use crate::error::{Error, Result};
-use crate::program::shape::TensorType;
+use crate::program::shape::{MAX_AXES, TensorType};
 use crate::program::{Numbered, numbered};
+use std::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::*};
 
 /// One tensor.
@@ -13,8 +14,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_e
 #[repr(C)]
 pub struct TensorRecord {
     /// Axes, outermost first, unused ones 1. Convolution weights are `(o, h, w, i)`.
-    pub dims: [U32; 4],
-    /// Number of axes, 1 to 4; checked.
+    pub dims: [U32; MAX_AXES],
+    /// Number of axes, 1 to [`MAX_AXES`]; 2 or 4 for codes; checked.
     pub rank: u8,
     /// A [`Storage`] as a number; checked.
     pub kind: u8,
@@ -29,7 +30,7 @@ pub struct TensorRecord {
     /// Bytes, as the kind and axes demand; checked.
     pub bytes: U64,
     /// Zero; checked.
-    pub reserved: [u8; 24],
+    pub reserved: [u8; 20],
 }
 
 const _: () = assert!(size_of::<TensorRecord>() == 64);
@@ -157,7 +158,7 @@ impl TensorInfo {
 
     /// The record of this tensor.
     pub fn encode(&self) -> TensorRecord {
-        let mut dims = [U32::new(1); 4];
+        let mut dims = [U32::new(1); MAX_AXES];
         for (to, &from) in dims.iter_mut().zip(&self.dims) {
             *to = (from as u32).into();
         }
@@ -177,7 +178,7 @@ impl TensorInfo {
             name_bytes: (self.name.len() as u32).into(),
             offset: (self.offset as u64).into(),
             bytes: (self.bytes as u64).into(),
-            reserved: [0; 24],
+            reserved: [0; 20],
         }
     }
 }
@@ -221,17 +222,17 @@ impl Cursor {
             Err(Error::format("TENSORS", (at + field) as u64, format!("tensor {index} {what}"), expected, got))
         };
         let rank = usize::from(r.rank);
-        if !(1..=4).contains(&rank) {
-            return err(16, "rank", "1 to 4".into(), rank.to_string());
+        if !(1..=MAX_AXES).contains(&rank) {
+            return err(offset_of!(TensorRecord, rank), "rank", format!("1 to {MAX_AXES}"), rank.to_string());
         }
         let all = r.dims.map(|d| d.get() as usize);
         if all[rank..].iter().any(|&d| d != 1) {
-            return err(0, "dims", format!("1 beyond rank {rank}"), format!("{all:?}"));
+            return err(offset_of!(TensorRecord, dims), "dims", format!("1 beyond rank {rank}"), format!("{all:?}"));
         }
         let dims = all[..rank].to_vec();
         match dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) {
             Some(n) if (1..=MAX_WEIGHTS).contains(&n) => {}
-            _ => return err(0, "dims", "1 to 2^36 weights".into(), format!("{dims:?}")),
+            _ => return err(offset_of!(TensorRecord, dims), "dims", "1 to 2^36 weights".into(), format!("{dims:?}")),
         }
         let storage = Storage::of_number(r.kind.into());
         let kind = match (storage, r.bits, Grain::of_number(r.grain.into())) {
@@ -239,40 +240,40 @@ impl Cursor {
             (Some(Storage::F16), 0, Some(Grain::Tensor)) => TensorKind::F16,
             (Some(Storage::Bytes), 0, Some(Grain::Tensor)) if rank == 1 => TensorKind::Bytes,
             (Some(Storage::Bytes), 0, Some(Grain::Tensor)) => {
-                return err(16, "rank", "1 for bytes".into(), rank.to_string());
+                return err(offset_of!(TensorRecord, rank), "rank", "1 for bytes".into(), rank.to_string());
             }
             (Some(storage @ (Storage::CodesI8 | Storage::CodesF16)), bits, Some(grain)) => {
                 let Some(bits) = Bits::new(bits.into()) else {
-                    return err(18, "bits", "2, 3, 4, 5, 6 or 8".into(), bits.to_string());
+                    return err(offset_of!(TensorRecord, bits), "bits", "2, 3, 4, 5, 6 or 8".into(), bits.to_string());
                 };
                 if rank != 2 && rank != 4 {
-                    return err(16, "rank", "2 or 4 for codes".into(), rank.to_string());
+                    return err(offset_of!(TensorRecord, rank), "rank", "2 or 4 for codes".into(), rank.to_string());
                 }
                 TensorKind::Codes { bits, grain, int8: storage == Storage::CodesI8 }
             }
             (Some(Storage::F32 | Storage::F16 | Storage::Bytes) | None, ..) | (_, _, None) => {
                 let got = format!("{:?}", (r.kind, r.bits, r.grain));
-                return err(17, "kind, bits, grain", "a known combination".into(), got);
+                return err(offset_of!(TensorRecord, kind), "kind, bits, grain", "a known combination".into(), got);
             }
         };
-        if r.reserved != [0; 24] {
-            return err(40, "reserved", "zeros".into(), "other bytes".into());
+        if r.reserved != [0; 20] {
+            return err(offset_of!(TensorRecord, reserved), "reserved", "zeros".into(), "other bytes".into());
         }
         let expected_offset = (self.data as usize).next_multiple_of(BLOB_ALIGN);
         if r.offset.get() != expected_offset as u64 {
-            return err(24, "offset", expected_offset.to_string(), r.offset.to_string());
+            return err(offset_of!(TensorRecord, offset), "offset", expected_offset.to_string(), r.offset.to_string());
         }
         let name = self.string(strings, r.name_bytes.get() as usize)?;
         let info = TensorInfo { name, dims, kind, offset: expected_offset, bytes: 0 };
         let bytes = info.expected_bytes();
         if r.bytes.get() != bytes as u64 {
-            return err(32, "bytes", bytes.to_string(), r.bytes.to_string());
+            return err(offset_of!(TensorRecord, bytes), "bytes", bytes.to_string(), r.bytes.to_string());
         }
         match expected_offset.checked_add(bytes) {
             Some(end) if end <= data_bytes => self.data = end as u64,
             _ => {
                 return err(
-                    32,
+                    offset_of!(TensorRecord, bytes),
                     "end",
                     format!("within DATA of {data_bytes} bytes"),
                     format!("{bytes} bytes from {expected_offset}"),
@@ -280,5 +281,21 @@ impl Cursor {
             }
         }
         Ok(TensorInfo { bytes, ..info })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A convolution over time, height and width has five axes.
+    #[test]
+    fn records_hold_every_axis() {
+        for rank in 1..=MAX_AXES {
+            let dims = [2, 3, 1, 2, 5][..rank].to_vec();
+            let bytes = dims.iter().product::<usize>() * 4;
+            let info = TensorInfo { name: "w".into(), dims, kind: TensorKind::F32, offset: 0, bytes };
+            assert_eq!(Cursor::default().tensor(0, &info.encode(), b"w", bytes).expect("sound"), info);
+        }
     }
 }

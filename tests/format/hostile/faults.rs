@@ -88,58 +88,58 @@ fn tensor_faults_are_named() {
     let s = start(TENSORS);
     let n = split(sound().as_ref())[TENSORS].len() / TENSOR;
     let last = (n - 1) * TENSOR; // f32 [3]
-    let vast = [0xff; 16];
+    let vast = [0xff; 20];
     // Record 0 is f32 [8, 8], record 1 is f32 [8], record 3 is codes (24, 8).
     let (codes, rank1) = (3 * TENSOR, TENSOR);
     let cases: &[(usize, &[u8], u64, &str)] = &[
-        (16, &[0], 16, "tensor 0 rank: expected 1 to 4, got 0"),
-        (16, &[5], 16, "tensor 0 rank"),
-        (16, &[255], 16, "tensor 0 rank"),
-        (16, &[1], 0, "tensor 0 dims: expected 1 beyond rank 1"),
+        (20, &[0], 20, "tensor 0 rank: expected 1 to 5, got 0"),
+        (20, &[6], 20, "tensor 0 rank"),
+        (20, &[255], 20, "tensor 0 rank"),
+        (20, &[1], 0, "tensor 0 dims: expected 1 beyond rank 1"),
         (8, &le(2), 0, "tensor 0 dims: expected 1 beyond rank 2"),
         (12, &le(0), 0, "tensor 0 dims: expected 1 beyond rank 2"),
         (0, &le(0), 0, "tensor 0 dims: expected 1 to 2^36 weights, got [0, 8]"),
-        (0, &[vast.as_slice(), &[4]].concat(), 0, "tensor 0 dims: expected 1 to 2^36 weights"),
+        (0, &[vast.as_slice(), &[5]].concat(), 0, "tensor 0 dims: expected 1 to 2^36 weights"),
         (0, &[le(1 << 20), le((1 << 16) + 1)].concat(), 0, "tensor 0 dims: expected 1 to 2^36 weights"),
-        (17, &[5, 0, 0], 17, "kind, bits, grain: expected a known combination, got (5, 0, 0)"),
-        (17, &[4, 4, 0], 17, "kind, bits, grain: expected a known combination, got (4, 4, 0)"),
-        (17, &[4, 0, 1], 17, "kind, bits, grain"),
-        (17, &[4, 0, 0], 16, "tensor 0 rank: expected 1 for bytes, got 2"),
-        (rank1 + 17, &[4], (rank1 + 32) as u64, "tensor 1 bytes: expected 8, got 32"),
-        (17, &[255, 4, 0], 17, "kind, bits, grain"),
-        (17, &[0, 4, 0], 17, "kind, bits, grain"),
-        (17, &[0, 0, 1], 17, "kind, bits, grain"),
-        (17, &[1, 8, 0], 17, "kind, bits, grain"),
-        (codes + 19, &[2], (codes + 17) as u64, "tensor 3 kind, bits, grain"),
-        (codes + 18, &[0], (codes + 18) as u64, "tensor 3 bits: expected 2, 3, 4, 5, 6 or 8, got 0"),
-        (codes + 18, &[1], (codes + 18) as u64, "tensor 3 bits"),
-        (codes + 18, &[7], (codes + 18) as u64, "tensor 3 bits"),
-        (codes + 18, &[16], (codes + 18) as u64, "tensor 3 bits"),
-        (rank1 + 17, &[2, 4, 0], (rank1 + 16) as u64, "tensor 1 rank: expected 2 or 4 for codes, got 1"),
-        (40, &[1], 40, "tensor 0 reserved"),
-        (63, &[1], 40, "tensor 0 reserved"),
-        (24, &[64], 24, "tensor 0 offset: expected 0, got 64"),
-        (24, &[0xff; 8], 24, "tensor 0 offset"),
-        (rank1 + 24, &[0; 8], (rank1 + 24) as u64, "tensor 1 offset: expected 256, got 0"),
-        (32, &[255], 32, "tensor 0 bytes: expected 256, got 511"),
-        (32, &[0xff; 8], 32, "tensor 0 bytes"),
-        (32, &[0; 8], 32, "tensor 0 bytes"),
-        (17, &[1], 32, "tensor 0 bytes: expected 128, got 256"),
-        (0, &le(9), 32, "tensor 0 bytes: expected 288, got 256"),
-        (codes + 18, &[8], (codes + 32) as u64, "tensor 3 bytes"),
-        (codes + 17, &[2], (codes + 32) as u64, "tensor 3 bytes"),
+        (21, &[5, 0, 0], 21, "kind, bits, grain: expected a known combination, got (5, 0, 0)"),
+        (21, &[4, 4, 0], 21, "kind, bits, grain: expected a known combination, got (4, 4, 0)"),
+        (21, &[4, 0, 1], 21, "kind, bits, grain"),
+        (21, &[4, 0, 0], 20, "tensor 0 rank: expected 1 for bytes, got 2"),
+        (rank1 + 21, &[4], (rank1 + 36) as u64, "tensor 1 bytes: expected 8, got 32"),
+        (21, &[255, 4, 0], 21, "kind, bits, grain"),
+        (21, &[0, 4, 0], 21, "kind, bits, grain"),
+        (21, &[0, 0, 1], 21, "kind, bits, grain"),
+        (21, &[1, 8, 0], 21, "kind, bits, grain"),
+        (codes + 23, &[2], (codes + 21) as u64, "tensor 3 kind, bits, grain"),
+        (codes + 22, &[0], (codes + 22) as u64, "tensor 3 bits: expected 2, 3, 4, 5, 6 or 8, got 0"),
+        (codes + 22, &[1], (codes + 22) as u64, "tensor 3 bits"),
+        (codes + 22, &[7], (codes + 22) as u64, "tensor 3 bits"),
+        (codes + 22, &[16], (codes + 22) as u64, "tensor 3 bits"),
+        (rank1 + 21, &[2, 4, 0], (rank1 + 20) as u64, "tensor 1 rank: expected 2 or 4 for codes, got 1"),
+        (44, &[1], 44, "tensor 0 reserved"),
+        (63, &[1], 44, "tensor 0 reserved"),
+        (28, &[64], 28, "tensor 0 offset: expected 0, got 64"),
+        (28, &[0xff; 8], 28, "tensor 0 offset"),
+        (rank1 + 28, &[0; 8], (rank1 + 28) as u64, "tensor 1 offset: expected 256, got 0"),
+        (36, &[255], 36, "tensor 0 bytes: expected 256, got 511"),
+        (36, &[0xff; 8], 36, "tensor 0 bytes"),
+        (36, &[0; 8], 36, "tensor 0 bytes"),
+        (21, &[1], 36, "tensor 0 bytes: expected 128, got 256"),
+        (0, &le(9), 36, "tensor 0 bytes: expected 288, got 256"),
+        (codes + 22, &[8], (codes + 36) as u64, "tensor 3 bytes"),
+        (codes + 21, &[2], (codes + 36) as u64, "tensor 3 bytes"),
     ];
     for &(at, bytes, offset, text) in cases {
         refused(&sealed(s + at, bytes), "TENSORS", offset, text);
     }
     for len in [0, 256, u32::MAX] {
-        refused(&sealed(s + 20, &le(len)), "STRINGS", 0, &format!("name: expected 1 to 255 bytes, got {len} bytes"));
+        refused(&sealed(s + 24, &le(len)), "STRINGS", 0, &format!("name: expected 1 to 255 bytes, got {len} bytes"));
     }
     // A last tensor that is consistent in itself and larger than DATA.
     let mut file = with(s + last, &le(1000));
-    file.as_mut()[s + last + 32..][..8].copy_from_slice(&4000u64.to_le_bytes());
+    file.as_mut()[s + last + 36..][..8].copy_from_slice(&4000u64.to_le_bytes());
     reseal(file.as_mut());
-    refused(&file, "TENSORS", last as u64 + 32, "end: expected within DATA");
+    refused(&file, "TENSORS", last as u64 + 36, "end: expected within DATA");
 
     let cut = |section: usize, change: fn(&mut Vec<u8>)| {
         let mut sections = split(sound().as_ref());
@@ -149,8 +149,8 @@ fn tensor_faults_are_named() {
     let size = split(sound().as_ref())[DATA].len() as u64;
     refused(&cut(DATA, |d| d.push(0)), "DATA", size, "the end of the last tensor");
     refused(&cut(DATA, |d| d.extend([0; 64])), "DATA", size, "the end of the last tensor");
-    refused(&cut(DATA, |d| d.truncate(d.len() - 1)), "TENSORS", last as u64 + 32, "end");
-    refused(&cut(DATA, Vec::clear), "TENSORS", 32, "end");
+    refused(&cut(DATA, |d| d.truncate(d.len() - 1)), "TENSORS", last as u64 + 36, "end");
+    refused(&cut(DATA, Vec::clear), "TENSORS", 36, "end");
     refused(&cut(TENSORS, |t| t.push(0)), "TENSORS", 0, "size: expected a multiple of 64");
     refused(&cut(TENSORS, |t| t.resize((1 << 16) * 64 + 64, 0)), "TENSORS", 0, "record count: expected at most 65536");
     refused(&cut(PROGRAMS, |p| p.push(0)), "PROGRAMS", 0, "size: expected a multiple of 32");
