@@ -17,8 +17,9 @@ pub const DECODE_BYTES: usize = 1_500_000_000;
 /// Most images of one request, and samples of one call: beyond any use, and far from overflowing anything.
 pub const MAX_IMAGES: usize = 1 << 16;
 
-/// What to make.
+/// What to make: [`Request::new`] gives the model's own settings, to be changed field by field.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Request {
     /// What each image shows; their number is the number of images.
     pub prompts: Prompts,

@@ -53,7 +53,7 @@ pub fn request<D: AsRef<[u8]>>(model: &Model<'_, D>, size: [usize; 2]) -> Reques
 /// Uses `model` in every way, at latents of `size`.
 pub fn uses<B: Backend, D: AsRef<[u8]>>(backend: &B, model: &Model<'_, D>, size: [usize; 2]) -> Vec<Use> {
     let mut session = Session::new(model, backend);
-    let request = request(model, size);
+    let mut request = request(model, size);
     let image = run(&mut session, request.clone());
     let prompts = image.as_ref().ok().map(|output| output.prompts.clone());
     let numbers = |output: Output| [output.latents, output.images].concat();
@@ -61,8 +61,9 @@ pub fn uses<B: Backend, D: AsRef<[u8]>>(backend: &B, model: &Model<'_, D>, size:
     let [h, w] = request.pixels(model);
     if (model.image_encoder.is_some() || !model.decoder) && h * w <= MOST_MEMORY {
         let pictures = (0..h * w * 3).map(|i| (i % 17) as f32 / 16.0).collect();
-        let init = Some(InitImage { pictures, strength: 0.9, mask: None });
-        let made = run(&mut session, Request { init, refiner_start: 1.0, ..request }).map(numbers);
+        request.init = Some(InitImage { pictures, strength: 0.9, mask: None });
+        request.refiner_start = 1.0;
+        let made = run(&mut session, request).map(numbers);
         uses.push(Use { name: "image from an image", made });
     }
     if let Some(prompts) = prompts {

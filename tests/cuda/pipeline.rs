@@ -134,7 +134,8 @@ fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize
     let map = aquatint::raw::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let model = aquatint::model::Model::new(&packed).unwrap();
-    let request = Request { steps, ..Request::new(&model, Prompts::Classes(labels.to_vec())) };
+    let mut request = Request::new(&model, Prompts::Classes(labels.to_vec()));
+    request.steps = steps;
     let cpu = {
         let cpu = Cpu::best();
         Session::new(&model, &cpu).run(request.clone())
@@ -218,7 +219,8 @@ fn memory_is_what_was_announced() {
     let map = aquatint::raw::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
     let packed = Packed::new(map).unwrap();
     let model = aquatint::model::Model::new(&packed).unwrap();
-    let request = Request { steps: 1, ..Request::new(&model, Prompts::Classes(vec![3])) };
+    let mut request = Request::new(&model, Prompts::Classes(vec![3]));
+    request.steps = 1;
     let plans = Plans::new(&CudaSizing { narrow: Element::F16 }, &model, &request).unwrap();
     let announced = CudaSizing::device_bytes(packed.data().len(), plans.peak());
 

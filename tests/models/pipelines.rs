@@ -68,15 +68,13 @@ fn make(packed: &Packed<FileBytes>, tier: Tier, name: &str, run: &Run, tensors: 
                 Prompts::Texts(Texts { prompts: run.prompts.clone(), negatives, style: PromptStyle::Plain })
             }
         };
-        let mut request = Request {
-            steps: run.steps,
-            guidance_scale: run.guidance,
-            guidance_rescale: run.rescale.unwrap_or(0.0),
-            refiner_start: run.refiner.unwrap_or(1.0),
-            seed: run.seed.unwrap_or(0),
-            noise: NoiseSource::Torch,
-            ..Request::new(&model, subjects)
-        };
+        let mut request = Request::new(&model, subjects);
+        request.steps = run.steps;
+        request.guidance_scale = run.guidance;
+        request.guidance_rescale = run.rescale.unwrap_or(0.0);
+        request.refiner_start = run.refiner.unwrap_or(1.0);
+        request.seed = run.seed.unwrap_or(0);
+        request.noise = NoiseSource::Torch;
         let dims = tensors.get(&format!("{name}.latents")).1;
         request.latent_size = [dims[2], dims[3]];
         request.latents = tensors.find(&format!("{name}.noise")).map(|t| t.0);
@@ -138,7 +136,9 @@ fn texts(prompts: &[&str], negatives: &[&str], style: PromptStyle) -> Texts {
 /// A request for `prompts`, with noise of its own.
 fn request(model: &Model<'_, FileBytes>, prompts: &[&str], not: &[&str]) -> Request {
     let prompts = Prompts::Texts(texts(prompts, not, PromptStyle::Weighted));
-    Request { steps: 3, latent_size: [8, 12], ..Request::new(model, prompts) }
+    let mut request = Request::new(model, prompts);
+    (request.steps, request.latent_size) = (3, [8, 12]);
+    request
 }
 
 #[test]
@@ -240,8 +240,9 @@ fn memory_bounds_what_is_made_at_once() {
     let whole = session.plans(&request).unwrap();
     assert_eq!((whole.batch_size, whole.tile), (3, [32, 24]));
     let made = session.run(request.clone()).unwrap();
-    let one = session.plans(&Request { batch_size: 1, ..request.clone() }).unwrap();
-    request.max_memory = Some(one.denoisers[0].arena);
+    request.batch_size = 1;
+    request.max_memory = Some(session.plans(&request).unwrap().denoisers[0].arena);
+    request.batch_size = 3;
     let bounded = session.plans(&request).unwrap();
     assert_eq!(bounded.batch_size, 1);
     let images = |output: &Output| output.images.clone();
@@ -268,7 +269,8 @@ fn the_emulated_device_makes_the_cpus_pictures() {
     let packed = pack("v1", None);
     let model = Model::new(&packed).unwrap();
     let cpu = &Cpu::new(Scalar);
-    let here = Request { steps: 2, ..request(&model, &["a red cat"], &["fog"]) };
+    let mut here = request(&model, &["a red cat"], &["fog"]);
+    here.steps = 2;
     let want = Session::new(&model, cpu).run(here.clone()).unwrap();
     let cuda = Cuda::new(Emulated::new(3), packed.data(), Element::F32).unwrap();
     let got = Session::new(&model, &cuda).run(here).unwrap();

@@ -195,7 +195,8 @@ fn refused_when_planned(file: &AlignedBytes, prompts: Prompts, sizes: &[[usize; 
     let cpu = Cpu::new(Scalar);
     let mut session = Session::new(&model, &cpu);
     for &latent_size in sizes {
-        let request = Request { latent_size, steps: 1, ..Request::new(&model, prompts.clone()) };
+        let mut request = Request::new(&model, prompts.clone());
+        (request.latent_size, request.steps) = (latent_size, 1);
         let sample = vec![0.0; prompts.len() * model.latents.len(latent_size)];
         for result in [session.plans(&request).map(|_| ()), session.run(request).map(|_| ())] {
             let e = result.expect_err("no such size");

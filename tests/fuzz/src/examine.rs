@@ -2,7 +2,7 @@
 
 use crate::subjects::Subject;
 use aquatint::model::Model;
-use aquatint::pipeline::{Plans, Prompts, Request};
+use aquatint::pipeline::{Plans, Prompts};
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::{Cpu, Tier};
 use aquatint::raw::backend::cuda::{Cuda, CudaSizing};
@@ -44,7 +44,8 @@ pub fn examine(subject: &Subject, file: &Sealed, rng: &mut Rng) -> Outcome {
     let Ok(model) = Model::new(&packed) else { return outcome };
     let places = differences(subject, file);
     let size = if places.is_some() { subject.size } else { small(&model) };
-    let request = Request { prompts: Prompts::blank(&model, 2), ..request(&model, size) };
+    let mut request = request(&model, size);
+    request.prompts = Prompts::blank(&model, 2);
     for narrow in [Element::F16, Element::F32] {
         // Whether it fits is all the same.
         let _ = Plans::new(&CudaSizing { narrow }, &model, &request);
