@@ -3,7 +3,8 @@
 //! Owns rounding to bytes, contact sheets, and the text that image tools read back. Writes PNG only; reads PNG and JPEG.
 
 use std::{
-    io::{self, Write},
+    fs::File,
+    io::{self, BufReader, Write},
     path::Path,
 };
 
@@ -13,6 +14,11 @@ use ::image::{Rgb, imageops};
 
 use crate::error::{Error, Result};
 use crate::whole_file;
+
+/// Most bytes that reading a picture may take: a guard against files that claim to be enormous.
+const MOST_BYTES: u64 = 1 << 30;
+/// The same for reading a picture's text.
+const MOST_TEXT: usize = 1 << 26;
 
 /// Pixels between the pictures of a [`grid`].
 pub const GAP: u32 = 2;
@@ -126,62 +132,29 @@ fn latin1(text: &str) -> bool {
     text.chars().all(|c| u32::from(c) < 256)
 }
 
-/// What made a picture, for [`parameters`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PngParameters<'a> {
-    /// The prompt; may have several lines.
-    pub prompt: &'a str,
-    /// The negative prompt; left out when empty.
-    pub negative: &'a str,
-    /// Sampling steps.
-    pub steps: usize,
-    /// The sampler's title, for example `DPM++ 2M`.
-    pub sampler: &'a str,
-    /// Guidance scale.
-    pub cfg_scale: f32,
-    /// The seed of this very picture.
-    pub seed: u64,
-    /// Width in pixels.
-    pub width: u32,
-    /// Height in pixels.
-    pub height: u32,
-    /// Hash of the model file, hexadecimal; left out when empty.
-    pub model_hash: &'a str,
-    /// Name of the model; left out when empty.
-    pub model: &'a str,
-}
-
-/// The text of the `parameters` chunk, in the layout of the Stable Diffusion web UI, which image tools read back:
+/// The text that a PNG has under `keyword`, in a tEXt, zTXt or iTXt chunk before or behind its pixels.
 ///
-/// ```text
-/// <prompt>
-/// Negative prompt: <negative>
-/// Steps: 20, Sampler: DDIM, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 0123abcd, Model: name
-/// ```
-pub fn parameters(parameters: &PngParameters) -> String {
-    let PngParameters { prompt, negative, steps, sampler, cfg_scale, seed, width, height, model_hash, model } =
-        *parameters;
-    let mut text = format!("{prompt}\n");
-    if !negative.is_empty() {
-        text += &format!("Negative prompt: {negative}\n");
+/// # Errors
+/// [`Error::Io`] if the file cannot be read, [`Error::Request`] if it is no PNG or has no such text.
+pub fn read_text(path: &Path, keyword: &str) -> Result<String> {
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    let wrong =
+        |got: String| Error::request(path.display().to_string(), format!("a PNG with the text `{keyword}`"), got);
+    let limits = png::Limits { bytes: MOST_TEXT };
+    let mut reader =
+        png::Decoder::new_with_limits(BufReader::new(file), limits).read_info().map_err(|e| wrong(e.to_string()))?;
+    let text = |info: &png::Info| -> Option<String> {
+        let latin1 =
+            info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == keyword).map(|c| c.text.clone());
+        let packed = || info.compressed_latin1_text.iter().find(|c| c.keyword == keyword)?.get_text().ok();
+        let utf8 = || info.utf8_text.iter().find(|c| c.keyword == keyword)?.get_text().ok();
+        latin1.or_else(packed).or_else(utf8)
+    };
+    if let Some(text) = text(reader.info()) {
+        return Ok(text);
     }
-    let sampler = quoted(sampler);
-    text +=
-        &format!("Steps: {steps}, Sampler: {sampler}, CFG scale: {cfg_scale}, Seed: {seed}, Size: {width}x{height}");
-    for (key, value) in [("Model hash", model_hash), ("Model", model)] {
-        if !value.is_empty() {
-            text += &format!(", {key}: {}", quoted(value));
-        }
-    }
-    text
-}
-
-/// `text` as the web UI's parser wants a value: a JSON string when it holds a separator.
-fn quoted(text: &str) -> String {
-    match text.contains([',', ':', '\n']) {
-        true => serde_json::Value::from(text).to_string(),
-        false => text.to_string(),
-    }
+    reader.finish().map_err(|e| wrong(e.to_string()))?;
+    text(reader.info()).ok_or_else(|| wrong("none".into()))
 }
 
 /// The output name for picture `index`: `%d` in `pattern` becomes the index, `%03d` the index with at least three
@@ -222,8 +195,6 @@ pub fn numbered(pattern: &str, index: usize) -> Result<String> {
     }
     Ok(name)
 }
-/// Most bytes that reading a picture may take: a guard against files that claim to be enormous.
-const MOST_BYTES: u64 = 1 << 30;
 
 /// A picture as it was read.
 #[derive(Clone, Debug)]

@@ -74,6 +74,7 @@
 pub mod error;
 mod hoist;
 pub mod image;
+pub mod infotext;
 mod letters;
 pub mod model;
 pub mod options;

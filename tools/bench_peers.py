@@ -1,97 +1,223 @@
 #!/usr/bin/env python3
-"""Times Stable Diffusion's UNet and decoder on a CPU in PyTorch (f32) and OpenVINO (W8A8 by NNCF): what `aquatint bench`
-is compared with, on the same machine in one run.
+"""Times Stable Diffusion's UNet and decoder on a CPU in Aquatint and its peers, by turns in one run, and tells the memory
+that each takes.
 
-    python tools/bench_peers.py MODEL_DIR [--threads 2] [--repeat 4] [--part unet] [--part vae] [--peer torch] [--peer openvino]
+    python tools/bench_peers.py MODEL_DIR [--aquatint FILE.aqt] [--sdcpp FILE.gguf] [--peer NAME]... [--rounds 3] [--threads 2]
 
 MODEL_DIR is a StableDiffusionPipeline directory, such as `packer synth sd15 -o DIR` makes; one call is one sample of the
-model's own size. NNCF calibrates on a single random sample, which is enough for timing and for nothing else. Needs torch,
+model's own size. Peers: PyTorch (f32), OpenVINO (W8A8 by NNCF), and, if their files are given, Aquatint
+(`target/release/aquatint`) and stable-diffusion.cpp (`sd-cli` on the path). Every turn is a process of its own: it
+loads what it needs, makes one call to warm up, then the timed ones. Memory is the most that was resident in a process that
+made a picture: text encoder, UNet, decoder; PyTorch's and OpenVINO's leave the text encoder out.
+
+NNCF calibrates on a single random sample, which is enough for timing and for nothing else. Its result is kept beside
+MODEL_DIR. Results of PyTorch's and OpenVINO's calls are compared with each other before anything is timed. Needs torch,
 diffusers, openvino and nncf.
 """
 
 import argparse
 import json
+import os
+import pathlib
+import re
 import statistics
+import subprocess
+import sys
 import time
 
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+PARTS = ["unet", "vae"]
+CALLS = 3
 
 
-class Denoiser(torch.nn.Module):
-    def __init__(self, directory):
-        super().__init__()
-        self.unet = UNet2DConditionModel.from_pretrained(directory, subfolder="unet").float()
-        config = self.unet.config
-        size = (1, config.in_channels, config.sample_size, config.sample_size)
-        self.inputs = torch.randn(size), torch.tensor([500.0]), torch.randn(1, 77, config.cross_attention_dim)
+def inputs(directory, part):
+    """Random inputs of the model's own size, in the order of the part's arguments."""
+    import torch
 
-    def forward(self, sample, timestep, context):
-        return self.unet(sample, timestep, context, return_dict=False)[0]
-
-
-class Decoder(torch.nn.Module):
-    def __init__(self, directory):
-        super().__init__()
-        self.vae = AutoencoderKL.from_pretrained(directory, subfolder="vae").float()
-        # The images' size of the file, in latents.
-        side = self.vae.config.sample_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.inputs = (torch.randn(1, self.vae.config.latent_channels, side, side),)
-
-    def forward(self, latents):
-        return self.vae.decode(latents, return_dict=False)[0]
+    torch.manual_seed(1)
+    unet = json.loads((pathlib.Path(directory) / "unet/config.json").read_text())
+    size = (1, unet["in_channels"], unet["sample_size"], unet["sample_size"])
+    if part == "vae":
+        return (torch.randn(size),)
+    return torch.randn(size), torch.tensor([500.0]), torch.randn(1, 77, unet["cross_attention_dim"])
 
 
-def in_torch(model, _):
-    return lambda: model(*model.inputs).numpy()
+def in_torch(directory, part, threads):
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    class Denoiser(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unet = UNet2DConditionModel.from_pretrained(directory, subfolder="unet").float()
+
+        def forward(self, sample, timestep, context):
+            return self.unet(sample, timestep, context, return_dict=False)[0]
+
+    class Decoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vae = AutoencoderKL.from_pretrained(directory, subfolder="vae").float()
+
+        def forward(self, latents):
+            return self.vae.decode(latents, return_dict=False)[0]
+
+    torch.set_num_threads(threads)
+    model = (Denoiser if part == "unet" else Decoder)().eval()
+    arguments = inputs(directory, part)
+
+    def call():
+        with torch.inference_mode():
+            return model(*arguments).numpy()
+
+    return call, model
 
 
-def in_openvino(model, threads):
+def kept(directory, part):
+    return f"{directory.rstrip('/')}-openvino-{part}.xml"
+
+
+def quantize(directory, threads):
+    """Writes OpenVINO's W8A8 networks beside the model, unless they are there."""
     import nncf
     import openvino
 
-    arrays = [x.numpy() for x in model.inputs]
-    converted = openvino.convert_model(model, example_input=model.inputs)
-    converted.reshape({port.any_name: list(x.shape) for port, x in zip(converted.inputs, arrays)})
-    kind = nncf.ModelType.TRANSFORMER if isinstance(model, Denoiser) else None
-    quantized = nncf.quantize(
-        converted, nncf.Dataset([tuple(arrays)]), subset_size=1, model_type=kind, preset=nncf.QuantizationPreset.MIXED
-    )
+    for part in PARTS:
+        if os.path.exists(kept(directory, part)):
+            continue
+        _, model = in_torch(directory, part, threads)
+        arguments = inputs(directory, part)
+        arrays = [x.numpy() for x in arguments]
+        converted = openvino.convert_model(model, example_input=arguments)
+        converted.reshape({port.any_name: list(x.shape) for port, x in zip(converted.inputs, arrays)})
+        kind = nncf.ModelType.TRANSFORMER if part == "unet" else None
+        quantized = nncf.quantize(
+            converted, nncf.Dataset([tuple(arrays)]), subset_size=1, model_type=kind,
+            preset=nncf.QuantizationPreset.MIXED,
+        )
+        openvino.save_model(quantized, kept(directory, part))
+
+
+def in_openvino(directory, part, threads):
+    import openvino
+
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(quantized, "CPU", config).create_infer_request()
-    return lambda: request.infer(arrays)[0]
+    request = openvino.Core().compile_model(kept(directory, part), "CPU", config).create_infer_request()
+    arrays = [x.numpy() for x in inputs(directory, part)]
+    return lambda: request.infer(arrays)[0], request
 
 
-PARTS = {"unet": Denoiser, "vae": Decoder}
-PEERS = {"torch": in_torch, "openvino": in_openvino}
+PYTHON = {"torch": in_torch, "openvino": in_openvino}
+
+
+def turn(peer, directory, threads, save):
+    """A process of its own: both parts loaded, as for a picture, then called. Prints the times of its calls."""
+    calls = {part: PYTHON[peer](directory, part, threads) for part in PARTS}
+    for part, (call, _) in calls.items():
+        result = call()
+        if save:
+            result.tofile(f"{save}.{part}")
+        times = []
+        for _ in range(CALLS):
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+        print(json.dumps({"part": part, "times": times}), flush=True)
+
+
+def run(command):
+    """Output and most resident bytes of a process."""
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    assert status == 0, f"{' '.join(command)}:\n{output[-2000:]}"
+    return output, usage.ru_maxrss * 1024
+
+
+def python_turn(peer, args, save=None):
+    command = [sys.executable, __file__, args.model, "--turn", peer, "--threads", str(args.threads)]
+    output, memory = run(command + (["--save", save] if save else []))
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"part"')]
+    return {line["part"]: line["times"] for line in lines}, memory
+
+
+def aquatint_turn(args):
+    program, threads = "target/release/aquatint", ["--threads", str(args.threads)]
+    output, _ = run([program, "bench", args.aquatint, "--batch-size", "1", "--repeat", str(CALLS), "--json", *threads])
+    report = json.loads(output)
+    times = {"unet": [report["denoiser"]["median"]], "vae": [report["decoder"]["median"]]}
+    picture = ["run", args.aquatint, "-p", "a red cat", "-g", "1", "--steps", "1", "--quiet", "-o", "/tmp/aquatint.png"]
+    return times, run([program, *picture, *threads])[1]
+
+
+def sdcpp_turn(args):
+    picture = ["-p", "a red cat", "--cfg-scale", "1", "--steps", str(CALLS), "-H", "512", "-W", "512", "-o", "/tmp/sdcpp.png"]
+    output, memory = run(["sd-cli", "-m", args.sdcpp, *picture, "--sampling-method", "euler", "-t", str(args.threads), "-v"])
+    seconds = {
+        part: float(re.search(rf"{what} completed, taking ([\d.]+)s", output)[1])
+        for part, what in [("unet", "sampling"), ("vae", "decode_first_stage")]
+    }
+    return {"unet": [seconds["unet"] / CALLS], "vae": [seconds["vae"]]}, memory
+
+
+def compare(args):
+    """How far OpenVINO's results are from PyTorch's: a bench of wrong results is none."""
+    import numpy
+
+    folder = pathlib.Path(args.model).resolve().parent
+    results = {}
+    for peer in ["torch", "openvino"]:
+        python_turn(peer, args, str(folder / peer))
+        for part in PARTS:
+            file = folder / f"{peer}.{part}"
+            results[peer, part] = numpy.fromfile(file, numpy.float32)
+            file.unlink()
+    for part in PARTS:
+        want, got = results["torch", part], results["openvino", part]
+        error = float(((got - want) ** 2).mean() ** 0.5 / (want**2).mean() ** 0.5)
+        assert error < 0.5, f"OpenVINO's {part} is {error:.2f} off; nothing was timed"
+        print(f"OpenVINO's {part} is {error:.3f} off PyTorch's")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--aquatint", metavar="FILE.aqt")
+    parser.add_argument("--sdcpp", metavar="FILE.gguf")
+    parser.add_argument("--peer", action="append", choices=PYTHON, help="of the two in Python [default: both]")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=4)
-    parser.add_argument("--part", action="append", choices=PARTS)
-    parser.add_argument("--peer", action="append", choices=PEERS)
+    parser.add_argument("--turn", choices=PYTHON, help=argparse.SUPPRESS)
+    parser.add_argument("--quantize", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--save", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(1)
-    with torch.inference_mode():
-        for part in args.part or PARTS:
-            model = PARTS[part](args.model).eval()
-            want = model(*model.inputs).numpy()
-            for peer in args.peer or PEERS:
-                call = PEERS[peer](model, args.threads)
-                got = call()
-                error = float(((got - want) ** 2).mean() ** 0.5 / (want**2).mean() ** 0.5)
-                assert error < 0.5, f"{peer}'s {part} is {error:.2f} off; nothing was timed"
-                times = []
-                for _ in range(args.repeat):
-                    begin = time.perf_counter()
-                    call()
-                    times.append(time.perf_counter() - begin)
-                median = statistics.median(times)
-                print(json.dumps({"part": part, "peer": peer, "median": median, "best": min(times), "error": error}), flush=True)
+    if args.quantize:
+        return quantize(args.model, args.threads)
+    if args.turn:
+        return turn(args.turn, args.model, args.threads, args.save)
+
+    peers = args.peer or list(PYTHON)
+    turns = {}
+    if args.aquatint:
+        turns["aquatint"] = lambda: aquatint_turn(args)
+    for peer in peers:
+        turns[peer] = lambda peer=peer: python_turn(peer, args)
+    if args.sdcpp:
+        turns["stable-diffusion.cpp"] = lambda: sdcpp_turn(args)
+    if "openvino" in peers:
+        # In a process of its own: what a parent held when it started a child counts as the child's.
+        run([sys.executable, __file__, args.model, "--quantize", "--threads", str(args.threads)])
+        compare(args)
+    seen = {name: ({part: [] for part in PARTS}, []) for name in turns}
+    for _ in range(args.rounds):
+        for name, one in turns.items():
+            times, memory = one()
+            for part in PARTS:
+                seen[name][0][part].append(statistics.median(times[part]))
+            seen[name][1].append(memory)
+            print(name, {part: round(seen[name][0][part][-1], 3) for part in PARTS}, f"{memory / 1e9:.2f} GB", flush=True)
+    for name, (times, memory) in seen.items():
+        spans = ", ".join(f"{part} {min(times[part]):.2f} to {max(times[part]):.2f} s" for part in PARTS)
+        print(f"{name}: {spans}; {max(memory) / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 //! `aquatint bench`: where the time goes.
 
-use super::device::{Choice, with_backend};
+use super::device::{Choice, with_backend, with_threads};
 use super::{Device, model, say, say_json};
 use aquatint::model::Model;
 use aquatint::options::MAX_IMAGES;
@@ -106,7 +106,7 @@ impl Bench {
         open: f64,
         uploads: &[(WeightPath, f64)],
     ) -> Result<()> {
-        let name = backend.name();
+        let name = with_threads(backend);
         let ceilings = backend.ceilings()?;
         let denoiser = self.time(backend, model, Role::Denoiser, self.batch_size)?;
         let step = self.step(backend, model)?;

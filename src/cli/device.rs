@@ -1,6 +1,7 @@
 //! `--device`: where to compute, and `--list-devices`.
 
 use super::{bytes, say, say_json};
+use aquatint::raw::backend::Backend;
 use aquatint::raw::backend::cpu::Tier;
 use aquatint::raw::backend::cuda::device::{DeviceInfo, devices, find_devices, inspect};
 use aquatint::{Error, Result};
@@ -52,6 +53,11 @@ macro_rules! with_backend {
     };
 }
 pub(super) use with_backend;
+
+/// What computes, for people, and the host's threads.
+pub fn with_threads<B: Backend>(backend: &B) -> String {
+    format!("{}, {} threads", backend.name(), rayon::current_num_threads())
+}
 
 impl Device {
     /// The device asked for.

@@ -22,9 +22,12 @@ pub struct PromptArgs {
     /// Classes by number or name, separated by commas; one image each
     #[arg(long, alias = "cls_id", value_name = "LIST", value_delimiter = ',')]
     pub class_labels: Vec<String>,
-    /// Images per prompt or class
-    #[arg(long, alias = "n_imgs", default_value_t = 1, value_name = "N")]
-    pub n_imgs: usize,
+    /// Images per prompt or class [default: 1]
+    #[arg(long, alias = "n_imgs", value_name = "N")]
+    pub n_imgs: Option<usize>,
+    /// Refuse prompts with parts that other programs act on and this one reads as words, such as <lora:name:1>
+    #[arg(long)]
+    pub strict: bool,
 }
 
 impl PromptArgs {
@@ -35,7 +38,7 @@ impl PromptArgs {
             negatives: self.negative.clone(),
             plain: self.plain_prompt,
             class_labels: self.class_labels.clone(),
-            n_imgs: Some(self.n_imgs),
+            n_imgs: self.n_imgs,
         }
     }
 }
@@ -101,6 +104,7 @@ impl SamplingArgs {
             sigmas: self.sigmas.map(sigmas),
             variance: self.variance,
             clip_sample: self.clip_sample,
+            ..SamplingOptions::default()
         }
     }
 }
@@ -135,9 +139,9 @@ pub struct InitArgs {
     /// Make only the white part of this image anew
     #[arg(long, requires = "init_image", value_name = "FILE")]
     pub mask: Option<PathBuf>,
-    /// How far the result may stray from the image, 0 to 1
-    #[arg(long, requires = "init_image", default_value_t = 0.75, value_name = "SHARE")]
-    strength: f64,
+    /// How far the result may stray from the image, 0 to 1 [default: 0.75]
+    #[arg(long, requires = "init_image", value_name = "SHARE")]
+    strength: Option<f64>,
     /// Fraction of the run after which the refiner takes over (1: never). For files with a refiner [default: 0.8]
     #[arg(long, alias = "high-noise-frac", value_name = "SHARE")]
     pub refiner_start: Option<f64>,

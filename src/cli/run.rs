@@ -1,12 +1,14 @@
 //! `aquatint run`.
 
-use super::device::with_backend;
-use super::options::{InitArgs, PromptArgs, SamplingArgs, SizeArgs, read_tensors};
+use super::device::{with_backend, with_threads};
+use super::options::{InitArgs, PromptArgs, SamplingArgs, SizeArgs};
 use super::tensors::write;
 use super::{Device, model, say, say_json};
-use aquatint::image::{self, PngParameters, from_nhwc, grid, numbered, write_png};
+use aquatint::error::one_line;
+use aquatint::image::{self, from_nhwc, grid, numbered, write_png};
+use aquatint::infotext::Infotext;
 use aquatint::model::Model;
-use aquatint::options::{NamedTensor, RequestOptions};
+use aquatint::options::{Made, NamedTensor, RequestOptions, Tensors, infotext};
 use aquatint::pipeline::{Event, NoiseSource, Output, Plans, Request, Session, swap_last_axes};
 use aquatint::raw::backend::Backend;
 use aquatint::raw::plan::Plan;
@@ -15,15 +17,19 @@ use aquatint::{Error, Result};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// The keyword of the text in a PNG that tells how it was made.
+const TEXT: &str = "parameters";
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Rng {
     /// One stream per image: image k is the same alone or in a batch
     Fast,
-    /// torch's CPU generator, as diffusers' pipelines use it
+    /// torch's CPU generators, as diffusers' pipelines use a list of them; the same holds
     Torch,
 }
 
@@ -36,12 +42,15 @@ pub struct Run {
     prompts: PromptArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Seed; with --rng fast, image k is that of seed + k alone, with torch all images share one stream of noise
-    #[arg(long, default_value_t = 42, value_name = "K")]
-    seed: u64,
-    /// Where the noise comes from
-    #[arg(long, value_enum, default_value = "fast")]
-    rng: Rng,
+    /// Make a picture again as its text tells; options given beside it come first
+    #[arg(long, value_name = "PNG")]
+    from: Option<PathBuf>,
+    /// Seed; image k is that of seed + k alone [default: 42]
+    #[arg(long, value_name = "K")]
+    seed: Option<u64>,
+    /// Where the noise comes from [default: fast]
+    #[arg(long, value_enum)]
+    rng: Option<Rng>,
     #[command(flatten)]
     size: SizeArgs,
     #[command(flatten)]
@@ -86,27 +95,36 @@ impl Run {
         let choice = self.device.choice()?;
         let packed = model::open(self.model.as_deref())?;
         let model = Model::new(&packed)?;
-        let tensors = self.inputs.as_deref().map(read_tensors).transpose()?;
-        let request = self.options()?.request(&model, tensors)?;
+        let inputs = self.inputs.as_deref().map(|path| fs::read(path).map_err(Error::io("read", path))).transpose()?;
+        let options = self.options(&model, inputs.as_deref())?;
+        let tensors = inputs.as_deref().zip(self.inputs.as_deref());
+        let tensors = tensors.map(|(bytes, path)| Tensors::new(path.display().to_string(), bytes)).transpose()?;
+        let request = options.request(&model, tensors)?;
         self.check_outputs(request.prompts.len())?;
+        options.warnings().iter().for_each(|warning| self.warn(warning));
 
         let bar = self.bar();
         let mut steps = Clock::default();
-        let output = self.device.install(|| {
+        let (output, tile, device) = self.device.install(|| {
             with_backend!(choice, packed, backend => {
                 let mut session = Session::new(&model, &backend);
                 let plans = session.plans(&request)?;
                 session.keep_at_most(plans.peak());
                 if self.verbose && !self.quiet && !self.json {
-                    bar.suspend(|| say(format_args!("{}, {}", backend.name(), memory_line(&plans))));
+                    bar.suspend(|| say(format_args!("{}, {}", with_threads(&backend), memory_line(&plans))));
                 }
                 let job = session.job(request.clone())?;
-                job.cut().iter().for_each(|cut| self.warn(cut));
-                job.finish_with(|_, event| steps.see(&event, &bar))
+                for cut in job.cut() {
+                    self.warn(&format!("the prompt is longer than the text encoder reads at once; cut off: {cut:?}"));
+                }
+                let output = job.finish_with(|_, event| steps.see(&event, &bar))?;
+                Ok::<_, Error>((output, plans.tile, backend.name()))
             })
         })??;
         bar.finish_and_clear();
-        let files = self.write(&model, &request, &output)?;
+        let name = model::name(self.model.as_deref());
+        let made = Made { model: &name, device: &device, tile, inputs: inputs.as_deref() };
+        let files = self.write(&model, &request, &output, &made)?;
         self.report(&model, &request, &output, &files, &steps, begin.elapsed().as_secs_f64());
         Ok(())
     }
@@ -149,36 +167,47 @@ impl Run {
         }
     }
 
-    /// The options as the library takes them; reads the initial image.
-    fn options(&self) -> Result<RequestOptions> {
-        Ok(RequestOptions {
+    /// The options as the library takes them; reads the initial image and the picture to make again.
+    fn options<D: AsRef<[u8]>>(&self, model: &Model<'_, D>, inputs: Option<&[u8]>) -> Result<RequestOptions> {
+        let mut options = RequestOptions {
             prompts: self.prompts.options(),
             sampling: self.sampling.options(),
             size: self.size.options(),
             init: self.init.options()?,
             refiner_start: self.init.refiner_start,
-            seed: Some(self.seed),
-            noise: match self.rng {
+            seed: self.seed,
+            noise: self.rng.map(|rng| match rng {
                 Rng::Fast => NoiseSource::Fast,
                 Rng::Torch => NoiseSource::Torch,
-            },
+            }),
             batch_size: self.batch_size,
             max_memory: self.max_memory,
             vae_tile: self.vae_tile,
-        })
+            strict: self.prompts.strict,
+        };
+        if let Some(picture) = &self.from {
+            let text = Infotext::parse(&image::read_text(picture, TEXT)?);
+            options.recall(&text, model, inputs)?.iter().for_each(|remark| self.warn(remark));
+        }
+        Ok(options)
     }
 
-    /// Tells what of a prompt the text encoder did not read.
-    fn warn(&self, cut: &str) {
+    fn warn(&self, what: &str) {
         if !self.quiet {
-            eprintln!("warning: the prompt is longer than the text encoder reads at once; cut off: {cut:?}");
+            eprintln!("warning: {}", one_line(what));
         }
     }
 
     /// Refuses outputs that could not be written, before anything is computed.
     fn check_outputs(&self, n: usize) -> Result<()> {
-        let inputs: Vec<&Path> =
-            self.model.iter().chain(self.init.files()).chain(&self.inputs).map(PathBuf::as_path).collect();
+        let inputs: Vec<&Path> = self
+            .model
+            .iter()
+            .chain(self.init.files())
+            .chain(&self.inputs)
+            .chain(&self.from)
+            .map(PathBuf::as_path)
+            .collect();
         let sheet = !self.output.contains('%');
         for k in 0..if sheet { 1 } else { n } {
             let png = if sheet { self.output.clone() } else { numbered(&self.output, k)? };
@@ -203,7 +232,13 @@ impl Run {
     }
 
     /// Writes everything asked for; gives the names of the images' files.
-    fn write<D: AsRef<[u8]>>(&self, model: &Model<'_, D>, request: &Request, output: &Output) -> Result<Vec<String>> {
+    fn write<D: AsRef<[u8]>>(
+        &self,
+        model: &Model<'_, D>,
+        request: &Request,
+        output: &Output,
+        made: &Made<'_>,
+    ) -> Result<Vec<String>> {
         let n = request.prompts.len();
         let [h, w] = output.size;
         if let Some(path) = &self.outputs {
@@ -218,47 +253,19 @@ impl Run {
             write(path, &tensors)?;
         }
         let images = from_nhwc(&output.images, n, h as u32, w as u32)?;
-        let text = |images: std::ops::Range<usize>| self.parameters(model, request, output.size, images);
+        let text = |images: std::ops::Range<usize>| infotext(model, request, made, images).to_string();
         if !self.output.contains('%') {
             let sheet = grid(&images, (n as f64).sqrt().ceil() as usize)?;
-            write_png(&self.output, &sheet, &[("parameters", &text(0..n))])?;
+            write_png(&self.output, &sheet, &[(TEXT, &text(0..n))])?;
             return Ok(vec![self.output.clone()]);
         }
         let mut files = Vec::with_capacity(n);
         for (k, image) in images.iter().enumerate() {
             let path = numbered(&self.output, k)?;
-            write_png(&path, image, &[("parameters", &text(k..k + 1))])?;
+            write_png(&path, image, &[(TEXT, &text(k..k + 1))])?;
             files.push(path);
         }
         Ok(files)
-    }
-
-    /// The text of a PNG that shows these images of a request.
-    fn parameters<D: AsRef<[u8]>>(
-        &self,
-        model: &Model<'_, D>,
-        request: &Request,
-        [h, w]: [usize; 2],
-        images: std::ops::Range<usize>,
-    ) -> String {
-        let first = images.start as u64;
-        let mut prompts: Vec<[String; 2]> = images.map(|i| request.prompts.describe(i, model)).collect();
-        prompts.dedup();
-        let joined = |side: usize| prompts.iter().map(|t| t[side].as_str()).collect::<Vec<_>>().join(", ");
-        let hash = format!("{:032x}", model.packed().hash());
-        image::parameters(&PngParameters {
-            prompt: &joined(0),
-            negative: &joined(1),
-            steps: request.steps,
-            sampler: request.sampler.kind.title(),
-            cfg_scale: request.guidance_scale,
-            // torch's images share a stream: the request's seed makes them all, and no other seed one of them alone.
-            seed: request.seed.wrapping_add(if request.noise == NoiseSource::Fast { first } else { 0 }),
-            width: w as u32,
-            height: h as u32,
-            model_hash: &hash[..10],
-            model: &model::name(self.model.as_deref()),
-        })
     }
 }
 

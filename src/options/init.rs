@@ -6,6 +6,9 @@ use crate::image::Picture;
 use crate::model::{MAX_SIDE, Model};
 use crate::pipeline::{InitImage, Request};
 
+/// How far results stray from the image they begin with, unless the caller says otherwise: the web UI's default.
+pub const STRENGTH: f64 = 0.75;
+
 /// The image that a run begins with.
 #[derive(Clone, Debug)]
 pub struct InitOptions {
@@ -13,8 +16,8 @@ pub struct InitOptions {
     pub image: Picture,
     /// White where the image is made anew; everything is if absent.
     pub mask: Option<Picture>,
-    /// How far the result may stray from the image, 0 to 1.
-    pub strength: f64,
+    /// How far the result may stray from the image, 0 to 1; [`STRENGTH`] if absent.
+    pub strength: Option<f64>,
 }
 
 /// Sets where `request` begins, and when the refiner takes over.
@@ -42,6 +45,7 @@ pub(super) fn apply<D>(options: &RequestOptions, request: &mut Request, model: &
     }
     let size = request.latent_size.map(|n| n * scale);
     let mask = init.mask.as_ref().map(|mask| mask.brightness(size));
-    request.init = Some(InitImage { pictures: init.image.colours(size), strength: init.strength, mask });
+    request.init =
+        Some(InitImage { pictures: init.image.colours(size), strength: init.strength.unwrap_or(STRENGTH), mask });
     Ok(())
 }

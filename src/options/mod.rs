@@ -6,17 +6,19 @@
 
 mod init;
 mod prompts;
+mod recall;
 mod sampling;
 mod size;
 mod tensors;
 
 pub use init::InitOptions;
 pub use prompts::PromptOptions;
+pub use recall::{Made, infotext};
 pub use sampling::{SamplingOptions, Sigmas};
 pub use size::SizeOptions;
 pub use tensors::{NamedTensor, Tensors};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 pub use crate::pipeline::MAX_IMAGES;
 use crate::pipeline::{NoiseSource, Prompts, Request};
@@ -37,13 +39,15 @@ pub struct RequestOptions {
     /// Seed.
     pub seed: Option<u64>,
     /// Where noise comes from.
-    pub noise: NoiseSource,
+    pub noise: Option<NoiseSource>,
     /// Images per pass through the network.
     pub batch_size: Option<usize>,
     /// Most bytes of working memory.
     pub max_memory: Option<usize>,
     /// Rows and columns of latents that are decoded at once.
     pub vae_tile: Option<usize>,
+    /// Whether [`warnings`](Self::warnings) are errors.
+    pub strict: bool,
 }
 
 impl RequestOptions {
@@ -53,6 +57,9 @@ impl RequestOptions {
     /// [`Error::Request`](crate::Error::Request) that names an option, what would be accepted and what was given; for
     /// tensors that nobody has a use for, too.
     pub fn request<D: AsRef<[u8]>>(&self, model: &Model<'_, D>, tensors: Option<Tensors>) -> Result<Request> {
+        if let Some(warning) = self.warnings().into_iter().next().filter(|_| self.strict) {
+            return Err(Error::request("prompt", "nothing that this program does not do", warning));
+        }
         let guided = self.sampling.cfg_scale.unwrap_or(model.guidance_scale) > 1.0;
         let (prompts, latents) = match tensors {
             None => (self.prompts.prompts(model, None, true)?, None),
@@ -72,13 +79,45 @@ impl RequestOptions {
             request.latents = Some(values);
         }
         request.seed = self.seed.unwrap_or(request.seed);
-        request.noise = self.noise;
+        request.noise = self.noise.unwrap_or(request.noise);
         request.batch_size = self.batch_size.unwrap_or(request.batch_size);
         (request.max_memory, request.tile) = (self.max_memory, self.vae_tile);
         self.sampling.apply(&mut request)?;
         self.size.apply(&mut request, model)?;
         init::apply(self, &mut request, model)?;
+        self.check_effect(&request, model)?;
         Ok(request)
+    }
+
+    /// What of the prompts other programs would act on, and this one reads as words; for people.
+    pub fn warnings(&self) -> Vec<String> {
+        self.prompts.warnings()
+    }
+
+    /// Refuses options without an effect on `request`.
+    fn check_effect<D: AsRef<[u8]>>(&self, request: &Request, model: &Model<'_, D>) -> Result<()> {
+        let idle = |option: &str, expected: &str, got: &dyn std::fmt::Display| {
+            Err(Error::request(option, format!("{expected}, or it has no effect"), got))
+        };
+        if request.guidance_scale <= 1.0 {
+            let got = format!("cfg-scale {}", request.guidance_scale);
+            if !self.prompts.negatives.is_empty() {
+                return idle("negative", "a cfg-scale above 1", &got);
+            }
+            if request.guidance_rescale != 0.0 {
+                return idle("guidance-rescale", "a cfg-scale above 1", &got);
+            }
+        }
+        if self.vae_tile.is_some() && !model.decoder {
+            return idle("vae-tile", "a model with a decoder", &"one without");
+        }
+        if !request.draws_noise(model)? {
+            let given = [("seed", self.seed.is_some()), ("rng", self.noise.is_some())];
+            if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+                return idle(option, "a request that draws noise", &"one whose latents are given");
+            }
+        }
+        Ok(())
     }
 
     /// A request for `images` that differ in nothing but their noise, for memory plans.

@@ -5,7 +5,7 @@ use super::tensors::Tensors;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::pipeline::{Prompts, Texts};
-use crate::text::PromptStyle;
+use crate::text::{PromptStyle, foreign};
 
 /// Images without a prompt or class, of models that name their classes: one of each, up to this many.
 const CLASSES_SHOWN: usize = 64;
@@ -36,7 +36,11 @@ impl PromptOptions {
         if let Some(tensors) = tensors
             && let Some(prompts) = tensors.prompts(model, guided)?
         {
+            self.check_beside_tensors()?;
             return Ok(prompts);
+        }
+        if self.plain && model.text.is_none() {
+            return Err(Error::request("plain-prompt", "a model that reads prompts", "one that does not"));
         }
         match (&model.text, &model.classes) {
             (Some(_), _) => self.texts(),
@@ -63,6 +67,35 @@ impl PromptOptions {
         }
     }
 
+    /// Refuses prompts beside those of tensors.
+    fn check_beside_tensors(&self) -> Result<()> {
+        let given = [
+            ("prompt", !self.prompts.is_empty()),
+            ("negative", !self.negatives.is_empty()),
+            ("class-labels", !self.class_labels.is_empty()),
+            ("plain-prompt", self.plain),
+            ("n-imgs", self.n_imgs.is_some_and(|n| n != 1)),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(Error::request(*option, "none beside the prompts or classes of --inputs", "one")),
+            None => Ok(()),
+        }
+    }
+
+    /// What of the prompts other programs would act on, each once.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        for text in self.prompts.iter().chain(&self.negatives).filter(|_| !self.plain) {
+            for part in foreign(text) {
+                let warning = format!("{:?} {}", part.text, part.meaning);
+                if !found.contains(&warning) {
+                    found.push(warning);
+                }
+            }
+        }
+        found
+    }
+
     fn texts(&self) -> Result<Prompts> {
         if let Some(class) = self.class_labels.first() {
             return Err(Error::request("class-labels", "none: this model reads prompts", format!("`{class}`")));
@@ -75,6 +108,7 @@ impl PromptOptions {
             Ok(texts.iter().flat_map(|t| std::iter::repeat_n(t.clone(), n)).collect())
         };
         let negatives = if self.negatives.len() > 1 { repeat(&self.negatives)? } else { self.negatives.clone() };
+        let negatives = negatives.into_iter().map(Some).collect();
         let style = if self.plain { PromptStyle::Plain } else { PromptStyle::Weighted };
         Ok(Prompts::Texts(Texts { prompts: repeat(&self.prompts)?, negatives, style }))
     }

@@ -1,8 +1,11 @@
 //! Steps, guidance and the sampler.
 
+use super::recall::with_field;
 use crate::error::{Error, Result};
 use crate::pipeline::Request;
 use crate::sampler::{SamplerKind, Spacing, Variance};
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// How noise levels are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub struct SamplingOptions {
     pub variance: Option<Variance>,
     /// Whether predicted clean latents are kept within -1 to 1.
     pub clip_sample: Option<bool>,
+    /// Fields of [`Config`](crate::sampler::Config) by name; the options above overrule them.
+    pub fields: BTreeMap<String, Value>,
 }
 
 impl SamplingOptions {
@@ -47,6 +52,9 @@ impl SamplingOptions {
         let config = &mut request.sampler;
         if let Some(name) = &self.sampler {
             *config = config.named(name)?;
+        }
+        for (field, value) in &self.fields {
+            *config = with_field(config, field, value)?;
         }
         let kind = config.kind;
         if let Some(eta) = self.eta {

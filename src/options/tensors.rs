@@ -7,13 +7,15 @@ use crate::pipeline::{Embeddings, EncoderFeatures, PromptFeatures, Prompts};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 /// Names that a file may hold.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "latents",
     "class_labels",
     "prompt_embeds",
     "negative_prompt_embeds",
     "prompt_embeds_2",
     "negative_prompt_embeds_2",
+    "prompt_tokens",
+    "negative_prompt_tokens",
     "pooled",
     "negative_pooled",
 ];
@@ -122,13 +124,14 @@ impl Tensors {
     /// The prompts it holds in place of texts: `prompt_embeds` `(n, tokens, features)` with the features of all encoders
     /// side by side, or those of the first and, as `prompt_embeds_2`, those of the second.
     fn embeddings(&mut self, text: &TextModel<'_>, guided: bool) -> Result<Option<Prompts>> {
-        let Some((mut prompts, tokens)) = self.side(text, "")? else { return Ok(None) };
+        let Some(mut prompts) = self.side(text, "")? else { return Ok(None) };
         let n = prompts.len();
+        let tokens = |prompts: &[PromptFeatures]| prompts.iter().map(|p| p.tokens).collect::<Vec<_>>();
         let negatives = match self.side(text, "negative_")? {
-            Some((negatives, t)) if negatives.len() == n && t == tokens => negatives,
-            Some((negatives, t)) => {
-                let (expected, got) =
-                    (format!("{n} prompts of {tokens} tokens"), format!("{} of {t}", negatives.len()));
+            Some(negatives) if negatives.len() == n && (!guided || tokens(&negatives) == tokens(&prompts)) => negatives,
+            Some(negatives) => {
+                let expected = format!("{n} prompts of {:?} tokens", tokens(&prompts));
+                let got = format!("{} of {:?}", negatives.len(), tokens(&negatives));
                 return Err(Error::request("--inputs negative_prompt_embeds", expected, got));
             }
             None if text.zero_negative || !guided => prompts.iter().map(zeroed).collect(),
@@ -138,11 +141,12 @@ impl Tensors {
         };
         prompts.extend(negatives);
         let of_image = (0..n).map(|i| [i, n + i]).collect();
-        Ok(Some(Prompts::Embeddings(Embeddings { prompts, tokens, of_image })))
+        Ok(Some(Prompts::Embeddings(Embeddings { prompts, of_image })))
     }
 
-    /// Prompts and their number of tokens, from the tensors whose names begin with `prefix`.
-    fn side(&mut self, text: &TextModel<'_>, prefix: &str) -> Result<Option<(Vec<PromptFeatures>, usize)>> {
+    /// Prompts from the tensors whose names begin with `prefix`. `prompt_tokens` `(n)`, if it is there, tells how many
+    /// tokens of each count; what is behind them is padding of the tensor.
+    fn side(&mut self, text: &TextModel<'_>, prefix: &str) -> Result<Option<Vec<PromptFeatures>>> {
         let widths: Vec<usize> = text.encoders.iter().map(|e| e.features).collect();
         let name = format!("{prefix}prompt_embeds");
         let Some((dims, values)) = self.take(&name) else { return Ok(None) };
@@ -167,6 +171,21 @@ impl Tensors {
                 parts.push(self.exactly(&format!("{name}_2"), &[n, tokens, width])?);
             }
         }
+        let used = match self.take(&format!("{prefix}prompt_tokens")) {
+            None => vec![tokens; n],
+            Some((dims, values)) => {
+                let fits = |v: &f32| v.fract() == 0.0 && (1.0..=tokens as f32).contains(v);
+                if dims != [n] || !values.iter().all(fits) {
+                    let expected = format!("[{n}] whole numbers, 1 to {tokens}");
+                    return Err(Error::request(
+                        format!("--inputs {prefix}prompt_tokens"),
+                        expected,
+                        format!("{dims:?} {values:?}"),
+                    ));
+                }
+                values.into_iter().map(|v| v as usize).collect()
+            }
+        };
         let pooled_width = text.encoders.iter().map(|e| e.pooled).max().unwrap_or(0);
         let pooled = match pooled_width {
             0 => Vec::new(),
@@ -174,15 +193,15 @@ impl Tensors {
         };
         let prompt = |i: usize| {
             let of = |(encoder, part): (&TextEncoder, &Vec<f32>)| EncoderFeatures {
-                features: part[i * tokens * encoder.features..][..tokens * encoder.features].to_vec(),
+                features: part[i * tokens * encoder.features..][..used[i] * encoder.features].to_vec(),
                 pooled: match encoder.pooled {
                     0 => Vec::new(),
                     _ => pooled[i * pooled_width..][..pooled_width].to_vec(),
                 },
             };
-            PromptFeatures { encoders: text.encoders.iter().zip(&parts).map(of).collect() }
+            PromptFeatures { tokens: used[i], encoders: text.encoders.iter().zip(&parts).map(of).collect() }
         };
-        Ok(Some(((0..n).map(prompt).collect(), tokens)))
+        Ok(Some((0..n).map(prompt).collect()))
     }
 
     /// The values of a tensor that must be there and have these axes.
@@ -201,7 +220,7 @@ fn wrong<T>(name: &str, expected: impl std::fmt::Display, dims: &[usize]) -> Res
 fn zeroed(prompt: &PromptFeatures) -> PromptFeatures {
     let zeros = |x: &Vec<f32>| vec![0.0; x.len()];
     let zero = |e: &EncoderFeatures| EncoderFeatures { features: zeros(&e.features), pooled: zeros(&e.pooled) };
-    PromptFeatures { encoders: prompt.encoders.iter().map(zero).collect() }
+    PromptFeatures { tokens: prompt.tokens, encoders: prompt.encoders.iter().map(zero).collect() }
 }
 
 impl NamedTensor {
@@ -214,28 +233,37 @@ impl NamedTensor {
                 vec![NamedTensor { name: "class_labels", dims: vec![labels.len()], values }]
             }
             Prompts::Embeddings(embeddings) => {
-                let names = [["prompt_embeds", "pooled"], ["negative_prompt_embeds", "negative_pooled"]];
+                let names = [
+                    ["prompt_embeds", "prompt_tokens", "pooled"],
+                    ["negative_prompt_embeds", "negative_prompt_tokens", "negative_pooled"],
+                ];
                 names.into_iter().enumerate().flat_map(|(side, names)| of_side(embeddings, side, names)).collect()
             }
         }
     }
 }
 
-/// The prompts of all images, or their negative ones.
-fn of_side(embeddings: &Embeddings, side: usize, [embeds, pooled]: [&'static str; 2]) -> Vec<NamedTensor> {
-    let Embeddings { prompts, tokens, of_image } = embeddings;
+/// The prompts of all images, or their negative ones; shorter ones end in zeros, and their numbers of tokens are told.
+fn of_side(embeddings: &Embeddings, side: usize, [embeds, counts, pooled]: [&'static str; 3]) -> Vec<NamedTensor> {
+    let of_image = || embeddings.of_image.iter().map(|pair| &embeddings.prompts[pair[side]]);
+    let (n, tokens) = (embeddings.of_image.len(), of_image().map(|prompt| prompt.tokens).max().unwrap_or(1));
     let (mut values, mut vectors) = (Vec::new(), Vec::new());
-    for encoders in of_image.iter().map(|pair| &prompts[pair[side]].encoders) {
-        for token in 0..*tokens {
+    for (i, PromptFeatures { tokens: used, encoders }) in of_image().enumerate() {
+        for token in 0..*used {
             for e in encoders {
-                let width = e.features.len() / tokens;
+                let width = e.features.len() / used;
                 values.extend_from_slice(&e.features[token * width..][..width]);
             }
         }
+        let width = values.len() / (i * tokens + used);
+        values.resize((i + 1) * tokens * width, 0.0);
         encoders.iter().for_each(|e| vectors.extend_from_slice(&e.pooled));
     }
-    let n = of_image.len();
-    let mut named = vec![NamedTensor { name: embeds, dims: vec![n, *tokens, values.len() / n / tokens], values }];
+    let mut named = vec![NamedTensor { name: embeds, dims: vec![n, tokens, values.len() / n / tokens], values }];
+    if of_image().any(|prompt| prompt.tokens != tokens) {
+        let values = of_image().map(|prompt| prompt.tokens as f32).collect();
+        named.push(NamedTensor { name: counts, dims: vec![n], values });
+    }
     if !vectors.is_empty() {
         named.push(NamedTensor { name: pooled, dims: vec![n, vectors.len() / n], values: vectors });
     }

@@ -1,6 +1,6 @@
 //! The distinct conditions of a batch, and how they become a denoiser's inputs.
 
-use super::prompts::{Embeddings, PromptFeatures, Prompts};
+use super::prompts::{PromptFeatures, Prompts};
 use crate::error::{Error, Result};
 use crate::exec::PromptInputs;
 use crate::format::meta::{Conditioning, SizeKind};
@@ -104,8 +104,7 @@ impl Inputs {
             match (*condition, prompts, conditioning) {
                 (Condition::Class(class), ..) => inputs.classes.push(class),
                 (Condition::Prompt { index, negative }, Prompts::Embeddings(embeddings), Some(conditioning)) => {
-                    let Embeddings { prompts, tokens, .. } = embeddings;
-                    inputs.push(&prompts[index], *tokens, conditioning)?;
+                    inputs.push(&embeddings.prompts[index], conditioning)?;
                     inputs.sizes.extend(conditioning.sizes.iter().map(|&kind| size_number(kind, size, negative)));
                 }
                 _ => {}
@@ -114,15 +113,15 @@ impl Inputs {
         Ok(inputs)
     }
 
-    fn push(&mut self, prompt: &PromptFeatures, tokens: usize, conditioning: &Conditioning) -> Result<()> {
+    fn push(&mut self, prompt: &PromptFeatures, conditioning: &Conditioning) -> Result<()> {
         let encoded = |index: u32| {
             let missing = || Error::request("prompt", format!("features of text encoder {index}"), "none");
             prompt.encoders.get(index as usize).ok_or_else(missing)
         };
         let parts = conditioning.context.iter().map(|&i| encoded(i)).collect::<Result<Vec<_>>>()?;
-        for token in 0..tokens {
+        for token in 0..prompt.tokens {
             for part in &parts {
-                let features = part.features.len() / tokens;
+                let features = part.features.len() / prompt.tokens;
                 self.context.extend_from_slice(&part.features[token * features..][..features]);
             }
         }
@@ -146,7 +145,7 @@ impl Inputs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::prompts::EncoderFeatures;
+    use super::super::prompts::{Embeddings, EncoderFeatures};
     use super::*;
 
     #[test]
@@ -163,8 +162,9 @@ mod tests {
     fn a_prompt_is_put_together_from_its_encoders() {
         let encoder =
             |features: &[f32], pooled: &[f32]| EncoderFeatures { features: features.into(), pooled: pooled.into() };
-        let prompt = PromptFeatures { encoders: vec![encoder(&[1., 2.], &[]), encoder(&[3., 4., 5., 6.], &[7.])] };
-        let prompts = Prompts::Embeddings(Embeddings { prompts: vec![prompt], tokens: 2, of_image: vec![[0, 0]] });
+        let encoders = vec![encoder(&[1., 2.], &[]), encoder(&[3., 4., 5., 6.], &[7.])];
+        let prompt = PromptFeatures { tokens: 2, encoders };
+        let prompts = Prompts::Embeddings(Embeddings { prompts: vec![prompt], of_image: vec![[0, 0]] });
         let sizes = vec![SizeKind::OriginalHeight, SizeKind::TargetWidth, SizeKind::AestheticScore];
         let wants = Conditioning { context: vec![0, 1], pooled: Some(1), sizes };
         let conditions = Conditions::new(&prompts, 0..1, true, 0);

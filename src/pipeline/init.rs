@@ -1,10 +1,9 @@
 //! What a run begins with: noise, or an image (image to image, and inpainting).
 
-use super::noise::{self, NoiseSource, RunNoise};
+use super::noise::{self, Generators, RunNoise};
 use super::plans::Plans;
 use super::request::{Request, Stage};
 use super::session::Session;
-use super::swap_last_axes;
 use super::tiles::{TileSum, Tiles};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -12,12 +11,9 @@ use crate::format::meta::EncoderMeta;
 use crate::model::Model;
 use crate::plan::Binding;
 use crate::program::{Dims, Role};
-use crate::rng::{FastRng, TorchRng};
 
 /// Bounds of the log variance that an encoder gives, as diffusers' DiagonalGaussianDistribution has them.
 const LOG_VARIANCE: [f32; 2] = [-30.0, 20.0];
-/// Distinguishes the noise of encoding from that of the latents.
-const ENCODER_STREAM: u64 = 1 << 63;
 
 /// The image that a run begins with.
 #[derive(Clone, Debug)]
@@ -92,41 +88,36 @@ pub(super) fn begin<B: Backend, D: AsRef<[u8]>>(
     plans: &Plans,
 ) -> Result<(Vec<f32>, RunNoise, Option<InitLatents>)> {
     let (model, stages) = (session.model(), &plans.stages);
-    let mut torch = TorchRng::new(request.seed);
+    let mut generators = Generators::new(request, model.latents.channels);
     let Some(init) = &request.init else {
-        let (mut latents, noise) = noise::draw(request, model.latents.channels, stages, &mut torch);
+        let mut latents = noise::latents(request, &mut generators);
         latents.iter_mut().for_each(|x| *x *= stages[0].table.init_scale);
-        return Ok((latents, noise, None));
+        return Ok((latents, RunNoise::draw(stages, &mut generators), None));
     };
-    let [h, w] = request.pixels(model);
-    let m = init.pictures.len() / (h * w * 3);
-    // diffusers' pipelines draw in this order: encoding, then the latents, then the calls.
-    let mut clean = match model.image_encoder {
+    let clean = match model.image_encoder {
         Some(encoder) => {
-            let noise = encoder_noise(model, request, m, &mut torch);
-            encode(session, request, plans, encoder, &noise)?
+            let moments = encode(session, request, plans)?;
+            sampled(&moments, &generators.draw(), model.latents.channels, encoder)
         }
         // The latents are the picture.
-        None => init.pictures.iter().map(|x| 2.0 * x - 1.0).collect(),
+        None => {
+            let [h, w] = request.pixels(model);
+            let clean: Vec<f32> = init.pictures.iter().map(|x| 2.0 * x - 1.0).collect();
+            clean.repeat(request.prompts.len() / (init.pictures.len() / (h * w * 3)))
+        }
     };
-    if m == 1 {
-        clean = clean.repeat(request.prompts.len());
-    }
-    let (latents, noise) = noise::draw(request, model.latents.channels, stages, &mut torch);
+    let latents = noise::latents(request, &mut generators);
     let scale = model.latents.pixels;
     let mask = init.mask.as_ref().map(|mask| request.latent_mask(mask, scale)).unwrap_or_default();
     let begin = InitLatents { clean, noise: latents, mask };
-    Ok((begin.noised(init.strength, &stages[0]), noise, Some(begin)))
+    Ok((begin.noised(init.strength, &stages[0]), RunNoise::draw(stages, &mut generators), Some(begin)))
 }
 
-/// Latents `(m, h, w, c)` of the pictures of `request`, drawn from what the encoder says of them with `noise`,
-/// `(m, h, w, c)`.
+/// What the encoder says of the pictures of `request`: means and log variances `(m, h, w, 2 c)` of their latents.
 fn encode<B: Backend, D: AsRef<[u8]>>(
     session: &mut Session<'_, B, D>,
     request: &Request,
     plans: &Plans,
-    meta: EncoderMeta,
-    noise: &[f32],
 ) -> Result<Vec<f32>> {
     let model = session.model();
     let (scale, channels) = (model.latents.pixels, model.latents.channels);
@@ -137,9 +128,8 @@ fn encode<B: Backend, D: AsRef<[u8]>>(
     let (latents, pixels) = (size[0] * size[1], size[0] * size[1] * scale * scale);
     let mut cut = vec![0.0; tile[0] * tile[1] * scale * scale * 3];
     let mut made = vec![0.0; tile[0] * tile[1] * 2 * channels];
-    let mut moments = vec![0.0; latents * 2 * channels];
-    let mut result = Vec::with_capacity(noise.len());
-    for (picture, noise) in pictures.chunks_exact(pixels * 3).zip(noise.chunks_exact(latents * channels)) {
+    let mut moments = vec![0.0; pictures.len() / (pixels * 3) * latents * 2 * channels];
+    for (picture, moments) in pictures.chunks_exact(pixels * 3).zip(moments.chunks_exact_mut(latents * 2 * channels)) {
         let mut sum = TileSum::new(latents, 2 * channels);
         for t in 0..tiles.len() {
             tiles.cut(t, scale, picture, &mut cut);
@@ -149,32 +139,24 @@ fn encode<B: Backend, D: AsRef<[u8]>>(
             executor.read_output(&mut made)?;
             tiles.add(t, 1, &made, &mut sum);
         }
-        sum.finish(&mut moments);
-        for (moments, noise) in moments.chunks_exact(2 * channels).zip(noise.chunks_exact(channels)) {
-            let (means, variances) = moments.split_at(channels);
-            for ((mean, log_variance), noise) in means.iter().zip(variances).zip(noise) {
-                let [least, most] = LOG_VARIANCE;
-                let deviation = (0.5 * log_variance.clamp(least, most)).exp();
-                result.push((mean + deviation * noise - meta.shift) * meta.scale);
-            }
-        }
+        sum.finish(moments);
     }
-    Ok(result)
+    Ok(moments)
 }
 
-/// Noise for encoding `m` pictures, `(m, h, w, c)`; the torch generator is advanced.
-fn encoder_noise<D>(model: &Model<'_, D>, request: &Request, m: usize, torch: &mut TorchRng) -> Vec<f32> {
-    let (channels, len) = (model.latents.channels, model.latents.len(request.latent_size));
-    let mut noise = vec![0.0; m * len];
-    match request.noise {
-        NoiseSource::Torch => torch.randn(&mut noise),
-        NoiseSource::Fast => {
-            for (k, noise) in noise.chunks_exact_mut(len).enumerate() {
-                FastRng::for_image(request.seed ^ ENCODER_STREAM, k as u64).randn(noise);
-            }
-        }
-    }
-    swap_last_axes(&noise, [m, channels, len / channels])
+/// Latents `(n, h, w, c)` drawn with `noise` `(n, h, w, c)` from what the encoder says of one picture for all images, or
+/// of one for each.
+fn sampled(moments: &[f32], noise: &[f32], channels: usize, encoder: EncoderMeta) -> Vec<f32> {
+    let [least, most] = LOG_VARIANCE;
+    let pixels = moments.chunks_exact(2 * channels).cycle().zip(noise.chunks_exact(channels));
+    let latents = pixels.flat_map(|(moments, noise)| {
+        let (means, variances) = moments.split_at(channels);
+        means.iter().zip(variances).zip(noise).map(move |((mean, log_variance), noise)| {
+            let deviation = (0.5 * log_variance.clamp(least, most)).exp();
+            (mean + deviation * noise - encoder.shift) * encoder.scale
+        })
+    });
+    latents.collect()
 }
 
 /// What the image encoder is bound to for one tile of latents of `scale` pixels.

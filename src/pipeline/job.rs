@@ -133,7 +133,7 @@ struct Running {
 impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
     pub(super) fn new(session: &'s mut Session<'m, B, D>, mut request: Request) -> Result<Self> {
         let texts = match &request.prompts {
-            Prompts::Texts(texts) => Some(TokenizedTexts::new(session.model(), texts)?),
+            Prompts::Texts(texts) => Some(TokenizedTexts::new(session.model(), texts, request.guided())?),
             _ => None,
         };
         if let Some(texts) = &texts {
@@ -278,8 +278,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
 
     /// The batch that begins with image `first`.
     fn batch(&self, first: usize) -> Batch {
-        let end = (first + self.plans.batch_size).min(self.request.prompts.len());
-        Batch { images: first..end, stage: 0, before: 0 }
+        Batch { images: plans::batch(&self.request.prompts, first, self.plans.batch_size), stage: 0, before: 0 }
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -294,7 +293,8 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         let stage = &self.plans.stages[batch.stage];
         let n = batch.images.len();
         let conditions = plans::conditions(model, request, batch.images.clone()).list.len();
-        let binding = plans::loop_binding(model, request, stage, n, conditions);
+        let binding =
+            plans::loop_binding(model, request, stage, n, conditions, request.prompts.tokens(batch.images.start));
         let executor = self.session.executor(stage.role, binding, Some(&self.plans))?;
         executor.set_moments(
             stage.table.rows.iter().map(|row| Moment { timestep: row.timestep, fraction: row.fraction }),
@@ -314,8 +314,11 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         }
         if let Some(at) = memory.noise {
             for call in 0..stage.table.rows.len() {
-                let noise = self.noise.of_call(batch.before + call);
-                backend.write_f32(arena, at.of(call), &noise[part.clone()])?;
+                // Calls without noise multiply what is there with zero.
+                match self.noise.of_call(batch.before + call) {
+                    Some(noise) => backend.write_f32(arena, at.of(call), &noise[part.clone()])?,
+                    None => backend.write_f32(arena, at.of(call), &vec![0.0; part.len()])?,
+                }
             }
         }
         if let (Some(at), Some(init)) = (memory.blend, &self.init) {

@@ -1,6 +1,7 @@
 //! The memory plans of a request: everything it will run, worked out once before anything runs.
 
 use super::conditions::Conditions;
+use super::prompts::Prompts;
 use super::request::{DECODE_BYTES, Request, Stage};
 use super::{init, texts, tiles};
 use crate::backend::MemoryRules;
@@ -10,6 +11,7 @@ use crate::plan::{Binding, Plan};
 use crate::program::{Dims, Role};
 use crate::sampler::Table;
 use crate::step::{Guiding, Latents, StepMemory};
+use std::ops::Range;
 
 /// The memory plans of a request.
 #[derive(Clone, Debug)]
@@ -45,7 +47,8 @@ impl Plans {
         let texts = encoders.map(|e| plan(e.role, &texts::binding(texts::BATCH))).collect::<Result<_>>()?;
         let (batch_size, denoisers) = largest_batch(model, request, &stages, &plan)?;
         for (stage, plan) in stages.iter().zip(&denoisers) {
-            let memory = step_memory(plan.reserved, model, request, &stage.table, batch_size);
+            let images = plan.binding.dims.batch / request.copies();
+            let memory = step_memory(plan.reserved, model, request, &stage.table, images);
             memory.ops(model.packed().program(stage.role)?, plan)?;
         }
 
@@ -113,12 +116,15 @@ fn largest_batch<D: AsRef<[u8]>>(
     let most = request.batch_size.min(total);
     let mut needed = 0;
     for n in (1..=most).rev() {
-        // Of the batches of `n` images, the one with most conditions needs most.
-        let batches = (0..total).step_by(n).map(|first| first..(first + n).min(total));
-        let conditions = batches.map(|images| conditions(model, request, images).list.len()).max().unwrap_or(1);
-        let plans = stages.iter().map(|stage| plan(stage.role, &loop_binding(model, request, stage, n, conditions)));
-        let plans = plans.collect::<Result<Vec<_>>>()?;
-        needed = plans.iter().map(|plan| plan.arena).max().unwrap_or(0);
+        let mut plans = Vec::new();
+        for [tokens, images, conditions] in batch_sizes(model, request, n) {
+            let binding = |stage| loop_binding(model, request, stage, images, conditions, tokens);
+            let these = stages.iter().map(|stage| plan(stage.role, &binding(stage))).collect::<Result<Vec<_>>>()?;
+            if largest(&these) > largest(&plans) {
+                plans = these;
+            }
+        }
+        needed = largest(&plans);
         if request.max_memory.is_none_or(|most| needed <= most) {
             return Ok((n, plans));
         }
@@ -127,25 +133,53 @@ fn largest_batch<D: AsRef<[u8]>>(
     Err(Error::memory("memory", format!("at least {needed} bytes for one image"), got))
 }
 
+fn largest(plans: &[Plan]) -> usize {
+    plans.iter().map(|plan| plan.arena).max().unwrap_or(0)
+}
+
+/// The batch of at most `most` images that begins with image `first`: those that follow it with prompts of as many tokens,
+/// since all samples of a call have as many, and no image's context is lengthened for its neighbour's sake.
+pub(super) fn batch(prompts: &Prompts, first: usize, most: usize) -> Range<usize> {
+    let end = (first + most).min(prompts.len());
+    let other = (first + 1..end).find(|&i| prompts.tokens(i) != prompts.tokens(first));
+    first..other.unwrap_or(end)
+}
+
+/// For each number of tokens: the tokens, and the most images and distinct conditions of batches of at most `most` images.
+fn batch_sizes<D>(model: &Model<'_, D>, request: &Request, most: usize) -> Vec<[usize; 3]> {
+    let mut sizes: Vec<[usize; 3]> = Vec::new();
+    let mut first = 0;
+    while first < request.prompts.len() {
+        let images = batch(&request.prompts, first, most);
+        first = images.end;
+        let (tokens, n) = (request.prompts.tokens(images.start), images.len());
+        let conditions = conditions(model, request, images).list.len();
+        match sizes.iter_mut().find(|size| size[0] == tokens) {
+            Some(size) => *size = [tokens, size[1].max(n), size[2].max(conditions)],
+            None => sizes.push([tokens, n, conditions]),
+        }
+    }
+    sizes
+}
+
 /// The distinct conditions of a batch.
 pub(super) fn conditions<D>(model: &Model<'_, D>, request: &Request, images: std::ops::Range<usize>) -> Conditions {
     let null_class = model.classes.as_ref().map_or(0, |classes| classes.null);
     Conditions::new(&request.prompts, images, request.guided(), null_class)
 }
 
-/// What the network of `stage` is bound to for a batch of `images` with so many distinct conditions.
+/// What the network of `stage` is bound to for a batch of `images` with so many distinct conditions of so many tokens.
 pub(super) fn loop_binding<D>(
     model: &Model<'_, D>,
     request: &Request,
     stage: &Stage,
     images: usize,
     conditions: usize,
+    tokens: usize,
 ) -> Binding {
     let [height, width] = request.latent_size;
-    let copies = if request.guided() { 2 } else { 1 };
-    let tokens = if let super::Prompts::Embeddings(e) = &request.prompts { e.tokens } else { 1 };
     Binding {
-        dims: Dims { batch: images * copies, conditions, height, width, tokens },
+        dims: Dims { batch: images * request.copies(), conditions, height, width, tokens },
         calls: stage.table.rows.len(),
         table_bytes: request.table_bytes,
         reserve: step_memory(0, model, request, &stage.table, images).bytes,

@@ -17,13 +17,13 @@ pub enum Prompts {
     Embeddings(Embeddings),
 }
 
-/// Features of prompts, all of equally many tokens.
+/// Features of prompts.
+///
+/// Images may have prompts of different lengths; with guidance, the two prompts of one image have as many tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embeddings {
     /// Distinct prompts.
     pub prompts: Vec<PromptFeatures>,
-    /// Tokens of each.
-    pub tokens: usize,
     /// Per image: index of its prompt and of its negative prompt.
     pub of_image: Vec<[usize; 2]>,
 }
@@ -31,6 +31,8 @@ pub struct Embeddings {
 /// A prompt as all text encoders tell it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PromptFeatures {
+    /// Tokens.
+    pub tokens: usize,
     /// One entry per text encoder, in the model's order.
     pub encoders: Vec<EncoderFeatures>,
 }
@@ -60,6 +62,14 @@ impl Prompts {
         self.len() == 0
     }
 
+    /// Tokens of the prompt of image `i`; 1 where there are none.
+    pub fn tokens(&self, i: usize) -> usize {
+        match self {
+            Prompts::Embeddings(embeddings) => embeddings.prompts[embeddings.of_image[i][0]].tokens,
+            _ => 1,
+        }
+    }
+
     /// The class of each image; empty if images have none.
     pub fn classes(&self) -> &[u32] {
         if let Prompts::Classes(labels) = self { labels } else { &[] }
@@ -80,7 +90,7 @@ impl Prompts {
     pub fn describe<D: AsRef<[u8]>>(&self, i: usize, model: &Model<'_, D>) -> [String; 2] {
         match (self, &model.classes) {
             (Prompts::Classes(labels), Some(classes)) => [classes.name(labels[i]), String::new()],
-            (Prompts::Texts(texts), _) => [texts.prompts[i].clone(), texts.negative(i).to_owned()],
+            (Prompts::Texts(texts), _) => [texts.prompts[i].clone(), texts.negative(i).unwrap_or_default().to_owned()],
             _ => Default::default(),
         }
     }
@@ -112,7 +122,7 @@ impl Embeddings {
         let encoders = model.text.iter().flat_map(|text| &text.encoders);
         let encoders =
             encoders.map(|e| EncoderFeatures { features: vec![0.0; tokens * e.features], pooled: vec![0.0; e.pooled] });
-        let prompt = PromptFeatures { encoders: encoders.collect() };
-        Embeddings { prompts: vec![prompt; n], tokens, of_image: (0..n).map(|i| [i, 0]).collect() }
+        let prompt = PromptFeatures { tokens, encoders: encoders.collect() };
+        Embeddings { prompts: vec![prompt; n], of_image: (0..n).map(|i| [i, 0]).collect() }
     }
 }

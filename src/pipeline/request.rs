@@ -2,7 +2,7 @@
 
 use super::init::InitImage;
 use super::noise::NoiseSource;
-use super::prompts::Prompts;
+use super::prompts::{Embeddings, Prompts};
 use crate::error::{Error, Result};
 use crate::model::{MAX_SIDE, Model};
 use crate::program::Role;
@@ -91,6 +91,18 @@ impl Request {
         self.guidance_scale > 1.0
     }
 
+    /// Whether an image's generator is asked for anything: latents to begin with, the draw of the image encoder, or noise
+    /// that the sampler adds.
+    pub(crate) fn draws_noise<D>(&self, model: &Model<'_, D>) -> Result<bool> {
+        let encodes = self.init.is_some() && model.image_encoder.is_some();
+        Ok(self.latents.is_none() || encodes || self.stages(model)?.iter().any(|stage| stage.table.noise))
+    }
+
+    /// Samples of each image in a model call.
+    pub(super) fn copies(&self) -> usize {
+        if self.guided() { 2 } else { 1 }
+    }
+
     /// The networks that run, one after the other, and their calls.
     pub(super) fn stages<D>(&self, model: &Model<'_, D>) -> Result<Vec<Stage>> {
         let start = self.init.as_ref().map_or(Start::Noise, |init| Start::Strength(init.strength));
@@ -102,6 +114,21 @@ impl Request {
             stages.push(Stage { role: Role::Refiner, table: self.sampler.table_range(self.steps, &span)? });
         }
         Ok(stages)
+    }
+
+    fn check_embeddings(&self, embeddings: &Embeddings) -> Result<()> {
+        let Embeddings { prompts, of_image } = embeddings;
+        if let Some(index) = of_image.iter().flatten().find(|&&index| index >= prompts.len()) {
+            return Err(Error::request("prompts", format!("prompts below {}", prompts.len()), index));
+        }
+        for &[prompt, negative] in of_image {
+            let tokens = [prompts[prompt].tokens, prompts[negative].tokens];
+            if tokens.contains(&0) || (self.guided() && tokens[0] != tokens[1]) {
+                let got = format!("{} and {}", tokens[0], tokens[1]);
+                return Err(Error::request("tokens of a prompt and its negative one", "as many, at least 1", got));
+            }
+        }
+        Ok(())
     }
 
     /// Height and width of the images in pixels.
@@ -133,11 +160,7 @@ impl Request {
             return Err(Error::class(format!("0 to {}", classes.count - 1), bad));
         }
         if let Prompts::Embeddings(embeddings) = &self.prompts {
-            let known = embeddings.prompts.len();
-            if embeddings.tokens == 0 || embeddings.of_image.iter().flatten().any(|&index| index >= known) {
-                let got = format!("{} tokens, prompts {:?}", embeddings.tokens, embeddings.of_image);
-                return Err(Error::request("prompts", format!("at least 1 token, prompts below {known}"), got));
-            }
+            self.check_embeddings(embeddings)?;
         }
         if !model.conditional() && self.guided() {
             return Err(Error::request("guidance scale", "1 for a model without conditions", self.guidance_scale));

@@ -63,7 +63,7 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
     pub fn plans(&self, request: &Request) -> Result<Plans> {
         match &request.prompts {
             Prompts::Texts(texts) => {
-                let prompts = Prompts::Embeddings(TokenizedTexts::new(self.model, texts)?.outline());
+                let prompts = Prompts::Embeddings(TokenizedTexts::new(self.model, texts, request.guided())?.outline());
                 Plans::new(self.backend, self.model, &Request { prompts, ..request.clone() })
             }
             _ => Plans::new(self.backend, self.model, request),
@@ -109,7 +109,10 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         let [height, width] = latent_size;
         let channels = self.model.latents.channels;
         let conditions = plans::conditions(self.model, &request, 0..n).list.len();
-        let tokens = if let Prompts::Embeddings(e) = &request.prompts { e.tokens } else { 1 };
+        let tokens = request.prompts.tokens(0);
+        if let Some(other) = (1..n).map(|i| request.prompts.tokens(i)).find(|&other| other != tokens) {
+            return Err(Error::request("prompts", format!("as many tokens in all, such as {tokens}"), other));
+        }
         let dims = Dims { batch: n, conditions, height, width, tokens };
         let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let executor = self.executor(Role::Denoiser, binding, None)?;

@@ -17,43 +17,53 @@ pub(super) const BATCH: usize = 4;
 pub struct Texts {
     /// One per image.
     pub prompts: Vec<String>,
-    /// One per image, one for all images, or none, which is an empty text.
-    pub negatives: Vec<String>,
+    /// One per image, one for all images, or none. An absent text and an empty one are two things: models such as
+    /// SDXL read zeros where there is none.
+    pub negatives: Vec<Option<String>>,
     /// Whether brackets and `BREAK` mean something.
     pub style: PromptStyle,
 }
 
 impl Texts {
     /// The negative text of image `i`.
-    pub(super) fn negative(&self, i: usize) -> &str {
+    pub fn negative(&self, i: usize) -> Option<&str> {
         let index = if self.negatives.len() == 1 { 0 } else { i };
-        self.negatives.get(index).map_or("", String::as_str)
+        self.negatives.get(index)?.as_deref()
     }
 }
 
 /// Tokens of the distinct texts of a request.
 ///
-/// All are filled up to the longest one's number of chunks.
+/// The two texts of an image are filled up with empty chunks to the longer one's number of them, because samples of one
+/// call have equally many; those of other images are not.
 #[derive(Clone, Debug)]
 pub(super) struct TokenizedTexts {
-    /// Per text encoder, the chunks of each text.
+    /// Distinct prompts: which text, none for zeros, and the number of chunks it is filled up to.
+    prompts: Vec<(Option<usize>, usize)>,
+    /// Per text encoder, the chunks of each prompt that has a text.
     chunks: Vec<Vec<Chunks>>,
-    /// Chunks of each text.
-    per_text: usize,
-    /// Tokens of each text.
-    pub tokens: usize,
-    /// Per image: index of its text and of its negative text; one behind the last text is zeros.
-    pub of_image: Vec<[usize; 2]>,
+    /// Tokens of a chunk.
+    chunk: usize,
+    /// Per image: index of its prompt and of its negative prompt.
+    of_image: Vec<[usize; 2]>,
     /// What of the texts does not fit the encoders and was cut off.
     pub cut: Vec<String>,
 }
 
+/// The index of `item`, which is added if it is not there.
+fn number<T: PartialEq>(items: &mut Vec<T>, item: T) -> usize {
+    items.iter().position(|known| *known == item).unwrap_or_else(|| {
+        items.push(item);
+        items.len() - 1
+    })
+}
+
 impl TokenizedTexts {
-    /// Makes tokens of `texts`.
+    /// Makes tokens of `texts`, of which negative ones count only if the request is `guided`.
     ///
     /// # Errors
     /// [`Error::Request`] if the model does not read texts, or there are as many negative texts as no rule explains.
-    pub fn new<D: AsRef<[u8]>>(model: &Model<'_, D>, texts: &Texts) -> Result<Self> {
+    pub fn new<D: AsRef<[u8]>>(model: &Model<'_, D>, texts: &Texts, guided: bool) -> Result<Self> {
         let Some(meta) = &model.text else {
             let expected = "a model with a text encoder, or --inputs with prompt_embeds";
             return Err(Error::request("prompt", expected, "none"));
@@ -62,50 +72,47 @@ impl TokenizedTexts {
         if negatives > 1 && negatives != n {
             return Err(Error::request("negative prompts", format!("none, 1, or {n}: one per image"), negatives));
         }
+        // Per image, its text and its negative text; no text where the model reads zeros.
         let mut distinct: Vec<&str> = Vec::new();
-        let mut number = |text| {
-            distinct.iter().position(|&t| t == text).unwrap_or_else(|| {
-                distinct.push(text);
-                distinct.len() - 1
-            })
-        };
-        let zeros = |text: &str| meta.zero_negative && text.is_empty();
-        let of_image: Vec<[Option<usize>; 2]> = (0..n)
+        let pairs: Vec<[Option<usize>; 2]> = (0..n)
             .map(|i| {
-                let prompt = number(texts.prompts[i].as_str());
-                [Some(prompt), (!zeros(texts.negative(i))).then(|| number(texts.negative(i)))]
+                let prompt = number(&mut distinct, texts.prompts[i].as_str());
+                let negative = texts.negative(i).or((!meta.zero_negative).then_some(""));
+                [Some(prompt), negative.map(|text| number(&mut distinct, text))]
             })
             .collect();
-        let zero = distinct.len();
-        let of_image = of_image.into_iter().map(|pair| pair.map(|i| i.unwrap_or(zero))).collect();
+        let encoded = meta.encoders.iter().map(|e| encode(e, &distinct, texts.style)).collect::<Result<Vec<_>>>()?;
+        let mut cut: Vec<String> = Vec::new();
+        for part in encoded.iter().flatten().filter_map(|text| text.truncated.clone()) {
+            number(&mut cut, part);
+        }
 
-        let mut cut = Vec::new();
-        let mut chunks: Vec<Vec<Chunks>> = Vec::new();
-        for encoder in &meta.encoders {
-            let missing = || Error::request("tokenizer", "a file that brings one along, or ready features", "none");
-            let tokenizer = Tokenizer::new(encoder.tokenizer.ok_or_else(missing)?)?;
-            let encode = |text: &&str| text::encode(&tokenizer, encoder.special, text, texts.style);
-            let made = distinct.iter().map(encode).collect::<Result<Vec<_>>>()?;
-            for part in made.iter().filter_map(|m| m.truncated.as_ref()) {
-                if !cut.contains(part) {
-                    cut.push(part.clone());
-                }
-            }
-            chunks.push(made);
+        let length = |text: Option<usize>| {
+            text.and_then(|text| encoded.iter().map(|texts| texts[text].len()).max()).unwrap_or(1)
+        };
+        let mut prompts = Vec::new();
+        let mut of_image = Vec::with_capacity(n);
+        for pair in pairs {
+            let longer = length(pair[0]).max(length(pair[1]));
+            of_image.push(pair.map(|text| number(&mut prompts, (text, if guided { longer } else { length(text) }))));
         }
-        let per_text = chunks.iter().flatten().map(Chunks::len).max().unwrap_or(1);
-        for (encoder, chunks) in meta.encoders.iter().zip(&mut chunks) {
-            chunks.iter_mut().for_each(|c| c.pad_chunks(encoder.special, per_text));
-        }
-        let tokens = per_text * meta.encoders[0].tokens;
-        Ok(TokenizedTexts { chunks, per_text, tokens, of_image, cut })
+        let filled = |(encoder, texts): (&TextEncoder, Vec<Chunks>)| {
+            let with_text = prompts.iter().filter_map(|&(text, chunks)| Some((text?, chunks)));
+            let fill = |(index, chunks): (usize, usize)| {
+                let mut text = texts[index].clone();
+                text.pad_chunks(encoder.special, chunks);
+                text
+            };
+            with_text.map(fill).collect()
+        };
+        let chunks = meta.encoders.iter().zip(encoded).map(filled).collect();
+        Ok(TokenizedTexts { prompts, chunks, chunk: meta.encoders[0].tokens, of_image, cut })
     }
 
     /// What the features will be, without them: enough to plan with.
     pub fn outline(&self) -> Embeddings {
-        let texts = self.chunks.first().map_or(0, Vec::len);
-        let prompts = vec![PromptFeatures::default(); texts + 1];
-        Embeddings { prompts, tokens: self.tokens, of_image: self.of_image.clone() }
+        let prompt = |&(_, chunks): &_| PromptFeatures { tokens: chunks * self.chunk, encoders: Vec::new() };
+        Embeddings { prompts: self.prompts.iter().map(prompt).collect(), of_image: self.of_image.clone() }
     }
 
     /// Runs the text encoders.
@@ -116,18 +123,27 @@ impl TokenizedTexts {
         let mut embeddings = self.outline();
         let model = session.model();
         for (encoder, chunks) in model.text.iter().flat_map(|text| &text.encoders).zip(&self.chunks) {
-            let zeros = EncoderFeatures {
-                features: vec![0.0; self.per_text * encoder.tokens * encoder.features],
-                pooled: vec![0.0; encoder.pooled],
-            };
-            let features = run_encoder(session, encoder, chunks)?.into_iter().chain([zeros]);
-            embeddings.prompts.iter_mut().zip(features).for_each(|(prompt, f)| prompt.encoders.push(f));
+            let mut texts = run_encoder(session, encoder, chunks)?.into_iter();
+            for (&(text, chunks), prompt) in self.prompts.iter().zip(&mut embeddings.prompts) {
+                let zeros = || EncoderFeatures {
+                    features: vec![0.0; chunks * encoder.tokens * encoder.features],
+                    pooled: vec![0.0; encoder.pooled],
+                };
+                prompt.encoders.push(text.and_then(|_| texts.next()).unwrap_or_else(zeros));
+            }
         }
         Ok(embeddings)
     }
 }
 
-/// Features of `texts`, each of equally many chunks.
+/// The chunks of each of `texts`, as `encoder` reads them.
+fn encode(encoder: &TextEncoder, texts: &[&str], style: PromptStyle) -> Result<Vec<Chunks>> {
+    let missing = || Error::request("tokenizer", "a file that brings one along, or ready features", "none");
+    let tokenizer = Tokenizer::new(encoder.tokenizer.ok_or_else(missing)?)?;
+    texts.iter().map(|text| text::encode(&tokenizer, encoder.special, text, style)).collect()
+}
+
+/// Features of `texts`.
 fn run_encoder<B: Backend, D: AsRef<[u8]>>(
     session: &mut Session<'_, B, D>,
     encoder: &TextEncoder,

@@ -9,10 +9,12 @@
 //! and slices.
 
 mod chunks;
+mod foreign;
 mod syntax;
 mod tokenizer;
 
 pub use chunks::{COMMA_BACKTRACK, Chunks, encode};
+pub use foreign::{Foreign, foreign};
 pub use syntax::{Piece, parse};
 pub use tokenizer::{CLIP_NORMALIZER, CLIP_PRE_TOKENIZER, Token, Tokenizer};
 

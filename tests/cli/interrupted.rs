@@ -166,7 +166,7 @@ fn ignored_signals_stay_ignored() {
     thread::sleep(Duration::from_millis(100));
     send(SIGTERM, child.id());
     let (status, err) = end(child);
-    assert_eq!(status.code(), Some(128 + SIGTERM), "{err}");
+    assert_eq!(status.code(), Some(128 + SIGTERM), "{status}: {err}");
 }
 
 #[test]

@@ -135,3 +135,77 @@ fn what_makes_no_sense_is_refused() {
         assert_eq!(ran.code, Some(2), "{args:?}");
     }
 }
+
+/// Options that change nothing are refused, with the reason.
+#[test]
+fn options_without_an_effect_are_refused() {
+    let dir = &directory("prompts-idle");
+    let base = ["run", model(), "-p", "a cat", "--steps", "2", "-q", "-o", "a.png"];
+    let refused = |args: &[&str], words: &[&str]| refuses(dir, &[&base[..], args].concat(), words);
+    refused(&["-g", "1", "-n", "fog"], &["--negative", "a cfg-scale above 1, or it has no effect", "got cfg-scale 1"]);
+    refused(&["-g", "1", "-n", ""], &["--negative", "no effect"]);
+    refused(&["-g", "0.5", "--guidance-rescale", "0.7"], &["--guidance-rescale", "no effect", "got cfg-scale 0.5"]);
+    assert!(files(dir).is_empty());
+
+    // Given latents leave nothing to a sampler without noise, and given features nothing to prompts.
+    works(dir, &[&base[..], &["--outputs", "made"]].concat());
+    let names = ["latents", "prompt_embeds", "negative_prompt_embeds", "pooled", "negative_pooled"];
+    let tensors = names.map(|name| load(&dir.join("made"), name));
+    let named: Vec<_> = names.iter().zip(&tensors).map(|(n, (dims, values))| (*n, &dims[..], &values[..])).collect();
+    save(&dir.join("given"), &named);
+    let given = ["run", model(), "--inputs", "given", "--steps", "2", "--sampler", "euler", "-q", "-o", "b.png"];
+    works(dir, &given);
+    let refused = |args: &[&str], words: &[&str]| refuses(dir, &[&given[..], args].concat(), words);
+    refused(&["--seed", "3"], &["--seed", "a request that draws noise", "got one whose latents are given"]);
+    refused(&["--rng", "torch"], &["--rng", "no effect"]);
+    refused(&["-p", "a dog"], &["--prompt", "none beside", "--inputs"]);
+    refused(&["-n", "a dog"], &["--negative", "none beside"]);
+    refused(&["--n-imgs", "2"], &["--n-imgs", "none beside"]);
+    let with_noise = ["run", model(), "--inputs", "given", "--steps", "2", "--sampler", "euler-a", "--seed", "3"];
+    works(dir, &[&with_noise[..], &["-q", "-o", "c.png"]].concat());
+    // The picture of tensors is made again with them, and not without.
+    works(dir, &["run", model(), "--from", "b.png", "--inputs", "given", "-q", "-o", "c.png"]);
+    let [b, c] = ["b.png", "c.png"].map(|name| fs::read(dir.join(name)).expect("a picture"));
+    assert!(b == c);
+    refuses(dir, &["run", model(), "--from", "b.png", "-o", "c.png"], &["--inputs", "the tensors", "got none"]);
+}
+
+/// What other programs act on is told once, and refused on request.
+#[test]
+fn syntax_of_other_programs_is_told() {
+    let dir = &directory("prompts-foreign");
+    let base = ["run", model(), "--steps", "2", "-o", "a.png"];
+    let prompts = ["-p", "a cat <lora:x:1>", "-p", "a [red:low:0.5] dog <lora:x:1>", "-n", "a AND b"];
+    let ran = finish(&mut program(dir, &[&base[..], &prompts].concat()));
+    let lines: Vec<&str> = ran.err.lines().collect();
+    assert!(ran.code == Some(0) && lines.len() == 3, "{}", ran.err);
+    for (line, part) in lines.iter().zip(["<lora:x:1>", "[red:low:0.5]", "AND"]) {
+        assert!(line.starts_with(&format!("warning: \"{part}\" is read as")), "{line}");
+    }
+    let strict = [&base[..], &prompts, &["--strict"]].concat();
+    refuses(dir, &strict, &["prompt", "<lora:x:1>"]);
+    works(dir, &[&base[..], &["-p", "a (red:1.2) [low] cat", "--strict"]].concat());
+}
+
+/// A run that began with an image says so, and is made again with that image.
+#[test]
+fn pictures_of_pictures_are_made_again() {
+    let dir = &directory("prompts-again");
+    works(dir, &["run", model(), "-p", "a cat", "--steps", "2", "-q", "-o", "init.png"]);
+    let run =
+        ["run", model(), "-p", "fog, \"x\"", "-n", "low\nsky", "--steps", "4", "--strength", "0.6", "--init-image"];
+    let more =
+        ["init.png", "--sampler", "ddim", "--eta", "0.5", "--rng", "torch", "-q", "-o", "b_%d.png", "--n-imgs", "2"];
+    works(dir, &[&run[..], &more].concat());
+    let text = picture(&dir.join("b_1.png")).2;
+    for part in ["Negative prompt: low\nsky\n", "Seed: 43, ", "Denoising strength: 0.6, ", "Eta: 0.5, ", "RNG: CPU"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    works(dir, &["run", model(), "--from", "b_1.png", "--init-image", "init.png", "-q", "-o", "c.png"]);
+    let [b, c] = ["b_1.png", "c.png"].map(|name| fs::read(dir.join(name)).expect("a picture"));
+    assert!(b == c);
+    refuses(dir, &["run", model(), "--from", "b_1.png", "-o", "c.png"], &["--init-image", "began with", "got none"]);
+    // Never over what it reads.
+    let over = ["run", model(), "--from", "b_1.png", "--init-image", "init.png", "-q", "-o", "b_1.png"];
+    refuses(dir, &over, &["output b_1.png", "a file that is not an input"]);
+}

@@ -6,5 +6,6 @@ mod integer;
 mod jobs;
 mod layouts;
 mod pipelines;
+mod recall;
 mod text_unets;
 mod unets;

@@ -2,7 +2,7 @@
 
 use aquatint::model::Model;
 use aquatint::pipeline::{
-    Embeddings, InitImage, NoiseSource, Output, Prompts, Request, Session, Texts, swap_last_axes,
+    Embeddings, InitImage, NoiseSource, Output, PromptFeatures, Prompts, Request, Session, Texts, swap_last_axes,
 };
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
@@ -27,6 +27,9 @@ struct Run {
     prompts: Vec<String>,
     #[serde(default)]
     negative: String,
+    /// One per prompt.
+    #[serde(default)]
+    negatives: Vec<String>,
     guidance: f32,
     steps: usize,
     rescale: Option<f32>,
@@ -40,7 +43,7 @@ fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd").join(name)
 }
 
-fn pack(name: &str, refiner: Option<&str>) -> Packed<FileBytes> {
+pub fn pack(name: &str, refiner: Option<&str>) -> Packed<FileBytes> {
     let f32 = || Some("f32".to_owned());
     pack_as(Options {
         model: model(name),
@@ -64,7 +67,8 @@ fn make(packed: &Packed<FileBytes>, tier: Tier, name: &str, run: &Run, tensors: 
         let subjects = match run.images {
             Some(images) => Prompts::Unconditional(images),
             None => {
-                let negatives = if run.negative.is_empty() { vec![] } else { vec![run.negative.clone()] };
+                let one = Some(run.negative.clone()).filter(|text| !text.is_empty());
+                let negatives = one.into_iter().chain(run.negatives.clone()).map(Some).collect();
                 Prompts::Texts(Texts { prompts: run.prompts.clone(), negatives, style: PromptStyle::Plain })
             }
         };
@@ -129,7 +133,8 @@ fn latent_diffusion_equals_diffusers() {
 
 /// Texts that images show and do not show.
 fn texts(prompts: &[&str], negatives: &[&str], style: PromptStyle) -> Texts {
-    let [prompts, negatives] = [prompts, negatives].map(|t| t.iter().map(|&t| t.to_owned()).collect());
+    let prompts = prompts.iter().map(|&t| t.to_owned()).collect();
+    let negatives = negatives.iter().map(|&t| Some(t.to_owned())).collect();
     Texts { prompts, negatives, style }
 }
 
@@ -171,17 +176,17 @@ fn long_prompts_take_more_chunks_and_plain_ones_do_not() {
         let mut request = request(&model, &[""], &[]);
         request.prompts = Prompts::Texts(prompts);
         let output = session.run(request).unwrap();
-        let Prompts::Embeddings(Embeddings { tokens, prompts, .. }) = output.prompts else {
-            panic!("texts are encoded")
-        };
-        assert!(prompts.iter().all(|p| p.encoders[0].features.len() == tokens * 18));
+        let Prompts::Embeddings(Embeddings { prompts, of_image }) = output.prompts else { panic!("texts are encoded") };
+        assert!(prompts.iter().all(|p| p.encoders[0].features.len() == p.tokens * 18));
+        let tokens: Vec<_> = of_image.iter().map(|pair| pair.map(|i| prompts[i].tokens)).collect();
         (tokens, output.cut)
     };
     let weighted = |prompts: &[&str]| texts(prompts, &["fog"], PromptStyle::Weighted);
     // Nine tokens of text fit into a chunk, which ends with its phrase: 9 + 4, 9 + 1, 9 + 2 in six of them.
-    assert_eq!([tokens(weighted(&["a red cat"])).0, tokens(weighted(&["a red cat", long])).0], [11, 66]);
+    // The negative text is as long as its image's prompt, and no prompt as long as its neighbour's.
+    assert_eq!(tokens(weighted(&["a red cat", long])).0, [[11, 11], [66, 66]]);
     let (plain, cut) = tokens(texts(&[long], &[], PromptStyle::Plain));
-    assert_eq!((plain, cut.len()), (11, 1));
+    assert_eq!((&plain[..], cut.len()), (&[[11, 11]][..], 1));
     assert!(long.ends_with(&cut[0]) || cut[0].contains("the sky"), "{cut:?}");
 }
 
@@ -199,10 +204,16 @@ fn requests_that_do_not_fit_the_model_are_refused() {
     };
     let message = refused(&|r| r.prompts = Prompts::Classes(vec![1]));
     assert_eq!(message, "conditions of images: expected prompts, got classes");
-    for (tokens, index) in [(0, 0), (11, 1), (11, usize::MAX)] {
-        let embeddings = Embeddings { prompts: vec![Default::default()], tokens, of_image: vec![[0, index]] };
+    for (tokens, index, wrong) in [
+        ([0, 0], 0, "tokens of a prompt and its negative one: expected as many, at least 1, got 0 and 0"),
+        ([11, 22], 1, "tokens of a prompt and its negative one: expected as many, at least 1, got 11 and 22"),
+        ([11, 11], 2, "prompts: expected prompts below 2, got 2"),
+        ([11, 11], usize::MAX, "prompts: expected prompts below 2"),
+    ] {
+        let prompts = tokens.map(|tokens| PromptFeatures { tokens, encoders: Vec::new() }).to_vec();
+        let embeddings = Embeddings { prompts, of_image: vec![[0, index]] };
         let message = refused(&|r| r.prompts = Prompts::Embeddings(embeddings.clone()));
-        assert!(message.starts_with("prompts: expected at least 1 token, prompts below 1"), "{message}");
+        assert!(message.starts_with(wrong), "{message}");
     }
     let message = refused(&|r| r.latent_size = [8, 9]);
     assert_eq!(message, "size: expected multiples of 4 latents, got 8 x 9");

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aquatint::image::{GAP, Image, PngParameters, from_nhwc, grid, numbered, parameters, write_png};
+use aquatint::image::{GAP, Image, from_nhwc, grid, numbered, read_text, write_png};
 
 /// An empty directory of its own for each test, removed at the end.
 struct Scratch(PathBuf);
@@ -147,30 +147,37 @@ fn failed_writes_leave_nothing_behind() {
 }
 
 #[test]
-fn parameters_have_the_layout_of_the_web_ui() {
-    let recipe = PngParameters {
-        prompt: "a cat, sitting\non a mat",
-        negative: "dog",
-        steps: 20,
-        sampler: "DPM++ 2M",
-        cfg_scale: 7.0,
-        seed: 1,
-        width: 512,
-        height: 768,
-        model_hash: "0123abcd",
-        model: "tiny",
-    };
-    assert_eq!(
-        parameters(&recipe),
-        "a cat, sitting\non a mat\nNegative prompt: dog\nSteps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 1, \
-         Size: 512x768, Model hash: 0123abcd, Model: tiny"
-    );
-    let bare = PngParameters { negative: "", model_hash: "", model: "a, \"b\": c", cfg_scale: 4.5, ..recipe };
-    assert_eq!(
-        parameters(&bare),
-        "a cat, sitting\non a mat\nSteps: 20, Sampler: DPM++ 2M, CFG scale: 4.5, Seed: 1, Size: 512x768, \
-         Model: \"a, \\\"b\\\": c\""
-    );
+fn texts_are_read_from_every_kind_of_chunk() {
+    let scratch = Scratch::new("texts");
+    let path = scratch.0.join("a.png");
+    let image = gradient(3, 2);
+    let texts = ["plain, caf\u{e9}\nSteps: 4", "\u{732b} and \u{1f408}"];
+    for text in texts {
+        write_png(&path, &image, &[("Title", "no"), ("parameters", text)]).expect("written");
+        assert_eq!(read_text(&path, "parameters").expect("a text"), text);
+    }
+    // Compressed text, and text behind the pixels, as other programs write them.
+    for behind in [false, true] {
+        let file = fs::File::create(&path).expect("a file");
+        let mut encoder = png::Encoder::new(file, 3, 2);
+        encoder.set_color(png::ColorType::Rgb);
+        if !behind {
+            encoder.add_ztxt_chunk("parameters".into(), texts[0].into()).expect("a chunk");
+        }
+        let mut writer = encoder.write_header().expect("written");
+        writer.write_image_data(image.as_raw()).expect("written");
+        if behind {
+            let chunk = png::text_metadata::ITXtChunk::new("parameters", texts[1]);
+            writer.write_text_chunk(&chunk).expect("written");
+        }
+        writer.finish().expect("written");
+        assert_eq!(read_text(&path, "parameters").expect("a text"), texts[usize::from(behind)]);
+    }
+    write_png(&path, &image, &[]).expect("written");
+    let message = |path: &Path| read_text(path, "parameters").expect_err("no text").to_string();
+    assert!(message(&path).contains("a PNG with the text `parameters`, got none"), "{}", message(&path));
+    fs::write(&path, "no picture").expect("written");
+    assert!(message(&path).contains("a PNG with the text `parameters`"), "{}", message(&path));
 }
 
 #[test]

@@ -155,7 +155,7 @@ impl Backend for Cpu {
     type Weight<'a> = TensorView<'a>;
 
     fn name(&self) -> String {
-        format!("cpu ({}, {} threads)", self.tier.name(), rayon::current_num_threads())
+        format!("cpu ({})", self.tier.name())
     }
 
     /// The bench `linear` measures the processor's.
