@@ -150,7 +150,17 @@ impl Recipe {
                     return Err(aquatint::Error::request(option, expected, config).into());
                 }
                 (Some(component), config) => {
+                    let mut plain = recipe.clone();
                     let own = recipe.part(weights, (part, component), (config, bits), floats)?;
+                    if bits.is_some() {
+                        plain.part(weights, (part, component), (config, None), floats)?;
+                        if plain.decisions == recipe.decisions {
+                            let expected = "a configuration with layers that it changes, or it has no effect";
+                            return Err(
+                                aquatint::Error::request("--quant-act", expected, config.unwrap_or("none")).into()
+                            );
+                        }
+                    }
                     if part == Part::Denoiser {
                         floats = own;
                     }

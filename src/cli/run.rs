@@ -29,7 +29,7 @@ const TEXT: &str = "parameters";
 enum Rng {
     /// One stream per image: image k is the same alone or in a batch
     Fast,
-    /// torch's CPU generators, as diffusers' pipelines use a list of them; the same holds
+    /// torch's CPU generator, as diffusers' pipelines use it: one stream for all images
     Torch,
 }
 
@@ -45,8 +45,9 @@ pub struct Run {
     /// Make a picture again as its text tells; options given beside it come first
     #[arg(long, value_name = "PNG")]
     from: Option<PathBuf>,
-    /// Seed; image k is that of seed + k alone [default: 42]
-    #[arg(long, value_name = "K")]
+    /// Seed; -1 takes a random one. Image k is that of seed + k alone; with --rng torch all images share one stream of
+    /// noise, of which --from knows the place [default: 42]
+    #[arg(long, value_name = "K", value_parser = seed, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Where the noise comes from [default: fast]
     #[arg(long, value_enum)]
@@ -176,6 +177,7 @@ impl Run {
             init: self.init.options()?,
             refiner_start: self.init.refiner_start,
             seed: self.seed,
+            stream: None,
             noise: self.rng.map(|rng| match rng {
                 Rng::Fast => NoiseSource::Fast,
                 Rng::Torch => NoiseSource::Torch,
@@ -266,6 +268,14 @@ impl Run {
             files.push(path);
         }
         Ok(files)
+    }
+}
+
+/// A seed as people write it; -1 is a random one.
+fn seed(text: &str) -> std::result::Result<u64, String> {
+    match text {
+        "-1" => Ok(fastrand::u64(..1 << 32)),
+        _ => text.parse().map_err(|_| "expected -1 or a whole number below 2^64".into()),
     }
 }
 

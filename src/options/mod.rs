@@ -21,7 +21,7 @@ pub use tensors::{NamedTensor, Tensors};
 use crate::error::{Error, Result};
 use crate::model::Model;
 pub use crate::pipeline::MAX_IMAGES;
-use crate::pipeline::{NoiseSource, Prompts, Request};
+use crate::pipeline::{NoiseSource, NoiseStream, Prompts, Request};
 
 /// Options of a request.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +40,8 @@ pub struct RequestOptions {
     pub seed: Option<u64>,
     /// Where noise comes from.
     pub noise: Option<NoiseSource>,
+    /// The larger request whose stream of noise the images share, if noise comes from torch's generator.
+    pub stream: Option<NoiseStream>,
     /// Images per pass through the network.
     pub batch_size: Option<usize>,
     /// Most bytes of working memory.
@@ -80,6 +82,7 @@ impl RequestOptions {
         }
         request.seed = self.seed.unwrap_or(request.seed);
         request.noise = self.noise.unwrap_or(request.noise);
+        request.stream = self.stream.filter(|_| request.noise == NoiseSource::Torch);
         request.batch_size = self.batch_size.unwrap_or(request.batch_size);
         (request.max_memory, request.tile) = (self.max_memory, self.vae_tile);
         self.sampling.apply(&mut request)?;

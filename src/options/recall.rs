@@ -5,11 +5,12 @@
 //! stand under the names of [`Config`]'s fields. Every setting that changes pixels is there, or is the model file's own,
 //! whose hash is there; a test makes pictures of random settings again from their texts, bit for bit.
 
+use super::sampling::titled;
 use super::{InitOptions, RequestOptions, Sigmas};
 use crate::error::{Error, Result};
 use crate::infotext::Infotext;
 use crate::model::Model;
-use crate::pipeline::{NoiseSource, Prompts, Request};
+use crate::pipeline::{NoiseSource, NoiseStream, Prompts, Request};
 use crate::sampler::{Config, SamplerKind, Spacing};
 use crate::text::PromptStyle;
 use serde_json::{Map, Value};
@@ -19,8 +20,18 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Fields of a sampler's [`Config`] that `Sampler` and `Schedule type` tell.
 const TOLD: [&str; 3] = ["kind", "use_karras_sigmas", "use_exponential_sigmas"];
 /// Settings that change nothing here: they say what was, or do nothing by themselves.
-const REMARKS: [&str; 9] =
-    ["Size", "Model hash", "Model", "Version", "Device", "Refiner", "Init image hash", "Mask hash", "Inputs hash"];
+const REMARKS: [&str; 10] = [
+    "Model hash",
+    "Model",
+    "Version",
+    "Device",
+    "Refiner",
+    "Init image hash",
+    "Mask hash",
+    "Inputs hash",
+    "Batch size",
+    "Batch pos",
+];
 
 /// What a picture's text says that its request does not.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +63,9 @@ pub fn infotext<D: AsRef<[u8]>>(
     text.push("CFG scale", request.guidance_scale);
     // Where nothing is drawn, a seed would say what is not so.
     let drawn = request.draws_noise(model).unwrap_or(true);
+    let one_stream = request.noise == NoiseSource::Torch;
     if drawn {
-        text.push("Seed", request.seed.wrapping_add(images.start as u64));
+        text.push("Seed", request.seed.wrapping_add(if one_stream { 0 } else { images.start as u64 }));
     }
     let [h, w] = request.pixels(model);
     text.push("Size", format_args!("{w}x{h}"));
@@ -70,7 +82,13 @@ pub fn infotext<D: AsRef<[u8]>>(
         text.push(&setting_of(&field), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
     }
     if drawn {
-        text.push("RNG", if request.noise == NoiseSource::Torch { "CPU" } else { "Fast" });
+        text.push("RNG", if one_stream { "CPU" } else { "Fast" });
+        // What the seed alone does not tell: the place in the stream that all images share.
+        let stream = request.stream.unwrap_or(NoiseStream { images: request.prompts.len(), first: 0 });
+        if one_stream && stream.images > 1 {
+            text.push("Batch size", stream.images);
+            text.push("Batch pos", stream.first + images.start);
+        }
     }
     if request.guidance_rescale != 0.0 {
         text.push("CFG rescale", request.guidance_rescale);
@@ -148,6 +166,7 @@ impl RequestOptions {
         }
         let mut remarks = Vec::new();
         self.recall_prompts(text, model, inputs.is_some());
+        self.recall_stream(text)?;
         let own = text.get("Version").is_some_and(|version| version.starts_with("aquatint"));
         for (name, value) in &text.settings {
             if !self.recall_setting(name, value, model, own)? && !REMARKS.contains(&name.as_str()) {
@@ -176,6 +195,20 @@ impl RequestOptions {
             }
         }
         Ok(remarks)
+    }
+
+    /// The place in a stream of noise, unless another seed or generator is asked for.
+    fn recall_stream(&mut self, text: &Infotext) -> Result<()> {
+        let number = |name: &str| -> Result<Option<usize>> {
+            text.get(name).map(|value| value.parse().map_err(|_| meaningless(name, value))).transpose()
+        };
+        if let (Some(images), Some(first)) = (number("Batch size")?, number("Batch pos")?)
+            && self.seed.is_none()
+            && self.noise.is_none()
+        {
+            self.stream = Some(NoiseStream { images, first });
+        }
+        Ok(())
     }
 
     fn recall_prompts<D: AsRef<[u8]>>(&mut self, text: &Infotext, model: &Model<'_, D>, inputs: bool) {
@@ -236,17 +269,12 @@ impl RequestOptions {
         if self.sampling.sampler.is_some() {
             return Ok(true);
         }
-        let schedules = [(" Karras", Sigmas::Karras), (" Exponential", Sigmas::Exponential)];
-        let with = schedules.iter().find_map(|(end, sigmas)| Some((title.strip_suffix(end)?, *sigmas)));
-        let name = with.map_or(title, |(name, _)| name);
-        let titled = SamplerKind::ALL.iter().find(|kind| kind.title().eq_ignore_ascii_case(name));
-        let kind = titled.copied().or_else(|| name.parse().ok());
-        let Some(kind) = kind else {
+        let Some((kind, sigmas)) = titled(title) else {
             let titles: Vec<_> = SamplerKind::ALL.iter().map(|kind| kind.title()).collect();
             return Err(Error::request("from: Sampler", format!("one of {}, or --sampler", titles.join(", ")), title));
         };
         self.sampling.sampler = Some(kind.name().to_owned());
-        self.sampling.sigmas = self.sampling.sigmas.or(with.map(|(_, sigmas)| sigmas));
+        self.sampling.sigmas = self.sampling.sigmas.or(sigmas);
         Ok(true)
     }
 

@@ -3,7 +3,7 @@
 use super::recall::with_field;
 use crate::error::{Error, Result};
 use crate::pipeline::Request;
-use crate::sampler::{SamplerKind, Spacing, Variance};
+use crate::sampler::{Config, SamplerKind, Spacing, Variance};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -16,6 +16,23 @@ pub enum Sigmas {
     Karras,
     /// Evenly spaced logarithms.
     Exponential,
+}
+
+impl Sigmas {
+    fn set(self, config: &mut Config) {
+        config.use_karras_sigmas = self == Sigmas::Karras;
+        config.use_exponential_sigmas = self == Sigmas::Exponential;
+    }
+}
+
+/// A sampler by the title that image tools show, with noise levels behind it as they have it: `DPM++ 2M Karras`.
+pub(super) fn titled(title: &str) -> Option<(SamplerKind, Option<Sigmas>)> {
+    let schedules = [(" karras", Sigmas::Karras), (" exponential", Sigmas::Exponential)];
+    let title = title.to_lowercase();
+    let with = schedules.iter().find_map(|(end, sigmas)| Some((title.strip_suffix(end)?, *sigmas)));
+    let name = with.map_or(title.as_str(), |(name, _)| name);
+    let kind = SamplerKind::ALL.iter().find(|kind| kind.title().to_lowercase() == name || kind.name() == name)?;
+    (with.is_none() || kind.has_sigmas()).then_some((*kind, with.map(|(_, sigmas)| sigmas)))
 }
 
 /// Settings of the sampler; what is absent is as the model was saved.
@@ -51,7 +68,17 @@ impl SamplingOptions {
         request.guidance_rescale = self.guidance_rescale.unwrap_or(request.guidance_rescale);
         let config = &mut request.sampler;
         if let Some(name) = &self.sampler {
-            *config = config.named(name)?;
+            *config = match (config.named(name), titled(name)) {
+                (Ok(named), _) => named,
+                (Err(_), Some((kind, sigmas))) => {
+                    let mut named = config.named(kind.name())?;
+                    if let Some(sigmas) = sigmas {
+                        sigmas.set(&mut named);
+                    }
+                    named
+                }
+                (Err(e), None) => return Err(e),
+            };
         }
         for (field, value) in &self.fields {
             *config = with_field(config, field, value)?;
@@ -74,8 +101,7 @@ impl SamplingOptions {
                 let kinds: Vec<_> = SamplerKind::ALL.iter().copied().filter(|kind| kind.has_sigmas()).collect();
                 only("sigmas", kind, &kinds)?;
             }
-            config.use_karras_sigmas = sigmas == Sigmas::Karras;
-            config.use_exponential_sigmas = sigmas == Sigmas::Exponential;
+            sigmas.set(config);
         }
         if let Some(variance) = self.variance {
             only("variance", kind, &[SamplerKind::Ddpm])?;

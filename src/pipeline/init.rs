@@ -96,8 +96,9 @@ pub(super) fn begin<B: Backend, D: AsRef<[u8]>>(
     };
     let clean = match model.image_encoder {
         Some(encoder) => {
-            let moments = encode(session, request, plans)?;
-            sampled(&moments, &generators.draw(), model.latents.channels, encoder)
+            let [h, w] = request.pixels(model);
+            let noise = generators.draw_encoding(init.pictures.len() / (h * w * 3));
+            sampled(&encode(session, request, plans)?, &noise, model.latents.channels, encoder)
         }
         // The latents are the picture.
         None => {

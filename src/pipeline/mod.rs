@@ -12,7 +12,7 @@
 //!
 //! Image `k` of a request is the same whatever else is in the batch and whatever the batch size: its noise comes from
 //! its own stream, and no op mixes samples. (With [`NoiseSource::Torch`] the noise of a request is one stream, as in
-//! diffusers' pipelines; it is then the same for equal requests only.)
+//! diffusers' pipelines; a [`NoiseStream`] then tells an image alone of the company it was in.)
 
 mod conditions;
 mod decode;
@@ -28,7 +28,7 @@ mod tiles;
 
 pub use init::InitImage;
 pub use job::{Event, Job, Output, Preview};
-pub use noise::NoiseSource;
+pub use noise::{NoiseSource, NoiseStream};
 pub use plans::Plans;
 pub use prompts::{Embeddings, EncoderFeatures, PromptFeatures, Prompts};
 pub use request::{DECODE_BYTES, MAX_IMAGES, REFINER_START, Request, TABLE_BYTES};

@@ -1,52 +1,94 @@
-//! The noise of a request: what the image encoder draws, initial latents, and what samplers add on the way.
-//!
-//! Each image has a generator of its own, seeded with the request's seed plus the image's number, so an image is the same
-//! alone and in any batch. It draws in the order of diffusers' pipelines that are given a list of generators: encoding,
-//! the latents, then the calls.
+//! The noise of a request: what the image encoder draws, initial latents, and what samplers add on the way, drawn in this
+//! order, as diffusers' pipelines do.
 
 use super::request::{Request, Stage};
 use super::swap_last_axes;
-use crate::rng::{FastRng, Normals, TorchRng};
+use crate::rng::{FastRng, TorchRng};
 
 /// Which generators make the noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NoiseSource {
-    /// Small and fast ones of this crate.
+    /// One of this crate for each image, seeded with the request's seed plus the image's number: an image is the same
+    /// alone and in any batch.
     #[default]
     Fast,
-    /// torch's for the CPU, bit for bit.
+    /// One for all images, as diffusers' pipelines take it: torch's for the CPU, bit for bit. Images get different noise
+    /// in different company, unless [`Request::stream`] says which company it was.
     Torch,
+}
+
+/// Images of a larger request, whose stream of noise they share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoiseStream {
+    /// Images of the larger request.
+    pub images: usize,
+    /// Which of them comes first.
+    pub first: usize,
 }
 
 /// The generators of a request's images.
 pub(super) struct Generators {
-    images: Vec<Box<dyn Normals>>,
+    rng: Rng,
+    /// Images.
+    n: usize,
     channels: usize,
     /// Pixels of an image's latents.
     pixels: usize,
 }
 
+enum Rng {
+    /// One per image.
+    Each(Vec<FastRng>),
+    One(Box<TorchRng>, NoiseStream),
+}
+
 impl Generators {
     /// Those of `request`, whose latents have `channels` channels.
     pub fn new(request: &Request, channels: usize) -> Self {
-        let image = |k: usize| -> Box<dyn Normals> {
-            let seed = request.seed.wrapping_add(k as u64);
-            match request.noise {
-                NoiseSource::Fast => Box::new(FastRng::new(seed)),
-                NoiseSource::Torch => Box::new(TorchRng::new(seed)),
+        let n = request.prompts.len();
+        let rng = match request.noise {
+            NoiseSource::Fast => Rng::Each((0..n as u64).map(|k| FastRng::for_image(request.seed, k)).collect()),
+            NoiseSource::Torch => {
+                let stream = request.stream.unwrap_or(NoiseStream { images: n, first: 0 });
+                Rng::One(Box::new(TorchRng::new(request.seed)), stream)
             }
         };
-        let images = (0..request.prompts.len()).map(image).collect();
-        Generators { images, channels, pixels: request.latent_size[0] * request.latent_size[1] }
+        Generators { rng, n, channels, pixels: request.latent_size[0] * request.latent_size[1] }
     }
 
     /// The next standard normal noise of each image, `(n, h, w, c)`.
     pub fn draw(&mut self) -> Vec<f32> {
-        let (n, len) = (self.images.len(), self.pixels * self.channels);
-        let mut noise = vec![0.0; n * len];
-        self.images.iter_mut().zip(noise.chunks_exact_mut(len)).for_each(|(image, noise)| image.randn(noise));
-        // Generators speak (n, c, h, w); the loop is channels-last.
-        swap_last_axes(&noise, [n, self.channels, self.pixels])
+        let len = self.pixels * self.channels;
+        let mut noise = vec![0.0; self.n * len];
+        match &mut self.rng {
+            Rng::Each(images) => {
+                images.iter_mut().zip(noise.chunks_exact_mut(len)).for_each(|(image, noise)| image.randn(noise));
+            }
+            Rng::One(rng, stream) => {
+                let mut all = vec![0.0; stream.images * len];
+                rng.randn(&mut all);
+                noise.copy_from_slice(&all[stream.first * len..][..self.n * len]);
+            }
+        }
+        self.channels_last(&noise)
+    }
+
+    /// The next noise of each image, to encode `pictures` pictures with: one of each image, or one for all, which have
+    /// torch's draw for it in common.
+    pub fn draw_encoding(&mut self, pictures: usize) -> Vec<f32> {
+        match &mut self.rng {
+            Rng::One(rng, _) if pictures == 1 => {
+                let mut one = vec![0.0; self.pixels * self.channels];
+                rng.randn(&mut one);
+                self.channels_last(&one.repeat(self.n))
+            }
+            _ => self.draw(),
+        }
+    }
+
+    /// Generators speak (n, c, h, w); the loop is channels-last.
+    fn channels_last(&self, noise: &[f32]) -> Vec<f32> {
+        swap_last_axes(noise, [self.n, self.channels, self.pixels])
     }
 }
 
@@ -73,7 +115,7 @@ impl RunNoise {
 /// Noise that initial latents are made of, `(n, h, w, c)`: what the request gives, or else the next of `generators`.
 pub(super) fn latents(request: &Request, generators: &mut Generators) -> Vec<f32> {
     match &request.latents {
-        Some(given) => swap_last_axes(given, [request.prompts.len(), generators.channels, generators.pixels]),
+        Some(given) => swap_last_axes(given, [generators.n, generators.channels, generators.pixels]),
         None => generators.draw(),
     }
 }

@@ -1,7 +1,7 @@
 //! What to make: a request, and its check against a model.
 
 use super::init::InitImage;
-use super::noise::NoiseSource;
+use super::noise::{NoiseSource, NoiseStream};
 use super::prompts::{Embeddings, Prompts};
 use crate::error::{Error, Result};
 use crate::model::{MAX_SIDE, Model};
@@ -35,6 +35,9 @@ pub struct Request {
     pub seed: u64,
     /// Where noise comes from.
     pub noise: NoiseSource,
+    /// The larger request whose noise this one's images have, with [`NoiseSource::Torch`]: so that one of its images can be
+    /// made again without the others.
+    pub stream: Option<NoiseStream>,
     /// Initial latents `(n, c, h, w)` instead of noise, of unit variance: samplers that start from wider ones scale
     /// them, as diffusers' pipelines do.
     pub latents: Option<Vec<f32>>,
@@ -76,6 +79,7 @@ impl Request {
             sampler: model.sampler.clone(),
             seed: 42,
             noise: NoiseSource::Fast,
+            stream: None,
             latents: None,
             latent_size: model.latents.size,
             table_bytes: TABLE_BYTES,
@@ -167,6 +171,13 @@ impl Request {
         }
         if self.batch_size == 0 {
             return Err(Error::request("batch size", "at least 1", 0));
+        }
+        if let Some(NoiseStream { images, first }) = self.stream {
+            let n = self.prompts.len();
+            if images > MAX_IMAGES || first.checked_add(n).is_none_or(|end| end > images) {
+                let expected = format!("{n} of at most {MAX_IMAGES} images, behind each other");
+                return Err(Error::request("stream of noise", expected, format!("{images} from {first}")));
+            }
         }
         if self.tile == Some(0) {
             return Err(Error::request("tile", "at least 1 row of latents", 0));

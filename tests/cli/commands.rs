@@ -245,6 +245,7 @@ fn bad_usage_exits_with_2() {
         &["run", "--frobnicate"],
         &["run", "--steps", "many"],
         &["run", "--rng", "dice"],
+        &["run", "--seed", "-2"],
         &["run", "--size", "16", "--width", "16"],
         &["eval"],
         &["verify", "--steps", "3"],
@@ -301,6 +302,19 @@ fn a_run_writes_pictures_that_say_how_they_were_made() {
         assert!(picture(&dir.join("again.png")).2.contains("Seed: 1,"));
         fs::remove_file(dir.join("again.png")).unwrap();
     }
+    // Torch's generator has one stream for all images: the text knows the place in it. A random seed is told.
+    let torch = ["run", model("w4a8"), "-s", "2", "--class-labels", "1,2,3", "--rng", "torch", "-q", "-o", "t%d.png"];
+    works(&dir, &torch);
+    let text = picture(&dir.join("t2.png")).2;
+    assert!(text.contains("Seed: 42, ") && text.contains("RNG: CPU, Batch size: 3, Batch pos: 2"), "{text}");
+    works(&dir, &["run", model("w4a8"), "--from", "t2.png", "-q", "-o", "again.png"]);
+    assert!(fs::read(dir.join("again.png")).unwrap() == fs::read(dir.join("t2.png")).unwrap());
+    let random =
+        || json(&dir, &["run", model("w4a8"), "-s", "1", "-p", "1", "--seed", "-1", "--json", "-o", "again.png"]);
+    assert!(random()["seed"] != random()["seed"]);
+    for name in ["t0.png", "t1.png", "t2.png", "again.png"] {
+        fs::remove_file(dir.join(name)).unwrap();
+    }
     // The last seed there is, and silence.
     let last = u64::MAX.to_string();
     let quiet = ["run", model("w4a8"), "-s", "2", "--class-labels", "1,2", "-q", "-o", "q%d.png", "--seed", &last];
@@ -343,6 +357,7 @@ fn equal_requests_give_equal_bytes() {
     assert!(make("normal", &["--sampler", "dpm++2m", "--sigmas", "normal", "--clip-sample=false"]) == solver);
     let karras = make("karras", &["--sampler", "dpm++2m", "--sigmas", "karras"]);
     assert!(karras == make("named", &["--sampler", "dpm++2m-karras"]) && karras != solver, "levels");
+    assert!(karras == make("titled", &["--sampler", "DPM++ 2M Karras"]), "by its title");
     let others: [&[&str]; 6] = [
         &["--eta", "1"],
         &["--clip-sample"],

@@ -198,7 +198,14 @@ fn pictures_of_pictures_are_made_again() {
         ["init.png", "--sampler", "ddim", "--eta", "0.5", "--rng", "torch", "-q", "-o", "b_%d.png", "--n-imgs", "2"];
     works(dir, &[&run[..], &more].concat());
     let text = picture(&dir.join("b_1.png")).2;
-    for part in ["Negative prompt: low\nsky\n", "Seed: 43, ", "Denoising strength: 0.6, ", "Eta: 0.5, ", "RNG: CPU"] {
+    for part in [
+        "Negative prompt: low\nsky\n",
+        "Seed: 42, ",
+        "Batch pos: 1, ",
+        "Denoising strength: 0.6, ",
+        "Eta: 0.5, ",
+        "RNG: CPU",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     works(dir, &["run", model(), "--from", "b_1.png", "--init-image", "init.png", "-q", "-o", "c.png"]);
