@@ -211,6 +211,16 @@ impl Run {
             .map(PathBuf::as_path)
             .collect();
         let sheet = !self.output.contains('%');
+        let kind = Path::new(&self.output).extension().filter(|kind| {
+            // What is written is a PNG; a name that says otherwise would be believed.
+            ["jpg", "jpeg", "jxl", "webp", "bmp", "gif", "tif", "tiff", "avif"]
+                .iter()
+                .any(|k| kind.eq_ignore_ascii_case(k))
+        });
+        if let Some(kind) = kind {
+            let (expected, got) = ("a name that ends in .png", format!(".{}", kind.display()));
+            return Err(Error::request(format!("output {}", self.output), expected, got));
+        }
         for k in 0..if sheet { 1 } else { n } {
             let png = if sheet { self.output.clone() } else { numbered(&self.output, k)? };
             check_target(Path::new(&png), &inputs)?;

@@ -121,6 +121,7 @@ fn a_run_that_cannot_be_is_refused() {
         (&["--isa", "mmx"], &["--isa", "portable", "got mmx"]),
         (&["--device", "cuda:x"], &["--device", "expected auto, cpu, cuda or cuda:N", "`cuda:x`"]),
         (&["-o", "nowhere/out.png"], &["nowhere/out.png", "expected a file", "no directory nowhere"]),
+        (&["-o", "a_%d.JPG"], &["output a_%d.JPG", "expected a name that ends in .png", "got .JPG"]),
         (&["-o", "folder"], &["output folder", "expected a file", "got a directory"]),
         (&["-o", ""], &["output", "expected a file", "names no file"]),
         (&["-o", "out_%x.png"], &["output name", "expected %d", "out_%x.png"]),
