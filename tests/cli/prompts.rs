@@ -121,7 +121,7 @@ fn what_makes_no_sense_is_refused() {
     refused(&[], &["--prompt", "what the images show"]);
     refused(&["-p", "cat", "--class-labels", "1"], &["--class-labels", "this model reads prompts"]);
     refused(&["-p", "cat", "-p", "dog", "-p", "fog", "-n", "a", "-n", "b"], &["negative prompts", "1, or 3"]);
-    refused(&["-p", "cat", "-W", "40"], &["--width", "a multiple of 16 pixels"]);
+    refused(&["-p", "cat", "-W", "42"], &["--width", "a multiple of 4 pixels"]);
     refused(&["-p", "cat", "--init-image", "text.png"], &["text.png", "a PNG or JPEG picture"]);
     refused(&["-p", "cat", "--init-image", "none.png"], &["none.png"]);
     refused(&["-p", "cat", "--refiner-start", "0"], &["--refiner-start", "above 0 to 1"]);
