@@ -63,7 +63,7 @@ pub struct Run {
     /// prompt_embeds [n,tokens,features], pooled [n,features], and negative_ ones
     #[arg(long, value_name = "FILE")]
     inputs: Option<PathBuf>,
-    /// Also write safetensors with latents [n,c,h,w], image [n,3,h,w] in 0..1, class_labels or prompt_embeds
+    /// Also write safetensors with latents [n,c,h,w], image [n,c,h,w] in 0..1, class_labels or prompt_embeds
     #[arg(long, value_name = "FILE")]
     outputs: Option<PathBuf>,
     /// Print what was done as JSON
@@ -209,15 +209,15 @@ impl Run {
         if let Some(path) = &self.outputs {
             let [lh, lw] = request.latent_size;
             let channels = model.latents.channels;
-            let image = swap_last_axes(&output.images, [n, h * w, 3]);
+            let image = swap_last_axes(&output.images, [n, h * w, output.channels]);
             let mut tensors = vec![
                 NamedTensor { name: "latents", dims: vec![n, channels, lh, lw], values: output.latents.clone() },
-                NamedTensor { name: "image", dims: vec![n, 3, h, w], values: image },
+                NamedTensor { name: "image", dims: vec![n, output.channels, h, w], values: image },
             ];
             tensors.extend(NamedTensor::of_prompts(&output.prompts));
             write(path, &tensors)?;
         }
-        let images = from_nhwc(&output.images, n, h as u32, w as u32)?;
+        let images = from_nhwc(&output.images, n, h as u32, w as u32, output.channels)?;
         let text = |images: std::ops::Range<usize>| self.parameters(model, request, output.size, images);
         if !self.output.contains('%') {
             let sheet = grid(&images, (n as f64).sqrt().ceil() as usize)?;
