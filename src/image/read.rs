@@ -3,7 +3,8 @@
 use super::Image;
 use super::resize::{Axis, Filter, resize};
 use crate::error::{Error, Result};
-use ::image::{DynamicImage, ImageDecoder};
+use ::image::metadata::Orientation;
+use ::image::{DynamicImage, ImageDecoder, ImageResult};
 use std::path::Path;
 
 /// Most bytes that reading a picture may take: a guard against files that claim to be enormous.
@@ -27,7 +28,8 @@ pub enum ResizeMode {
 pub struct Picture(DynamicImage);
 
 impl Picture {
-    /// Reads a PNG, JPEG, WebP or BMP file, whatever it is called, and turns it as its EXIF orientation says.
+    /// Reads a PNG, JPEG, WebP or BMP file, whatever it is called, and turns it as its EXIF orientation says, or that of its XMP
+    /// where EXIF says nothing.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Request`] if it is no picture of these kinds or too large.
@@ -39,7 +41,7 @@ impl Picture {
         let reader = reader.with_guessed_format().map_err(Error::io("read", path))?;
         let wrong = |e| Error::request(path.display().to_string(), "a PNG, JPEG, WebP or BMP picture", e);
         let mut decoder = reader.into_decoder().map_err(wrong)?;
-        let orientation = decoder.orientation().map_err(wrong)?;
+        let orientation = orientation(&mut decoder).map_err(wrong)?;
         let mut picture = DynamicImage::from_decoder(decoder).map_err(wrong)?;
         picture.apply_orientation(orientation);
         Ok(Picture(picture))
@@ -92,6 +94,24 @@ impl Picture {
         };
         made.expect("as many values as before")
     }
+}
+
+/// How the picture is to be turned.
+fn orientation(decoder: &mut impl ImageDecoder) -> ImageResult<Orientation> {
+    let mut told = decoder.exif_metadata()?.and_then(|exif| Orientation::from_exif_chunk(&exif));
+    if told.is_none() {
+        told = decoder.xmp_metadata()?.and_then(|xmp| orientation_of_xmp(&String::from_utf8_lossy(&xmp)));
+    }
+    Ok(told.unwrap_or(Orientation::NoTransforms))
+}
+
+/// The first digit that stands where XMP tells an orientation: an attribute's or an element's.
+fn orientation_of_xmp(xmp: &str) -> Option<Orientation> {
+    let digit = |rest: &str| {
+        let rest = rest.strip_prefix("=\"").or(rest.strip_prefix('>'))?;
+        rest.chars().next()?.to_digit(10)
+    };
+    Orientation::from_exif(xmp.split("tiff:Orientation").skip(1).find_map(digit)? as u8)
 }
 
 /// Brightness as Pillow's `convert("L")` has it: the weights of Rec. 601 in 16 bits.

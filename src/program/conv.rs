@@ -13,8 +13,8 @@ numbered! {
     pub enum ConvStride: Default {
         /// As many pixels out as in: stride 1, zero padding 1.
         Same = 0 "same",
-        /// Nearest-neighbour upsampling by 2, perhaps less the last row or column ([`Conv2d::size_of`]), before a
-        /// convolution of stride 1 and zero padding 1.
+        /// Nearest-neighbour upsampling by 2, less the last row or column where *size of* says so, before a convolution of
+        /// stride 1 and zero padding 1.
         Up = 1 "up",
         /// Stride 2, zero padding 1: `ceil(h / 2)` rows out.
         Down = 2 "down",
