@@ -100,6 +100,7 @@ impl Layer {
             samples: 1,
             height: side,
             width: side,
+            out: [self.side(); 2],
             sampling,
             shift: None,
             residual: None,

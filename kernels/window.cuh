@@ -21,9 +21,9 @@ DEVICE Pixel pixel_of(const Window &w, u32 row) {
 // The input pixel under `tap` of an output pixel, or -1 in the padding.
 DEVICE int under(const Window &w, const Pixel &p, u32 tap) {
     int y = p.y + static_cast<int>(tap / 3), x = p.x + static_cast<int>(tap % 3);
-    if (y < 0 || x < 0 || y >= static_cast<int>(w.height * w.upsample) || x >= static_cast<int>(w.width * w.upsample)) {
-        return -1;
-    }
     u32 s = w.upsample;
+    // What is upsampled has as many pixels as the result, whose size may be odd.
+    u32 height = s == 2 ? w.out_height : w.height, width = s == 2 ? w.out_width : w.width;
+    if (y < 0 || x < 0 || y >= static_cast<int>(height) || x >= static_cast<int>(width)) return -1;
     return static_cast<int>(p.first + (s == 2 ? (y >> 1) * w.width + (x >> 1) : y * w.width + x));
 }

@@ -1,6 +1,12 @@
 //! Pictures: from the decoder's values to PNG files, and from files to what runs begin with.
 //!
-//! Owns rounding to bytes, contact sheets, and the text that image tools read back. Writes PNG only; reads PNG and JPEG.
+//! Owns rounding to bytes, contact sheets, and the text that image tools read back. Writes PNG only; reads PNG, JPEG, WebP
+//! and BMP ([`Picture`]).
+
+mod read;
+mod resize;
+
+pub use read::{Picture, ResizeMode};
 
 use std::{
     fs::File,
@@ -8,32 +14,100 @@ use std::{
     path::Path,
 };
 
-/// An 8-bit RGB picture, rows from the top.
-pub use ::image::RgbImage as Image;
-use ::image::{Rgb, imageops};
-
 use crate::error::{Error, Result};
+use crate::model::PICTURE_CHANNELS;
 use crate::whole_file;
 
-/// Most bytes that reading a picture may take: a guard against files that claim to be enormous.
-const MOST_BYTES: u64 = 1 << 30;
-/// The same for reading a picture's text.
+/// Most bytes of a picture's text: a guard against files that claim to be enormous.
 const MOST_TEXT: usize = 1 << 26;
+
+/// An 8-bit picture, rows from the top: grey, RGB or RGBA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    width: u32,
+    height: u32,
+    channels: usize,
+    bytes: Vec<u8>,
+}
+
+impl Image {
+    /// The picture `bytes`, `(height, width, channels)`.
+    ///
+    /// # Panics
+    /// If there are not as many bytes, or channels not 1, 3 or 4.
+    pub fn new(width: u32, height: u32, channels: usize, bytes: Vec<u8>) -> Self {
+        assert!(PICTURE_CHANNELS.contains(&channels), "{channels} channels");
+        assert_eq!(width as usize * height as usize * channels, bytes.len(), "{width} x {height} x {channels}");
+        Image { width, height, channels, bytes }
+    }
+
+    /// A picture with every byte `shade`.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn of_pixels(width: u32, height: u32, channels: usize, shade: u8) -> Self {
+        Image::new(width, height, channels, vec![shade; width as usize * height as usize * channels])
+    }
+
+    /// Columns.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Rows.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Channels: 1 is grey, 3 RGB, 4 RGBA.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// The bytes, `(height, width, channels)`.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The channels of the pixel in column `x` of row `y`.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn pixel(&self, x: u32, y: u32) -> &[u8] {
+        assert!(x < self.width && y < self.height, "pixel {x}, {y} of {} x {}", self.width, self.height);
+        &self.bytes[(y as usize * self.width as usize + x as usize) * self.channels..][..self.channels]
+    }
+
+    /// Puts `other` here, its corner at column `x` and row `y`, both within; what lies outside is cut off.
+    fn paste(&mut self, other: &Image, [x, y]: [u32; 2]) {
+        debug_assert_eq!(self.channels, other.channels);
+        let len = other.width.min(self.width - x) as usize * self.channels;
+        let row = |image: &Image| image.width as usize * image.channels;
+        for line in 0..other.height.min(self.height - y) as usize {
+            let to = (y as usize + line) * row(self) + x as usize * self.channels;
+            self.bytes[to..to + len].copy_from_slice(&other.bytes[line * row(other)..][..len]);
+        }
+    }
+}
 
 /// Pixels between the pictures of a [`grid`].
 pub const GAP: u32 = 2;
 
-/// The pictures in `values`, shape (n, h, w, 3), channels last, nominally 0..1.
+/// The pictures in `values`, shape (n, h, w, channels), channels last, nominally 0..1; one channel is grey, three are RGB,
+/// four RGBA.
 ///
 /// A value v becomes round(255 v), halves to even, after clamping to 0..1: what diffusers' `numpy_to_pil` gives.
 ///
 /// # Errors
-/// A request error when the length of `values` is not n h w 3, when a side is 0, or when a value is not finite (a
+/// A request error when the length of `values` is not n h w channels, when a side is 0, for other channels, or when a value is not finite (a
 /// black picture would hide an overflow in the model).
-pub fn from_nhwc(values: &[f32], n: usize, height: u32, width: u32) -> Result<Vec<Image>> {
-    let len = (height as usize).checked_mul(width as usize).and_then(|p| p.checked_mul(3)).unwrap_or(usize::MAX);
+pub fn from_nhwc(values: &[f32], n: usize, height: u32, width: u32, channels: usize) -> Result<Vec<Image>> {
+    if !PICTURE_CHANNELS.contains(&channels) {
+        return Err(Error::request("image channels", "1, 3 or 4", channels));
+    }
+    let len = (height as usize).checked_mul(width as usize).and_then(|p| p.checked_mul(channels)).unwrap_or(usize::MAX);
     if len == 0 || len.checked_mul(n) != Some(values.len()) {
-        let expected = format!("{n} x {height} x {width} x 3 values, sides above 0");
+        let expected = format!("{n} x {height} x {width} x {channels} values, sides above 0");
         return Err(Error::request("image", expected, format!("{} values", values.len())));
     }
     if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
@@ -45,10 +119,7 @@ pub fn from_nhwc(values: &[f32], n: usize, height: u32, width: u32) -> Result<Ve
     }
     // `as` saturates, which is the clamp.
     let byte = |&v: &f32| (v * 255.0).round_ties_even() as u8;
-    let picture = |values: &[f32]| {
-        let bytes = values.iter().map(byte).collect();
-        Image::from_raw(width, height, bytes).expect("the length was checked above")
-    };
+    let picture = |values: &[f32]| Image::new(width, height, channels, values.iter().map(byte).collect());
     Ok(values.chunks_exact(len).map(picture).collect())
 }
 
@@ -56,7 +127,7 @@ pub fn from_nhwc(values: &[f32], n: usize, height: u32, width: u32) -> Result<Ve
 /// of the largest picture; fewer pictures than columns make a narrower grid.
 ///
 /// # Errors
-/// A request error when there is no picture or no column.
+/// A request error when there is no picture or no column, or when pictures have different channels.
 pub fn grid(images: &[Image], columns: usize) -> Result<Image> {
     let columns = columns.min(images.len());
     let (Some(width), Some(height)) = (images.iter().map(|i| i.width()).max(), images.iter().map(|i| i.height()).max())
@@ -66,15 +137,19 @@ pub fn grid(images: &[Image], columns: usize) -> Result<Image> {
     if columns == 0 {
         return Err(Error::request("grid columns", "at least 1", 0));
     }
+    let channels = images[0].channels;
+    if let Some(other) = images.iter().find(|image| image.channels != channels) {
+        return Err(Error::request("grid", format!("pictures of {channels} channels"), other.channels));
+    }
     let side = |cells: usize, size: u32| {
         let pixels = cells as u64 * u64::from(size + GAP) - u64::from(GAP);
         u32::try_from(pixels).map_err(|_| Error::request("grid", "a side below 2^32 pixels", pixels))
     };
     let (full_width, full_height) = (side(columns, width)?, side(images.len().div_ceil(columns), height)?);
-    let mut sheet = Image::from_pixel(full_width, full_height, Rgb([255; 3]));
+    let mut sheet = Image::of_pixels(full_width, full_height, channels, 255);
     for (i, picture) in images.iter().enumerate() {
-        let (x, y) = ((i % columns) as i64, (i / columns) as i64);
-        imageops::replace(&mut sheet, picture, x * i64::from(width + GAP), y * i64::from(height + GAP));
+        let (x, y) = ((i % columns) as u32, (i / columns) as u32);
+        sheet.paste(picture, [x * (width + GAP), y * (height + GAP)]);
     }
     Ok(sheet)
 }
@@ -103,8 +178,12 @@ pub fn write_png(path: impl AsRef<Path>, image: &Image, text: &[(&str, &str)]) -
 
 /// Encodes `image` as PNG into `to`. The `image` crate's own encoder cannot write text.
 fn encode(to: &mut impl Write, image: &Image, text: &[(&str, &str)]) -> io::Result<()> {
-    let mut encoder = png::Encoder::new(to, image.width(), image.height());
-    encoder.set_color(png::ColorType::Rgb);
+    let mut encoder = png::Encoder::new(to, image.width, image.height);
+    encoder.set_color(match image.channels {
+        1 => png::ColorType::Grayscale,
+        4 => png::ColorType::Rgba,
+        _ => png::ColorType::Rgb,
+    });
     encoder.set_depth(png::BitDepth::Eight);
     for &(keyword, value) in text {
         let (keyword, plain) = (keyword.to_string(), latin1(value));
@@ -115,7 +194,7 @@ fn encode(to: &mut impl Write, image: &Image, text: &[(&str, &str)]) -> io::Resu
         added.map_err(reason)?;
     }
     let mut writer = encoder.write_header().map_err(reason)?;
-    writer.write_image_data(image.as_raw()).map_err(reason)?;
+    writer.write_image_data(&image.bytes).map_err(reason)?;
     writer.finish().map_err(reason)
 }
 
@@ -194,47 +273,4 @@ pub fn numbered(pattern: &str, index: usize) -> Result<String> {
         name.insert_str(dot, &format!("_{index}"));
     }
     Ok(name)
-}
-
-/// A picture as it was read.
-#[derive(Clone, Debug)]
-pub struct Picture(::image::DynamicImage);
-
-impl Picture {
-    /// Reads a PNG or JPEG file, whatever it is called.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Request`] if it is no picture of these kinds or too large.
-    pub fn read(path: &Path) -> Result<Self> {
-        let mut reader = ::image::ImageReader::open(path).map_err(Error::io("read", path))?;
-        let mut limits = ::image::Limits::default();
-        limits.max_alloc = Some(MOST_BYTES);
-        reader.limits(limits);
-        let reader = reader.with_guessed_format().map_err(Error::io("read", path))?;
-        let wrong = |e| Error::request(path.display().to_string(), "a PNG or JPEG picture", e);
-        Ok(Picture(reader.decode().map_err(wrong)?))
-    }
-
-    /// Height and width.
-    pub fn size(&self) -> [usize; 2] {
-        [self.0.height() as usize, self.0.width() as usize]
-    }
-
-    /// Colours `(h, w, 3)` in 0..1, resized with Lanczos' filter if that is another size; transparency is dropped.
-    pub fn colours(&self, [height, width]: [usize; 2]) -> Vec<f32> {
-        let mut rgb = self.0.to_rgb8();
-        if self.size() != [height, width] {
-            rgb = imageops::resize(&rgb, width as u32, height as u32, imageops::FilterType::Lanczos3);
-        }
-        rgb.into_raw().into_iter().map(|v| f32::from(v) / 255.0).collect()
-    }
-
-    /// Brightness `(h, w)` in 0..1, resized to the nearest pixel if that is another size.
-    pub fn brightness(&self, [height, width]: [usize; 2]) -> Vec<f32> {
-        let mut grey = self.0.to_luma8();
-        if self.size() != [height, width] {
-            grey = imageops::resize(&grey, width as u32, height as u32, imageops::FilterType::Nearest);
-        }
-        grey.into_raw().into_iter().map(|v| f32::from(v) / 255.0).collect()
-    }
 }

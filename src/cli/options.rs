@@ -1,6 +1,6 @@
 //! Options of a request, as the command line spells them.
 
-use aquatint::image::Picture;
+use aquatint::image::{Picture, ResizeMode};
 use aquatint::options::{InitOptions, PromptOptions, SamplingOptions, Sigmas, SizeOptions, Tensors};
 use aquatint::sampler::{Spacing, Variance};
 use aquatint::{Error, Result};
@@ -130,15 +130,31 @@ impl SizeArgs {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ResizeArg {
+    /// Proportions change ("Just resize")
+    #[value(alias = "default")]
+    Stretch,
+    /// What hangs over is cut off ("Crop and resize")
+    Crop,
+    /// The outermost pixels are continued ("Resize and fill")
+    #[value(alias = "fill")]
+    Pad,
+}
+
 /// Where a run begins, and when the refiner takes over.
 #[derive(Args, Clone)]
 pub struct InitArgs {
-    /// Begin with this image, PNG or JPEG; without a size, the result has its size, cut to what the model can make
+    /// Begin with this image (PNG, JPEG, WebP or BMP); without a size, the result has its size, rounded down to what the
+    /// model can make
     #[arg(long, alias = "init-img", alias = "init_image", value_name = "FILE")]
     pub init_image: Option<PathBuf>,
     /// Make only the white part of this image anew
     #[arg(long, requires = "init_image", value_name = "FILE")]
     pub mask: Option<PathBuf>,
+    /// What becomes of an image, and its mask, in other proportions than the result's [default: stretch]
+    #[arg(long, alias = "resize_mode", requires = "init_image", value_enum, value_name = "MODE")]
+    resize_mode: Option<ResizeArg>,
     /// How far the result may stray from the image, 0 to 1 [default: 0.75]
     #[arg(long, requires = "init_image", value_name = "SHARE")]
     strength: Option<f64>,
@@ -158,7 +174,12 @@ impl InitArgs {
         let Some(path) = &self.init_image else { return Ok(None) };
         let image = Picture::read(path)?;
         let mask = self.mask.as_ref().map(|path| Picture::read(path)).transpose()?;
-        Ok(Some(InitOptions { image, mask, strength: self.strength }))
+        let resize = self.resize_mode.map(|mode| match mode {
+            ResizeArg::Stretch => ResizeMode::Stretch,
+            ResizeArg::Crop => ResizeMode::Crop,
+            ResizeArg::Pad => ResizeMode::Pad,
+        });
+        Ok(Some(InitOptions { image, mask, resize, strength: self.strength }))
     }
 }
 

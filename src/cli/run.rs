@@ -73,7 +73,7 @@ pub struct Run {
     /// prompt_embeds [n,tokens,features], pooled [n,features], and negative_ ones
     #[arg(long, value_name = "FILE")]
     inputs: Option<PathBuf>,
-    /// Also write safetensors with latents [n,c,h,w], image [n,3,h,w] in 0..1, class_labels or prompt_embeds
+    /// Also write safetensors with latents [n,c,h,w], image [n,c,h,w] in 0..1, class_labels or prompt_embeds
     #[arg(long, value_name = "FILE")]
     outputs: Option<PathBuf>,
     /// Print what was done as JSON
@@ -124,7 +124,8 @@ impl Run {
         })??;
         bar.finish_and_clear();
         let name = model::name(self.model.as_deref());
-        let made = Made { model: &name, device: &device, tile, inputs: inputs.as_deref() };
+        let resize = options.init.as_ref().and_then(|init| init.resize).unwrap_or_default();
+        let made = Made { model: &name, device: &device, tile, resize, inputs: inputs.as_deref() };
         let files = self.write(&model, &request, &output, &made)?;
         self.report(&model, &request, &output, &files, &steps, begin.elapsed().as_secs_f64());
         Ok(())
@@ -256,15 +257,15 @@ impl Run {
         if let Some(path) = &self.outputs {
             let [lh, lw] = request.latent_size;
             let channels = model.latents.channels;
-            let image = swap_last_axes(&output.images, [n, h * w, 3]);
+            let image = swap_last_axes(&output.images, [n, h * w, output.channels]);
             let mut tensors = vec![
                 NamedTensor { name: "latents", dims: vec![n, channels, lh, lw], values: output.latents.clone() },
-                NamedTensor { name: "image", dims: vec![n, 3, h, w], values: image },
+                NamedTensor { name: "image", dims: vec![n, output.channels, h, w], values: image },
             ];
             tensors.extend(NamedTensor::of_prompts(&output.prompts));
             write(path, &tensors)?;
         }
-        let images = from_nhwc(&output.images, n, h as u32, w as u32)?;
+        let images = from_nhwc(&output.images, n, h as u32, w as u32, output.channels)?;
         let text = |images: std::ops::Range<usize>| infotext(model, request, made, images).to_string();
         if !self.output.contains('%') {
             let sheet = grid(&images, (n as f64).sqrt().ceil() as usize)?;

@@ -63,6 +63,7 @@ fn kind(field: &Field<'_>) -> String {
         Field::Value(_) => "value".into(),
         Field::OptionalValue(_) => "value or none".into(),
         Field::Shape(_) => "value, for its shape".into(),
+        Field::OptionalShape(_) => "value, for its shape, or none".into(),
         Field::Tensor(_) => "tensor".into(),
         Field::OptionalTensor(_) => "tensor or none".into(),
         Field::Number(_) => "number".into(),

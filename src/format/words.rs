@@ -30,7 +30,7 @@ fn word_of(field: &Field<'_>) -> u32 {
     let present = |number: u32| number.wrapping_add(1);
     match field {
         Field::Value(value) | Field::Shape(value) => present(value.0),
-        Field::OptionalValue(value) => value.map_or(0, |value| present(value.0)),
+        Field::OptionalValue(value) | Field::OptionalShape(value) => value.map_or(0, |value| present(value.0)),
         Field::Tensor(tensor) => present(tensor.0),
         Field::OptionalTensor(tensor) => tensor.map_or(0, |tensor| present(tensor.0)),
         Field::Number(number) => **number,
@@ -201,7 +201,9 @@ impl Reader<'_> {
         let tensor = |word| self.below(word, self.n_tensors, "a tensor").map(Tensor);
         match field {
             Field::Value(to) | Field::Shape(to) => *to = value(word)?,
-            Field::OptionalValue(to) => *to = if word == 0 { None } else { Some(value(word)?) },
+            Field::OptionalValue(to) | Field::OptionalShape(to) => {
+                *to = if word == 0 { None } else { Some(value(word)?) }
+            }
             Field::Tensor(to) => *to = tensor(word)?,
             Field::OptionalTensor(to) => *to = if word == 0 { None } else { Some(tensor(word)?) },
             Field::Number(to) => *to = word,

@@ -19,6 +19,10 @@ use std::collections::BTreeMap;
 pub const TEXT_ENCODERS: [Role; 2] = [Role::TextEncoder, Role::TextEncoder2];
 /// Most pixels on a side of an image.
 pub const MAX_SIDE: usize = 1 << 14;
+/// Channels that pictures may have: grey, RGB, RGBA.
+pub const PICTURE_CHANNELS: [usize; 3] = [1, 3, 4];
+/// Channels of what a decoder makes and an image encoder reads: RGB.
+const DECODED_CHANNELS: usize = 3;
 
 /// A packed file whose META agrees with its programs.
 pub struct Model<'m, D> {
@@ -160,17 +164,17 @@ impl<'m, D: AsRef<[u8]>> Model<'m, D> {
     /// Those of [`Packed::verify`] and [`new`](Self::new).
     pub fn verify(packed: &'m Packed<D>) -> Result<Self> {
         packed.verify()?;
-        let model = Self::new(packed)?;
-        model.check_all()?;
-        Ok(model)
+        Self::prove(packed)
     }
 
     /// Proves that `packed`, whose bytes are known to be sound, is a model: what the packer does before a file appears.
     ///
     /// # Errors
     /// Those of [`verify`](Self::verify), but for bytes.
-    pub fn prove(packed: &'m Packed<D>) -> Result<()> {
-        Self::new(packed)?.check_all()
+    pub fn prove(packed: &'m Packed<D>) -> Result<Self> {
+        let model = Self::new(packed)?;
+        model.check_all()?;
+        Ok(model)
     }
 
     /// What opening a model takes on trust, since no image depends on it or it takes long to look at.
@@ -195,6 +199,11 @@ impl<'m, D: AsRef<[u8]>> Model<'m, D> {
             Role::Refiner => self.refiner,
             _ => self.text.as_ref().map(|text| text.denoiser),
         }
+    }
+
+    /// Channels of the pictures that it makes and begins with, one of [`PICTURE_CHANNELS`].
+    pub fn picture_channels(&self) -> usize {
+        if self.decoder { DECODED_CHANNELS } else { self.latents.channels }
     }
 
     /// Whether images are made of anything but noise, so that there is guidance.

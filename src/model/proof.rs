@@ -3,7 +3,10 @@
 //! Every rule is a comparison of a field of META with a shape that the shape rules infer from the programs at the model's
 //! own size, or a bound beyond which a number has no meaning. Other sizes are proven when a program is planned for them.
 
-use super::{Classes, LatentSpace, MAX_SIDE, Model, TEXT_ENCODERS, TextEncoder, TextModel, rows_of, tensor_types};
+use super::{
+    Classes, DECODED_CHANNELS, LatentSpace, MAX_SIDE, Model, PICTURE_CHANNELS, TEXT_ENCODERS, TextEncoder, TextModel,
+    rows_of, tensor_types,
+};
 use crate::error::{Error, Result};
 use crate::format::meta::{Conditioning, LayerMeta, PipelineMeta, TextEncoderMeta, TextMeta};
 use crate::format::{Packed, TensorKind};
@@ -232,7 +235,11 @@ fn decoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
     let LatentSpace { channels, size: [height, width_], pixels, .. } = model.latents;
     if !model.decoder {
         // Without a decoder the latents are the picture.
-        return if (channels, pixels) == (3, 1) { Ok(()) } else { model.packed.program(Role::VaeDecoder).map(|_| ()) };
+        return match (PICTURE_CHANNELS.contains(&channels), pixels) {
+            (true, 1) => Ok(()),
+            (false, 1) => wrong("latent_channels", "1, 3 or 4 (grey, RGB, RGBA), as there is no decoder", channels),
+            _ => wrong("pixels_per_latent", "1, as there is no decoder", pixels),
+        };
     }
     let program = model.packed.program(Role::VaeDecoder)?;
     let values = types(model.packed, program, model.latents.size, 1)?;
@@ -241,7 +248,7 @@ fn decoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
         return wrong("latent_channels", format!("{reads}, as the decoder reads"), channels);
     }
     let made = values[program.output.0 as usize];
-    let told = [1, height * pixels, width_ * pixels, 3];
+    let told = [1, height * pixels, width_ * pixels, DECODED_CHANNELS];
     if made.dims() != told {
         let expected = format!("images of {:?}, as the decoder makes", made.dims());
         return wrong("pixels_per_latent", expected, format!("{told:?}"));
@@ -257,6 +264,9 @@ fn image_encoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
             true => wrong("encoder", "the scale of encoded latents", "none"),
         };
     };
+    if !model.decoder {
+        return wrong("encoder", "none, as there is no decoder", "the scale of encoded latents");
+    }
     if !(encoder.scale.is_finite() && encoder.scale != 0.0 && encoder.shift.is_finite()) {
         return wrong("encoder", "a finite scale, not 0, and a finite shift", format!("{encoder:?}"));
     }
@@ -265,7 +275,7 @@ fn image_encoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
     let reads = width(program, &values, InputKind::Sample).unwrap_or(0);
     let made = values[program.output.0 as usize];
     let told = [1, size[0], size[1], 2 * channels];
-    if program.inputs.len() != 1 || reads != 3 || made.dims() != told {
+    if program.inputs.len() != 1 || reads != DECODED_CHANNELS || made.dims() != told {
         let expected = format!("[1, h, w, {reads}] to {:?}, as the image encoder has", made.dims());
         return wrong("latent_channels", expected, format!("[1, h, w, 3] to {told:?}"));
     }

@@ -2,7 +2,7 @@
 
 use super::RequestOptions;
 use crate::error::{Error, Result};
-use crate::image::Picture;
+use crate::image::{Picture, ResizeMode};
 use crate::model::{MAX_SIDE, Model};
 use crate::pipeline::{InitImage, Request};
 
@@ -12,16 +12,22 @@ pub const STRENGTH: f64 = 0.75;
 /// The image that a run begins with.
 #[derive(Clone, Debug)]
 pub struct InitOptions {
-    /// The image. Unless a size is asked for, results have its size, cut to what the model can make.
+    /// The image. Unless a size is asked for, results have its size, or the next smaller one that the model can make.
     pub image: Picture,
     /// White where the image is made anew; everything is if absent.
     pub mask: Option<Picture>,
+    /// How image and mask are brought to the result's size; stretched if absent.
+    pub resize: Option<ResizeMode>,
     /// How far the result may stray from the image, 0 to 1; [`STRENGTH`] if absent.
     pub strength: Option<f64>,
 }
 
 /// Sets where `request` begins, and when the refiner takes over.
-pub(super) fn apply<D>(options: &RequestOptions, request: &mut Request, model: &Model<'_, D>) -> Result<()> {
+pub(super) fn apply<D: AsRef<[u8]>>(
+    options: &RequestOptions,
+    request: &mut Request,
+    model: &Model<'_, D>,
+) -> Result<()> {
     if let Some(share) = options.refiner_start {
         if model.refiner.is_none() {
             return Err(Error::request("refiner-start", "a file that holds a refiner", "one without"));
@@ -44,8 +50,9 @@ pub(super) fn apply<D>(options: &RequestOptions, request: &mut Request, model: &
         request.latent_size = size.map(|pixels| pixels / scale);
     }
     let size = request.latent_size.map(|n| n * scale);
-    let mask = init.mask.as_ref().map(|mask| mask.brightness(size));
-    request.init =
-        Some(InitImage { pictures: init.image.colours(size), strength: init.strength.unwrap_or(STRENGTH), mask });
+    let resize = init.resize.unwrap_or_default();
+    let mask = init.mask.as_ref().map(|mask| mask.mask(size, resize));
+    let pictures = init.image.values(size, resize, model.picture_channels());
+    request.init = Some(InitImage { pictures, strength: init.strength.unwrap_or(STRENGTH), mask });
     Ok(())
 }

@@ -8,6 +8,7 @@
 use super::sampling::titled;
 use super::{InitOptions, RequestOptions, Sigmas};
 use crate::error::{Error, Result};
+use crate::image::ResizeMode;
 use crate::infotext::Infotext;
 use crate::model::Model;
 use crate::pipeline::{NoiseSource, NoiseStream, Prompts, Request};
@@ -42,6 +43,8 @@ pub struct Made<'a> {
     pub device: &'a str,
     /// Rows and columns of latents that were decoded at once.
     pub tile: [usize; 2],
+    /// How the image that it began with was brought to its size.
+    pub resize: ResizeMode,
     /// The bytes of the tensors that took the place of prompts or noise.
     pub inputs: Option<&'a [u8]>,
 }
@@ -76,6 +79,9 @@ pub fn infotext<D: AsRef<[u8]>>(
         text.push("Init image hash", hash_of_floats(&init.pictures));
         if let Some(mask) = &init.mask {
             text.push("Mask hash", hash_of_floats(mask));
+        }
+        if made.resize != ResizeMode::Stretch {
+            text.push("Resize mode", resize_words(made.resize));
         }
     }
     for (field, value) in differences(config, &saved(model, config.kind)) {
@@ -242,6 +248,11 @@ impl RequestOptions {
                 Some(InitOptions { strength, .. }) => keep(strength, name, value)?,
                 None => return Ok(own),
             },
+            "Resize mode" => match (resize_mode(value), &mut self.init) {
+                (Some(mode), Some(init)) => _ = init.resize.get_or_insert(mode),
+                (None, _) => return Err(meaningless(name, value)),
+                (Some(_), None) => {}
+            },
             "Size" => {
                 let size = value.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
                 let Some((width, height)) = size else { return Err(meaningless(name, value)) };
@@ -304,6 +315,19 @@ impl RequestOptions {
         }
         known
     }
+}
+
+/// The web UI's words for it.
+fn resize_words(mode: ResizeMode) -> &'static str {
+    match mode {
+        ResizeMode::Stretch => "Just resize",
+        ResizeMode::Crop => "Crop and resize",
+        ResizeMode::Pad => "Resize and fill",
+    }
+}
+
+fn resize_mode(words: &str) -> Option<ResizeMode> {
+    [ResizeMode::Stretch, ResizeMode::Crop, ResizeMode::Pad].into_iter().find(|&mode| resize_words(mode) == words)
 }
 
 /// Sets an option that was left open.

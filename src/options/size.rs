@@ -25,7 +25,10 @@ impl SizeOptions {
         for (axis, name, pixels) in [(0, "height", self.height), (1, "width", self.width)] {
             let Some(pixels) = pixels else { continue };
             if pixels == 0 || !pixels.is_multiple_of(multiple) || pixels > MAX_SIDE {
-                let expected = format!("a multiple of {multiple} pixels, at most {MAX_SIDE}");
+                let expected = match multiple {
+                    1 => format!("1 to {MAX_SIDE} pixels"),
+                    _ => format!("a multiple of {multiple} pixels, at most {MAX_SIDE}"),
+                };
                 return Err(Error::request(name, expected, pixels));
             }
             if request.latents.is_some() && request.latent_size[axis] != pixels / scale {

@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::program::Role;
 
-/// The image `(h, w, 3)` in 0..1 of latents `(h, w, c)` of `size`, in the tiles of `plans`. One image is work enough for
+/// The image `(h, w, c)` in 0..1 of latents `(h, w, c)` of `size`, in the tiles of `plans`. One image is work enough for
 /// all threads, and so memory does not grow with the batch.
 pub(super) fn image<B: Backend, D: AsRef<[u8]>>(
     session: &mut Session<'_, B, D>,
@@ -24,20 +24,20 @@ pub(super) fn image<B: Backend, D: AsRef<[u8]>>(
         // The latents are the picture.
         return Ok(finish(latents.to_vec()));
     }
-    let (scale, tile) = (model.latents.pixels, plans.tile);
+    let (scale, tile, channels) = (model.latents.pixels, plans.tile, model.picture_channels());
     let executor = session.executor(Role::VaeDecoder, decoder_binding(tile), Some(plans))?;
     let [height, width] = size.map(|n| n * scale);
     let tiles = Tiles::of(size, tile);
-    let mut made = vec![0.0; tile[0] * tile[1] * scale * scale * 3];
+    let mut made = vec![0.0; tile[0] * tile[1] * scale * scale * channels];
     if tiles.len() == 1 {
         executor.write_sample(latents)?;
         executor.call(0)?;
         executor.read_output(&mut made)?;
         return Ok(finish(made));
     }
-    let mut image = vec![0.0; height * width * 3];
+    let mut image = vec![0.0; height * width * channels];
     let mut cut = vec![0.0; model.latents.len(tile)];
-    let mut sum = TileSum::new(height * width, 3);
+    let mut sum = TileSum::new(height * width, channels);
     for t in 0..tiles.len() {
         tiles.cut(t, 1, latents, &mut cut);
         executor.write_sample(&cut)?;

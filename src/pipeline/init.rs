@@ -18,7 +18,8 @@ const LOG_VARIANCE: [f32; 2] = [-30.0, 20.0];
 /// The image that a run begins with.
 #[derive(Clone, Debug)]
 pub struct InitImage {
-    /// `(m, h, w, 3)` in 0..1 at the size of the result; one image for all, or one per image.
+    /// `(m, h, w, c)` in 0..1, of the result's size and [channels](Model::picture_channels); one image for all, or one
+    /// per image.
     pub pictures: Vec<f32>,
     /// Share of the steps to make, 0 to 1: how far the result may stray.
     pub strength: f64,
@@ -52,16 +53,17 @@ impl InitLatents {
 
 impl Request {
     /// Checks the initial image against the size of the result.
-    pub(super) fn check_init<D>(&self, model: &Model<'_, D>) -> Result<()> {
+    pub(super) fn check_init<D: AsRef<[u8]>>(&self, model: &Model<'_, D>) -> Result<()> {
         let Some(init) = &self.init else { return Ok(()) };
         if model.decoder && model.image_encoder.is_none() {
             return Err(Error::request("initial picture", "a file that holds the image encoder", "one without"));
         }
         let [h, w] = self.pixels(model);
-        let n = self.prompts.len();
-        let pictures = init.pictures.len() / (h * w * 3);
-        if !(pictures == 1 || pictures == n) || init.pictures.len() % (h * w * 3) != 0 {
-            let expected = format!("1 or {n} of {h} x {w} pixels");
+        let (n, channels) = (self.prompts.len(), model.picture_channels());
+        let len = h * w * channels;
+        let pictures = init.pictures.len() / len;
+        if !(pictures == 1 || pictures == n) || init.pictures.len() % len != 0 {
+            let expected = format!("1 or {n} of {h} x {w} pixels of {channels} channels");
             return Err(Error::request("initial picture", expected, format!("{} values", init.pictures.len())));
         }
         match &init.mask {
@@ -94,17 +96,17 @@ pub(super) fn begin<B: Backend, D: AsRef<[u8]>>(
         latents.iter_mut().for_each(|x| *x *= stages[0].table.init_scale);
         return Ok((latents, RunNoise::draw(stages, &mut generators), None));
     };
+    let [h, w] = request.pixels(model);
+    let m = init.pictures.len() / (h * w * model.picture_channels());
     let clean = match model.image_encoder {
         Some(encoder) => {
-            let [h, w] = request.pixels(model);
-            let noise = generators.draw_encoding(init.pictures.len() / (h * w * 3));
+            let noise = generators.draw_encoding(m);
             sampled(&encode(session, request, plans)?, &noise, model.latents.channels, encoder)
         }
         // The latents are the picture.
         None => {
-            let [h, w] = request.pixels(model);
             let clean: Vec<f32> = init.pictures.iter().map(|x| 2.0 * x - 1.0).collect();
-            clean.repeat(request.prompts.len() / (init.pictures.len() / (h * w * 3)))
+            clean.repeat(request.prompts.len() / m)
         }
     };
     let latents = noise::latents(request, &mut generators);
@@ -127,10 +129,12 @@ fn encode<B: Backend, D: AsRef<[u8]>>(
     let executor = session.executor(Role::VaeEncoder, binding(tile, scale), Some(plans))?;
     let tiles = Tiles::of(size, tile);
     let (latents, pixels) = (size[0] * size[1], size[0] * size[1] * scale * scale);
-    let mut cut = vec![0.0; tile[0] * tile[1] * scale * scale * 3];
+    let colours = model.picture_channels();
+    let mut cut = vec![0.0; tile[0] * tile[1] * scale * scale * colours];
     let mut made = vec![0.0; tile[0] * tile[1] * 2 * channels];
-    let mut moments = vec![0.0; pictures.len() / (pixels * 3) * latents * 2 * channels];
-    for (picture, moments) in pictures.chunks_exact(pixels * 3).zip(moments.chunks_exact_mut(latents * 2 * channels)) {
+    let mut moments = vec![0.0; pictures.len() / (pixels * colours) * latents * 2 * channels];
+    let each = moments.chunks_exact_mut(latents * 2 * channels);
+    for (picture, moments) in pictures.chunks_exact(pixels * colours).zip(each) {
         let mut sum = TileSum::new(latents, 2 * channels);
         for t in 0..tiles.len() {
             tiles.cut(t, scale, picture, &mut cut);

@@ -54,8 +54,10 @@ pub enum Event {
 pub struct Output {
     /// Final latents as the sampler left them, `(n, c, h, w)`.
     pub latents: Vec<f32>,
-    /// Images `(n, h, w, 3)`, each value in 0..1.
+    /// Images `(n, h, w, c)`, each value in 0..1.
     pub images: Vec<f32>,
+    /// Channels of an image: 1 is grey, 3 RGB, 4 RGBA.
+    pub channels: usize,
     /// Height and width of an image.
     pub size: [usize; 2],
     /// The prompts as they were read: features where there were texts.
@@ -90,7 +92,7 @@ pub struct Job<'s, 'm, B: Backend, D> {
     latents: Vec<f32>,
     noise: RunNoise,
     init: Option<InitLatents>,
-    /// Images `(n, h, w, 3)`.
+    /// Images `(n, h, w, c)`.
     images: Vec<f32>,
 }
 
@@ -225,6 +227,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         Ok(Output {
             latents: swap_last_axes(&self.latents, [n, pixels, channels]),
             images: self.images,
+            channels: self.session.model().picture_channels(),
             size: self.request.pixels(self.session.model()),
             prompts: self.request.prompts,
             cut: self.texts.map(|texts| texts.cut).unwrap_or_default(),
@@ -265,15 +268,16 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         }
     }
 
-    /// Image `index`, `(h, w, 3)` in 0..1; none before its [`Event::Image`].
+    /// Image `index`, `(h, w, c)` in 0..1; none before its [`Event::Image`].
     pub fn image(&self, index: usize) -> Option<&[f32]> {
         let done = match self.state {
             State::Decode(next, _) => next,
             State::Done => self.request.prompts.len(),
             _ => 0,
         };
-        let [h, w] = self.request.pixels(self.session.model());
-        (index < done).then(|| &self.images[index * h * w * 3..][..h * w * 3])
+        let model = self.session.model();
+        let len = self.request.pixels(model).iter().product::<usize>() * model.picture_channels();
+        (index < done).then(|| &self.images[index * len..][..len])
     }
 
     /// The batch that begins with image `first`.

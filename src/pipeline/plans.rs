@@ -62,7 +62,7 @@ impl Plans {
         let decoder = model.decoder.then(|| plan(Role::VaeDecoder, &decoder_binding(tile))).transpose()?;
         if let Some(decoder) = &decoder {
             let scale = model.latents.pixels;
-            makes(decoder, [1, tile[0] * scale, tile[1] * scale, 3])?;
+            makes(decoder, [1, tile[0] * scale, tile[1] * scale, model.picture_channels()])?;
         }
         let scale = model.latents.pixels;
         let encodes = request.init.is_some() && model.image_encoder.is_some();

@@ -191,7 +191,9 @@ impl Request {
         let [h, w] = self.latent_size;
         let multiple = model.latents.multiple;
         if [h, w].iter().any(|n| *n == 0 || !n.is_multiple_of(multiple)) {
-            return Err(Error::request("size", format!("multiples of {multiple} latents"), format!("{h} x {w}")));
+            let expected =
+                if multiple == 1 { "at least 1 latent".into() } else { format!("multiples of {multiple} latents") };
+            return Err(Error::request("size", expected, format!("{h} x {w}")));
         }
         let most = MAX_SIDE / model.latents.pixels;
         if h.max(w) > most {

@@ -13,7 +13,8 @@ numbered! {
     pub enum ConvStride: Default {
         /// As many pixels out as in: stride 1, zero padding 1.
         Same = 0 "same",
-        /// Nearest-neighbour upsampling by 2 before a convolution of stride 1 and zero padding 1.
+        /// Nearest-neighbour upsampling by 2, less the last row or column where *size of* says so, before a convolution of
+        /// stride 1 and zero padding 1.
         Up = 1 "up",
         /// Stride 2, zero padding 1: `ceil(h / 2)` rows out.
         Down = 2 "down",
@@ -64,6 +65,10 @@ pub struct Conv2d {
     pub shift: Option<Columns>,
     /// Added last; same shape as the result.
     pub residual: Option<Value>,
+    /// `(n, h', w', _)`, only with [`ConvStride::Up`]: the result has as many rows and columns as this value, which may be
+    /// one less than twice those of `x`. Nearest neighbours of an odd number of pixels are those of one more: pixel `i`
+    /// of `2 h - 1` is pixel `floor(i h / (2 h - 1)) = floor(i / 2)` of `h`.
+    pub size_of: Option<Value>,
 }
 
 impl Operation for Conv2d {
@@ -77,6 +82,7 @@ impl Operation for Conv2d {
         v.choice("sampling", &mut self.sampling);
         v.columns(["shift", "first column of shift"], &mut self.shift);
         v.optional_value("residual", &mut self.residual);
+        v.optional_shape("size of", &mut self.size_of);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
@@ -105,11 +111,27 @@ impl Operation for Conv2d {
         let (Some(h), Some(wd)) = (self.sampling.rows(h), self.sampling.rows(wd)) else {
             return rule.err("x", "fewer pixels", x.dims());
         };
+        let [h, wd] = self.sized(rule, [h, wd])?;
         let y = check_size(Type::new(&[n, h, wd, o], Kind::Float), rule.path)?;
         if let Some(shift) = self.shift {
             rule.columns("shift", shift.value, shift.offset, &y)?;
         }
         rule.residual(self.residual, &y, false)?;
         Ok(y)
+    }
+}
+
+impl Conv2d {
+    /// Rows and columns of the result, where all that `sampling` makes are `most`.
+    fn sized(&self, rule: &Rule<'_>, most: [usize; 2]) -> Result<[usize; 2]> {
+        let Some(value) = self.size_of else { return Ok(most) };
+        if self.sampling != ConvStride::Up {
+            return rule.err("size of", "none without upsampling", self.sampling);
+        }
+        let like = rule.value("size of", value)?;
+        match *like.dims() {
+            [_, h, w, _] if most.iter().zip([h, w]).all(|(&most, n)| n == most || n + 1 == most) => Ok([h, w]),
+            _ => rule.err("size of", format!("(_, h, w, _) of {most:?} pixels, or one less"), like.dims()),
+        }
     }
 }

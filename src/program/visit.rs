@@ -15,6 +15,8 @@ pub enum Field<'a> {
     OptionalValue(&'a mut Option<Value>),
     /// An operand that gives its shape and nothing else.
     Shape(&'a mut Value),
+    /// An operand that gives its shape and nothing else, and may be absent.
+    OptionalShape(&'a mut Option<Value>),
     /// A tensor.
     Tensor(&'a mut Tensor),
     /// A tensor that may be absent.
@@ -43,6 +45,7 @@ impl<'a> Field<'a> {
             Field::Value(value) => Some(**value),
             Field::OptionalValue(value) => **value,
             Field::Shape(_)
+            | Field::OptionalShape(_)
             | Field::Tensor(_)
             | Field::OptionalTensor(_)
             | Field::Number(_)
@@ -56,7 +59,7 @@ impl<'a> Field<'a> {
     pub fn operand(self) -> Option<&'a mut Value> {
         match self {
             Field::Value(value) | Field::Shape(value) => Some(value),
-            Field::OptionalValue(value) => value.as_mut(),
+            Field::OptionalValue(value) | Field::OptionalShape(value) => value.as_mut(),
             Field::Tensor(_)
             | Field::OptionalTensor(_)
             | Field::Number(_)
@@ -74,6 +77,7 @@ impl<'a> Field<'a> {
             Field::Value(_)
             | Field::OptionalValue(_)
             | Field::Shape(_)
+            | Field::OptionalShape(_)
             | Field::Number(_)
             | Field::Float(_)
             | Field::Flag(_)
@@ -102,6 +106,11 @@ pub trait Visit {
     /// An operand that gives its shape and nothing else.
     fn shape(&mut self, name: &'static str, value: &mut Value) {
         self.field(name, Field::Shape(value));
+    }
+
+    /// An operand that gives its shape and nothing else, and may be absent.
+    fn optional_shape(&mut self, name: &'static str, value: &mut Option<Value>) {
+        self.field(name, Field::OptionalShape(value));
     }
 
     /// A tensor.

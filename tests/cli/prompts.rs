@@ -111,6 +111,67 @@ fn pictures_begin_runs() {
     assert!(bounded != half);
 }
 
+/// A picture file of the fixtures.
+fn fixture(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures").join(name);
+    root.to_str().expect("a path of UTF-8").to_owned()
+}
+
+/// A model whose autoencoder has 4 pixels per latent makes every multiple of 4 pixels.
+#[test]
+fn sizes_are_those_of_pictures_down_to_whole_latents() {
+    let dir = &directory("prompts-sizes");
+    let base = ["run", model(), "-p", "a cat", "--steps", "4", "--refiner-start", "1", "-o", "a.png"];
+    let size = |more: &[&str]| {
+        works(dir, &[&base[..], more].concat());
+        let (width, height, _) = picture(&dir.join("a.png"));
+        (width, height)
+    };
+    assert_eq!(size(&["-W", "20", "-H", "36"]), (20, 36));
+    assert_eq!(size(&["--init-image", &fixture("noise.png")]), (28, 16));
+    // 10 x 7 pixels on their side, and their twin.
+    assert_eq!(size(&["--init-image", &fixture("turned-6.png")]), (4, 8));
+    assert_eq!(size(&["--init-image", &fixture("turned-1.png")]), (8, 4));
+    for kind in ["turned.webp", "rgb.bmp", "turned.jpg"] {
+        size(&["--init-image", &fixture(kind), "--mask", &fixture("noise-strokes.png"), "-W", "16", "-H", "16"]);
+    }
+}
+
+#[test]
+fn pictures_of_other_proportions_are_brought_to_size() {
+    let dir = &directory("prompts-resize");
+    let made = |mode: &[&str]| {
+        let noise = fixture("noise.png");
+        let base = ["run", model(), "-p", "a cat", "--refiner-start", "1", "--strength", "0.3", "-W", "16", "-H", "32"];
+        works(dir, &[&base[..], &["--init-image", &noise, "-o", "a.png", "--outputs", "a"], mode].concat());
+        load(&dir.join("a"), "image").1
+    };
+    let [stretch, crop, pad] = ["stretch", "crop", "pad"].map(|mode| made(&["--resize-mode", mode]));
+    assert!(stretch == made(&[]) && stretch != crop && crop != pad && pad != stretch);
+    // diffusers' names.
+    assert!(made(&["--resize-mode", "default"]) == stretch && made(&["--resize-mode", "fill"]) == pad);
+}
+
+#[test]
+fn pixels_of_one_and_four_channels_become_their_pngs() {
+    let dir = &directory("prompts-channels");
+    for (name, channels, kind) in [("grey", 1, png::ColorType::Grayscale), ("rgba", 4, png::ColorType::Rgba)] {
+        let options = packer::emit::Options {
+            model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/unet").join(name),
+            output: dir.join("model.aqt"),
+            ..Default::default()
+        };
+        packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
+        works(dir, &["run", "model.aqt", "--n-imgs", "3", "--steps", "2", "-o", "a.png", "--outputs", "a"]);
+        assert_eq!(load(&dir.join("a"), "image").0, [3, channels, 8, 8]);
+        let file = std::io::BufReader::new(fs::File::open(dir.join("a.png")).unwrap());
+        assert_eq!(png::Decoder::new(file).read_info().unwrap().info().color_type, kind);
+        // A picture of as many channels to begin with.
+        let init = fixture("rgba.png");
+        works(dir, &["run", "model.aqt", "--init-image", &init, "-W", "8", "-H", "8", "--steps", "3", "-o", "b.png"]);
+    }
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
     let dir = &directory("prompts-refused");
@@ -121,8 +182,8 @@ fn what_makes_no_sense_is_refused() {
     refused(&[], &["--prompt", "what the images show"]);
     refused(&["-p", "cat", "--class-labels", "1"], &["--class-labels", "this model reads prompts"]);
     refused(&["-p", "cat", "-p", "dog", "-p", "fog", "-n", "a", "-n", "b"], &["negative prompts", "1, or 3"]);
-    refused(&["-p", "cat", "-W", "40"], &["--width", "a multiple of 16 pixels"]);
-    refused(&["-p", "cat", "--init-image", "text.png"], &["text.png", "a PNG or JPEG picture"]);
+    refused(&["-p", "cat", "-W", "42"], &["--width", "a multiple of 4 pixels"]);
+    refused(&["-p", "cat", "--init-image", "text.png"], &["text.png", "a PNG, JPEG, WebP or BMP picture"]);
     refused(&["-p", "cat", "--init-image", "none.png"], &["none.png"]);
     refused(&["-p", "cat", "--refiner-start", "0"], &["--refiner-start", "above 0 to 1"]);
     refused(&["-p", "cat", "--max-memory", "1k"], &["memory", "at least"]);
@@ -130,7 +191,7 @@ fn what_makes_no_sense_is_refused() {
     refused(&["-p", &format!("(cat:{})", "9".repeat(60))], &["weight in the prompt"]);
     refuses(dir, &["run", "-p", "A", "-n", "B", "-o", "a.png"], &["--negative", "a model that reads prompts"]);
     refuses(dir, &["run", "-p", "A", "--refiner-start", "0.5", "-o", "a.png"], &["a file that holds a refiner"]);
-    for args in [&["--mask", "a.png"][..], &["--strength", "0.5"], &["--max-memory", "x"]] {
+    for args in [&["--mask", "a.png"][..], &["--strength", "0.5"], &["--resize-mode", "pad"], &["--max-memory", "x"]] {
         let ran = finish(&mut program(dir, &[&["run", model(), "-p", "cat", "-o", "a.png"], args].concat()));
         assert_eq!(ran.code, Some(2), "{args:?}");
     }

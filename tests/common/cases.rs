@@ -237,7 +237,7 @@ pub fn linear_exact() -> Vec<Case> {
 }
 
 /// Largest magnitude of a dequantized weight times the largest activation step: what one flipped code can change.
-fn flip(b: &Build, weight: Tensor, step: f32) -> f64 {
+pub fn flip(b: &Build, weight: Tensor, step: f32) -> f64 {
     f64::from(step) * b.tensors[weight.0 as usize].data.iter().fold(0.0f64, |m, w| m.max(w.abs()))
 }
 
@@ -350,7 +350,7 @@ pub fn conv() -> Vec<Case> {
                     let numbers = whole(rng, o);
                     let bias = (which % 3 != 0).then(|| b.f32(&[o], &numbers));
                     let residual = residual.then_some(SAMPLE);
-                    b.op(Op::Conv2d(Conv2d { x, weight, bias, sampling, shift, residual }));
+                    b.op(Op::Conv2d(Conv2d { x, weight, bias, sampling, shift, residual, size_of: None }));
                     let mut exact = coded(rng, n, h * w * c, spec.bits).into_iter();
                     let check = match kind {
                         "exact" => Check::Exact,

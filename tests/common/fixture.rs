@@ -57,9 +57,18 @@ impl Fixture {
             safetensors::Dtype::I64 => {
                 t.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect()
             }
+            safetensors::Dtype::U8 => t.data().iter().map(|&b| f32::from(b)).collect(),
             other => panic!("{key} is {other:?}"),
         };
         (values, t.shape().to_vec())
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let tensors = SafeTensors::deserialize(&self.0).expect("a safetensors file");
+        let mut names: Vec<_> = tensors.names().into_iter().map(String::from).collect();
+        names.sort();
+        names
     }
 
     /// A tensor and its axes, if it is there.

@@ -225,8 +225,9 @@ impl Scope<'_> {
     }
 
     fn conv2d(&self, op: Conv2d) -> Array {
-        let Conv2d { x, weight, bias, sampling, shift, residual } = op;
-        let y = conv3x3(self.value(x), self.tensor(weight), sampling);
+        let Conv2d { x, weight, bias, sampling, shift, residual, size_of } = op;
+        let size = size_of.map(|like| [self.value(like).dims[1], self.value(like).dims[2]]);
+        let y = conv3x3(self.value(x), self.tensor(weight), sampling, size);
         let o = y.cols();
         Array::new(&y.dims, |i| {
             let shift = shift.map_or(0.0, |s| self.of_sample(&y, s.value, i / o)[s.offset as usize + i % o]);
@@ -350,16 +351,25 @@ fn statistics(x: &[f64]) -> (f64, f64) {
     (mean, x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
 }
 
-/// 3x3 convolution with zero padding, after nearest-neighbour upsampling.
-fn conv3x3(x: &Array, weight: &Array, sampling: ConvStride) -> Array {
+/// `x` with `size` pixels, each the nearest as torch's `interpolate` has it.
+fn nearest(x: &Array, size: [usize; 2]) -> Array {
     let [n, h, w, c] = x.dims[..] else { panic!("not an image: {:?}", x.dims) };
-    let (upsample, stride, before) = match sampling {
-        ConvStride::Same => (1, 1, 1),
-        ConvStride::Up => (2, 1, 1),
-        ConvStride::Down => (1, 2, 1),
-        ConvStride::DownPadEnd => (1, 2, 0),
+    let [down, across] = size;
+    Array::new(&[n, down, across, c], |i| {
+        let (sample, row, column, channel) = (i / c / across / down, i / c / across % down, i / c % across, i % c);
+        x.data[((sample * h + row * h / down) * w + column * w / across) * c + channel]
+    })
+}
+
+/// 3x3 convolution with zero padding, after nearest-neighbour upsampling to `size`, or to twice the pixels.
+fn conv3x3(x: &Array, weight: &Array, sampling: ConvStride, size: Option<[usize; 2]>) -> Array {
+    let [n, h, w, c] = x.dims[..] else { panic!("not an image: {:?}", x.dims) };
+    let (stride, before) = match sampling {
+        ConvStride::Same => (1, 1),
+        ConvStride::Up => return conv3x3(&nearest(x, size.unwrap_or([2 * h, 2 * w])), weight, ConvStride::Same, None),
+        ConvStride::Down => (2, 1),
+        ConvStride::DownPadEnd => (2, 0),
     };
-    let (h, w) = (h * upsample, w * upsample);
     // With a row of zeros after the image and `before` of them ahead of it, as many windows as fit.
     let (down, across, o) = ((h + before + 1 - 3) / stride + 1, (w + before + 1 - 3) / stride + 1, weight.dims[0]);
     Array::new(&[n, down, across, o], |i| {
@@ -370,8 +380,7 @@ fn conv3x3(x: &Array, weight: &Array, sampling: ConvStride) -> Array {
             let (row, column) = (y * stride + ky, x_ * stride + kx);
             let inside = (before..h + before).contains(&row) && (before..w + before).contains(&column);
             for channel in (0..c).filter(|_| inside) {
-                let (row, column) = ((row - before) / upsample, (column - before) / upsample);
-                let pixel = x.data[((sample * x.dims[1] + row) * x.dims[2] + column) * c + channel];
+                let pixel = x.data[((sample * h + row - before) * w + column - before) * c + channel];
                 sum += weight.data[((out * 3 + ky) * 3 + kx) * c + channel] * pixel;
             }
         }

@@ -82,7 +82,7 @@ pub fn spatial() -> Build {
         Op::GroupNorm(GroupNorm { x, weight: ones, bias: zeros, groups: 3, eps: 1e-6, modulation: None, act, quantize })
     };
     let conv =
-        |x, weight, sampling, residual| Op::Conv2d(Conv2d { x, weight, bias: None, sampling, shift: None, residual });
+        |x, weight, sampling, residual| Op::Conv2d(Conv2d { x, weight, sampling, residual, ..Conv2d::default() });
     let table = weight(&mut b, rng, 6, 8 * d);
     let floats = weight(&mut b, rng, 4 * d, 4 * d);
     let kernels = [codes(&mut b, rng, &[d, 3, 3, d]), codes(&mut b, rng, &[d, 3, 3, d])];

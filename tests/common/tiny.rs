@@ -314,7 +314,7 @@ fn decoder(writer: &mut Writer) -> Program {
     let x = b.op("scale", Op::Pointwise(Pointwise { x: Value(0), act: Act::None, mul: 5.5, add: 0.0 }));
 
     let (weight, bias) = (b.f16("in.weight", &[8, 3, 3, 4]), Some(b.f32("in.bias", &[8])));
-    let x = b.op("in", Op::Conv2d(Conv2d { x, weight, bias, sampling: ConvStride::Same, shift: None, residual: None }));
+    let x = b.op("in", Op::Conv2d(Conv2d { x, weight, bias, sampling: ConvStride::Same, ..Conv2d::default() }));
     let samples = QuantizeSpec { bits: 8, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
     let (weight, bias) = (b.f32("norm1.weight", &[8]), b.f32("norm1.bias", &[8]));
     let quantize = Some(samples);
@@ -324,7 +324,14 @@ fn decoder(writer: &mut Writer) -> Program {
     let weight = b.codes("conv1.weight", &[8, 3, 3, 8], (width(4), Grain::Row, true));
     let h = b.op(
         "conv1",
-        Op::Conv2d(Conv2d { x: h, weight, bias: None, sampling: ConvStride::Same, shift: None, residual: Some(x) }),
+        Op::Conv2d(Conv2d {
+            x: h,
+            weight,
+            bias: None,
+            sampling: ConvStride::Same,
+            residual: Some(x),
+            ..Conv2d::default()
+        }),
     );
     let (weight, bias) = (b.f32("norm2.weight", &[8]), b.f32("norm2.bias", &[8]));
     let range = QuantizeRange::Curve(b.curve("norm2.curve", [0.0, 1.0]), CurveAxis::StepFraction);
@@ -343,10 +350,7 @@ fn decoder(writer: &mut Writer) -> Program {
         }),
     );
     let weight = b.codes("up.weight", &[5, 3, 3, 8], (width(5), Grain::Tensor, true));
-    let x = b.op(
-        "up",
-        Op::Conv2d(Conv2d { x: h, weight, bias: None, sampling: ConvStride::Up, shift: None, residual: None }),
-    );
+    let x = b.op("up", Op::Conv2d(Conv2d { x: h, weight, bias: None, sampling: ConvStride::Up, ..Conv2d::default() }));
     let (weight, bias) = (b.f32("norm3.weight", &[5]), b.f32("norm3.bias", &[5]));
     let norm = Op::GroupNorm(GroupNorm {
         x,
@@ -360,7 +364,7 @@ fn decoder(writer: &mut Writer) -> Program {
     });
     let x = b.op("norm3", norm);
     let (weight, bias) = (b.f32("out.weight", &[3, 3, 3, 5]), Some(b.f32("out.bias", &[3])));
-    b.op("out", Op::Conv2d(Conv2d { x, weight, bias, sampling: ConvStride::Same, shift: None, residual: None }));
+    b.op("out", Op::Conv2d(Conv2d { x, weight, bias, sampling: ConvStride::Same, ..Conv2d::default() }));
     b.program
 }
 

@@ -213,6 +213,7 @@ fn weights_are_as_large_as_their_ops() {
             samples: 1,
             height: 4,
             width: 4,
+            out: [4; 2],
             sampling: ConvStride::Same,
             shift: None,
             residual: None,

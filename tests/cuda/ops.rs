@@ -56,7 +56,7 @@ macro_rules! cuda_suite {
         cuda_suite!($driver; cases: linear_float, linear_exact, linear_quantized, epilogues, conv, attention,
             elementwise; cases_norm: quantize, layer_norm, group_norm; cases_unet: group_norm_modulated,
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
-            attention_causal, attention_per_condition, activations);
+            attention_causal, attention_per_condition, activations; cases_conv: conv_sized);
     };
     ($driver:ident; $($module:ident: $($family:ident),+);+) => {
         mod $driver {

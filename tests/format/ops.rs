@@ -111,6 +111,7 @@ fn ops() -> Vec<Op> {
         Op::GatedLinear(GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf }),
         Op::GatedLinear(GatedLinear { x: CONTEXT, weight: ROWS, bias: Some(V16), act: Act::Silu }),
     ];
+    let doubled = Value(FIRST.0 + ops.len() as u32);
     ops.extend([Resampling::Nearest, Resampling::Mean].map(|how| Op::Resample(Resample { x: X, how })));
     let acts = [Act::None, Act::Silu, Act::GeluTanh, Act::GeluErf, Act::QuickGelu];
     ops.extend(acts.map(|act| Op::Pointwise(Pointwise { x: X, act, mul: 2.0, add: -1.0 })));
@@ -126,6 +127,7 @@ fn ops() -> Vec<Op> {
             sampling,
             shift: Some(Columns { value: POOLED, offset: 5 }),
             residual: (sampling == ConvStride::Same).then_some(FIRST),
+            size_of: (sampling == ConvStride::Up).then_some(doubled),
         })
     }));
     ops
@@ -210,7 +212,7 @@ fn faults_of_the_newer_ops_are_named() {
     let parameter = Op::Parameter(Parameter { tensor: ROWS });
     let gated = Op::GatedLinear(GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf });
     // The first node of a program has no other to add.
-    let alone = |op: &Op| matches!(op, Op::Conv2d(conv) if conv.residual.is_none());
+    let alone = |op: &Op| matches!(op, Op::Conv2d(conv) if conv.residual.or(conv.size_of).is_none());
     let conv = ops().into_iter().find(alone).expect("it is one of them");
     let modulated = group_norm(Some(Modulation { value: POOLED, scale: 1, shift: 2 }));
     let attention = attention(Attend::default());

@@ -191,6 +191,16 @@ fn long_prompts_take_more_chunks_and_plain_ones_do_not() {
 }
 
 #[test]
+fn sizes_are_multiples_of_what_a_network_halves() {
+    let packed = pack_as(Options { model: model("ldm"), ..Options::default() });
+    let model = Model::new(&packed).unwrap();
+    let mut bad = Request::new(&model, Prompts::Unconditional(1));
+    bad.latent_size = [8, 9];
+    let message = Session::new(&model, &Cpu::new(Scalar)).plans(&bad).unwrap_err().to_string();
+    assert_eq!(message, "size: expected multiples of 2 latents, got 8 x 9");
+}
+
+#[test]
 fn requests_that_do_not_fit_the_model_are_refused() {
     let packed = pack("v1", None);
     let model = Model::new(&packed).unwrap();
@@ -215,10 +225,8 @@ fn requests_that_do_not_fit_the_model_are_refused() {
         let message = refused(&|r| r.prompts = Prompts::Embeddings(embeddings.clone()));
         assert!(message.starts_with(wrong), "{message}");
     }
-    let message = refused(&|r| r.latent_size = [8, 9]);
-    assert_eq!(message, "size: expected multiples of 4 latents, got 8 x 9");
     let message = refused(&|r| r.latent_size = [0, 8]);
-    assert_eq!(message, "size: expected multiples of 4 latents, got 0 x 8");
+    assert_eq!(message, "size: expected at least 1 latent, got 0 x 8");
     let message = refused(&|r| r.init = Some(InitImage { pictures: vec![0.5; 7], strength: 0.5, mask: None }));
     assert!(message.starts_with("initial picture: expected 1 or 2 of 32 x 48 pixels"), "{message}");
     let picture = vec![0.5; 32 * 48 * 3];

@@ -1,7 +1,7 @@
 //! Pictures are made again from their texts alone, bit for bit, whatever was asked for, and whoever their neighbours were.
 
 use super::pipelines::pack;
-use aquatint::image::Picture;
+use aquatint::image::{Picture, ResizeMode};
 use aquatint::infotext::Infotext;
 use aquatint::model::Model;
 use aquatint::options::{InitOptions, Made, NamedTensor, PromptOptions, RequestOptions, Sigmas, Tensors, infotext};
@@ -69,7 +69,10 @@ fn random(rng: &mut Rng, model: &Model<'_, FileBytes>) -> RequestOptions {
     if model.image_encoder.is_some() && rng.u8(..3) == 0 {
         let (image, strength) = (init_picture(), maybe(rng, |rng| rng.u8(2..=10) as f64 / 10.0));
         let mask = maybe(rng, |_| image.clone());
-        options.init = Some(InitOptions { image, mask, strength });
+        let modes = [ResizeMode::Stretch, ResizeMode::Crop, ResizeMode::Pad];
+        let resize = maybe(rng, |rng| *rng.choice(&modes).unwrap());
+        options.init = Some(InitOptions { image, mask, resize, strength });
+        options.size.width = maybe(rng, |rng| model.latents.pixel_multiple() * rng.usize(4..=8));
     } else {
         let multiple = model.latents.pixel_multiple();
         options.size.width = maybe(rng, |rng| multiple * rng.usize(1..=4));
@@ -100,13 +103,15 @@ fn made_again(packed: &Packed<FileBytes>, seed: u64, wanted: usize) {
         let Ok(output) = session.run(request.clone()) else { continue };
         runs += 1;
         let tile = session.plans(&request).unwrap().tile;
-        let made = Made { model: "tiny, \"x\"", device: "cpu", tile, inputs: None };
+        let resize = options.init.as_ref().and_then(|init| init.resize).unwrap_or_default();
+        let made = Made { model: "tiny, \"x\"", device: "cpu", tile, resize, inputs: None };
         let len = output.images.len() / request.prompts.len();
         for k in 0..request.prompts.len() {
             let text = infotext(&model, &request, &made, k..k + 1).to_string();
             let mut again = RequestOptions::default();
             if let Some(InitOptions { image, mask, .. }) = &options.init {
-                again.init = Some(InitOptions { image: image.clone(), mask: mask.clone(), strength: None });
+                let (image, mask) = (image.clone(), mask.clone());
+                again.init = Some(InitOptions { image, mask, resize: None, strength: None });
             }
             let remarks = again.recall(&Infotext::parse(&text), &model, None).unwrap();
             assert_eq!(remarks, [""; 0], "{text}");

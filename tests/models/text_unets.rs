@@ -127,6 +127,20 @@ fn denoisers_equal_diffusers() {
     }
 }
 
+/// Sizes that levels cannot halve: each takes that of its counterpart on the way up.
+#[test]
+fn denoisers_of_odd_sizes_equal_diffusers() {
+    for model in ["v1", "xl"] {
+        let packed = pack(&fixture(model), "f32", None);
+        let io = Fixture::open(&fixture(model).join("sizes.safetensors"));
+        for case in ["7x9", "6x13", "10x5", "1x3"] {
+            let feed = Feed::denoiser(&io, case, &inputs(&packed, Role::Denoiser));
+            let (want, _) = io.get(&format!("unet.{case}.out"));
+            check(&packed, Role::Denoiser, &feed, &want, &format!("{model} {case}"));
+        }
+    }
+}
+
 /// Samples may share conditions: here the third has the first one's.
 #[test]
 fn samples_find_their_conditions() {

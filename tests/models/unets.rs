@@ -90,6 +90,29 @@ fn the_whole_pipeline_equals_diffusers() {
     }
 }
 
+/// Pictures are of the kind that diffusers' numpy_to_pil makes.
+#[test]
+fn pixels_of_one_and_four_channels_are_grey_and_rgba() {
+    for (variant, channels) in [("grey", 1), ("rgba", 4)] {
+        let (packed, io) = (pack(&fixture(variant), "f32", None), io(variant));
+        let model = aquatint::model::Model::new(&packed).unwrap();
+        assert_eq!(model.picture_channels(), channels);
+        let (latents, dims) = io.get("loop.latents");
+        let mut request = Request::new(&model, Prompts::Unconditional(dims[0]));
+        (request.steps, request.latents) = (7, Some(latents));
+        let (want, shape) = io.get("loop.bytes");
+        let cpu = Cpu::new(Tier::available()[0]);
+        let out = Session::new(&model, &cpu).run(request).unwrap();
+        assert_eq!((out.size.to_vec(), out.channels), (shape[1..3].to_vec(), shape[3]));
+        let [h, w] = out.size.map(|n| n as u32);
+        let pictures = aquatint::image::from_nhwc(&out.images, dims[0], h, w, channels).unwrap();
+        let bytes: Vec<f32> = pictures.iter().flat_map(|p| p.bytes()).map(|&b| f32::from(b)).collect();
+        assert_eq!(bytes.len(), want.len());
+        // What lies between two bytes may be rounded either way.
+        assert!(bytes.iter().zip(&want).all(|(a, b)| (a - b).abs() <= 1.0), "{variant}");
+    }
+}
+
 /// 8-bit rounding errs by about 0.5 % a layer and 4-bit k-means by about 9 %; thirty layers with residual paths around
 /// them stay within a few times that, and a wrong scale or code does not.
 #[test]

@@ -33,7 +33,13 @@ impl Drop for Scratch {
 }
 
 fn gradient(width: u32, height: u32) -> Image {
-    Image::from_fn(width, height, |x, y| [(x * 7) as u8, (y * 11) as u8, (x + y) as u8].into())
+    let pixel = |i: u32| (i % width, i / width);
+    let bytes = (0..width * height).map(pixel).flat_map(|(x, y)| [(x * 7) as u8, (y * 11) as u8, (x + y) as u8]);
+    Image::new(width, height, 3, bytes.collect())
+}
+
+fn size(image: &Image) -> (u32, u32) {
+    (image.width(), image.height())
 }
 
 /// What a PNG file holds: size, bytes, tEXt pairs, iTXt pairs.
@@ -55,21 +61,21 @@ fn read(path: &Path) -> Contents {
 fn values_become_bytes_as_in_diffusers() {
     // (x * 255).round() of numpy: halves go to the even byte. 0.5 -> 127.5 -> 128; 2.5 / 255 -> 2.
     let values = [0.0, 1.0, 0.5, -3.0, 7.0, 2.5 / 255.0, 3.5 / 255.0, 0.499 / 255.0, 254.6 / 255.0, 0.2, 0.4, 0.6];
-    let images = from_nhwc(&values, 2, 1, 2).expect("two pictures");
+    let images = from_nhwc(&values, 2, 1, 2, 3).expect("two pictures");
     assert_eq!(images.len(), 2);
-    assert_eq!(images[0].dimensions(), (2, 1));
-    assert_eq!(images[0].as_raw(), &[0, 255, 128, 0, 255, 2]);
-    assert_eq!(images[1].as_raw(), &[4, 0, 255, 51, 102, 153]);
+    assert_eq!(size(&images[0]), (2, 1));
+    assert_eq!(images[0].bytes(), [0, 255, 128, 0, 255, 2]);
+    assert_eq!(images[1].bytes(), [4, 0, 255, 51, 102, 153]);
     // Channels are last, rows come first: pixel (x 1, y 0) is values 3..6.
-    assert_eq!(images[0].get_pixel(1, 0).0, [0, 255, 2]);
-    let tall = from_nhwc(&values, 1, 4, 1).expect("one picture");
-    assert_eq!((tall[0].dimensions(), tall[0].get_pixel(0, 1).0), ((1, 4), [0, 255, 2]));
+    assert_eq!(images[0].pixel(1, 0), [0, 255, 2]);
+    let tall = from_nhwc(&values, 1, 4, 1, 3).expect("one picture");
+    assert_eq!((size(&tall[0]), tall[0].pixel(0, 1)), ((1, 4), &[0, 255, 2][..]));
 }
 
 #[test]
 fn wrong_values_are_refused() {
     let told = |values: &[f32], n, h, w, word: &str| {
-        let text = from_nhwc(values, n, h, w).expect_err("refused").to_string();
+        let text = from_nhwc(values, n, h, w, 3).expect_err("refused").to_string();
         assert!(text.contains(word), "{text:?} lacks {word:?}");
     };
     told(&[0.0; 11], 1, 2, 2, "1 x 2 x 2 x 3");
@@ -82,18 +88,18 @@ fn wrong_values_are_refused() {
 
 #[test]
 fn grid_places_pictures_in_rows() {
-    let solid = |shade: u8| Image::from_pixel(4, 3, [shade; 3].into());
+    let solid = |shade: u8| Image::of_pixels(4, 3, 3, shade);
     let images: Vec<_> = (1..=5).map(|i| solid(i * 40)).collect();
     let sheet = grid(&images, 2).expect("a grid");
-    assert_eq!(sheet.dimensions(), (2 * 4 + GAP, 3 * 3 + 2 * GAP));
-    assert_eq!(sheet.get_pixel(0, 0).0, [40; 3]);
-    assert_eq!(sheet.get_pixel(4 + GAP, 0).0, [80; 3]);
-    assert_eq!(sheet.get_pixel(3, 2 * (3 + GAP)).0, [200; 3]);
-    assert_eq!(sheet.get_pixel(4, 0).0, [255; 3], "the gap is white");
-    assert_eq!(sheet.get_pixel(4 + GAP, 2 * (3 + GAP)).0, [255; 3], "the empty cell is white");
+    assert_eq!(size(&sheet), (2 * 4 + GAP, 3 * 3 + 2 * GAP));
+    assert_eq!(sheet.pixel(0, 0), [40; 3]);
+    assert_eq!(sheet.pixel(4 + GAP, 0), [80; 3]);
+    assert_eq!(sheet.pixel(3, 2 * (3 + GAP)), [200; 3]);
+    assert_eq!(sheet.pixel(4, 0), [255; 3], "the gap is white");
+    assert_eq!(sheet.pixel(4 + GAP, 2 * (3 + GAP)), [255; 3], "the empty cell is white");
     assert_eq!(grid(&images[..1], 8).expect("a grid"), images[0]);
     let mixed = grid(&[solid(1), gradient(9, 2)], 2).expect("a grid");
-    assert_eq!(mixed.dimensions(), (2 * 9 + GAP, 3));
+    assert_eq!(size(&mixed), (2 * 9 + GAP, 3));
     assert!(grid(&[], 2).is_err() && grid(&images, 0).is_err());
 }
 
@@ -105,7 +111,7 @@ fn png_round_trips_with_its_text() {
     let latin = "a caf\u{e9}\nNegative prompt: rain";
     write_png(&path, &image, &[("parameters", latin), ("Title", "\u{732b} and \u{1f408}")]).expect("written");
     let (size, bytes, plain, wide) = read(&path);
-    assert_eq!((size, &bytes), ((33, 17), image.as_raw()));
+    assert_eq!((size, &bytes[..]), ((33, 17), image.bytes()));
     assert_eq!(plain, [("parameters".to_string(), latin.to_string())]);
     assert_eq!(wide, [("Title".to_string(), "\u{732b} and \u{1f408}".to_string())]);
     // The chunk's raw bytes are Latin-1, not UTF-8.
@@ -115,6 +121,27 @@ fn png_round_trips_with_its_text() {
     write_png(&path, &gradient(2, 2), &[]).expect("replaced");
     assert_eq!(read(&path).0, (2, 2));
     assert_eq!(scratch.names(), ["a.png"]);
+}
+
+#[test]
+fn pngs_have_the_channels_of_their_pictures() {
+    let scratch = Scratch::new("channels");
+    let path = scratch.0.join("a.png");
+    for (channels, kind) in [(1, png::ColorType::Grayscale), (3, png::ColorType::Rgb), (4, png::ColorType::Rgba)] {
+        let bytes: Vec<u8> = (0..3 * 2 * channels as u8).map(|i| i * 9).collect();
+        let values: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 255.0).collect();
+        let made = from_nhwc(&values, 1, 2, 3, channels).expect("a picture");
+        write_png(&path, &grid(&made, 1).expect("a sheet"), &[]).expect("written");
+        let mut reader =
+            png::Decoder::new(std::io::BufReader::new(fs::File::open(&path).unwrap())).read_info().unwrap();
+        let mut got = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut got).unwrap();
+        assert_eq!((info.color_type, got), (kind, bytes));
+    }
+    let refused = from_nhwc(&[0.0; 2], 1, 1, 1, 2).expect_err("refused").to_string();
+    assert_eq!(refused, "image channels: expected 1, 3 or 4, got 2");
+    let mixed = [Image::of_pixels(1, 1, 1, 0), Image::of_pixels(1, 1, 3, 0)];
+    assert_eq!(grid(&mixed, 1).expect_err("refused").to_string(), "grid: expected pictures of 1 channels, got 3");
 }
 
 #[test]
@@ -135,14 +162,14 @@ fn failed_writes_leave_nothing_behind() {
     fs::create_dir(scratch.0.join("dir.png")).expect("a directory");
     told(&scratch.0.join("dir.png"), &[], ["dir.png", "a directory"]);
     // An empty picture fails in the encoder, when the temporary file is already there.
-    let empty = write_png(&path, &Image::new(0, 5), &[]).expect_err("refused").to_string();
+    let empty = write_png(&path, &Image::of_pixels(0, 5, 3, 0), &[]).expect_err("refused").to_string();
     assert!(empty.contains("a.png") && empty.to_lowercase().contains("width"), "{empty}");
     assert_eq!(scratch.names(), ["dir.png"]);
 
     // A picture that was there survives.
     write_png(&path, &image, &[]).expect("written");
-    write_png(&path, &Image::new(0, 5), &[]).expect_err("refused");
-    assert_eq!(read(&path).1, *image.as_raw());
+    write_png(&path, &Image::of_pixels(0, 5, 3, 0), &[]).expect_err("refused");
+    assert_eq!(read(&path).1, image.bytes());
     assert_eq!(scratch.names(), ["a.png", "dir.png"]);
 }
 
@@ -165,7 +192,7 @@ fn texts_are_read_from_every_kind_of_chunk() {
             encoder.add_ztxt_chunk("parameters".into(), texts[0].into()).expect("a chunk");
         }
         let mut writer = encoder.write_header().expect("written");
-        writer.write_image_data(image.as_raw()).expect("written");
+        writer.write_image_data(image.bytes()).expect("written");
         if behind {
             let chunk = png::text_metadata::ITXtChunk::new("parameters", texts[1]);
             writer.write_text_chunk(&chunk).expect("written");

@@ -5,6 +5,7 @@ mod exec;
 mod image;
 mod kernels;
 mod oracle;
+mod pictures;
 mod rng;
 mod sampler_ops;
 mod samplers;

@@ -58,17 +58,26 @@ fn conv_by_hand() {
         weight,
         bias: None,
         sampling: ConvStride::Same,
-        shift: None,
         residual: Some(SAMPLE),
+        ..Conv2d::default()
     }));
     // A single 1 at the left of a row of two: the centre weight there, the left weight beside it.
     assert_eq!(oracle(&b, [1, 1, 2, 1], &[1.0, 0.0]), [6.0, 4.0]);
     assert_eq!(oracle(&b, [1, 2, 1, 1], &[1.0, 0.0]), [6.0, 2.0]);
     let mut b = Build::new(1);
     let weight = b.f32(&[1, 3, 3, 1], &[0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
-    b.op(Op::Conv2d(Conv2d { x: SAMPLE, weight, bias: None, sampling: ConvStride::Up, shift: None, residual: None }));
+    b.op(Op::Conv2d(Conv2d { x: SAMPLE, weight, bias: None, sampling: ConvStride::Up, ..Conv2d::default() }));
     // Each pixel becomes four; then everything moves right by one.
     assert_eq!(oracle(&b, [1, 1, 2, 1], &[1.0, 2.0]), [0.0, 1.0, 1.0, 2.0, 0.0, 1.0, 1.0, 2.0]);
+
+    // Three pixels, of which each window sums three: two of them become three again, 5, 5, 7, between zeros.
+    let mut b = Build::new(1);
+    let first = b.f32(&[1, 3, 3, 1], &[0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    let sum = b.f32(&[1, 3, 3, 1], &[0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+    let x = b.op(Op::Conv2d(Conv2d { x: SAMPLE, weight: first, sampling: ConvStride::Down, ..Conv2d::default() }));
+    let size_of = Some(SAMPLE);
+    b.op(Op::Conv2d(Conv2d { x, weight: sum, sampling: ConvStride::Up, size_of, ..Conv2d::default() }));
+    assert_eq!(oracle(&b, [1, 1, 3, 1], &[5.0, 6.0, 7.0]), [10.0, 17.0, 12.0]);
 }
 
 #[test]

@@ -18,8 +18,11 @@ use crate::recipe::{Decision, Recipe, Requests, Store};
 use crate::source::diffusers::Model;
 use crate::weight::{Elements, Misfit, Origin, Weight, Weights, step};
 use aquatint::error::Error;
+use aquatint::pipeline::{Plans, Prompts, Request};
+use aquatint::raw::backend::cpu::Cpu;
+use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
-use aquatint::raw::format::{Meta, TensorSpec, Writer};
+use aquatint::raw::format::{Meta, Packed, TensorSpec, Writer};
 use aquatint::raw::program::{Dims, Program, Role, shape};
 use aquatint::raw::whole_file::check_target;
 use std::path::{Path, PathBuf};
@@ -132,8 +135,7 @@ impl Packing {
             steps: steps.map(|w| (w.name(), w.steps.clone())).collect(),
             made: self.weights.iter().filter(|w| w.is_made()).map(Weight::name).collect(),
         };
-        // What META says agrees with the programs, or there is no file.
-        self.writer.finish_with(&self.programs, &meta, |packed| aquatint::Model::prove(packed))?;
+        self.writer.finish_with(&self.programs, &meta, prove)?;
         let output = &self.options.output;
         let file_bytes = std::fs::metadata(output).map_err(Error::io("read", output))?.len();
         let ratio = file_bytes as f64 / source_bytes as f64;
@@ -185,6 +187,14 @@ impl Packing {
         }
         Ok((layers, average_bits(quantized, raw, PRECISION)))
     }
+}
+
+/// Proves that META and programs agree, and that a run with the model's own settings can be planned: what a file must do
+/// before it appears. The plan is that of the plainest back end, so it depends on no machine.
+fn prove<D: AsRef<[u8]>>(packed: &Packed<D>) -> aquatint::Result<()> {
+    let model = aquatint::Model::prove(packed)?;
+    let request = Request::new(&model, Prompts::blank(&model, 1));
+    Plans::new(&Cpu::new(Scalar), &model, &request).map(|_| ())
 }
 
 /// The elements of `weight` in the file's order, after all its steps.

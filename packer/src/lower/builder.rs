@@ -34,6 +34,8 @@ impl Default for Linear {
 pub struct Conv {
     /// How many pixels come out.
     pub sampling: ConvStride,
+    /// A value of as many rows and columns as shall come out of upsampling.
+    pub size_of: Option<Value>,
     /// Added per sample and channel.
     pub shift: Option<Columns>,
     /// Added last.
@@ -143,8 +145,8 @@ impl<'a> Builder<'a> {
     pub fn conv(&mut self, path: &str, x: Value, [i, o]: [usize; 2], with: Conv) -> Value {
         let weight = self.weight(format!("{path}.weight"), &[o, i, 3, 3], Storage::Conv);
         let bias = Some(self.vector(format!("{path}.bias"), o));
-        let Conv { sampling, shift, residual } = with;
-        self.push(path, Op::Conv2d(Conv2d { x, weight, bias, sampling, shift, residual }))
+        let Conv { sampling, size_of, shift, residual } = with;
+        self.push(path, Op::Conv2d(Conv2d { x, weight, bias, sampling, shift, residual, size_of }))
     }
 
     /// A layer norm of `d` features at module `path`.

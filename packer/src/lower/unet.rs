@@ -43,6 +43,9 @@ pub struct Levels {
     pub attend_mid: bool,
     /// The convolutions that halve the image.
     pub sampling: ConvStride,
+    /// Whether levels take the size of their counterparts on the way down, so that any size will do. What halves must round
+    /// up then.
+    pub any_size: bool,
 }
 
 /// Where attention takes place.
@@ -79,7 +82,7 @@ impl Levels {
 
     /// What heights and widths are multiples of: every level but the last halves them.
     pub fn multiple(&self) -> u32 {
-        1 << (self.channels.len() - 1)
+        if self.any_size { 1 } else { 1 << (self.channels.len() - 1) }
     }
 
     /// The network from `sample` of `inputs` channels to `outputs` channels; `attend` appends attention to a value.
@@ -107,7 +110,8 @@ impl Levels {
                 skips.push((x, width));
             }
             if level < last {
-                x = self.change(blocks, &path, self.down[level].change, x, width, self.sampling);
+                let with = Conv { sampling: self.sampling, ..Conv::default() };
+                x = self.change(blocks, &path, self.down[level].change, x, width, with);
                 skips.push((x, width));
             }
         }
@@ -129,30 +133,22 @@ impl Levels {
                 }
             }
             if step < last {
-                x = self.change(blocks, &path, self.up[step].change, x, width, ConvStride::Up);
+                // The next block's counterpart, whose pixels may have been odd.
+                let size_of = skips.last().filter(|_| self.any_size).map(|&(skip, _)| skip);
+                let with = Conv { sampling: ConvStride::Up, size_of, ..Conv::default() };
+                x = self.change(blocks, &path, self.up[step].change, x, width, with);
             }
         }
         blocks.finish("", x, [width, outputs])
     }
 
-    fn change(
-        &self,
-        blocks: &mut Blocks,
-        path: &str,
-        by: Change,
-        x: Value,
-        width: usize,
-        sampling: ConvStride,
-    ) -> Value {
-        let (name, how) = match sampling {
+    fn change(&self, blocks: &mut Blocks, path: &str, by: Change, x: Value, width: usize, with: Conv) -> Value {
+        let (name, how) = match with.sampling {
             ConvStride::Up => ("upsamplers", Resampling::Nearest),
             _ => ("downsamplers", Resampling::Mean),
         };
         match by {
-            Change::Conv => {
-                let with = Conv { sampling, ..Conv::default() };
-                blocks.b.conv(&format!("{path}.{name}.0.conv"), x, [width; 2], with)
-            }
+            Change::Conv => blocks.b.conv(&format!("{path}.{name}.0.conv"), x, [width; 2], with),
             Change::Resnet => blocks.resampling_resnet(&format!("{path}.{name}.0"), x, [width; 2], Some(how)),
         }
     }

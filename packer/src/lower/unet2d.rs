@@ -107,6 +107,8 @@ impl Config {
                     1.0 => ConvStride::Down,
                     other => return Err(fields.error("downsample_padding", "0 or 1", other)),
                 },
+                // diffusers' class cannot be called with other sizes.
+                any_size: false,
                 channels,
             },
         };

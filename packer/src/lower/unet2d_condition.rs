@@ -133,6 +133,11 @@ impl Config {
             // Inpainting and editing models read a mask or an image beside the latents.
             return Err(fields.error("in_channels", format!("{out_channels}, as out_channels"), in_channels));
         }
+        let sampling = match fields.float_or("downsample_padding", 1.0)? {
+            0.0 => ConvStride::DownPadEnd,
+            1.0 => ConvStride::Down,
+            other => return Err(fields.error("downsample_padding", "0 or 1", other)),
+        };
         let config = Config {
             component,
             in_channels,
@@ -150,11 +155,8 @@ impl Config {
                 down,
                 up,
                 attend_mid: true,
-                sampling: match fields.float_or("downsample_padding", 1.0)? {
-                    0.0 => ConvStride::DownPadEnd,
-                    1.0 => ConvStride::Down,
-                    other => return Err(fields.error("downsample_padding", "0 or 1", other)),
-                },
+                sampling,
+                any_size: sampling == ConvStride::Down,
                 channels,
             },
         };

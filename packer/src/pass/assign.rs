@@ -89,14 +89,7 @@ mod tests {
 
     #[test]
     fn convolutions_get_one_scale_per_sample() {
-        let op = Op::Conv2d(Conv2d {
-            x: Value(0),
-            weight: Tensor(0),
-            bias: None,
-            sampling: Default::default(),
-            shift: None,
-            residual: None,
-        });
+        let op = Op::Conv2d(Conv2d { x: Value(0), weight: Tensor(0), bias: None, ..Conv2d::default() });
         let mut p = program(vec![Node { op, path: "conv".into(), wide: false }]);
         assign(&mut p, &|_| Some(8));
         assert_eq!(p.nodes[0].op.quantizes().map(|q| q.grain), Some(QuantizeGrain::Sample));

@@ -54,7 +54,6 @@ fn settings_of_unets_are_refused_by_name() {
         ("mid_block_type", json!("UNetMidBlock2D"), "UNetMidBlock2DCrossAttn"),
         ("only_cross_attention", json!([false, true, false]), "false"),
         ("resnet_time_scale_shift", json!("ada_group"), "scale_shift"),
-        ("sample_size", json!(10), "multiple of 4"),
         ("time_cond_proj_dim", json!(256), "null"),
         ("transformer_layers_per_block", json!([1, 2]), "3 levels"),
     ];
@@ -71,6 +70,7 @@ fn settings_of_unets_are_refused_by_name() {
     for (field, value, word) in [
         ("num_attention_heads", json!(3), "divisor of 8"),
         ("attn_norm_num_groups", json!(3), "divisor of 16"),
+        ("sample_size", json!(10), "multiple of 4"),
         ("upsample_type", json!("shuffle"), "conv or resnet"),
         ("up_block_types", json!(["AttnUpBlock2D", "UpBlock2D", "SkipUpBlock2D"]), "ResnetUpsampleBlock2D"),
     ] {

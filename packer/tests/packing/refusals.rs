@@ -1,6 +1,6 @@
 //! Everything that is wrong with an input is told in one line that names it, and leaves no file behind.
 
-use crate::common::{Scratch, edit_json, edit_weights, fixture, model, pack_as};
+use crate::common::{Scratch, copy_folder, edit_json, edit_weights, fixture, model, pack_as};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -22,6 +22,24 @@ fn refused(test: &str, config: Option<&str>, break_it: impl FnOnce(&Path), words
     assert!(!message.contains('\n'), "{test}: {message}");
     assert_eq!(fs::read_to_string(&out).unwrap(), "an older file", "{test}");
     assert_eq!(scratch.entries(), ["d2", "out.aqt"], "{test}: something was left behind");
+}
+
+/// Pixels that no picture has are refused before anything is read of the weights.
+#[test]
+fn pixels_are_grey_rgb_or_rgba() {
+    let scratch = Scratch::new("channels");
+    let copy = scratch.path("grey");
+    copy_folder(&fixture("unet/grey"), &copy);
+    for channels in [2, 5] {
+        edit_json(&copy.join("unet/config.json"), |config| {
+            config.insert("in_channels".into(), json!(channels));
+            config.insert("out_channels".into(), json!(channels));
+        });
+        let message = pack_as(&copy, None, &scratch.path("out.aqt")).expect_err("refused").to_string();
+        let expected = "unet/config.json: in_channels: expected 1, 3 or 4 for pixels that are grey, RGB or RGBA";
+        assert_eq!(message, format!("{expected}, got {channels}"));
+    }
+    assert_eq!(scratch.entries(), ["grey"]);
 }
 
 #[test]

@@ -301,6 +301,24 @@ fn rewrite(from: &std::path::Path, to: &std::path::Path, edit: &dyn Fn(&mut Meta
     writer.finish(packed.programs(), &meta).unwrap();
 }
 
+/// What takes its size from a value makes the same of every even size as what doubles its pixels.
+#[test]
+fn taking_sizes_from_values_changes_no_bit_of_even_sizes() {
+    let told = outcome("sizes-told", &|_, _| ());
+    let count = std::cell::Cell::new(0);
+    let doubled = outcome("sizes-doubled", &|program, _| {
+        for node in &mut program.nodes {
+            if let Op::Conv2d(conv) = &mut node.op
+                && conv.size_of.take().is_some()
+            {
+                count.set(count.get() + 1);
+            }
+        }
+    });
+    assert_eq!(count.get(), 2, "levels on the way up");
+    assert!(told.sample == doubled.sample);
+}
+
 #[test]
 fn records_that_do_not_fit_their_tensors_are_told_and_nothing_is_written() {
     let scratch = Scratch::new("records");

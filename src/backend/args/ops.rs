@@ -16,7 +16,8 @@ pub struct LinearArgs {
     pub residual: Option<Floats>,
 }
 
-/// 3x3 convolution; `height` and `width` are the input's. `shift` is a value per sample and its first column.
+/// 3x3 convolution; `height` and `width` are the input's, `out` the result's. `shift` is a value per sample and its first
+/// column.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2dArgs {
     pub x: Input,
@@ -24,6 +25,7 @@ pub struct Conv2dArgs {
     pub samples: usize,
     pub height: usize,
     pub width: usize,
+    pub out: [usize; 2],
     pub sampling: ConvStride,
     pub shift: Option<(PerSample, usize)>,
     pub residual: Option<Floats>,

@@ -21,6 +21,8 @@ struct Window {
     width: usize,
     /// Rows and columns of the output.
     out: [usize; 2],
+    /// Rows and columns that are not padding, after upsampling.
+    inside: [usize; 2],
     sampling: ConvStride,
     /// Of `sampling`: pixels from one window to the next, lines of zeros above, and the factor of upsampling, as a shift.
     stride: usize,
@@ -29,20 +31,20 @@ struct Window {
 }
 
 impl Window {
-    /// What the three taps of output place `at` read along an axis of `len` pixels; `None` in the padding. Upsampling
-    /// is nearest-neighbour: output coordinates are divided by the factor.
+    /// What the three taps of output place `at` read along an axis of `len` pixels after upsampling; `None` in the padding.
+    /// Upsampling is nearest-neighbour: output coordinates are divided by the factor.
     #[inline(always)]
     fn along(&self, at: usize, len: usize) -> [Option<usize>; 3] {
         std::array::from_fn(|tap| {
-            let place = (at * self.stride + tap).checked_sub(self.before)? >> self.shift;
-            (place < len).then_some(place)
+            let place = (at * self.stride + tap).checked_sub(self.before)?;
+            (place < len).then_some(place >> self.shift)
         })
     }
 
     /// The first pixels of the three lines under output line `y`, counted over the whole batch.
     #[inline(always)]
     fn lines(&self, sample: usize, y: usize) -> [Option<usize>; 3] {
-        self.along(y, self.height).map(|line| Some((sample * self.height + line?) * self.width))
+        self.along(y, self.inside[0]).map(|line| Some((sample * self.height + line?) * self.width))
     }
 }
 
@@ -87,7 +89,7 @@ impl<T: Sync> RowSource<T> for Pixels<'_, T> {
                     lines = window.lines(sample, y);
                 }
             }
-            let columns = window.along(x, window.width);
+            let columns = window.along(x, window.inside[1]);
             let (mut valid, mut sum) = (0, 0);
             for tap in 0..9 {
                 out.slices[tap * MR + i] = match (lines[tap / 3], columns[tap % 3]) {
@@ -143,11 +145,12 @@ pub fn conv2d<I: Isa>(isa: I, arena: &mut Arena, args: &Conv2dArgs, weight: &Ten
     let (out, reads) = arena.write_floats(&args.y);
     let mut epilogue = epilogue(&reads, bias, Act::None, None, args.residual);
     epilogue.shift = args.shift.map(|(shift, offset)| PerRow::new(&reads, &shift, offset));
-    let out_axis = |n: usize| args.sampling.rows(n).unwrap_or(usize::MAX);
     let window = Window {
         height: args.height,
         width: args.width,
-        out: [out_axis(args.height), out_axis(args.width)],
+        out: args.out,
+        // What is upsampled has as many pixels as the result, whose size may be odd.
+        inside: if args.sampling == ConvStride::Up { args.out } else { [args.height, args.width] },
         sampling: args.sampling,
         stride: args.sampling.stride(),
         before: args.sampling.before(),

@@ -16,14 +16,13 @@ pub fn conv2d(
     issue: &mut impl FnMut(Launch<'_>),
 ) {
     let channels = args.x.cols();
-    let out_axis = |n: usize| args.sampling.rows(n).unwrap_or(usize::MAX) as u32;
     let window = Window {
         taps: 9,
         channels: channels as u32,
         height: args.height as u32,
         width: args.width as u32,
-        out_height: out_axis(args.height),
-        out_width: out_axis(args.width),
+        out_height: args.out[0] as u32,
+        out_width: args.out[1] as u32,
         upsample: args.sampling.upsample() as u32,
         stride: args.sampling.stride() as u32,
         before: args.sampling.before() as u32,

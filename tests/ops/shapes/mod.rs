@@ -151,5 +151,5 @@ fn summed(x: Value, residual: Value) -> Op {
 }
 
 fn conv(x: Value, weight: Tensor, bias: Option<Tensor>, sampling: ConvStride, residual: Option<Value>) -> Op {
-    Op::Conv2d(Conv2d { x, weight, bias, sampling, shift: None, residual })
+    Op::Conv2d(Conv2d { x, weight, bias, sampling, shift: None, residual, size_of: None })
 }

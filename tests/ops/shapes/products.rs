@@ -2,8 +2,8 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Attention, ConvStride, GatedLinear, Patchify, Pointwise, PositionEmbedding, TimestepEmbedding, Unpatchify,
-    VectorQuantize,
+    Attention, Conv2d, ConvStride, GatedLinear, Patchify, Pointwise, PositionEmbedding, Resample, Resampling,
+    TimestepEmbedding, Unpatchify, VectorQuantize,
 };
 
 #[test]
@@ -108,6 +108,18 @@ fn conv2d_refuses() {
     let six = [linear(SAMPLE, TO_6), quantize(LAST, SAMPLE6), conv(Value(5), CONV_6_I8, None, ConvStride::Same, None)];
     refuse(&six, "x: expected codes with a multiple of 4 channels, got 6");
     refuse(&[conv(SAMPLE, CONV, Some(V8), ConvStride::Same, None)], "bias: expected f32 [5], got ([8], \"f32\")");
+    // Upsampled to the size of a value: twice the pixels of the 3 x 5 below, or one less.
+    let half = |size_of| {
+        let down = Op::Resample(Resample { x: SAMPLE, how: Resampling::Mean });
+        let up =
+            Conv2d { x: LAST, weight: CONV, sampling: ConvStride::Up, size_of: Some(size_of), ..Conv2d::default() };
+        [down, Op::Conv2d(up)]
+    };
+    accept(&half(SAMPLE), &[2, 6, 10, 5], Kind::Float);
+    refuse(&half(LAST), "size of: expected (_, h, w, _) of [6, 10] pixels, or one less, got [2, 3, 5, 8]");
+    refuse(&half(TABLE), "size of: expected (_, h, w, _) of [6, 10] pixels, or one less, got [3, 9]");
+    let same = Conv2d { x: SAMPLE, weight: CONV, size_of: Some(SAMPLE), ..Conv2d::default() };
+    refuse(&[Op::Conv2d(same)], "size of: expected none without upsampling, got Same");
     let doubled = [linear(SAMPLE, W), conv(SAMPLE, CONV, None, ConvStride::Up, Some(LAST))];
     refuse(&doubled, "residual: expected rows dividing those of [2, 12, 20, 5], got [2, 6, 10, 5]");
     refuse_size(&[conv(SAMPLE, MANY_CONV, None, ConvStride::Same, None)], "[2, 6, 10, 2147483648]");

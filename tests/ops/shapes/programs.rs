@@ -160,14 +160,7 @@ fn files_of_bytes_are_no_weights() {
     refuse("weight", linear(TABLE, BYTES));
     refuse("weight", Op::GatedLinear(GatedLinear { x: TABLE, weight: BYTES, bias: None, act: Act::GeluErf }));
     let conv = |weight| {
-        Op::Conv2d(Conv2d {
-            x: SAMPLE,
-            weight,
-            bias: Some(BYTES),
-            sampling: ConvStride::Same,
-            shift: None,
-            residual: None,
-        })
+        Op::Conv2d(Conv2d { x: SAMPLE, weight, bias: Some(BYTES), sampling: ConvStride::Same, ..Conv2d::default() })
     };
     refuse("weight", conv(BYTES));
     refuse("bias", conv(CONV));

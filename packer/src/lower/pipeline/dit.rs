@@ -21,6 +21,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         class_names: model.class_names()?.into_iter().filter(|&(number, _)| number < config.classes).collect(),
         // The default of DiTPipeline.__call__; so are the 50 steps.
         guidance_scale: 4.0,
+        latent_multiple: config.patch,
         ..meta(model, config.in_channels, [config.sample_size; 2], vae_config.pixels_per_latent())?
     };
     // Old versions saved the position table, although it follows from the configuration. Nothing encodes images here.

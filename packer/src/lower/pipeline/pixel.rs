@@ -4,12 +4,17 @@ use super::meta;
 use crate::lower::{Lowered, UNET, unet2d};
 use crate::source::diffusers::Model;
 use crate::weight::Weights;
-use aquatint::error::Result;
+use aquatint::error::{Error, Result};
+use aquatint::model::PICTURE_CHANNELS;
 use aquatint::raw::format::meta::PipelineMeta;
 
 pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let unet = model.component(UNET);
     let config = unet2d::Config::read(UNET, &unet.class, &unet.config)?;
+    if !PICTURE_CHANNELS.contains(&(config.in_channels as usize)) {
+        let expected = "1, 3 or 4 for pixels that are grey, RGB or RGBA";
+        return Err(Error::request(format!("{UNET}/config.json: in_channels"), expected, config.in_channels));
+    }
     let mut weights = Weights::new();
     let denoiser = unet2d::lower(&config, &|key| unet.weights.has(key), &mut weights);
     let pipeline = PipelineMeta {

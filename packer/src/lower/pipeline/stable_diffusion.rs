@@ -42,6 +42,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
 
     let mut weights = Weights::new();
     let mut programs = Vec::new();
+    let mut multiple = config.levels.multiple();
     let conditioning = denoiser(&config, Role::Denoiser, &encoders, &mut programs, &mut weights)?;
     let refiner = match model.find(REFINER) {
         None => None,
@@ -51,6 +52,8 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
                 let what = format!("{REFINER}/config.json: in_channels");
                 return Err(Error::request(what, config.in_channels, refining.in_channels));
             }
+            // Powers of two, so the larger one is a multiple of both.
+            multiple = multiple.max(refining.levels.multiple());
             Some(denoiser(&refining, Role::Refiner, &encoders, &mut programs, &mut weights)?)
         }
     };
@@ -80,7 +83,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         }),
         encoder: images.encodes.then(|| images.config.encoder_meta()),
         refiner,
-        latent_multiple: config.levels.multiple(),
+        latent_multiple: multiple,
         ..meta(model, config.in_channels, config.sample_size, images.config.pixels_per_latent())?
     };
     let files = encoders.into_iter().map(|e| (e.meta.tokenizer, e.tokenizer)).collect();
