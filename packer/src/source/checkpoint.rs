@@ -2,8 +2,9 @@
 //!
 //! A [`Checkpoint`] holds the directory of all tensors of a component and no weight: pages are read when a tensor is
 //! asked for, and nothing is kept, so memory does not grow with the model. Which format a file has is told from its
-//! contents, never from its name.
+//! contents, never from its name. Scales that files of 8-bit floats keep beside a weight are part of it; see [`float8`].
 
+use super::float8::{self, Scale};
 use super::layout::Entry;
 use super::view::View;
 use super::{SourceFile, safetensors, torch};
@@ -12,7 +13,7 @@ use aquatint::error::{Error, Result};
 use aquatint::raw::mmap::FileBytes;
 use half::{bf16, f16};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ struct Place {
     view: View,
     /// Its name in the file, where that is another.
     source: Option<String>,
+    /// What its elements are multiplied with.
+    scale: Option<Scale>,
 }
 
 /// All tensors of one component, by their names.
@@ -73,10 +76,12 @@ impl Checkpoint {
         for (whole, sharded) in files() {
             if dir.join(&whole).is_file() {
                 checkpoint.add_file(root, &format!("{component}/{whole}"), sources)?;
+                checkpoint.attach_scales()?;
                 return Ok(checkpoint);
             }
             if dir.join(&sharded).is_file() {
                 checkpoint.add_shards(root, &sharded, sources)?;
+                checkpoint.attach_scales()?;
                 return Ok(checkpoint);
             }
         }
@@ -95,6 +100,7 @@ impl Checkpoint {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let mut checkpoint = Checkpoint::empty(name.clone());
         checkpoint.add_file(path.parent().unwrap_or(Path::new("")), &name, sources)?;
+        checkpoint.attach_scales()?;
         Ok(checkpoint)
     }
 
@@ -143,10 +149,32 @@ impl Checkpoint {
             if self.tensors.contains_key(&key) {
                 return Err(Error::request(relative, "each tensor once, in one shard", format!("{key} again")));
             }
-            self.tensors.insert(key, Place { file: self.maps.len(), view, source: None });
+            self.tensors.insert(key, Place { file: self.maps.len(), view, source: None, scale: None });
         }
         sources.push(SourceFile::of(relative.to_owned(), &map, true));
         self.maps.push(Arc::new(map));
+        Ok(())
+    }
+
+    /// Makes scales part of the weights that they belong to, and leaves out what else only readers of such files need.
+    fn attach_scales(&mut self) -> Result<()> {
+        let scales = self.tensors.keys().filter_map(|key| Some((float8::scaled(key)?, key.clone())));
+        let scales: Vec<_> = scales.filter(|(weight, _)| self.tensors.contains_key(weight)).collect();
+        for (weight, key) in scales {
+            let Some(Place { file, view, .. }) = self.tensors.remove(&key) else { continue };
+            let rows = self.tensors[&weight].view.shape.first().copied().unwrap_or(1);
+            if ![1, rows].contains(&view.len()) {
+                let expected = format!("one scale, or one for each of {rows} rows of {weight}");
+                return Err(Error::request(
+                    format!("{}: {key}", self.component),
+                    expected,
+                    format!("{:?}", view.shape),
+                ));
+            }
+            self.tensors.entry(weight).and_modify(|place| place.scale = Some(Scale { file, view }));
+        }
+        let weights: BTreeSet<String> = self.tensors.keys().cloned().collect();
+        self.tensors.retain(|key, _| !float8::is_aside(key, &|weight| weights.contains(weight)));
         Ok(())
     }
 
@@ -186,8 +214,11 @@ impl Checkpoint {
             if !same_shape(&place.view.shape, &entry.source_dims) {
                 return Err(error(&format!("shape {:?}", entry.source_dims), &format!("shape {:?}", place.view.shape)));
             }
-            let view = place.view.part(&entry.part, &entry.dims).map_err(|(expected, got)| error(&expected, &got))?;
-            let place = Place { file: place.file, view, source: Some(entry.source.clone()) };
+            let fault = |(expected, got): (String, String)| error(&expected, &got);
+            let view = place.view.part(&entry.part, &entry.dims).map_err(fault)?;
+            let scale = place.scale.as_ref().map(|scale| scale.part(&entry.part, &entry.dims));
+            let scale = scale.transpose().map_err(fault)?;
+            let place = Place { file: place.file, view, source: Some(entry.source.clone()), scale };
             renamed.tensors.insert(entry.key.clone(), place);
         }
         Ok(renamed)
@@ -231,11 +262,12 @@ impl Checkpoint {
     /// The elements of `key`, row-major, as f32.
     ///
     /// # Errors
-    /// [`Error::Request`] naming component and tensor, if it is missing, of another type than f16, bf16, f32 or f64,
+    /// [`Error::Request`] naming component and tensor, if it is missing, of another type than floats of 8 to 64 bits,
     /// or holds NaN, infinity, or what f32 cannot hold.
     pub fn read(&self, key: &str) -> Result<Vec<f32>> {
         let place = self.place(key)?;
-        self.floats(key, place.view.dtype, &place.view.gather(&self.maps[place.file]))
+        let values = self.floats(key, place.view.dtype, &place.view.gather(&self.maps[place.file]))?;
+        self.scaled(key, place, 0, values)
     }
 
     /// Elements `rows` of the first axis of `key`, row-major, as f32: one part of fused projections, say.
@@ -248,7 +280,21 @@ impl Checkpoint {
         if count.is_none_or(|n| rows.start > rows.end || rows.end > n) {
             return Err(self.error(key, format!("rows {rows:?}"), format!("a tensor of shape {:?}", place.view.shape)));
         }
-        self.floats(key, place.view.dtype, &place.view.gather_rows(&self.maps[place.file], rows))
+        let values =
+            self.floats(key, place.view.dtype, &place.view.gather_rows(&self.maps[place.file], rows.clone()))?;
+        self.scaled(key, place, rows.start, values)
+    }
+
+    /// `values`, which are rows of `key` from row `first` on, times their scales.
+    fn scaled(&self, key: &str, place: &Place, first: usize, mut values: Vec<f32>) -> Result<Vec<f32>> {
+        let Some(Scale { file, view }) = &place.scale else { return Ok(values) };
+        let scales = self.floats(key, view.dtype, &view.gather(&self.maps[*file]))?;
+        let row = place.view.shape[1.min(place.view.shape.len())..].iter().product::<usize>().max(1);
+        for (i, row) in values.chunks_exact_mut(row).enumerate() {
+            let scale = if scales.len() == 1 { scales[0] } else { scales[first + i] };
+            row.iter_mut().for_each(|v| *v *= scale);
+        }
+        self.finite(key, values)
     }
 
     fn floats(&self, key: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
@@ -257,8 +303,14 @@ impl Checkpoint {
             Dtype::F32 => words(bytes).map(f32::from_le_bytes).collect(),
             Dtype::F16 => words(bytes).map(|b| f16::from_le_bytes(b).to_f32()).collect(),
             Dtype::BF16 => words(bytes).map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-            other => return Err(self.error(key, "f16, bf16, f32 or f64", format!("{other:?}"))),
+            Dtype::F8_E4M3 => bytes.iter().map(|&b| float8::e4m3(b)).collect(),
+            Dtype::F8_E5M2 => bytes.iter().map(|&b| float8::e5m2(b)).collect(),
+            other => return Err(self.error(key, "f8, f16, bf16, f32 or f64", format!("{other:?}"))),
         };
+        self.finite(key, values)
+    }
+
+    fn finite(&self, key: &str, values: Vec<f32>) -> Result<Vec<f32>> {
         match first_non_finite(&values) {
             Some(i) => Err(self.error(key, "finite weights", format!("{} at index {i}", values[i]))),
             None => Ok(values),
@@ -287,7 +339,10 @@ impl Checkpoint {
     pub fn same(&self, a: &str, b: &str) -> bool {
         let (Some(a), Some(b)) = (self.tensors.get(a), self.tensors.get(b)) else { return false };
         let kind = |p: &Place| (p.view.dtype, p.view.shape.clone());
-        kind(a) == kind(b) && a.view.gather(&self.maps[a.file]) == b.view.gather(&self.maps[b.file])
+        let bits = |file: usize, view: &View| view.gather(&self.maps[file]).into_owned();
+        let scale = |p: &Place| p.scale.as_ref().map(|s| (s.view.dtype, bits(s.file, &s.view)));
+        let same = || a.view.gather(&self.maps[a.file]) == b.view.gather(&self.maps[b.file]);
+        kind(a) == kind(b) && scale(a) == scale(b) && same()
     }
 
     /// The name under which `LitEma` keeps the running average of `key`, if it does. Samplers of latent diffusion use

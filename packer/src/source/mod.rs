@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod diffusers;
+mod float8;
 pub mod layout;
 pub mod pickle;
 pub mod safetensors;
