@@ -10,6 +10,7 @@ mod store;
 
 pub use report::{LayerLine, Progress, Report};
 
+use crate::config::QConfig;
 use crate::error::Result;
 use crate::lower::{self, Lowered, Part};
 use crate::pass;
@@ -76,11 +77,7 @@ impl Packing {
     /// # Errors
     /// If the model cannot be read or is not supported, or the output cannot be written.
     pub fn open(options: &Options) -> Result<Self> {
-        let configs =
-            [&options.q_config, &options.vae_q_config, &options.text_q_config].into_iter().flatten().map(Path::new);
-        let inputs: Vec<&Path> =
-            options.refiner.iter().map(PathBuf::as_path).chain([&*options.model]).chain(configs).collect();
-        check_target(&options.output, &inputs)?;
+        check_target(&options.output, &inputs(options))?;
         let writer = Writer::create(&options.output)?;
         let mut model = Model::open(&options.model)?;
         if let Some(refiner) = &options.refiner {
@@ -185,6 +182,13 @@ impl Packing {
         }
         Ok((layers, average_bits(quantized, raw, PRECISION)))
     }
+}
+
+/// Files and folders that the output must not be.
+fn inputs(options: &Options) -> Vec<&Path> {
+    let configs = [&options.q_config, &options.vae_q_config, &options.text_q_config].into_iter().flatten();
+    let configs = configs.filter_map(|arg| QConfig::file(arg));
+    [&options.model].into_iter().chain(&options.refiner).map(PathBuf::as_path).chain(configs).collect()
 }
 
 /// The elements of `weight` in the file's order, after all its steps.

@@ -8,6 +8,7 @@ mod interrupted;
 mod latent;
 mod layouts;
 mod pack;
+mod pickles;
 mod quantizers;
 mod readme;
 mod refusals;
