@@ -17,6 +17,7 @@ use crate::pass;
 use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
 use crate::recipe::{Decision, Recipe, Requests, Store};
 use crate::source::diffusers::Model;
+use crate::source::donors::Donors;
 use crate::weight::{Elements, Misfit, Origin, Weight, Weights, step};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
@@ -36,6 +37,8 @@ pub struct Options {
     pub model: PathBuf,
     /// Another one, whose denoiser does the last steps; see [`Model::with_refiner`].
     pub refiner: Option<PathBuf>,
+    /// Models that give the autoencoder and the text encoders, instead of the model's own.
+    pub donors: Donors,
     /// Quantization of the denoisers: a file or a specification; f16 if absent.
     pub q_config: Option<String>,
     /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 6 or 8.
@@ -79,7 +82,7 @@ impl Packing {
     pub fn open(options: &Options) -> Result<Self> {
         check_target(&options.output, &inputs(options))?;
         let writer = Writer::create(&options.output)?;
-        let mut model = Model::open(&options.model)?;
+        let mut model = Model::open_with(&options.model, &options.donors)?;
         if let Some(refiner) = &options.refiner {
             model = model.with_refiner(Model::open(refiner)?)?;
         }
@@ -188,7 +191,9 @@ impl Packing {
 fn inputs(options: &Options) -> Vec<&Path> {
     let configs = [&options.q_config, &options.vae_q_config, &options.text_q_config].into_iter().flatten();
     let configs = configs.filter_map(|arg| QConfig::file(arg));
-    [&options.model].into_iter().chain(&options.refiner).map(PathBuf::as_path).chain(configs).collect()
+    let models = [&options.model].into_iter().chain(&options.refiner);
+    let models = models.chain(&options.donors.autoencoder).chain(&options.donors.text);
+    models.map(PathBuf::as_path).chain(configs).collect()
 }
 
 /// The elements of `weight` in the file's order, after all its steps.

@@ -7,6 +7,7 @@
 use super::float8::{self, Scale};
 use super::layout::Entry;
 use super::view::View;
+use super::weight_files::{self, WeightFiles};
 use super::{SourceFile, safetensors, torch};
 use ::safetensors::Dtype;
 use aquatint::error::{Error, Result};
@@ -47,23 +48,6 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Names a component's weights may have, as `from_pretrained` has them: diffusers' before transformers', full precision
-/// before half, and then safetensors before pickles. The variant comes before the last extension, also in the index of a
-/// sharded set.
-const STEMS: [(&str, &[&str]); 3] =
-    [("diffusion_pytorch_model", &["safetensors", "bin"]), ("model", &["safetensors"]), ("pytorch_model", &["bin"])];
-
-/// `(whole, index of a sharded set)`, best first.
-fn files() -> impl Iterator<Item = (String, String)> {
-    STEMS.into_iter().flat_map(|(stem, extensions)| {
-        ["", ".fp16"].into_iter().flat_map(move |variant| {
-            extensions.iter().map(move |extension| {
-                (format!("{stem}{variant}.{extension}"), format!("{stem}.{extension}.index{variant}.json"))
-            })
-        })
-    })
-}
-
 impl Checkpoint {
     /// Opens the weights in `root/component`; appends every file it reads to `sources`.
     ///
@@ -73,21 +57,12 @@ impl Checkpoint {
     pub fn open(root: &Path, component: &str, sources: &mut Vec<SourceFile>) -> Result<Self> {
         let dir = root.join(component);
         let mut checkpoint = Checkpoint::empty(component.to_owned());
-        for (whole, sharded) in files() {
-            if dir.join(&whole).is_file() {
-                checkpoint.add_file(root, &format!("{component}/{whole}"), sources)?;
-                checkpoint.attach_scales()?;
-                return Ok(checkpoint);
-            }
-            if dir.join(&sharded).is_file() {
-                checkpoint.add_shards(root, &sharded, sources)?;
-                checkpoint.attach_scales()?;
-                return Ok(checkpoint);
-            }
+        match weight_files::find(&dir)? {
+            WeightFiles::Whole(name) => checkpoint.add_file(root, &format!("{component}/{name}"), sources)?,
+            WeightFiles::Sharded(index) => checkpoint.add_shards(root, &index, sources)?,
         }
-        let expected =
-            "diffusion_pytorch_model.safetensors, model.safetensors, their .bin or .fp16 variants, or sharded sets";
-        Err(Error::request(format!("weights in {}", dir.display()), expected, "none of them"))
+        checkpoint.attach_scales()?;
+        Ok(checkpoint)
     }
 
     /// Opens a single file: safetensors, or what `torch.save` wrote in either of its formats. Tensors in nested dicts
@@ -192,6 +167,23 @@ impl Checkpoint {
             return Err(Error::request(self.component, format!("tensors in {prefix}"), format!("others: {first}...")));
         }
         Ok(self)
+    }
+
+    /// The same tensors with `prefix` before their names.
+    pub fn under(mut self, prefix: &str) -> Self {
+        self.tensors = self.tensors.into_iter().map(|(key, place)| (format!("{prefix}{key}"), place)).collect();
+        self.objects = self.objects.into_iter().map(|(key, object)| (format!("{prefix}{key}"), object)).collect();
+        self
+    }
+
+    /// The same tensors as `component`.
+    pub fn called(self, component: &str) -> Self {
+        Checkpoint { component: component.to_owned(), ..self }
+    }
+
+    /// What is called `key` and is no tensor, if anything is.
+    pub fn object(&self, key: &str) -> Option<&str> {
+        self.objects.get(key).map(String::as_str)
     }
 
     /// The tensors that make up `component`, under the names and in the shapes that `entries` give them. Nothing is read;

@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod diffusers;
+pub mod donors;
 mod float8;
 pub mod layout;
 pub mod pickle;
@@ -13,6 +14,7 @@ pub mod text;
 pub mod tokenizer;
 pub mod torch;
 pub mod view;
+mod weight_files;
 
 pub use checkpoint::{Checkpoint, first_non_finite};
 

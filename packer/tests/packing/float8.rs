@@ -44,7 +44,10 @@ fn parts_of_a_scaled_weight_have_its_scales() {
         let values = &expected[&source].values;
         let read = |part, dims: &[usize]| file.renamed("unet", &[entry(part, dims)]).and_then(|c| c.read("k"));
         assert_eq!(read(Part::Rows(2..5), &[3, 4]).unwrap(), values[8..20]);
-        assert_eq!(read(Part::Heads { heads: 2, which: 1 }, &[2, 4]).unwrap(), [&values[4..8], &values[16..20]].concat());
+        assert_eq!(
+            read(Part::Heads { heads: 2, which: 1 }, &[2, 4]).unwrap(),
+            [&values[4..8], &values[16..20]].concat()
+        );
         let turned = read(Part::Transposed, &[4, 6]);
         assert_eq!(turned.is_err(), rows, "{layer}");
         if let Err(e) = turned {
@@ -74,10 +77,14 @@ fn what_is_no_number_or_no_scale_is_refused() {
         let opened = Checkpoint::open_file(&path, &mut Vec::new());
         opened.and_then(|c| c.read("a.weight").map(|_| ())).unwrap_err().to_string()
     };
-    for (dtype, bits, word) in [(Dtype::F8_E4M3, 0x7f, "NaN"), (Dtype::F8_E4M3, 0xff, "NaN"), (Dtype::F8_E5M2, 0x7c, "inf")]
+    for (dtype, bits, word) in
+        [(Dtype::F8_E4M3, 0x7f, "NaN"), (Dtype::F8_E4M3, 0xff, "NaN"), (Dtype::F8_E5M2, 0x7c, "inf")]
     {
         let got = message(&[("a.weight", dtype, &[2, 2], vec![0, 0, 0, bits])]);
-        assert!(got.contains("a.weight") && got.contains("finite") && got.contains(&format!("{word} at index 3")), "{got}");
+        assert!(
+            got.contains("a.weight") && got.contains("finite") && got.contains(&format!("{word} at index 3")),
+            "{got}"
+        );
     }
     let weight = || ("a.weight", Dtype::F8_E4M3, &[2, 2][..], vec![0x38; 4]);
     let got = message(&[weight(), ("a.weight_scale", Dtype::F32, &[3], one.repeat(3))]);
@@ -105,7 +112,8 @@ fn a_model_of_8_bit_floats_packs() {
             expected.insert(key.clone(), tensor.values.clone());
             continue;
         }
-        let inner = key.strip_prefix("transformer_blocks.").and_then(|k| k.split_once('.')).map_or(&key[..], |(_, k)| k);
+        let inner =
+            key.strip_prefix("transformer_blocks.").and_then(|k| k.split_once('.')).map_or(&key[..], |(_, k)| k);
         let codes: Vec<u8> = (0..tensor.values.len()).map(|i| 0x30 + ((i + inner.len()) % 32) as u8).collect();
         expected.insert(key.clone(), codes.iter().map(|&c| table[c as usize] / 16.0).collect());
         made.push((key.clone(), Dtype::F8_E4M3, tensor.shape.clone(), codes));

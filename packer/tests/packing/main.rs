@@ -3,6 +3,7 @@
 mod builders;
 mod common;
 mod config;
+mod donors;
 mod float8;
 mod interrupted;
 mod latent;

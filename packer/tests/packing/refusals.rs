@@ -315,3 +315,41 @@ fn names_with_line_breaks_stay_on_one_line() {
     assert!(row.ends_with(r"`{proj_out_2,evil\nglob}`"), "{row}");
     assert!(stdout.contains("to file order"), "{stdout}");
 }
+
+#[test]
+fn an_error_line_has_at_most_300_characters_and_both_ends() {
+    let scratch = Scratch::new("long");
+    let copy = scratch.copy_of("d2");
+    let trained: Vec<f64> = (0..1000).map(|i| 1e-4 + 2e-5 * f64::from(i)).collect();
+    edit_json(&copy.join("scheduler/scheduler_config.json"), |c| drop(c.insert("_class_name".into(), json!(trained))));
+    let (sound, name) = (model("d2"), "n".repeat(200));
+    for (args, ends) in [
+        (vec![copy.to_str().unwrap(), "-o", "x.aqt"], ["scheduler _class_name", "0.02008]"]),
+        (vec![&name[..], "-o", "x.aqt"], ["model nnn", "got no such file or directory"]),
+        (
+            vec![sound.to_str().unwrap(), "--q-config", &format!("{name}{name}"), "-o", "x.aqt"],
+            ["--q-config", "nnn..."],
+        ),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_packer")).args(&args).current_dir(&scratch.0).output().unwrap();
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), line.lines().count()), (Some(2), 1), "{line}");
+        assert!(line.trim_end().chars().count() <= 300, "{line}");
+        assert!(line.starts_with("error: ") && ends.iter().all(|end| line.contains(end)), "{line}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_system_that_starts_no_threads_is_an_error() {
+    let scratch = Scratch::new("threads");
+    // Twenty thousand stacks do not fit the address space that is granted.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -v 2000000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_packer")]);
+    shell.arg(model("d2")).args(["-o", "x.aqt"]).env("RAYON_NUM_THREADS", "20000").current_dir(&scratch.0);
+    let output = shell.output().unwrap();
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), line.lines().count()), (Some(2), 1), "{line}");
+    assert!(line.starts_with("error: threads: expected ") && line.contains("RAYON_NUM_THREADS"), "{line}");
+    assert!(scratch.entries().is_empty());
+}
