@@ -89,7 +89,8 @@ pub(super) fn choose(origin: &str, samples: &[Sample], wanted: Wanted) -> Result
             let first = if fid(&ranked[0]).is_finite() { "best first" } else { "the first" };
             let rest = if count > SHOWN { ", ..." } else { "" };
             let list = format!("{first}: {}{rest}", shown.join(", "));
-            refuse(format!("{count} configurations; take one as FILE:0 to FILE:{} or FILE:best; {list}", count - 1))
+            let last = count - 1;
+            refuse(format!("{count} configurations; to take one, write :0 to :{last} or :best behind the name; {list}"))
         }
     }
 }
@@ -115,8 +116,8 @@ mod tests {
         assert_eq!(choose(Wanted::Number(4)), Err("c.pkl: number 0 to 3 is expected, got 4".into()));
         assert_eq!(
             choose(Wanted::Only).unwrap_err(),
-            "c.pkl: 4 configurations; take one as FILE:0 to FILE:3 or FILE:best; best first: 2 (FID 93.25, 3.90 bits), \
-             3 (FID 93.25, 3.80 bits), 0 (FID 95.00, 4.10 bits), ..."
+            "c.pkl: 4 configurations; to take one, write :0 to :3 or :best behind the name; best first: \
+             2 (FID 93.25, 3.90 bits), 3 (FID 93.25, 3.80 bits), 0 (FID 95.00, 4.10 bits), ..."
         );
     }
 

@@ -38,6 +38,9 @@ pub(super) fn read(path: &Path, wanted: Wanted) -> Result<QConfig, ConfigError> 
     }
     let bytes = fs::read(path).map_err(io)?;
     if matches!(extension.as_str(), "pkl" | "pickle") {
+        if bytes.starts_with(b"PK\x03\x04") {
+            return Err(syntax("a plain pickle is expected, this is a zip archive, as torch.save writes".into()));
+        }
         let pickle = pickle::read(&bytes).map_err(|e| syntax(format!("not a plain pickle: {e}")))?;
         return build(origin.clone(), pickled::read(&origin, &pickle, wanted)?);
     }
@@ -223,6 +226,10 @@ impl<'de> Visitor<'de> for RawVisitor {
 
     fn visit_str<E: de::Error>(self, v: &str) -> Result<Raw, E> {
         Ok(Raw::Text(v.into()))
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Raw, E> {
+        self.visit_unit()
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<Raw, E> {

@@ -5,6 +5,8 @@ use super::donors::{self, Donors};
 use super::tokenizer::{self, TokenizerFile};
 use super::{Checkpoint, SourceFile, layout, read_json};
 use aquatint::error::{Error, Result};
+use half::{bf16, f16};
+use safetensors::Dtype;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::path::Path;
@@ -210,7 +212,7 @@ impl Model {
         for (name, key) in [("vae", "decoder.conv_out.bias"), ("text_encoder_2", "text_model.final_layer_norm.bias")] {
             let (own, other) = (&self.component(name).weights, &refiner.component(name).weights);
             // One tensor of each tells trained weights apart.
-            if own.has(key) && other.has(key) && own.read(key)? != other.read(key)? {
+            if own.has(key) && other.has(key) && !alike(own, other, key)? {
                 return Err(Error::request(format!("refiner: {name}"), format!("the model's own {name}"), "another"));
             }
         }
@@ -249,6 +251,18 @@ impl Model {
         serde_json::from_value(labels.clone())
             .map_err(|e| Error::request("model_index.json: id2label", "names by class number", e))
     }
+}
+
+/// Whether tensor `key` is the same in both, but for what the narrower of their types rounds.
+fn alike(a: &Checkpoint, b: &Checkpoint, key: &str) -> Result<bool> {
+    let is = |dtype| [a, b].iter().any(|c| c.dtype(key) == Some(dtype));
+    let rounded = |v: f32| match () {
+        () if is(Dtype::BF16) => bf16::from_f32(v).to_f32(),
+        () if is(Dtype::F16) => f16::from_f32(v).to_f32(),
+        () => v,
+    };
+    let read = |c: &Checkpoint| Ok(c.read(key)?.into_iter().map(rounded).collect::<Vec<_>>());
+    Ok(read(a)? == read(b)?)
 }
 
 /// Opens the network in `root/name`; `index` is what the pipeline's `model_index.json` holds.

@@ -212,6 +212,8 @@ fn files_that_are_not_what_they_say_are_refused() {
     refused(parse("bad.yaml", "a: b: c"), &["bad.yaml", "not YAML"]);
     refused(parse("bad.yaml", "a: f16\na: f32\n"), &["bad.yaml", "twice"]);
     refused(parse("bad.pkl", b"hello"), &["bad.pkl", "not a plain pickle", "byte 0"]);
+    refused(parse("bad.pkl", b"PK\x03\x04x"), &["bad.pkl", "a plain pickle", "zip archive", "torch.save"]);
+    refused(parse("empty.yaml", ""), &["empty.yaml", "a map from layers to precisions is expected"]);
     refused(parse("bad.txt", "{}"), &["bad.txt", ".json", "`txt`"]);
     refused(parse("list.json", "[1, 2]"), &["list.json", "a map from layers", "this is a list"]);
     refused(parse("text.json", "\"f16\""), &["text.json", "a map"]);
@@ -248,10 +250,7 @@ fn one_sample_of_a_cache_is_a_configuration() {
     let sample = format!(r#"{{"config": {{{config}}}, "quantized_size": 5, "avg_bits": 3.4}}"#);
     assert_eq!(resolve("sample.json", &sample).unwrap(), ["w3a16:mse"; 5]);
     assert_eq!(resolve("cache.json", format!("[{sample}]")).unwrap(), ["w3a16:mse"; 5]);
-    refused(
-        resolve("cache.json", format!("[{sample},{sample}]")),
-        &["2 configurations", "FILE:0 to FILE:1 or FILE:best"],
-    );
+    refused(resolve("cache.json", format!("[{sample},{sample}]")), &["2 configurations", ":0 to :1 or :best"]);
 }
 
 #[test]

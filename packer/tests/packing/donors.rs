@@ -6,6 +6,7 @@ use packer::source::diffusers::Model;
 use packer::source::donors::Donors;
 use packer::source::layout::open_file;
 use packer::source::{Checkpoint, tokenizer::TokenizerFile};
+use safetensors::{Dtype, tensor::TensorView};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -195,4 +196,29 @@ fn variants_are_taken_where_they_are_the_only_ones() {
     let none = open(&["flax_model.msgpack", "model-00001-of-00002.safetensors"]).unwrap_err();
     assert!(none.contains("got only flax_model.msgpack, model-00001-of-00002.safetensors"), "{none}");
     assert!(open(&[]).unwrap_err().ends_with("got none of them"));
+}
+
+#[test]
+fn a_refiner_in_half_precision_is_of_the_same_model() {
+    let scratch = Scratch::new("refiner");
+    let refiner = scratch.path("refiner");
+    copy_folder(&fixture("sd/xl"), &refiner);
+    crate::common::edit_json(&refiner.join("model_index.json"), |index| {
+        index.insert("_class_name".into(), "StableDiffusionXLImg2ImgPipeline".into());
+    });
+    let file = refiner.join("vae/diffusion_pytorch_model.safetensors");
+    let tensors = crate::common::load(&file);
+    let both = || Model::open(&fixture("sd/xl")).unwrap().with_refiner(Model::open(&refiner).unwrap());
+    let write = |dtype, round: &dyn Fn(f32) -> u16| {
+        let bytes = |t: &Dense| t.values.iter().flat_map(|&v| round(v).to_le_bytes()).collect::<Vec<u8>>();
+        let owned: Vec<_> = tensors.iter().map(|(key, t)| (key, t.shape.clone(), bytes(t))).collect();
+        let views = owned.iter().map(|(key, shape, b)| (key, TensorView::new(dtype, shape.clone(), b).unwrap()));
+        fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
+    };
+    write(Dtype::F16, &|v| half::f16::from_f32(v).to_bits());
+    assert!(both().is_ok());
+    write(Dtype::BF16, &|v| half::bf16::from_f32(v).to_bits());
+    assert!(both().is_ok());
+    write(Dtype::F16, &|v| half::f16::from_f32(1.01 * v).to_bits());
+    refused(both(), &["refiner: vae", "the model's own vae", "another"]);
 }

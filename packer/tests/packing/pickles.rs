@@ -56,8 +56,8 @@ fn a_cache_gives_the_entry_that_is_named() {
             assert_eq!(*methods, [word; 3], "{cache}");
         }
         assert_eq!(methods(&files, &format!("{cache}:best")).unwrap(), all[1], "{cache}");
-        let listed =
-            "3 configurations; take one as FILE:0 to FILE:2 or FILE:best; best first: 1 (FID 91.50, 3.10 bits), 0";
+        let listed = "3 configurations; to take one, write :0 to :2 or :best behind the name; best first: \
+                      1 (FID 91.50, 3.10 bits), 0 (FID 93.25, 3.90 bits), 2 (FID 97.00, 4.00 bits)";
         refused(&files, &cache, &[listed]);
         refused(&files, &format!("{cache}:3"), &["number 0 to 2", "got 3"]);
         refused(&files, &format!("{cache}:worst"), &["a number or `best`", "`worst`"]);

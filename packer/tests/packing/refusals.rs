@@ -353,3 +353,21 @@ fn a_system_that_starts_no_threads_is_an_error() {
     assert!(line.starts_with("error: threads: expected ") && line.contains("RAYON_NUM_THREADS"), "{line}");
     assert!(scratch.entries().is_empty());
 }
+
+#[test]
+fn the_vector_of_a_text_is_that_of_the_end_its_tokenizer_writes() {
+    let scratch = Scratch::new("end");
+    let copy = scratch.path("xl");
+    crate::common::copy_folder(&fixture("sd/xl"), &copy);
+    let packed = |end: serde_json::Value| {
+        edit_json(&copy.join("text_encoder_2/config.json"), |c| drop(c.insert("eos_token_id".into(), end)));
+        pack_as(&copy, None, &scratch.path("m.aqt")).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let message = packed(json!(7)).unwrap_err();
+    let end = message.split("expected ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    assert!(message.contains("text_encoder_2/config.json: eos_token_id") && message.ends_with("got 7"), "{message}");
+    // The tokenizer's own, the 2 of old files, and none.
+    for end in [json!(end.parse::<u32>().unwrap()), json!(2), json!(null)] {
+        assert_eq!(packed(end), Ok(()));
+    }
+}

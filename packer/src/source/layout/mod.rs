@@ -117,10 +117,14 @@ impl Network<'_> {
     fn dim(&self, key: &str, axis: usize) -> Result<usize> {
         let shape = self.shape(key);
         let found = shape.and_then(|s| s.get(axis)).copied().filter(|&n| n > 0);
-        found.ok_or_else(|| {
-            let instead = self.tensors.instead(&format!("{}{key}", self.prefix)).unwrap_or("no such tensor");
-            let got = shape.map_or(instead.into(), |s| format!("shape {s:?}"));
-            self.error(key, format!("a tensor of at least {} axes", axis + 1), got)
+        found.ok_or_else(|| match shape {
+            Some(shape) => {
+                self.error(key, format!("a tensor of at least {} axes", axis + 1), format!("shape {shape:?}"))
+            }
+            None => {
+                let instead = self.tensors.instead(&format!("{}{key}", self.prefix)).unwrap_or("no such tensor");
+                self.error(key, "this tensor", instead)
+            }
         })
     }
 

@@ -35,7 +35,7 @@ const PUBLISHED_SINUSOIDS: usize = 256;
 const CLASSES_AND_NONE: usize = 1001;
 
 /// Tensors beside a model's weights: tables that follow from the schedule, counters, and what only training needs.
-const IGNORED: [&str; 19] = [
+const IGNORED: [&str; 20] = [
     "betas",
     "alphas_cumprod",
     "alphas_cumprod_prev",
@@ -54,10 +54,13 @@ const IGNORED: [&str; 19] = [
     "model_ema.decay",
     "model_ema.num_updates",
     "cond_stage_model.logit_scale",
+    // Of the text's whole vector, which only later models read.
+    "cond_stage_model.transformer.text_projection.weight",
     "denoiser.sigmas",
 ];
 /// The same, by how names begin.
-const IGNORED_PREFIXES: [&str; 5] = ["loss.", "first_stage_model.loss.", "optimizer_states.", "callbacks.", "ddim_"];
+const IGNORED_PREFIXES: [&str; 6] =
+    ["loss.", "first_stage_model.loss.", "optimizer_states.", "callbacks.", "ddim_", "embedding_manager."];
 /// The same, by how names end.
 const IGNORED_SUFFIXES: [&str; 3] = [".position_ids", ".logit_scale", ".attn_mask"];
 
@@ -267,7 +270,8 @@ pub fn recognise_without(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<
         elsewhere.autoencoder && key.starts_with(FIRST_STAGE)
             || elsewhere.text && TEXTS.iter().any(|prefix| key.starts_with(prefix))
     };
-    let extra = keys.iter().filter(|key| !used.contains(**key) && !ignored(key) && !replaced(key));
+    let empty = |key: &str| tensors.shape(key).is_some_and(|shape| shape.contains(&0));
+    let extra = keys.iter().filter(|key| !used.contains(**key) && !ignored(key) && !replaced(key) && !empty(key));
     let extra: Vec<_> = extra.collect();
     if let Some(first) = extra.first() {
         let more = if extra.len() > 1 { format!(", and {} more", extra.len() - 1) } else { String::new() };
