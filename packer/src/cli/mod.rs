@@ -181,7 +181,7 @@ fn guard() -> Result<()> {
 /// Starts the threads that all work is shared among.
 fn threads() -> Result<()> {
     let started = rayon::ThreadPoolBuilder::new().build_global();
-    let expected = "as many as there are cores, or as RAYON_NUM_THREADS says; a system that can start them";
+    let expected = "a number that the system can start; RAYON_NUM_THREADS sets it";
     Ok(started.map_err(|e| aquatint::Error::request("threads", expected, e))?)
 }
 

@@ -84,7 +84,7 @@ impl Packing {
         let writer = Writer::create(&options.output)?;
         let mut model = Model::open_with(&options.model, &options.donors)?;
         if let Some(refiner) = &options.refiner {
-            model = model.with_refiner(Model::open(refiner)?)?;
+            model = model.with_refiner(Model::open_with(refiner, &options.donors)?)?;
         }
         let Lowered { programs, weights, files, pipeline, .. } = lower::lower(&model)?;
         Ok(Packing { programs, weights, options: options.clone(), writer, model, files, pipeline })

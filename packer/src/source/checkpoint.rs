@@ -133,6 +133,14 @@ impl Checkpoint {
 
     /// Makes scales part of the weights that they belong to, and leaves out what else only readers of such files need.
     fn attach_scales(&mut self) -> Result<()> {
+        for (key, Place { view, file, .. }) in &self.tensors {
+            let Some(layer) = float8::marked(key) else { continue };
+            let format = float8::format(&view.gather(&self.maps[*file]));
+            if !float8::is_float(&format) {
+                let what = format!("{}: {layer}.weight", self.component);
+                return Err(Error::request(what, "weights in floats, of 8 to 64 bits", format));
+            }
+        }
         let scales = self.tensors.keys().filter_map(|key| Some((float8::scaled(key)?, key.clone())));
         let scales: Vec<_> = scales.filter(|(weight, _)| self.tensors.contains_key(weight)).collect();
         for (weight, key) in scales {

@@ -4,10 +4,14 @@
 use super::diffusers::{Component, Model, Object, open_component, text};
 use super::layout::{self, Elsewhere, Member};
 use super::{Checkpoint, SourceFile, read_json, tokenizer};
-use crate::lower::Part;
 use aquatint::error::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+
+/// Folders of autoencoders.
+const AUTOENCODERS: [&str; 2] = ["vae", "vqvae"];
+/// Folders of text encoders.
+const ENCODERS: [&str; 2] = ["text_encoder", "text_encoder_2"];
 
 /// Where a model's networks come from that are not its own.
 #[derive(Clone, Debug, Default)]
@@ -26,20 +30,16 @@ impl Donors {
 
     /// Whether they give the network in folder `name`.
     pub fn have(&self, name: &str) -> bool {
-        match Part::of(name) {
-            Part::Denoiser => false,
-            Part::Autoencoder => self.autoencoder.is_some(),
-            Part::Text => !self.text.is_empty(),
-        }
+        AUTOENCODERS.contains(&name) && self.autoencoder.is_some() || ENCODERS.contains(&name) && !self.text.is_empty()
     }
 }
 
 /// The option by which the network in folder `name` is taken from another model, if there is one.
 pub(super) fn option(name: &str) -> Option<&'static str> {
-    match Part::of(name) {
-        Part::Denoiser => None,
-        Part::Autoencoder => Some("--vae"),
-        Part::Text => Some("--text-encoder"),
+    match name {
+        _ if AUTOENCODERS.contains(&name) => Some("--vae"),
+        _ if ENCODERS.contains(&name) => Some("--text-encoder"),
+        _ => None,
     }
 }
 
@@ -48,9 +48,9 @@ pub(super) fn option(name: &str) -> Option<&'static str> {
 /// # Errors
 /// [`Error::Request`] if the pipeline has no such network, or the other model; and what opening it says.
 pub(super) fn donate(model: &mut Model, donors: &Donors) -> Result<()> {
-    let autoencoders: Vec<_> = donors.autoencoder.iter().map(|path| (path, ["vae", "vqvae"])).collect();
-    let encoders = donors.text.iter().map(|path| (path, ["text_encoder", "text_encoder_2"]));
-    for (path, names) in autoencoders.into_iter().chain(encoders) {
+    let autoencoder = donors.autoencoder.iter().map(|path| (path, AUTOENCODERS));
+    let encoders = donors.text.iter().map(|path| (path, ENCODERS));
+    for (path, names) in autoencoder.chain(encoders) {
         let option = option(names[0]).unwrap_or_default();
         let takes: Vec<_> = names.into_iter().filter(|name| model.takes(name)).collect();
         if takes.is_empty() {
@@ -87,9 +87,9 @@ pub(super) fn fit_latents(model: &mut Model) {
         _ => 256,
     };
     let levels = |c: &Component| c.config.get("block_out_channels").and_then(Value::as_array).map(Vec::len);
-    let autoencoder = model.components.iter().find(|c| Part::of(&c.name) == Part::Autoencoder);
+    let autoencoder = model.components.iter().find(|c| AUTOENCODERS.contains(&&c.name[..]));
     let Some(levels @ 1..=8) = autoencoder.and_then(levels) else { return };
-    for denoiser in model.components.iter_mut().filter(|c| Part::of(&c.name) == Part::Denoiser) {
+    for denoiser in model.components.iter_mut().filter(|c| c.name == "unet") {
         if denoiser.config.contains_key("sample_size") {
             denoiser.config.insert("sample_size".into(), (pixels >> (levels - 1)).into());
         }
@@ -130,9 +130,9 @@ fn of_file(model: &mut Model, path: &Path, takes: &[&str]) -> Result<Vec<Compone
     let mut sources = Vec::new();
     let file = layout::open_file(path, &mut sources)?;
     let xl = model.class.contains("XL");
-    let members = match Part::of(takes[0]) {
-        Part::Autoencoder => layout::autoencoder(&file, xl)?.into_iter().collect(),
-        _ => layout::text_encoders(&file, xl)?,
+    let members = match AUTOENCODERS.contains(&takes[0]) {
+        true => layout::autoencoder(&file, xl)?.into_iter().collect(),
+        false => layout::text_encoders(&file, xl)?,
     };
     let beside = path.with_file_name("config.json");
     // As diffusers and transformers name what their folders hold.

@@ -7,7 +7,8 @@
 //! scaled_fp8            says that the file is one of these; in later files LAYER.comfy_quant
 //! ```
 //!
-//! Files without scales hold the weights themselves, cast.
+//! Files without scales hold the weights themselves, cast. Others of these files hold codes that are no floats; what
+//! `comfy_quant` calls otherwise is refused.
 
 use super::view::{Fault, Part, View};
 use half::f16;
@@ -46,6 +47,22 @@ pub(super) fn scaled(key: &str) -> Option<String> {
 pub(super) fn is_aside(key: &str, has: &dyn Fn(&str) -> bool) -> bool {
     let of_layer = [".scale_input", ".input_scale", ".comfy_quant"].iter().find_map(|end| key.strip_suffix(end));
     of_layer.is_some_and(|layer| has(&format!("{layer}.weight"))) || key.rsplit('.').next() == Some("scaled_fp8")
+}
+
+/// The layer whose weights the tensor called `key` tells the format of, if it does.
+pub(super) fn marked(key: &str) -> Option<&str> {
+    key.strip_suffix(".comfy_quant")
+}
+
+/// The format that such a tensor tells; its `bytes` are JSON.
+pub(super) fn format(bytes: &[u8]) -> String {
+    let said: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
+    said.as_ref().and_then(|said| said.get("format")?.as_str()).unwrap_or("of no format").to_owned()
+}
+
+/// Whether weights of this format are floats over a scale.
+pub(super) fn is_float(format: &str) -> bool {
+    matches!(format, "float8_e4m3fn" | "float8_e5m2")
 }
 
 /// 4 bits of exponent, biased by 7, and 3 of mantissa; no infinity, and one NaN per sign (`float8_e4m3fn`).

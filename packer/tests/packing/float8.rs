@@ -91,6 +91,11 @@ fn what_is_no_number_or_no_scale_is_refused() {
     assert!(got.contains("a.weight_scale") && got.contains("each of 2 rows") && got.contains("[3]"), "{got}");
     let got = message(&[weight(), ("a.weight_scale", Dtype::F32, &[], f32::INFINITY.to_le_bytes().to_vec())]);
     assert!(got.contains("finite"), "{got}");
+    for (said, format) in [(r#"{"format": "nvfp4"}"#, "nvfp4"), ("{}", "of no format"), ("x", "of no format")] {
+        let mark = ("a.comfy_quant", Dtype::U8, &[said.len()][..], said.as_bytes().to_vec());
+        let got = message(&[weight(), mark]);
+        assert!(got.contains("a.weight: expected weights in floats") && got.ends_with(format), "{got}");
+    }
     let got = message(&[("a.weight", Dtype::U8, &[2, 2], vec![0; 4])]);
     assert!(got.contains("f8, f16, bf16, f32 or f64") && got.contains("U8"), "{got}");
 }
