@@ -40,7 +40,7 @@ struct Pack {
     #[arg(long, value_name = "MODEL")]
     vae: Option<PathBuf>,
     /// Another model to take the text encoders from, likewise; twice for two encoders.
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, alias = "text_encoder", value_name = "MODEL")]
     text_encoder: Vec<PathBuf>,
     /// Quantization of the denoiser: a file (.json .toml .yaml .pkl) or one precision for all layers, such as f32, f16,
     /// w8a16, w4a8 or w4a8:kmeans; of a file with several configurations FILE:N or FILE:best [default: f16]

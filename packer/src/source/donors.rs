@@ -129,10 +129,9 @@ fn of_folder(model: &mut Model, root: &Path, takes: &[&str]) -> Result<Vec<Compo
 fn of_file(model: &mut Model, path: &Path, takes: &[&str]) -> Result<Vec<Component>> {
     let mut sources = Vec::new();
     let file = layout::open_file(path, &mut sources)?;
-    let xl = model.class.contains("XL");
     let members = match AUTOENCODERS.contains(&takes[0]) {
-        true => layout::autoencoder(&file, xl)?.into_iter().collect(),
-        false => layout::text_encoders(&file, xl)?,
+        true => layout::autoencoder(&file, &model.class)?.into_iter().collect(),
+        false => layout::text_encoders(&file, model.class.contains("XL"))?,
     };
     let beside = path.with_file_name("config.json");
     // As diffusers and transformers name what their folders hold.

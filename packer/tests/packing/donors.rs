@@ -156,6 +156,10 @@ fn a_single_file_takes_what_it_lacks_from_another() {
             refused(Model::open_with(&whole, &both), &["--text-encoder", "each network once"]);
         }
     }
+    // The factor that training measured goes with the autoencoder.
+    let church = fixture("layouts/church.ckpt");
+    let model = Model::open_with(&church, &donors(Some(church.clone()), &[])).unwrap();
+    assert!(contents(model) == contents(Model::open(&church).unwrap()));
     let pixels = fixture("layouts/ddim.ckpt");
     refused(Model::open_with(&pixels, &donors(Some(pixels.clone()), &[])), &["--vae", "a DDIMPipeline has no vae"]);
     let absent = donors(Some(scratch.path("absent")), &[]);

@@ -193,6 +193,27 @@ fn sharing_costs_nothing() {
 }
 
 #[test]
+fn depth_costs_no_stack() {
+    let scratch = Scratch::new("deep");
+    let file = scratch.path("deep.pkl");
+    let deep = 300_000;
+    let nested = |open: &[u8], close: &[u8]| [&open.repeat(deep)[..], b"N", &close.repeat(deep), b"."].concat();
+    for (bytes, words) in [
+        (nested(b"]", b"a"), "a map from layers"),
+        (nested(b"", b"\x85"), "a map from layers"),
+        (nested(b"}Va\n", b"s"), "`a`"),
+        (nested(b"(", b"l"), "nesting"),
+        (nested(b"(Va\n", b"d"), "nesting"),
+        (nested(b"cbuiltins\nbytearray\n", b"\x85R"), "which runs code"),
+        (nested(b"ccollections\ndefaultdict\n", b"\x85R"), "which runs code"),
+    ] {
+        fs::write(&file, bytes).unwrap();
+        let error = QConfig::from_file(&file).and_then(|config| config.resolve(&LAYERS, &[])).unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+    }
+}
+
+#[test]
 fn the_command_line_lists_and_takes_entries() {
     let scratch = files();
     let run = |config: &str| {

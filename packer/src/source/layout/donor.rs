@@ -14,14 +14,20 @@ const OPENCLIPS: [&str; 3] = ["conditioner.embedders.1.model.", "conditioner.emb
 /// SDXL's second encoder alone, under transformers' names.
 const PROJECTION: &str = "text_projection.weight";
 
-/// The autoencoder among `tensors`, if there is one in latent diffusion's layout, for Stable Diffusion or, if `xl`, SDXL.
+/// The autoencoder among `tensors`, if there is one in latent diffusion's layout, for a pipeline of class `class`. Its
+/// factor is what the file says, else what the published models of that class have.
 ///
 /// # Errors
 /// [`Error::Request`](aquatint::Error::Request) for the first of its tensors that is missing or has too few axes.
-pub fn autoencoder(tensors: &dyn Tensors, xl: bool) -> Result<Option<Member>> {
+pub fn autoencoder(tensors: &dyn Tensors, class: &str) -> Result<Option<Member>> {
     let has = |prefix: &&&str| tensors.shape(&format!("{prefix}decoder.up.0.block.0.norm2.weight")).is_some();
     let Some(prefix) = AUTOENCODERS.iter().find(has) else { return Ok(None) };
-    let (sample_size, scaling_factor) = if xl { (1024, 0.13025) } else { (512, 0.18215) };
+    let (sample_size, published) = match class {
+        class if class.contains("XL") => (1024, 0.13025),
+        class if class.contains("StableDiffusion") => (512, 0.18215),
+        _ => (256, 1.0),
+    };
+    let scaling_factor = pipeline::scale_factor(tensors)?.unwrap_or(published);
     let net = Network { tensors, prefix, component: "vae" };
     let vae = taming::read_autoencoder(net, taming::Untold { sample_size, scaling_factor })?;
     Ok(Some(pipeline::first_stage_at(&vae, prefix)))

@@ -415,7 +415,7 @@ fn read_sgm(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<Published> {
 }
 
 /// The factor of latents that training measured, if the file has it.
-fn scale_factor(tensors: &dyn Tensors) -> Result<Option<f64>> {
+pub(super) fn scale_factor(tensors: &dyn Tensors) -> Result<Option<f64>> {
     if tensors.shape(SCALE_FACTOR).is_none() {
         return Ok(None);
     }
