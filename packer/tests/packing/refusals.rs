@@ -371,3 +371,19 @@ fn the_vector_of_a_text_is_that_of_the_end_its_tokenizer_writes() {
         assert_eq!(packed(end), Ok(()));
     }
 }
+
+#[test]
+fn an_encoder_must_mirror_the_decoder() {
+    let scratch = Scratch::new("encoder");
+    for (field, value) in
+        [("down_block_types", json!(["DownEncoderBlock2D", "AttnDownEncoderBlock2D"])), ("in_channels", json!(4))]
+    {
+        let copy = scratch.path("v1");
+        let _ = fs::remove_dir_all(&copy);
+        crate::common::copy_folder(&fixture("sd/v1"), &copy);
+        edit_json(&copy.join("vae/config.json"), |c| drop(c.insert(field.into(), value.clone())));
+        let message = pack_as(&copy, None, &scratch.path("m.aqt")).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("vae/config.json: {field}: expected")), "{message}");
+        assert!(message.ends_with(&value.to_string()), "{message}");
+    }
+}

@@ -210,6 +210,7 @@ fn autoencoder(
     programs.push(vae::lower(&config, &has, weights));
     let encodes = has("encoder.conv_in.weight");
     if encodes {
+        config.check_encoder(&component.config)?;
         programs.push(vae::lower_encoder(&config, &has, weights));
     } else {
         unused.push(format!("{VAE}/quant_conv."));
