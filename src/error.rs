@@ -191,6 +191,30 @@ impl std::error::Error for Error {
     }
 }
 
+/// Characters of the longest line that a program says an error in.
+pub const LONGEST_LINE: usize = 300;
+/// Of these, those that are kept of a longer message's end, which says what was found.
+const TAIL: usize = 120;
+
+/// `error` as a program says it: `error: `, then [`one_line`] of at most [`LONGEST_LINE`] characters in all. Of a longer
+/// message the middle is left out.
+///
+/// ```
+/// let line = aquatint::error::error_line(&format!("a list: expected {}, got\nnone", "0.1, ".repeat(999)));
+/// assert!(line.starts_with("error: a list: expected 0.1, ") && line.ends_with(r"0.1, , got\nnone"));
+/// assert_eq!(line.chars().count(), aquatint::error::LONGEST_LINE);
+/// ```
+pub fn error_line(error: &dyn fmt::Display) -> String {
+    let line = one_line(&format!("error: {error}"));
+    let count = line.chars().count();
+    if count <= LONGEST_LINE {
+        return line;
+    }
+    let gap = " ... ";
+    let head = LONGEST_LINE - TAIL - gap.len();
+    line.chars().take(head).chain(gap.chars()).chain(line.chars().skip(count - TAIL)).collect()
+}
+
 /// `text` on one line: control characters are escaped as Rust would write them, `\n` for a line end. Messages quote names
 /// of files, tensors and classes, which may hold any character; programs pass what they print through this.
 ///

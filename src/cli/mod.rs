@@ -10,7 +10,7 @@ mod run;
 mod tensors;
 mod verify;
 
-use aquatint::error::one_line;
+use aquatint::error::error_line;
 use aquatint::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use device::Device;
@@ -63,7 +63,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&spelled(e).to_string()));
+            let _ = writeln!(std::io::stderr(), "{}", error_line(&spelled(e)));
             ExitCode::from(2)
         }
     }
@@ -94,7 +94,7 @@ fn spelled(e: Error) -> Error {
 fn end(interrupt: aquatint::raw::mmap::Interrupt) {
     let _abandoned = aquatint::raw::whole_file::abandon();
     if let aquatint::raw::mmap::Interrupt::Shortened(_) = interrupt {
-        let _ = writeln!(std::io::stderr(), "error: {}", one_line(&interrupt.to_string()));
+        let _ = writeln!(std::io::stderr(), "{}", error_line(&interrupt));
     }
     std::process::exit(interrupt.exit_code());
 }

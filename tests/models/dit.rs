@@ -11,7 +11,8 @@ use aquatint::sampler::SamplerKind;
 use common::fixture::{Fixture, pack, relative};
 use std::path::{Path, PathBuf};
 
-const VARIANTS: [&str; 3] = ["d2", "d3odd", "d1p1"];
+/// Blocks of the last have embedders of their own, some of them equal.
+const VARIANTS: [&str; 4] = ["d2", "d3odd", "d1p1", "d4own"];
 
 fn fixture(variant: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit").join(variant)

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::synth::{MODELS, SynthModel};
 use crate::unpack;
 use crate::weights::Float;
-use aquatint::error::one_line;
+use aquatint::error::{error_line, one_line};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -36,8 +36,14 @@ struct Pack {
     /// A second model for the last steps: Stable Diffusion XL's refiner.
     #[arg(long, value_name = "MODEL")]
     refiner: Option<PathBuf>,
+    /// Another model to take the autoencoder from: a diffusers directory, the folder of an autoencoder, or a single file.
+    #[arg(long, value_name = "MODEL")]
+    vae: Option<PathBuf>,
+    /// Another model to take the text encoders from, likewise; twice for two encoders.
+    #[arg(long, alias = "text_encoder", value_name = "MODEL")]
+    text_encoder: Vec<PathBuf>,
     /// Quantization of the denoiser: a file (.json .toml .yaml .pkl) or one precision for all layers, such as f32, f16,
-    /// w8a16, w4a8 or w4a8:kmeans [default: f16]
+    /// w8a16, w4a8 or w4a8:kmeans; of a file with several configurations FILE:N or FILE:best [default: f16]
     #[arg(long, alias = "q_config", value_name = "FILE|SPEC")]
     q_config: Option<String>,
     /// Quantize activations too, wherever weights are. For configurations that say nothing about activations.
@@ -143,7 +149,7 @@ impl From<Dtype> for Float {
 pub fn main() -> ExitCode {
     // clap itself exits with 2 on wrong arguments.
     let cli = Cli::parse();
-    let done = guard().and_then(|()| match (cli.command, cli.pack) {
+    let done = guard().and_then(|()| threads()).and_then(|()| match (cli.command, cli.pack) {
         (Some(Command::Inspect { file, json }), _) => inspect::inspect(&file, json),
         (Some(Command::Verify { file }), _) => inspect::verify(&file),
         (Some(Command::Unpack { file, output, component, dtype }), _) => {
@@ -159,7 +165,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error.to_string()));
+            eprintln!("{}", error_line(&error));
             ExitCode::from(2)
         }
     }
@@ -172,12 +178,19 @@ fn guard() -> Result<()> {
     Ok(())
 }
 
+/// Starts the threads that all work is shared among.
+fn threads() -> Result<()> {
+    let started = rayon::ThreadPoolBuilder::new().build_global();
+    let expected = "a number that the system can start; RAYON_NUM_THREADS sets it";
+    Ok(started.map_err(|e| aquatint::Error::request("threads", expected, e))?)
+}
+
 /// Ends the program as a signal asks, with nothing half-written left behind, and tells of a file that shrank.
 #[cfg(unix)]
 fn end(interrupt: aquatint::raw::mmap::Interrupt) {
     let _abandoned = aquatint::raw::whole_file::abandon();
     if let aquatint::raw::mmap::Interrupt::Shortened(_) = interrupt {
-        eprintln!("error: {}", one_line(&interrupt.to_string()));
+        eprintln!("{}", error_line(&interrupt));
     }
     std::process::exit(interrupt.exit_code());
 }

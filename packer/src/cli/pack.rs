@@ -5,6 +5,7 @@ use super::table::{Table, bytes, percent};
 use super::{Pack, say, say_json, say_line};
 use crate::emit::{self, LayerLine, Options, Progress, Report};
 use crate::error::Result;
+use crate::source::donors::Donors;
 use aquatint::raw::format::meta::LayerMeta;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -12,6 +13,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
     let options = Options {
         model: args.model.clone(),
         refiner: args.refiner.clone(),
+        donors: Donors { autoencoder: args.vae.clone(), text: args.text_encoder.clone() },
         q_config: args.q_config.clone(),
         vae_q_config: args.vae_q_config.clone(),
         text_q_config: args.text_q_config.clone(),

@@ -1,25 +1,31 @@
 //! Reading a configuration file of any format into one list of entries.
 
-use super::{Activations, Choice, ConfigError, Decider, QConfig, SpecFault, spec};
-use crate::source::pickle::{self, Pickle, Value};
+use super::cache::{self, Sample, Wanted};
+use super::{Activations, Choice, ConfigError, Decider, QConfig, SpecFault, pickled, spec};
+use crate::source::{pickle, text};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::{collections::HashSet, fmt, fs, path::Path};
 
 /// Longest file read. The largest published configuration has 50 KB, a cache of 500 samples about 20 MB.
 const MAX_BYTES: u64 = 64 << 20;
 
+/// What is wrong with a list of anything but configurations.
+pub(super) const NO_MAP: &str = "a map from layers to precisions is expected, this is a list";
+
 /// Any format's data, in the file's order.
 #[derive(Clone, Debug)]
-enum Raw {
+pub(super) enum Raw {
     Text(String),
     Int(i64),
+    Float(f64),
     List(Vec<Raw>),
     Map(Vec<(String, Raw)>),
     /// Something no configuration holds, by the name of its kind.
     Other(&'static str),
 }
 
-pub(super) fn read(path: &Path) -> Result<QConfig, ConfigError> {
+/// Reads the configuration that is `wanted` of the file at `path`.
+pub(super) fn read(path: &Path, wanted: Wanted) -> Result<QConfig, ConfigError> {
     let origin = path.display().to_string();
     let io = |source| ConfigError::Io { path: path.into(), source };
     let syntax = |reason: String| ConfigError::Syntax { origin: origin.clone(), reason };
@@ -31,20 +37,58 @@ pub(super) fn read(path: &Path) -> Result<QConfig, ConfigError> {
         )));
     }
     let bytes = fs::read(path).map_err(io)?;
-    let raw = match extension.as_str() {
-        "json" => serde_json::from_slice::<Raw>(&bytes).map_err(|e| syntax(format!("not JSON: {e}")))?,
-        "toml" => {
-            let text = std::str::from_utf8(&bytes).map_err(|e| syntax(format!("not UTF-8: {e}")))?;
-            toml::from_str::<Raw>(text).map_err(|e| syntax(format!("not TOML: {e}")))?
+    if matches!(extension.as_str(), "pkl" | "pickle") {
+        if bytes.starts_with(b"PK\x03\x04") {
+            return Err(syntax("a plain pickle is expected, this is a zip archive, as torch.save writes".into()));
         }
-        "yaml" | "yml" => serde_norway::from_slice::<Raw>(&bytes).map_err(|e| syntax(format!("not YAML: {e}")))?,
-        "pkl" | "pickle" => from_pickle(&pickle::read(&bytes).map_err(|e| syntax(format!("not a plain pickle: {e}")))?),
+        let pickle = pickle::read(&bytes).map_err(|e| syntax(format!("not a plain pickle: {e}")))?;
+        return build(origin.clone(), pickled::read(&origin, &pickle, wanted)?);
+    }
+    let text = text::decode(&bytes).map_err(syntax)?;
+    let raw = match extension.as_str() {
+        "json" => text::json::<Raw>(&text).map_err(|e| syntax(format!("not JSON: {e}")))?,
+        "toml" => toml::from_str::<Raw>(&text).map_err(|e| syntax(format!("not TOML: {e}")))?,
+        "yaml" | "yml" => serde_norway::from_str::<Raw>(&text).map_err(|e| syntax(format!("not YAML: {e}")))?,
         _ => {
             let reason = format!("a .json, .toml, .yaml, .yml or .pkl file is expected, got extension `{extension}`");
             return Err(syntax(reason));
         }
     };
+    let raw = pick(&origin, raw, wanted)?;
     build(origin, raw)
+}
+
+/// The configuration that is `wanted` of a file's data.
+fn pick(origin: &str, raw: Raw, wanted: Wanted) -> Result<Raw, ConfigError> {
+    let Raw::List(mut list) = raw else {
+        only(origin, wanted)?;
+        return Ok(raw);
+    };
+    let sample = |raw: &Raw| {
+        let Raw::Map(map) = raw else { return None };
+        let mut sample = Sample::default();
+        for (key, value) in map {
+            match value {
+                Raw::Float(value) => sample.note(key, *value),
+                Raw::Int(value) => sample.note(key, *value as f64),
+                _ => {}
+            }
+        }
+        Some(sample)
+    };
+    match list.iter().map(sample).collect::<Option<Vec<_>>>() {
+        Some(samples) => Ok(list.swap_remove(cache::choose(origin, &samples, wanted)?)),
+        None => Err(ConfigError::Syntax { origin: origin.into(), reason: NO_MAP.into() }),
+    }
+}
+
+/// Refuses to look for one of several configurations in a file that has one.
+pub(super) fn only(origin: &str, wanted: Wanted) -> Result<(), ConfigError> {
+    if wanted == Wanted::Only {
+        return Ok(());
+    }
+    let reason = "this is one configuration and no list; name it without a colon".into();
+    Err(ConfigError::Syntax { origin: origin.into(), reason })
 }
 
 /// The configuration a file's data spells.
@@ -52,14 +96,6 @@ fn build(origin: String, raw: Raw) -> Result<QConfig, ConfigError> {
     let syntax = |reason: &str| ConfigError::Syntax { origin: origin.clone(), reason: reason.into() };
     let mut top = match raw {
         Raw::Map(map) => map,
-        // A cache of sampled configurations: one is a configuration, several are a choice to make.
-        Raw::List(mut list) if list.len() == 1 => match list.pop() {
-            Some(Raw::Map(map)) => map,
-            _ => return Err(syntax("a map from layers to precisions is expected, this is a list")),
-        },
-        Raw::List(_) => {
-            return Err(syntax("this is a list of configurations (a quant_cache); save one element's `config`"));
-        }
         _ => return Err(syntax("a map from layers to precisions is expected")),
     };
     // One sample of a quant_cache: the measurements beside `config` do not matter here.
@@ -132,6 +168,7 @@ fn text_of(origin: &str, key: &str, value: Raw) -> Result<String, ConfigError> {
             _ => "a list that does not begin with text".into(),
         },
         Raw::Int(n) => n.to_string(),
+        Raw::Float(_) => "a number with a fraction".into(),
         Raw::Map(_) => "a map".into(),
         Raw::Other(kind) => kind.into(),
     };
@@ -154,57 +191,6 @@ fn flatten(
         }
     }
     Ok(())
-}
-
-/// The part of a pickle that a configuration can hold. What is shared inside the pickle is not multiplied here: lists
-/// are cut to their first element, and only one level of maps is followed.
-fn from_pickle(pickle: &Pickle<'_>) -> Raw {
-    let leaf = |value: &Value<'_>| match value {
-        Value::Str(text) => Raw::Text((*text).into()),
-        Value::Int(n) => Raw::Int(*n),
-        Value::None => Raw::Other("None"),
-        Value::Bool(_) => Raw::Other("a boolean"),
-        Value::Float(_) => Raw::Other("a number with a fraction"),
-        Value::Bytes(_) => Raw::Other("bytes"),
-        Value::List(_) | Value::Tuple(_) => Raw::Other("a list"),
-        Value::Dict(_) => Raw::Other("a dict"),
-        // Plain pickles have nothing else.
-        _ => Raw::Other("an object"),
-    };
-    let entry = |value: &Value<'_>| match value {
-        Value::List(items) | Value::Tuple(items) => {
-            Raw::List(items.first().map(|&id| leaf(pickle.get(id))).into_iter().collect())
-        }
-        other => leaf(other),
-    };
-    let map = |value: &Value<'_>, convert: &dyn Fn(&str, &Value<'_>) -> Raw| match value {
-        Value::Dict(items) => {
-            // As in Python, the last of equal keys counts.
-            let mut seen = HashSet::new();
-            let mut map: Vec<(String, Raw)> = items
-                .iter()
-                .rev()
-                .filter_map(|&(key, value)| match pickle.get(key) {
-                    Value::Str(key) => seen.insert(*key).then(|| ((*key).into(), convert(key, pickle.get(value)))),
-                    _ => Some(("a key that is not text".into(), Raw::Other("unusable"))),
-                })
-                .collect();
-            map.reverse();
-            Raw::Map(map)
-        }
-        other => entry(other),
-    };
-    let sample = |value: &Value<'_>| {
-        map(value, &|key, value| match key {
-            "config" | "layers" => map(value, &|_, value| entry(value)),
-            _ => entry(value),
-        })
-    };
-    match pickle.root() {
-        Value::List(items) | Value::Tuple(items) if items.len() == 1 => Raw::List(vec![sample(pickle.get(items[0]))]),
-        Value::List(_) | Value::Tuple(_) => Raw::List(Vec::new()),
-        root => sample(root),
-    }
 }
 
 impl<'de> Deserialize<'de> for Raw {
@@ -234,12 +220,16 @@ impl<'de> Visitor<'de> for RawVisitor {
         Ok(i64::try_from(v).map_or(Raw::Other("a very large number"), Raw::Int))
     }
 
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Raw, E> {
-        Ok(Raw::Other("a number with a fraction"))
+    fn visit_f64<E: de::Error>(self, v: f64) -> Result<Raw, E> {
+        Ok(Raw::Float(v))
     }
 
     fn visit_str<E: de::Error>(self, v: &str) -> Result<Raw, E> {
         Ok(Raw::Text(v.into()))
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Raw, E> {
+        self.visit_unit()
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<Raw, E> {

@@ -19,11 +19,16 @@
 //! error**, so the order of a map never matters. A layer that nothing matches is an error, and so is a key that matches
 //! no layer.
 //!
+//! A file may also be a list of such maps with what was measured (`quant_cache.pkl`); then `FILE:17` takes one by its
+//! number, from 0 on, and `FILE:best` the one of the lowest FID. A list of one needs neither.
+//!
 //! In a split layer the second half is called by its path with `.weight_quantizer_0` behind, and follows the first half
 //! unless the configuration names it.
 
+mod cache;
 mod entries;
 mod error;
+mod pickled;
 mod resolve;
 mod spec;
 
@@ -123,19 +128,26 @@ pub struct QConfig {
 }
 
 impl QConfig {
-    /// Parses the argument of `--q-config`: a SPEC if it reads as one, else the path of a file.
+    /// Parses the argument of `--q-config`: a SPEC if it reads as one, else the path of a file, with `:N` or `:best` behind
+    /// it if it holds several configurations.
     ///
     /// # Errors
     /// If it is neither; if the file cannot be read, is not what its extension says, or holds a value that is not a
     /// precision.
     pub fn parse(arg: &str) -> Result<QConfig, ConfigError> {
-        match spec::parse(arg) {
-            Ok(layer) => Ok(QConfig::uniform(layer)),
-            Err(fault) if !Path::new(arg).exists() => {
-                Err(ConfigError::Argument { got: arg.into(), fault: fault.into() })
-            }
-            Err(_) => QConfig::from_file(Path::new(arg)),
+        let fault = match spec::parse(arg) {
+            Ok(layer) => return Ok(QConfig::uniform(layer)),
+            Err(fault) => fault,
+        };
+        match cache::locate(arg)? {
+            Some((file, wanted)) => entries::read(file, wanted),
+            None => Err(ConfigError::Argument { got: arg.into(), fault: fault.into() }),
         }
+    }
+
+    /// The file that the argument of `--q-config` names, if it names one.
+    pub fn file(arg: &str) -> Option<&Path> {
+        cache::locate(arg).ok().flatten().map(|(file, _)| file)
     }
 
     /// One precision for every layer.
@@ -149,7 +161,7 @@ impl QConfig {
     /// # Errors
     /// As [`QConfig::parse`].
     pub fn from_file(path: &Path) -> Result<QConfig, ConfigError> {
-        entries::read(path)
+        entries::read(path, cache::Wanted::Only)
     }
 
     /// The same with other activations in every layer whose weights are codes (`--act_bit` on the command line).

@@ -10,12 +10,14 @@ mod store;
 
 pub use report::{LayerLine, Progress, Report};
 
+use crate::config::QConfig;
 use crate::error::Result;
 use crate::lower::{self, Lowered, Part};
 use crate::pass;
 use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
 use crate::recipe::{Decision, Recipe, Requests, Store};
 use crate::source::diffusers::Model;
+use crate::source::donors::Donors;
 use crate::weight::{Elements, Misfit, Origin, Weight, Weights, step};
 use aquatint::error::Error;
 use aquatint::pipeline::{Plans, Prompts, Request};
@@ -38,6 +40,8 @@ pub struct Options {
     pub model: PathBuf,
     /// Another one, whose denoiser does the last steps; see [`Model::with_refiner`].
     pub refiner: Option<PathBuf>,
+    /// Models that give the autoencoder and the text encoders, instead of the model's own.
+    pub donors: Donors,
     /// Quantization of the denoisers: a file or a specification; f16 if absent.
     pub q_config: Option<String>,
     /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 6 or 8.
@@ -79,15 +83,11 @@ impl Packing {
     /// # Errors
     /// If the model cannot be read or is not supported, or the output cannot be written.
     pub fn open(options: &Options) -> Result<Self> {
-        let configs =
-            [&options.q_config, &options.vae_q_config, &options.text_q_config].into_iter().flatten().map(Path::new);
-        let inputs: Vec<&Path> =
-            options.refiner.iter().map(PathBuf::as_path).chain([&*options.model]).chain(configs).collect();
-        check_target(&options.output, &inputs)?;
+        check_target(&options.output, &inputs(options))?;
         let writer = Writer::create(&options.output)?;
-        let mut model = Model::open(&options.model)?;
+        let mut model = Model::open_with(&options.model, &options.donors)?;
         if let Some(refiner) = &options.refiner {
-            model = model.with_refiner(Model::open(refiner)?)?;
+            model = model.with_refiner(Model::open_with(refiner, &options.donors)?)?;
         }
         let Lowered { programs, weights, files, pipeline, .. } = lower::lower(&model)?;
         Ok(Packing { programs, weights, options: options.clone(), writer, model, files, pipeline })
@@ -195,6 +195,15 @@ fn prove<D: AsRef<[u8]>>(packed: &Packed<D>) -> aquatint::Result<()> {
     let model = aquatint::Model::prove(packed)?;
     let request = Request::new(&model, Prompts::blank(&model, 1));
     Plans::new(&Cpu::new(Scalar), &model, &request).map(|_| ())
+}
+
+/// Files and folders that the output must not be.
+fn inputs(options: &Options) -> Vec<&Path> {
+    let configs = [&options.q_config, &options.vae_q_config, &options.text_q_config].into_iter().flatten();
+    let configs = configs.filter_map(|arg| QConfig::file(arg));
+    let models = [&options.model].into_iter().chain(&options.refiner);
+    let models = models.chain(&options.donors.autoencoder).chain(&options.donors.text);
+    models.map(PathBuf::as_path).chain(configs).collect()
 }
 
 /// The elements of `weight` in the file's order, after all its steps.

@@ -67,18 +67,23 @@ impl GroupNorm {
     }
 }
 
+/// Whether two tensors of a checkpoint, of these names, hold the same.
+pub type Same<'a> = &'a dyn Fn(&str, &str) -> bool;
+
 /// Builds one program.
 pub struct Builder<'a> {
     component: &'static str,
     program: Program,
     weights: &'a mut Weights,
+    /// Tells which weights are stored once; see [`Builder::sharing`].
+    same: Option<Same<'a>>,
 }
 
 impl<'a> Builder<'a> {
     /// An empty program of `role`; its weights come from `component` and are appended to `weights`.
     pub fn new(role: Role, component: &'static str, inputs: Vec<Input>, weights: &'a mut Weights) -> Self {
         let program = Program { role, inputs, nodes: Vec::new(), output: Value(0) };
-        Builder { component, program, weights }
+        Builder { component, program, weights, same: None }
     }
 
     /// The finished program with result `output`.
@@ -89,6 +94,10 @@ impl<'a> Builder<'a> {
 
     /// Appends `op`; `path` is the module it stands for.
     pub fn push(&mut self, path: &str, op: Op) -> Value {
+        let before = || self.program.nodes.iter().position(|node| node.op == op);
+        if let Some(node) = self.same.and_then(|_| before()) {
+            return self.program.value_of(node);
+        }
         self.program.nodes.push(Node { op, path: path.to_owned(), wide: false });
         self.program.value_of(self.program.nodes.len() - 1)
     }
@@ -101,6 +110,15 @@ impl<'a> Builder<'a> {
         result
     }
 
+    /// What `steps` appends, as far as it is not there yet: a weight that is the `same` as one before is stored once,
+    /// under the name of the first, and what was computed before of the same inputs and weights is not computed again.
+    pub fn sharing<T>(&mut self, same: Same<'a>, steps: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.same.replace(same);
+        let result = steps(self);
+        self.same = outer;
+        result
+    }
+
     /// Marks the node that makes `value` as wide; returns `value`.
     pub fn wide(&mut self, value: Value) -> Value {
         if let Some(node) = self.program.node_of(value) {
@@ -110,7 +128,9 @@ impl<'a> Builder<'a> {
     }
 
     fn weight(&mut self, key: String, source_dims: &[usize], storage: Storage) -> Tensor {
-        self.weights.push(Weight::of_checkpoint(self.component, key, source_dims, storage))
+        let weight = Weight::of_checkpoint(self.component, key, source_dims, storage);
+        let Some(same) = self.same else { return self.weights.push(weight) };
+        self.weights.share(weight, same)
     }
 
     fn interleaved(&mut self, key: String, source_dims: &[usize], storage: Storage) -> Tensor {
@@ -189,14 +209,5 @@ impl<'a> Builder<'a> {
     pub fn vector_quantize(&mut self, path: &str, table: &str, x: Value, rows: usize, d: usize) -> Value {
         let table = self.weight(format!("{table}.weight"), &[rows, d], Storage::Vector);
         self.push(path, Op::VectorQuantize(VectorQuantize { x, table }))
-    }
-
-    /// Records that the checkpoint stores every weight below module `path` again under each of `others`.
-    pub fn copies(&mut self, path: &str, others: &[String]) {
-        for weight in self.weights.iter_mut().filter(|w| w.component == self.component) {
-            if let Some(rest) = weight.key().strip_prefix(path) {
-                weight.copies = others.iter().map(|other| format!("{other}{rest}")).collect();
-            }
-        }
     }
 }

@@ -14,7 +14,7 @@ use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::raw::program::{Act, Add, Attend, Attention, Concat, Dim, Input, InputKind, Op, Program, Role, Value};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 /// The prefix that a checkpoint's names may have.
 const PREFIX: &str = "text_model.";
@@ -41,6 +41,9 @@ pub struct Config {
     pub tokens: u32,
     /// Features of a token.
     pub features: u32,
+    /// The token whose features the whole text's vector is made of. None means the one of the highest number, as files
+    /// older than transformers 4.31 say by a 2.
+    pub end: Option<u64>,
     /// Features of the vector of the whole text; none without projection.
     pub projection: Option<u32>,
     layers: u32,
@@ -70,6 +73,7 @@ impl Config {
             vocabulary: fields.count_or("vocab_size", 49408)?,
             tokens: fields.count_or("max_position_embeddings", 77)?,
             features: fields.count_or("hidden_size", 512)?,
+            end: object.get("eos_token_id").and_then(Json::as_u64).filter(|&end| end != 2),
             projection,
             layers: fields.count_or("num_hidden_layers", 12)?,
             heads: fields.count_or("num_attention_heads", 8)?,

@@ -8,11 +8,12 @@
 //! out:    shift, scale = s W              norm(x) * (1 + scale) + shift, W, pixels
 //! ```
 //!
-//! Every block of the checkpoint has its own copy of the timestep MLP and the class table, which are all the same; the
-//! program uses block 0's. diffusers' version differs from the original DiT in the frequencies of the timestep
+//! Every block of the checkpoint has a timestep MLP and a class table of its own, and the last norm reads block 0's. In the
+//! published models they are all the same, and in those that diffusers trained they are not: what is equal is stored and
+//! computed once, and every block reads its own of what is not. diffusers' version differs from the original DiT in the frequencies of the timestep
 //! embedding (shift 1) and in the epsilon of the second norm (`norm_eps`).
 
-use super::builder::{Builder, Linear};
+use super::builder::{Builder, Linear, Same};
 use super::{DENOISER, Fields};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
@@ -130,8 +131,9 @@ impl Config {
     }
 }
 
-/// The denoiser: `(n, h, w, in_channels)`, timesteps and classes to `(n, h, w, out_channels)`.
-pub fn lower(config: &Config, weights: &mut Weights) -> Program {
+/// The denoiser: `(n, h, w, in_channels)`, timesteps and classes to `(n, h, w, out_channels)`. `same` tells which tensors
+/// of the checkpoint are equal; of embedders that are, one is used.
+pub fn lower(config: &Config, same: &dyn Fn(&str, &str) -> bool, weights: &mut Weights) -> Program {
     let c = config;
     let (d, p) = (c.dim() as usize, c.patch as usize);
     let (channels, out_channels) = (c.in_channels as usize, c.out_channels as usize);
@@ -141,6 +143,8 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
         Input { kind: InputKind::ClassLabels, dims: vec![Dim::Conditions] },
     ];
     let (sample, timestep, labels) = (Value(0), Value(1), Value(2));
+    // Nothing is shared between different layers, even where both are zero.
+    let same = |a: &str, b: &str| in_block(a) == in_block(b) && same(a, b);
     let mut builder = Builder::new(Role::Denoiser, DENOISER, inputs, weights);
     let b = &mut builder;
 
@@ -151,38 +155,45 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
     let with = Linear { residual: Some(position), ..Linear::default() };
     let mut x = b.linear("pos_embed.proj", patches, &[d, channels, p, p], with);
 
-    let silu = condition(b, c, timestep, labels);
+    let first = condition(b, c, 0, [timestep, labels], &same);
     for block in 0..c.layers {
+        let silu = if block == 0 { first } else { condition(b, c, block, [timestep, labels], &same) };
         x = transformer_block(b, c, &format!("transformer_blocks.{block}"), x, silu);
     }
 
-    let out = b.linear("proj_out_1", silu, &[2 * d, d], Linear::default());
+    let out = b.linear("proj_out_1", first, &[2 * d, d], Linear::default());
     x = b.adaptive_layer_norm("norm_out", x, EPS, Modulation { value: out, shift: 0, scale: d as u32 });
     // The result drives a sampler whose coefficients reach 1 / alpha, so it keeps its 32 bits.
     x = b.linear("proj_out_2", x, &[p * p * out_channels, d], Linear::default());
     b.wide(x);
     x = b.push("unpatchify", Op::Unpatchify(Unpatchify { x, patch: c.patch }));
     b.wide(x);
-    let copies: Vec<_> = (1..c.layers).map(|i| format!("transformer_blocks.{i}.norm1.emb.")).collect();
-    b.copies("transformer_blocks.0.norm1.emb.", &copies);
     builder.finish(x)
 }
 
-/// `silu` of the embedding of timestep and class, (conditions, d): all that the blocks need of either.
-fn condition(b: &mut Builder, c: &Config, timestep: Value, labels: Value) -> Value {
+/// The name of a tensor without the block that it is in.
+fn in_block(key: &str) -> Option<&str> {
+    key.strip_prefix("transformer_blocks.")?.split_once('.').map(|(_, inner)| inner)
+}
+
+/// `silu` of `block`'s embedding of timestep and class, (conditions, d): all that it needs of either.
+fn condition<'a>(b: &mut Builder<'a>, c: &Config, block: u32, inputs: [Value; 2], same: Same<'a>) -> Value {
     let d = c.dim() as usize;
-    let path = "transformer_blocks.0.norm1.emb";
-    let time =
-        Op::TimestepEmbedding(TimestepEmbedding { t: timestep, dim: TIME_FEATURES, cos_first: true, shift: 1.0 });
-    let time = b.push(&format!("{path}.time_proj"), time);
-    let mlp = format!("{path}.timestep_embedder");
-    let act = Linear { act: Act::Silu, ..Linear::default() };
-    let hidden = b.linear(&format!("{mlp}.linear_1"), time, &[d, TIME_FEATURES as usize], act);
-    let time = b.linear(&format!("{mlp}.linear_2"), hidden, &[d, d], Linear::default());
-    let table = format!("{path}.class_embedder.embedding_table");
-    let class = b.embedding(&table, labels, c.classes as usize + 1, d);
-    let sum = b.push(path, Op::Add(Add { a: time, b: class }));
-    b.push("transformer_blocks.0.norm1.silu", Op::Pointwise(Pointwise { x: sum, act: Act::Silu, mul: 1.0, add: 0.0 }))
+    let [t, labels] = inputs;
+    let norm = format!("transformer_blocks.{block}.norm1");
+    let path = format!("{norm}.emb");
+    b.sharing(same, |b| {
+        let time = Op::TimestepEmbedding(TimestepEmbedding { t, dim: TIME_FEATURES, cos_first: true, shift: 1.0 });
+        let time = b.push(&format!("{path}.time_proj"), time);
+        let mlp = format!("{path}.timestep_embedder");
+        let act = Linear { act: Act::Silu, ..Linear::default() };
+        let hidden = b.linear(&format!("{mlp}.linear_1"), time, &[d, TIME_FEATURES as usize], act);
+        let time = b.linear(&format!("{mlp}.linear_2"), hidden, &[d, d], Linear::default());
+        let table = format!("{path}.class_embedder.embedding_table");
+        let class = b.embedding(&table, labels, c.classes as usize + 1, d);
+        let sum = b.push(&path, Op::Add(Add { a: time, b: class }));
+        b.push(&format!("{norm}.silu"), Op::Pointwise(Pointwise { x: sum, act: Act::Silu, mul: 1.0, add: 0.0 }))
+    })
 }
 
 fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, silu: Value) -> Value {

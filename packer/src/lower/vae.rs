@@ -105,6 +105,18 @@ impl Config {
         Ok(config)
     }
 
+    /// Refuses an encoder that is not the decoder's mirror image; `object` is the configuration that this one was read
+    /// from.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming the field, what is supported and what it is.
+    pub fn check_encoder(&self, object: &Object) -> Result<()> {
+        let fields = Fields::new(self.component, object);
+        fields.must_be("in_channels", json!(IMAGE_CHANNELS), json!(IMAGE_CHANNELS))?;
+        let blocks = json!(vec!["DownEncoderBlock2D"; self.channels.len()]);
+        fields.must_be("down_block_types", json!(["DownEncoderBlock2D"]), blocks)
+    }
+
     /// Pixels of the image per latent pixel, per axis.
     pub fn pixels_per_latent(&self) -> u32 {
         1 << (self.channels.len() - 1)

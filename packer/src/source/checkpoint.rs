@@ -2,18 +2,19 @@
 //!
 //! A [`Checkpoint`] holds the directory of all tensors of a component and no weight: pages are read when a tensor is
 //! asked for, and nothing is kept, so memory does not grow with the model. Which format a file has is told from its
-//! contents, never from its name.
+//! contents, never from its name. Scales that files of 8-bit floats keep beside a weight are part of it; see [`float8`].
 
+use super::float8::{self, Scale};
 use super::layout::Entry;
 use super::view::View;
+use super::weight_files::{self, WeightFiles};
 use super::{SourceFile, safetensors, torch};
 use ::safetensors::Dtype;
 use aquatint::error::{Error, Result};
 use aquatint::raw::mmap::FileBytes;
 use half::{bf16, f16};
 use serde::Deserialize;
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ struct Place {
     view: View,
     /// Its name in the file, where that is another.
     source: Option<String>,
+    /// What its elements are multiplied with.
+    scale: Option<Scale>,
 }
 
 /// All tensors of one component, by their names.
@@ -45,23 +48,6 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Names a component's weights may have, as `from_pretrained` has them: diffusers' before transformers', full precision
-/// before half, and then safetensors before pickles. The variant comes before the last extension, also in the index of a
-/// sharded set.
-const STEMS: [(&str, &[&str]); 3] =
-    [("diffusion_pytorch_model", &["safetensors", "bin"]), ("model", &["safetensors"]), ("pytorch_model", &["bin"])];
-
-/// `(whole, index of a sharded set)`, best first.
-fn files() -> impl Iterator<Item = (String, String)> {
-    STEMS.into_iter().flat_map(|(stem, extensions)| {
-        ["", ".fp16"].into_iter().flat_map(move |variant| {
-            extensions.iter().map(move |extension| {
-                (format!("{stem}{variant}.{extension}"), format!("{stem}.{extension}.index{variant}.json"))
-            })
-        })
-    })
-}
-
 impl Checkpoint {
     /// Opens the weights in `root/component`; appends every file it reads to `sources`.
     ///
@@ -71,19 +57,12 @@ impl Checkpoint {
     pub fn open(root: &Path, component: &str, sources: &mut Vec<SourceFile>) -> Result<Self> {
         let dir = root.join(component);
         let mut checkpoint = Checkpoint::empty(component.to_owned());
-        for (whole, sharded) in files() {
-            if dir.join(&whole).is_file() {
-                checkpoint.add_file(root, &format!("{component}/{whole}"), sources)?;
-                return Ok(checkpoint);
-            }
-            if dir.join(&sharded).is_file() {
-                checkpoint.add_shards(root, &sharded, sources)?;
-                return Ok(checkpoint);
-            }
+        match weight_files::find(&dir)? {
+            WeightFiles::Whole(name) => checkpoint.add_file(root, &format!("{component}/{name}"), sources)?,
+            WeightFiles::Sharded(index) => checkpoint.add_shards(root, &index, sources)?,
         }
-        let expected =
-            "diffusion_pytorch_model.safetensors, model.safetensors, their .bin or .fp16 variants, or sharded sets";
-        Err(Error::request(format!("weights in {}", dir.display()), expected, "none of them"))
+        checkpoint.attach_scales()?;
+        Ok(checkpoint)
     }
 
     /// Opens a single file: safetensors, or what `torch.save` wrote in either of its formats. Tensors in nested dicts
@@ -96,6 +75,7 @@ impl Checkpoint {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let mut checkpoint = Checkpoint::empty(name.clone());
         checkpoint.add_file(path.parent().unwrap_or(Path::new("")), &name, sources)?;
+        checkpoint.attach_scales()?;
         Ok(checkpoint)
     }
 
@@ -144,10 +124,40 @@ impl Checkpoint {
             if self.tensors.contains_key(&key) {
                 return Err(Error::request(relative, "each tensor once, in one shard", format!("{key} again")));
             }
-            self.tensors.insert(key, Place { file: self.maps.len(), view, source: None });
+            self.tensors.insert(key, Place { file: self.maps.len(), view, source: None, scale: None });
         }
         sources.push(SourceFile::of(relative.to_owned(), &map, true));
         self.maps.push(Arc::new(map));
+        Ok(())
+    }
+
+    /// Makes scales part of the weights that they belong to, and leaves out what else only readers of such files need.
+    fn attach_scales(&mut self) -> Result<()> {
+        for (key, Place { view, file, .. }) in &self.tensors {
+            let Some(layer) = float8::marked(key) else { continue };
+            let format = float8::format(&view.gather(&self.maps[*file]));
+            if !float8::is_float(&format) {
+                let what = format!("{}: {layer}.weight", self.component);
+                return Err(Error::request(what, "weights in floats, of 8 to 64 bits", format));
+            }
+        }
+        let scales = self.tensors.keys().filter_map(|key| Some((float8::scaled(key)?, key.clone())));
+        let scales: Vec<_> = scales.filter(|(weight, _)| self.tensors.contains_key(weight)).collect();
+        for (weight, key) in scales {
+            let Some(Place { file, view, .. }) = self.tensors.remove(&key) else { continue };
+            let rows = self.tensors[&weight].view.shape.first().copied().unwrap_or(1);
+            if ![1, rows].contains(&view.len()) {
+                let expected = format!("one scale, or one for each of {rows} rows of {weight}");
+                return Err(Error::request(
+                    format!("{}: {key}", self.component),
+                    expected,
+                    format!("{:?}", view.shape),
+                ));
+            }
+            self.tensors.entry(weight).and_modify(|place| place.scale = Some(Scale { file, view }));
+        }
+        let weights: BTreeSet<String> = self.tensors.keys().cloned().collect();
+        self.tensors.retain(|key, _| !float8::is_aside(key, &|weight| weights.contains(weight)));
         Ok(())
     }
 
@@ -165,6 +175,23 @@ impl Checkpoint {
             return Err(Error::request(self.component, format!("tensors in {prefix}"), format!("others: {first}...")));
         }
         Ok(self)
+    }
+
+    /// The same tensors with `prefix` before their names.
+    pub fn under(mut self, prefix: &str) -> Self {
+        self.tensors = self.tensors.into_iter().map(|(key, place)| (format!("{prefix}{key}"), place)).collect();
+        self.objects = self.objects.into_iter().map(|(key, object)| (format!("{prefix}{key}"), object)).collect();
+        self
+    }
+
+    /// The same tensors as `component`.
+    pub fn called(self, component: &str) -> Self {
+        Checkpoint { component: component.to_owned(), ..self }
+    }
+
+    /// What is called `key` and is no tensor, if anything is.
+    pub fn object(&self, key: &str) -> Option<&str> {
+        self.objects.get(key).map(String::as_str)
     }
 
     /// The tensors that make up `component`, under the names and in the shapes that `entries` give them. Nothing is read;
@@ -187,8 +214,11 @@ impl Checkpoint {
             if !same_shape(&place.view.shape, &entry.source_dims) {
                 return Err(error(&format!("shape {:?}", entry.source_dims), &format!("shape {:?}", place.view.shape)));
             }
-            let view = place.view.part(&entry.part, &entry.dims).map_err(|(expected, got)| error(&expected, &got))?;
-            let place = Place { file: place.file, view, source: Some(entry.source.clone()) };
+            let fault = |(expected, got): (String, String)| error(&expected, &got);
+            let view = place.view.part(&entry.part, &entry.dims).map_err(fault)?;
+            let scale = place.scale.as_ref().map(|scale| scale.part(&entry.part, &entry.dims));
+            let scale = scale.transpose().map_err(fault)?;
+            let place = Place { file: place.file, view, source: Some(entry.source.clone()), scale };
             renamed.tensors.insert(entry.key.clone(), place);
         }
         Ok(renamed)
@@ -232,11 +262,12 @@ impl Checkpoint {
     /// The elements of `key`, row-major, as f32.
     ///
     /// # Errors
-    /// [`Error::Request`] naming component and tensor, if it is missing, of another type than f16, bf16, f32 or f64,
+    /// [`Error::Request`] naming component and tensor, if it is missing, of another type than floats of 8 to 64 bits,
     /// or holds NaN, infinity, or what f32 cannot hold.
     pub fn read(&self, key: &str) -> Result<Vec<f32>> {
         let place = self.place(key)?;
-        self.floats(key, place.view.dtype, &place.view.gather(&self.maps[place.file]))
+        let values = self.floats(key, place.view.dtype, &place.view.gather(&self.maps[place.file]))?;
+        self.scaled(key, place, 0, values)
     }
 
     /// Elements `rows` of the first axis of `key`, row-major, as f32: one part of fused projections, say.
@@ -249,7 +280,21 @@ impl Checkpoint {
         if count.is_none_or(|n| rows.start > rows.end || rows.end > n) {
             return Err(self.error(key, format!("rows {rows:?}"), format!("a tensor of shape {:?}", place.view.shape)));
         }
-        self.floats(key, place.view.dtype, &place.view.gather_rows(&self.maps[place.file], rows))
+        let values =
+            self.floats(key, place.view.dtype, &place.view.gather_rows(&self.maps[place.file], rows.clone()))?;
+        self.scaled(key, place, rows.start, values)
+    }
+
+    /// `values`, which are rows of `key` from row `first` on, times their scales.
+    fn scaled(&self, key: &str, place: &Place, first: usize, mut values: Vec<f32>) -> Result<Vec<f32>> {
+        let Some(Scale { file, view }) = &place.scale else { return Ok(values) };
+        let scales = self.floats(key, view.dtype, &view.gather(&self.maps[*file]))?;
+        let row = place.view.shape[1.min(place.view.shape.len())..].iter().product::<usize>().max(1);
+        for (i, row) in values.chunks_exact_mut(row).enumerate() {
+            let scale = if scales.len() == 1 { scales[0] } else { scales[first + i] };
+            row.iter_mut().for_each(|v| *v *= scale);
+        }
+        self.finite(key, values)
     }
 
     fn floats(&self, key: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
@@ -258,8 +303,14 @@ impl Checkpoint {
             Dtype::F32 => words(bytes).map(f32::from_le_bytes).collect(),
             Dtype::F16 => words(bytes).map(|b| f16::from_le_bytes(b).to_f32()).collect(),
             Dtype::BF16 => words(bytes).map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-            other => return Err(self.error(key, "f16, bf16, f32 or f64", format!("{other:?}"))),
+            Dtype::F8_E4M3 => bytes.iter().map(|&b| float8::e4m3(b)).collect(),
+            Dtype::F8_E5M2 => bytes.iter().map(|&b| float8::e5m2(b)).collect(),
+            other => return Err(self.error(key, "f8, f16, bf16, f32 or f64", format!("{other:?}"))),
         };
+        self.finite(key, values)
+    }
+
+    fn finite(&self, key: &str, values: Vec<f32>) -> Result<Vec<f32>> {
         match first_non_finite(&values) {
             Some(i) => Err(self.error(key, "finite weights", format!("{} at index {i}", values[i]))),
             None => Ok(values),
@@ -284,25 +335,14 @@ impl Checkpoint {
         })
     }
 
-    /// Checks that `copy` has the very bits of `key`.
-    ///
-    /// # Errors
-    /// [`Error::Request`] naming both and the first difference.
-    pub fn same_bits(&self, key: &str, copy: &str) -> Result<()> {
-        let (a, b) = (self.place(key)?, self.place(copy)?);
-        let expected = || format!("the same values as {key}, of which it is a copy");
-        let kind = |p: &Place| format!("{:?} {:?}", p.view.dtype, p.view.shape);
-        if (a.view.dtype, &a.view.shape) != (b.view.dtype, &b.view.shape) {
-            return Err(self.error(copy, expected(), format!("{} instead of {}", kind(b), kind(a))));
-        }
-        let (x, y): (Cow<'_, [u8]>, Cow<'_, [u8]>) =
-            (a.view.gather(&self.maps[a.file]), b.view.gather(&self.maps[b.file]));
-        if x == y {
-            return Ok(());
-        }
-        let first = x.iter().zip(&*y).position(|(x, y)| x != y).unwrap_or_default();
-        let index = first * a.view.len() / x.len().max(1);
-        Err(self.error(copy, expected(), format!("another value at index {index}")))
+    /// Whether both tensors exist, have the same type and shape, and the very same bits.
+    pub fn same(&self, a: &str, b: &str) -> bool {
+        let (Some(a), Some(b)) = (self.tensors.get(a), self.tensors.get(b)) else { return false };
+        let kind = |p: &Place| (p.view.dtype, p.view.shape.clone());
+        let bits = |file: usize, view: &View| view.gather(&self.maps[file]).into_owned();
+        let scale = |p: &Place| p.scale.as_ref().map(|s| (s.view.dtype, bits(s.file, &s.view)));
+        let same = || a.view.gather(&self.maps[a.file]) == b.view.gather(&self.maps[b.file]);
+        kind(a) == kind(b) && scale(a) == scale(b) && same()
     }
 
     /// The name under which `LitEma` keeps the running average of `key`, if it does. Samplers of latent diffusion use

@@ -1,9 +1,12 @@
 //! A model directory as `DiffusionPipeline.save_pretrained` writes it: `model_index.json` and a folder per component.
 //! A model in one file becomes the same.
 
+use super::donors::{self, Donors};
 use super::tokenizer::{self, TokenizerFile};
 use super::{Checkpoint, SourceFile, layout, read_json};
 use aquatint::error::{Error, Result};
+use half::{bf16, f16};
+use safetensors::Dtype;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::path::Path;
@@ -95,9 +98,32 @@ impl Model {
     /// [`Error::Request`] if it is neither a diffusers directory nor a known file, its pipeline is not one of [`PIPELINES`], or a component
     /// is missing or malformed; [`Error::Io`] if a file cannot be read.
     pub fn open(root: &Path) -> Result<Self> {
-        if root.is_file() {
-            return layout::open(root);
+        Model::open_with(root, &Donors::default())
+    }
+
+    /// The same, with the networks that `donors` give instead of its own, which it need not have.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Error::Request`] if a donor does not have what the pipeline takes.
+    pub fn open_with(root: &Path, donors: &Donors) -> Result<Self> {
+        let mut model = match root.is_file() {
+            true => layout::open(root, donors.elsewhere())?,
+            false => Model::open_directory(root, donors)?,
+        };
+        donors::donate(&mut model, donors)?;
+        if root.is_file() && donors.autoencoder.is_some() {
+            donors::fit_latents(&mut model);
         }
+        for folders in model.pipeline().map_or(&[][..], |p| p.needs) {
+            if !folders.iter().any(|name| model.find(name).is_some()) {
+                let option = donors::option(folders[0]).unwrap_or("model");
+                return Err(Error::request(option, format!("a {}, as a {} has", folders[0], model.class), "none"));
+            }
+        }
+        Ok(model)
+    }
+
+    fn open_directory(root: &Path, donors: &Donors) -> Result<Self> {
         let index_file = "model_index.json";
         if !root.join(index_file).is_file() {
             let got = if root.is_dir() { "a directory without one" } else { "no such file or directory" };
@@ -123,13 +149,19 @@ impl Model {
         let scheduler = "scheduler/scheduler_config.json";
         model.scheduler = Value::Object(read_json(root, scheduler, &mut model.sources)?);
         let is_there = |name: &&&str| root.join(name).is_dir();
-        for folders in pipeline.needs {
+        for folders in pipeline.needs.iter().filter(|folders| !donors.have(folders[0])) {
             let name = folders.iter().find(is_there).unwrap_or(&folders[0]);
-            let component = model.open_component(root, name)?;
+            if !root.join(name).is_dir() {
+                let other =
+                    donors::option(name).map_or(String::new(), |o| format!(", or another model's by {o} MODEL"));
+                let expected = format!("a folder {name}, as a {} has{other}", model.class);
+                return Err(Error::request(format!("model {}", root.display()), expected, "none"));
+            }
+            let component = open_component(root, name, &model.index, &mut model.sources)?;
             model.components.push(component);
         }
-        for name in pipeline.takes.iter().filter(is_there) {
-            let component = model.open_component(root, name)?;
+        for name in pipeline.takes.iter().filter(is_there).filter(|name| !donors.have(name)) {
+            let component = open_component(root, name, &model.index, &mut model.sources)?;
             model.components.push(component);
         }
         for name in pipeline.tokenizers.iter().filter(is_there) {
@@ -139,17 +171,14 @@ impl Model {
         Ok(model)
     }
 
-    fn open_component(&mut self, root: &Path, name: &str) -> Result<Component> {
-        if !root.join(name).is_dir() {
-            let expected = format!("a folder {name}, as a {} has", self.class);
-            return Err(Error::request(format!("model {}", root.display()), expected, "none"));
-        }
-        let config: Object = read_json(root, &format!("{name}/config.json"), &mut self.sources)?;
-        // The component's own word counts; old directories only have the index.
-        let listed = self.index.get(name).and_then(|v| v.get(1)).and_then(Value::as_str);
-        let class = text(&config, "_class_name").or(listed).unwrap_or_default().to_owned();
-        let weights = Checkpoint::open(root, name, &mut self.sources)?;
-        Ok(Component { name: name.to_owned(), class, config, weights })
+    fn pipeline(&self) -> Option<&'static Pipeline> {
+        PIPELINES.iter().find(|p| p.class == self.class)
+    }
+
+    /// Whether its pipeline has a network in folder `name`, or may have.
+    pub(super) fn takes(&self, name: &str) -> bool {
+        let of = |p: &Pipeline| p.needs.iter().copied().flatten().chain(p.takes).any(|folder| *folder == name);
+        self.pipeline().is_some_and(of)
     }
 
     /// The component in folder `name`.
@@ -183,7 +212,7 @@ impl Model {
         for (name, key) in [("vae", "decoder.conv_out.bias"), ("text_encoder_2", "text_model.final_layer_norm.bias")] {
             let (own, other) = (&self.component(name).weights, &refiner.component(name).weights);
             // One tensor of each tells trained weights apart.
-            if own.has(key) && other.has(key) && own.read(key)? != other.read(key)? {
+            if own.has(key) && other.has(key) && !alike(own, other, key)? {
                 return Err(Error::request(format!("refiner: {name}"), format!("the model's own {name}"), "another"));
             }
         }
@@ -224,7 +253,37 @@ impl Model {
     }
 }
 
-fn text<'a>(object: &'a Object, field: &str) -> Option<&'a str> {
+/// Whether tensor `key` is the same in both, but for what the narrower of their types rounds.
+fn alike(a: &Checkpoint, b: &Checkpoint, key: &str) -> Result<bool> {
+    let is = |dtype| [a, b].iter().any(|c| c.dtype(key) == Some(dtype));
+    let rounded = |v: f32| match () {
+        () if is(Dtype::BF16) => bf16::from_f32(v).to_f32(),
+        () if is(Dtype::F16) => f16::from_f32(v).to_f32(),
+        () => v,
+    };
+    let read = |c: &Checkpoint| Ok(c.read(key)?.into_iter().map(rounded).collect::<Vec<_>>());
+    Ok(read(a)? == read(b)?)
+}
+
+/// Opens the network in `root/name`; `index` is what the pipeline's `model_index.json` holds.
+///
+/// # Errors
+/// If its configuration or its weights cannot be read.
+pub(super) fn open_component(
+    root: &Path,
+    name: &str,
+    index: &Object,
+    sources: &mut Vec<SourceFile>,
+) -> Result<Component> {
+    let config: Object = read_json(root, &format!("{name}/config.json"), sources)?;
+    // The component's own word counts; old directories only have the index.
+    let listed = index.get(name).and_then(|v| v.get(1)).and_then(Value::as_str);
+    let class = text(&config, "_class_name").or(listed).unwrap_or_default().to_owned();
+    let weights = Checkpoint::open(root, name, sources)?;
+    Ok(Component { name: name.to_owned(), class, config, weights })
+}
+
+pub(super) fn text<'a>(object: &'a Object, field: &str) -> Option<&'a str> {
     object.get(field).and_then(Value::as_str)
 }
 

@@ -5,12 +5,16 @@
 
 pub mod checkpoint;
 pub mod diffusers;
+pub mod donors;
+mod float8;
 pub mod layout;
 pub mod pickle;
 pub mod safetensors;
+pub mod text;
 pub mod tokenizer;
 pub mod torch;
 pub mod view;
+mod weight_files;
 
 pub use checkpoint::{Checkpoint, first_non_finite};
 
@@ -53,10 +57,9 @@ pub fn open_checkpoint(path: &Path, sources: &mut Vec<SourceFile>) -> Result<Che
 pub fn read_json<T: DeserializeOwned>(root: &Path, relative: &str, sources: &mut Vec<SourceFile>) -> Result<T> {
     let path = root.join(relative);
     let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-    let wrong = |e: &dyn std::fmt::Display| Error::request(path.display().to_string(), "a JSON object", e);
-    // Python writes a bound that is none, such as a scheduler's lambda_min_clipped, as -Infinity, which is no JSON.
-    let text = std::str::from_utf8(&bytes).map_err(|e| wrong(&e))?.replace(": -Infinity", ": null");
-    let value = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
+    let place = || path.display().to_string();
+    let text = text::decode(&bytes).map_err(|e| Error::request(place(), "a JSON object", e))?;
+    let value = text::json(&text).map_err(|e| Error::request(place(), "a JSON object", e))?;
     sources.push(SourceFile::of(relative.to_owned(), &bytes, false));
     Ok(value)
 }

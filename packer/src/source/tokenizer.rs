@@ -127,7 +127,7 @@ fn read_merges(root: &Path, file: &str, sources: &mut Vec<SourceFile>) -> Result
     let path = root.join(file);
     let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
     let wrong = |got: &str| Error::request(path.display().to_string(), "lines of two tokens", got);
-    let text = std::str::from_utf8(&bytes).map_err(|e| wrong(&e.to_string()))?;
+    let text = super::text::decode(&bytes).map_err(|e| wrong(&e))?;
     let pair = |line: &str| {
         let (a, b) = line.split_once(' ')?;
         (!a.is_empty() && !b.is_empty() && !b.contains(' ')).then(|| (a.to_owned(), b.to_owned()))

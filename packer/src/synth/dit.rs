@@ -81,7 +81,8 @@ impl Architecture {
         let mut weights = Weights::new();
         let mut tensors = Vec::new();
         if component == DENOISER {
-            dit::lower(&dit::Config::read(class(&self.transformer), &self.transformer)?, &mut weights);
+            // As in the published models, the embedders of all blocks are the same.
+            dit::lower(&dit::Config::read(class(&self.transformer), &self.transformer)?, &|_, _| true, &mut weights);
         } else {
             let config = vae::Config::read(VAE, class(&self.vae), &self.vae)?;
             encoder(&config, &mut |key, dims: &[usize]| {

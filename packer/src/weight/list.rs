@@ -22,6 +22,22 @@ impl Weights {
         Tensor(self.list.len() as u32 - 1)
     }
 
+    /// The number of the weight before that is `weight` but for its name, and of which `same` says so too; its copies then
+    /// have the other name. Appends `weight` if there is none.
+    pub fn share(&mut self, weight: Weight, same: &dyn Fn(&str, &str) -> bool) -> Tensor {
+        let alike = |w: &Weight| {
+            let kind = |w: &Weight| (w.component, w.storage, w.is_made());
+            kind(w) == kind(&weight) && w.source_dims() == weight.source_dims() && w.steps == weight.steps
+        };
+        match self.list.iter().position(|w| alike(w) && same(w.key(), weight.key())) {
+            Some(first) => {
+                self.list[first].copies.push(weight.key().to_owned());
+                Tensor(first as u32)
+            }
+            None => self.push(weight),
+        }
+    }
+
     /// Appends an f32 tensor that the packer makes: `values`, of axes `dims`, called `key` in `component`. Returns its
     /// number; its name in the file is `component/key`.
     pub fn make(&mut self, component: &'static str, key: String, dims: &[usize], values: Vec<f32>) -> Tensor {
@@ -117,6 +133,18 @@ mod tests {
         assert_eq!([a.name(), b.name()], ["unet/up.conv.weight", "unet/up.conv.weight_quantizer_0.weight"]);
         assert_eq!([a.layer(), b.layer()], ["up.conv", "up.conv.weight_quantizer_0"]);
         assert_eq!(a.whole_name(), b.whole_name());
+    }
+
+    #[test]
+    fn equal_weights_are_shared_and_others_are_not() {
+        let weight = |key: &str, dims: &[usize]| Weight::of_checkpoint("unet", key.into(), dims, Storage::Linear);
+        let mut weights = Weights::new();
+        let first = weights.push(weight("a.0", &[2, 3]));
+        let same = |a: &str, b: &str| a[..1] == b[..1];
+        assert_eq!(weights.share(weight("a.1", &[2, 3]), &same), first);
+        assert_ne!(weights.share(weight("b.1", &[2, 3]), &same), first);
+        assert_ne!(weights.share(weight("a.2", &[3, 2]), &same), first);
+        assert_eq!((weights[first].copies.clone(), weights.len()), (vec!["a.1".to_owned()], 3));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The fixture models.
-pub const MODELS: [&str; 3] = ["d2", "d3odd", "d1p1"];
+pub const MODELS: [&str; 4] = ["d2", "d3odd", "d1p1", "d4own"];
 
 /// A file or folder of `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {

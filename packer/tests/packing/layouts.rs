@@ -7,7 +7,7 @@ use aquatint::raw::program::Role;
 use packer::lower::lower;
 use packer::source::Checkpoint;
 use packer::source::diffusers::{Model, Object};
-use packer::source::layout::{Entry, Published, Tensors, known, recognise};
+use packer::source::layout::{Elsewhere, Entry, Published, Tensors, known, recognise, recognise_without};
 use packer::source::tokenizer::TokenizerFile;
 use packer::synth::{MODELS, SynthModel};
 use serde_json::{Value, json};
@@ -253,6 +253,29 @@ fn structures_are_read_back_from_shapes() {
 }
 
 #[test]
+fn a_denoiser_alone_is_told_from_its_shapes() {
+    let elsewhere = Elsewhere { autoencoder: true, text: true };
+    for published in [known::sd1(), known::sdxl(), known::sdxl_refiner()] {
+        let mut names = Names::of(&published);
+        // With what is not looked at, and without.
+        for bare in [false, true] {
+            names.0.retain(|name, _| !bare || name.starts_with("model.diffusion_model."));
+            let read = recognise_without(&names, elsewhere).unwrap_or_else(|e| panic!("{}: {e}", published.label));
+            assert_eq!((read.label, read.class, read.members.len()), (published.label, published.class, 1));
+            assert_eq!((&read.members[0], &read.scheduler), (&published.members[0], &published.scheduler));
+        }
+        let lacks = |elsewhere| recognise_without(&names, elsewhere).unwrap_err().to_string();
+        let message = lacks(Elsewhere { text: false, ..elsewhere });
+        assert!(message.ends_with("a text encoder in the file, or another model's by --text-encoder MODEL, got none"));
+        let message = lacks(Elsewhere::default());
+        assert!(
+            message.ends_with("an autoencoder in the file, or another model's by --vae MODEL, got none"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn averages_are_preferred_and_must_be_whole() {
     let published = known::sd1();
     let mut names = Names::of(&published);
@@ -294,6 +317,10 @@ fn junk_of_training_is_ignored_by_name_only() {
         names.0.insert(key.into(), vec![2]);
         recognise(&names).unwrap_or_else(|e| panic!("{key}: {e}"));
     }
+    // Where nothing is, nothing is left out.
+    names.0.insert("v_empty".into(), vec![0, 3]);
+    names.0.insert("cond_stage_model.transformer.text_projection.weight".into(), vec![768, 768]);
+    recognise(&names).unwrap_or_else(|e| panic!("{e}"));
     names.0.insert("control_model.zero_convs.0.weight".into(), vec![2]);
     names.0.insert("model.diffusion_model.extra".into(), vec![2]);
     let message = names.refusal();
@@ -309,8 +336,18 @@ fn what_is_missing_is_named() {
         names.refusal()
     };
     let message = without("first_stage_model.");
+    assert!(
+        message.contains("some.ckpt: expected an autoencoder in the file, or another model's by --vae"),
+        "{message}"
+    );
+    let message = without("first_stage_model.decoder.conv_out.");
     assert!(message.contains("some.ckpt: first_stage_model.decoder.conv_out.weight (vae)"), "{message}");
     let message = without("cond_stage_model.");
+    assert!(
+        message.contains("some.ckpt: expected a text encoder in the file, or another model's by --text"),
+        "{message}"
+    );
+    let message = without("cond_stage_model.transformer.text_model.embeddings.");
     assert!(
         message.contains("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight (text_encoder)"),
         "{message}"

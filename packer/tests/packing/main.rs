@@ -3,10 +3,13 @@
 mod builders;
 mod common;
 mod config;
+mod donors;
+mod float8;
 mod interrupted;
 mod latent;
 mod layouts;
 mod pack;
+mod pickles;
 mod quantizers;
 mod readme;
 mod refusals;

@@ -133,6 +133,38 @@ fn the_file_tells_of_its_model() {
 }
 
 #[test]
+fn embedders_are_shared_where_they_are_equal() {
+    let scratch = Scratch::new("own");
+    let out = scratch.path("m.aqt");
+    pack_as(&model("d4own"), None, &out).unwrap();
+    let packed = Packed::new(mmap::open(&out).unwrap()).unwrap();
+    // Block 1 has its own embedder, block 2 block 1's MLP and a table of its own, block 3 all of block 0's.
+    let aliases: Vec<_> = packed.meta().aliases.iter().map(|(name, copies)| (&name[..], &copies[..])).collect();
+    let key = |block: usize, name: &str| format!("transformer/transformer_blocks.{block}.norm1.emb.{name}");
+    let mlp = ["linear_1.bias", "linear_1.weight", "linear_2.bias", "linear_2.weight"];
+    let copied = [(0, "class_embedder.embedding_table.weight".to_owned(), 3)]
+        .into_iter()
+        .chain([(0, 3), (1, 2)].iter().flat_map(|&(a, b)| mlp.map(|name| (a, format!("timestep_embedder.{name}"), b))));
+    let expected: Vec<_> = copied.map(|(a, name, b)| (key(a, &name), vec![key(b, &name)])).collect();
+    assert_eq!(aliases, expected.iter().map(|(a, b)| (&a[..], &b[..])).collect::<Vec<_>>());
+    let denoiser = packed.program(Role::Denoiser).unwrap();
+    let count = |end: &str| denoiser.nodes.iter().filter(|n| n.path.ends_with(end)).count();
+    assert_eq!([count("time_proj"), count("linear_2"), count("embedding_table"), count(".silu")], [1, 2, 3, 3]);
+
+    // Nothing is shared between layers, even where all of them are zero.
+    let zero = scratch.copy_of("d2");
+    crate::common::edit_weights(&zero, "transformer", |w| {
+        w.values_mut().filter(|t| t.shape.len() == 1).for_each(|t| t.values.fill(0.0));
+    });
+    pack_as(&zero, None, &out).unwrap();
+    let packed = Packed::new(mmap::open(&out).unwrap()).unwrap();
+    for (name, copies) in &packed.meta().aliases {
+        assert_eq!(*copies, [name.replace("blocks.0", "blocks.1")]);
+    }
+    assert_eq!(packed.meta().aliases.len(), 5);
+}
+
+#[test]
 fn integer_layers_read_codes_that_norms_make() {
     let scratch = Scratch::new("passes");
     let (out, config) = (scratch.path("m.aqt"), scratch.path("all.json"));

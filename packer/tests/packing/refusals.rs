@@ -83,17 +83,6 @@ fn weights_must_be_those_of_the_model() {
         weights(|w| w.get_mut(QUERY).unwrap().values[5] = 1e6),
         &[QUERY, "65504", "f32", "1000000 at index 5"],
     );
-    refused(
-        "copies",
-        None,
-        |m| {
-            edit_weights(m, "transformer", |w| {
-                let copy = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.weight";
-                w.get_mut(copy).unwrap().values[40] += 1.0;
-            })
-        },
-        &["blocks.1.norm1.emb.timestep_embedder.linear_2", "copy", "blocks.0", "index 40"],
-    );
 }
 
 #[test]
@@ -343,4 +332,76 @@ fn names_with_line_breaks_stay_on_one_line() {
     let row = stdout.lines().find(|line| line.starts_with("transformer/proj_out_2 ")).unwrap();
     assert!(row.ends_with(r"`{proj_out_2,evil\nglob}`"), "{row}");
     assert!(stdout.contains("to file order"), "{stdout}");
+}
+
+#[test]
+fn an_error_line_has_at_most_300_characters_and_both_ends() {
+    let scratch = Scratch::new("long");
+    let copy = scratch.copy_of("d2");
+    let trained: Vec<f64> = (0..1000).map(|i| 1e-4 + 2e-5 * f64::from(i)).collect();
+    edit_json(&copy.join("scheduler/scheduler_config.json"), |c| drop(c.insert("_class_name".into(), json!(trained))));
+    let (sound, name) = (model("d2"), "n".repeat(200));
+    for (args, ends) in [
+        (vec![copy.to_str().unwrap(), "-o", "x.aqt"], ["scheduler _class_name", "0.02008]"]),
+        (vec![&name[..], "-o", "x.aqt"], ["model nnn", "got no such file or directory"]),
+        (
+            vec![sound.to_str().unwrap(), "--q-config", &format!("{name}{name}"), "-o", "x.aqt"],
+            ["--q-config", "nnn..."],
+        ),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_packer")).args(&args).current_dir(&scratch.0).output().unwrap();
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), line.lines().count()), (Some(2), 1), "{line}");
+        assert!(line.trim_end().chars().count() <= 300, "{line}");
+        assert!(line.starts_with("error: ") && ends.iter().all(|end| line.contains(end)), "{line}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_system_that_starts_no_threads_is_an_error() {
+    let scratch = Scratch::new("threads");
+    // Twenty thousand stacks do not fit the address space that is granted.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -v 2000000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_packer")]);
+    shell.arg(model("d2")).args(["-o", "x.aqt"]).env("RAYON_NUM_THREADS", "20000").current_dir(&scratch.0);
+    let output = shell.output().unwrap();
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), line.lines().count()), (Some(2), 1), "{line}");
+    assert!(line.starts_with("error: threads: expected ") && line.contains("RAYON_NUM_THREADS"), "{line}");
+    assert!(scratch.entries().is_empty());
+}
+
+#[test]
+fn the_vector_of_a_text_is_that_of_the_end_its_tokenizer_writes() {
+    let scratch = Scratch::new("end");
+    let copy = scratch.path("xl");
+    crate::common::copy_folder(&fixture("sd/xl"), &copy);
+    let packed = |end: serde_json::Value| {
+        edit_json(&copy.join("text_encoder_2/config.json"), |c| drop(c.insert("eos_token_id".into(), end)));
+        pack_as(&copy, None, &scratch.path("m.aqt")).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let message = packed(json!(7)).unwrap_err();
+    let end = message.split("expected ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    assert!(message.contains("text_encoder_2/config.json: eos_token_id") && message.ends_with("got 7"), "{message}");
+    // The tokenizer's own, the 2 of old files, and none.
+    for end in [json!(end.parse::<u32>().unwrap()), json!(2), json!(null)] {
+        assert_eq!(packed(end), Ok(()));
+    }
+}
+
+#[test]
+fn an_encoder_must_mirror_the_decoder() {
+    let scratch = Scratch::new("encoder");
+    for (field, value) in
+        [("down_block_types", json!(["DownEncoderBlock2D", "AttnDownEncoderBlock2D"])), ("in_channels", json!(4))]
+    {
+        let copy = scratch.path("v1");
+        let _ = fs::remove_dir_all(&copy);
+        crate::common::copy_folder(&fixture("sd/v1"), &copy);
+        edit_json(&copy.join("vae/config.json"), |c| drop(c.insert(field.into(), value.clone())));
+        let message = pack_as(&copy, None, &scratch.path("m.aqt")).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("vae/config.json: {field}: expected")), "{message}");
+        assert!(message.ends_with(&value.to_string()), "{message}");
+    }
 }

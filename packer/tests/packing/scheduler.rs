@@ -23,4 +23,18 @@ fn a_file_with_pythons_infinity_is_read() {
     // What is recorded is the file itself.
     let source = model.sources.iter().find(|s| s.meta.file.ends_with("scheduler_config.json")).unwrap();
     assert_eq!(source.meta.bytes, text.len() as u64);
+
+    // Without spaces, and behind a byte-order mark.
+    let path = copy.join("scheduler/scheduler_config.json");
+    let minified = text.replace([' ', '\n'], "");
+    for mark in ["", "\u{feff}"] {
+        fs::write(&path, format!("{mark}{minified}")).unwrap();
+        assert_eq!(Config::from_diffusers(&Model::open(&copy).unwrap().scheduler).unwrap(), config);
+    }
+    // A number that must be one is refused by its name.
+    for number in ["Infinity", "-Infinity", "NaN"] {
+        fs::write(&path, minified.replace("true", &format!("true,\"beta_end\":{number}"))).unwrap();
+        let error = Config::from_diffusers(&Model::open(&copy).unwrap().scheduler).unwrap_err().to_string();
+        assert!(error.contains("beta_end") && error.contains(number), "{error}");
+    }
 }

@@ -100,7 +100,8 @@ fn made_up_models_have_the_tensors_of_the_real_ones() {
 fn quantizable_weights_are_as_many_as_published() {
     let model = Architecture::dit_xl_2(64);
     let mut weights = Weights::new();
-    dit::lower(&dit::Config::read("DiTTransformer2DModel", &model.transformer).unwrap(), &mut weights);
+    let config = dit::Config::read("DiTTransformer2DModel", &model.transformer).unwrap();
+    dit::lower(&config, &|_, _| true, &mut weights);
     let layers = weights.iter().filter(|w| w.quantizable());
     let bytes: usize = layers.map(|w| w.len() * (1 + w.copies.len()) * 2).sum();
     // Qua2SeDiMo's FP_SIZE of DiT-XL/2-512, which counts the 28 copies of the time embedder.

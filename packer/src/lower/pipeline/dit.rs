@@ -13,7 +13,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let config = dit::Config::read(&transformer.class, &transformer.config)?;
     let vae_config = vae::Config::read(VAE, &decoder.class, &decoder.config)?;
     fits(decoder, "latent_channels", vae_config.latent_channels, DENOISER, config.in_channels)?;
-    let denoiser = dit::lower(&config, &mut weights);
+    let denoiser = dit::lower(&config, &|a, b| transformer.weights.same(a, b), &mut weights);
     let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
     let pipeline = PipelineMeta {
         classes: config.classes,

@@ -124,6 +124,12 @@ fn encoders(model: &Model, xl: bool) -> Result<Vec<Encoder<'_>>> {
                 return Err(Error::request(tokenizer, format!("{limit} tokens, the {folder}'s {field}"), got));
             }
         }
+        if let Some(end) =
+            config.end.filter(|&end| output == Output::PenultimateAndPooled && end != u64::from(file.end))
+        {
+            let expected = format!("{}, the end of texts in {tokenizer}", file.end);
+            return Err(Error::request(format!("{folder}/config.json: eos_token_id"), expected, end));
+        }
         let meta = TextEncoderMeta {
             tokenizer: format!("{tokenizer}/tokenizer.json"),
             tokens: config.tokens,
@@ -207,6 +213,7 @@ fn autoencoder(
     programs.push(vae::lower(&config, &has, weights));
     let encodes = has("encoder.conv_in.weight");
     if encodes {
+        config.check_encoder(&component.config)?;
         programs.push(vae::lower_encoder(&config, &has, weights));
     } else {
         unused.push(format!("{VAE}/quant_conv."));

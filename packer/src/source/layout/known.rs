@@ -44,7 +44,7 @@ pub fn ldm4() -> Published {
         depths: vec![0, 1, 1, 1],
         ..latent_unet(Attention::Pixels(Heads::Features(32)))
     };
-    pipeline::unconditional(&unet, &vq_f4(), Betas::scaled(0.0015, 0.0195))
+    pipeline::unconditional(&unet, Some(&vq_f4()), Betas::scaled(0.0015, 0.0195))
 }
 
 /// Churches of Rombach et al. 2022.
@@ -58,7 +58,7 @@ pub fn church() -> Published {
         ..latent_unet(Attention::Pixels(Heads::Count(8)))
     };
     let vae = Autoencoder { sample_size: 256, scaling_factor: 0.2458, ..kl_f8() };
-    pipeline::unconditional(&unet, &vae, Betas::scaled(0.0015, 0.0155))
+    pipeline::unconditional(&unet, Some(&vae), Betas::scaled(0.0015, 0.0155))
 }
 
 /// The newer ImageNet model of Rombach et al. 2022.
@@ -70,7 +70,7 @@ pub fn cin256_v2() -> Published {
         depths: vec![0, 1, 1, 1],
         ..latent_unet(Attention::Context { features: 512, linear: false, heads: Heads::Count(1) })
     };
-    pipeline::class_conditional(&unet, &vq_f4(), 1001, Betas::scaled(0.0015, 0.0195))
+    pipeline::class_conditional(&unet, Some(&vq_f4()), 1001, Betas::scaled(0.0015, 0.0195))
 }
 
 /// The older one.
@@ -81,7 +81,7 @@ pub fn cin256_f8() -> Published {
         depths: vec![1, 1, 1],
         ..latent_unet(Attention::Context { features: 512, linear: false, heads: Heads::Features(32) })
     };
-    pipeline::class_conditional(&unet, &vq_f8(), 1000, Betas::scaled(0.0015, 0.0195))
+    pipeline::class_conditional(&unet, Some(&vq_f8()), 1000, Betas::scaled(0.0015, 0.0195))
 }
 
 /// Stable Diffusion 1.1 to 1.5.
@@ -92,7 +92,7 @@ pub fn sd1() -> Published {
         ..latent_unet(Attention::Context { features: 768, linear: false, heads: Heads::Count(8) })
     };
     let text = "cond_stage_model.transformer.text_model.";
-    pipeline::stable_diffusion(&unet, &kl_f8(), &clip_l(), text, Betas::scaled(0.00085, 0.012))
+    pipeline::stable_diffusion(&unet, Some(&kl_f8()), Some((&clip_l(), text)), Betas::scaled(0.00085, 0.012))
 }
 
 /// The base model of Stable Diffusion XL 1.0.
@@ -106,7 +106,7 @@ pub fn sdxl() -> Published {
         ..latent_unet(Attention::Context { features: 2048, linear: true, heads: Heads::Features(64) })
     };
     let text = "conditioner.embedders.0.transformer.text_model.";
-    pipeline::sdxl(&unet, &vae_xl(), (&clip_l(), text), &clip_big_g())
+    pipeline::sdxl(&unet, Some(&vae_xl()), Some(((&clip_l(), text), &clip_big_g())))
 }
 
 /// SDXL 1.0's refiner.
@@ -119,7 +119,7 @@ pub fn sdxl_refiner() -> Published {
         added: Some(Added { features: 2560, per_number: 256 }),
         ..latent_unet(Attention::Context { features: 1280, linear: true, heads: Heads::Features(64) })
     };
-    pipeline::refiner(&unet, &vae_xl(), &clip_big_g())
+    pipeline::refiner(&unet, Some(&vae_xl()), Some(&clip_big_g()))
 }
 
 /// What most UNets of latent diffusion have in common.

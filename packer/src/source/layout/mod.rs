@@ -12,6 +12,7 @@
 
 mod autoencoder;
 mod compvis;
+mod donor;
 pub mod known;
 mod list;
 mod openclip;
@@ -22,8 +23,9 @@ mod text;
 mod unet;
 
 pub use autoencoder::Autoencoder;
+pub use donor::{autoencoder, text_encoders};
 pub use list::List;
-pub use pipeline::{Member, Published, recognise};
+pub use pipeline::{Elsewhere, Member, Published, recognise, recognise_without};
 pub use text::TextEncoder;
 pub use unet::{Added, Attention, Conventions, Heads, Unet};
 
@@ -57,6 +59,10 @@ pub trait Tensors {
     fn keys(&self) -> Vec<&str>;
     /// Axes of a tensor, if it exists.
     fn shape(&self, key: &str) -> Option<&[usize]>;
+    /// What is there instead of a tensor called so, if anything is.
+    fn instead(&self, _key: &str) -> Option<&str> {
+        None
+    }
     /// All elements of a tensor.
     ///
     /// # Errors
@@ -75,6 +81,10 @@ impl Tensors for Checkpoint {
 
     fn shape(&self, key: &str) -> Option<&[usize]> {
         Checkpoint::shape(self, key)
+    }
+
+    fn instead(&self, key: &str) -> Option<&str> {
+        self.object(key)
     }
 
     fn values(&self, key: &str) -> Result<Vec<f32>> {
@@ -107,9 +117,14 @@ impl Network<'_> {
     fn dim(&self, key: &str, axis: usize) -> Result<usize> {
         let shape = self.shape(key);
         let found = shape.and_then(|s| s.get(axis)).copied().filter(|&n| n > 0);
-        found.ok_or_else(|| {
-            let got = shape.map_or("no such tensor".into(), |s| format!("shape {s:?}"));
-            self.error(key, format!("a tensor of at least {} axes", axis + 1), got)
+        found.ok_or_else(|| match shape {
+            Some(shape) => {
+                self.error(key, format!("a tensor of at least {} axes", axis + 1), format!("shape {shape:?}"))
+            }
+            None => {
+                let instead = self.tensors.instead(&format!("{}{key}", self.prefix)).unwrap_or("no such tensor");
+                self.error(key, "this tensor", instead)
+            }
         })
     }
 
@@ -124,19 +139,33 @@ impl Network<'_> {
     }
 }
 
-/// Opens the model in the single file at `path`.
+/// Opens a single file; of those that have a `state_dict`, that.
 ///
 /// # Errors
-/// [`Error::Request`] if the file is not a checkpoint, or not of a model that is known; what it lacks or has too much;
-/// [`Error::Io`] if it cannot be read.
-pub fn open(path: &Path) -> Result<Model> {
-    let mut sources: Vec<SourceFile> = Vec::new();
-    let mut file = Checkpoint::open_file(path, &mut sources)?;
+/// As [`Checkpoint::open_file`].
+pub fn open_file(path: &Path, sources: &mut Vec<SourceFile>) -> Result<Checkpoint> {
+    let mut file = Checkpoint::open_file(path, sources)?;
     // Lightning's checkpoints have everything else beside it: the optimizer's state, callbacks, counters.
     if file.keys().any(|key| key.starts_with("state_dict.")) {
         file = file.below("state_dict")?;
     }
-    let published = recognise(&file)?;
+    Ok(file)
+}
+
+/// Opens the model in the single file at `path`, without the networks that are `elsewhere`.
+///
+/// # Errors
+/// [`Error::Request`] if the file is not a checkpoint, or not of a model that is known; what it lacks or has too much;
+/// [`Error::Io`] if it cannot be read.
+pub fn open(path: &Path, elsewhere: Elsewhere) -> Result<Model> {
+    let mut sources: Vec<SourceFile> = Vec::new();
+    let mut file = open_file(path, &mut sources)?;
+    let begins = |prefix: &str| file.keys().any(|key| key.starts_with(prefix));
+    if begins("input_blocks.0.0.") && !begins(pipeline::DENOISER) {
+        // The denoiser alone.
+        file = file.under(pipeline::DENOISER);
+    }
+    let published = recognise_without(&file, elsewhere)?;
     let member = |member: &Member| {
         let weights = file.renamed(member.name, &member.entries)?;
         let (name, class) = (member.name.to_owned(), member.class.to_owned());

@@ -31,6 +31,8 @@ pub(super) fn read_transformers(net: Network) -> Result<(TextEncoder, String)> {
 /// Where a file has the tensors of `encoder` under transformers' names; `prefix` includes [`MODEL`] if the file has it.
 pub(super) fn transformers_entries(encoder: &TextEncoder, prefix: &str) -> Vec<Entry> {
     let entry = |(key, dims): (String, Vec<usize>)| {
+        // The projection is no part of the model that it follows.
+        let prefix = if key.starts_with(MODEL) { prefix } else { prefix.strip_suffix(MODEL).unwrap_or(prefix) };
         let source = format!("{prefix}{}", key.strip_prefix(MODEL).unwrap_or(&key));
         Entry { source, key, source_dims: dims.clone(), dims, part: Part::Whole }
     };

@@ -13,22 +13,29 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Before the denoiser's names.
-const DENOISER: &str = "model.diffusion_model.";
+pub(super) const DENOISER: &str = "model.diffusion_model.";
 /// Before the running averages of a whole model that was trained with them.
 const AVERAGES: &str = "model_ema.diffusion_model";
 /// Before the autoencoder's names.
 const FIRST_STAGE: &str = "first_stage_model.";
 /// Before the text encoder's names in Stable Diffusion.
 const TEXT: &str = "cond_stage_model.transformer.";
+/// Before all names of text encoders.
+const TEXTS: [&str; 2] = ["cond_stage_model.", "conditioner.embedders."];
 /// Vectors of classes in latent diffusion.
 const CLASSES: &str = "cond_stage_model.embedding.weight";
 /// What latents are multiplied with, where training measured it.
 const SCALE_FACTOR: &str = "scale_factor";
+/// Per axis, in the autoencoder of Stable Diffusion.
+const PIXELS_PER_LATENT: usize = 8;
+/// Features of the vector of a text in SDXL, and of a number's sinusoids.
+const PUBLISHED_VECTOR: usize = 1280;
+const PUBLISHED_SINUSOIDS: usize = 256;
 /// Rows of [`CLASSES`] in the model whose last row is for no class; the older one has none.
 const CLASSES_AND_NONE: usize = 1001;
 
 /// Tensors beside a model's weights: tables that follow from the schedule, counters, and what only training needs.
-const IGNORED: [&str; 19] = [
+const IGNORED: [&str; 20] = [
     "betas",
     "alphas_cumprod",
     "alphas_cumprod_prev",
@@ -47,10 +54,13 @@ const IGNORED: [&str; 19] = [
     "model_ema.decay",
     "model_ema.num_updates",
     "cond_stage_model.logit_scale",
+    // Of the text's whole vector, which only later models read.
+    "cond_stage_model.transformer.text_projection.weight",
     "denoiser.sigmas",
 ];
 /// The same, by how names begin.
-const IGNORED_PREFIXES: [&str; 5] = ["loss.", "first_stage_model.loss.", "optimizer_states.", "callbacks.", "ddim_"];
+const IGNORED_PREFIXES: [&str; 6] =
+    ["loss.", "first_stage_model.loss.", "optimizer_states.", "callbacks.", "ddim_", "embedding_manager."];
 /// The same, by how names end.
 const IGNORED_SUFFIXES: [&str; 3] = [".position_ids", ".logit_scale", ".attn_mask"];
 
@@ -114,11 +124,16 @@ fn denoiser(unet: &Unet) -> Member {
 }
 
 fn first_stage(vae: &Autoencoder) -> Member {
-    let entries = taming::autoencoder_entries(vae, FIRST_STAGE);
+    first_stage_at(vae, FIRST_STAGE)
+}
+
+/// `vae` in a file where its names begin with `prefix`.
+pub(super) fn first_stage_at(vae: &Autoencoder, prefix: &str) -> Member {
+    let entries = taming::autoencoder_entries(vae, prefix);
     Member { name: vae.folder(), library: "diffusers", class: vae.class(), config: vae.config(), entries }
 }
 
-fn text_encoder(name: &'static str, encoder: &TextEncoder, entries: Vec<Entry>) -> Member {
+pub(super) fn text_encoder(name: &'static str, encoder: &TextEncoder, entries: Vec<Entry>) -> Member {
     Member { name, library: "transformers", class: encoder.class(), config: encoder.config(), entries }
 }
 
@@ -129,14 +144,17 @@ pub(super) fn ddim(unet: &Unet, prefix: &str) -> Published {
     Published::new("DDIM on pixels", "DDIMPipeline", scheduler::ddim_pixels(), vec![member])
 }
 
+/// A network that the file may lack, because another gives it.
+type Given<'a, T> = Option<&'a T>;
+
 /// Latent diffusion without a condition.
-pub(super) fn unconditional(unet: &Unet, vae: &Autoencoder, betas: Betas) -> Published {
-    let members = vec![denoiser(unet), first_stage(vae)];
+pub(super) fn unconditional(unet: &Unet, vae: Given<Autoencoder>, betas: Betas) -> Published {
+    let members = [denoiser(unet)].into_iter().chain(vae.map(first_stage)).collect();
     Published::new("unconditional latent diffusion", "LDMPipeline", scheduler::ddim_latents(betas), members)
 }
 
 /// Latent diffusion by class; `classes` are the rows of their table. diffusers has no such pipeline.
-pub(super) fn class_conditional(unet: &Unet, vae: &Autoencoder, classes: usize, betas: Betas) -> Published {
+pub(super) fn class_conditional(unet: &Unet, vae: Given<Autoencoder>, classes: usize, betas: Betas) -> Published {
     let features = match unet.attention {
         Attention::Context { features, .. } => features,
         Attention::Pixels(_) => 0,
@@ -152,7 +170,7 @@ pub(super) fn class_conditional(unet: &Unet, vae: &Autoencoder, classes: usize, 
         config: object(config),
         entries: vec![table],
     };
-    let members = vec![denoiser(unet), first_stage(vae), table];
+    let members = [denoiser(unet)].into_iter().chain(vae.map(first_stage)).chain([table]).collect();
     Published::new(
         "class-conditional latent diffusion",
         "LDMClassToImagePipeline",
@@ -161,25 +179,30 @@ pub(super) fn class_conditional(unet: &Unet, vae: &Autoencoder, classes: usize, 
     )
 }
 
-/// Stable Diffusion 1.x; `text_prefix` is what its text encoder's names begin with.
+/// Stable Diffusion 1.x; its text encoder comes with what its names begin with.
 pub(super) fn stable_diffusion(
     unet: &Unet,
-    vae: &Autoencoder,
-    text: &TextEncoder,
-    text_prefix: &str,
+    vae: Given<Autoencoder>,
+    text: Option<(&TextEncoder, &str)>,
     betas: Betas,
 ) -> Published {
-    let text = text_encoder("text_encoder", text, openclip::transformers_entries(text, text_prefix));
-    let members = vec![denoiser(unet), first_stage(vae), text];
+    let text = text.map(|(text, prefix)| first_encoder(text, prefix));
+    let members = [denoiser(unet)].into_iter().chain(vae.map(first_stage)).chain(text).collect();
     Published::new("Stable Diffusion 1.x", "StableDiffusionPipeline", scheduler::pndm(betas), members)
         .with("tokenizer", json!(["transformers", "CLIPTokenizer"]))
 }
 
-/// SDXL; `first` is its text encoder under transformers' names and what they begin with.
-pub(super) fn sdxl(unet: &Unet, vae: &Autoencoder, first: (&TextEncoder, &str), second: &TextEncoder) -> Published {
-    let second = openclip_member(second, "conditioner.embedders.1.model.");
-    let first = text_encoder("text_encoder", first.0, openclip::transformers_entries(first.0, first.1));
-    let members = vec![denoiser(unet), first_stage(vae), first, second];
+/// SDXL; `text` are its text encoders, the first under transformers' names and with what they begin with.
+pub(super) fn sdxl(
+    unet: &Unet,
+    vae: Given<Autoencoder>,
+    text: Option<((&TextEncoder, &str), &TextEncoder)>,
+) -> Published {
+    let text = text.map(|((first, prefix), second)| {
+        [first_encoder(first, prefix), openclip_member(second, "conditioner.embedders.1.model.")]
+    });
+    let text = text.into_iter().flatten();
+    let members = [denoiser(unet)].into_iter().chain(vae.map(first_stage)).chain(text).collect();
     Published::new("SDXL base", "StableDiffusionXLPipeline", scheduler::euler(Betas::scaled(0.00085, 0.012)), members)
         .with("force_zeros_for_empty_prompt", json!(true))
         .with("tokenizer", json!(["transformers", "CLIPTokenizer"]))
@@ -187,9 +210,9 @@ pub(super) fn sdxl(unet: &Unet, vae: &Autoencoder, first: (&TextEncoder, &str), 
 }
 
 /// The refiner of Stable Diffusion XL: a second denoiser for the last steps.
-pub(super) fn refiner(unet: &Unet, vae: &Autoencoder, text: &TextEncoder) -> Published {
-    let text = openclip_member(text, "conditioner.embedders.0.model.");
-    let members = vec![denoiser(unet), first_stage(vae), text];
+pub(super) fn refiner(unet: &Unet, vae: Given<Autoencoder>, text: Given<TextEncoder>) -> Published {
+    let text = text.map(|text| openclip_member(text, "conditioner.embedders.0.model."));
+    let members = [denoiser(unet)].into_iter().chain(vae.map(first_stage)).chain(text).collect();
     let scheduler = scheduler::euler(Betas::scaled(0.00085, 0.012));
     Published::new("SDXL refiner", "StableDiffusionXLImg2ImgPipeline", scheduler, members)
         .with("force_zeros_for_empty_prompt", json!(false))
@@ -199,7 +222,11 @@ pub(super) fn refiner(unet: &Unet, vae: &Autoencoder, text: &TextEncoder) -> Pub
         .with("tokenizer_2", json!(["transformers", "CLIPTokenizer"]))
 }
 
-fn openclip_member(encoder: &TextEncoder, prefix: &str) -> Member {
+fn first_encoder(encoder: &TextEncoder, prefix: &str) -> Member {
+    text_encoder("text_encoder", encoder, openclip::transformers_entries(encoder, prefix))
+}
+
+pub(super) fn openclip_member(encoder: &TextEncoder, prefix: &str) -> Member {
     text_encoder("text_encoder_2", encoder, openclip::openclip_entries(encoder, prefix))
 }
 
@@ -208,12 +235,21 @@ fn openclip_member(encoder: &TextEncoder, prefix: &str) -> Member {
 /// # Errors
 /// [`Error::Request`] if it is none of these, naming the nearest; if a tensor is missing, or there is one too many.
 pub fn recognise(tensors: &dyn Tensors) -> Result<Published> {
+    recognise_without(tensors, Elsewhere::default())
+}
+
+/// The same without the networks that are `elsewhere`; the file's own, if it has them, are not looked at.
+///
+/// # Errors
+/// As for [`recognise`].
+pub fn recognise_without(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<Published> {
     let keys = tensors.keys();
     let any = |prefix: &str| keys.iter().any(|key| key.starts_with(prefix));
-    let mut published = if any(DENOISER) && any("conditioner.embedders.") {
-        read_sgm(tensors, any("conditioner.embedders.1."))?
+    let xl = any("conditioner.embedders.") || any(&format!("{DENOISER}label_emb."));
+    let mut published = if any(DENOISER) && xl {
+        read_sgm(tensors, elsewhere)?
     } else if any(DENOISER) && (any(TEXT) || any(CLASSES) || !any("cond_stage_model.")) {
-        read_latent(tensors)?
+        read_latent(tensors, elsewhere)?
     } else if let Some(prefix) = ["", "module."].into_iter().find(|p| any(&format!("{p}temb.dense.0."))) {
         // The second is what training on several devices leaves.
         ddim(&taming::read_unet(Network { tensors, prefix, component: "unet" })?, prefix)
@@ -230,7 +266,13 @@ pub fn recognise(tensors: &dyn Tensors) -> Result<Published> {
             }
         }
     }
-    let extra: Vec<_> = keys.iter().filter(|key| !used.contains(**key) && !ignored(key)).collect();
+    let replaced = |key: &str| {
+        elsewhere.autoencoder && key.starts_with(FIRST_STAGE)
+            || elsewhere.text && TEXTS.iter().any(|prefix| key.starts_with(prefix))
+    };
+    let empty = |key: &str| tensors.shape(key).is_some_and(|shape| shape.contains(&0));
+    let extra = keys.iter().filter(|key| !used.contains(**key) && !ignored(key) && !replaced(key) && !empty(key));
+    let extra: Vec<_> = extra.collect();
     if let Some(first) = extra.first() {
         let more = if extra.len() > 1 { format!(", and {} more", extra.len() - 1) } else { String::new() };
         let expected = format!("only the {} tensors of {}", used.len(), published.label);
@@ -245,75 +287,135 @@ fn ignored(key: &str) -> bool {
         || IGNORED_SUFFIXES.iter().any(|suffix| key.ends_with(suffix))
 }
 
+/// Which networks are not to be read from the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The autoencoder.
+    pub autoencoder: bool,
+    /// All text encoders.
+    pub text: bool,
+}
+
+/// What `read` gives, unless the network is `elsewhere`.
+///
+/// # Errors
+/// [`Error::Request`] if it is not, and no tensor of the file has a name that begins with one of `prefixes`.
+fn own<T>(
+    tensors: &dyn Tensors,
+    elsewhere: bool,
+    (prefixes, what, option): (&[&str], &str, &str),
+    read: impl FnOnce() -> Result<T>,
+) -> Result<Option<T>> {
+    if elsewhere {
+        return Ok(None);
+    }
+    if !tensors.keys().iter().any(|key| prefixes.iter().any(|prefix| key.starts_with(prefix))) {
+        let expected = format!("{what} in the file, or another model's by {option} MODEL");
+        return Err(Error::request(format!("model {}", tensors.name()), expected, "none"));
+    }
+    read().map(Some)
+}
+
+/// The autoencoder's names, and what else to say of it; see [`own`].
+const AUTOENCODER: (&[&str], &str, &str) = (&[FIRST_STAGE], "an autoencoder", "--vae");
+/// The same of text encoders.
+const ENCODER: (&[&str], &str, &str) = (&TEXTS, "a text encoder", "--text-encoder");
+
+/// Height and width of the latents of images of so many pixels, of the autoencoder or of the usual one.
+fn latents(vae: Given<Autoencoder>, pixels: usize) -> usize {
+    vae.map_or(pixels / PIXELS_PER_LATENT, |vae| vae.sample_size / vae.pixels_per_latent())
+}
+
 /// Everything with the prefixes of latent diffusion: Stable Diffusion too.
-fn read_latent(tensors: &dyn Tensors) -> Result<Published> {
+fn read_latent(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<Published> {
     let net = |prefix, component| Network { tensors, prefix, component };
-    let unet = net(DENOISER, "unet");
     let shape = |key: &str| tensors.shape(key);
     let vae = |pixels: usize, scaling_factor: f64| {
-        let untold = taming::Untold { sample_size: pixels, scaling_factor };
-        taming::read_autoencoder(net(FIRST_STAGE, "vae"), untold)
+        own(tensors, elsewhere.autoencoder, AUTOENCODER, || {
+            let untold = taming::Untold { sample_size: pixels, scaling_factor };
+            taming::read_autoencoder(net(FIRST_STAGE, "vae"), untold)
+        })
     };
-    let sized = |vae: &Autoencoder, heads| {
-        let untold = compvis::Untold { sample_size: vae.sample_size / vae.pixels_per_latent(), heads, added: None };
-        compvis::read_unet(unet, |_| untold)
+    let sized = |sample_size: usize, heads| {
+        compvis::read_unet(net(DENOISER, "unet"), |_| compvis::Untold { sample_size, heads, added: None })
     };
     if let Some(classes) = shape(CLASSES) {
         let classes = classes.first().copied().unwrap_or_default();
         let heads = if classes == CLASSES_AND_NONE { Heads::Count(1) } else { Heads::Features(32) };
         let vae = vae(256, scale_factor(tensors)?.unwrap_or(1.0))?;
-        let unet = sized(&vae, heads)?;
+        let unet = sized(latents(vae.as_ref(), 256), heads)?;
         let betas = Betas::of(tensors, Betas::scaled(0.0015, 0.0195))?;
-        return Ok(class_conditional(&unet, &vae, classes, betas));
+        return Ok(class_conditional(&unet, vae.as_ref(), classes, betas));
     }
     // A denoiser that reads a context needs someone to write it; who is missing is said when it is read.
     let guided = |key: &&str| key.starts_with(TEXT) || key.starts_with(DENOISER) && key.contains(".attn2.");
     if tensors.keys().iter().any(guided) {
         let vae = vae(512, scale_factor(tensors)?.unwrap_or(0.18215))?;
-        let unet = sized(&vae, Heads::Count(8))?;
-        let (text, prefix) = openclip::read_transformers(net(TEXT, "text_encoder"))?;
+        let unet = sized(latents(vae.as_ref(), 512), Heads::Count(8))?;
+        let text = own(tensors, elsewhere.text, ENCODER, || openclip::read_transformers(net(TEXT, "text_encoder")))?;
+        let text = text.as_ref().map(|(text, prefix)| (text, &prefix[..]));
         let betas = Betas::of(tensors, Betas::scaled(0.00085, 0.012))?;
-        return Ok(stable_diffusion(&unet, &vae, &text, &prefix, betas));
+        return Ok(stable_diffusion(&unet, vae.as_ref(), text, betas));
     }
     // diffusers' VQModel would scale by 0.18215 if nothing were said; the original does not.
     let vae = vae(256, scale_factor(tensors)?.unwrap_or(1.0))?;
     let untold = |unet: &Unet| compvis::Untold {
-        sample_size: vae.sample_size / vae.pixels_per_latent(),
+        sample_size: latents(vae.as_ref(), 256),
         // Churches have 8 heads everywhere; bedrooms and faces heads of 32 features.
         heads: if unet.scale_shift { Heads::Count(8) } else { Heads::Features(32) },
         added: None,
     };
-    let unet = compvis::read_unet(unet, untold)?;
+    let unet = compvis::read_unet(net(DENOISER, "unet"), untold)?;
     let end = if unet.scale_shift { 0.0155 } else { 0.0195 };
-    Ok(unconditional(&unet, &vae, Betas::of(tensors, Betas::scaled(0.0015, end))?))
+    Ok(unconditional(&unet, vae.as_ref(), Betas::of(tensors, Betas::scaled(0.0015, end))?))
 }
 
 /// SDXL: two text encoders in the base, one in the refiner.
-fn read_sgm(tensors: &dyn Tensors, base: bool) -> Result<Published> {
+fn read_sgm(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<Published> {
     let net = |prefix, component| Network { tensors, prefix, component };
-    let untold = taming::Untold { sample_size: 1024, scaling_factor: 0.13025 };
-    let vae = taming::read_autoencoder(net(FIRST_STAGE, "vae"), untold)?;
-    let (second, numbers) = match base {
+    let vae = own(tensors, elsewhere.autoencoder, AUTOENCODER, || {
+        let untold = taming::Untold { sample_size: 1024, scaling_factor: 0.13025 };
+        taming::read_autoencoder(net(FIRST_STAGE, "vae"), untold)
+    })?;
+    let vae = vae.as_ref();
+    let base = tensors.keys().iter().any(|key| key.starts_with("conditioner.embedders.1."));
+    let second = own(tensors, elsewhere.text, ENCODER, || {
+        let prefix = if base { "conditioner.embedders.1.model." } else { "conditioner.embedders.0.model." };
+        openclip::read_openclip(net(prefix, "text_encoder_2"))
+    })?;
+    let features = second.as_ref().and_then(|second| second.projection).unwrap_or(PUBLISHED_VECTOR);
+    let numbers = match &second {
         // Original size, crop and target size, two numbers each; the refiner has a score for the target's.
-        true => (net("conditioner.embedders.1.model.", "text_encoder_2"), 6),
-        false => (net("conditioner.embedders.0.model.", "text_encoder_2"), 5),
+        Some(_) => {
+            if base {
+                6
+            } else {
+                5
+            }
+        }
+        None => {
+            let all = net(DENOISER, "unet").dim("label_emb.0.0.weight", 1)?;
+            all.saturating_sub(features) / PUBLISHED_SINUSOIDS
+        }
     };
-    let second = openclip::read_openclip(second)?;
     let untold = compvis::Untold {
-        sample_size: vae.sample_size / vae.pixels_per_latent(),
+        sample_size: latents(vae, 1024),
         heads: Heads::Features(64),
-        added: second.projection.map(|features| [features, numbers]),
+        added: Some([features, numbers.max(1)]),
     };
     let unet = compvis::read_unet(net(DENOISER, "unet"), |_| untold)?;
+    let Some(second) = &second else {
+        return Ok(if numbers == 5 { refiner(&unet, vae, None) } else { sdxl(&unet, vae, None) });
+    };
     if !base {
-        return Ok(refiner(&unet, &vae, &second));
+        return Ok(refiner(&unet, vae, Some(second)));
     }
     let (first, prefix) = openclip::read_transformers(net("conditioner.embedders.0.transformer.", "text_encoder"))?;
-    Ok(sdxl(&unet, &vae, (&first, &prefix), &second))
+    Ok(sdxl(&unet, vae, Some(((&first, &prefix), second))))
 }
 
 /// The factor of latents that training measured, if the file has it.
-fn scale_factor(tensors: &dyn Tensors) -> Result<Option<f64>> {
+pub(super) fn scale_factor(tensors: &dyn Tensors) -> Result<Option<f64>> {
     if tensors.shape(SCALE_FACTOR).is_none() {
         return Ok(None);
     }

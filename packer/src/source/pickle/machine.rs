@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 pub(super) struct Reader<'a> {
     pub(super) bytes: &'a [u8],
-    /// Whether objects are described; otherwise they are refused.
+    /// Whether all objects are described; otherwise only those that are data.
     pub(super) objects: bool,
     /// The next byte to read.
     pub(super) at: usize,
@@ -38,7 +38,8 @@ impl<'a> Reader<'a> {
     /// Reads to the end of the pickle: all values, and the one that it was made of.
     pub(super) fn run(&mut self) -> Outcome<(Vec<Value<'a>>, Id)> {
         let first = self.bytes.get(self.at);
-        if first != Some(&0x80) {
+        // Protocols 0 and 1 begin with whatever they hold.
+        if first.is_none_or(|&first| self.objects && first != 0x80) {
             return self.fail("first byte", "0x80, a pickle of protocol 2 to 5", format!("{first:02x?}"));
         }
         while !self.step()? {}
@@ -107,7 +108,7 @@ impl<'a> Reader<'a> {
         self.text(n)
     }
 
-    fn push_id(&mut self, id: Id) -> Outcome<()> {
+    pub(super) fn push_id(&mut self, id: Id) -> Outcome<()> {
         if self.stack.len() >= MAX_VALUES {
             return self.fail("stack", format!("at most {MAX_VALUES} values"), "more");
         }
@@ -162,7 +163,7 @@ impl<'a> Reader<'a> {
                 Ok(())
             }
             // The contents of an object are its own affair.
-            Value::Call { plain, .. } => {
+            Value::Call { plain, .. } if self.objects => {
                 *plain = false;
                 Ok(())
             }
@@ -178,7 +179,7 @@ impl<'a> Reader<'a> {
                 dict.extend(pairs);
                 Ok(())
             }
-            (Value::Call { plain, .. }, Some(_)) => {
+            (Value::Call { plain, .. }, Some(_)) if self.objects => {
                 *plain = false;
                 Ok(())
             }
@@ -187,7 +188,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn remember(&mut self, key: u64) -> Outcome<()> {
+    pub(super) fn remember(&mut self, key: u64) -> Outcome<()> {
         let id = self.top()?;
         match u32::try_from(key) {
             Ok(key) if self.memo.len() < MAX_VALUES => {
@@ -198,7 +199,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn recall(&mut self, key: u64) -> Outcome<()> {
+    pub(super) fn recall(&mut self, key: u64) -> Outcome<()> {
         match u32::try_from(key).ok().and_then(|key| self.memo.get(&key)) {
             Some(&id) => self.push_id(id),
             None => self.fail("memo", "an index stored before", key.to_string()),
@@ -212,11 +213,12 @@ impl<'a> Reader<'a> {
         if op == b'.' {
             return Ok(true);
         }
-        if !(self.control(op)? || self.leaf(op)? || self.container(op)?) {
-            if !self.objects {
-                return self.unknown(op);
+        let lines = !self.objects && self.line_leaf(op)?;
+        if !(lines || self.control(op)? || self.leaf(op)? || self.container(op)?) {
+            match self.objects {
+                true => self.object(op)?,
+                false => self.inert(op)?,
             }
-            self.object(op)?;
         }
         Ok(false)
     }

@@ -1,8 +1,9 @@
 //! A pickle reader that can execute nothing.
 //!
 //! [`read`] knows the opcodes that build plain data (dict, list, tuple, text, bytes, numbers, booleans, None) in
-//! protocols 2 to 5, and refuses every opcode that would name or call Python code, by name and byte offset.
-//! [`read_objects`] also accepts the opcodes with which checkpoints name and call such code, and answers them with
+//! protocols 0 to 5, and a short list of names that stand for data too: numbers and arrays of numpy, ordered dicts, dicts
+//! with defaults (`inert`). It refuses every other name and call, by name and byte offset.
+//! [`read_objects`], which checkpoints are read with, also accepts the opcodes with which they name and call code, and answers them with
 //! *descriptions*: [`Value::Global`] is two words, [`Value::Call`] says that something would have been called with
 //! something. There is no table in which a name could be looked up and no function that could be called; who reads the
 //! result decides which descriptions it understands, and the rest stays inert.
@@ -10,6 +11,7 @@
 //! Values live in a flat arena and refer to each other by index: sharing and cycles cost nothing, depth costs no stack,
 //! and the memory used is at most a constant times the file's length and never above what [`MAX_VALUES`] values take.
 
+mod inert;
 mod machine;
 mod objects;
 
@@ -25,8 +27,8 @@ pub const MAX_DEPTH: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Id(u32);
 
-/// A value; text and bytes lie in the file's own bytes. The variants from [`Long`](Value::Long) on come from
-/// [`read_objects`] only.
+/// A value; text and bytes lie in the file's own bytes. [`Global`](Value::Global) and [`Call`](Value::Call) that come
+/// from [`read`] are of data, the other variants from [`Long`](Value::Long) on come from [`read_objects`] only.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'a> {
     /// Python's `None`.
@@ -39,6 +41,8 @@ pub enum Value<'a> {
     Float(f64),
     /// UTF-8 text.
     Str(&'a str),
+    /// Text that is written otherwise in the file: protocol 0 escapes it. See [`Pickle::text`].
+    Text(String),
     /// Bytes that need not be text.
     Bytes(&'a [u8]),
     /// The items of a list, in order.
@@ -64,6 +68,8 @@ pub enum Value<'a> {
         args: Id,
         /// Whether that is all: a call of a function, and nothing put into its result afterwards.
         plain: bool,
+        /// What it was then told to be, in the data that [`read`] takes.
+        state: Option<Id>,
         /// Byte offset of the opcode.
         offset: usize,
     },
@@ -109,6 +115,15 @@ impl<'a> Pickle<'a> {
         }
     }
 
+    /// The text, if `id` is one.
+    pub fn text(&self, id: Id) -> Option<&str> {
+        match self.get(id) {
+            Value::Str(text) => Some(text),
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The elements, if `id` is a tuple.
     pub fn tuple(&self, id: Id) -> Option<&[Id]> {
         match self.get(id) {
@@ -139,10 +154,10 @@ impl fmt::Display for PickleError {
 
 impl std::error::Error for PickleError {}
 
-/// Reads a pickle of plain data; nothing may follow its end.
+/// Reads a pickle of data; nothing may follow its end.
 ///
 /// # Errors
-/// If an opcode is refused or unknown, the bytes end early or go on, text is not UTF-8, an integer exceeds 64 bits, the
+/// If a name, a call or an opcode is refused or unknown, the bytes end early or go on, text is not UTF-8, an integer exceeds 64 bits, the
 /// stack does not hold what an opcode needs, or a limit is exceeded.
 pub fn read(bytes: &[u8]) -> Result<Pickle<'_>, PickleError> {
     let mut reader = Reader::new(bytes, 0, false);

@@ -29,19 +29,9 @@ impl<'a> Reader<'a> {
     /// Executes an opcode that plain data does not need; what would be code becomes a description of it.
     pub(super) fn object(&mut self, op: u8) -> Outcome<()> {
         match op {
-            b'c' => {
-                let module = self.line()?;
-                let name = self.line()?;
+            b'c' | 0x93 => {
+                let (module, name) = self.name(op)?;
                 self.push(Value::Global { module, name })
-            }
-            0x93 => {
-                let (name, module) = (self.pop()?, self.pop()?);
-                match (&self.values[module.0 as usize], &self.values[name.0 as usize]) {
-                    (&Value::Str(module), &Value::Str(name)) if module.len().max(name.len()) <= MAX_NAME => {
-                        self.push(Value::Global { module, name })
-                    }
-                    _ => self.fail("STACK_GLOBAL", format!("two texts of at most {MAX_NAME} bytes"), "other values"),
-                }
             }
             b'Q' => {
                 let id = self.pop()?;
@@ -59,7 +49,7 @@ impl<'a> Reader<'a> {
                 // Only functions are called plainly; the other two make objects.
                 let plain = op == b'R';
                 let empty_dict = plain && items.is_empty() && self.is_ordered_dict(callee);
-                let call = Value::Call { callee, args, plain, offset: self.opcode };
+                let call = Value::Call { callee, args, plain, state: None, offset: self.opcode };
                 self.push(if empty_dict { Value::Dict(Vec::new()) } else { call })
             }
             b'b' => {
@@ -94,6 +84,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Module and name of what GLOBAL or STACK_GLOBAL, which `op` is, would look up.
+    pub(super) fn name(&mut self, op: u8) -> Outcome<(&'a str, &'a str)> {
+        if op == b'c' {
+            return Ok((self.line("name", MAX_NAME)?, self.line("name", MAX_NAME)?));
+        }
+        let (name, module) = (self.pop()?, self.pop()?);
+        match (&self.values[module.0 as usize], &self.values[name.0 as usize]) {
+            (&Value::Str(module), &Value::Str(name)) if module.len().max(name.len()) <= MAX_NAME => Ok((module, name)),
+            _ => self.fail("STACK_GLOBAL", format!("two texts of at most {MAX_NAME} bytes"), "other values"),
+        }
+    }
+
     fn is_ordered_dict(&self, id: Id) -> bool {
         self.values[id.0 as usize] == Value::Global { module: "collections", name: "OrderedDict" }
     }
@@ -114,16 +116,22 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A name that ends with its line.
-    fn line(&mut self) -> Outcome<&'a str> {
+    /// A line of at most `longest` bytes of UTF-8, which is a `what`.
+    pub(super) fn line(&mut self, what: &'static str, longest: usize) -> Outcome<&'a str> {
+        let text = std::str::from_utf8(self.line_bytes(what, longest)?);
+        text.or_else(|_| self.fail(what, "a line of UTF-8", "other bytes"))
+    }
+
+    /// The same, of any bytes.
+    pub(super) fn line_bytes(&mut self, what: &'static str, longest: usize) -> Outcome<&'a [u8]> {
         let rest = &self.bytes[self.at..];
-        let length = rest.iter().take(MAX_NAME + 1).position(|&b| b == b'\n');
-        match length.map(|n| (n, std::str::from_utf8(&rest[..n]))) {
-            Some((n, Ok(text))) => {
+        let longest = longest.min(rest.len());
+        match rest[..longest.saturating_add(1).min(rest.len())].iter().position(|&b| b == b'\n') {
+            Some(n) => {
                 self.at += n + 1;
-                Ok(text)
+                Ok(&rest[..n])
             }
-            _ => self.fail("name", format!("a line of at most {MAX_NAME} bytes of UTF-8"), "none"),
+            None => self.fail(what, format!("a line of at most {longest} bytes"), "none"),
         }
     }
 }

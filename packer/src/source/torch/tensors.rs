@@ -1,6 +1,6 @@
 //! From a pickle's descriptions to tensors.
 //!
-//! The allow-list is this file: five calls and the storages are understood, by their names, and everything else stays
+//! The allow-list is this file: six calls and the storages are understood, by their names, and everything else stays
 //! what it is, a description. A tensor below an object that is not understood cannot be reached.
 
 use super::super::pickle::{Id, Pickle, Value};
@@ -32,6 +32,18 @@ pub(super) struct StorageId<'a> {
     pub count: usize,
     /// Offset and number of elements of the part that is meant; only in the legacy format.
     pub part: Option<(usize, usize)>,
+}
+
+/// Functions of `torch._utils` that make tensors; the last makes one of a tensor.
+const REBUILD: [&str; 4] = ["_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"];
+
+/// The type of elements that a tensor names itself, since its storage does not: those that torch got last.
+fn plain_type(module: &str, name: &str) -> Option<Dtype> {
+    match (module, name) {
+        ("torch", "float8_e4m3fn") => Some(Dtype::F8_E4M3),
+        ("torch", "float8_e5m2") => Some(Dtype::F8_E5M2),
+        _ => None,
+    }
 }
 
 /// Type and size of a storage's elements, by the name of its class.
@@ -172,7 +184,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 }
                 Ok(())
             }
-            &Value::Call { callee, args, plain, offset } => self.call(callee, args, plain, offset, depth),
+            &Value::Call { callee, args, plain, offset, .. } => self.call(callee, args, plain, offset, depth),
             &Value::Global { module, name } => {
                 self.object("the name", module, name);
                 Ok(())
@@ -249,9 +261,12 @@ impl<'p, 'a> Walk<'p, 'a> {
         let name = self.pickle.global(callee);
         let items = self.pickle.tuple(args).unwrap_or_default();
         match name {
-            Some(("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_parameter")) if plain => {
+            Some(("torch._utils", function)) if plain && REBUILD.contains(&function) => {
                 let place = |fault: Fault, name: &str| fault.inside(&format!("byte {offset}: {}", shown(name)));
-                let view = self.tensor(callee, items).map_err(|e| place(e, &self.name))?;
+                let Some(view) = self.tensor(callee, items).map_err(|e| place(e, &self.name))? else {
+                    self.object("a tensor of a type that is not read", "", "");
+                    return Ok(());
+                };
                 self.insert(view).map_err(|e| place(e, &self.name))
             }
             // Python 2 gives an OrderedDict its entries as a list of lists.
@@ -272,9 +287,22 @@ impl<'p, 'a> Walk<'p, 'a> {
         }
     }
 
-    /// The tensor that a call with `items` would rebuild.
-    fn tensor(&self, callee: Id, items: &[Id]) -> Outcome<View> {
+    /// The tensor that a call with `items` would rebuild; none if its elements are of a type that is not known.
+    fn tensor(&self, callee: Id, items: &[Id]) -> Outcome<Option<View>> {
         match self.pickle.global(callee) {
+            Some((_, "_rebuild_tensor_v3")) => {
+                let [storage, offset, size, stride, _, _, dtype, rest @ ..] = items else {
+                    return fault(
+                        "tensor",
+                        "storage, offset, size, stride and type",
+                        format!("{} arguments", items.len()),
+                    );
+                };
+                let Some(dtype) = self.pickle.global(*dtype).and_then(|(module, name)| plain_type(module, name)) else {
+                    return Ok(None);
+                };
+                self.view(&[*storage, *offset, *size, *stride], rest.first(), Some(dtype)).map(Some)
+            }
             Some((_, "_rebuild_parameter")) => {
                 let Some(&Value::Call { callee, args, plain: true, .. }) = items.first().map(|i| self.pickle.get(*i))
                 else {
@@ -282,25 +310,24 @@ impl<'p, 'a> Walk<'p, 'a> {
                 };
                 let items = self.pickle.tuple(args).unwrap_or_default();
                 match self.pickle.global(callee) {
-                    Some(("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2")) => self.view(items),
+                    Some(("torch._utils", name)) if REBUILD[..3].contains(&name) => self.tensor(callee, items),
                     _ => fault("parameter", "a tensor as its data", "another object"),
                 }
             }
-            _ => self.view(items),
+            _ => self.view(items, items.get(6), None).map(Some),
         }
     }
 
-    /// Of the arguments storage, offset, size, stride, requires_grad, backward_hooks and metadata, the last three may
-    /// lack.
-    fn view(&self, items: &[Id]) -> Outcome<View> {
-        let [storage, offset, size, stride, rest @ ..] = items else {
+    /// The elements that storage, offset, size and stride mean, of type `dtype` if it is not the storage's.
+    fn view(&self, items: &[Id], metadata: Option<&Id>, dtype: Option<Dtype>) -> Outcome<View> {
+        let [storage, offset, size, stride, ..] = items else {
             return fault("tensor", "storage, offset, size and stride", format!("{} arguments", items.len()));
         };
         let Some(storage) = self.storages.get(storage) else {
             return fault("tensor", "a storage", "another value");
         };
         // A conjugated or negated view has its sign beside its elements.
-        match rest.get(2).map(|metadata| self.pickle.get(*metadata)) {
+        match metadata.map(|metadata| self.pickle.get(*metadata)) {
             None | Some(Value::None) => {}
             Some(Value::Dict(bits)) if bits.is_empty() => {}
             Some(_) => return fault("tensor", "no metadata; save x.resolve_neg() instead", "some"),
@@ -310,7 +337,8 @@ impl<'p, 'a> Walk<'p, 'a> {
         else {
             return fault("tensor", "whole numbers as offset, size and stride", "other values");
         };
-        View::strided(storage, *offset, &size, &stride).map_err(|(expected, got)| Fault {
+        let own = dtype.map(|dtype| Storage { dtype, size: dtype.bitsize() / 8, bytes: storage.bytes.clone() });
+        View::strided(own.as_ref().unwrap_or(storage), *offset, &size, &stride).map_err(|(expected, got)| Fault {
             place: "tensor".into(),
             expected,
             got,
