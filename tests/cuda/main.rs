@@ -5,6 +5,7 @@ mod cost;
 mod elementwise;
 mod extents;
 mod kept;
+mod modules;
 mod norms;
 mod ops;
 mod pipeline;
