@@ -4,6 +4,7 @@ mod attention;
 mod cost;
 mod elementwise;
 mod extents;
+mod gpu_check;
 mod kept;
 mod modules;
 mod norms;
