@@ -9,7 +9,7 @@ use crate::float::narrow;
 use crate::types::Round;
 
 /// A generation of tensor cores.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TensorCores {
     /// Compute capability 8.0 to 8.9: groups of 8 products of f16 or 4 of tf32, cut off 24 bits below the largest.
     #[default]
