@@ -115,7 +115,9 @@ check() {
     [ "$limit" -le "$left" ] || limit=$left
     timeout -k 5 "$limit" bash "${BASH_SOURCE[0]}" --part "$name" >"$OUT/$name.log" 2>&1
     status=$?
-    reason=$(grep -v '^ *$' "$OUT/$name.log" | tail -n 1 | cut -c 1-200)
+    # What a test says when it fails, else the last line.
+    reason=$(grep -A 1 'panicked at' "$OUT/$name.log" || grep -v '^ *$' "$OUT/$name.log")
+    reason=$(tail -n 1 <<<"$reason" | cut -c 1-200)
     case $status in
         0) echo "$name ok in $((SECONDS - begin)) s" ;;
         "$SKIPPED") echo "$name skipped: $reason" ;;
