@@ -8,7 +8,8 @@
 # The second machine needs this repository, gpu_check.bin (at most 60 MB) and an NVIDIA driver: no cargo, no network.
 # Each part is a process of its own with a time limit of its own, so that one that hangs or loses the device takes no
 # other along. Logs, the alphabet as the device draws it, and summary.txt go to $OUT [./gpu_check]. Compiled kernels and
-# models made up stay in $WORK [/tmp/aquatint-gpu-check] for another try. $BUDGET [570] bounds the seconds of all.
+# models made up stay in $WORK [/tmp/aquatint-gpu-check] for another try. $BUDGET [570] bounds the seconds of all; $BIN is
+# another folder for the programs, $PROFILE [release] cargo's profile for the two that are timed.
 #
 # Ends with 0 if no part failed, 1 if one did, 2 without a device or programs.
 set -uo pipefail
@@ -18,6 +19,7 @@ BIN=${BIN:-$root/gpu_check.bin}
 OUT=${OUT:-./gpu_check}
 WORK=${WORK:-/tmp/aquatint-gpu-check}
 BUDGET=${BUDGET:-570}
+PROFILE=${PROFILE:-release}
 DEVICE=cuda:0
 # A part that ends so was skipped; the last line of its log says why.
 SKIPPED=77
@@ -52,18 +54,29 @@ END
 
 # The driver's own list, and ours.
 devices() {
+    ldconfig -p 2>/dev/null | grep libcuda
     if command -v nvidia-smi >/dev/null; then nvidia-smi; else echo "no nvidia-smi"; fi
     "$BIN/aquatint" --list-devices | tee "$WORK/devices"
     grep -q "^$DEVICE " "$WORK/devices" && ! grep -q "^$DEVICE .*unfit" "$WORK/devices"
 }
 
-# Tests by name, in one process, with what they print.
+# Tests by name, in one process, with what they print. A kernel that faults takes the device from all that come after it
+# in the process, so after a failure each is tried alone.
 cases() {
-    REQUIRE_CUDA=1 "$BIN/cuda-tests" --exact "$@" --nocapture --test-threads=1 | tee "$WORK/cases"
-    local status=${PIPESTATUS[0]}
+    if together "$@"; then return; fi
+    local name
+    if [ $# -gt 1 ]; then
+        for name in "$@"; do
+            if together "$name"; then echo "alone: $name ok"; else echo "alone: $name failed"; fi
+        done
+    fi
+    return 1
+}
+
+together() {
+    REQUIRE_CUDA=1 "$BIN/cuda-tests" --exact "$@" --nocapture --test-threads=1 2>&1 | tee "$WORK/cases"
     # A name that no test has runs nothing and succeeds.
     grep -q "^test result: ok. $# passed" "$WORK/cases" || { echo "not all of $# tests ran and passed"; return 1; }
-    return "$status"
 }
 
 draw_letters() {
@@ -95,13 +108,14 @@ memcheck() {
 build() {
     cd "$root" || return 1
     mkdir -p "$BIN"
-    cargo build --release --bin aquatint -p aquatint && cargo build --release -p packer || return 1
-    local target=${CARGO_TARGET_DIR:-target} tests
+    cargo build --profile "$PROFILE" --bin aquatint --bin packer || return 1
+    local target=${CARGO_TARGET_DIR:-target}/$PROFILE tests
+    [ "$PROFILE" != dev ] || target=${CARGO_TARGET_DIR:-target}/debug
     tests=$(cargo test -p aquatint --test cuda --no-run --message-format=json |
         sed -n 's/.*"name":"cuda".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
     [ -n "$tests" ] || { echo "cargo names no test program"; return 1; }
     strip -o "$BIN/cuda-tests" "$tests" || return 1
-    strip -o "$BIN/aquatint" "$target/release/aquatint" && strip -o "$BIN/packer" "$target/release/packer" || return 1
+    strip -o "$BIN/aquatint" "$target/aquatint" && strip -o "$BIN/packer" "$target/packer" || return 1
     local bytes
     bytes=$(cat "$BIN"/* | wc -c)
     echo "$BIN: $bytes bytes"

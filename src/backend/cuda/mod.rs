@@ -170,7 +170,8 @@ pub struct CudaSizing {
 }
 
 impl CudaSizing {
-    /// Bytes of device memory for a file with `data` bytes of tensors and programs with arenas of at most `arena`.
+    /// Bytes of device memory for a file with `data` bytes of tensors and programs with arenas of at most `arena`: all that
+    /// the back end allocates. The driver takes some beside it, for its context, compiled kernels and recorded steps.
     pub fn device_bytes(data: usize, arena: usize) -> usize {
         data + memory::allocation(arena)
     }
