@@ -89,7 +89,7 @@ fn integer_products() {
     }
 }
 
-/// A 3 x 3 convolution works out where each input lies: more instructions than a linear layer's.
+/// A 3 x 3 convolution works out where its inputs lie, at each tap.
 #[test]
 fn integer_convolutions() {
     let run = |channels: usize| {
@@ -102,7 +102,7 @@ fn integer_convolutions() {
         b.op(Op::Conv2d(Conv2d { x, weight, bias: None, sampling, shift: None, residual: None }));
         stats(b, channels, Element::F16, "conv_i8_table")
     };
-    judge("conv_i8_table w4", run, 1.5, 8.0, 50.0);
+    judge("conv_i8_table w4", run, 1.5, 5.5, 58.0);
 }
 
 #[test]
