@@ -119,13 +119,20 @@ DEVICE void product(const FloatProductArgs &a) {
         rows |= (m0 + thread / 4 + 64 * i < a.y.rows ? 1u : 0u) << i;
         if constexpr (CONV) pixels[i] = pixel_of(a.window, m0 + thread / 4 + 64 * i);
     }
-    auto advance_tap = [&] {
+    int under_tap[2] = {}; // the input pixels under the tap, or -1; found anew when the tap is another
+    auto advance_tap = [&](bool moved) {
         while (of >= channels) {
             of -= channels;
             tap++;
+            moved = true;
+        }
+        if constexpr (CONV) {
+            if (!moved || !by_chunk) return;
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) under_tap[i] = (rows >> i & 1) && tap < 9 ? under(a.window, pixels[i], tap) : -1;
         }
     };
-    advance_tap();
+    advance_tap(true);
     const u32 channel = thread / 2;
     const u16 *table = tables + (channel << w.bits);
 
@@ -136,9 +143,8 @@ DEVICE void product(const FloatProductArgs &a) {
             if (!by_chunk) {
                 gather<CONV>(a, x, m0 + thread / 4 + 64 * i, pixels[i], tap, of, reinterpret_cast<u16 *>(shared + to));
             } else if constexpr (CONV) {
-                const int under_tap = (rows >> i & 1) && tap < 9 ? under(a.window, pixels[i], tap) : -1;
-                const u64 pixel = static_cast<u64>(under_tap < 0 ? 0 : under_tap);
-                copy_async(shared_at + to, x + (pixel * channels + of) * 2, under_tap >= 0);
+                const u32 pixel = max(under_tap[i], 0);
+                copy_async(shared_at + to, x + (static_cast<u64>(pixel) * channels + of) * 2, under_tap[i] >= 0);
             } else {
                 copy_async(shared_at + to, from_x + i * row_step, (rows >> i & 1) && k < channels);
             }
@@ -147,7 +153,7 @@ DEVICE void product(const FloatProductArgs &a) {
         k += INPUTS;
         of += INPUTS;
         from_x += INPUTS * 2;
-        if (CONV || !by_chunk) advance_tap();
+        if (CONV || !by_chunk) advance_tap(false);
     };
     auto fetch = [&](int stage) { return fetch_16(w, n0 + channel, stage * INPUTS + thread % 2 * 16); };
     auto decode_stage = [&](int stage, const Raw &raw) {

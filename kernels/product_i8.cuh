@@ -162,13 +162,18 @@ DEVICE void product(const IntegerProductArgs &a) {
         rows |= (m0 + thread / 4 + 32 * i < a.y.rows ? 1u : 0u) << i;
         if constexpr (CONV) pixels[i] = pixel_of(a.window, m0 + thread / 4 + 32 * i);
     }
-    auto advance_tap = [&] {
+    int under_tap[4] = {}; // the input pixels under the tap, or -1; found anew when the tap is another
+    auto advance_tap = [&](bool moved) {
         while (of >= a.window.channels) {
             of -= a.window.channels;
             tap++;
+            moved = true;
         }
+        if (!moved || !by_chunk) return;
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) under_tap[i] = (rows >> i & 1) && tap < 9 ? under(a.window, pixels[i], tap) : -1;
     };
-    if constexpr (CONV) advance_tap();
+    if constexpr (CONV) advance_tap(true);
 
     constexpr int low_bits = Planes<BITS>::low, high_bits = Planes<BITS>::high;
     const u32 channel = n0 + thread;
@@ -194,9 +199,8 @@ DEVICE void product(const IntegerProductArgs &a) {
             if constexpr (!CONV) {
                 copy_async(at + to, from_x + i * row_step, (rows >> i & 1) && k < a.x.row_bytes);
             } else if (by_chunk) {
-                const int under_tap = (rows >> i & 1) && tap < 9 ? under(a.window, pixels[i], tap) : -1;
-                copy_async(at + to, x + static_cast<u64>(under_tap < 0 ? 0 : under_tap) * a.x.row_bytes + of,
-                           under_tap >= 0);
+                const u32 pixel = max(under_tap[i], 0);
+                copy_async(at + to, x + static_cast<u64>(pixel) * a.x.row_bytes + of, under_tap[i] >= 0);
             } else {
                 gather(a, x, m0 + thread / 4 + 32 * i, pixels[i], tap, of, shared + slot + to);
             }
@@ -216,7 +220,7 @@ DEVICE void product(const IntegerProductArgs &a) {
         from_x += INPUTS;
         if constexpr (CONV) {
             of += INPUTS;
-            advance_tap();
+            advance_tap(false);
         }
         from_low += low * 256;
         low_left = low_left > low ? low_left - low : 0;

@@ -53,7 +53,10 @@ const BASELINE: (u32, u32) = (7, 0);
 /// The lowest PTX ISA version that `ptx` can claim.
 pub fn version(ptx: &str) -> (u32, u32) {
     let code: String = ptx.lines().map(|line| line.split("//").next().unwrap_or("")).collect::<Vec<_>>().join("\n");
-    FEATURES.iter().filter(|(feature, _)| mentions(&code, feature)).map(|f| f.1).fold(BASELINE, Ord::max)
+    let features = FEATURES.iter().filter(|(feature, _)| mentions(&code, feature)).map(|f| f.1);
+    // Bytes of which one factor has a sign came to `wgmma` later than to `mma`.
+    let mixed = |line: &str| mentions(line, "wgmma") && (line.contains(".s8.u8") || line.contains(".u8.s8"));
+    features.chain(code.lines().any(mixed).then_some((8, 4))).fold(BASELINE, Ord::max)
 }
 
 /// Whether `feature` stands in `code`, not merely as a part of a longer word.

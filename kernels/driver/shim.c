@@ -15,6 +15,11 @@
 #define NOT_FOUND 500
 #define UNKNOWN 999
 
+/* Before each path of the driver; a test puts a folder there. */
+#ifndef ROOT
+#define ROOT ""
+#endif
+
 #if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__)) && defined(__LP64__)
 
 #include <dlfcn.h>
@@ -56,7 +61,11 @@ static int no_entry(void) { return NOT_FOUND; }
 
 static void open_library(void)
 {
-    static const char *const paths[] = {"libcuda.so.1", "libcuda.so", "/usr/lib/wsl/lib/libcuda.so.1"};
+    /* By name first; then where WSL and the images of container services put it without telling the loader. */
+    static const char *const paths[] = {
+        ROOT "libcuda.so.1", ROOT "libcuda.so", ROOT "/usr/lib/wsl/lib/libcuda.so.1",
+        ROOT "/usr/local/nvidia/lib64/libcuda.so.1",
+    };
     for (size_t i = 0; i < sizeof paths / sizeof *paths && !library; i++)
         library = dlopen(paths[i], RTLD_NOW | RTLD_LOCAL);
 }

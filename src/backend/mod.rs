@@ -24,6 +24,9 @@ pub struct Call {
     pub step: usize,
 }
 
+/// What tells the time to a back end whose work has no clock of its own.
+pub type Clock = fn() -> std::time::Instant;
+
 /// What a memory plan must know of a back end.
 pub trait MemoryRules {
     /// How values that may be narrow are stored.
@@ -42,6 +45,8 @@ pub trait Backend: MemoryRules {
     type Arena;
     /// A tensor made ready for use; for the CPU, the file's own bytes.
     type Weight<'a>: Copy;
+    /// A moment in the work issued.
+    type Mark;
 
     /// The instruction set or device, for reports.
     fn name(&self) -> String;
@@ -61,6 +66,10 @@ pub trait Backend: MemoryRules {
     /// Called once per bind with every op that will run, before the first does: the place to size private memory.
     fn prepare<'a, T: 'a>(&self, ops: impl Iterator<Item = &'a OpArgs<T>>);
 
+    /// Called once per bind, when there is an arena: readies the code that ops need. `body` issues every op that will run,
+    /// and none of them is run by it.
+    fn load(&self, arena: &mut Self::Arena, body: impl FnOnce(&Self, &mut Self::Arena)) -> Result<()>;
+
     /// Copies floats into the arena, starting at byte `at`.
     fn write_f32(&self, arena: &mut Self::Arena, at: usize, data: &[f32]) -> Result<()>;
     /// Copies integers into the arena, starting at byte `at`.
@@ -73,6 +82,13 @@ pub trait Backend: MemoryRules {
     }
     /// Returns when everything issued before is done.
     fn wait(&self) -> Result<()>;
+
+    /// Marks the end of what was issued so far. `clock` is asked where ops are done when they return.
+    fn mark(&self, clock: Clock) -> Result<Self::Mark>;
+    /// Moves a mark to the end of what was issued so far.
+    fn move_mark(&self, mark: &mut Self::Mark, clock: Clock) -> Result<()>;
+    /// Seconds from one mark to a later one. Waits for the later.
+    fn between(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64>;
 
     /// Announces the call that the ops issued next belong to; they find their operands by it.
     fn begin(&self, arena: &mut Self::Arena, call: Call) -> Result<()>;

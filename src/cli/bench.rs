@@ -11,7 +11,7 @@ use aquatint::raw::backend::cuda::device::{self, WeightPath};
 use aquatint::raw::backend::cuda::driver::Driver;
 use aquatint::raw::exec::{Executor, PromptInputs};
 use aquatint::raw::plan::Binding;
-use aquatint::raw::program::{Dims, InputKind, Program, Rate, Role};
+use aquatint::raw::program::{Dims, InputKind, Program, Role};
 use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::json;
@@ -40,6 +40,9 @@ pub struct Bench {
     device: Device,
 }
 
+/// Calls that are queued on a device before one whose ops are timed.
+const AHEAD: usize = 3;
+
 /// Times of one program.
 struct Times {
     bind: f64,
@@ -49,6 +52,8 @@ struct Times {
     calls: Vec<f64>,
     /// What each kind of op took in one more call, slowest first.
     ops: Vec<(String, Work)>,
+    /// What every op's time holds beside the op: the time between two marks.
+    mark: f64,
 }
 
 /// What ops of a kind did together in one call.
@@ -107,11 +112,13 @@ impl Bench {
         uploads: &[(WeightPath, f64)],
     ) -> Result<()> {
         let name = with_threads(backend);
+        // A device is kept busy while an op is timed; the processor has nothing queued.
+        let ahead = if uploads.is_empty() { 0 } else { AHEAD };
         let ceilings = backend.ceilings()?;
-        let denoiser = self.time(backend, model, Role::Denoiser, self.batch_size)?;
+        let denoiser = self.time(backend, model, Role::Denoiser, self.batch_size, ahead)?;
         let step = self.step(backend, model)?;
         let undecoded = self.no_decode || !model.decoder;
-        let decoder = if undecoded { None } else { Some(self.time(backend, model, Role::VaeDecoder, 1)?) };
+        let decoder = if undecoded { None } else { Some(self.time(backend, model, Role::VaeDecoder, 1, ahead)?) };
         if self.json {
             let show = |t: &Times| {
                 let ops: BTreeMap<_, _> = t.ops.iter().map(|(op, w)| (op, w.seconds)).collect();
@@ -119,7 +126,7 @@ impl Bench {
                     t.ops.iter().map(|(op, w)| (op, json!({ "operations": w.operations, "bytes": w.bytes }))).collect();
                 json!({
                     "bind": t.bind, "first": t.first, "median": t.median(), "best": t.calls[0],
-                    "ops": ops, "work": work,
+                    "ops": ops, "work": work, "mark": t.mark,
                 })
             };
             say_json(&json!({
@@ -161,6 +168,9 @@ impl Bench {
                 let (ms, share) = (w.seconds * 1e3, 100.0 * w.seconds / total);
                 say(format_args!("  {op:<22} {ms:9.3} ms  {share:5.1} %  {}", w.rate()));
             }
+            if ahead > 0 {
+                say(format_args!("  each op's time holds a mark's, {:.2} us", t.mark * 1e6));
+            }
         }
         Ok(())
     }
@@ -192,6 +202,7 @@ impl Bench {
         model: &Model<'_, model::Bytes>,
         role: Role,
         batch: usize,
+        ahead: usize,
     ) -> Result<Times> {
         let [height, width] = model.latents.size;
         let conditions = if model.conditional() { batch.min(2) } else { 1 };
@@ -245,23 +256,15 @@ impl Bench {
         calls.sort_by(f64::total_cmp);
         let program = executor.program();
         let mut by_op: BTreeMap<String, Work> = BTreeMap::new();
-        let mut last = Instant::now();
-        executor.observe(self.repeat, |seen| {
-            let now = Instant::now();
-            if seen.rate != Rate::Loop {
-                last = now;
-                return Ok(());
-            }
-            let work = by_op.entry(kind(program, seen.node, seen.op)).or_default();
-            work.seconds += (now - last).as_secs_f64();
-            work.operations += seen.op.operations();
-            work.bytes += seen.op.bytes();
-            last = now;
-            Ok(())
+        let mark = executor.time(self.repeat, ahead, Instant::now, |timed| {
+            let work = by_op.entry(kind(program, timed.node, timed.op)).or_default();
+            work.seconds += timed.seconds;
+            work.operations += timed.op.operations();
+            work.bytes += timed.op.bytes();
         })?;
         let mut ops: Vec<_> = by_op.into_iter().collect();
         ops.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
-        Ok(Times { bind, first, calls, ops })
+        Ok(Times { bind, first, calls, ops, mark })
     }
 }
 
@@ -273,8 +276,8 @@ fn uploads(index: usize, data: &[u8]) -> Result<Vec<(WeightPath, f64)>> {
     device.upload_weights(at, data)?;
     device.wait()?;
     let mut rates = Vec::new();
-    for path in [WeightPath::Locked, WeightPath::Ring] {
-        device.set_weight_path(path);
+    for &path in device.weight_paths() {
+        device.set_weight_path(path)?;
         let begin = Instant::now();
         device.upload_weights(at, data)?;
         device.wait()?;

@@ -131,7 +131,7 @@ pub fn list(as_json: bool) {
     let found = find_devices();
     if as_json {
         let (devices, reason) = match &found {
-            Ok(devices) => (devices.iter().map(describe).collect(), Value::Null),
+            Ok(devices) => (devices.iter().enumerate().map(describe).collect(), Value::Null),
             Err(e) => (vec![], json!(e.to_string())),
         };
         return say_json(&json!({ "cpu": { "isas": isas }, "cuda": { "devices": devices, "reason": reason } }));
@@ -139,26 +139,33 @@ pub fn list(as_json: bool) {
     say(format_args!("cpu     {}", isas.join(", ")));
     match found {
         Ok(devices) if devices.is_empty() => say("cuda    none: the driver sees no device"),
-        Ok(devices) => devices.iter().for_each(say_device),
+        Ok(devices) => devices.iter().enumerate().for_each(say_device),
         Err(e) => say(format_args!("cuda    none: {e}")),
     }
 }
 
-fn say_device(device: &DeviceInfo) {
-    let (DeviceInfo { index, name, memory, .. }, (major, minor)) = (device, device.capability);
+fn say_device((index, device): (usize, &Result<DeviceInfo>)) {
+    let device = match device {
+        Ok(device) => device,
+        Err(e) => return say(format_args!("cuda:{index}  unfit: {e}")),
+    };
+    let (DeviceInfo { name, memory, .. }, (major, minor)) = (device, device.capability);
     let driver = format!("driver for CUDA {}.{}", device.driver.0, device.driver.1);
     let unfit = device.check().err().map_or(String::new(), |e| format!("; unfit: {e}"));
     say(format_args!("cuda:{index}  {name}, sm_{major}{minor}, {}, {driver}{unfit}", bytes(*memory)));
 }
 
-fn describe(device: &DeviceInfo) -> Value {
+fn describe((index, device): (usize, &Result<DeviceInfo>)) -> Value {
     let dotted = |(major, minor): (i32, i32)| format!("{major}.{minor}");
-    json!({
-        "index": device.index,
-        "name": device.name,
-        "capability": dotted(device.capability),
-        "memory_bytes": device.memory,
-        "driver": dotted(device.driver),
-        "reason": device.check().err().map(|e| e.to_string()),
-    })
+    match device {
+        Err(e) => json!({ "index": index, "reason": e.to_string() }),
+        Ok(device) => json!({
+            "index": index,
+            "name": device.name,
+            "capability": dotted(device.capability),
+            "memory_bytes": device.memory,
+            "driver": dotted(device.driver),
+            "reason": device.check().err().map(|e| e.to_string()),
+        }),
+    }
 }

@@ -23,8 +23,10 @@
 
 mod issue;
 mod observe;
+mod time;
 
 pub use observe::{Seen, SeenCodes};
+pub use time::Timed;
 
 use crate::backend::args::{ModelInputArgs, SamplerStepArgs, Slot};
 use crate::backend::{Backend, Call, MemoryRules};
@@ -151,7 +153,10 @@ impl<'m, B: Backend> Executor<'m, B> {
             }
         }
         backend.prepare(plan.ops.iter().flatten().map(|p| &p.op));
-        let arena = backend.arena(plan.arena)?;
+        let mut arena = backend.arena(plan.arena)?;
+        backend.load(&mut arena, |backend, arena| {
+            ops.iter().flatten().for_each(|planned| issue(backend, arena, &planned.op));
+        })?;
         let Binding { dims, calls, .. } = plan.binding;
         let identity: Vec<u32> = (0..dims.batch as u32).map(|i| i % dims.conditions as u32).collect();
         let staging = vec![0.0; plan.calls_per_fill * dims.conditions.max(2)];

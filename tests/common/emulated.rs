@@ -2,7 +2,7 @@
 
 use aquatint::raw::backend::cuda::driver::{Driver, MemoryInfo, args_bytes};
 use aquatint::{Error, Result};
-use ptx_emulator::{Launch, Memory, Module, Stats};
+use ptx_emulator::{Launch, Memory, Module, Stats, TensorCores};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,6 +16,7 @@ pub struct Emulated {
     captured: RefCell<Option<Vec<Recorded>>>,
     /// Seed of the order in which blocks and warps run.
     seed: Cell<u64>,
+    cores: TensorCores,
     /// Number of launches by kernel.
     pub launches: RefCell<BTreeMap<String, usize>>,
     /// What the last launch of each kernel did.
@@ -36,7 +37,8 @@ pub struct Recorded {
 }
 
 impl Emulated {
-    /// A device whose blocks and warps run in an order that `seed` decides.
+    /// A device whose blocks and warps run in an order that `seed` decides; tensor cores are Hopper's if it is even, else
+    /// Ampere's, whose sums are the worse ones.
     pub fn new(seed: u64) -> Self {
         Self::with_memory(seed, 1 << 32)
     }
@@ -48,6 +50,7 @@ impl Emulated {
             functions: RefCell::default(),
             captured: RefCell::default(),
             seed: Cell::new(seed),
+            cores: if seed.is_multiple_of(2) { TensorCores::Hopper } else { TensorCores::Ampere },
             launches: RefCell::default(),
             stats: RefCell::default(),
             total,
@@ -93,22 +96,26 @@ impl Emulated {
     }
 }
 
-/// Modules by name, parsed once per process.
-fn parsed(name: &str, ptx: &str) -> Result<Arc<Module>> {
-    static MODULES: OnceLock<Mutex<HashMap<String, Arc<Module>>>> = OnceLock::new();
+/// Modules by name and tensor cores, parsed once per process.
+type Parsed = HashMap<(String, TensorCores), Arc<Module>>;
+
+fn parsed(name: &str, ptx: &str, cores: TensorCores) -> Result<Arc<Module>> {
+    static MODULES: OnceLock<Mutex<Parsed>> = OnceLock::new();
     let mut modules = MODULES.get_or_init(Mutex::default).lock().unwrap();
-    if let Some(module) = modules.get(name) {
+    if let Some(module) = modules.get(&(name.to_owned(), cores)) {
         return Ok(module.clone());
     }
-    let module = Module::parse(ptx).map_err(|e| Error::device(format!("module {name}"), "known PTX", e))?;
-    Ok(modules.entry(name.into()).or_insert(Arc::new(module)).clone())
+    let mut module = Module::parse(ptx).map_err(|e| Error::device(format!("module {name}"), "known PTX", e))?;
+    module.set_tensor_cores(cores);
+    Ok(modules.entry((name.into(), cores)).or_insert(Arc::new(module)).clone())
 }
 
 impl Driver for Emulated {
     type Module = (Arc<Module>, String);
     type Function = usize;
     type Graph = Vec<Recorded>;
-    type Event = ();
+    /// How many kernels had run.
+    type Event = Cell<usize>;
 
     fn name(&self) -> String {
         "emulator".into()
@@ -136,7 +143,7 @@ impl Driver for Emulated {
 
     fn load(&self, name: &str, ptx: &str) -> Result<Self::Module> {
         assert!(self.captured.borrow().is_none(), "modules must not be loaded while work is captured");
-        Ok((parsed(name, ptx)?, ptx.into()))
+        Ok((parsed(name, ptx, self.cores)?, ptx.into()))
     }
 
     fn function(&self, (module, ptx): &Self::Module, name: &str, _: usize) -> Result<usize> {
@@ -183,24 +190,26 @@ impl Driver for Emulated {
         graph.iter().try_for_each(|launch| self.run(launch))
     }
 
-    fn mark(&self) -> Result<()> {
+    fn mark(&self) -> Result<Cell<usize>> {
+        Ok(Cell::new(self.launches.borrow().values().sum()))
+    }
+
+    fn move_mark(&self, event: &Cell<usize>) -> Result<()> {
+        event.set(self.mark()?.get());
         Ok(())
     }
 
-    fn move_mark(&self, (): &()) -> Result<()> {
+    fn mark_time(&self) -> Result<Cell<usize>> {
+        self.mark()
+    }
+
+    fn wait_for(&self, _: &Cell<usize>) -> Result<()> {
         Ok(())
     }
 
-    fn mark_time(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn wait_for(&self, (): &()) -> Result<()> {
-        Ok(())
-    }
-
-    fn elapsed(&self, (): &(), (): &()) -> Result<f64> {
-        Ok(0.0)
+    /// A kernel takes a second.
+    fn elapsed(&self, from: &Cell<usize>, to: &Cell<usize>) -> Result<f64> {
+        Ok((to.get() - from.get()) as f64)
     }
 
     fn wait(&self) -> Result<()> {

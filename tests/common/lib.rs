@@ -21,7 +21,9 @@ use aquatint::Result;
 use aquatint::raw::backend::Backend;
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::{Isa, avx2::Avx2, avx512::Avx512};
+use aquatint::raw::backend::cuda::MODULES;
 use aquatint::raw::backend::cuda::device::Device;
+use aquatint::raw::backend::cuda::driver::Driver;
 use aquatint::raw::codec::layout::pack;
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use aquatint::raw::exec::{Executor, PromptInputs};
@@ -32,6 +34,8 @@ use aquatint::raw::program::{Act, Dim, Dims, Input, InputKind, Node, Op, Pointwi
 use fastrand::Rng;
 use half::f16;
 use naive::{Array, Inputs};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use zerocopy::IntoBytes;
 
@@ -333,7 +337,18 @@ pub fn avx2() -> Option<Avx2> {
 }
 
 /// CUDA device 0. A missing one is skipped aloud, or fails where `REQUIRE_CUDA=1` promises it.
+///
+/// The first that a process opens stays open, with every module loaded: with the last one would go its context and all
+/// that the driver compiled, and be made anew for each of a thousand cases.
 pub fn device() -> Option<Device> {
+    static KEPT: Once = Once::new();
+    KEPT.call_once(|| {
+        if let Ok(device) = Device::open(0)
+            && device.load_all(MODULES).is_ok()
+        {
+            std::mem::forget(device);
+        }
+    });
     match Device::open(0) {
         Ok(device) => Some(device),
         Err(e) => {
@@ -342,6 +357,12 @@ pub fn device() -> Option<Device> {
             None
         }
     }
+}
+
+/// A path of this repository: where it was built, or where `AQUATINT_ROOT` says that it is now.
+pub fn repository(path: &str) -> PathBuf {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::env::var_os("AQUATINT_ROOT").map_or_else(built, PathBuf::from).join(path)
 }
 
 /// A tier that is missing is skipped aloud, or fails where `REQUIRE_TIERS=1` promises it.

@@ -4,7 +4,7 @@
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cuda::Cuda;
 use aquatint::raw::codec::{Bits, Grain};
-use aquatint::raw::program::{Op, Quantize, QuantizeGrain};
+use aquatint::raw::program::{Conv2d, ConvStride, Op, Quantize, QuantizeGrain};
 use common::cases::{dynamic, linear, rng_of};
 use common::emulated::Emulated;
 use common::{Build, Codec, SAMPLE, inputs, normal, normals, run_on};
@@ -87,6 +87,22 @@ fn integer_products() {
         };
         judge(&format!("{kernel} w{bits} {grain:?}"), run, 1.5, most, 25.0);
     }
+}
+
+/// A 3 x 3 convolution works out where its inputs lie, at each tap.
+#[test]
+fn integer_convolutions() {
+    let run = |channels: usize| {
+        let (rng, o) = (&mut rng_of("integer"), 256);
+        let mut b = Build::new(channels);
+        let codec = Codec { bits: Bits::new(4).unwrap(), grain: Grain::Row, int8: true, identity: false };
+        let weight = b.codes(&[o, 3, 3, channels], &codec.random(rng, o, 9 * channels, false));
+        let x = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Sample) }));
+        let sampling = ConvStride::Same;
+        b.op(Op::Conv2d(Conv2d { x, weight, bias: None, sampling, shift: None, residual: None, size_of: None }));
+        stats(b, channels, Element::F16, "conv_i8_table")
+    };
+    judge("conv_i8_table w4", run, 1.5, 5.5, 58.0);
 }
 
 #[test]

@@ -18,6 +18,9 @@ fn versions_are_as_low_as_they_can_be() {
         ("// cp.async.bulk", (7, 0)),
         ("call.uni my_mapa, (a);", (7, 0)),
         ("call.uni mapa_of, (a);", (7, 0)),
+        ("wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {d}, a, b, p;", (8, 0)),
+        ("wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.u8 {d}, a, b, p;", (8, 4)),
+        ("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%r1};", (7, 0)),
         ("ld.param.u64 %rd1, [discard_param_0];", (7, 0)),
     ];
     for (line, version) in cases {

@@ -60,10 +60,18 @@ macro_rules! cuda_suite {
     };
     ($driver:ident; $($module:ident: $($family:ident),+);+) => {
         mod $driver {
+            use super::{Cuda, Element};
+
             $($(#[test]
             fn $family() {
                 super::suite(super::$driver, common::$module::$family());
             })+)+
+
+            #[test]
+            fn probes() {
+                let Some(driver) = super::$driver() else { return };
+                Cuda::new(driver, &[], Element::F16).unwrap().check_probes(2 << 20).unwrap();
+            }
 
             #[test]
             fn codes_give_the_cpus_floats_to_the_bit() {

@@ -3,7 +3,8 @@
 
 use aquatint::Result;
 use aquatint::error::ErrorKind;
-use aquatint::pipeline::{Event, Output, Plans, Prompts, Request, Session};
+use aquatint::model::Model;
+use aquatint::pipeline::{Event, Output, Plans, Prompts, Request, Session, Texts};
 use aquatint::raw::backend::Backend;
 use aquatint::raw::backend::args::{Element, ModelInputArgs, SamplerStepArgs, Slot};
 use aquatint::raw::backend::cpu::Cpu;
@@ -12,15 +13,18 @@ use aquatint::raw::backend::cuda::driver::Driver;
 use aquatint::raw::backend::cuda::{Cuda, CudaSizing};
 use aquatint::raw::exec::Executor;
 use aquatint::raw::format::Packed;
+use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::plan::Binding;
 use aquatint::raw::program::{QuantizeRange, Role};
+use aquatint::raw::text::PromptStyle;
 use aquatint::sampler::ROW_FLOATS;
 use common::emulated::Emulated;
+use common::fixture::{pack_as, relative};
 use common::naive::Inputs;
 use common::networks::{CHANNELS, conditioned, spatial};
-use common::{Model, device, inputs, normal, run_on};
+use common::{device, inputs, normal, repository, run_on};
 use fastrand::Rng;
-use std::path::Path;
+use packer::emit::Options;
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
@@ -38,7 +42,7 @@ fn emulator() -> Option<Emulated> {
 }
 
 /// A sampler of its own: two states, the model's result a tenth of a step, with guidance.
-fn sample<B: Backend>(backend: &B, model: &Model, table_bytes: usize, calls: usize) -> Result<Vec<f32>> {
+fn sample<B: Backend>(backend: &B, model: &common::Model, table_bytes: usize, calls: usize) -> Result<Vec<f32>> {
     let mut rng = Rng::with_seed(5);
     let images = inputs([2, 2, 3, CHANNELS], || normal(&mut rng));
     let dims = aquatint::raw::program::Dims { batch: 4, conditions: 3, ..images.dims };
@@ -129,11 +133,18 @@ fn batch_invariance<D: Driver>(open: impl Fn() -> Option<D>) {
     }
 }
 
-/// The letter model, embedded as W4A8.
+/// The file of the letter model, W4A8.
+fn packed_letters() -> Packed<FileBytes> {
+    Packed::new(aquatint::raw::mmap::open(&repository("models/glyphs-w4a8.aqt")).unwrap()).unwrap()
+}
+
+/// The letter model against the CPU.
 fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize) {
-    let map = aquatint::raw::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
-    let packed = Packed::new(map).unwrap();
-    let model = aquatint::model::Model::new(&packed).unwrap();
+    if open().is_none() {
+        return; // before the CPU works for nothing
+    }
+    let packed = packed_letters();
+    let model = Model::new(&packed).unwrap();
     let mut request = Request::new(&model, Prompts::Classes(labels.to_vec()));
     request.steps = steps;
     let cpu = {
@@ -175,6 +186,27 @@ fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize
     }
 }
 
+/// Prompts, text encoder, guided loop and decoder of a tiny Stable Diffusion, all in f32, against the CPU.
+fn prompts_to_pictures<D: Driver>(open: impl Fn() -> Option<D>) {
+    let Some(driver) = open() else { return };
+    let f32 = || Some("f32".to_owned());
+    let model = repository("tests/fixtures/sd/v1");
+    let packed =
+        pack_as(Options { model, q_config: f32(), vae_q_config: f32(), text_q_config: f32(), ..Options::default() });
+    let model = Model::new(&packed).unwrap();
+    let texts =
+        Texts { prompts: vec!["a red cat".into()], negatives: vec![Some("fog".into())], style: PromptStyle::Weighted };
+    let mut request = Request::new(&model, Prompts::Texts(texts));
+    request.steps = 3;
+    let want = Session::new(&model, &Cpu::new(Scalar)).run(request.clone()).unwrap();
+    let cuda = Cuda::new(driver, packed.data(), Element::F32).unwrap();
+    let got = Session::new(&model, &cuda).run(request).unwrap();
+    let (latents, images) = (relative(&got.latents, &want.latents), relative(&got.images, &want.images));
+    println!("tiny Stable Diffusion: latents {latents:.2e}, pictures {images:.2e} from the CPU's");
+    // As diffusers' pipelines are compared with: rounding to f32, through a guided loop.
+    assert!(latents < 1e-3 && images < 1e-3, "{latents:e}, {images:e}");
+}
+
 mod emulated {
     use super::*;
 
@@ -211,14 +243,65 @@ mod on_device {
     fn letters() {
         super::letters(device, &[0, 5, 25], 25);
     }
+
+    #[test]
+    fn prompts_to_pictures() {
+        super::prompts_to_pictures(device);
+    }
+
+    /// Beside what is announced, which is what the back end allocates, a driver takes memory for graphs and rounds up:
+    /// together less than what a run must leave free.
+    #[test]
+    fn memory_is_near_what_was_announced() {
+        const BESIDE: usize = 100 << 20;
+        let Some(device) = device() else { return };
+        let packed = packed_letters();
+        let model = Model::new(&packed).unwrap();
+        let mut request = Request::new(&model, Prompts::Classes((0..26).collect()));
+        (request.steps, request.batch_size) = (2, 26);
+        let plans = Plans::new(&CudaSizing { narrow: Element::F16 }, &model, &request).unwrap();
+        let announced = CudaSizing::device_bytes(packed.data().len(), plans.peak());
+        let before = device.memory().unwrap().free;
+        let cuda = Cuda::new(device, packed.data(), Element::F16).unwrap();
+        let mut session = Session::new(&model, &cuda);
+        session.keep_at_most(plans.peak());
+        session.run(request).unwrap();
+        let taken = before.saturating_sub(cuda.driver().memory().unwrap().free);
+        println!("{announced} bytes announced, {taken} taken of the device's");
+        assert!(taken <= announced + BESIDE, "{taken} bytes taken, {announced} announced");
+    }
+}
+
+/// Ops are timed by marks between them: each has the time of its own kernels, and all together that of the call.
+#[test]
+fn ops_are_timed_by_marks() {
+    let model = spatial().open([6, 10]);
+    let cuda = Cuda::new(Emulated::new(1), model.data(), Element::F16).unwrap();
+    let images = inputs([1, 6, 10, CHANNELS], || 0.5);
+    let shape = Binding { dims: images.dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
+    let mut executor = Executor::new(&cuda, &model, Role::Denoiser, shape).unwrap();
+    executor.set_class_labels(&[1]).unwrap();
+    executor.set_timesteps([500.0].into_iter()).unwrap();
+    executor.write_sample(&images.sample).unwrap();
+    let launches = || cuda.driver().launches.borrow().values().sum::<usize>();
+    executor.call(0).unwrap();
+    let before = launches();
+    executor.call(0).unwrap();
+    let of_a_call = launches() - before;
+
+    // The emulator's clock counts kernels.
+    let mut times = Vec::new();
+    let mark = executor.time(0, 2, || panic!("a device has its own"), |timed| times.push(timed.seconds)).unwrap();
+    assert_eq!(launches() - before, 4 * of_a_call, "two calls ahead");
+    assert_eq!((mark, times.iter().sum::<f64>()), (0.0, of_a_call as f64));
+    assert!(times.iter().all(|&seconds| seconds >= 1.0) && times.iter().any(|&seconds| seconds > 1.0), "{times:?}");
 }
 
 /// What `info` announces is what a run takes, to the byte.
 #[test]
 fn memory_is_what_was_announced() {
-    let map = aquatint::raw::mmap::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt")).unwrap();
-    let packed = Packed::new(map).unwrap();
-    let model = aquatint::model::Model::new(&packed).unwrap();
+    let packed = packed_letters();
+    let model = Model::new(&packed).unwrap();
     let mut request = Request::new(&model, Prompts::Classes(vec![3]));
     request.steps = 1;
     let plans = Plans::new(&CudaSizing { narrow: Element::F16 }, &model, &request).unwrap();

@@ -2,7 +2,7 @@
 //! checks what it is asked. A driver is opened once per process, so each test runs a child with the fake on its path.
 
 use aquatint::raw::backend::cuda::MODULES;
-use aquatint::raw::backend::cuda::device::{Device, WeightPath, devices, find_devices, inspect};
+use aquatint::raw::backend::cuda::device::{Device, Resources, WeightPath, devices, find_devices, inspect};
 use aquatint::raw::backend::cuda::driver::Driver;
 use cust::sys;
 use std::collections::BTreeSet;
@@ -30,11 +30,17 @@ fn fake() -> Option<&'static PathBuf> {
     folder.as_ref()
 }
 
-/// Runs the ignored test `name` of this module with the fake, which fails as `how` says.
+/// Runs the ignored test `name` of this module with the fake, which fails as `how` says, as a driver of CUDA 12.2.
 fn child(name: &str, how: &str) -> Option<Vec<String>> {
+    child_of(name, how, "12020")
+}
+
+/// The same with a driver of this version.
+fn child_of(name: &str, how: &str, version: &str) -> Option<Vec<String>> {
     let mut command = Command::new(env::current_exe().expect("this test"));
     command.args(["--exact", &format!("shim::{name}"), "--ignored", "--nocapture", "--test-threads=1"]);
-    let output = command.env("LD_LIBRARY_PATH", fake()?).env("FAKE_CUDA", how).output().expect("it starts");
+    command.env("LD_LIBRARY_PATH", fake()?).env("FAKE_CUDA", how).env("FAKE_CUDA_VERSION", version);
+    let output = command.output().expect("it starts");
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && out.contains("1 passed"), "{name}, {how}:\n{out}\n{err}");
@@ -43,6 +49,7 @@ fn child(name: &str, how: &str) -> Option<Vec<String>> {
 
 fn program(how: &str, args: &[&str]) -> Option<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aquatint"));
+    command.env("FAKE_CUDA_VERSION", if how == "old driver" { "11020" } else { "12020" });
     Some(command.args(args).env("LD_LIBRARY_PATH", fake()?).env("FAKE_CUDA", how).output().expect("it starts"))
 }
 
@@ -142,6 +149,82 @@ fn devices_are_listed() {
 }
 
 #[test]
+fn one_bad_device_hides_no_other() {
+    let Some(output) = program("broken device", &["--list-devices"]) else { return };
+    let out = String::from_utf8_lossy(&output.stdout);
+    let bad = "CUDA device 0: expected a device in order; restart it, got a hardware error (CUDA error 214)";
+    let good = "cuda:1  Fake 1, sm_90, 3.00 GiB, driver for CUDA 12.2";
+    assert_eq!(out.lines().skip(1).collect::<Vec<_>>(), [&*format!("cuda:0  unfit: {bad}"), good]);
+
+    let output = program("broken device", &["--list-devices", "--json"]).expect("as before");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(json["cuda"]["devices"][0], serde_json::json!({ "index": 0, "reason": bad }));
+    assert_eq!(json["cuda"]["devices"][1]["name"], "Fake 1");
+
+    child("the_second_of_two", "broken device");
+}
+
+#[test]
+#[ignore = "run by one_bad_device_hides_no_other"]
+fn the_second_of_two() {
+    assert_eq!(devices().iter().map(|device| device.index).collect::<Vec<_>>(), [1]);
+    assert!(inspect(0).unwrap_err().to_string().contains("a hardware error"));
+    assert_eq!(Device::open(1).expect("the good one").name(), "Fake 1, sm_90");
+}
+
+/// The driver is looked for where it lies without the loader being told.
+#[test]
+fn drivers_lie_in_known_places() {
+    let Some(fake) = fake() else { return };
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("driver-places");
+    let _ = fs::remove_dir_all(&root);
+    fs::create_dir_all(&root).expect("a folder");
+    let (main, started) = (root.join("main.c"), root.join("main"));
+    fs::write(&main, "int cuInit(unsigned); int main(void) { return cuInit(0); }").expect("a source");
+    let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/driver/shim.c");
+    let mut cc = Command::new("cc");
+    cc.arg(format!("-DROOT={:?}", root.to_str().expect("UTF-8"))).arg("-o").args([&started, &main, &shim]);
+    assert!(cc.args(["-ldl", "-lpthread"]).status().expect("it starts").success());
+    let start = || Command::new(&started).status().expect("it starts").code();
+    assert_eq!(start(), Some(100), "no driver");
+    for place in ["usr/lib/wsl/lib", "usr/local/nvidia/lib64"] {
+        let folder = root.join(place);
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::copy(fake.join("libcuda.so.1"), folder.join("libcuda.so.1")).expect("a copy");
+        assert_eq!(start(), Some(0), "{place}");
+        fs::remove_dir_all(&folder).expect("it is there");
+    }
+}
+
+/// Modules are compiled by several threads, and once only for all that use a device at a time.
+#[test]
+fn modules_are_loaded_side_by_side() {
+    let Some(lines) = child("many_modules", "slow compiler") else { return };
+    assert_eq!(lines.iter().filter(|line| *line == "compiled").count(), 6, "{lines:?}");
+    if std::thread::available_parallelism().is_ok_and(|n| n.get() > 1) {
+        assert!(!lines.contains(&"compiled alone".into()), "{lines:?}");
+    }
+    assert_eq!(lines.last().map(String::as_str), Some("context released with 0 handles"));
+}
+
+#[test]
+#[ignore = "run by modules_are_loaded_side_by_side"]
+fn many_modules() {
+    let (first, second) = (Device::open(0).expect("the fake"), Device::open(0).expect("again"));
+    let modules = first.load_all(&MODULES[..6]).expect("modules");
+    for (module, (name, ptx)) in modules.iter().zip(MODULES) {
+        let entry = ptx.split(".entry ").nth(1).and_then(|rest| rest.split('(').next()).expect("a kernel").trim();
+        let taken = module.resources(entry).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(taken, Resources { registers: 40, local: 8, shared: 256, threads: 1024 });
+    }
+    drop(first);
+    second.load(MODULES[5].0, MODULES[5].1).expect("a module");
+    // One that fails is the error of all.
+    let e = second.load_all(&[MODULES[0], ("odd", "none"), MODULES[1]]).err().expect("refused").to_string();
+    assert!(e.starts_with("module odd: "), "{e}");
+}
+
+#[test]
 fn unfit_devices_are_refused() {
     let cases = [
         ("old driver", "cuda", "expected a driver of CUDA 11.4 or later; update it, got 11.2"),
@@ -199,6 +282,7 @@ fn work_goes_through_in_order() {
         "replayed 2",
         "replayed 2",
         "captured 0",
+        "captured 0",
         "context released with 0 handles",
     ];
     let launch = "probe_copy: grid 7 2 3, block 128 1 1, shared 65536, our stream, args 1 2 3";
@@ -241,6 +325,8 @@ fn work() {
     assert!(error(200 << 10).contains("at most 102400 bytes of shared memory"));
     assert!(device.function(&module, "probe", 0).is_err());
     let copy = device.function(&module, "probe_copy", 64 << 10).expect("a kernel");
+    // A later wish for less takes nothing away from it.
+    device.function(&module, "probe_copy", 50 << 10).expect("a kernel");
     let args: Vec<u8> = [1u64, 2, 3].iter().flat_map(|x| x.to_le_bytes()).collect();
     // SAFETY: the fake runs no kernel.
     let launch_with = |grid, block, shared, args: &[u8]| unsafe { device.launch(copy, grid, block, shared, args) };
@@ -256,6 +342,8 @@ fn work() {
     device.replay(&graph).expect("a replay");
     device.replay(&graph).expect("a replay");
     assert!(device.capture(|| Err(aquatint::Error::request("", "", ""))).is_err());
+    let e = device.capture(|| device.alloc(8).map(drop)).err().expect("refused").to_string();
+    assert!(e.contains("work that can be captured"), "{e}");
 
     // Marks.
     let (from, untimed) = (device.mark_time().expect("a mark"), device.mark().expect("a mark"));
@@ -271,13 +359,14 @@ fn work() {
     drop((graph, from, to, untimed));
 }
 
+/// Pages of the file are locked only by drivers that do not mark them as written.
 #[test]
 fn weights_arrive_either_way() {
     let locked = |lines: Vec<String>| lines.iter().filter(|line| line.starts_with("locked")).count();
-    let Some(lines) = child("weights", "") else { return };
+    let Some(lines) = child_of("weights", "", "12080") else { return };
     assert_eq!(locked(lines), 2);
-    for how in ["no locks", "no pages"] {
-        assert_eq!(locked(child("weights", how).expect("as before")), 0, "{how}");
+    for (how, version) in [("no locks", "12080"), ("no pages", "13000"), ("", "12070"), ("", "11040")] {
+        assert_eq!(locked(child_of("weights", how, version).expect("as before")), 0, "{how}, {version}");
     }
 }
 
@@ -285,15 +374,20 @@ fn weights_arrive_either_way() {
 #[ignore = "run by weights_arrive_either_way"]
 fn weights() {
     let device = Device::open(0).expect("the fake");
-    let chosen =
-        if env::var("FAKE_CUDA").is_ok_and(|how| how == "no locks") { WeightPath::Ring } else { WeightPath::Locked };
-    assert_eq!(device.weight_path(), chosen);
+    let how = env::var("FAKE_CUDA").expect("set");
+    let may_lock = how != "no locks" && device.info().driver >= (12, 8);
+    let paths = if may_lock { &[WeightPath::Locked, WeightPath::Ring][..] } else { &[WeightPath::Ring] };
+    assert_eq!((device.weight_paths(), device.weight_path()), (paths, paths[0]));
+    if !may_lock {
+        let e = device.set_weight_path(WeightPath::Locked).unwrap_err().to_string();
+        assert_eq!(e, "the way of weights: expected one of [Ring], got Locked");
+    }
     // More than what is locked at once and than the ring, and with an end too small to lock.
     let len = (256 << 20) + (9 << 20) + 12345;
     let at = device.alloc(len).expect("memory");
     let expected = pattern(len);
-    for path in [chosen, WeightPath::Ring] {
-        device.set_weight_path(path);
+    for &path in paths {
+        device.set_weight_path(path).expect("one of them");
         device.fill(at, 0, len).expect("a fill");
         let mut from = expected.clone();
         device.upload_weights(at, &from[..1000]).expect("a copy");
@@ -306,7 +400,7 @@ fn weights() {
 
 #[test]
 fn faults_are_explained() {
-    child("refused_module", "old compiler");
+    child("refused_module", "");
     child("lost_device", "lost");
 }
 
@@ -314,8 +408,9 @@ fn faults_are_explained() {
 #[ignore = "run by faults_are_explained"]
 fn refused_module() {
     let device = Device::open(0).expect("the fake");
-    let e = device.load("probe", probe()).err().expect("refused").to_string();
-    let expected = "module probe: expected a driver that compiles PTX 7.0; update it if it is older, got CUDA 12.2, which \
+    let newer = probe().replace(".version 7.0", ".version 8.3");
+    let e = device.load("probe", &newer).err().expect("refused").to_string();
+    let expected = "module probe: expected a driver that compiles PTX 8.3; update it if it is older, got CUDA 12.2, which \
                     compiles PTX up to 8.2: ptxas fatal: Unsupported .version";
     assert_eq!(e, expected);
 }

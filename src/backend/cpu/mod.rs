@@ -27,11 +27,12 @@ pub use arena::Arena;
 
 use super::args::*;
 use super::cost::Ceilings;
-use super::{Backend, Call, MemoryRules};
+use super::{Backend, Call, Clock, MemoryRules};
 use crate::error::Result;
 use crate::format::TensorView;
 use simd::Isa;
 use simd::scalar::Scalar;
+use std::time::Instant;
 
 /// The CPU, with one of its instruction sets, on the current rayon pool.
 ///
@@ -153,6 +154,7 @@ impl MemoryRules for Cpu {
 impl Backend for Cpu {
     type Arena = Arena;
     type Weight<'a> = TensorView<'a>;
+    type Mark = Instant;
 
     fn name(&self) -> String {
         format!("cpu ({})", self.tier.name())
@@ -180,6 +182,11 @@ impl Backend for Cpu {
         scratch::reserve(ops.map(scratch_bytes).max().unwrap_or(0));
     }
 
+    /// All code of the processor is there.
+    fn load(&self, _: &mut Arena, _: impl FnOnce(&Self, &mut Arena)) -> Result<()> {
+        Ok(())
+    }
+
     fn write_f32(&self, arena: &mut Arena, at: usize, data: &[f32]) -> Result<()> {
         arena::floats_mut(&mut arena.bytes_mut()[at..at + data.len() * 4]).copy_from_slice(data);
         Ok(())
@@ -193,6 +200,19 @@ impl Backend for Cpu {
     fn read_bytes(&self, arena: &Arena, at: usize, out: &mut [u8]) -> Result<()> {
         out.copy_from_slice(&arena.bytes()[at..at + out.len()]);
         Ok(())
+    }
+
+    fn mark(&self, clock: Clock) -> Result<Instant> {
+        Ok(clock())
+    }
+
+    fn move_mark(&self, mark: &mut Instant, clock: Clock) -> Result<()> {
+        *mark = clock();
+        Ok(())
+    }
+
+    fn between(&self, from: &Instant, to: &Instant) -> Result<f64> {
+        Ok((*to - *from).as_secs_f64())
     }
 
     fn wait(&self) -> Result<()> {

@@ -35,6 +35,11 @@ pub trait Driver {
     /// Compiles a module for the device. `name` is for reports.
     fn load(&self, name: &str, ptx: &str) -> Result<Self::Module>;
 
+    /// [`load`](Self::load) of several modules, names and texts; side by side where the driver can.
+    fn load_all(&self, texts: &[(&str, &str)]) -> Result<Vec<Self::Module>> {
+        texts.iter().map(|(name, ptx)| self.load(name, ptx)).collect()
+    }
+
     /// The kernel `name` of `module`, to be launched with at most `dynamic_shared` bytes of dynamic shared memory.
     fn function(&self, module: &Self::Module, name: &str, dynamic_shared: usize) -> Result<Self::Function>;
 
@@ -75,7 +80,7 @@ pub trait Driver {
     /// Marks the end of the work queued so far, to wait for.
     fn mark(&self) -> Result<Self::Event>;
 
-    /// Moves a mark of [`mark`](Self::mark) to the end of the work queued so far.
+    /// Moves a mark to the end of the work queued so far; a timed one stays timed.
     fn move_mark(&self, event: &Self::Event) -> Result<()>;
 
     /// Marks the end of the work queued so far, to take the time of.

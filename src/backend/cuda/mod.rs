@@ -40,13 +40,13 @@ pub use modules::MODULES;
 
 use super::args::*;
 use super::cost::Ceilings;
-use super::{Backend, Call, MemoryRules};
+use super::{Backend, Call, Clock, MemoryRules};
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use driver::Driver;
-use launch::Launch;
+use launch::{Kernel, Launch};
 use module::Kernels;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use zerocopy::IntoBytes;
 
@@ -58,8 +58,8 @@ pub struct Cuda<'m, D: Driver> {
     weights: u64,
     narrow: Element,
     kernels: RefCell<Kernels<D>>,
-    /// Whether ops only load their kernels, which must not happen while work is captured.
-    loading: Cell<bool>,
+    /// While ops are only to tell what kernels they need, with their dynamic shared memory: what they told.
+    wanted: RefCell<Option<Vec<(Kernel, usize)>>>,
     /// What went wrong in an op; told by the next method that can.
     fault: RefCell<Option<Error>>,
 }
@@ -106,7 +106,7 @@ impl<'m, D: Driver> Cuda<'m, D> {
             weights,
             narrow,
             kernels: RefCell::new(Kernels::new(MODULES)),
-            loading: Cell::new(false),
+            wanted: RefCell::default(),
             fault: RefCell::new(None),
         };
         cuda.driver.upload_weights(weights, data)?;
@@ -118,19 +118,36 @@ impl<'m, D: Driver> Cuda<'m, D> {
         &self.driver
     }
 
-    /// Hands a kernel to the driver, or only loads it.
+    /// Runs what [`ceilings`](Backend::ceilings) times, briefly, and checks what it computes; copies take twice `copy`
+    /// bytes of memory, a multiple of a MiB.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails or computes something else.
+    pub fn check_probes(&self, copy: usize) -> Result<()> {
+        probe::check(&*self.driver, &mut self.kernels.borrow_mut(), copy)
+    }
+
+    /// Hands a kernel to the driver, or only notes that it is needed.
     fn issue(&self, launch: Launch<'_>) {
+        if let Some(wanted) = &mut *self.wanted.borrow_mut() {
+            return wanted.push((launch.kernel, launch.shared));
+        }
         if self.fault.borrow().is_some() {
             return;
         }
         let function = self.kernels.borrow_mut().function(&self.driver, launch.kernel, launch.shared);
-        let done = function.and_then(|function| match self.loading.get() {
-            true => Ok(()),
-            false => launch.hand_to(&*self.driver, function),
-        });
-        if let Err(e) = done {
+        if let Err(e) = function.and_then(|function| launch.hand_to(&*self.driver, function)) {
             *self.fault.borrow_mut() = Some(e);
         }
+    }
+
+    /// Loads the kernels of the ops that `body` issues, and runs none.
+    fn load_kernels(&self, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        *self.wanted.borrow_mut() = Some(Vec::new());
+        let issued = body();
+        let wanted = self.wanted.take().unwrap_or_default();
+        issued?;
+        self.kernels.borrow_mut().load(&self.driver, &wanted)
     }
 
     /// Tells of a fault in an op issued before.
@@ -153,7 +170,8 @@ pub struct CudaSizing {
 }
 
 impl CudaSizing {
-    /// Bytes of device memory for a file with `data` bytes of tensors and programs with arenas of at most `arena`.
+    /// Bytes of device memory for a file with `data` bytes of tensors and programs with arenas of at most `arena`: all that
+    /// the back end allocates. The driver takes some beside it, for its context, compiled kernels and recorded steps.
     pub fn device_bytes(data: usize, arena: usize) -> usize {
         data + memory::allocation(arena)
     }
@@ -199,6 +217,7 @@ impl<D: Driver> MemoryRules for Cuda<'_, D> {
 impl<D: Driver> Backend for Cuda<'_, D> {
     type Arena = Arena<D>;
     type Weight<'a> = DeviceTensor<'a>;
+    type Mark = D::Event;
 
     fn name(&self) -> String {
         format!("cuda ({})", self.driver.name())
@@ -236,8 +255,15 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         Ok(DeviceTensor { view: tensor, at: self.weights + offset as u64 })
     }
 
-    /// Kernels are loaded when the first op needs them: which ones depends on the weights, too.
+    /// An op's memory is in the arena.
     fn prepare<'a, T: 'a>(&self, _: impl Iterator<Item = &'a OpArgs<T>>) {}
+
+    fn load(&self, arena: &mut Arena<D>, body: impl FnOnce(&Self, &mut Arena<D>)) -> Result<()> {
+        self.load_kernels(|| {
+            body(self, arena);
+            Ok(())
+        })
+    }
 
     fn write_f32(&self, arena: &mut Arena<D>, at: usize, data: &[f32]) -> Result<()> {
         self.check()?;
@@ -257,6 +283,20 @@ impl<D: Driver> Backend for Cuda<'_, D> {
     fn wait(&self) -> Result<()> {
         self.check()?;
         self.driver.wait()
+    }
+
+    fn mark(&self, _: Clock) -> Result<D::Event> {
+        self.check()?;
+        self.driver.mark_time()
+    }
+
+    fn move_mark(&self, mark: &mut D::Event, _: Clock) -> Result<()> {
+        self.check()?;
+        self.driver.move_mark(mark)
+    }
+
+    fn between(&self, from: &D::Event, to: &D::Event) -> Result<f64> {
+        self.driver.elapsed(from, to)
     }
 
     fn begin(&self, arena: &mut Arena<D>, call: Call) -> Result<()> {
@@ -279,10 +319,8 @@ impl<D: Driver> Backend for Cuda<'_, D> {
                 sampler::advance(&arena.frame(), &mut |launch| self.issue(launch));
                 self.check()
             };
-            self.loading.set(true);
-            let loaded = step(arena);
-            self.loading.set(false);
-            loaded?;
+            // Nothing may be loaded while work is captured.
+            self.load_kernels(|| step(arena))?;
             arena.graph = Some(self.driver.capture(|| step(arena))?);
         }
         if let Some(graph) = &arena.graph {

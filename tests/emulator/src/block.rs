@@ -7,6 +7,7 @@ use crate::order::{Order, bits};
 use crate::program::Program;
 use crate::shared::Shared;
 use crate::stats::Stats;
+use crate::sums::TensorCores;
 use crate::warp::{Group, Stop, Wait, Warp};
 
 /// What the warps of a block share.
@@ -18,6 +19,8 @@ pub(crate) struct Context<'a> {
     pub params: &'a [u8],
     pub constants: &'a [u8],
     pub stats: Stats,
+    /// What adds the products of `mma`.
+    pub cores: TensorCores,
     /// Executions of each instruction.
     pub counts: Vec<u64>,
     /// The instruction being executed and the lanes that execute it, for faults.
@@ -64,6 +67,7 @@ impl<'a> Context<'a> {
             params,
             constants,
             stats: Stats::default(),
+            cores: TensorCores::default(),
             counts: vec![0; program.insts.len()],
             pc: 0,
             active: 0,

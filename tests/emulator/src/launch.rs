@@ -8,6 +8,7 @@ use crate::fault::{Fault, FaultKind, ParseError};
 use crate::memory::Memory;
 use crate::program::{Program, Special};
 use crate::stats::Stats;
+use crate::sums::TensorCores;
 use crate::warp::Warp;
 
 /// The most shared memory a block can have.
@@ -23,6 +24,7 @@ pub struct Module {
     constants: Vec<u8>,
     id: u64,
     budget: u64,
+    cores: TensorCores,
 }
 
 /// One kernel launch.
@@ -44,7 +46,8 @@ impl Module {
     pub fn parse(text: &str) -> Result<Module, ParseError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let decode::Decoded { programs, globals, constants } = decode::decode(text)?;
-        Ok(Module { programs, globals, constants, id: NEXT.fetch_add(1, Ordering::Relaxed), budget: BUDGET })
+        let (id, cores) = (NEXT.fetch_add(1, Ordering::Relaxed), TensorCores::default());
+        Ok(Module { programs, globals, constants, id, budget: BUDGET, cores })
     }
 
     /// Names of the entries.
@@ -74,6 +77,11 @@ impl Module {
     /// Sets how many warp instructions a block may execute before it counts as endless.
     pub fn set_budget(&mut self, instructions: u64) {
         self.budget = instructions;
+    }
+
+    /// Sets the tensor cores that add the products of `mma`.
+    pub fn set_tensor_cores(&mut self, cores: TensorCores) {
+        self.cores = cores;
     }
 
     /// Runs a kernel over a grid.
@@ -111,6 +119,7 @@ impl Module {
         let mut blocks: Vec<u64> = (0..x * y * z).collect();
         rng.shuffle(&mut blocks);
         let mut ctx = Context::new(program, memory, launch.params, &self.constants, shared_bytes, count);
+        ctx.cores = self.cores;
         let mut result = Ok(());
         for flat in blocks {
             let block = [(flat % x) as u32, (flat / x % y) as u32, (flat / x / y) as u32];

@@ -22,6 +22,7 @@ mod program;
 mod shadow;
 mod shared;
 mod stats;
+mod sums;
 mod types;
 mod warp;
 
@@ -29,3 +30,4 @@ pub use fault::{Fault, FaultKind, ParseError};
 pub use launch::{Launch, Module};
 pub use memory::Memory;
 pub use stats::{Sectors, Stats, Wavefronts};
+pub use sums::TensorCores;

@@ -5,6 +5,7 @@ use crate::fault::{FaultKind, Outcome, Trap};
 use crate::float::{bits32, half_to_f32};
 use crate::op::{Address, Mma, MmaType, Reg};
 use crate::stats::conflicts;
+use crate::sums::{self, TensorCores};
 use crate::types::{SHARED_BASE, Space};
 use crate::warp::Warp;
 
@@ -81,8 +82,7 @@ impl Warp {
     /// g + 8(r%2) and columns 4E(r/2) + tE onwards; register r of B rows 4Er + tE onwards of column g; registers of C
     /// and D the columns 2t and 2t+1 of rows g and g+8.
     ///
-    /// Products are exact and added to the accumulator in f32 in ascending k; hardware adds in another order and
-    /// precision, so that the last bits may differ.
+    /// Floats are added as tensor cores add them (`sums.rs`).
     pub fn multiply_matrix(&mut self, ctx: &mut Context, product: u32, mask: u32) -> Outcome<()> {
         self.need_whole(mask)?;
         let mma = ctx.program.products[product as usize];
@@ -111,9 +111,13 @@ impl Warp {
                     }
                 }
             }
-            MmaType::F16 => multiply(&a.map(|row| halves(&row)), &b.map(|column| halves(&column)), mma.k, &mut results),
+            MmaType::F16 => {
+                let (a, b) = (a.map(|row| halves(&row)), b.map(|column| halves(&column)));
+                add_floats(ctx.cores, (8, -14), [&a, &b], mma.k, &mut results);
+            }
             MmaType::Tf32 => {
-                multiply(&a.map(|row| truncated(&row)), &b.map(|column| truncated(&column)), mma.k, &mut results)
+                let (a, b) = (a.map(|row| truncated(&row)), b.map(|column| truncated(&column)));
+                add_floats(ctx.cores, (4, -126), [&a, &b], mma.k, &mut results);
             }
         }
         let mut d = [[0; 32]; 4];
@@ -161,16 +165,15 @@ fn truncated(bytes: &[u8; 32]) -> [f32; 16] {
     })
 }
 
-/// Adds the products in ascending k.
-fn multiply(a: &[[f32; 16]; 16], b: &[[f32; 16]; 8], k: u32, results: &mut [[u32; 8]; 16]) {
-    let rows: [[f32; 8]; 16] = std::array::from_fn(|k| std::array::from_fn(|column| b[column][k]));
-    for (a, results) in a.iter().zip(results) {
-        let mut sums = results.map(f32::from_bits);
-        for (&a, row) in a.iter().zip(&rows).take(k as usize) {
-            for (sum, &b) in sums.iter_mut().zip(row) {
-                *sum += a * b;
-            }
-        }
-        *results = sums.map(bits32);
-    }
+/// Adds products to results; a group of so many, of a type with no exponent below `least`.
+fn add_floats(
+    cores: TensorCores,
+    (group, least): (usize, i16),
+    factors: [&[[f32; 16]]; 2],
+    k: u32,
+    results: &mut [[u32; 8]; 16],
+) {
+    let mut sums = results.map(|row| row.map(f32::from_bits));
+    sums::multiply(cores, group, least, factors, k as usize, &mut sums);
+    *results = sums.map(|row| row.map(bits32));
 }

@@ -1,18 +1,20 @@
 //! Captured work. `cust` has no graphs.
 
+use super::StreamInContext;
 use super::fault::Answer;
-use super::{Loaded, StreamInContext};
+use super::module::Loaded;
 use crate::error::Result;
 use cust::stream::Stream;
 use cust::sys;
 use std::ptr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Captured work of a [`Device`](super::Device).
 pub struct Graph {
     raw: Ready,
     /// What its kernels are of; held, not read.
-    pub(super) modules: Vec<Rc<Loaded>>,
+    pub(super) modules: Vec<Arc<Loaded>>,
     pub(super) core: Rc<StreamInContext>,
 }
 

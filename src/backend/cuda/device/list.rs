@@ -43,15 +43,17 @@ impl DeviceInfo {
     }
 }
 
-/// The devices of this machine; empty without a driver.
+/// The devices of this machine that answer; empty without a driver.
 pub fn devices() -> Vec<DeviceInfo> {
-    find_devices().unwrap_or_default()
+    find_devices().unwrap_or_default().into_iter().flatten().collect()
 }
 
-/// The devices of this machine, or why there are none: no driver, no device, a driver that fails.
-pub fn find_devices() -> Result<Vec<DeviceInfo>> {
+/// The devices of this machine by number, each with what is known of it or why it does not answer; or why there are
+/// none: no driver, no device, a driver that fails.
+pub fn find_devices() -> Result<Vec<Result<DeviceInfo>>> {
     let driver = start()?;
-    (0..Handle::num_devices().or_fault("counting CUDA devices")? as usize).map(|i| describe(i, driver)).collect()
+    let count = Handle::num_devices().or_fault("counting CUDA devices")? as usize;
+    Ok((0..count).map(|i| describe(i, driver)).collect())
 }
 
 /// What is known of the device `index`, which must be fit for use.

@@ -12,29 +12,30 @@
 mod fault;
 mod graph;
 mod list;
+mod module;
 mod staging;
 
 pub use graph::Graph;
 pub use list::{DeviceInfo, LEAST_CAPABILITY, OLDEST_DRIVER, devices, find_devices, inspect};
+pub use module::{Module, Resources};
 pub use staging::WeightPath;
 
-use super::driver::{Driver, MemoryInfo, args_bytes, isa_of_driver, isa_version};
+use super::driver::{Driver, MemoryInfo, args_bytes};
 use crate::error::{Error, Result};
 use cust::context::{Context, CurrentContext};
 use cust::device::DeviceAttribute;
 use cust::event::EventFlags;
 use cust::stream::{Stream, StreamFlags};
 use cust::sys::{self, CUresult};
-use fault::{Answer, INVALID_PTX, UNSUPPORTED_PTX, fault};
+use fault::Answer;
+use module::Loaded;
 use staging::Ring;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::ptr;
 use std::rc::Rc;
+use std::sync::Arc;
 
-/// Dynamic shared memory that a kernel may use without asking.
-const COMMON_SHARED: usize = 48 << 10;
 /// The ring for what goes up in every step, and the ring for weights: buffers, bytes each.
 const SMALL_RING: (usize, usize) = (4, 256 << 10);
 const WEIGHT_RING: (usize, usize) = (2, 64 << 20);
@@ -45,13 +46,14 @@ pub struct Device {
     processors: usize,
     /// The most dynamic shared memory of a block.
     most_shared: usize,
+    best_path: WeightPath,
     path: Cell<WeightPath>,
     /// Bytes of every allocation, by address.
     allocations: RefCell<BTreeMap<u64, usize>>,
     /// Names of the functions handed out, for reports.
     names: RefCell<Vec<String>>,
     /// Kept so that functions stay valid.
-    modules: RefCell<Vec<Rc<Loaded>>>,
+    modules: RefCell<Vec<Arc<Loaded>>>,
     small: RefCell<Ring>,
     weights: RefCell<Option<Ring>>,
     core: Rc<StreamInContext>,
@@ -60,31 +62,15 @@ pub struct Device {
 /// What everything else refers to. Fields drop in order: the stream before its context.
 struct StreamInContext {
     stream: Stream,
-    context: Context,
+    context: Arc<Context>,
 }
 
 impl StreamInContext {
     /// Makes the context this thread's; every call starts so, because there may be two devices.
     fn enter(&self) -> Result<()> {
-        CurrentContext::set_current(&self.context).or_fault("the device's context")
+        CurrentContext::set_current(&*self.context).or_fault("the device's context")
     }
 }
-
-struct Loaded {
-    module: cust::module::Module,
-    ptx: String,
-    core: Rc<StreamInContext>,
-}
-
-impl Drop for Loaded {
-    fn drop(&mut self) {
-        // Unloading takes the context; without it the module goes with the context.
-        let _ = self.core.enter();
-    }
-}
-
-/// A module on a [`Device`].
-pub struct Module(Rc<Loaded>);
 
 /// A kernel of a [`Device`].
 #[derive(Clone, Copy)]
@@ -121,14 +107,15 @@ impl Device {
             CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED as LOCKS_READ_ONLY,
         };
         let most_shared = raw_number(MOST_SHARED)? as usize;
-        let path = if raw_number(LOCKS_READ_ONLY)? != 0 { WeightPath::Locked } else { WeightPath::Ring };
-        let context = Context::new(handle).or_fault(&what)?;
-        CurrentContext::set_current(&context).or_fault(&what)?;
+        let path = staging::best_path(info.driver, raw_number(LOCKS_READ_ONLY)? != 0);
+        let context = Arc::new(Context::new(handle).or_fault(&what)?);
+        CurrentContext::set_current(&*context).or_fault(&what)?;
         let stream = Stream::new(StreamFlags::DEFAULT, None).or_fault(&what)?;
         Ok(Device {
             info,
             processors,
             most_shared,
+            best_path: path,
             path: Cell::new(path),
             allocations: RefCell::default(),
             names: RefCell::default(),
@@ -149,9 +136,25 @@ impl Device {
         self.path.get()
     }
 
-    /// Chooses how weights get to the device: the best that it supports unless chosen.
-    pub fn set_weight_path(&self, path: WeightPath) {
+    /// The ways that weights can take to the device without harm, the one that is taken unless another is chosen first.
+    pub fn weight_paths(&self) -> &'static [WeightPath] {
+        match self.best_path {
+            WeightPath::Locked => &[WeightPath::Locked, WeightPath::Ring],
+            WeightPath::Ring => &[WeightPath::Ring],
+        }
+    }
+
+    /// Chooses how weights get to the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a way that is not one of [`weight_paths`](Self::weight_paths).
+    pub fn set_weight_path(&self, path: WeightPath) -> Result<()> {
+        if !self.weight_paths().contains(&path) {
+            let expected = format!("one of {:?}", self.weight_paths());
+            return Err(Error::device("the way of weights", expected, format!("{path:?}")));
+        }
         self.path.set(path);
+        Ok(())
     }
 
     /// Refuses bytes outside every allocation.
@@ -173,39 +176,6 @@ impl Device {
             return Ok(());
         }
         Err(Error::device(what, "a handle of this device", "one of another"))
-    }
-
-    /// Why the driver refuses a module.
-    fn explain(&self, what: String, ptx: &CString, isa: &str) -> Error {
-        let mut log = vec![0u8; 4096];
-        let mut options =
-            [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-        let mut values = [log.as_mut_ptr().cast(), (log.len() - 1) as *mut _];
-        let mut module = ptr::null_mut();
-        // SAFETY: the text ends in a zero; two options with their values; the log is as long as it claims.
-        let answer = unsafe {
-            sys::cuModuleLoadDataEx(&mut module, ptx.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
-        };
-        if answer == CUresult::CUDA_SUCCESS {
-            // SAFETY: it was loaded a line above, and nothing refers to it.
-            unsafe { sys::cuModuleUnload(module) };
-        }
-        let log = String::from_utf8_lossy(&log);
-        let log = log.trim_end_matches('\0').lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>();
-        let log = if log.is_empty() { format!("CUDA error {}", answer as u32) } else { log.join("; ") };
-        let (major, minor) = self.info.driver;
-        match answer as u32 {
-            INVALID_PTX | UNSUPPORTED_PTX => Error::device(
-                what,
-                format!("a driver that compiles PTX {isa}; update it if it is older"),
-                format!("CUDA {major}.{minor}, which compiles PTX up to {}: {log}", isa_of_driver(major, minor)),
-            ),
-            0 => Error::device(what, "a driver that gives one answer", "a failure, then success"),
-            code => match fault(what, code) {
-                Error::Device { what, expected, got, .. } => Error::device(what, expected, format!("{got}: {log}")),
-                other => other,
-            },
-        }
     }
 
     fn mark_with(&self, flags: EventFlags) -> Result<Event> {
@@ -263,32 +233,27 @@ impl Driver for Device {
     }
 
     fn load(&self, name: &str, ptx: &str) -> Result<Module> {
-        self.core.enter()?;
-        let what = || format!("module {name}");
-        let text = CString::new(ptx).map_err(|_| Error::device(what(), "text", "a zero byte"))?;
-        let module = cust::module::Module::from_ptx_cstr(&text, &[]);
-        let module = module.map_err(|_| self.explain(what(), &text, isa_version(ptx)))?;
-        let loaded = Rc::new(Loaded { module, ptx: ptx.into(), core: self.core.clone() });
+        let loaded = Loaded::of(&self.core.context, &self.info, name, ptx)?;
         self.modules.borrow_mut().push(loaded.clone());
         Ok(Module(loaded))
     }
 
+    fn load_all(&self, texts: &[(&str, &str)]) -> Result<Vec<Module>> {
+        let loaded = Loaded::all(&self.core.context, &self.info, texts)?;
+        self.modules.borrow_mut().extend_from_slice(&loaded);
+        Ok(loaded.into_iter().map(Module).collect())
+    }
+
     fn function(&self, module: &Module, name: &str, dynamic_shared: usize) -> Result<Function> {
         self.core.enter()?;
-        let what = || format!("kernel {name}");
-        let context = module.0.core.context.as_raw();
+        let context = module.0.context.as_raw();
         self.check_owner(name, context)?;
         let args = args_bytes(&module.0.ptx, name)?;
-        let raw = module.0.module.get_function(name).or_fault(what())?.to_raw();
         if dynamic_shared > self.most_shared {
             let expected = format!("at most {} bytes of shared memory, as the device has", self.most_shared);
-            return Err(Error::device(what(), expected, dynamic_shared));
+            return Err(Error::device(format!("kernel {name}"), expected, dynamic_shared));
         }
-        if dynamic_shared > COMMON_SHARED {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is of a loaded module; the number fits, being at most the device's.
-            unsafe { sys::cuFuncSetAttribute(raw, attribute, dynamic_shared as i32) }.or_fault(what())?;
-        }
+        let raw = module.0.function(name, dynamic_shared)?;
         let mut names = self.names.borrow_mut();
         names.push(name.into());
         Ok(Function { raw, context, name: names.len() - 1, args, dynamic_shared })

@@ -28,6 +28,16 @@ pub enum WeightPath {
     Locked,
 }
 
+/// The first driver whose pages, locked to be read only, are not marked as written when they are let go: up to CUDA 12.7
+/// (driver 565) the kernel module marks every one, so that the system writes the whole model file back to disk, and some
+/// file systems of older kernels stop at such a page.
+const LOCKS_CLEANLY: (i32, i32) = (12, 8);
+
+/// The best way for weights with a driver of this CUDA version, on a device that `locks` pages to read only or does not.
+pub(super) fn best_path(driver: (i32, i32), locks: bool) -> WeightPath {
+    if locks && driver >= LOCKS_CLEANLY { WeightPath::Locked } else { WeightPath::Ring }
+}
+
 /// Page-locked buffers, used in turn.
 pub(super) struct Ring {
     slots: Vec<Slot>,
