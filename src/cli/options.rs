@@ -48,6 +48,10 @@ enum SigmasArg {
     Karras,
     /// Evenly spaced logarithms
     Exponential,
+    /// After the beta distribution of (0.6, 0.6)
+    Beta,
+    /// Evenly spaced lambdas, as Lu et al. 2022 have them (dpm++2m, dpm++3m and their sde)
+    Lu,
 }
 
 /// Steps, guidance and sampler; what is not given is as the model was saved.
@@ -59,8 +63,8 @@ pub struct SamplingArgs {
     /// Guidance scale; 1 or less turns guidance off [default: the model's]
     #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
     pub cfg_scale: Option<f32>,
-    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++2s, lms, unipc, lcm or iddpm (ddpm with
-    /// learned variance); -karras behind a name spreads noise levels so [default: the one the model was saved with]
+    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++3m, dpm++3m-sde, dpm++2s, lms, unipc, lcm or
+    /// iddpm (ddpm with learned variance); -karras behind a name spreads noise levels so [default: the one the model was saved with]
     #[arg(long, alias = "sampling-method", value_name = "NAME")]
     sampler: Option<String>,
     /// ddim: noise added at each step, from 0, none, to 1, as much as ddpm
@@ -90,6 +94,8 @@ impl SamplingArgs {
             SigmasArg::Normal => Sigmas::Normal,
             SigmasArg::Karras => Sigmas::Karras,
             SigmasArg::Exponential => Sigmas::Exponential,
+            SigmasArg::Beta => Sigmas::Beta,
+            SigmasArg::Lu => Sigmas::Lu,
         };
         SamplingOptions {
             steps: self.steps,

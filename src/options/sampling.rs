@@ -13,6 +13,10 @@ pub enum Sigmas {
     Karras,
     /// Evenly spaced logarithms.
     Exponential,
+    /// After the beta distribution of (0.6, 0.6).
+    Beta,
+    /// Evenly spaced lambdas, as Lu et al. 2022 have them.
+    Lu,
 }
 
 /// Settings of the sampler; what is absent is as the model was saved.
@@ -63,11 +67,14 @@ impl SamplingOptions {
         }
         if let Some(sigmas) = self.sigmas {
             if sigmas != Sigmas::Normal {
-                let kinds: Vec<_> = SamplerKind::ALL.iter().copied().filter(|kind| kind.has_sigmas()).collect();
+                let has = if sigmas == Sigmas::Lu { SamplerKind::has_lambdas } else { SamplerKind::has_sigmas };
+                let kinds: Vec<_> = SamplerKind::ALL.iter().copied().filter(|&kind| has(kind)).collect();
                 only("sigmas", kind, &kinds)?;
             }
             config.use_karras_sigmas = sigmas == Sigmas::Karras;
             config.use_exponential_sigmas = sigmas == Sigmas::Exponential;
+            config.use_beta_sigmas = sigmas == Sigmas::Beta;
+            config.use_lu_lambdas = sigmas == Sigmas::Lu;
         }
         if let Some(variance) = self.variance {
             only("variance", kind, &[SamplerKind::Ddpm])?;

@@ -23,6 +23,13 @@ pub struct Config {
     pub beta_end: f64,
     /// The path between the two.
     pub beta_schedule: BetaSchedule,
+    /// All betas, one per training step, instead of those three.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trained_betas: Option<Vec<f32>>,
+    /// Whether betas are rescaled so that the last training step leaves no signal. As in diffusers not for PNDM, Heun, LMS
+    /// and DPM-Solver++ singlestep.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rescale_betas_zero_snr: bool,
     /// What the model predicts (`prediction_type`).
     pub prediction: Prediction,
     /// Timestep spacing; `None` is the sampler's own default: leading for DDIM, DDPM, PNDM and LCM, else linspace.
@@ -46,7 +53,8 @@ pub struct Config {
     /// DDPM: the noise that a step adds (`variance_type`); `None` is the default, fixed_small.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variance: Option<Variance>,
-    /// DPM-Solver++, UniPC: order, 1 or 2.
+    /// DPM-Solver++, UniPC: order, 1 to 3. The solvers of one order at most have no more than that, and those of order 3
+    /// have 3.
     pub solver_order: usize,
     /// DPM-Solver++: the second-order formula.
     pub solver_type: SolverType,
@@ -60,8 +68,20 @@ pub struct Config {
     /// The same samplers: noise levels of evenly spaced logarithms.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub use_exponential_sigmas: bool,
+    /// The same samplers: noise levels distributed as the beta distribution of (0.6, 0.6).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub use_beta_sigmas: bool,
+    /// DPM-Solver++ multistep: noise levels of evenly spaced lambdas, which are logarithms too. Karras' levels go before.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub use_lu_lambdas: bool,
+    /// DPM-Solver++: timesteps whose lambda is below this are left out; `None` is no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda_min_clipped: Option<f64>,
     /// DPM-Solver++, Euler, UniPC: where the last step ends (`final_sigmas_type`).
     pub final_sigma: FinalSigma,
+    /// What the model was saved with, in words, where that is not run here and this sampler takes its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
     /// LCM: timesteps of the schedule that the model was distilled on; `None` is the default, 50.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_inference_steps: Option<usize>,
@@ -79,6 +99,8 @@ impl Default for Config {
             beta_start: 0.0001,
             beta_end: 0.02,
             beta_schedule: BetaSchedule::Linear,
+            trained_betas: None,
+            rescale_betas_zero_snr: false,
             prediction: Prediction::Epsilon,
             spacing: None,
             steps_offset: 0,
@@ -93,7 +115,11 @@ impl Default for Config {
             euler_at_final: false,
             use_karras_sigmas: false,
             use_exponential_sigmas: false,
+            use_beta_sigmas: false,
+            use_lu_lambdas: false,
+            lambda_min_clipped: None,
             final_sigma: FinalSigma::Zero,
+            replaces: None,
             original_inference_steps: None,
             timestep_scaling: None,
         }
@@ -109,7 +135,7 @@ impl Config {
     pub fn with_kind(&self, kind: SamplerKind) -> Config {
         // The singlestep solver's own default, false, is no wish for the others.
         let lower_order_final = self.lower_order_final || self.kind == SamplerKind::DpmSolverPp2S;
-        Config { kind, lower_order_final, ..self.clone() }
+        Config { kind, lower_order_final, replaces: None, ..self.clone() }
     }
 
     /// The same model under the sampler of a name: of a [`SamplerKind`], or with `-karras` behind it, or `iddpm`, which is DDPM
@@ -131,10 +157,31 @@ impl Config {
             name.strip_suffix("-karras").and_then(|base| base.parse::<SamplerKind>().ok()).filter(|k| k.has_sigmas());
         let kind = base.map_or_else(|| name.parse(), Ok)?;
         let mut config = if kind == self.kind { self.clone() } else { self.with_kind(kind) };
+        config.replaces = None;
         if base.is_some() {
-            (config.use_karras_sigmas, config.use_exponential_sigmas) = (true, false);
+            (config.use_karras_sigmas, config.use_exponential_sigmas, config.use_beta_sigmas) = (true, false, false);
         }
         Ok(config)
+    }
+
+    /// The order of the solver.
+    pub(super) fn order(&self) -> usize {
+        match self.kind {
+            SamplerKind::DpmSolverPp3M | SamplerKind::DpmSolverPp3MSde => 3,
+            kind if kind.is_dpm() => self.solver_order.min(2),
+            _ => self.solver_order,
+        }
+    }
+
+    /// Whether noise levels are evenly spaced in lambda.
+    pub(super) fn lambdas(&self) -> bool {
+        self.use_lu_lambdas && self.kind.has_lambdas()
+    }
+
+    /// Whether noise levels are spaced by themselves rather than by timesteps.
+    pub(super) fn by_level(&self) -> bool {
+        let asked = self.use_karras_sigmas || self.use_exponential_sigmas || self.use_beta_sigmas;
+        self.lambdas() || asked && self.kind.has_sigmas()
     }
 
     /// The magnitude that x0 is clamped to, if the sampler does so.
@@ -157,8 +204,18 @@ impl Config {
     pub(super) fn check(&self, steps: usize) -> Result<()> {
         let wrong = |what: &str, expected: String, got: String| Err(Error::request(what, expected, got));
         let beta_ok = |b: f64| b > 0.0 && b < 1.0;
+        let share = |b: f32| (0.0..=1.0).contains(&b);
         if !(2..=MAX_TRAIN_STEPS).contains(&self.train_steps) {
             return wrong("num_train_timesteps", format!("2 to {MAX_TRAIN_STEPS}"), self.train_steps.to_string());
+        }
+        if let Some(betas) = &self.trained_betas {
+            let wrong_one = betas.iter().position(|&b| !share(b));
+            let got = wrong_one.map(|i| format!("{} at step {i}", betas[i]));
+            let got = got.or_else(|| (betas.len() != self.train_steps).then(|| format!("{} values", betas.len())));
+            if let Some(got) = got {
+                let expected = format!("{} values of 0 to 1, one for each training step", self.train_steps);
+                return wrong("trained_betas", expected, got);
+            }
         }
         if !beta_ok(self.beta_start) || !beta_ok(self.beta_end) {
             let got = format!("{} and {}", self.beta_start, self.beta_end);
@@ -171,11 +228,13 @@ impl Config {
             return wrong("steps_offset", format!("less than {}", self.train_steps), self.steps_offset.to_string());
         }
         let has_order = self.kind.is_dpm() || self.kind == SamplerKind::UniPc;
-        if has_order && !(1..=2).contains(&self.solver_order) {
-            return wrong("solver_order", "1 or 2".into(), self.solver_order.to_string());
+        if has_order && !(1..=3).contains(&self.solver_order) {
+            return wrong("solver_order", "1 to 3".into(), self.solver_order.to_string());
         }
-        if self.use_karras_sigmas && self.use_exponential_sigmas {
-            return wrong("use_karras_sigmas and use_exponential_sigmas", "at most one of them".into(), "both".into());
+        let levels = [self.use_karras_sigmas, self.use_exponential_sigmas, self.use_beta_sigmas];
+        if levels.iter().filter(|&&asked| asked).count() > 1 {
+            let what = "use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas";
+            return wrong(what, "at most one of them".into(), "more".into());
         }
         if !(0.0..=1.0).contains(&self.eta) {
             return wrong("eta", "0 to 1".into(), self.eta.to_string());

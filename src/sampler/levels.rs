@@ -1,5 +1,5 @@
 //! Noise levels as ratios s = sigma / alpha, for the samplers that are solvers of the probability flow in s: the levels
-//! of a run, after Karras et al. or evenly spaced in ln s if so configured, and the timesteps that belong to them.
+//! of a run, spread over s in a way of their own if so configured, and the timesteps that belong to them.
 //!
 //! diffusers has two families. The [`solver()`] family (DPM-Solver++, UniPC) spans Karras' levels over the whole schedule
 //! and calls the model at whole timesteps; the [`sigma()`] family (Euler, Heun, LMS, after k-diffusion) spans them over the
@@ -8,8 +8,8 @@
 //! Levels are f32 numbers, as in diffusers.
 
 use super::config::Config;
-use super::names::{FinalSigma, Prediction, SamplerKind, Spacing};
-use super::{Row, Table, schedule};
+use super::names::{BetaSchedule, FinalSigma, Prediction, SamplerKind, Spacing};
+use super::{Row, Table, beta, schedule};
 use crate::error::{Error, Result};
 
 /// The timesteps of a run and its noise levels.
@@ -26,22 +26,30 @@ pub(super) fn solver(config: &Config, steps: usize) -> Result<Levels> {
     let (min, max) = (f64::from(table[0]), f64::from(table[table.len() - 1]));
     let (timesteps, sigmas) = if let Some(sigmas) = respaced(config, min, max, steps) {
         let timesteps = timesteps_of(&table, &sigmas);
-        // Karras' timesteps are rounded, the others cut off.
-        let whole = |t: f64| if config.use_karras_sigmas { t.round_ties_even() } else { t.trunc() };
+        // Timesteps of Karras' and Lu's levels are rounded, the others cut off.
+        let rounded = config.use_karras_sigmas || config.lambdas();
+        let cut = config.kind.is_multistep_dpm() && config.beta_schedule == BetaSchedule::SquaredCos;
+        let whole = |t: f64| if rounded && !cut { t.round_ties_even() } else { t.trunc() };
         (timesteps.into_iter().map(whole).collect(), sigmas)
     } else {
         // The singlestep solver has no other spacing.
         let spacing = if config.kind == SamplerKind::DpmSolverPp2S { Spacing::Linspace } else { config.spacing() };
-        let timesteps = schedule::timesteps(config, spacing, steps, 1)?;
+        let timesteps = schedule::timesteps_below(config, unclipped(config, &table), spacing, steps, 1)?;
         let sigmas = timesteps.iter().map(|&t| f64::from(table[t])).collect();
         (timesteps.into_iter().map(|t| t as f64).collect(), sigmas)
     };
     // UniPC repeats its own last level, which is `min` but for rounding.
     let last = match (config.kind, sigmas.last()) {
-        (SamplerKind::UniPc, Some(&last)) if config.use_karras_sigmas || config.use_exponential_sigmas => last,
+        (SamplerKind::UniPc, Some(&last)) if config.by_level() => last,
         _ => min,
     };
     finish(config, timesteps, sigmas, last, true)
+}
+
+/// Training steps whose lambda is not below the least that the configuration allows: those from the clean end on.
+fn unclipped(config: &Config, table: &[f32]) -> usize {
+    let least = config.lambda_min_clipped.filter(|_| config.kind.is_dpm());
+    least.map_or(table.len(), |least| table.partition_point(|&s| -f64::from(s).ln() >= least))
 }
 
 /// Levels for Euler's, Heun's and the linear multistep method.
@@ -90,11 +98,20 @@ fn ratios(config: &Config) -> Vec<f32> {
 
 /// `n` levels from `max` down to `min` if the configuration wants them spaced by level rather than by timestep.
 fn respaced(config: &Config, min: f64, max: f64, n: usize) -> Option<Vec<f64>> {
+    let in_logarithms = |max: f64, min: f64| schedule::linspace_f64(max, min, n).into_iter().map(f64::exp).collect();
     if config.use_karras_sigmas {
-        return Some(karras(min, max, n));
+        Some(karras(min, max, n))
+    } else if config.lambdas() {
+        // The same as exponential levels, but that logarithms are f32 numbers.
+        Some(in_logarithms(f64::from(max.ln() as f32), f64::from(min.ln() as f32)))
+    } else if config.use_exponential_sigmas {
+        Some(in_logarithms(max.ln(), min.ln()))
+    } else if config.use_beta_sigmas {
+        let shares = schedule::linspace_f64(0.0, 1.0, n).into_iter().map(|share| beta::quantile(1.0 - share));
+        Some(shares.map(|share| min + share * (max - min)).collect())
+    } else {
+        None
     }
-    let even = || schedule::linspace_f64(max.ln(), min.ln(), n).into_iter().map(f64::exp).collect();
-    config.use_exponential_sigmas.then(even)
 }
 
 /// The noise levels of Karras et al. (arXiv 2206.00364, formula 5, rho = 7), from `max` down to `min`.

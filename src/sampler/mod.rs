@@ -14,6 +14,7 @@
 //!
 //! Coefficients are worked out in f64 from the same f32 noise schedule as diffusers' and stored as f32.
 
+mod beta;
 mod config;
 mod ddim;
 mod ddpm;
@@ -29,6 +30,7 @@ mod pndm;
 mod schedule;
 mod singlestep;
 mod span;
+mod substitute;
 mod unipc;
 
 use std::ops::{Add, Mul};
@@ -37,7 +39,7 @@ pub use config::Config;
 pub use names::{BetaSchedule, FinalSigma, Prediction, SamplerKind, SolverType, Spacing, Variance};
 pub use span::{Span, Start};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Most buffers of latents' size that a sampler may carry from call to call.
 pub const MAX_STATES: usize = 7;
@@ -114,6 +116,12 @@ impl Row {
             to.copy_from_slice(next);
         }
         to
+    }
+
+    /// Whether all coefficients are numbers: none is divided by signal or noise that is not there.
+    fn is_finite(&self) -> bool {
+        let few = self.x0.iter().chain(&self.level).chain([&self.input_scale]);
+        self.next.iter().flatten().chain(few).all(|c| c.is_finite())
     }
 
     /// Whether this call adds noise.
@@ -258,7 +266,8 @@ impl Config {
     ///
     /// # Errors
     /// A request error when `steps` is 0, exceeds `train_steps` or does not fit the spacing, or when a field of the
-    /// configuration is out of range; the message names the remedy.
+    /// configuration is out of range; the message names the remedy. So does that of a schedule whose first timestep has no
+    /// signal, with a prediction from which x0 does not follow there.
     pub fn table(&self, steps: usize) -> Result<Table> {
         self.table_range(steps, &Span::default())
     }
@@ -276,6 +285,11 @@ impl Config {
     pub fn table_range(&self, steps: usize, span: &Span) -> Result<Table> {
         self.check(steps)?;
         let whole = self.rows(steps, 0)?;
+        if let Some(row) = whole.rows.iter().find(|row| !row.is_finite()) {
+            let what = format!("schedule at timestep {}", row.timestep);
+            let expected = format!("signal and noise, as {} and {} divide by both", self.kind, self.prediction);
+            return Err(Error::request(what, expected, "one without the other; v_prediction with ddim or euler can"));
+        }
         let timesteps: Vec<f32> = whole.rows.iter().map(|row| row.timestep).collect();
         let calls = span.calls(self, steps, &timesteps)?;
         let mut table = if calls.start == 0 { whole } else { self.rows(steps, calls.start)? };
@@ -293,7 +307,10 @@ impl Config {
             SamplerKind::Lms => return lms::table(self, steps, begin),
             SamplerKind::UniPc => return unipc::table(self, steps, begin),
             SamplerKind::DpmSolverPp2S => return singlestep::table(self, steps, begin),
-            SamplerKind::DpmSolverPp2M | SamplerKind::DpmSolverPp2MSde => return dpm::table(self, steps, begin),
+            SamplerKind::DpmSolverPp2M
+            | SamplerKind::DpmSolverPp2MSde
+            | SamplerKind::DpmSolverPp3M
+            | SamplerKind::DpmSolverPp3MSde => return dpm::table(self, steps, begin),
             // What follows does not look back.
             SamplerKind::Ddim => ddim::table(self, steps),
             SamplerKind::Ddpm => ddpm::table(self, steps),

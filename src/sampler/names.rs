@@ -61,11 +61,15 @@ words! {
         DpmSolverPp2M = "dpm++2m",
         /// The same for the stochastic equation, with fresh noise at each step.
         DpmSolverPp2MSde = "dpm++2m-sde",
+        /// DPM-Solver++ multistep of order 3.
+        DpmSolverPp3M = "dpm++3m",
+        /// The same for the stochastic equation.
+        DpmSolverPp3MSde = "dpm++3m-sde",
         /// DPM-Solver++ singlestep, of order 1 or 2; a call counts as a step.
         DpmSolverPp2S = "dpm++2s",
         /// Linear multistep of order 4.
         Lms = "lms",
-        /// UniPC: a predictor and a corrector of order 1 or 2.
+        /// UniPC: a predictor and a corrector of order 1 to 3.
         UniPc = "unipc",
         /// Latent consistency models.
         Lcm = "lcm",
@@ -79,6 +83,15 @@ words! {
         Linear = "linear",
         /// The square of evenly spaced square roots.
         ScaledLinear = "scaled_linear",
+        /// Such that the share of signal falls as a squared cosine (Nichol and Dhariwal, arXiv 2102.09672); takes no
+        /// start and end, nor do the next two.
+        SquaredCos = "squaredcos_cap_v2",
+        /// Such that it falls as `exp(-12 t)`.
+        Exp = "exp",
+        /// Such that it falls as a Laplace distribution has it.
+        Laplace = "laplace",
+        /// Along a logistic curve from -6 to 6.
+        Sigmoid = "sigmoid",
     }
 }
 
@@ -146,6 +159,9 @@ words! {
     }
 }
 
+/// diffusers' least share of signal, 2^-24, where a noise level is divided by it.
+const LEAST_SIGNAL: f32 = 1.0 / (1 << 24) as f32;
+
 impl SamplerKind {
     /// The name that image tools show, as written into the `parameters` text of a PNG.
     pub fn title(self) -> &'static str {
@@ -158,6 +174,8 @@ impl SamplerKind {
             SamplerKind::Heun => "Heun",
             SamplerKind::DpmSolverPp2M => "DPM++ 2M",
             SamplerKind::DpmSolverPp2MSde => "DPM++ 2M SDE",
+            SamplerKind::DpmSolverPp3M => "DPM++ 3M",
+            SamplerKind::DpmSolverPp3MSde => "DPM++ 3M SDE",
             SamplerKind::DpmSolverPp2S => "DPM++ 2S",
             SamplerKind::Lms => "LMS",
             SamplerKind::UniPc => "UniPC",
@@ -174,7 +192,10 @@ impl SamplerKind {
             SamplerKind::Euler => "EulerDiscreteScheduler",
             SamplerKind::EulerAncestral => "EulerAncestralDiscreteScheduler",
             SamplerKind::Heun => "HeunDiscreteScheduler",
-            SamplerKind::DpmSolverPp2M | SamplerKind::DpmSolverPp2MSde => "DPMSolverMultistepScheduler",
+            SamplerKind::DpmSolverPp2M
+            | SamplerKind::DpmSolverPp2MSde
+            | SamplerKind::DpmSolverPp3M
+            | SamplerKind::DpmSolverPp3MSde => "DPMSolverMultistepScheduler",
             SamplerKind::DpmSolverPp2S => "DPMSolverSinglestepScheduler",
             SamplerKind::Lms => "LMSDiscreteScheduler",
             SamplerKind::UniPc => "UniPCMultistepScheduler",
@@ -184,13 +205,39 @@ impl SamplerKind {
 
     /// Whether this is one of the DPM solvers.
     pub(super) fn is_dpm(self) -> bool {
-        matches!(self, SamplerKind::DpmSolverPp2M | SamplerKind::DpmSolverPp2MSde | SamplerKind::DpmSolverPp2S)
+        self.is_multistep_dpm() || self == SamplerKind::DpmSolverPp2S
+    }
+
+    /// Whether this is one of the DPM solvers that look back.
+    pub(super) fn is_multistep_dpm(self) -> bool {
+        self.is_stochastic_dpm() || matches!(self, SamplerKind::DpmSolverPp2M | SamplerKind::DpmSolverPp3M)
+    }
+
+    /// Whether this is one of the DPM solvers of the stochastic equation.
+    pub(super) fn is_stochastic_dpm(self) -> bool {
+        matches!(self, SamplerKind::DpmSolverPp2MSde | SamplerKind::DpmSolverPp3MSde)
     }
 
     /// Whether noise levels may be spaced by themselves rather than by timesteps.
     pub fn has_sigmas(self) -> bool {
         let by_level = matches!(self, SamplerKind::Euler | SamplerKind::Heun | SamplerKind::Lms | SamplerKind::UniPc);
         by_level || self.is_dpm()
+    }
+
+    /// Whether noise levels may be evenly spaced in lambda, as Lu et al. have them.
+    pub fn has_lambdas(self) -> bool {
+        self.is_multistep_dpm()
+    }
+
+    /// What the last share of signal is in a schedule that ends in none
+    /// ([`Config::rescale_betas_zero_snr`](super::Config::rescale_betas_zero_snr)): 0, or diffusers' least where noise
+    /// levels are ratios; nothing for the samplers that diffusers does not rescale for.
+    pub(super) fn least_signal(self) -> Option<f32> {
+        match self {
+            SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Lcm => Some(0.0),
+            SamplerKind::Euler | SamplerKind::EulerAncestral | SamplerKind::UniPc => Some(LEAST_SIGNAL),
+            kind => kind.is_multistep_dpm().then_some(LEAST_SIGNAL),
+        }
     }
 
     /// The spacing of timesteps where none is given.

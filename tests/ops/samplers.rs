@@ -11,9 +11,14 @@ const N: usize = 8;
 /// Half a unit in the last place of an f32 near 1: what rounding a coefficient costs, relatively.
 const HALF_UNIT: f64 = 1.0 / (1 << 24) as f64;
 
-fn fixture() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/samplers.json");
-    serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect(path)
+/// The entries of two fixtures.
+fn entries() -> Vec<Value> {
+    let read = |name: &str| {
+        let path = format!("{}/tests/fixtures/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let mut file: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect(&path)).expect(&path);
+        file["entries"].as_array_mut().map(std::mem::take).expect("entries")
+    };
+    ["samplers", "samplers_schedules"].into_iter().flat_map(read).collect()
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -64,11 +69,10 @@ fn traces_match_diffusers() {
     // of our coefficients to f32: 2^-24 of each product, of which a call sums up to four. The errors of the calls
     // add up a little: four half-units of the largest product hold for 50 calls, seven for 999. The weights of PLMS
     // add up to 160/24 in place of 1: eight for 50 calls.
-    let fixture = fixture();
-    let entries = fixture["entries"].as_array().expect("entries");
-    assert!(entries.len() > 450, "only {} entries", entries.len());
+    let entries = entries();
+    assert!(entries.len() > 600, "only {} entries", entries.len());
     let mut worst: f64 = 0.0;
-    for entry in entries {
+    for entry in &entries {
         let label = format!("{} {} steps {} eta {}", entry["class"], entry["config"], entry["steps"], entry["eta"]);
         let steps = entry["steps"].as_u64().expect("steps") as usize;
         let table = config(entry).table(steps).expect(&label);

@@ -174,6 +174,7 @@ fn parts_are_rows_of_the_whole() {
                 // The first call is where the whole run's last of that level is, so that all are one off.
                 SamplerKind::Pndm => usize::MAX,
                 SamplerKind::Lms => 3,
+                SamplerKind::DpmSolverPp3M | SamplerKind::DpmSolverPp3MSde => 3,
                 SamplerKind::UniPc
                 | SamplerKind::DpmSolverPp2M
                 | SamplerKind::DpmSolverPp2MSde
