@@ -19,8 +19,8 @@ pub struct PromptArgs {
     /// Take prompts literally: no (weights:1.3), no BREAK, and nothing beyond what the text encoder reads at once
     #[arg(long)]
     pub plain_prompt: bool,
-    /// Classes by number or name, separated by commas; one image each
-    #[arg(long, alias = "cls_id", value_name = "LIST", value_delimiter = ',')]
+    /// Classes by number or name, separated by commas; one image each. Names may hold commas themselves
+    #[arg(long, alias = "cls_id", value_name = "LIST")]
     pub class_labels: Vec<String>,
     /// Images per prompt or class
     #[arg(long, alias = "n_imgs", default_value_t = 1, value_name = "N")]
