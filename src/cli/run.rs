@@ -4,6 +4,7 @@ use super::device::with_backend;
 use super::options::{InitArgs, PromptArgs, SamplingArgs, SizeArgs, read_tensors};
 use super::tensors::write;
 use super::{Device, model, say, say_json};
+use aquatint::error::one_line;
 use aquatint::image::{self, PngParameters, from_nhwc, grid, numbered, write_png};
 use aquatint::model::Model;
 use aquatint::options::{NamedTensor, RequestOptions};
@@ -89,6 +90,12 @@ impl Run {
         let tensors = self.inputs.as_deref().map(read_tensors).transpose()?;
         let request = self.options()?.request(&model, tensors)?;
         self.check_outputs(request.prompts.len())?;
+        if let Some(other) = request.sampler.replaces.as_ref().filter(|_| !self.quiet) {
+            let (kind, other) = (request.sampler.kind, one_line(other));
+            eprintln!(
+                "note: the model was saved with {other}, which is not run here; {kind} takes its place (--sampler)"
+            );
+        }
 
         let bar = self.bar();
         let mut steps = Clock::default();

@@ -16,6 +16,7 @@ use crate::pass;
 use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
 use crate::recipe::{Decision, Recipe, Requests, Store};
 use crate::source::diffusers::Model;
+use crate::source::settings::Overrules;
 use crate::weight::{Elements, Misfit, Origin, Weight, Weights, step};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
@@ -43,6 +44,8 @@ pub struct Options {
     pub vae_q_config: Option<String>,
     /// Quantization of the text encoders; if absent f16, or f32 where the denoiser's floats are f32.
     pub text_q_config: Option<String>,
+    /// Settings of the sampler that the model's files say otherwise, or do not say.
+    pub overrules: Overrules,
     /// Whether the denoisers' attentions between integer layers work in 8-bit codes too.
     pub int8_attention: bool,
     /// The packed file.
@@ -76,15 +79,16 @@ impl Packing {
     /// # Errors
     /// If the model cannot be read or is not supported, or the output cannot be written.
     pub fn open(options: &Options) -> Result<Self> {
-        let configs =
-            [&options.q_config, &options.vae_q_config, &options.text_q_config].into_iter().flatten().map(Path::new);
+        let configs = [&options.q_config, &options.vae_q_config, &options.text_q_config];
+        let scheduler = options.overrules.scheduler_config.as_deref();
+        let configs = configs.into_iter().flatten().map(Path::new).chain(scheduler);
         let inputs: Vec<&Path> =
             options.refiner.iter().map(PathBuf::as_path).chain([&*options.model]).chain(configs).collect();
         check_target(&options.output, &inputs)?;
         let writer = Writer::create(&options.output)?;
-        let mut model = Model::open(&options.model)?;
+        let mut model = Model::open_overruled(&options.model, &options.overrules)?;
         if let Some(refiner) = &options.refiner {
-            model = model.with_refiner(Model::open(refiner)?)?;
+            model = model.with_refiner(Model::open_overruled(refiner, &options.overrules)?)?;
         }
         let Lowered { programs, weights, files, pipeline, .. } = lower::lower(&model)?;
         Ok(Packing { programs, weights, options: options.clone(), writer, model, files, pipeline })
@@ -117,6 +121,9 @@ impl Packing {
         }
         let sources = &self.model.sources;
         let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
+        let sampler = &self.pipeline.sampler;
+        let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
+        let notes = sampler.replaces.iter().map(replaced).collect();
         let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
         let meta = Meta {
             tool: concat!("packer ", env!("CARGO_PKG_VERSION")).into(),
@@ -137,7 +144,7 @@ impl Packing {
         let output = &self.options.output;
         let file_bytes = std::fs::metadata(output).map_err(Error::io("read", output))?.len();
         let ratio = file_bytes as f64 / source_bytes as f64;
-        Ok(Report { layers, file_bytes, source_bytes, ratio, average_bits })
+        Ok(Report { layers, notes, file_bytes, source_bytes, ratio, average_bits })
     }
 
     /// Lets programs make and use codes where `recipe` asks for integer activations; returns how many attentions work in

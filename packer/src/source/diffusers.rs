@@ -1,11 +1,14 @@
 //! A model directory as `DiffusionPipeline.save_pretrained` writes it: `model_index.json` and a folder per component.
 //! A model in one file becomes the same.
 
+use super::settings::{Overrules, Settings};
 use super::tokenizer::{self, TokenizerFile};
 use super::{Checkpoint, SourceFile, layout, read_json};
 use aquatint::error::{Error, Result};
+use aquatint::raw::format::meta::OWN_SCHEDULER;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A JSON object.
@@ -78,8 +81,10 @@ pub struct Model {
     pub class: String,
     /// Contents of `model_index.json`.
     pub index: Object,
-    /// Contents of `scheduler/scheduler_config.json`.
+    /// Contents of `scheduler/scheduler_config.json`, or what takes their place.
     pub scheduler: Value,
+    /// Who decided about them, by field; `scheduler` stands for the rest.
+    pub decided_by: BTreeMap<String, String>,
     /// Networks, in the order they were asked for.
     pub components: Vec<Component>,
     /// Tokenizers by folder.
@@ -95,8 +100,16 @@ impl Model {
     /// [`Error::Request`] if it is neither a diffusers directory nor a known file, its pipeline is not one of [`PIPELINES`], or a component
     /// is missing or malformed; [`Error::Io`] if a file cannot be read.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_overruled(root, &Overrules::default())
+    }
+
+    /// The same, but for what a person overrules.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), and if a file that overrules cannot be read.
+    pub fn open_overruled(root: &Path, overrules: &Overrules) -> Result<Self> {
         if root.is_file() {
-            return layout::open(root);
+            return layout::open(root, overrules);
         }
         let index_file = "model_index.json";
         if !root.join(index_file).is_file() {
@@ -116,12 +129,17 @@ impl Model {
             class,
             index,
             scheduler: Value::Null,
+            decided_by: BTreeMap::new(),
             components: Vec::new(),
             tokenizers: Vec::new(),
             sources,
         };
-        let scheduler = "scheduler/scheduler_config.json";
-        model.scheduler = Value::Object(read_json(root, scheduler, &mut model.sources)?);
+        let own = match &overrules.scheduler_config {
+            Some(_) => Object::new(),
+            None => read_json(root, OWN_SCHEDULER, &mut model.sources)?,
+        };
+        let settings = Settings::new(own, OWN_SCHEDULER, Vec::new(), overrules, &mut model.sources)?;
+        (model.scheduler, model.decided_by) = (Value::Object(settings.scheduler), settings.decided_by);
         let is_there = |name: &&&str| root.join(name).is_dir();
         for folders in pipeline.needs {
             let name = folders.iter().find(is_there).unwrap_or(&folders[0]);
@@ -179,6 +197,10 @@ impl Model {
             if !fits {
                 return Err(Error::request(what, "a pipeline of Stable Diffusion XL", &model.class));
             }
+        }
+        let [own, other] = [&self, &refiner].map(|model| Settings::prediction(&model.scheduler));
+        if own != other {
+            return Err(Error::request("refiner: prediction_type", format!("{own}, the model's own"), other));
         }
         for (name, key) in [("vae", "decoder.conv_out.bias"), ("text_encoder_2", "text_model.final_layer_norm.bias")] {
             let (own, other) = (&self.component(name).weights, &refiner.component(name).weights);

@@ -8,6 +8,7 @@ pub mod diffusers;
 pub mod layout;
 pub mod pickle;
 pub mod safetensors;
+pub mod settings;
 pub mod tokenizer;
 pub mod torch;
 pub mod view;

@@ -11,6 +11,7 @@ mod quantizers;
 mod readme;
 mod refusals;
 mod scheduler;
+mod settings;
 mod steps;
 mod tokenizer;
 mod torch;
