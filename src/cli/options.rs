@@ -63,17 +63,17 @@ pub struct SamplingArgs {
     /// Guidance scale; 1 or less turns guidance off [default: the model's]
     #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
     pub cfg_scale: Option<f32>,
-    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++3m, dpm++3m-sde, dpm++2s, lms, unipc, lcm or
-    /// iddpm (ddpm with learned variance); -karras behind a name spreads noise levels so [default: the one the model was saved with]
+    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++3m, dpm++3m-sde, dpm++2s, lms, unipc, lcm, tcd,
+    /// deis, dpm2, dpm2-a, dpm++sde or iddpm (ddpm with learned variance); -karras behind a name spreads noise levels so [default: the one the model was saved with]
     #[arg(long, alias = "sampling-method", value_name = "NAME")]
     sampler: Option<String>,
-    /// ddim: noise added at each step, from 0, none, to 1, as much as ddpm
+    /// ddim, tcd: noise added at each step, from 0, none, to 1, as much as ddpm
     #[arg(long, aliases = ["ddim-eta", "ddim_eta"], value_name = "ETA")]
     eta: Option<f32>,
     /// How timesteps are spread: leading, linspace or trailing, with ddim also uniform or quad
     #[arg(long, alias = "timestep_spacing", value_name = "NAME")]
     timestep_spacing: Option<Spacing>,
-    /// How noise levels are spread (dpm++, euler, heun, lms, unipc)
+    /// How noise levels are spread (dpm++, dpm2, euler, heun, lms, unipc, deis)
     #[arg(long, value_enum, value_name = "NAME")]
     sigmas: Option<SigmasArg>,
     /// ddpm: noise of each step, fixed_small, fixed_large or learned_range

@@ -30,7 +30,7 @@ pub struct SamplingOptions {
     pub guidance_rescale: Option<f32>,
     /// A sampler's name, as [`Config::named`](crate::sampler::Config::named) knows them.
     pub sampler: Option<String>,
-    /// DDIM: noise added at each step, from 0, none, to 1, as much as DDPM.
+    /// DDIM, TCD: noise added at each step, from 0, none, to 1, as much as DDPM.
     pub eta: Option<f32>,
     /// How timesteps are spread.
     pub timestep_spacing: Option<Spacing>,
@@ -55,12 +55,12 @@ impl SamplingOptions {
         let kind = config.kind;
         if let Some(eta) = self.eta {
             if eta != 0.0 {
-                only("eta", kind, &[SamplerKind::Ddim])?;
+                only("eta", kind, &[SamplerKind::Ddim, SamplerKind::Tcd])?;
             }
             config.eta = eta;
         }
         if let Some(spacing) = self.timestep_spacing {
-            if matches!(kind, SamplerKind::Lcm | SamplerKind::DpmSolverPp2S) {
+            if matches!(kind, SamplerKind::Lcm | SamplerKind::Tcd | SamplerKind::DpmSolverPp2S) {
                 return Err(Error::request("timestep-spacing", "a sampler that has a choice of it", kind));
             }
             config.spacing = Some(spacing);

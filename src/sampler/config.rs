@@ -48,22 +48,22 @@ pub struct Config {
     pub clip_sample: Option<bool>,
     /// The largest magnitude of a clamped x0.
     pub clip_sample_range: f32,
-    /// DDIM: 0 is deterministic, 1 is ancestral (DDPM). A pipeline argument in diffusers, not a scheduler field.
+    /// DDIM, TCD: 0 is deterministic, 1 is ancestral (DDPM) or, for TCD, all noise anew (its gamma). A pipeline argument in diffusers, not a scheduler field.
     pub eta: f32,
     /// DDPM: the noise that a step adds (`variance_type`); `None` is the default, fixed_small.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variance: Option<Variance>,
-    /// DPM-Solver++, UniPC: order, 1 to 3. The solvers of one order at most have no more than that, and those of order 3
+    /// DPM-Solver++, UniPC, DEIS: order, 1 to 3. The solvers of one order at most have no more than that, and those of order 3
     /// have 3.
     pub solver_order: usize,
     /// DPM-Solver++: the second-order formula.
     pub solver_type: SolverType,
-    /// Whether the last step is first order: DPM-Solver++ multistep, when there are fewer than 15; UniPC, always;
+    /// Whether the last step is first order: DPM-Solver++ multistep and DEIS, when there are fewer than 15; UniPC, always;
     /// DPM-Solver++ singlestep, the last two of an even number (which a run that ends at no noise has anyway).
     pub lower_order_final: bool,
     /// DPM-Solver++ multistep: whether the last step is always first order.
     pub euler_at_final: bool,
-    /// DPM-Solver++, Euler, Heun, LMS, UniPC: noise levels after Karras et al. instead of evenly spaced timesteps.
+    /// DPM-Solver++, Euler, Heun, LMS, UniPC, DEIS, DPM2: noise levels after Karras et al. instead of evenly spaced timesteps.
     pub use_karras_sigmas: bool,
     /// The same samplers: noise levels of evenly spaced logarithms.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -82,7 +82,7 @@ pub struct Config {
     /// What the model was saved with, in words, where that is not run here and this sampler takes its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replaces: Option<String>,
-    /// LCM: timesteps of the schedule that the model was distilled on; `None` is the default, 50.
+    /// LCM, TCD: timesteps of the schedule that the model was distilled on; `None` is the default, 50.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_inference_steps: Option<usize>,
     /// LCM: what timesteps are multiplied by in the boundary condition; `None` is the default, 10.
@@ -227,7 +227,7 @@ impl Config {
         if self.steps_offset >= self.train_steps {
             return wrong("steps_offset", format!("less than {}", self.train_steps), self.steps_offset.to_string());
         }
-        let has_order = self.kind.is_dpm() || self.kind == SamplerKind::UniPc;
+        let has_order = self.kind.is_dpm() || matches!(self.kind, SamplerKind::UniPc | SamplerKind::Deis);
         if has_order && !(1..=3).contains(&self.solver_order) {
             return wrong("solver_order", "1 to 3".into(), self.solver_order.to_string());
         }
@@ -263,7 +263,7 @@ impl Config {
         if kind == SamplerKind::UniPc && !self.lower_order_final && self.final_sigma == FinalSigma::Zero {
             return wrong("lower_order_final", "true where final_sigmas_type is zero".into(), "false".into());
         }
-        if kind == SamplerKind::Lcm {
+        if kind.is_distilled() {
             let (original, scaling) = (self.original_steps(), self.timestep_scaling.unwrap_or(1.0));
             if !(1..=self.train_steps).contains(&original) {
                 let expected = format!("1 to {}, the training steps", self.train_steps);

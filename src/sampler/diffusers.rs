@@ -113,8 +113,8 @@ fn fixed(kind: SamplerKind) -> Vec<(&'static str, Value)> {
 fn defaults(kind: SamplerKind) -> Config {
     let base = Config { kind, ..Config::default() };
     match kind {
-        SamplerKind::Heun => Config { beta_start: 0.00085, beta_end: 0.012, ..base },
-        SamplerKind::Lcm => {
+        kind if kind.calls_twice() => Config { beta_start: 0.00085, beta_end: 0.012, ..base },
+        kind if kind.is_distilled() => {
             Config { beta_start: 0.00085, beta_end: 0.012, beta_schedule: BetaSchedule::ScaledLinear, ..base }
         }
         SamplerKind::DpmSolverPp2S => Config { lower_order_final: false, ..base },

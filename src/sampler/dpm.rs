@@ -19,7 +19,7 @@ use crate::error::Result;
 
 /// Below this many calls, `lower_order_final` makes the last step first order and the one before second (diffusers'
 /// constant).
-const FEW_CALLS: usize = 15;
+pub(super) const FEW_CALLS: usize = 15;
 
 /// The rows of DPM-Solver++ of order 1 to 3, with as many states, from call `begin` on.
 pub(super) fn table(config: &Config, steps: usize, begin: usize) -> Result<Table> {

@@ -1,8 +1,8 @@
 //! Noise levels as ratios s = sigma / alpha, for the samplers that are solvers of the probability flow in s: the levels
 //! of a run, spread over s in a way of their own if so configured, and the timesteps that belong to them.
 //!
-//! diffusers has two families. The [`solver()`] family (DPM-Solver++, UniPC) spans Karras' levels over the whole schedule
-//! and calls the model at whole timesteps; the [`sigma()`] family (Euler, Heun, LMS, after k-diffusion) spans them over the
+//! diffusers has two families. The [`solver()`] family (DPM-Solver++, UniPC, DEIS) spans Karras' levels over the whole schedule
+//! and calls the model at whole timesteps; the [`sigma()`] family (Euler, Heun, LMS, DPM2, after k-diffusion) spans them over the
 //! run's own timesteps and keeps fractions. In the second, latents are scaled so that alpha is 1 throughout.
 //!
 //! Levels are f32 numbers, as in diffusers.
@@ -20,7 +20,7 @@ pub(super) struct Levels {
     pub sigmas: Vec<f64>,
 }
 
-/// Levels for DPM-Solver++ and UniPC.
+/// Levels for DPM-Solver++, UniPC and DEIS.
 pub(super) fn solver(config: &Config, steps: usize) -> Result<Levels> {
     let table = ratios(config);
     let (min, max) = (f64::from(table[0]), f64::from(table[table.len() - 1]));
@@ -38,9 +38,9 @@ pub(super) fn solver(config: &Config, steps: usize) -> Result<Levels> {
         let sigmas = timesteps.iter().map(|&t| f64::from(table[t])).collect();
         (timesteps.into_iter().map(|t| t as f64).collect(), sigmas)
     };
-    // UniPC repeats its own last level, which is `min` but for rounding.
+    // UniPC and DEIS repeat their own last level, which is `min` but for rounding.
     let last = match (config.kind, sigmas.last()) {
-        (SamplerKind::UniPc, Some(&last)) if config.by_level() => last,
+        (SamplerKind::UniPc | SamplerKind::Deis, Some(&last)) if config.by_level() => last,
         _ => min,
     };
     finish(config, timesteps, sigmas, last, true)
@@ -52,7 +52,7 @@ fn unclipped(config: &Config, table: &[f32]) -> usize {
     least.map_or(table.len(), |least| table.partition_point(|&s| -f64::from(s).ln() >= least))
 }
 
-/// Levels for Euler's, Heun's and the linear multistep method.
+/// Levels for Euler's, Heun's and the linear multistep method, and those that call at a level between.
 pub(super) fn sigma(config: &Config, steps: usize) -> Result<Levels> {
     let table = ratios(config);
     let timesteps: Vec<f64> = match config.spacing() {
@@ -67,7 +67,13 @@ pub(super) fn sigma(config: &Config, steps: usize) -> Result<Levels> {
     let ancestral = config.kind == SamplerKind::EulerAncestral;
     let respaced = respaced(config, even[even.len() - 1], even[0], steps).filter(|_| !ancestral);
     let (timesteps, sigmas) = match respaced {
-        Some(sigmas) => (timesteps_of(&table, &sigmas), sigmas),
+        Some(sigmas) => {
+            let timesteps = timesteps_of(&table, &sigmas);
+            let rounded =
+                config.use_karras_sigmas && matches!(config.kind, SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral);
+            let whole = |t: f64| if rounded { t.round_ties_even() } else { t };
+            (timesteps.into_iter().map(whole).collect(), sigmas)
+        }
         None => (timesteps, even),
     };
     finish(config, timesteps, sigmas, f64::from(table[0]), config.kind == SamplerKind::Lms)
@@ -85,8 +91,12 @@ fn finish(config: &Config, timesteps: Vec<f64>, sigmas: Vec<f64>, last: f64, dis
             format!("{} steps, of which two fall on the same timestep", sigmas.len()),
         ));
     }
-    let zero = config.final_sigma == FinalSigma::Zero
-        || matches!(config.kind, SamplerKind::EulerAncestral | SamplerKind::Heun | SamplerKind::Lms);
+    let zero = match config.kind {
+        SamplerKind::Deis => false,
+        SamplerKind::EulerAncestral | SamplerKind::Lms => true,
+        kind if kind.calls_twice() => true,
+        _ => config.final_sigma == FinalSigma::Zero,
+    };
     sigmas.push(if zero { 0.0 } else { f64::from(last as f32) });
     Ok(Levels { timesteps: timesteps.into_iter().map(|t| t as f32).collect(), sigmas })
 }
@@ -127,6 +137,11 @@ fn interpolated(table: &[f32], t: f64) -> f64 {
     let (a, b) = (f64::from(table[low]), f64::from(table[low + 1]));
     let w = t - low as f64;
     if w == 1.0 { b } else { (b - a) * w + a }
+}
+
+/// The fractional timesteps of the levels between, `middles`.
+pub(super) fn between(config: &Config, middles: &[f64]) -> Vec<f32> {
+    timesteps_of(&ratios(config), middles).into_iter().map(|t| t as f32).collect()
 }
 
 /// The fractional timesteps whose ln(sigma / alpha) are those of `sigmas`.

@@ -18,8 +18,11 @@ mod beta;
 mod config;
 mod ddim;
 mod ddpm;
+mod deis;
 mod diffusers;
 mod dpm;
+mod dpm2;
+mod dpm_sde;
 mod euler;
 mod heun;
 mod lcm;
@@ -31,6 +34,7 @@ mod schedule;
 mod singlestep;
 mod span;
 mod substitute;
+mod tcd;
 mod unipc;
 
 use std::ops::{Add, Mul};
@@ -261,7 +265,7 @@ fn clamp<T: Real>(v: T, limit: T) -> T {
 impl Config {
     /// The rows of this sampler for `steps` steps.
     ///
-    /// Most samplers give exactly `steps` rows. PNDM gives one more, Heun `2 steps - 1`, and DDIM's uniform spacing as
+    /// Most samplers give exactly `steps` rows. PNDM gives one more, those that call twice `2 steps - 1`, and DDIM's uniform spacing as
     /// many as fit.
     ///
     /// # Errors
@@ -306,6 +310,7 @@ impl Config {
             SamplerKind::Pndm => return pndm::table(self, steps, begin),
             SamplerKind::Lms => return lms::table(self, steps, begin),
             SamplerKind::UniPc => return unipc::table(self, steps, begin),
+            SamplerKind::Deis => return deis::table(self, steps, begin),
             SamplerKind::DpmSolverPp2S => return singlestep::table(self, steps, begin),
             SamplerKind::DpmSolverPp2M
             | SamplerKind::DpmSolverPp2MSde
@@ -316,7 +321,10 @@ impl Config {
             SamplerKind::Ddpm => ddpm::table(self, steps),
             SamplerKind::Euler | SamplerKind::EulerAncestral => euler::table(self, steps),
             SamplerKind::Heun => heun::table(self, steps),
+            SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral => dpm2::table(self, steps),
+            SamplerKind::DpmSolverPpSde => dpm_sde::table(self, steps),
             SamplerKind::Lcm => lcm::table(self, steps),
+            SamplerKind::Tcd => tcd::table(self, steps),
         }?;
         table.rows.drain(..begin);
         Ok(table)

@@ -73,6 +73,16 @@ words! {
         UniPc = "unipc",
         /// Latent consistency models.
         Lcm = "lcm",
+        /// Trajectory consistency models ([`Config::eta`](super::Config::eta) is their gamma).
+        Tcd = "tcd",
+        /// DEIS in log-rho, multistep, of order 1 to 3.
+        Deis = "deis",
+        /// DPM-Solver-2: two calls a step, but for the last.
+        Dpm2 = "dpm2",
+        /// The same with fresh noise at each step.
+        Dpm2Ancestral = "dpm2-a",
+        /// DPM-Solver++ of the stochastic equation with a call between: two calls a step, but for the last.
+        DpmSolverPpSde = "dpm++sde",
     }
 }
 
@@ -180,6 +190,11 @@ impl SamplerKind {
             SamplerKind::Lms => "LMS",
             SamplerKind::UniPc => "UniPC",
             SamplerKind::Lcm => "LCM",
+            SamplerKind::Tcd => "TCD",
+            SamplerKind::Deis => "DEIS",
+            SamplerKind::Dpm2 => "DPM2",
+            SamplerKind::Dpm2Ancestral => "DPM2 a",
+            SamplerKind::DpmSolverPpSde => "DPM++ SDE",
         }
     }
 
@@ -200,6 +215,11 @@ impl SamplerKind {
             SamplerKind::Lms => "LMSDiscreteScheduler",
             SamplerKind::UniPc => "UniPCMultistepScheduler",
             SamplerKind::Lcm => "LCMScheduler",
+            SamplerKind::Tcd => "TCDScheduler",
+            SamplerKind::Deis => "DEISMultistepScheduler",
+            SamplerKind::Dpm2 => "KDPM2DiscreteScheduler",
+            SamplerKind::Dpm2Ancestral => "KDPM2AncestralDiscreteScheduler",
+            SamplerKind::DpmSolverPpSde => "DPMSolverSDEScheduler",
         }
     }
 
@@ -220,8 +240,26 @@ impl SamplerKind {
 
     /// Whether noise levels may be spaced by themselves rather than by timesteps.
     pub fn has_sigmas(self) -> bool {
-        let by_level = matches!(self, SamplerKind::Euler | SamplerKind::Heun | SamplerKind::Lms | SamplerKind::UniPc);
-        by_level || self.is_dpm()
+        let by_level = matches!(
+            self,
+            SamplerKind::Euler | SamplerKind::Heun | SamplerKind::Lms | SamplerKind::UniPc | SamplerKind::Deis
+        );
+        by_level || self.is_halved() || self.is_dpm()
+    }
+
+    /// Whether a step takes two calls of the model, but for the last.
+    pub fn calls_twice(self) -> bool {
+        self.is_halved() || self == SamplerKind::Heun
+    }
+
+    /// Whether a step has a call at the level in its middle.
+    fn is_halved(self) -> bool {
+        matches!(self, SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral | SamplerKind::DpmSolverPpSde)
+    }
+
+    /// Whether steps go over the timesteps that a consistency model was distilled on.
+    pub(super) fn is_distilled(self) -> bool {
+        matches!(self, SamplerKind::Lcm | SamplerKind::Tcd)
     }
 
     /// Whether noise levels may be evenly spaced in lambda, as Lu et al. have them.
@@ -234,7 +272,7 @@ impl SamplerKind {
     /// levels are ratios; nothing for the samplers that diffusers does not rescale for.
     pub(super) fn least_signal(self) -> Option<f32> {
         match self {
-            SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Lcm => Some(0.0),
+            SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Lcm | SamplerKind::Tcd => Some(0.0),
             SamplerKind::Euler | SamplerKind::EulerAncestral | SamplerKind::UniPc => Some(LEAST_SIGNAL),
             kind => kind.is_multistep_dpm().then_some(LEAST_SIGNAL),
         }
@@ -243,7 +281,8 @@ impl SamplerKind {
     /// The spacing of timesteps where none is given.
     pub(super) fn spacing(self) -> Spacing {
         match self {
-            SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Pndm | SamplerKind::Lcm => Spacing::Leading,
+            SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Pndm => Spacing::Leading,
+            kind if kind.is_distilled() => Spacing::Leading,
             _ => Spacing::Linspace,
         }
     }

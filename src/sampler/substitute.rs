@@ -85,8 +85,7 @@ fn nearest(class: &str) -> SamplerKind {
         _ if has("DDPM") => SamplerKind::Ddpm,
         _ if has("DDIM") => SamplerKind::Ddim,
         _ if has("PNDM") => SamplerKind::Pndm,
-        _ if has("TCD") => SamplerKind::Lcm,
-        _ if has("DPM") || has("DEIS") => SamplerKind::DpmSolverPp2M,
+        _ if has("DPM") => SamplerKind::DpmSolverPp2M,
         _ => SamplerKind::Euler,
     }
 }

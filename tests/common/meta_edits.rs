@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// Texts that mean something in one field or another of a pipeline's settings.
-const WORDS: [&str; 41] = [
+const WORDS: [&str; 44] = [
     "ddim",
     "ddpm",
     "pndm",
@@ -18,6 +18,9 @@ const WORDS: [&str; 41] = [
     "lms",
     "unipc",
     "lcm",
+    "tcd",
+    "deis",
+    "dpm++sde",
     "linear",
     "scaled_linear",
     "squaredcos_cap_v2",

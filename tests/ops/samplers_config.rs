@@ -135,8 +135,8 @@ fn requests_that_cannot_be_met_say_so() {
     assert!(steps(&Config::default().with_kind(SamplerKind::Lcm), 51).contains("1 to 50"));
     assert!(steps(&Config::default().with_kind(SamplerKind::UniPc), 1001).contains("1 to 1000"));
     let unknown = "plms2".parse::<SamplerKind>().expect_err("refused").to_string();
-    let names =
-        "ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++3m, dpm++3m-sde, dpm++2s, lms, unipc, lcm";
+    let names = "ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++3m, dpm++3m-sde, dpm++2s, lms, unipc, lcm, tcd, deis, \
+        dpm2, dpm2-a, dpm++sde";
     assert!(unknown.contains(names) && unknown.contains("plms2"), "{unknown}");
 }
 
