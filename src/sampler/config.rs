@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::names::{BetaSchedule, FinalSigma, Prediction, SamplerKind, SolverType, Spacing, Variance};
+use super::threshold::Threshold;
 use crate::error::{Error, Result};
 
 /// A sampler and its settings. Fields keep diffusers' names and defaults; a field that the sampler does not use is kept
@@ -48,6 +49,16 @@ pub struct Config {
     pub clip_sample: Option<bool>,
     /// The largest magnitude of a clamped x0.
     pub clip_sample_range: f32,
+    /// DDIM, DDPM, DPM-Solver++, UniPC, DEIS, LCM: whether x0 is thresholded ([`Threshold`]) rather than clamped. Meant for
+    /// pixels.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub thresholding: bool,
+    /// The share of an image's values that the threshold leaves alone; `None` is the default, 0.995.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dynamic_thresholding_ratio: Option<f64>,
+    /// The largest threshold; `None` is the default, 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample_max_value: Option<f32>,
     /// DDIM, TCD: 0 is deterministic, 1 is ancestral (DDPM) or, for TCD, all noise anew (its gamma). A pipeline argument in diffusers, not a scheduler field.
     pub eta: f32,
     /// DDPM: the noise that a step adds (`variance_type`); `None` is the default, fixed_small.
@@ -107,6 +118,9 @@ impl Default for Config {
             set_alpha_to_one: None,
             clip_sample: None,
             clip_sample_range: 1.0,
+            thresholding: false,
+            dynamic_thresholding_ratio: None,
+            sample_max_value: None,
             eta: 0.0,
             variance: None,
             solver_order: 2,
@@ -187,7 +201,16 @@ impl Config {
     /// The magnitude that x0 is clamped to, if the sampler does so.
     pub(super) fn clamp(&self) -> Option<f32> {
         let default = matches!(self.kind, SamplerKind::Ddim | SamplerKind::Ddpm);
-        self.clip_sample.unwrap_or(default).then_some(self.clip_sample_range)
+        let clip = self.clip_sample.unwrap_or(default) && self.threshold().is_none();
+        clip.then_some(self.clip_sample_range)
+    }
+
+    /// How x0 is thresholded, if the sampler does so.
+    pub(super) fn threshold(&self) -> Option<Threshold> {
+        let own = matches!(self.kind, SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Lcm);
+        let solver = self.kind.is_dpm() || matches!(self.kind, SamplerKind::UniPc | SamplerKind::Deis);
+        let (ratio, most) = (self.dynamic_thresholding_ratio.unwrap_or(0.995), self.sample_max_value.unwrap_or(1.0));
+        (self.thresholding && (own || solver)).then_some(Threshold { ratio, most })
     }
 
     /// The spacing of timesteps, the sampler's own if none is given.
@@ -241,6 +264,14 @@ impl Config {
         }
         if !(self.clip_sample_range > 0.0 && self.clip_sample_range.is_finite()) {
             return wrong("clip_sample_range", "a positive number".into(), self.clip_sample_range.to_string());
+        }
+        if let Some(Threshold { ratio, most }) = self.threshold() {
+            if !(0.0..=1.0).contains(&ratio) {
+                return wrong("dynamic_thresholding_ratio", "0 to 1".into(), ratio.to_string());
+            }
+            if !(most > 0.0 && most.is_finite()) {
+                return wrong("sample_max_value", "a positive number".into(), most.to_string());
+            }
         }
         self.check_kind(steps)
     }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// Fields of diffusers' schedulers that change what the model's output means and have no counterpart here: they must be
 /// absent, null or false.
-const REFUSED: [&str; 3] = ["thresholding", "use_flow_sigmas", "use_dynamic_shifting"];
+const REFUSED: [&str; 2] = ["use_flow_sigmas", "use_dynamic_shifting"];
 
 impl Config {
     /// The configuration in a diffusers `scheduler_config.json`.
@@ -57,6 +57,9 @@ impl Config {
             set_alpha_to_one: field(json, "set_alpha_to_one")?,
             clip_sample: field(json, "clip_sample")?,
             clip_sample_range: field(json, "clip_sample_range")?.unwrap_or(base.clip_sample_range),
+            thresholding: field(json, "thresholding")?.unwrap_or(false),
+            dynamic_thresholding_ratio: field(json, "dynamic_thresholding_ratio")?,
+            sample_max_value: field(json, "sample_max_value")?,
             eta: base.eta,
             variance: match kind {
                 SamplerKind::Ddpm => named(json, "variance_type")?,

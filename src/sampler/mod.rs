@@ -35,13 +35,16 @@ mod singlestep;
 mod span;
 mod substitute;
 mod tcd;
+mod threshold;
 mod unipc;
 
-use std::ops::{Add, Mul};
+use std::cmp::Ordering;
+use std::ops::{Add, Div, Mul};
 
 pub use config::Config;
 pub use names::{BetaSchedule, FinalSigma, Prediction, SamplerKind, SolverType, Spacing, Variance};
 pub use span::{Span, Start};
+pub use threshold::Threshold;
 
 use crate::error::{Error, Result};
 
@@ -144,6 +147,8 @@ pub struct Table {
     /// A run that begins with noise begins with standard normal noise times this. One that begins with an image begins
     /// at the [`Row::level`] of its first row instead.
     pub init_scale: f32,
+    /// How x0 is thresholded, image by image, before it is used. Rows then have no clamp.
+    pub threshold: Option<Threshold>,
     /// Whether any row adds noise, that is, whether the run needs a noise table.
     pub noise: bool,
 }
@@ -152,7 +157,7 @@ impl Table {
     /// A table of these rows; init scale 1.
     fn new(rows: Vec<Row>, states: usize) -> Table {
         let noise = rows.iter().any(Row::noise);
-        Table { rows, states, init_scale: 1.0, noise }
+        Table { rows, states, init_scale: 1.0, threshold: None, noise }
     }
 
     /// The first `calls` of these calls.
@@ -174,7 +179,7 @@ impl Table {
     /// ends compute) and f64 (what tests compare with).
     ///
     /// `states` is `[self.states, n]`, `output` and `noise` are `[n]`; `noise` may be empty when the row adds none, and
-    /// with learned variance `output` is `[2, n]`. Sums run over the columns in order, starting from the first non-zero
+    /// with learned variance `output` is `[2, n]`. With a threshold, all of it is one image. Sums run over the columns in order, starting from the first non-zero
     /// coefficient, without fused multiply-adds.
     ///
     /// # Panics
@@ -185,15 +190,22 @@ impl Table {
         assert_eq!(states.len(), self.states * n, "states: {} buffers of {n} values expected", self.states);
         assert!(noise.len() == n || (noise.is_empty() && !row.noise()), "noise: {n} values expected");
         let zero = T::from(0.0);
+        let predicted = |states: &[T], i: usize| dot(&row.x0, &[states[i], output[i]]);
+        let threshold = self
+            .threshold
+            .map(|threshold| threshold.of(&mut (0..n).map(|i| magnitude(predicted(states, i))).collect::<Vec<T>>()));
         for i in 0..n {
             let mut v = [zero; COLUMNS];
             for (s, value) in v[..self.states].iter_mut().enumerate() {
                 *value = states[s * n + i];
             }
             v[OUTPUT] = output[i];
-            v[X0] = dot(&row.x0, &[v[0], output[i]]);
+            v[X0] = predicted(states, i);
+            if let Some(limit) = threshold {
+                v[X0] = clamp(v[X0], limit) / limit;
+            }
             if let Some(limit) = row.clamp {
-                v[X0] = clamp(v[X0], limit.into());
+                v[X0] = clamp(v[X0], T::from(limit));
             }
             v[NOISE] = noise.get(i).copied().unwrap_or(zero);
             if let Some([base, slope]) = row.gain {
@@ -229,14 +241,21 @@ impl Table {
 }
 
 /// What the scalar reference computes in: f32 or f64.
-pub trait Real: Copy + From<f32> + Add<Output = Self> + Mul<Output = Self> + PartialOrd {
+pub trait Real: Copy + From<f32> + Add<Output = Self> + Mul<Output = Self> + Div<Output = Self> + PartialOrd {
     /// `e^self`.
     fn exp(self) -> Self;
+
+    /// The order of all numbers, NaN included.
+    fn total_cmp(&self, other: &Self) -> Ordering;
 }
 
 impl Real for f32 {
     fn exp(self) -> f32 {
         self.exp()
+    }
+
+    fn total_cmp(&self, other: &f32) -> Ordering {
+        f32::total_cmp(self, other)
     }
 }
 
@@ -244,12 +263,20 @@ impl Real for f64 {
     fn exp(self) -> f64 {
         self.exp()
     }
+
+    fn total_cmp(&self, other: &f64) -> Ordering {
+        f64::total_cmp(self, other)
+    }
 }
 
 /// `sum_j c[j] * v[j]` over the non-zero coefficients, left to right.
 fn dot<T: Real>(c: &[f32], v: &[T]) -> T {
     let terms = c.iter().zip(v).filter(|(c, _)| **c != 0.0).map(|(&c, &v)| T::from(c) * v);
     terms.reduce(|a, b| a + b).unwrap_or(T::from(0.0))
+}
+
+fn magnitude<T: Real>(v: T) -> T {
+    if v < T::from(0.0) { T::from(-1.0) * v } else { v }
 }
 
 /// `v` limited to +-`limit`; NaN stays NaN.
@@ -301,6 +328,7 @@ impl Config {
             // PLMS has a call more in a part than in the whole, which must not count beyond the end.
             row.fraction = (calls.start + i).min(timesteps.len() - 1) as f32 / timesteps.len() as f32;
         }
+        table.threshold = self.threshold();
         Ok(table.take(calls.len()))
     }
 

@@ -64,6 +64,7 @@ fn sample<B: Backend>(backend: &B, model: &Model, table_bytes: usize, calls: usi
         model,
         guidance: Some(1.5),
         noise: None,
+        threshold: None,
         rescale: None,
         blend: None,
     };

@@ -92,7 +92,10 @@ fn requests_that_cannot_be_met_say_so() {
     told(ddim("beta_schedule", json!("cosine")), ["linear, scaled_linear, squaredcos_cap_v2", "got cosine"]);
     told(ddim("prediction_type", json!("flow_prediction")), ["epsilon, v_prediction, sample", "flow_prediction"]);
     told(ddim("timestep_spacing", json!("log")), ["leading, linspace, trailing", "log"]);
-    told(ddim("thresholding", json!(true)), ["thresholding", "true"]);
+    let thresholding =
+        |name: &str, value: Value| json!({"_class_name": "DDIMScheduler", "thresholding": true, name: value});
+    told(thresholding("dynamic_thresholding_ratio", json!(1.5)), ["dynamic_thresholding_ratio", "1.5"]);
+    told(thresholding("sample_max_value", json!(0.0)), ["sample_max_value", "0"]);
     told(ddim("trained_betas", json!([0.1, 0.2])), ["trained_betas: expected 1000 values", "got 2 values"]);
     let wrong = [vec![0.1; 999], vec![1.5]].concat();
     told(ddim("trained_betas", json!(wrong)), ["trained_betas: expected 1000 values of 0 to 1", "1.5 at step 999"]);
