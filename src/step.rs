@@ -1,6 +1,6 @@
 //! What a sampling run keeps in the arena beside the denoiser's values, and the arguments of its two ops.
 
-use crate::backend::args::{ALIGN, Floats, Inpaint, ModelInputArgs, Rescale, SamplerStepArgs, Slot};
+use crate::backend::args::{ALIGN, Floats, Inpaint, ModelInputArgs, Rescale, SamplerStepArgs, Slot, Thresholding};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::program::{InputKind, Program};
@@ -49,6 +49,7 @@ pub struct StepMemory {
     /// Mask, image and its noise.
     pub blend: Option<Inpaint>,
     rescale: Option<Rescale>,
+    threshold: Option<Thresholding>,
     guidance: Option<f32>,
     n_states: usize,
     latents: Latents,
@@ -67,7 +68,8 @@ impl StepMemory {
             slot
         };
         let rows = place(calls * ROW_FLOATS * 4, ROW_FLOATS * 4);
-        let states = place(table.states * bytes, 0);
+        let scratch = if table.threshold.is_some() { bytes / latents.images } else { 0 };
+        let states = place(table.states * bytes + scratch, 0);
         let stride = bytes.next_multiple_of(ALIGN);
         let noise = table.noise.then(|| place(calls * stride, stride));
         let blend = guiding.blend.then(|| Inpaint {
@@ -81,7 +83,8 @@ impl StepMemory {
             factors: place(latents.images * 4, 0),
         });
         let (guidance, n_states) = (guiding.scale, table.states);
-        StepMemory { rows, states, noise, blend, rescale, guidance, n_states, latents, bytes: end - at }
+        let threshold = table.threshold.map(|threshold| Thresholding { threshold, images: latents.images });
+        StepMemory { rows, states, noise, blend, rescale, threshold, guidance, n_states, latents, bytes: end - at }
     }
 
     /// Arguments of the two ops around a call of `program`, planned as `plan`.
@@ -133,6 +136,7 @@ impl StepMemory {
             model,
             guidance: self.guidance,
             rescale: self.rescale,
+            threshold: self.threshold,
             noise: self.noise,
             blend: self.blend,
         }

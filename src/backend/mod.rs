@@ -32,6 +32,9 @@ pub trait MemoryRules {
     /// How values that may be narrow are stored.
     fn narrow(&self) -> Element;
 
+    /// Whether a sampler's step may threshold x0; see [`Threshold`](crate::sampler::Threshold).
+    fn thresholds(&self) -> bool;
+
     /// Bytes of arena an op needs beside its operands and result, while it runs.
     fn workspace<T>(&self, op: &OpArgs<T>) -> usize;
 }

@@ -159,8 +159,9 @@ impl Contents<'_> {
         let ([h, w], pipeline, size) = (self.request.pixels(self.model), &meta.pipeline, packed.as_bytes().len());
         say(format_args!("{} ({}), {h} x {w} pixels, {conditions}", pipeline.name, pipeline.class));
         say(format_args!("file    {}, hash {:032x}, made by {}", bytes(size), packed.hash(), meta.tool));
-        let (sampler, steps, guidance) = (pipeline.sampler.kind, pipeline.steps, pipeline.guidance_scale);
-        say(format_args!("sampler {sampler}, {steps} steps, guidance {guidance}"));
+        for (i, line) in pipeline.sampler_lines().iter().enumerate() {
+            say(format_args!("{}{line}", if i == 0 { "sampler " } else { "        " }));
+        }
         let (config, bits) = (&meta.quantization.config, meta.quantization.average_bits);
         say(format_args!("config  {config}, {bits:.2} bits on average, codebooks included"));
         if let Some(attention) = &meta.quantization.attention {

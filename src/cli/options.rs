@@ -19,8 +19,8 @@ pub struct PromptArgs {
     /// Take prompts literally: no (weights:1.3), no BREAK, and nothing beyond what the text encoder reads at once
     #[arg(long)]
     pub plain_prompt: bool,
-    /// Classes by number or name, separated by commas; one image each
-    #[arg(long, alias = "cls_id", value_name = "LIST", value_delimiter = ',')]
+    /// Classes by number or name, separated by commas; one image each. Names may hold commas themselves
+    #[arg(long, alias = "cls_id", value_name = "LIST")]
     pub class_labels: Vec<String>,
     /// Images per prompt or class [default: 1]
     #[arg(long, alias = "n_imgs", value_name = "N")]
@@ -51,6 +51,10 @@ enum SigmasArg {
     Karras,
     /// Evenly spaced logarithms
     Exponential,
+    /// After the beta distribution of (0.6, 0.6)
+    Beta,
+    /// Evenly spaced lambdas, as Lu et al. 2022 have them (dpm++2m, dpm++3m and their sde)
+    Lu,
 }
 
 /// Steps, guidance and sampler; what is not given is as the model was saved.
@@ -62,17 +66,17 @@ pub struct SamplingArgs {
     /// Guidance scale; 1 or less turns guidance off [default: the model's]
     #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
     pub cfg_scale: Option<f32>,
-    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++2s, lms, unipc, lcm or iddpm (ddpm with
-    /// learned variance); -karras behind a name spreads noise levels so [default: the one the model was saved with]
+    /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++3m, dpm++3m-sde, dpm++2s, lms, unipc, lcm, tcd,
+    /// deis, dpm2, dpm2-a, dpm++sde or iddpm (ddpm with learned variance); -karras behind a name spreads noise levels so [default: the one the model was saved with]
     #[arg(long, alias = "sampling-method", value_name = "NAME")]
     sampler: Option<String>,
-    /// ddim: noise added at each step, from 0, none, to 1, as much as ddpm
+    /// ddim, tcd: noise added at each step, from 0, none, to 1, as much as ddpm
     #[arg(long, aliases = ["ddim-eta", "ddim_eta"], value_name = "ETA")]
     eta: Option<f32>,
     /// How timesteps are spread: leading, linspace or trailing, with ddim also uniform or quad
     #[arg(long, alias = "timestep_spacing", value_name = "NAME")]
     timestep_spacing: Option<Spacing>,
-    /// How noise levels are spread (dpm++, euler, heun, lms, unipc)
+    /// How noise levels are spread (dpm++, dpm2, euler, heun, lms, unipc, deis)
     #[arg(long, value_enum, value_name = "NAME")]
     sigmas: Option<SigmasArg>,
     /// ddpm: noise of each step, fixed_small, fixed_large or learned_range
@@ -93,6 +97,8 @@ impl SamplingArgs {
             SigmasArg::Normal => Sigmas::Normal,
             SigmasArg::Karras => Sigmas::Karras,
             SigmasArg::Exponential => Sigmas::Exponential,
+            SigmasArg::Beta => Sigmas::Beta,
+            SigmasArg::Lu => Sigmas::Lu,
         };
         SamplingOptions {
             steps: self.steps,

@@ -103,6 +103,12 @@ impl Run {
         let request = options.request(&model, tensors)?;
         self.check_outputs(request.prompts.len())?;
         options.warnings().iter().for_each(|warning| self.warn(warning));
+        if let Some(other) = &request.sampler.replaces {
+            let kind = request.sampler.kind;
+            self.warn(&format!(
+                "the model was saved with {other}, which is not run here; {kind} takes its place (--sampler)"
+            ));
+        }
 
         let bar = self.bar();
         let mut steps = Clock::default();

@@ -1,5 +1,6 @@
 //! META: what a person or the pipeline wants to know and no kernel does. Stored as JSON.
 
+use crate::error::one_line;
 use crate::sampler;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -135,6 +136,10 @@ pub struct PipelineMeta {
     pub class_names: BTreeMap<u32, String>,
     /// The sampler the model was saved with.
     pub sampler: sampler::Config,
+    /// Who decided about it, for people, by diffusers' name of the setting; `scheduler` stands for the rest. Empty if all
+    /// is as [`OWN_SCHEDULER`] has it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub decided_by: BTreeMap<String, String>,
     /// Steps when none are asked for.
     pub steps: u32,
     /// Guidance scale when none is asked for.
@@ -148,6 +153,28 @@ pub struct PipelineMeta {
     /// The denoiser of the last steps, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refiner: Option<Conditioning>,
+}
+
+/// The file of a model directory that says which sampler the model has.
+pub const OWN_SCHEDULER: &str = "scheduler/scheduler_config.json";
+
+impl PipelineMeta {
+    /// The sampler in lines for people: what the model was saved with, what the denoiser predicts, and who says so.
+    pub fn sampler_lines(&self) -> Vec<String> {
+        let whole = self.decided_by.get("scheduler").map_or(OWN_SCHEDULER, String::as_str);
+        let by = |setting: &str| self.decided_by.get(setting).map_or(whole, String::as_str);
+        let config = &self.sampler;
+        let mut lines =
+            vec![format!("{}, {} steps, guidance {} ({whole})", config.kind, self.steps, self.guidance_scale)];
+        if let Some(other) = &config.replaces {
+            lines.push(format!("in place of {other}, which is not run here"));
+        }
+        lines.push(format!("predicts {} ({})", config.prediction, by("prediction_type")));
+        if config.rescale_betas_zero_snr {
+            lines.push(format!("schedule rescaled to end without signal ({})", by("rescale_betas_zero_snr")));
+        }
+        lines.iter().map(|line| one_line(line)).collect()
+    }
 }
 
 fn one() -> u32 {

@@ -89,26 +89,60 @@ impl Classes<'_> {
         (label as usize) < self.count || label == self.null
     }
 
-    /// The label of a class by its name, in any case, or by its number.
+    /// The label of a class by its name, in any case, or by its number. A name with commas is a list of synonyms, as those
+    /// of ImageNet are, and each of them stands for the class, as all of them do. Where several classes have a name, the
+    /// last has it, as in diffusers' DiTPipeline, whose files sort numbers as texts.
     ///
     /// # Errors
     /// [`Error::Request`] that tells what labels there are.
     pub fn label(&self, text: &str) -> Result<u32> {
-        let text = text.trim();
-        let named = self.names.iter().find(|(_, name)| name.as_str() == text);
-        let named = named.or_else(|| self.names.iter().find(|(_, name)| name.eq_ignore_ascii_case(text)));
-        if let Some((&label, _)) = named {
+        let asked: Vec<&str> = synonyms(text).collect();
+        if let Some(label) = self.named(&asked) {
             return Ok(label);
         }
-        match text.parse() {
+        match text.trim().parse() {
             Ok(label) if self.contains(label) => Ok(label),
-            _ => Err(Error::class(self.expected(), format!("`{text}`"))),
+            _ => Err(Error::class(self.expected(), format!("`{}`", text.trim()))),
         }
+    }
+
+    /// The labels of a list of names and numbers with commas between them. Names may hold commas themselves: the longest
+    /// that the list goes on with counts.
+    ///
+    /// # Errors
+    /// As for [`label`](Self::label), for the first entry that is none.
+    pub fn labels(&self, list: &str) -> Result<Vec<u32>> {
+        let parts: Vec<&str> = synonyms(list).collect();
+        let longest = self.names.values().map(|name| synonyms(name).count()).max().unwrap_or(1);
+        let mut labels = Vec::new();
+        let mut at = 0;
+        while at < parts.len() {
+            let most = longest.min(parts.len() - at);
+            let found = (2..=most).rev().find_map(|n| Some((n, self.named(&parts[at..at + n])?)));
+            let (taken, label) = found.map_or_else(|| Ok((1, self.label(parts[at])?)), Ok)?;
+            labels.push(label);
+            at += taken;
+        }
+        Ok(labels)
+    }
+
+    /// The label of the class that is called by all of `asked` or, if that is one, has it among its synonyms: spelled so
+    /// or, where none is, in any case.
+    fn named(&self, asked: &[&str]) -> Option<u32> {
+        let last = |same: &dyn Fn(&str, &str) -> bool| {
+            let whole = |name: &str| {
+                synonyms(name).count() == asked.len() && synonyms(name).zip(asked).all(|(a, b)| same(a, b))
+            };
+            let one = |name: &str| matches!(asked, [asked] if synonyms(name).any(|synonym| same(synonym, asked)));
+            let having = self.names.iter().filter(|(_, name)| whole(name) || one(name));
+            having.map(|(&label, _)| label).max_by_key(u32::to_string)
+        };
+        last(&|a, b| a == b).or_else(|| last(&|a, b| a.eq_ignore_ascii_case(b)))
     }
 
     /// The labels there are, for messages.
     pub(crate) fn expected(&self) -> String {
-        let names: Vec<_> = self.names.values().take(6).cloned().collect();
+        let names: Vec<_> = self.names.values().filter_map(|name| synonyms(name).next()).take(6).collect();
         let or = if names.is_empty() { String::new() } else { format!(", or a name such as {}", names.join(", ")) };
         format!("0 to {}{or}", self.count - 1)
     }
@@ -117,6 +151,11 @@ impl Classes<'_> {
     pub fn name(&self, label: u32) -> String {
         self.names.get(&label).cloned().unwrap_or_else(|| format!("class {label}"))
     }
+}
+
+/// The synonyms that the name of a class is made of.
+fn synonyms(name: &str) -> impl Iterator<Item = &str> {
+    name.split(',').map(str::trim)
 }
 
 /// How prompts reach the denoisers.

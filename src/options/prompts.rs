@@ -19,7 +19,8 @@ pub struct PromptOptions {
     pub negatives: Vec<String>,
     /// Whether brackets and `BREAK` are taken literally, and what a text encoder cannot read at once is cut off.
     pub plain: bool,
-    /// Classes by number or name, one image each.
+    /// Classes by number or name, one image each; an entry may be a list with commas, see
+    /// [`Classes::labels`](crate::model::Classes::labels).
     pub class_labels: Vec<String>,
     /// Images per prompt or class; 1 if absent.
     pub n_imgs: Option<usize>,
@@ -48,8 +49,13 @@ impl PromptOptions {
                 Err(Error::request("negative", "a model that reads prompts", "one that does not"))
             }
             (None, Some(classes)) => {
-                let asked = self.class_labels.iter().chain(&self.prompts);
-                let mut labels = asked.map(|text| classes.label(text)).collect::<Result<Vec<_>>>()?;
+                let mut labels = Vec::new();
+                for list in &self.class_labels {
+                    labels.extend(classes.labels(list)?);
+                }
+                for text in &self.prompts {
+                    labels.push(classes.label(text)?);
+                }
                 if labels.is_empty() {
                     labels.extend(classes.names.keys().take(CLASSES_SHOWN));
                 }

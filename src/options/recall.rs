@@ -19,7 +19,8 @@ use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Fields of a sampler's [`Config`] that `Sampler` and `Schedule type` tell.
-const TOLD: [&str; 3] = ["kind", "use_karras_sigmas", "use_exponential_sigmas"];
+const TOLD: [&str; 6] =
+    ["kind", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "replaces"];
 /// Settings that change nothing here: they say what was, or do nothing by themselves.
 const REMARKS: [&str; 10] = [
     "Model hash",
@@ -294,6 +295,8 @@ impl RequestOptions {
         let sigmas = match value {
             "Karras" => Sigmas::Karras,
             "Exponential" => Sigmas::Exponential,
+            "Beta" => Sigmas::Beta,
+            "Lu" => Sigmas::Lu,
             "Uniform" | "Normal" => Sigmas::Normal,
             "SGM Uniform" => {
                 sampling.fields.entry("spacing".into()).or_insert(Spacing::Trailing.name().into());
@@ -361,6 +364,8 @@ fn schedule(config: &Config) -> Option<&'static str> {
     let name = match config {
         Config { use_karras_sigmas: true, .. } => "Karras",
         Config { use_exponential_sigmas: true, .. } => "Exponential",
+        Config { use_beta_sigmas: true, .. } => "Beta",
+        Config { use_lu_lambdas: true, .. } => "Lu",
         Config { spacing: Some(Spacing::Trailing), .. } => "SGM Uniform",
         _ => "Uniform",
     };

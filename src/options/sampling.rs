@@ -16,18 +16,24 @@ pub enum Sigmas {
     Karras,
     /// Evenly spaced logarithms.
     Exponential,
+    /// After the beta distribution of (0.6, 0.6).
+    Beta,
+    /// Evenly spaced lambdas, as Lu et al. 2022 have them.
+    Lu,
 }
 
 impl Sigmas {
     fn set(self, config: &mut Config) {
         config.use_karras_sigmas = self == Sigmas::Karras;
         config.use_exponential_sigmas = self == Sigmas::Exponential;
+        config.use_beta_sigmas = self == Sigmas::Beta;
+        config.use_lu_lambdas = self == Sigmas::Lu;
     }
 }
 
 /// A sampler by the title that image tools show, with noise levels behind it as they have it: `DPM++ 2M Karras`.
 pub(super) fn titled(title: &str) -> Option<(SamplerKind, Option<Sigmas>)> {
-    let schedules = [(" karras", Sigmas::Karras), (" exponential", Sigmas::Exponential)];
+    let schedules = [(" karras", Sigmas::Karras), (" exponential", Sigmas::Exponential), (" beta", Sigmas::Beta)];
     let title = title.to_lowercase();
     let with = schedules.iter().find_map(|(end, sigmas)| Some((title.strip_suffix(end)?, *sigmas)));
     let name = with.map_or(title.as_str(), |(name, _)| name);
@@ -46,7 +52,7 @@ pub struct SamplingOptions {
     pub guidance_rescale: Option<f32>,
     /// A sampler's name, as [`Config::named`](crate::sampler::Config::named) knows them.
     pub sampler: Option<String>,
-    /// DDIM: noise added at each step, from 0, none, to 1, as much as DDPM.
+    /// DDIM, TCD: noise added at each step, from 0, none, to 1, as much as DDPM.
     pub eta: Option<f32>,
     /// How timesteps are spread.
     pub timestep_spacing: Option<Spacing>,
@@ -86,19 +92,20 @@ impl SamplingOptions {
         let kind = config.kind;
         if let Some(eta) = self.eta {
             if eta != 0.0 {
-                only("eta", kind, &[SamplerKind::Ddim])?;
+                only("eta", kind, &[SamplerKind::Ddim, SamplerKind::Tcd])?;
             }
             config.eta = eta;
         }
         if let Some(spacing) = self.timestep_spacing {
-            if matches!(kind, SamplerKind::Lcm | SamplerKind::DpmSolverPp2S) {
+            if matches!(kind, SamplerKind::Lcm | SamplerKind::Tcd | SamplerKind::DpmSolverPp2S) {
                 return Err(Error::request("timestep-spacing", "a sampler that has a choice of it", kind));
             }
             config.spacing = Some(spacing);
         }
         if let Some(sigmas) = self.sigmas {
             if sigmas != Sigmas::Normal {
-                let kinds: Vec<_> = SamplerKind::ALL.iter().copied().filter(|kind| kind.has_sigmas()).collect();
+                let has = if sigmas == Sigmas::Lu { SamplerKind::has_lambdas } else { SamplerKind::has_sigmas };
+                let kinds: Vec<_> = SamplerKind::ALL.iter().copied().filter(|&kind| has(kind)).collect();
                 only("sigmas", kind, &kinds)?;
             }
             sigmas.set(config);

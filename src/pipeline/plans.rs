@@ -42,6 +42,10 @@ impl Plans {
     pub fn new<N: MemoryRules, D: AsRef<[u8]>>(rules: &N, model: &Model<'_, D>, request: &Request) -> Result<Self> {
         request.check(model)?;
         let stages = request.stages(model)?;
+        if !rules.thresholds() && stages.iter().any(|stage| stage.table.threshold.is_some()) {
+            let expected = "the CPU (--device cpu), which alone has it, or another sampler";
+            return Err(Error::request("thresholding", expected, "a CUDA device"));
+        }
         let plan = |role: Role, binding: &Binding| Plan::of_role(rules, model.packed(), role, binding);
         let encoders = model.text.iter().flat_map(|text| &text.encoders);
         let texts = encoders.map(|e| plan(e.role, &texts::binding(texts::BATCH))).collect::<Result<_>>()?;

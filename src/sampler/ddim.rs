@@ -44,19 +44,23 @@ pub(super) fn x0(prediction: Prediction, a: f64) -> [f64; 2] {
     }
 }
 
-/// The step from noise level `a` (at timestep `t`) to `previous`, both as alphas_cumprod.
-fn row(config: &Config, t: usize, a: f64, previous: f64) -> Row {
+/// Coefficients of (state, output) in the noise at the noise level `a`, an alphas_cumprod.
+pub(super) fn noise(prediction: Prediction, a: f64) -> [f64; 2] {
     let [signal, sigma] = level(a);
-    // Coefficients of (state, output) in eps.
-    let eps = match config.prediction {
+    match prediction {
         Prediction::Epsilon => [0.0, 1.0],
         Prediction::VPrediction => [sigma, signal],
         Prediction::Sample => [1.0 / sigma, -signal / sigma],
-    };
+    }
+}
+
+/// The step from noise level `a` (at timestep `t`) to `previous`, both as alphas_cumprod.
+fn row(config: &Config, t: usize, a: f64, previous: f64) -> Row {
+    let eps = noise(config.prediction, a);
     let variance = (1.0 - previous) / (1.0 - a) * (1.0 - a / previous);
-    let noise = f64::from(config.eta) * variance.sqrt();
+    let added = f64::from(config.eta) * variance.sqrt();
     // Not negative: for eta = 1 it is (1 - a')^2 a / (a' (1 - a)), and 0 - 0 at the clean end.
-    let direction = (1.0 - previous - noise * noise).sqrt();
+    let direction = (1.0 - previous - added * added).sqrt();
 
     let mut row = Row::new(t as f32, level(a));
     row.x0 = x0(config.prediction, a).map(|c| c as f32);
@@ -64,6 +68,6 @@ fn row(config: &Config, t: usize, a: f64, previous: f64) -> Row {
     row.next[0][0] = (direction * eps[0]) as f32;
     row.next[0][OUTPUT] = (direction * eps[1]) as f32;
     row.next[0][X0] = previous.sqrt() as f32;
-    row.next[0][NOISE] = noise as f32;
+    row.next[0][NOISE] = added as f32;
     row
 }

@@ -15,7 +15,7 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
     let row = |(i, &t): (usize, &f32)| {
         let (s, next) = (levels.sigmas[i], levels.sigmas[i + 1]);
         let (down, up) = match config.kind {
-            SamplerKind::EulerAncestral => (next * next / s, next * ((s - next) * (s + next)).sqrt() / s),
+            SamplerKind::EulerAncestral => ancestral(s, next),
             _ => (next, 0.0),
         };
         let mut row = levels::sigma_row(config, t, s);
@@ -26,4 +26,9 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
     };
     let rows = levels.timesteps.iter().enumerate().map(row).collect();
     Ok(levels::sigma_table(config, rows, 1, levels.sigmas[0]))
+}
+
+/// Where an ancestral step from level `s` to `next` goes down to, and how much noise takes it up again.
+pub(super) fn ancestral(s: f64, next: f64) -> (f64, f64) {
+    (next * next / s, next * ((s - next) * (s + next)).sqrt() / s)
 }

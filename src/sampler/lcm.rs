@@ -22,7 +22,7 @@ pub(super) fn table(config: &Config, steps: usize) -> Result<Table> {
 }
 
 /// Evenly chosen timesteps of those that the model was distilled on.
-fn timesteps(config: &Config, steps: usize) -> Vec<usize> {
+pub(super) fn timesteps(config: &Config, steps: usize) -> Vec<usize> {
     let original = config.original_steps();
     let stride = config.train_steps / original;
     let step = original as f64 / steps as f64;

@@ -1,15 +1,15 @@
 //! Noise levels as ratios s = sigma / alpha, for the samplers that are solvers of the probability flow in s: the levels
-//! of a run, after Karras et al. or evenly spaced in ln s if so configured, and the timesteps that belong to them.
+//! of a run, spread over s in a way of their own if so configured, and the timesteps that belong to them.
 //!
-//! diffusers has two families. The [`solver()`] family (DPM-Solver++, UniPC) spans Karras' levels over the whole schedule
-//! and calls the model at whole timesteps; the [`sigma()`] family (Euler, Heun, LMS, after k-diffusion) spans them over the
+//! diffusers has two families. The [`solver()`] family (DPM-Solver++, UniPC, DEIS) spans Karras' levels over the whole schedule
+//! and calls the model at whole timesteps; the [`sigma()`] family (Euler, Heun, LMS, DPM2, after k-diffusion) spans them over the
 //! run's own timesteps and keeps fractions. In the second, latents are scaled so that alpha is 1 throughout.
 //!
 //! Levels are f32 numbers, as in diffusers.
 
 use super::config::Config;
-use super::names::{FinalSigma, Prediction, SamplerKind, Spacing};
-use super::{Row, Table, schedule};
+use super::names::{BetaSchedule, FinalSigma, Prediction, SamplerKind, Spacing};
+use super::{Row, Table, beta, schedule};
 use crate::error::{Error, Result};
 
 /// The timesteps of a run and its noise levels.
@@ -20,31 +20,39 @@ pub(super) struct Levels {
     pub sigmas: Vec<f64>,
 }
 
-/// Levels for DPM-Solver++ and UniPC.
+/// Levels for DPM-Solver++, UniPC and DEIS.
 pub(super) fn solver(config: &Config, steps: usize) -> Result<Levels> {
     let table = ratios(config);
     let (min, max) = (f64::from(table[0]), f64::from(table[table.len() - 1]));
     let (timesteps, sigmas) = if let Some(sigmas) = respaced(config, min, max, steps) {
         let timesteps = timesteps_of(&table, &sigmas);
-        // Karras' timesteps are rounded, the others cut off.
-        let whole = |t: f64| if config.use_karras_sigmas { t.round_ties_even() } else { t.trunc() };
+        // Timesteps of Karras' and Lu's levels are rounded, the others cut off.
+        let rounded = config.use_karras_sigmas || config.lambdas();
+        let cut = config.kind.is_multistep_dpm() && config.beta_schedule == BetaSchedule::SquaredCos;
+        let whole = |t: f64| if rounded && !cut { t.round_ties_even() } else { t.trunc() };
         (timesteps.into_iter().map(whole).collect(), sigmas)
     } else {
         // The singlestep solver has no other spacing.
         let spacing = if config.kind == SamplerKind::DpmSolverPp2S { Spacing::Linspace } else { config.spacing() };
-        let timesteps = schedule::timesteps(config, spacing, steps, 1)?;
+        let timesteps = schedule::timesteps_below(config, unclipped(config, &table), spacing, steps, 1)?;
         let sigmas = timesteps.iter().map(|&t| f64::from(table[t])).collect();
         (timesteps.into_iter().map(|t| t as f64).collect(), sigmas)
     };
-    // UniPC repeats its own last level, which is `min` but for rounding.
+    // UniPC and DEIS repeat their own last level, which is `min` but for rounding.
     let last = match (config.kind, sigmas.last()) {
-        (SamplerKind::UniPc, Some(&last)) if config.use_karras_sigmas || config.use_exponential_sigmas => last,
+        (SamplerKind::UniPc | SamplerKind::Deis, Some(&last)) if config.by_level() => last,
         _ => min,
     };
     finish(config, timesteps, sigmas, last, true)
 }
 
-/// Levels for Euler's, Heun's and the linear multistep method.
+/// Training steps whose lambda is not below the least that the configuration allows: those from the clean end on.
+fn unclipped(config: &Config, table: &[f32]) -> usize {
+    let least = config.lambda_min_clipped.filter(|_| config.kind.is_dpm());
+    least.map_or(table.len(), |least| table.partition_point(|&s| -f64::from(s).ln() >= least))
+}
+
+/// Levels for Euler's, Heun's and the linear multistep method, and those that call at a level between.
 pub(super) fn sigma(config: &Config, steps: usize) -> Result<Levels> {
     let table = ratios(config);
     let timesteps: Vec<f64> = match config.spacing() {
@@ -59,7 +67,13 @@ pub(super) fn sigma(config: &Config, steps: usize) -> Result<Levels> {
     let ancestral = config.kind == SamplerKind::EulerAncestral;
     let respaced = respaced(config, even[even.len() - 1], even[0], steps).filter(|_| !ancestral);
     let (timesteps, sigmas) = match respaced {
-        Some(sigmas) => (timesteps_of(&table, &sigmas), sigmas),
+        Some(sigmas) => {
+            let timesteps = timesteps_of(&table, &sigmas);
+            let rounded =
+                config.use_karras_sigmas && matches!(config.kind, SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral);
+            let whole = |t: f64| if rounded { t.round_ties_even() } else { t };
+            (timesteps.into_iter().map(whole).collect(), sigmas)
+        }
         None => (timesteps, even),
     };
     finish(config, timesteps, sigmas, f64::from(table[0]), config.kind == SamplerKind::Lms)
@@ -77,8 +91,12 @@ fn finish(config: &Config, timesteps: Vec<f64>, sigmas: Vec<f64>, last: f64, dis
             format!("{} steps, of which two fall on the same timestep", sigmas.len()),
         ));
     }
-    let zero = config.final_sigma == FinalSigma::Zero
-        || matches!(config.kind, SamplerKind::EulerAncestral | SamplerKind::Heun | SamplerKind::Lms);
+    let zero = match config.kind {
+        SamplerKind::Deis => false,
+        SamplerKind::EulerAncestral | SamplerKind::Lms => true,
+        kind if kind.calls_twice() => true,
+        _ => config.final_sigma == FinalSigma::Zero,
+    };
     sigmas.push(if zero { 0.0 } else { f64::from(last as f32) });
     Ok(Levels { timesteps: timesteps.into_iter().map(|t| t as f32).collect(), sigmas })
 }
@@ -90,11 +108,20 @@ fn ratios(config: &Config) -> Vec<f32> {
 
 /// `n` levels from `max` down to `min` if the configuration wants them spaced by level rather than by timestep.
 fn respaced(config: &Config, min: f64, max: f64, n: usize) -> Option<Vec<f64>> {
+    let in_logarithms = |max: f64, min: f64| schedule::linspace_f64(max, min, n).into_iter().map(f64::exp).collect();
     if config.use_karras_sigmas {
-        return Some(karras(min, max, n));
+        Some(karras(min, max, n))
+    } else if config.lambdas() {
+        // The same as exponential levels, but that logarithms are f32 numbers.
+        Some(in_logarithms(f64::from(max.ln() as f32), f64::from(min.ln() as f32)))
+    } else if config.use_exponential_sigmas {
+        Some(in_logarithms(max.ln(), min.ln()))
+    } else if config.use_beta_sigmas {
+        let shares = schedule::linspace_f64(0.0, 1.0, n).into_iter().map(|share| beta::quantile(1.0 - share));
+        Some(shares.map(|share| min + share * (max - min)).collect())
+    } else {
+        None
     }
-    let even = || schedule::linspace_f64(max.ln(), min.ln(), n).into_iter().map(f64::exp).collect();
-    config.use_exponential_sigmas.then(even)
 }
 
 /// The noise levels of Karras et al. (arXiv 2206.00364, formula 5, rho = 7), from `max` down to `min`.
@@ -110,6 +137,11 @@ fn interpolated(table: &[f32], t: f64) -> f64 {
     let (a, b) = (f64::from(table[low]), f64::from(table[low + 1]));
     let w = t - low as f64;
     if w == 1.0 { b } else { (b - a) * w + a }
+}
+
+/// The fractional timesteps of the levels between, `middles`.
+pub(super) fn between(config: &Config, middles: &[f64]) -> Vec<f32> {
+    timesteps_of(&ratios(config), middles).into_iter().map(|t| t as f32).collect()
 }
 
 /// The fractional timesteps whose ln(sigma / alpha) are those of `sigmas`.

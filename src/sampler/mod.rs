@@ -14,11 +14,15 @@
 //!
 //! Coefficients are worked out in f64 from the same f32 noise schedule as diffusers' and stored as f32.
 
+mod beta;
 mod config;
 mod ddim;
 mod ddpm;
+mod deis;
 mod diffusers;
 mod dpm;
+mod dpm2;
+mod dpm_sde;
 mod euler;
 mod heun;
 mod lcm;
@@ -29,15 +33,20 @@ mod pndm;
 mod schedule;
 mod singlestep;
 mod span;
+mod substitute;
+mod tcd;
+mod threshold;
 mod unipc;
 
-use std::ops::{Add, Mul};
+use std::cmp::Ordering;
+use std::ops::{Add, Div, Mul};
 
 pub use config::Config;
 pub use names::{BetaSchedule, FinalSigma, Prediction, SamplerKind, SolverType, Spacing, Variance};
 pub use span::{Span, Start};
+pub use threshold::Threshold;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Most buffers of latents' size that a sampler may carry from call to call.
 pub const MAX_STATES: usize = 7;
@@ -116,6 +125,12 @@ impl Row {
         to
     }
 
+    /// Whether all coefficients are numbers: none is divided by signal or noise that is not there.
+    fn is_finite(&self) -> bool {
+        let few = self.x0.iter().chain(&self.level).chain([&self.input_scale]);
+        self.next.iter().flatten().chain(few).all(|c| c.is_finite())
+    }
+
     /// Whether this call adds noise.
     pub fn noise(&self) -> bool {
         self.next.iter().any(|n| n[NOISE] != 0.0)
@@ -132,6 +147,8 @@ pub struct Table {
     /// A run that begins with noise begins with standard normal noise times this. One that begins with an image begins
     /// at the [`Row::level`] of its first row instead.
     pub init_scale: f32,
+    /// How x0 is thresholded, image by image, before it is used. Rows then have no clamp.
+    pub threshold: Option<Threshold>,
     /// Whether any row adds noise, that is, whether the run needs a noise table.
     pub noise: bool,
 }
@@ -140,7 +157,7 @@ impl Table {
     /// A table of these rows; init scale 1.
     fn new(rows: Vec<Row>, states: usize) -> Table {
         let noise = rows.iter().any(Row::noise);
-        Table { rows, states, init_scale: 1.0, noise }
+        Table { rows, states, init_scale: 1.0, threshold: None, noise }
     }
 
     /// The first `calls` of these calls.
@@ -162,7 +179,7 @@ impl Table {
     /// ends compute) and f64 (what tests compare with).
     ///
     /// `states` is `[self.states, n]`, `output` and `noise` are `[n]`; `noise` may be empty when the row adds none, and
-    /// with learned variance `output` is `[2, n]`. Sums run over the columns in order, starting from the first non-zero
+    /// with learned variance `output` is `[2, n]`. With a threshold, all of it is one image. Sums run over the columns in order, starting from the first non-zero
     /// coefficient, without fused multiply-adds.
     ///
     /// # Panics
@@ -173,15 +190,22 @@ impl Table {
         assert_eq!(states.len(), self.states * n, "states: {} buffers of {n} values expected", self.states);
         assert!(noise.len() == n || (noise.is_empty() && !row.noise()), "noise: {n} values expected");
         let zero = T::from(0.0);
+        let predicted = |states: &[T], i: usize| dot(&row.x0, &[states[i], output[i]]);
+        let threshold = self
+            .threshold
+            .map(|threshold| threshold.of(&mut (0..n).map(|i| magnitude(predicted(states, i))).collect::<Vec<T>>()));
         for i in 0..n {
             let mut v = [zero; COLUMNS];
             for (s, value) in v[..self.states].iter_mut().enumerate() {
                 *value = states[s * n + i];
             }
             v[OUTPUT] = output[i];
-            v[X0] = dot(&row.x0, &[v[0], output[i]]);
+            v[X0] = predicted(states, i);
+            if let Some(limit) = threshold {
+                v[X0] = clamp(v[X0], limit) / limit;
+            }
             if let Some(limit) = row.clamp {
-                v[X0] = clamp(v[X0], limit.into());
+                v[X0] = clamp(v[X0], T::from(limit));
             }
             v[NOISE] = noise.get(i).copied().unwrap_or(zero);
             if let Some([base, slope]) = row.gain {
@@ -217,14 +241,21 @@ impl Table {
 }
 
 /// What the scalar reference computes in: f32 or f64.
-pub trait Real: Copy + From<f32> + Add<Output = Self> + Mul<Output = Self> + PartialOrd {
+pub trait Real: Copy + From<f32> + Add<Output = Self> + Mul<Output = Self> + Div<Output = Self> + PartialOrd {
     /// `e^self`.
     fn exp(self) -> Self;
+
+    /// The order of all numbers, NaN included.
+    fn total_cmp(&self, other: &Self) -> Ordering;
 }
 
 impl Real for f32 {
     fn exp(self) -> f32 {
         self.exp()
+    }
+
+    fn total_cmp(&self, other: &f32) -> Ordering {
+        f32::total_cmp(self, other)
     }
 }
 
@@ -232,12 +263,20 @@ impl Real for f64 {
     fn exp(self) -> f64 {
         self.exp()
     }
+
+    fn total_cmp(&self, other: &f64) -> Ordering {
+        f64::total_cmp(self, other)
+    }
 }
 
 /// `sum_j c[j] * v[j]` over the non-zero coefficients, left to right.
 fn dot<T: Real>(c: &[f32], v: &[T]) -> T {
     let terms = c.iter().zip(v).filter(|(c, _)| **c != 0.0).map(|(&c, &v)| T::from(c) * v);
     terms.reduce(|a, b| a + b).unwrap_or(T::from(0.0))
+}
+
+fn magnitude<T: Real>(v: T) -> T {
+    if v < T::from(0.0) { T::from(-1.0) * v } else { v }
 }
 
 /// `v` limited to +-`limit`; NaN stays NaN.
@@ -253,12 +292,13 @@ fn clamp<T: Real>(v: T, limit: T) -> T {
 impl Config {
     /// The rows of this sampler for `steps` steps.
     ///
-    /// Most samplers give exactly `steps` rows. PNDM gives one more, Heun `2 steps - 1`, and DDIM's uniform spacing as
+    /// Most samplers give exactly `steps` rows. PNDM gives one more, those that call twice `2 steps - 1`, and DDIM's uniform spacing as
     /// many as fit.
     ///
     /// # Errors
     /// A request error when `steps` is 0, exceeds `train_steps` or does not fit the spacing, or when a field of the
-    /// configuration is out of range; the message names the remedy.
+    /// configuration is out of range; the message names the remedy. So does that of a schedule whose first timestep has no
+    /// signal, with a prediction from which x0 does not follow there.
     pub fn table(&self, steps: usize) -> Result<Table> {
         self.table_range(steps, &Span::default())
     }
@@ -276,6 +316,11 @@ impl Config {
     pub fn table_range(&self, steps: usize, span: &Span) -> Result<Table> {
         self.check(steps)?;
         let whole = self.rows(steps, 0)?;
+        if let Some(row) = whole.rows.iter().find(|row| !row.is_finite()) {
+            let what = format!("schedule at timestep {}", row.timestep);
+            let expected = format!("signal and noise, as {} and {} divide by both", self.kind, self.prediction);
+            return Err(Error::request(what, expected, "one without the other; v_prediction with ddim or euler can"));
+        }
         let timesteps: Vec<f32> = whole.rows.iter().map(|row| row.timestep).collect();
         let calls = span.calls(self, steps, &timesteps)?;
         let mut table = if calls.start == 0 { whole } else { self.rows(steps, calls.start)? };
@@ -283,6 +328,7 @@ impl Config {
             // PLMS has a call more in a part than in the whole, which must not count beyond the end.
             row.fraction = (calls.start + i).min(timesteps.len() - 1) as f32 / timesteps.len() as f32;
         }
+        table.threshold = self.threshold();
         Ok(table.take(calls.len()))
     }
 
@@ -292,14 +338,21 @@ impl Config {
             SamplerKind::Pndm => return pndm::table(self, steps, begin),
             SamplerKind::Lms => return lms::table(self, steps, begin),
             SamplerKind::UniPc => return unipc::table(self, steps, begin),
+            SamplerKind::Deis => return deis::table(self, steps, begin),
             SamplerKind::DpmSolverPp2S => return singlestep::table(self, steps, begin),
-            SamplerKind::DpmSolverPp2M | SamplerKind::DpmSolverPp2MSde => return dpm::table(self, steps, begin),
+            SamplerKind::DpmSolverPp2M
+            | SamplerKind::DpmSolverPp2MSde
+            | SamplerKind::DpmSolverPp3M
+            | SamplerKind::DpmSolverPp3MSde => return dpm::table(self, steps, begin),
             // What follows does not look back.
             SamplerKind::Ddim => ddim::table(self, steps),
             SamplerKind::Ddpm => ddpm::table(self, steps),
             SamplerKind::Euler | SamplerKind::EulerAncestral => euler::table(self, steps),
             SamplerKind::Heun => heun::table(self, steps),
+            SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral => dpm2::table(self, steps),
+            SamplerKind::DpmSolverPpSde => dpm_sde::table(self, steps),
             SamplerKind::Lcm => lcm::table(self, steps),
+            SamplerKind::Tcd => tcd::table(self, steps),
         }?;
         table.rows.drain(..begin);
         Ok(table)

@@ -18,7 +18,7 @@ pub(super) fn table(config: &Config, steps: usize, begin: usize) -> Result<Table
     let sigmas = &levels.sigmas;
     // Pairs of calls from the first on; the last call stands alone if it is left over, and the last two if need be.
     let alone = config.lower_order_final || config.final_sigma == FinalSigma::Zero;
-    let pairs = match config.solver_order {
+    let pairs = match config.order() {
         1 => 0,
         _ if steps.is_multiple_of(2) && alone => steps / 2 - 1,
         _ => steps / 2,
@@ -40,7 +40,7 @@ pub(super) fn table(config: &Config, steps: usize, begin: usize) -> Result<Table
         }
         rows.push(row);
     }
-    Ok(Table::new(rows, config.solver_order))
+    Ok(Table::new(rows, config.order()))
 }
 
 /// The first-order step from `s` to `next`.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::config::Config;
-use super::names::{SamplerKind, Spacing};
+use super::names::Spacing;
 use crate::error::{Error, Result};
 
 /// Where a run begins.
@@ -46,16 +46,16 @@ impl Span {
             Start::Noise => 0,
             Start::Strength(strength) => {
                 let kept = ((steps as f64 * strength) as usize).min(steps);
-                match (config.kind, config.spacing()) {
-                    (SamplerKind::Heun, _) => (2 * (steps - kept)).min(all),
+                match (config.kind.calls_twice(), config.spacing()) {
+                    (true, _) => (2 * (steps - kept)).min(all),
                     (_, Spacing::Uniform) if kept < steps => all - kept,
                     _ => steps - kept,
                 }
             }
             Start::Fraction(share) => {
                 let left = timesteps.iter().filter(|&&t| t < cutoff(share)).count();
-                // Not between the two calls of a step of Heun's.
-                let whole = config.kind == SamplerKind::Heun && left.is_multiple_of(2);
+                // Not between the two calls of a step.
+                let whole = config.kind.calls_twice() && left.is_multiple_of(2);
                 all - (left + usize::from(whole)).min(all)
             }
         };

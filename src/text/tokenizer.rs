@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// How CLIP normalizes a text, as a `tokenizer.json` says it.
 pub const CLIP_NORMALIZER: &str = r#"{"type": "Sequence", "normalizers": [
@@ -31,6 +32,8 @@ pub struct Token {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     comma: Option<u32>,
+    /// The further vectors of an embedding that has several, by the token of its first.
+    vectors: BTreeMap<u32, Vec<u32>>,
 }
 
 impl Tokenizer {
@@ -60,7 +63,8 @@ impl Tokenizer {
         let mut inner: tokenizers::Tokenizer = serde_json::from_value(value).map_err(|e| wrong(&e))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::request("tokenizer", "one that can leave texts whole", e))?;
-        let mut tokenizer = Tokenizer { inner, comma: None };
+        let vectors = further_vectors(&inner);
+        let mut tokenizer = Tokenizer { inner, comma: None, vectors };
         if let [token] = tokenizer.tokens(",")?[..] {
             tokenizer.comma = Some(token.id);
         }
@@ -68,6 +72,9 @@ impl Tokenizer {
     }
 
     /// The tokens of `text`, without beginning and end.
+    ///
+    /// An embedding of several vectors is saved as tokens `<name>`, `<name>_1`, `<name>_2`..; in a text its name stands for
+    /// all of them, as in diffusers' pipelines.
     ///
     /// # Errors
     /// [`Error::Request`] if the tokenizer cannot read the text, which CLIP's always can.
@@ -77,11 +84,23 @@ impl Tokenizer {
             .encode(text, false)
             .map_err(|e| Error::request("prompt", "a text that the model's tokenizer can read", e))?;
         let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
-        Ok(tokens.map(|(&id, &(start, _))| Token { id, start }).collect())
+        let all = tokens.flat_map(|(&id, &(start, _))| {
+            let further = self.vectors.get(&id).into_iter().flatten().copied();
+            std::iter::once(id).chain(further).map(move |id| Token { id, start })
+        });
+        Ok(all.collect())
     }
 
     /// The token of a comma, if it is a single one.
     pub fn comma(&self) -> Option<u32> {
         self.comma
     }
+}
+
+/// The tokens that were added as `name_1`, `name_2`.. without a gap, by the added token called `name`.
+fn further_vectors(tokenizer: &tokenizers::Tokenizer) -> BTreeMap<u32, Vec<u32>> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let ids: BTreeMap<&str, u32> = added.iter().map(|(&id, token)| (token.content.as_str(), id)).collect();
+    let further = |name: &str| -> Vec<u32> { (1..).map_while(|i| ids.get(&*format!("{name}_{i}")).copied()).collect() };
+    ids.iter().map(|(&name, &id)| (id, further(name))).filter(|(_, further)| !further.is_empty()).collect()
 }

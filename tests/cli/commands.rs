@@ -2,6 +2,8 @@
 //! what was asked for.
 
 use crate::run::*;
+use aquatint::sampler::Prediction;
+use packer::source::settings::Overrules;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,6 +67,40 @@ fn a_model_that_cannot_be_opened_is_refused() {
     }
 }
 
+/// A sampler that takes another's place is named once, until a person names one; `info` tells who decided what.
+#[test]
+fn a_replaced_sampler_is_named() {
+    let dir = directory("replaced");
+    let scheduler = dir.join("scheduler.json");
+    let saved =
+        r#"{"_class_name": "SASolverScheduler", "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}"#;
+    fs::write(&scheduler, saved).expect("it is written");
+    let overrules = Overrules { prediction: Some(Prediction::VPrediction), scheduler_config: Some(scheduler) };
+    let options = packer::emit::Options {
+        model: fixture(""),
+        q_config: Some("f32".into()),
+        overrules,
+        output: dir.join("tiny.aqt"),
+        ..Default::default()
+    };
+    packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
+    let run = ["run", "tiny.aqt", "-s", "2", "-p", "3", "-o", "a.png"];
+    let ran = finish(&mut program(&dir, &run));
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.starts_with("note: the model was saved with SASolverScheduler") && ran.err.lines().count() == 1);
+    assert!(ran.err.contains("dpm++2m-sde takes its place"), "{}", ran.err);
+    works(&dir, &[&run[..], &["--quiet"]].concat());
+    works(&dir, &[&run[..], &["--sampler", "dpm++2m-sde"]].concat());
+    let info = works(&dir, &["info", "tiny.aqt"]);
+    for line in [
+        "sampler dpm++2m-sde, 50 steps, guidance 4 (--scheduler-config)",
+        "in place of SASolverScheduler, which is not run here",
+        "predicts v_prediction (--prediction)",
+    ] {
+        assert!(info.contains(line), "{line:?} is not in {info}");
+    }
+}
+
 #[test]
 fn verify_notices_a_flipped_byte_anywhere() {
     let dir = directory("flip");
@@ -98,7 +134,7 @@ fn a_run_that_cannot_be_is_refused() {
         (&["--steps", "1001"], &["steps", "1000", "got 1001"]),
         (&["--sampler", "plms2"], &["sampler", "ddim", "dpm++2m", "got", "plms2"]),
         (&["--eta", "2"], &["eta", "expected 0 to 1", "got 2"]),
-        (&["--sampler", "euler", "--eta", "0.5"], &["--eta", "knows it (ddim)", "got euler"]),
+        (&["--sampler", "euler", "--eta", "0.5"], &["--eta", "knows it (ddim, tcd)", "got euler"]),
         (&["--sampler", "lcm", "--timestep-spacing", "trailing"], &["--timestep-spacing", "choice", "got lcm"]),
         (&["--sampler", "ddpm", "--timestep-spacing", "quad"], &["timestep_spacing", "with ddpm", "got quad"]),
         (&["--sigmas", "karras"], &["--sigmas", "euler, heun, dpm++2m", "got ddim"]),

@@ -184,6 +184,7 @@ pub fn meta(latent: [usize; 2]) -> Meta {
         null_class: 1,
         class_names: Default::default(),
         sampler: Default::default(),
+        decided_by: Default::default(),
         steps: 1,
         guidance_scale: 1.0,
         text: None,

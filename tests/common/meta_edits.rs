@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// Texts that mean something in one field or another of a pipeline's settings.
-const WORDS: [&str; 38] = [
+const WORDS: [&str; 44] = [
     "ddim",
     "ddpm",
     "pndm",
@@ -12,12 +12,18 @@ const WORDS: [&str; 38] = [
     "heun",
     "dpm++2m",
     "dpm++2m-sde",
+    "dpm++3m",
+    "dpm++3m-sde",
     "dpm++2s",
     "lms",
     "unipc",
     "lcm",
+    "tcd",
+    "deis",
+    "dpm++sde",
     "linear",
     "scaled_linear",
+    "squaredcos_cap_v2",
     "epsilon",
     "sample",
     "v_prediction",
@@ -184,6 +190,15 @@ fn known_keys() -> Vec<(&'static str, Vec<Value>)> {
         ("clip_sample", vec![json!(false), json!(true)]),
         ("variance", vec![json!("learned_range"), json!("fixed_large")]),
         ("use_exponential_sigmas", vec![json!(true)]),
+        ("use_beta_sigmas", vec![json!(true)]),
+        ("use_lu_lambdas", vec![json!(true)]),
+        ("lambda_min_clipped", vec![json!(-5.1), json!(1e300), json!(-1e300)]),
+        ("rescale_betas_zero_snr", vec![json!(true)]),
+        ("trained_betas", vec![json!([]), json!([0.5]), json!(vec![0.01; 1000]), json!(vec![1.0; 1000])]),
+        ("thresholding", vec![json!(true)]),
+        ("dynamic_thresholding_ratio", vec![json!(0.5), json!(-1), json!(1e300)]),
+        ("sample_max_value", vec![json!(2.0), json!(0), json!(1e300)]),
+        ("replaces", vec![json!("x"), json!("")]),
         ("original_inference_steps", vec![json!(0), json!(1), json!(u64::MAX)]),
         ("timestep_scaling", vec![json!(0.0), json!(1e300), json!(-1)]),
     ]

@@ -393,6 +393,7 @@ pub fn meta() -> Meta {
             null_class: 3,
             class_names: BTreeMap::from([(0, "circle".into()), (2, "κύκλος".into())]),
             sampler: Default::default(),
+            decided_by: Default::default(),
             steps: 4,
             guidance_scale: 1.5,
             text: None,

@@ -124,6 +124,7 @@ fn sampler_step(len: usize) -> SamplerStepArgs {
         channels: 4,
         model: floats(at(2048), len / 4, 4),
         guidance: None,
+        threshold: None,
         rescale: None,
         noise: None,
         blend: None,

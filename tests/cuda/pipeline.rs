@@ -68,6 +68,7 @@ fn sample<B: Backend>(backend: &B, model: &common::Model, table_bytes: usize, ca
         model,
         guidance: Some(1.5),
         noise: None,
+        threshold: None,
         rescale: None,
         blend: None,
     };

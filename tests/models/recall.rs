@@ -63,7 +63,9 @@ fn random(rng: &mut Rng, model: &Model<'_, FileBytes>) -> RequestOptions {
     sampling.sampler = maybe(rng, |rng| rng.choice(SamplerKind::ALL).unwrap().name().to_owned());
     sampling.eta = maybe(rng, |rng| rng.u8(..=10) as f32 / 10.0);
     sampling.timestep_spacing = maybe(rng, |rng| *rng.choice(Spacing::ALL).unwrap());
-    sampling.sigmas = maybe(rng, |rng| *rng.choice(&[Sigmas::Normal, Sigmas::Karras, Sigmas::Exponential]).unwrap());
+    sampling.sigmas = maybe(rng, |rng| {
+        *rng.choice(&[Sigmas::Normal, Sigmas::Karras, Sigmas::Exponential, Sigmas::Beta, Sigmas::Lu]).unwrap()
+    });
     sampling.variance = maybe(rng, |rng| *rng.choice(Variance::ALL).unwrap());
     sampling.clip_sample = maybe(rng, Rng::bool);
     if model.image_encoder.is_some() && rng.u8(..3) == 0 {

@@ -1,6 +1,7 @@
 //! Ops, kernels, the executor, samplers and what surrounds a run on the CPU, each against an oracle of its own.
 
 mod allocation;
+mod classes;
 mod exec;
 mod image;
 mod kernels;

@@ -6,7 +6,7 @@ use aquatint::raw::backend::args::ALIGN;
 use aquatint::raw::backend::args::*;
 use aquatint::raw::backend::{Backend, Call};
 use aquatint::raw::step::{Guiding, Latents, StepMemory};
-use aquatint::sampler::{COLUMNS, MAX_STATES, NOISE, OUTPUT, ROW_FLOATS, Row, Table, X0};
+use aquatint::sampler::{COLUMNS, MAX_STATES, NOISE, OUTPUT, ROW_FLOATS, Row, Table, Threshold, X0};
 use common::normals;
 use common::one_op::{Bench, ELEMENTS, Space, cpu, cuda, rounded};
 use fastrand::Rng;
@@ -109,7 +109,7 @@ impl Case {
             }
             states
         };
-        let mut sizes = self.table.clone();
+        let mut sizes = Table { threshold: None, ..self.table.clone() };
         for row in &mut sizes.rows {
             let magnitudes = row.x0.iter_mut().chain(&mut row.keep).chain(row.next.iter_mut().flatten());
             magnitudes.for_each(|c| *c = c.abs());
@@ -182,7 +182,7 @@ fn case(
     mask.iter_mut().for_each(|m| *m = m.clamp(0.0, 1.0));
     let copies = if guiding.scale.is_some() { 2 } else { 1 };
     Case {
-        table: Table { rows, states: n_states, init_scale: 1.0, noise },
+        table: Table { rows, states: n_states, init_scale: 1.0, threshold: None, noise },
         call: rng.usize(..calls),
         latents,
         guiding,
@@ -232,6 +232,32 @@ fn the_cpu_is_the_reference() {
             // the gain of learned noise are good to ten units each.
             let error = (f64::from(f32::from_bits(*got)) - want).abs();
             assert!(error <= 48.0 * HALF_UNIT * size, "case {k} value {i}: {} for {want}", f32::from_bits(*got));
+        }
+    }
+}
+
+/// A threshold is each image's own; what it divides by is the same in f32 and f64 but for the rounding of x0.
+#[test]
+fn thresholds_are_each_images_own() {
+    let mut rng = Rng::with_seed(11);
+    for (ratio, most) in [(0.995, 1.5), (0.5, 10.0), (0.9, 2.0)] {
+        let guiding = Guiding { scale: Some(3.0), rescale: 0.0, blend: false };
+        let mut case = case(&mut rng, [2, 3, 3, 43], false, true, guiding);
+        case.table.threshold = Some(Threshold { ratio, most });
+        case.table.rows.iter_mut().for_each(|row| row.clamp = None);
+        let together = case.run(cpu)[1].clone();
+        let (n, images) = (case.latents.floats(), case.latents.images);
+        for image in 0..images {
+            let alone = case.alone(image);
+            let whole = together.chunks_exact(n).flat_map(|state| state[image * n / images..][..n / images].to_vec());
+            let whole: Vec<u32> = whole.collect();
+            assert_eq!(alone.run(cpu)[1], whole, "image {image}");
+            let plain = Case { table: Table { threshold: None, ..alone.table.clone() }, ..alone.clone() };
+            assert_ne!(plain.run(cpu)[1], whole, "image {image}: the threshold has no effect");
+            for (i, (got, (want, size))) in whole.iter().zip(alone.reference()).enumerate() {
+                let error = (f64::from(f32::from_bits(*got)) - want).abs();
+                assert!(error <= 96.0 * HALF_UNIT * size.max(1.0), "image {image} value {i}: {error}, of {size}");
+            }
         }
     }
 }
@@ -293,7 +319,7 @@ fn rescaled_guidance_is_diffusers() {
         let latents = Latents { images, pixels, channels };
         let (scale, share) = (entry["scale"].as_f64().expect("scale"), entry["phi"].as_f64().expect("phi"));
         let case = Case {
-            table: Table { rows: vec![row], states: 1, init_scale: 1.0, noise: false },
+            table: Table { rows: vec![row], states: 1, init_scale: 1.0, threshold: None, noise: false },
             call: 0,
             latents,
             guiding: Guiding { scale: Some(scale as f32), rescale: share as f32, blend: false },

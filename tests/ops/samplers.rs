@@ -11,9 +11,14 @@ const N: usize = 8;
 /// Half a unit in the last place of an f32 near 1: what rounding a coefficient costs, relatively.
 const HALF_UNIT: f64 = 1.0 / (1 << 24) as f64;
 
-fn fixture() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/samplers.json");
-    serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect(path)
+/// The entries of two fixtures.
+fn entries() -> Vec<Value> {
+    let read = |name: &str| {
+        let path = format!("{}/tests/fixtures/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let mut file: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect(&path)).expect(&path);
+        file["entries"].as_array_mut().map(std::mem::take).expect("entries")
+    };
+    ["samplers", "samplers_schedules"].into_iter().flat_map(read).collect()
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -64,17 +69,17 @@ fn traces_match_diffusers() {
     // of our coefficients to f32: 2^-24 of each product, of which a call sums up to four. The errors of the calls
     // add up a little: four half-units of the largest product hold for 50 calls, seven for 999. The weights of PLMS
     // add up to 160/24 in place of 1: eight for 50 calls.
-    let fixture = fixture();
-    let entries = fixture["entries"].as_array().expect("entries");
-    assert!(entries.len() > 450, "only {} entries", entries.len());
+    let entries = entries();
+    assert!(entries.len() > 700, "only {} entries", entries.len());
     let mut worst: f64 = 0.0;
-    for entry in entries {
+    for entry in &entries {
         let label = format!("{} {} steps {} eta {}", entry["class"], entry["config"], entry["steps"], entry["eta"]);
         let steps = entry["steps"].as_u64().expect("steps") as usize;
         let table = config(entry).table(steps).expect(&label);
         assert_eq!(table.init_scale, entry["init_noise_sigma"].as_f64().unwrap() as f32, "{label}");
         let timesteps: Vec<f64> = table.rows.iter().map(|r| r.timestep.into()).collect();
-        let close = |(got, want): (&f64, &f64)| match want.fract() == 0.0 {
+        let between = config(entry).kind.calls_twice();
+        let close = |(got, want): (&f64, &f64)| match want.fract() == 0.0 && !between {
             true => got == want,
             // An interpolation among f32 logarithms, whose differences are a few thousandths.
             false => (got - want).abs() < 2e-3,
@@ -138,7 +143,7 @@ fn variants() -> Vec<Config> {
 
 /// Most steps of a sampler.
 fn most_steps(config: &Config) -> usize {
-    if config.kind == SamplerKind::Lcm { 50 } else { config.train_steps }
+    if matches!(config.kind, SamplerKind::Lcm | SamplerKind::Tcd) { 50 } else { config.train_steps }
 }
 
 #[test]
@@ -146,10 +151,13 @@ fn perfect_model_is_sampled_exactly() {
     // A model that always sees the same clean value: whatever the sampler, the run must end there.
     let target = -0.625;
     let mut worst: f64 = 0.0;
-    // PLMS takes means of outputs before it knows what they mean, so velocities of different times do not agree; and its
-    // steps meet their timesteps in the leading spacing only.
-    let exact = |c: &Config| {
-        c.kind != SamplerKind::Pndm || (c.prediction == Prediction::Epsilon && c.spacing == Some(Spacing::Leading))
+    let exact = |c: &Config| match c.kind {
+        // PLMS takes means of outputs before it knows what they mean, so velocities of different times do not agree; and
+        // its steps meet their timesteps in the leading spacing only.
+        SamplerKind::Pndm => c.prediction == Prediction::Epsilon && c.spacing == Some(Spacing::Leading),
+        // These two end at the noise of training step 0.
+        SamplerKind::Deis | SamplerKind::Tcd => false,
+        _ => true,
     };
     for config in variants().into_iter().filter(exact) {
         for steps in [1, 2, 3, 20, 100].into_iter().filter(|&n| n <= most_steps(&config)) {
@@ -167,7 +175,8 @@ fn perfect_model_is_sampled_exactly() {
                 // The noise that this model implies at timestep 0, where sigma is 0.01, steers a whole step.
                 SamplerKind::Pndm => 1000.0 * HALF_UNIT,
                 // What is left of the first latents, which are 157 at most, cancels.
-                SamplerKind::Lms | SamplerKind::Heun | SamplerKind::UniPc => 2.0 * 157.0 * HALF_UNIT,
+                SamplerKind::Lms | SamplerKind::UniPc => 2.0 * 157.0 * HALF_UNIT,
+                kind if kind.calls_twice() => 2.0 * 157.0 * HALF_UNIT,
                 _ => 2.0 * HALF_UNIT,
             };
             let error = (states[0] - target).abs();
@@ -215,7 +224,7 @@ fn rows_are_as_many_as_steps_and_go_down() {
             let table = config.table(steps).unwrap_or_else(|e| panic!("{config:?} {steps} steps: {e}"));
             let calls = match (config.kind, config.spacing) {
                 (SamplerKind::Pndm, _) if steps > 1 => steps + 1,
-                (SamplerKind::Heun, _) => 2 * steps - 1,
+                (kind, _) if kind.calls_twice() => 2 * steps - 1,
                 (_, Some(Spacing::Uniform)) => 1000usize.div_ceil(1000 / steps),
                 _ => steps,
             };
@@ -223,8 +232,19 @@ fn rows_are_as_many_as_steps_and_go_down() {
             let repeats = config.use_karras_sigmas
                 || config.use_exponential_sigmas
                 || config.spacing == Some(Spacing::Quad)
-                || matches!(config.kind, SamplerKind::Pndm | SamplerKind::Heun);
-            let falls = |w: &[Row]| w[0].timestep > w[1].timestep || (repeats && w[0].timestep == w[1].timestep);
+                || config.kind == SamplerKind::Pndm
+                || config.kind.calls_twice();
+            // diffusers rounds the timesteps of DPM2, but not those between; and the level between of an ancestral step is
+            // the next one, but for the interpolation of timesteps.
+            let slack = match config.kind {
+                SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral if config.use_karras_sigmas => 0.5,
+                SamplerKind::Dpm2Ancestral => 2e-3,
+                _ => 0.0,
+            };
+            let falls = |w: &[Row]| {
+                let [before, after] = [w[0].timestep + slack, w[1].timestep];
+                before > after || (repeats && before == after)
+            };
             assert!(table.rows.windows(2).all(falls), "{config:?} {steps} steps");
             let finite = |row: &Row| row.next.iter().flatten().chain(&row.x0).all(|c| c.is_finite());
             assert!(table.rows.iter().all(finite), "{config:?} {steps} steps");
@@ -255,7 +275,7 @@ fn degenerate_steps_stay_finite() {
     // The last step of Karras' levels to sigma_min has no width.
     for &solver_type in SolverType::ALL {
         let (use_karras_sigmas, final_sigma) = (true, FinalSigma::SigmaMin);
-        for kind in SamplerKind::ALL.iter().copied().filter(|&k| k != SamplerKind::Lcm) {
+        for kind in SamplerKind::ALL.iter().copied().filter(|&k| !matches!(k, SamplerKind::Lcm | SamplerKind::Tcd)) {
             let last = Config { kind, solver_type, use_karras_sigmas, final_sigma, ..Config::default() };
             let exponential = Config { use_karras_sigmas: false, use_exponential_sigmas: true, ..last.clone() };
             for steps in [1, 2, 14, 15, 30, 1000] {
@@ -282,7 +302,7 @@ fn noise_only_where_asked() {
     // eta = 1 is ancestral sampling: the noise takes all of the variance that the signal leaves, near the clean end.
     assert!(eta(1.0).rows[8].next[0][NOISE] > eta(0.5).rows[8].next[0][NOISE]);
     let karras = Config { kind: SamplerKind::DpmSolverPp2M, eta: 1.0, ..Config::default() };
-    assert!(!karras.table(10).expect("a table").noise, "eta is DDIM's");
+    assert!(!karras.table(10).expect("a table").noise, "eta is DDIM's and TCD's");
 }
 
 #[test]

@@ -88,47 +88,45 @@ fn requests_that_cannot_be_met_say_so() {
     let dpm = |name: &str, value: Value| json!({ "_class_name": "DPMSolverMultistepScheduler", name: value });
     told(json!({}), ["HeunDiscreteScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler", "none"]);
     told(json!([1]), ["DDIMScheduler, DDPMScheduler", "none"]);
-    told(json!({"_class_name": "DEISMultistepScheduler"}), ["_class_name", "DEISMultistepScheduler"]);
-    told(ddim("beta_schedule", json!("squaredcos_cap_v2")), ["linear, scaled_linear", "squaredcos_cap_v2"]);
+    told(json!({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5}), ["a schedule of betas", "EDMEulerScheduler"]);
+    told(ddim("beta_schedule", json!("cosine")), ["linear, scaled_linear, squaredcos_cap_v2", "got cosine"]);
     told(ddim("prediction_type", json!("flow_prediction")), ["epsilon, v_prediction, sample", "flow_prediction"]);
     told(ddim("timestep_spacing", json!("log")), ["leading, linspace, trailing", "log"]);
-    told(ddim("thresholding", json!(true)), ["thresholding", "true"]);
-    told(ddim("trained_betas", json!([0.1, 0.2])), ["trained_betas", "[0.1,0.2]"]);
+    let thresholding =
+        |name: &str, value: Value| json!({"_class_name": "DDIMScheduler", "thresholding": true, name: value});
+    told(thresholding("dynamic_thresholding_ratio", json!(1.5)), ["dynamic_thresholding_ratio", "1.5"]);
+    told(thresholding("sample_max_value", json!(0.0)), ["sample_max_value", "0"]);
+    told(ddim("trained_betas", json!([0.1, 0.2])), ["trained_betas: expected 1000 values", "got 2 values"]);
+    let wrong = [vec![0.1; 999], vec![1.5]].concat();
+    told(ddim("trained_betas", json!(wrong)), ["trained_betas: expected 1000 values of 0 to 1", "1.5 at step 999"]);
+    // However long what is found, the line is short.
+    let long = Config::from_diffusers(&ddim("trained_betas", json!(vec!["x"; 1000]))).expect_err("refused").to_string();
+    assert!(long.contains("trained_betas") && long.len() < 300, "{long}");
     told(ddim("num_train_timesteps", json!("many")), ["num_train_timesteps", "many"]);
     told(ddim("num_train_timesteps", json!(u64::MAX)), ["num_train_timesteps", "18446744073709551615"]);
     told(ddim("beta_end", json!(1.5)), ["beta_end", "1.5"]);
     told(ddim("clip_sample_range", json!(-1)), ["clip_sample_range", "-1"]);
     told(ddim("steps_offset", json!(-1)), ["steps_offset", "-1"]);
-    told(dpm("algorithm_type", json!("dpmsolver")), ["dpmsolver++ or sde-dpmsolver++", "got dpmsolver"]);
-    told(dpm("solver_order", json!(3)), ["1 or 2", "3"]);
-    told(dpm("lambda_min_clipped", json!(-5.1)), ["-Infinity", "-5.1"]);
-    told(dpm("variance_type", json!("learned_range")), ["variance_type", "learned_range"]);
-    told(dpm("use_lu_lambdas", json!(true)), ["use_lu_lambdas", "true"]);
+    told(dpm("algorithm_type", json!("dpmsolver+")), ["dpmsolver++, sde-dpmsolver++", "got dpmsolver+"]);
+    told(dpm("solver_order", json!(4)), ["1 to 3", "4"]);
+    told(dpm("use_flow_sigmas", json!(true)), ["use_flow_sigmas", "true"]);
     let of = |class: &str, name: &str, value: Value| json!({ "_class_name": class, name: value });
     let single = "DPMSolverSinglestepScheduler";
-    told(of(single, "algorithm_type", json!("sde-dpmsolver++")), ["expected dpmsolver++,", "sde-dpmsolver++"]);
-    told(of(single, "solver_order", json!(3)), ["1 or 2", "3"]);
     told(of("DDPMScheduler", "variance_type", json!("learned")), ["fixed_small", "learned"]);
     told(of("DDPMScheduler", "timestep_spacing", json!("quad")), ["with ddpm", "quad"]);
-    told(of("PNDMScheduler", "steps_offset", json!(1)), ["skip_prk_steps: expected true", "null"]);
     told(
         json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true, "prediction_type": "sample"}),
         ["pndm", "sample"],
     );
     told(of("EulerAncestralDiscreteScheduler", "prediction_type", json!("sample")), ["euler-a", "sample"]);
-    told(of("EulerDiscreteScheduler", "interpolation_type", json!("log_linear")), ["linear", "log_linear"]);
     told(of("EulerDiscreteScheduler", "timestep_type", json!("continuous")), ["discrete", "continuous"]);
     told(of("EulerDiscreteScheduler", "sigma_max", json!(80.0)), ["sigma_max: expected null", "80.0"]);
-    told(of("EulerDiscreteScheduler", "use_beta_sigmas", json!(true)), ["use_beta_sigmas", "true"]);
-    told(of("UniPCMultistepScheduler", "solver_type", json!("bh1")), ["bh2", "bh1"]);
-    told(of("UniPCMultistepScheduler", "predict_x0", json!(false)), ["predict_x0", "false"]);
-    told(of("UniPCMultistepScheduler", "disable_corrector", json!([0])), ["disable_corrector", "[0]"]);
-    told(of("UniPCMultistepScheduler", "solver_order", json!(3)), ["1 or 2", "3"]);
+    told(of("UniPCMultistepScheduler", "solver_order", json!(4)), ["1 to 3", "4"]);
     told(of("UniPCMultistepScheduler", "lower_order_final", json!(false)), ["lower_order_final", "false"]);
     told(of("LCMScheduler", "original_inference_steps", json!(0)), ["1 to 1000", "0"]);
     told(of("LCMScheduler", "timestep_scaling", json!(-1.0)), ["timestep_scaling", "-1"]);
     let both = json!({"_class_name": single, "use_karras_sigmas": true, "use_exponential_sigmas": true});
-    told(both, ["use_karras_sigmas and use_exponential_sigmas", "both"]);
+    told(both, ["use_karras_sigmas, use_exponential_sigmas", "at most one"]);
     assert!(Config::parse_diffusers("{").expect_err("refused").to_string().contains("JSON"));
 
     let steps = |config: &Config, steps| config.table(steps).expect_err("refused").to_string();
@@ -140,8 +138,90 @@ fn requests_that_cannot_be_met_say_so() {
     assert!(steps(&Config::default().with_kind(SamplerKind::Lcm), 51).contains("1 to 50"));
     assert!(steps(&Config::default().with_kind(SamplerKind::UniPc), 1001).contains("1 to 1000"));
     let unknown = "plms2".parse::<SamplerKind>().expect_err("refused").to_string();
-    let names = "ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++2s, lms, unipc, lcm";
+    let names = "ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++3m, dpm++3m-sde, dpm++2s, lms, unipc, lcm, tcd, deis, \
+        dpm2, dpm2-a, dpm++sde";
     assert!(unknown.contains(names) && unknown.contains("plms2"), "{unknown}");
+}
+
+/// Schedulers that are not run here leave their schedule to one that is, which says so until another is asked for.
+#[test]
+fn other_schedulers_are_replaced() {
+    let read = |fields: Value| {
+        let mut json = json!({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"});
+        json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        Config::from_diffusers(&json).expect("a schedule of betas")
+    };
+    for (fields, kind, words) in [
+        (json!({"_class_name": "SASolverScheduler"}), SamplerKind::DpmSolverPp2MSde, "SASolverScheduler"),
+        (json!({"_class_name": "EDMEulerScheduler"}), SamplerKind::Euler, "EDMEulerScheduler"),
+        (json!({"_class_name": "DDIMParallelScheduler"}), SamplerKind::Ddim, "DDIMParallelScheduler"),
+        (json!({"_class_name": "DDPMParallelScheduler"}), SamplerKind::Ddpm, "DDPMParallelScheduler"),
+        (json!({"_class_name": "PNDMScheduler", "skip_prk_steps": false}), SamplerKind::Pndm, "Runge and Kutta"),
+        (json!({"_class_name": "PNDMScheduler"}), SamplerKind::Pndm, "Runge and Kutta"),
+        (
+            json!({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver", "solver_order": 3}),
+            SamplerKind::DpmSolverPp3M,
+            "algorithm_type dpmsolver",
+        ),
+        (
+            json!({"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "sde-dpmsolver++"}),
+            SamplerKind::DpmSolverPp2MSde,
+            "algorithm_type sde-dpmsolver++",
+        ),
+        (
+            json!({"_class_name": "DPMSolverSinglestepScheduler", "solver_order": 3}),
+            SamplerKind::DpmSolverPp2S,
+            "solver_order 3",
+        ),
+        (
+            json!({"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"}),
+            SamplerKind::Euler,
+            "interpolation_type \"log_linear\"",
+        ),
+        (
+            json!({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}),
+            SamplerKind::UniPc,
+            "solver_type \"bh1\"",
+        ),
+        (
+            json!({"_class_name": "UniPCMultistepScheduler", "predict_x0": false}),
+            SamplerKind::UniPc,
+            "predict_x0 false",
+        ),
+        (
+            json!({"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0]}),
+            SamplerKind::UniPc,
+            "disable_corrector [0]",
+        ),
+    ] {
+        let config = read(fields.clone());
+        assert_eq!((config.kind, config.beta_end), (kind, 0.012), "{fields}");
+        assert!(config.replaces.as_ref().is_some_and(|text| text.contains(words)), "{fields}: {:?}", config.replaces);
+        assert!(config.table(5).is_ok(), "{fields}");
+        // Who names a sampler knows what it is.
+        assert_eq!(config.named(kind.name()).expect("a name").replaces, None);
+        assert_eq!(config.with_kind(SamplerKind::Lms).replaces, None);
+    }
+    let own = json!({"_class_name": "UniPCMultistepScheduler", "predict_x0": true, "disable_corrector": [],
+        "solver_p": null, "solver_type": "midpoint"});
+    assert_eq!(read(own).replaces, None);
+}
+
+/// A schedule that ends in no signal can be begun with some predictions and samplers only; the others say which.
+#[test]
+fn schedules_without_signal_are_refused_where_it_is_divided_by() {
+    let zero = Config {
+        rescale_betas_zero_snr: true,
+        prediction: Prediction::VPrediction,
+        spacing: Some(Spacing::Trailing),
+        ..Config::default()
+    };
+    assert!(zero.table(5).is_ok());
+    let epsilon = Config { prediction: Prediction::Epsilon, ..zero.clone() };
+    let text = epsilon.table(5).expect_err("refused").to_string();
+    assert!(text.contains("timestep 999") && text.contains("v_prediction"), "{text}");
+    assert!(Config { spacing: Some(Spacing::Leading), ..epsilon.clone() }.table(5).is_ok(), "it does not go there");
+    assert!(epsilon.with_kind(SamplerKind::Euler).table(5).is_ok(), "diffusers' least signal");
 }
 
 #[test]

@@ -1,15 +1,21 @@
 //! Every sampler in a whole run against its table applied by hand around single calls of the denoiser: the number of
 //! calls, the initial scale, the model's input, the states and the noise of each call.
 
-use aquatint::pipeline::{Event, NoiseSource, Prompts, Request, Session, swap_last_axes};
+use aquatint::pipeline::{Event, NoiseSource, Plans, Prompts, Request, Session, swap_last_axes};
+use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::{Cpu, Tier};
+use aquatint::raw::backend::cuda::CudaSizing;
 use aquatint::raw::format::Packed;
 use aquatint::raw::rng::TorchRng;
 use aquatint::sampler::SamplerKind;
 use std::path::Path;
 
 fn packed() -> Packed<aquatint::raw::mmap::FileBytes> {
-    let output = std::env::temp_dir().join(format!("aquatint-samplers-{}.aqt", std::process::id()));
+    let output = std::env::temp_dir().join(format!(
+        "aquatint-samplers-{}-{:?}.aqt",
+        std::process::id(),
+        std::thread::current().id()
+    ));
     let options = packer::emit::Options {
         model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit/d2"),
         q_config: Some("f32".into()),
@@ -29,9 +35,12 @@ fn runs_do_as_their_tables_say() {
     let model = aquatint::model::Model::new(&packed).expect("a model");
     let tier = Tier::available()[0];
     let labels = [3];
-    for kind in SamplerKind::ALL.iter().map(|kind| kind.name()).chain(["iddpm", "heun-karras"]) {
+    let plain = SamplerKind::ALL.iter().map(|kind| kind.name()).chain(["iddpm", "heun-karras"]);
+    for (kind, thresholding) in plain.map(|kind| (kind, false)).chain([("ddim", true), ("dpm++2m", true)]) {
         let mut request = Request::new(&model, Prompts::Classes(labels.to_vec()));
         request.sampler = request.sampler.named(kind).expect("a name");
+        (request.sampler.thresholding, request.sampler.dynamic_thresholding_ratio) = (thresholding, Some(0.5));
+        request.sampler.sample_max_value = Some(2.0);
         (request.steps, request.guidance_scale, request.noise) = (6, 1.0, NoiseSource::Torch);
         let [h, w] = request.latent_size;
         let channels = model.latents.channels;
@@ -74,4 +83,17 @@ fn runs_do_as_their_tables_say() {
             assert!((got - want).abs() <= 1e-5 * size, "{kind}: {got} for {want}, of at most {size}");
         }
     }
+}
+
+#[test]
+fn thresholds_are_refused_where_a_back_end_has_none() {
+    let packed = packed();
+    let model = aquatint::model::Model::new(&packed).expect("a model");
+    let mut request = Request::new(&model, Prompts::Classes(vec![3]));
+    let cuda = CudaSizing { narrow: Element::F16 };
+    assert!(Plans::new(&cuda, &model, &request).is_ok());
+    request.sampler.thresholding = true;
+    let text = Plans::new(&cuda, &model, &request).map(|_| ()).expect_err("refused").to_string();
+    assert!(text.contains("thresholding") && text.contains("--device cpu"), "{text}");
+    assert!(Plans::new(&Cpu::new(Tier::available()[0]), &model, &request).is_ok());
 }

@@ -66,10 +66,9 @@ fn print_model<D: AsRef<[u8]>>(packed: &Packed<D>, file: &Path) {
     say_line(format!("hash      {:032x}", packed.hash()));
     let pixels = pipeline.latent_size.map(|n| u64::from(n) * u64::from(pipeline.pixels_per_latent));
     say_line(format!("model     {} ({}), {} x {} pixels", pipeline.name, pipeline.class, pixels[0], pixels[1]));
-    say_line(format!(
-        "sampler   {}, {} steps, guidance {}",
-        pipeline.sampler.kind, pipeline.steps, pipeline.guidance_scale
-    ));
+    for (i, line) in pipeline.sampler_lines().iter().enumerate() {
+        say_line(format!("{}{line}", if i == 0 { "sampler   " } else { "          " }));
+    }
     say_line(format!("quantized {}; average bits {:.2}", meta.quantization.config, meta.quantization.average_bits));
     if let Some(attention) = &meta.quantization.attention {
         say_line(format!("attention {attention}"));

@@ -5,10 +5,12 @@ mod pack;
 mod table;
 
 use crate::error::Result;
+use crate::source::settings;
 use crate::synth::{MODELS, SynthModel};
 use crate::unpack;
 use crate::weights::Float;
 use aquatint::error::{error_line, one_line};
+use aquatint::sampler::Prediction;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -62,6 +64,14 @@ struct Pack {
     /// CPUs; changes results about as much as 8-bit activations do.
     #[arg(long)]
     int8_attention: bool,
+    /// What the denoiser predicts, whatever the model's files say: epsilon, v or sample [default: what metadata, marks or a
+    /// .yaml beside a single file say, or the model's scheduler]
+    #[arg(long, alias = "prediction-type", value_name = "NAME", value_parser = parse_prediction)]
+    prediction: Option<Prediction>,
+    /// A scheduler_config.json of diffusers in place of the model's own, or for a single file [default: that of the
+    /// published models of its kind]
+    #[arg(long, alias = "scheduler_config", value_name = "FILE")]
+    scheduler_config: Option<PathBuf>,
     /// The file to write.
     #[arg(short, long, value_name = "OUT.aqt")]
     output: PathBuf,
@@ -74,6 +84,10 @@ struct Pack {
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn parse_prediction(text: &str) -> std::result::Result<Prediction, &'static str> {
+    settings::prediction(text).ok_or("epsilon, v or sample is expected")
 }
 
 /// What the program does beside packing.

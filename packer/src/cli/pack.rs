@@ -6,6 +6,8 @@ use super::{Pack, say, say_json, say_line};
 use crate::emit::{self, LayerLine, Options, Progress, Report};
 use crate::error::Result;
 use crate::source::donors::Donors;
+use crate::source::settings::Overrules;
+use aquatint::error::one_line;
 use aquatint::raw::format::meta::LayerMeta;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -18,6 +20,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
         vae_q_config: args.vae_q_config.clone(),
         text_q_config: args.text_q_config.clone(),
         activation_bits: args.quant_act.then(|| args.act_bit.parse().expect("a number, as the parser says")),
+        overrules: Overrules { prediction: args.prediction, scheduler_config: args.scheduler_config.clone() },
         int8_attention: args.int8_attention,
         output: args.output.clone(),
     };
@@ -34,6 +37,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
     }
     if !args.quiet {
         print(&report, args);
+        report.notes.iter().for_each(|note| eprintln!("note: {}", one_line(note)));
     }
     Ok(())
 }

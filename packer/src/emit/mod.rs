@@ -18,6 +18,7 @@ use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
 use crate::recipe::{Decision, Recipe, Requests, Store};
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
+use crate::source::settings::Overrules;
 use crate::weight::{Elements, Misfit, Origin, Weight, Weights, step};
 use aquatint::error::Error;
 use aquatint::pipeline::{Plans, Prompts, Request};
@@ -50,6 +51,8 @@ pub struct Options {
     pub vae_q_config: Option<String>,
     /// Quantization of the text encoders; if absent f16, or f32 where the denoiser's floats are f32.
     pub text_q_config: Option<String>,
+    /// Settings of the sampler that the model's files say otherwise, or do not say.
+    pub overrules: Overrules,
     /// Whether the denoisers' attentions between integer layers work in 8-bit codes too.
     pub int8_attention: bool,
     /// The packed file.
@@ -85,9 +88,9 @@ impl Packing {
     pub fn open(options: &Options) -> Result<Self> {
         check_target(&options.output, &inputs(options))?;
         let writer = Writer::create(&options.output)?;
-        let mut model = Model::open_with(&options.model, &options.donors)?;
+        let mut model = Model::open_with(&options.model, &options.donors, &options.overrules)?;
         if let Some(refiner) = &options.refiner {
-            model = model.with_refiner(Model::open_with(refiner, &options.donors)?)?;
+            model = model.with_refiner(Model::open_with(refiner, &options.donors, &options.overrules)?)?;
         }
         let Lowered { programs, weights, files, pipeline, .. } = lower::lower(&model)?;
         Ok(Packing { programs, weights, options: options.clone(), writer, model, files, pipeline })
@@ -120,6 +123,9 @@ impl Packing {
         }
         let sources = &self.model.sources;
         let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
+        let sampler = &self.pipeline.sampler;
+        let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
+        let notes = sampler.replaces.iter().map(replaced).collect();
         let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
         let meta = Meta {
             tool: concat!("packer ", env!("CARGO_PKG_VERSION")).into(),
@@ -139,7 +145,7 @@ impl Packing {
         let output = &self.options.output;
         let file_bytes = std::fs::metadata(output).map_err(Error::io("read", output))?.len();
         let ratio = file_bytes as f64 / source_bytes as f64;
-        Ok(Report { layers, file_bytes, source_bytes, ratio, average_bits })
+        Ok(Report { layers, notes, file_bytes, source_bytes, ratio, average_bits })
     }
 
     /// Lets programs make and use codes where `recipe` asks for integer activations; returns how many attentions work in
@@ -203,7 +209,8 @@ fn inputs(options: &Options) -> Vec<&Path> {
     let configs = configs.filter_map(|arg| QConfig::file(arg));
     let models = [&options.model].into_iter().chain(&options.refiner);
     let models = models.chain(&options.donors.autoencoder).chain(&options.donors.text);
-    models.map(PathBuf::as_path).chain(configs).collect()
+    let scheduler = options.overrules.scheduler_config.as_deref();
+    models.map(PathBuf::as_path).chain(configs).chain(scheduler).collect()
 }
 
 /// The elements of `weight` in the file's order, after all its steps.

@@ -19,6 +19,8 @@ pub struct Progress<'a> {
 pub struct Report {
     /// One entry per quantizable layer, in program order.
     pub layers: Vec<LayerLine>,
+    /// What a person should know of the model as it was packed.
+    pub notes: Vec<String>,
     /// Bytes of the packed file.
     pub file_bytes: u64,
     /// Bytes of the weight files it was made from, whatever is not used of them included.

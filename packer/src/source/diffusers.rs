@@ -2,13 +2,16 @@
 //! A model in one file becomes the same.
 
 use super::donors::{self, Donors};
+use super::settings::{Overrules, Settings};
 use super::tokenizer::{self, TokenizerFile};
 use super::{Checkpoint, SourceFile, layout, read_json};
 use aquatint::error::{Error, Result};
+use aquatint::raw::format::meta::OWN_SCHEDULER;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A JSON object.
@@ -81,8 +84,10 @@ pub struct Model {
     pub class: String,
     /// Contents of `model_index.json`.
     pub index: Object,
-    /// Contents of `scheduler/scheduler_config.json`.
+    /// Contents of `scheduler/scheduler_config.json`, or what takes their place.
     pub scheduler: Value,
+    /// Who decided about them, by field; `scheduler` stands for the rest.
+    pub decided_by: BTreeMap<String, String>,
     /// Networks, in the order they were asked for.
     pub components: Vec<Component>,
     /// Tokenizers by folder.
@@ -98,17 +103,19 @@ impl Model {
     /// [`Error::Request`] if it is neither a diffusers directory nor a known file, its pipeline is not one of [`PIPELINES`], or a component
     /// is missing or malformed; [`Error::Io`] if a file cannot be read.
     pub fn open(root: &Path) -> Result<Self> {
-        Model::open_with(root, &Donors::default())
+        Model::open_with(root, &Donors::default(), &Overrules::default())
     }
 
-    /// The same, with the networks that `donors` give instead of its own, which it need not have.
+    /// The same, with the networks that `donors` give instead of its own, which it need not have, and but for what a person
+    /// overrules.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`Error::Request`] if a donor does not have what the pipeline takes.
-    pub fn open_with(root: &Path, donors: &Donors) -> Result<Self> {
+    /// As [`open`](Self::open); [`Error::Request`] if a donor does not have what the pipeline takes, or a file that overrules
+    /// cannot be read.
+    pub fn open_with(root: &Path, donors: &Donors, overrules: &Overrules) -> Result<Self> {
         let mut model = match root.is_file() {
-            true => layout::open(root, donors.elsewhere())?,
-            false => Model::open_directory(root, donors)?,
+            true => layout::open(root, donors.elsewhere(), overrules)?,
+            false => Model::open_directory(root, donors, overrules)?,
         };
         donors::donate(&mut model, donors)?;
         if root.is_file() && donors.autoencoder.is_some() {
@@ -123,7 +130,7 @@ impl Model {
         Ok(model)
     }
 
-    fn open_directory(root: &Path, donors: &Donors) -> Result<Self> {
+    fn open_directory(root: &Path, donors: &Donors, overrules: &Overrules) -> Result<Self> {
         let index_file = "model_index.json";
         if !root.join(index_file).is_file() {
             let got = if root.is_dir() { "a directory without one" } else { "no such file or directory" };
@@ -142,12 +149,17 @@ impl Model {
             class,
             index,
             scheduler: Value::Null,
+            decided_by: BTreeMap::new(),
             components: Vec::new(),
             tokenizers: Vec::new(),
             sources,
         };
-        let scheduler = "scheduler/scheduler_config.json";
-        model.scheduler = Value::Object(read_json(root, scheduler, &mut model.sources)?);
+        let own = match &overrules.scheduler_config {
+            Some(_) => Object::new(),
+            None => read_json(root, OWN_SCHEDULER, &mut model.sources)?,
+        };
+        let settings = Settings::new(own, OWN_SCHEDULER, Vec::new(), overrules, &mut model.sources)?;
+        (model.scheduler, model.decided_by) = (Value::Object(settings.scheduler), settings.decided_by);
         let is_there = |name: &&&str| root.join(name).is_dir();
         for folders in pipeline.needs.iter().filter(|folders| !donors.have(folders[0])) {
             let name = folders.iter().find(is_there).unwrap_or(&folders[0]);
@@ -208,6 +220,10 @@ impl Model {
             if !fits {
                 return Err(Error::request(what, "a pipeline of Stable Diffusion XL", &model.class));
             }
+        }
+        let [own, other] = [&self, &refiner].map(|model| Settings::prediction(&model.scheduler));
+        if own != other {
+            return Err(Error::request("refiner: prediction_type", format!("{own}, the model's own"), other));
         }
         for (name, key) in [("vae", "decoder.conv_out.bias"), ("text_encoder_2", "text_model.final_layer_norm.bias")] {
             let (own, other) = (&self.component(name).weights, &refiner.component(name).weights);

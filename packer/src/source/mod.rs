@@ -10,6 +10,7 @@ mod float8;
 pub mod layout;
 pub mod pickle;
 pub mod safetensors;
+pub mod settings;
 pub mod text;
 pub mod tokenizer;
 pub mod torch;

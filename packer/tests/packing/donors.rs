@@ -5,11 +5,16 @@ use packer::lower::lower;
 use packer::source::diffusers::Model;
 use packer::source::donors::Donors;
 use packer::source::layout::open_file;
+use packer::source::settings::Overrules;
 use packer::source::{Checkpoint, tokenizer::TokenizerFile};
 use safetensors::{Dtype, tensor::TensorView};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+fn open_with(root: &Path, donors: &Donors) -> aquatint::Result<Model> {
+    Model::open_with(root, donors, &Overrules::default())
+}
 
 fn donors(autoencoder: Option<PathBuf>, text: &[PathBuf]) -> Donors {
     Donors { autoencoder, text: text.to_vec() }
@@ -61,7 +66,7 @@ fn a_directory_takes_what_it_lacks_from_another() {
         let copy = lacking(&["vae"]);
         refused(Model::open(&copy), &["a folder vae", "or another model's by --vae MODEL", "got none"]);
         for donor in ["", "vae", "vae/diffusion_pytorch_model.safetensors"].map(|d| whole.join(d)) {
-            let model = Model::open_with(&copy, &donors(Some(donor.clone()), &[])).unwrap_or_else(|e| panic!("{e}"));
+            let model = open_with(&copy, &donors(Some(donor.clone()), &[])).unwrap_or_else(|e| panic!("{e}"));
             let files: Vec<_> = model.sources.iter().map(|s| s.meta.file.clone()).collect();
             assert!(files.contains(&"vae/config.json".into()), "{files:?}");
             assert!(files.contains(&"vae/diffusion_pytorch_model.safetensors".into()), "{files:?}");
@@ -77,7 +82,7 @@ fn a_directory_takes_what_it_lacks_from_another() {
                 &text.iter().map(|f| whole.join(f).join("model.safetensors")).collect::<Vec<_>>(),
             ),
         ] {
-            assert!(contents(Model::open_with(&copy, &donors).unwrap()) == expected, "{donors:?}");
+            assert!(contents(open_with(&copy, &donors).unwrap()) == expected, "{donors:?}");
         }
     }
 }
@@ -88,7 +93,7 @@ fn a_donor_s_network_counts_before_the_model_s_own() {
     let other = scratch.path("other");
     copy_folder(&fixture("sd/v1"), &other);
     crate::common::edit_weights(&other, "vae", |w| w.get_mut("decoder.conv_out.bias").unwrap().values.fill(0.25));
-    let model = Model::open_with(&fixture("sd/v1"), &donors(Some(other), &[])).unwrap();
+    let model = open_with(&fixture("sd/v1"), &donors(Some(other), &[])).unwrap();
     assert!(model.component("vae").weights.read("decoder.conv_out.bias").unwrap().iter().all(|&v| v == 0.25));
     assert_eq!(model.components.iter().filter(|c| c.name == "vae").count(), 1);
 }
@@ -122,13 +127,10 @@ fn a_single_file_takes_what_it_lacks_from_another() {
         refused(Model::open(&no_vae), &["novae.safetensors", "an autoencoder in the file", "--vae MODEL", "got none"]);
         let bare = write(&file("vae"), &all, |key| key.strip_prefix("first_stage_model.").map(str::to_owned));
         for donor in [&whole, &bare] {
-            let model = Model::open_with(&no_vae, &donors(Some(donor.clone()), &[])).unwrap();
+            let model = open_with(&no_vae, &donors(Some(donor.clone()), &[])).unwrap();
             assert!(contents(model) == expected, "{name} {donor:?}");
         }
-        refused(
-            Model::open_with(&no_vae, &donors(Some(no_vae.clone()), &[])),
-            &["--vae", "a model with a vae", "none"],
-        );
+        refused(open_with(&no_vae, &donors(Some(no_vae.clone()), &[])), &["--vae", "a model with a vae", "none"]);
 
         let no_text = write(&file("notext"), &all, |key| keep(&|key| !text(key), key));
         refused(Model::open(&no_text), &["notext.safetensors", "a text encoder in the file", "--text-encoder MODEL"]);
@@ -136,7 +138,7 @@ fn a_single_file_takes_what_it_lacks_from_another() {
             let prefix = "cond_stage_model.transformer.";
             let bare = write(&file("clip"), &all, |key| key.strip_prefix(prefix).map(str::to_owned));
             for donor in [&whole, &bare] {
-                let model = Model::open_with(&no_text, &donors(None, std::slice::from_ref(donor))).unwrap();
+                let model = open_with(&no_text, &donors(None, std::slice::from_ref(donor))).unwrap();
                 assert!(contents(model) == expected, "{donor:?}");
             }
             // The denoiser alone, with and without the prefix of its names.
@@ -148,22 +150,21 @@ fn a_single_file_takes_what_it_lacks_from_another() {
             };
             for bare in [false, true] {
                 let model =
-                    Model::open_with(&denoiser(bare), &donors(Some(whole.clone()), std::slice::from_ref(&whole)))
-                        .unwrap();
+                    open_with(&denoiser(bare), &donors(Some(whole.clone()), std::slice::from_ref(&whole))).unwrap();
                 assert!(contents(model) == expected, "{bare}");
             }
             let both = donors(None, &[whole.clone(), whole.clone()]);
-            refused(Model::open_with(&whole, &both), &["--text-encoder", "each network once"]);
+            refused(open_with(&whole, &both), &["--text-encoder", "each network once"]);
         }
     }
     // The factor that training measured goes with the autoencoder.
     let church = fixture("layouts/church.ckpt");
-    let model = Model::open_with(&church, &donors(Some(church.clone()), &[])).unwrap();
+    let model = open_with(&church, &donors(Some(church.clone()), &[])).unwrap();
     assert!(contents(model) == contents(Model::open(&church).unwrap()));
     let pixels = fixture("layouts/ddim.ckpt");
-    refused(Model::open_with(&pixels, &donors(Some(pixels.clone()), &[])), &["--vae", "a DDIMPipeline has no vae"]);
+    refused(open_with(&pixels, &donors(Some(pixels.clone()), &[])), &["--vae", "a DDIMPipeline has no vae"]);
     let absent = donors(Some(scratch.path("absent")), &[]);
-    refused(Model::open_with(&fixture("sd/v1"), &absent), &["absent", "no such file or directory"]);
+    refused(open_with(&fixture("sd/v1"), &absent), &["absent", "no such file or directory"]);
 }
 
 #[test]

@@ -431,7 +431,10 @@ fn schedules_are_read_from_the_file() {
     let scheduler = with(linear.clone()).unwrap();
     assert_eq!((&scheduler["beta_schedule"], &scheduler["num_train_timesteps"]), (&json!("linear"), &json!(500)));
     assert_eq!((&scheduler["beta_start"], &scheduler["beta_end"]), (&json!(0.001), &json!(0.03)));
-    for wrong in [vec![], vec![0.1], vec![0.0; 9], linear.iter().map(|b| b * b * b).collect()] {
+    let cubes: Vec<f32> = linear.iter().map(|b| b * b * b).collect();
+    let scheduler = with(cubes.clone()).unwrap();
+    assert_eq!((&scheduler["trained_betas"], &scheduler["num_train_timesteps"]), (&json!(cubes), &json!(500)));
+    for wrong in [vec![], vec![0.1], vec![0.0; 9], vec![0.5, 1.5, 0.5]] {
         let message = with(wrong).unwrap_err().to_string();
         assert!(message.contains("some.ckpt: betas: expected a table"), "{message}");
     }

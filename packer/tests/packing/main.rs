@@ -14,6 +14,7 @@ mod quantizers;
 mod readme;
 mod refusals;
 mod scheduler;
+mod settings;
 mod steps;
 mod tokenizer;
 mod torch;

@@ -145,8 +145,8 @@ fn configurations_must_be_supported_ones() {
     refused(
         "scheduler",
         None,
-        set("scheduler/scheduler_config.json", "_class_name", json!("MadeUpScheduler")),
-        &["MadeUpScheduler", "DDIMScheduler"],
+        set("scheduler/scheduler_config.json", "_class_name", json!("")),
+        &["got none", "DDIMScheduler"],
     );
     refused("labels", None, set("model_index.json", "id2label", json!({"cat": 3})), &["id2label"]);
 }

@@ -76,6 +76,22 @@ fn published_and_saved_tokenizers_make_the_tokens_of_transformers() {
 }
 
 #[test]
+fn embeddings_of_several_vectors_are_those_of_diffusers() {
+    let golden: Value = serde_json::from_slice(&fs::read(fixture("text/words.json")).unwrap()).unwrap();
+    let (vocabulary, merges) = model();
+    let scratch = Scratch::new("tokenizer-vectors");
+    write(&scratch.0, "vocab.json", vocabulary.to_string());
+    write(&scratch.0, "merges.txt", lines(&merges));
+    write(&scratch.0, "added_tokens.json", golden["added"].to_string());
+    let tokenizer = Tokenizer::new(&read_from(&scratch.0).unwrap().json).unwrap();
+    for pair in golden["ids"].as_array().unwrap() {
+        let text = pair[0].as_str().unwrap();
+        let ids: Vec<_> = tokenizer.tokens(text).unwrap().iter().map(|t| t.id).collect();
+        assert_eq!(json!(ids), pair[1], "{text}");
+    }
+}
+
+#[test]
 fn lengths_and_old_merges_are_understood() {
     let scratch = Scratch::new("tokenizer-old");
     let (vocabulary, merges) = model();

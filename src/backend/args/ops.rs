@@ -2,6 +2,7 @@
 #![allow(missing_docs)] // Fields carry the names and meanings of the ops in `program`.
 
 use super::*;
+use crate::sampler::Threshold;
 
 /// Linear layer. A gated one has two rows of weights per column of `y`, and neither gate nor residual.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -198,6 +199,8 @@ pub struct SamplerStepArgs {
     pub guidance: Option<f32>,
     /// Only with guidance.
     pub rescale: Option<Rescale>,
+    /// How the x0 of each of the images is thresholded; the floats of one image then lie free behind the states.
+    pub threshold: Option<Thresholding>,
     pub noise: Option<Slot>,
     pub blend: Option<Inpaint>,
 }
@@ -211,6 +214,13 @@ pub struct Rescale {
     pub images: usize,
     /// Room for one float per image.
     pub factors: Slot,
+}
+
+/// Dynamic thresholding of a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Thresholding {
+    pub threshold: Threshold,
+    pub images: usize,
 }
 
 /// Inpainting: after the step, what lies outside of a mask becomes an image with noise of the run's level; see

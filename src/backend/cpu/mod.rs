@@ -128,6 +128,10 @@ impl MemoryRules for Cpu {
         Element::F32
     }
 
+    fn thresholds(&self) -> bool {
+        true
+    }
+
     fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
         match op {
             OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),

@@ -24,8 +24,10 @@ pub fn model_input(arena: &mut Arena, args: &ModelInputArgs) {
 /// See [`Backend::sampler_step`](crate::backend::Backend::sampler_step).
 pub fn sampler_step(arena: &mut Arena, args: &SamplerStepArgs) {
     let at = args.states.at;
-    let (states, reads) = arena.write(at..at + args.n_states * args.len * 4);
-    let states = floats_mut(states);
+    // Where an image's magnitudes are put in order.
+    let scratch = args.threshold.map_or(0, |t| args.len / t.images);
+    let (region, reads) = arena.write(at..at + (args.n_states * args.len + scratch) * 4);
+    let (states, scratch) = floats_mut(region).split_at_mut(args.n_states * args.len);
     let noise: Option<&[f32]> = args.noise.map(|n| reads.slice(reads.of_run(n), args.len));
     let row: &[f32] = reads.slice(reads.of_run(args.rows), ROW_FLOATS);
     let ([_, a, b, most, keep_clean, keep_noise, base, slope], next) =
@@ -37,18 +39,26 @@ pub fn sampler_step(arena: &mut Arena, args: &SamplerStepArgs) {
         (mask, init, noise)
     });
     let model = Model::new(reads.floats(&args.model), args);
-    let images = args.rescale.map_or(1, |rescale| rescale.images);
+    let images = args.rescale.map(|r| r.images).or(args.threshold.map(|t| t.images)).unwrap_or(1);
     let per_image = args.len / images;
     for image in 0..images {
         let range = image * per_image..(image + 1) * per_image;
         let factor = args.rescale.map(|rescale| model.factor(rescale.share, range.clone()));
+        let output = |i: usize| factor.map_or(model.output(i), |factor| model.output(i) * factor);
+        let limit = args.threshold.map(|t| {
+            for (to, i) in scratch.iter_mut().zip(range.clone()) {
+                *to = (a * states[i] + b * output(i)).abs();
+            }
+            t.threshold.of(scratch)
+        });
         for i in range {
-            let output = factor.map_or(model.output(i), |factor| model.output(i) * factor);
+            let output = output(i);
             let mut old = [0.0; MAX_STATES];
             for (s, old) in old[..args.n_states].iter_mut().enumerate() {
                 *old = states[s * args.len + i];
             }
-            let x0 = (a * old[0] + b * output).clamp(-most, *most);
+            let x0 = a * old[0] + b * output;
+            let x0 = limit.map_or_else(|| x0.clamp(-most, *most), |limit| x0.clamp(-limit, limit) / limit);
             for (s, next) in next.chunks_exact(COLUMNS).take(args.n_states).enumerate() {
                 let mut new = next[OUTPUT] * output + next[X0] * x0;
                 for (c, old) in next[..args.n_states].iter().zip(&old) {

@@ -182,6 +182,10 @@ impl MemoryRules for CudaSizing {
         self.narrow
     }
 
+    fn thresholds(&self) -> bool {
+        false
+    }
+
     fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
         match op {
             OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),
@@ -207,6 +211,10 @@ impl MemoryRules for CudaSizing {
 impl<D: Driver> MemoryRules for Cuda<'_, D> {
     fn narrow(&self) -> Element {
         self.narrow
+    }
+
+    fn thresholds(&self) -> bool {
+        false
     }
 
     fn workspace<T>(&self, op: &OpArgs<T>) -> usize {

@@ -65,6 +65,7 @@ pub fn sampler_step(frame: &Frame, args: &args::SamplerStepArgs, issue: &mut imp
     // Conditional samples first and unconditional ones after, each of as many pixels as the latents.
     let (pixels, halves) = (args.len / args.channels, if args.guidance.is_some() { 2 } else { 1 });
     assert_eq!(args.model.rows, halves * pixels, "rows of the model's output for {} latents", args.len);
+    assert!(args.threshold.is_none(), "a run that the plan refuses");
     assert!(args.channels <= args.model.cols, "{} channels of {}", args.channels, args.model.cols);
     let at = |slot: Option<args::Slot>, len: usize| slot.map_or(0, |slot| frame.place(slot, len * 4));
     let kernel_args = SamplerStepArgs {

@@ -8,8 +8,9 @@ mod stable_diffusion;
 use super::Lowered;
 use crate::source::diffusers::{Component, Model};
 use aquatint::error::{Error, Result};
-use aquatint::raw::format::meta::PipelineMeta;
+use aquatint::raw::format::meta::{OWN_SCHEDULER, PipelineMeta};
 use aquatint::sampler;
+use std::collections::BTreeMap;
 
 /// Lowers `model` by its class.
 ///
@@ -39,12 +40,19 @@ fn meta(model: &Model, latent_channels: u32, latent_size: [u32; 2], pixels_per_l
         null_class: 0,
         class_names: Default::default(),
         sampler: sampler::Config::from_diffusers(&model.scheduler)?,
+        decided_by: decided_by(model),
         steps: 50,
         guidance_scale: 1.0,
         text: None,
         encoder: None,
         refiner: None,
     })
+}
+
+/// Who decided about the sampler, unless all is as the model's own scheduler file has it.
+fn decided_by(model: &Model) -> BTreeMap<String, String> {
+    let own = [("scheduler".to_owned(), OWN_SCHEDULER.to_owned())].into();
+    if model.decided_by == own { BTreeMap::new() } else { model.decided_by.clone() }
 }
 
 /// Refuses a decoder whose latents are not what the denoiser makes.

@@ -30,6 +30,7 @@ pub use text::TextEncoder;
 pub use unet::{Added, Attention, Conventions, Heads, Unet};
 
 use super::diffusers::{Component, Model, Object};
+use super::settings::{self, Overrules, Settings};
 use super::view::Part;
 use super::{Checkpoint, SourceFile};
 use aquatint::error::{Error, Result};
@@ -157,7 +158,7 @@ pub fn open_file(path: &Path, sources: &mut Vec<SourceFile>) -> Result<Checkpoin
 /// # Errors
 /// [`Error::Request`] if the file is not a checkpoint, or not of a model that is known; what it lacks or has too much;
 /// [`Error::Io`] if it cannot be read.
-pub fn open(path: &Path, elsewhere: Elsewhere) -> Result<Model> {
+pub fn open(path: &Path, elsewhere: Elsewhere, overrules: &Overrules) -> Result<Model> {
     let mut sources: Vec<SourceFile> = Vec::new();
     let mut file = open_file(path, &mut sources)?;
     let begins = |prefix: &str| file.keys().any(|key| key.starts_with(prefix));
@@ -165,7 +166,14 @@ pub fn open(path: &Path, elsewhere: Elsewhere) -> Result<Model> {
         // The denoiser alone.
         file = file.under(pipeline::DENOISER);
     }
-    let published = recognise_without(&file, elsewhere)?;
+    let mut published = recognise_without(&file, elsewhere)?;
+    let companion = settings::of_companion(path, overrules, &mut sources)?;
+    if let Some((factor, by)) = companion.scale_factor {
+        published.scale_latents(&file, factor, by)?;
+    }
+    let mut statements = settings::of_metadata(path, overrules)?;
+    statements.extend(settings::of_marks(file.keys()));
+    statements.extend(companion.statements);
     let member = |member: &Member| {
         let weights = file.renamed(member.name, &member.entries)?;
         let (name, class) = (member.name.to_owned(), member.class.to_owned());
@@ -173,10 +181,12 @@ pub fn open(path: &Path, elsewhere: Elsewhere) -> Result<Model> {
     };
     let components = published.members.iter().map(member).collect::<Result<Vec<_>>>()?;
     let name = path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-    let Published { class, index, scheduler, .. } = published;
+    let Published { label, class, index, scheduler, .. } = published;
+    let by = format!("default of {label}");
+    let Settings { scheduler, decided_by } = Settings::new(scheduler, &by, statements, overrules, &mut sources)?;
     let (class, scheduler) = (class.to_owned(), Value::Object(scheduler));
     // No tokenizer lies beside the weights; who needs one knows CLIP's.
-    Ok(Model { name, class, index, scheduler, components, tokenizers: Vec::new(), sources })
+    Ok(Model { name, class, index, scheduler, decided_by, components, tokenizers: Vec::new(), sources })
 }
 
 fn object(value: Value) -> Object {

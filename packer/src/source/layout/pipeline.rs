@@ -7,6 +7,7 @@ use super::unet::{Attention, Heads, Unet};
 use super::{Entry, Network, Tensors, compvis, known, object, openclip, taming};
 use crate::source::checkpoint::average_name;
 use crate::source::diffusers::Object;
+use crate::source::settings::MARKS;
 use crate::source::view::Part;
 use aquatint::error::{Error, Result};
 use serde_json::{Value, json};
@@ -107,6 +108,24 @@ impl Published {
     fn with(mut self, field: &str, value: Value) -> Self {
         self.index.insert(field.into(), value);
         self
+    }
+
+    /// Has the autoencoder multiply its latents with `factor`, as `by` says.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if `tensors` have another factor, which training measured.
+    pub(super) fn scale_latents(&mut self, tensors: &dyn Tensors, factor: f64, by: String) -> Result<()> {
+        match scale_factor(tensors)? {
+            Some(measured) if (measured - factor).abs() > 1e-4 * measured => {
+                Err(Error::request(by, format!("{measured}, as the weights have it"), factor))
+            }
+            Some(_) => Ok(()),
+            None => {
+                let vaes = self.members.iter_mut().filter(|m| m.config.contains_key("scaling_factor"));
+                vaes.for_each(|vae| drop(vae.config.insert("scaling_factor".into(), factor.into())));
+                Ok(())
+            }
+        }
     }
 
     /// Names and shapes of all tensors of the file, each once.
@@ -283,6 +302,7 @@ pub fn recognise_without(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<
 
 fn ignored(key: &str) -> bool {
     IGNORED.contains(&key)
+        || MARKS.contains(&key)
         || IGNORED_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
         || IGNORED_SUFFIXES.iter().any(|suffix| key.ends_with(suffix))
 }

@@ -17,41 +17,44 @@ pub(super) struct Betas {
     pub start: f64,
     pub end: f64,
     pub count: usize,
+    /// All of them, where no formula makes them.
+    pub table: Option<Vec<f32>>,
 }
 
 impl Betas {
     /// Roots of betas in equal steps, which the authors call linear and diffusers `scaled_linear`.
     pub fn scaled(start: f64, end: f64) -> Self {
-        Betas { schedule: "scaled_linear", start, end, count: 1000 }
+        Betas { schedule: "scaled_linear", start, end, count: 1000, table: None }
     }
 
     /// The table that the file has, or `default` if it has none.
     ///
     /// # Errors
-    /// [`Error::Request`] if the table is neither of equal steps nor of roots in equal steps.
+    /// [`Error::Request`] if the table is none of shares.
     pub fn of(tensors: &dyn Tensors, default: Betas) -> Result<Self> {
         if tensors.shape(BETAS).is_none() {
             return Ok(default);
         }
         let table = tensors.values(BETAS)?;
         let error = |got: String| {
-            let expected = "a table of betas in equal steps, or of which the roots are";
+            let expected = "a table of betas, between 0 and 1";
             Error::request(format!("{}: {BETAS}", tensors.name()), expected, got)
         };
-        let (&[first, .., last], true) = (&table[..], table.iter().all(|b| *b > 0.0)) else {
+        let (&[first, .., last], true) = (&table[..], table.iter().all(|b| *b > 0.0 && *b < 1.0)) else {
             return Err(error(format!("{} values, {:?}...", table.len(), table.first())));
         };
         // The shortest decimal that f32 rounds to this: what the authors wrote in their configuration.
         let written = |b: f32| b.to_string().parse().unwrap_or(f64::from(b));
         let (start, end) = (written(first), written(last));
         for schedule in ["scaled_linear", "linear"] {
-            let betas = Betas { schedule, start, end, count: table.len() };
+            let betas = Betas { schedule, start, end, count: table.len(), table: None };
             let wrong = |(i, b): (usize, &f32)| (betas.at(i) / f64::from(*b) - 1.0).abs() > ROUNDING;
             if !table.iter().enumerate().any(wrong) {
                 return Ok(betas);
             }
         }
-        Err(error(format!("{first} .. {} .. {last}", table[table.len() / 2])))
+        // The cosine of later authors, for example.
+        Ok(Betas { schedule: "linear", start, end, count: table.len(), table: Some(table) })
     }
 
     fn at(&self, i: usize) -> f64 {
@@ -71,7 +74,7 @@ impl Betas {
             "clip_sample": false,
             "num_train_timesteps": self.count,
             "prediction_type": "epsilon",
-            "trained_betas": null,
+            "trained_betas": self.table,
         }));
         all.extend(object(fields));
         all
@@ -80,7 +83,7 @@ impl Betas {
 
 /// Song et al. 2021 on images.
 pub(super) fn ddim_pixels() -> Object {
-    let betas = Betas { schedule: "linear", start: 1e-4, end: 0.02, count: 1000 };
+    let betas = Betas { schedule: "linear", start: 1e-4, end: 0.02, count: 1000, table: None };
     betas
         .scheduler("DDIMScheduler", json!({"set_alpha_to_one": true, "steps_offset": 0, "timestep_spacing": "leading"}))
 }
