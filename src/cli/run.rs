@@ -90,11 +90,8 @@ impl Run {
         let tensors = self.inputs.as_deref().map(read_tensors).transpose()?;
         let request = self.options()?.request(&model, tensors)?;
         self.check_outputs(request.prompts.len())?;
-        if let Some(other) = request.sampler.replaces.as_ref().filter(|_| !self.quiet) {
-            let (kind, other) = (request.sampler.kind, one_line(other));
-            eprintln!(
-                "note: the model was saved with {other}, which is not run here; {kind} takes its place (--sampler)"
-            );
+        if !self.quiet {
+            sampler_notes(&request).iter().for_each(|note| eprintln!("note: {}", one_line(note)));
         }
 
         let bar = self.bar();
@@ -267,6 +264,19 @@ impl Run {
             model: &model::name(self.model.as_deref()),
         })
     }
+}
+
+/// What a person should know of the sampler that the request takes.
+fn sampler_notes(request: &Request) -> Vec<String> {
+    let (config, kind) = (&request.sampler, request.sampler.kind);
+    let replaced = |other: &String| {
+        format!("the model was saved with {other}, which is not run here; {kind} takes its place (--sampler)")
+    };
+    let mut notes: Vec<String> = config.replaces.iter().map(replaced).collect();
+    if config.leaves_signal() {
+        notes.push(format!("the model's schedule ends without signal, which {kind} does not do; ddim or euler would"));
+    }
+    notes
 }
 
 fn memory_line(plans: &Plans) -> String {
