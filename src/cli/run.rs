@@ -103,11 +103,8 @@ impl Run {
         let request = options.request(&model, tensors)?;
         self.check_outputs(request.prompts.len())?;
         options.warnings().iter().for_each(|warning| self.warn(warning));
-        if let Some(other) = &request.sampler.replaces {
-            let kind = request.sampler.kind;
-            self.warn(&format!(
-                "the model was saved with {other}, which is not run here; {kind} takes its place (--sampler)"
-            ));
+        if !self.quiet {
+            sampler_notes(&request).iter().for_each(|note| eprintln!("note: {}", one_line(note)));
         }
 
         let bar = self.bar();
@@ -294,6 +291,19 @@ fn seed(text: &str) -> std::result::Result<u64, String> {
         "-1" => Ok(fastrand::u64(..1 << 32)),
         _ => text.parse().map_err(|_| "expected -1 or a whole number below 2^64".into()),
     }
+}
+
+/// What a person should know of the sampler that the request takes.
+fn sampler_notes(request: &Request) -> Vec<String> {
+    let (config, kind) = (&request.sampler, request.sampler.kind);
+    let replaced = |other: &String| {
+        format!("the model was saved with {other}, which is not run here; {kind} takes its place (--sampler)")
+    };
+    let mut notes: Vec<String> = config.replaces.iter().map(replaced).collect();
+    if config.leaves_signal() {
+        notes.push(format!("the model's schedule ends without signal, which {kind} does not do; ddim or euler would"));
+    }
+    notes
 }
 
 fn memory_line(plans: &Plans) -> String {

@@ -178,6 +178,11 @@ impl Config {
         Ok(config)
     }
 
+    /// Whether the schedule asks to be rescaled and this sampler, like its class in diffusers, takes it as it was.
+    pub fn leaves_signal(&self) -> bool {
+        self.rescale_betas_zero_snr && self.kind.least_signal().is_none()
+    }
+
     /// The order of the solver.
     pub(super) fn order(&self) -> usize {
         match self.kind {

@@ -43,6 +43,7 @@ impl Config {
             }
         }
         let base = defaults(kind);
+        let thresholding = field(json, "thresholding")?.unwrap_or(false);
         let config = Config {
             kind,
             train_steps: field(json, "num_train_timesteps")?.unwrap_or(base.train_steps),
@@ -57,9 +58,9 @@ impl Config {
             set_alpha_to_one: field(json, "set_alpha_to_one")?,
             clip_sample: field(json, "clip_sample")?,
             clip_sample_range: field(json, "clip_sample_range")?.unwrap_or(base.clip_sample_range),
-            thresholding: field(json, "thresholding")?.unwrap_or(false),
-            dynamic_thresholding_ratio: field(json, "dynamic_thresholding_ratio")?,
-            sample_max_value: field(json, "sample_max_value")?,
+            thresholding,
+            dynamic_thresholding_ratio: field(json, "dynamic_thresholding_ratio")?.filter(|_| thresholding),
+            sample_max_value: field(json, "sample_max_value")?.filter(|_| thresholding),
             eta: base.eta,
             variance: match kind {
                 SamplerKind::Ddpm => named(json, "variance_type")?,

@@ -5,6 +5,9 @@
 //! method; the second takes the derivative there for the whole step: `x' = x + (x1 - x0) / m (s' - s)`. State 1 holds x.
 //! The ancestral one goes down to `s'^2 / s` instead, as Euler's does, and comes up by fresh noise after the second call.
 //! The last step, to no noise, has the first call only.
+//!
+//! Inpainting departs from diffusers, which noises what is kept to the level s' after the first call already; here it has
+//! the level of the latents, m.
 
 use super::config::Config;
 use super::euler::ancestral;

@@ -5,6 +5,7 @@
 //! A step from level s to s' takes two calls. Each goes from x, the latents at s, down to the ancestral level of its end and
 //! up by noise: `x + (1 - d / s) (x0 - x) + u noise`. The first ends at `m = sqrt(s s')`, and its x0 is that at s; the
 //! second ends at s', and its x0 is that at m. State 1 holds x. The last step, to no noise, has the first call only.
+//! Inpainting departs from diffusers as that of `dpm2.rs` does.
 
 use super::config::Config;
 use super::euler::ancestral;

@@ -222,6 +222,11 @@ fn schedules_without_signal_are_refused_where_it_is_divided_by() {
     assert!(text.contains("timestep 999") && text.contains("v_prediction"), "{text}");
     assert!(Config { spacing: Some(Spacing::Leading), ..epsilon.clone() }.table(5).is_ok(), "it does not go there");
     assert!(epsilon.with_kind(SamplerKind::Euler).table(5).is_ok(), "diffusers' least signal");
+    // Like their classes in diffusers, some samplers take the schedule as it was.
+    let heun = zero.with_kind(SamplerKind::Heun);
+    assert!(heun.leaves_signal() && !zero.leaves_signal());
+    let plain = Config { rescale_betas_zero_snr: false, ..heun.clone() };
+    assert_eq!(heun.table(5).expect("a table"), plain.table(5).expect("a table"));
 }
 
 #[test]

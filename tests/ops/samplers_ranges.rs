@@ -11,9 +11,14 @@ const HALF_UNIT: f64 = 1.0 / (1 << 24) as f64;
 
 const MASK: [f64; N] = [0.0, 1.0, 0.25, 1.0, 0.0, 0.5, 1.0, 0.0];
 
-fn fixture() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/samplers_ranges.json");
-    serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect(path)
+/// The entries of two fixtures.
+fn entries() -> Vec<Value> {
+    let read = |name: &str| {
+        let path = format!("{}/tests/fixtures/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let mut file: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect(&path)).expect(&path);
+        file["entries"].as_array_mut().map(std::mem::take).expect("entries")
+    };
+    ["samplers_ranges", "samplers_parts"].into_iter().flat_map(read).collect()
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -75,11 +80,10 @@ fn parts_match_diffusers() {
     // As in samplers.rs: only the rounding of our coefficients to f32 differs, half a unit of each product, of which a
     // call sums up to four; and the exponent of a learned gain is a sum of up to 12 with an error of two half-units of
     // that, 24 of the noise.
-    let fixture = fixture();
-    let entries = fixture["entries"].as_array().expect("entries");
-    assert!(entries.len() > 250, "only {} entries", entries.len());
+    let entries = entries();
+    assert!(entries.len() > 300, "only {} entries", entries.len());
     let mut worst: f64 = 0.0;
-    for entry in entries {
+    for entry in &entries {
         let label = format!(
             "{} {} steps {} strength {} start {} end {} paint {} eta {}",
             entry["class"],

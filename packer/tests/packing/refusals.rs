@@ -342,7 +342,7 @@ fn an_error_line_has_at_most_300_characters_and_both_ends() {
     edit_json(&copy.join("scheduler/scheduler_config.json"), |c| drop(c.insert("_class_name".into(), json!(trained))));
     let (sound, name) = (model("d2"), "n".repeat(200));
     for (args, ends) in [
-        (vec![copy.to_str().unwrap(), "-o", "x.aqt"], ["scheduler _class_name", "0.02008]"]),
+        (vec![copy.to_str().unwrap(), "-o", "x.aqt"], ["scheduler _class_name: expected", "expected a string)"]),
         (vec![&name[..], "-o", "x.aqt"], ["model nnn", "got no such file or directory"]),
         (
             vec![sound.to_str().unwrap(), "--q-config", &format!("{name}{name}"), "-o", "x.aqt"],
