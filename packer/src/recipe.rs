@@ -357,6 +357,17 @@ mod tests {
     }
 
     #[test]
+    fn activations_that_change_nothing_are_refused() {
+        for (config, bits) in [("f16", 8), ("w4a8", 8), ("w4a6", 6)] {
+            let requests = Requests { denoiser: Some(config), activation_bits: Some(bits), ..Requests::default() };
+            let message = Recipe::new(&weights(), requests).unwrap_err().to_string();
+            assert!(message.contains("--quant-act") && message.ends_with(&format!("got {config}")), "{message}");
+        }
+        let requests = Requests { denoiser: Some("w4a8"), activation_bits: Some(6), ..Requests::default() };
+        assert!(Recipe::new(&weights(), requests).is_ok());
+    }
+
+    #[test]
     fn a_specification_spares_small_layers_and_the_decoder() {
         let r = recipe(Some("w4a8"), None).unwrap();
         assert_eq!(stores(&r), ["f16/32", "mse-4/8", "f32/32", "f16/32", "f16/32", "f16/32"]);

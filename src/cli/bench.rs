@@ -21,6 +21,7 @@ use std::time::Instant;
 
 /// Time loading, steps and decoding, op by op.
 #[derive(Args)]
+#[command(allow_negative_numbers = true)]
 pub struct Bench {
     /// A packed model [default: the embedded one]
     model: Option<PathBuf>,

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// Run the denoiser once: no guidance, no sampler.
 #[derive(Args)]
+#[command(allow_negative_numbers = true)]
 pub struct Eval {
     /// A packed model [default: the embedded one]
     model: Option<PathBuf>,

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 
 /// Show what a file holds and how much memory it needs.
 #[derive(Args)]
+#[command(allow_negative_numbers = true)]
 pub struct Info {
     /// A packed model [default: the embedded one]
     model: Option<PathBuf>,

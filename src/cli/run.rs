@@ -35,6 +35,7 @@ enum Rng {
 
 /// Make images and write them as PNG.
 #[derive(Args)]
+#[command(allow_negative_numbers = true)]
 pub struct Run {
     /// A packed model [default: the small model of letters inside this program]
     model: Option<PathBuf>,
@@ -47,7 +48,7 @@ pub struct Run {
     from: Option<PathBuf>,
     /// Seed; -1 takes a random one. Image k is that of seed + k alone; with --rng torch all images share one stream of
     /// noise, of which --from knows the place [default: 42]
-    #[arg(long, value_name = "K", value_parser = seed, allow_negative_numbers = true)]
+    #[arg(long, value_name = "K", value_parser = seed)]
     seed: Option<u64>,
     /// Where the noise comes from [default: fast]
     #[arg(long, value_enum)]

@@ -283,6 +283,8 @@ fn bad_usage_exits_with_2() {
         &["run", "--steps", "many"],
         &["run", "--rng", "dice"],
         &["run", "--seed", "-2"],
+        &["run", "--steps", "-1"],
+        &["bench", "--repeat", "-1"],
         &["run", "--size", "16", "--width", "16"],
         &["eval"],
         &["verify", "--steps", "3"],
@@ -291,6 +293,8 @@ fn bad_usage_exits_with_2() {
         let ran = finish(&mut program(&dir, args));
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{args:?}");
         assert!(ran.err.contains("--help") && !ran.err.contains("panicked"), "{args:?}: {}", ran.err);
+        // Advice that would make a number the name of a file.
+        assert!(!["-- -1", "-- -2"].iter().any(|advice| ran.err.contains(advice)), "{args:?}: {}", ran.err);
     }
     assert!(files(&dir).is_empty());
     for (args, word) in

@@ -140,6 +140,29 @@ fn scripts_are_there() {
     }
 }
 
+/// The tests and modules that `tests/README.md` names are there.
+#[test]
+fn tests_are_there() {
+    let sources = ["tests", "packer/tests", "packer/src", "src"].map(|folder| files(&root().join(folder)));
+    let sources: Vec<_> =
+        sources.iter().flat_map(|files| files.keys()).filter(|p| p.extension().is_some_and(|e| e == "rs")).collect();
+    let text: String = sources.iter().map(|path| fs::read_to_string(path).expect("a source")).collect();
+    let table = fs::read_to_string(root().join("tests/README.md")).expect("the table");
+    let names: Vec<&str> = table
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .collect();
+    assert!(names.len() > 30, "{names:?}");
+    for name in names {
+        let module = sources.iter().any(|path| {
+            path.file_stem().is_some_and(|stem| stem == name) || path.parent().is_some_and(|p| p.ends_with(name))
+        });
+        let test = text.contains(&format!("fn {name}("));
+        assert!(module || test || name == "d4own", "tests/README.md: `{name}`");
+    }
+}
+
 /// Every command runs. Names of files that packing the letter model makes, and those of commands that only look at a
 /// file, stand for the letter model; other files are not there, which the program must say rather than that it does not
 /// understand the command.
