@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use serde::Deserialize;
+use serde::de::IntoDeserializer;
 use serde_json::{Value, json};
 
 use super::config::Config;
@@ -31,11 +32,8 @@ impl Config {
                 return Err(Error::request(format!("scheduler {name}"), "null or false (not supported)", brief(value)));
             }
         }
-        // Python writes -Infinity, which is no JSON; see `parse_diffusers`.
-        let lambda_min_clipped = match json.get("lambda_min_clipped") {
-            Some(Value::String(text)) if text.eq_ignore_ascii_case("-inf") || text == "-Infinity" => None,
-            _ => field(json, "lambda_min_clipped")?,
-        };
+        // Minus infinity is no bound.
+        let lambda_min_clipped = field(json, "lambda_min_clipped")?.filter(|least: &f64| *least != f64::NEG_INFINITY);
         for (name, only) in fixed(kind) {
             let value = json.get(name).unwrap_or(&Value::Null);
             if !value.is_null() && *value != only {
@@ -60,7 +58,10 @@ impl Config {
             clip_sample_range: field(json, "clip_sample_range")?.unwrap_or(base.clip_sample_range),
             thresholding,
             dynamic_thresholding_ratio: field(json, "dynamic_thresholding_ratio")?.filter(|_| thresholding),
-            sample_max_value: field(json, "sample_max_value")?.filter(|_| thresholding),
+            // No sample exceeds the largest number, which META can hold as infinity it cannot.
+            sample_max_value: field(json, "sample_max_value")?
+                .filter(|_| thresholding)
+                .map(|most: f32| most.min(f32::MAX)),
             eta: base.eta,
             variance: match kind {
                 SamplerKind::Ddpm => named(json, "variance_type")?,
@@ -88,18 +89,6 @@ impl Config {
         config.check(1)?;
         Ok(config)
     }
-
-    /// The configuration in the text of a `scheduler_config.json`; like [`Config::from_diffusers`], and it also reads
-    /// the `-Infinity` that Python writes for the default of `lambda_min_clipped`, which is not JSON.
-    ///
-    /// # Errors
-    /// Those of [`Config::from_diffusers`], and a request error when the text is not JSON.
-    pub fn parse_diffusers(text: &str) -> Result<Config> {
-        let text = text.replace(": -Infinity", ": null");
-        let json: Value =
-            serde_json::from_str(&text).map_err(|e| Error::request("scheduler_config.json", "JSON", e))?;
-        Config::from_diffusers(&json)
-    }
 }
 
 /// Fields that must have one value or be absent, which means that value.
@@ -126,9 +115,25 @@ fn defaults(kind: SamplerKind) -> Config {
     }
 }
 
+/// The infinity whose text `value` is, as readers of Python's JSON hand it on.
+fn infinity(value: &Value) -> Option<f64> {
+    match value.as_str()? {
+        "Infinity" | "inf" => Some(f64::INFINITY),
+        "-Infinity" | "-inf" => Some(f64::NEG_INFINITY),
+        _ => None,
+    }
+}
+
 /// The field `name` of a scheduler file; `None` when absent or null.
 pub(super) fn field<T: for<'de> Deserialize<'de>>(json: &Value, name: &str) -> Result<Option<T>> {
     let value = json.get(name).unwrap_or(&Value::Null);
+    if let Some(infinite) = infinity(value) {
+        // JSON has none; where a number is wanted, its text is one.
+        let number = IntoDeserializer::<serde::de::value::Error>::into_deserializer(infinite);
+        if let Ok(number) = T::deserialize(number) {
+            return Ok(Some(number));
+        }
+    }
     let kind = "the kind of value that diffusers writes";
     Option::<T>::deserialize(value)
         .map_err(|e| Error::request(format!("scheduler {name}"), kind, format!("{} ({e})", brief(value))))

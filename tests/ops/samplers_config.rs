@@ -22,7 +22,14 @@ const DPM_FILE: &str = r#"{
 
 #[test]
 fn scheduler_files_are_read() {
-    let dpm = Config::parse_diffusers(DPM_FILE).expect("a supported file");
+    // Python writes infinities that JSON does not have; whoever reads its files hands on their text.
+    let file = DPM_FILE.replace(": -Infinity", ": \"-Infinity\"");
+    let mut file: serde_json::Value = serde_json::from_str(&file).expect("JSON");
+    let dpm = Config::from_diffusers(&file).expect("a supported file");
+    assert_eq!((dpm.lambda_min_clipped, dpm.sample_max_value), (None, None));
+    file["thresholding"] = json!(true);
+    file["sample_max_value"] = json!("Infinity");
+    assert_eq!(Config::from_diffusers(&file).expect("a supported file").sample_max_value, Some(f32::MAX));
     assert_eq!(dpm.kind, SamplerKind::DpmSolverPp2M);
     assert_eq!((dpm.beta_start, dpm.beta_end, dpm.beta_schedule), (0.00085, 0.012, BetaSchedule::ScaledLinear));
     assert_eq!((dpm.prediction, dpm.solver_type, dpm.spacing), (Prediction::VPrediction, SolverType::Heun, None));
@@ -127,7 +134,6 @@ fn requests_that_cannot_be_met_say_so() {
     told(of("LCMScheduler", "timestep_scaling", json!(-1.0)), ["timestep_scaling", "-1"]);
     let both = json!({"_class_name": single, "use_karras_sigmas": true, "use_exponential_sigmas": true});
     told(both, ["use_karras_sigmas, use_exponential_sigmas", "at most one"]);
-    assert!(Config::parse_diffusers("{").expect_err("refused").to_string().contains("JSON"));
 
     let steps = |config: &Config, steps| config.table(steps).expect_err("refused").to_string();
     let offset = Config { steps_offset: 1, ..Config::default() };
