@@ -37,7 +37,7 @@ impl<B: Backend> Seen<'_, '_, B> {
     /// The elements of an operand or of the result of [`op`](Self::op), row by row as f32; codes as what they stand for.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device fails.
+    /// [`Error::Device`](crate::Error::Device) if the device fails.
     pub fn values(&self, of: &Input) -> Result<Vec<f32>> {
         match of {
             Input::Floats(x) if x.element == Element::F32 => self.read(x.slot.of(self.row), x.rows * x.cols),
@@ -57,7 +57,7 @@ impl<B: Backend> Seen<'_, '_, B> {
     /// The codes `of` an operand or result.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device fails.
+    /// [`Error::Device`](crate::Error::Device) if the device fails.
     pub fn codes(&self, of: &Codes) -> Result<SeenCodes> {
         let at = of.slot.of(self.row);
         let mut codes: Vec<u8> = Vec::with_capacity(of.rows * of.cols);
@@ -79,7 +79,7 @@ impl<'m, B: Backend> Executor<'m, B> {
     /// again before it and shown too: first what depends on shapes, then what on the prompt, then the window of tables.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device fails, and those of `see`, which end the call.
+    /// [`Error::Device`](crate::Error::Device) if the device fails, and those of `see`, which end the call.
     pub fn observe(&mut self, call: usize, mut see: impl FnMut(Seen<'_, 'm, B>) -> Result<()>) -> Result<()> {
         let call = self.open(call)?;
         self.backend.begin(&mut self.arena, call)?;

@@ -18,7 +18,7 @@ pub struct InitOptions {
     pub mask: Option<Picture>,
     /// How image and mask are brought to the result's size; stretched if absent.
     pub resize: Option<ResizeMode>,
-    /// How far the result may stray from the image, 0 to 1; [`STRENGTH`] if absent.
+    /// How far the result may stray from the image, 0 to 1; 0.75 if absent.
     pub strength: Option<f64>,
 }
 

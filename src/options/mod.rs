@@ -56,7 +56,7 @@ impl RequestOptions {
     /// The request that these options are of `model`. What `tensors` holds replaces prompts and initial noise.
     ///
     /// # Errors
-    /// [`Error::Request`](crate::Error::Request) that names an option, what would be accepted and what was given; for
+    /// [`Error::Request`] that names an option, what would be accepted and what was given; for
     /// tensors that nobody has a use for, too.
     pub fn request<D: AsRef<[u8]>>(&self, model: &Model<'_, D>, tensors: Option<Tensors>) -> Result<Request> {
         if let Some(warning) = self.warnings().into_iter().next().filter(|_| self.strict) {

@@ -2,7 +2,7 @@
 //!
 //! A [`Checkpoint`] holds the directory of all tensors of a component and no weight: pages are read when a tensor is
 //! asked for, and nothing is kept, so memory does not grow with the model. Which format a file has is told from its
-//! contents, never from its name. Scales that files of 8-bit floats keep beside a weight are part of it; see [`float8`].
+//! contents, never from its name. Scales that files of 8-bit floats keep beside a weight are part of it; see `float8`.
 
 use super::float8::{self, Scale};
 use super::layout::Entry;
