@@ -22,9 +22,11 @@
 //! * *Observers* exist: [`Executor::observe`] shows every node of a call with its operands and its result.
 
 mod issue;
+mod moment;
 mod observe;
 mod time;
 
+pub use moment::Moment;
 pub use observe::{Seen, SeenCodes};
 pub use time::Timed;
 
@@ -33,8 +35,9 @@ use crate::backend::{Backend, Call, MemoryRules};
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
 use crate::plan::{self, Binding, Plan, Planned};
-use crate::program::{CurveAxis, Embedding, InputKind, Op, Program, QuantizeRange, Rate, Role, Tensor};
+use crate::program::{Embedding, InputKind, Op, Program, QuantizeRange, Rate, Role, Tensor};
 use issue::issue;
+use moment::Curve;
 
 /// A program bound to dims, weights and memory.
 pub struct Executor<'m, B: Backend> {
@@ -67,34 +70,6 @@ pub struct PromptInputs<'a> {
     pub pooled: Option<&'a [f32]>,
     /// Numbers beside the prompt, `(conditions, k)`.
     pub sizes: Option<&'a [f32]>,
-}
-
-/// When a model call happens.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Moment {
-    /// The timestep that the model receives, in training steps.
-    pub timestep: f32,
-    /// The share of the whole run's calls that come before this one: 0 for the first, below 1. A run that makes a part of
-    /// its calls only begins later.
-    pub fraction: f32,
-}
-
-/// Scale and zero point over time.
-struct Curve<'m> {
-    axis: CurveAxis,
-    /// Rows of (position, scale, zero), positions ascending.
-    points: &'m [f32],
-}
-
-impl Curve<'_> {
-    fn at(&self, moment: Moment) -> [f32; 2] {
-        let position = match self.axis {
-            CurveAxis::Timestep => moment.timestep,
-            CurveAxis::StepFraction => moment.fraction,
-        };
-        let n = self.points.chunks_exact(3).take_while(|p| p[0] <= position).count().max(1);
-        [self.points[3 * n - 2], self.points[3 * n - 1]]
-    }
 }
 
 impl Plan {

@@ -4,6 +4,7 @@
 //! [`RequestOptions`] each in their way; what options mean, and what is wrong with them, is said here, once. Errors name an
 //! option as the command line spells it, without its dashes.
 
+mod describe;
 mod init;
 mod prompts;
 mod recall;
@@ -11,9 +12,9 @@ mod sampling;
 mod size;
 mod tensors;
 
+pub use describe::{Made, infotext};
 pub use init::InitOptions;
 pub use prompts::PromptOptions;
-pub use recall::{Made, infotext};
 pub use sampling::{SamplingOptions, Sigmas};
 pub use size::SizeOptions;
 pub use tensors::{NamedTensor, Tensors};

@@ -1,26 +1,17 @@
-//! The text of a picture: made of a request, and turned into options again.
-//!
-//! Names and words are the Stable Diffusion web UI's where it has them (Schedule type, Denoising strength, Eta, RNG,
-//! Emphasis, Refiner switch at), SD.Next's for CFG rescale. Settings of the sampler that are not as the model was saved
-//! stand under the names of [`Config`]'s fields. Every setting that changes pixels is there, or is the model file's own,
-//! whose hash is there; a test makes pictures of random settings again from their texts, bit for bit.
+//! The text of a picture, turned into options again: what [`describe`](super::describe) writes, and what other programs do.
 
+use super::describe::{TOLD, hash_of, resize_words, with_field};
 use super::sampling::titled;
 use super::{InitOptions, RequestOptions, Sigmas};
 use crate::error::{Error, Result};
 use crate::image::ResizeMode;
 use crate::infotext::Infotext;
 use crate::model::Model;
-use crate::pipeline::{NoiseSource, NoiseStream, Prompts, Request};
+use crate::pipeline::{NoiseSource, NoiseStream};
 use crate::sampler::{Config, SamplerKind, Spacing};
-use crate::text::PromptStyle;
-use serde_json::{Map, Value};
-use std::ops::Range;
+use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Fields of a sampler's [`Config`] that `Sampler` and `Schedule type` tell.
-const TOLD: [&str; 6] =
-    ["kind", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "replaces"];
 /// Settings that change nothing here: they say what was, or do nothing by themselves.
 const REMARKS: [&str; 10] = [
     "Model hash",
@@ -34,122 +25,6 @@ const REMARKS: [&str; 10] = [
     "Batch size",
     "Batch pos",
 ];
-
-/// What a picture's text says that its request does not.
-#[derive(Clone, Copy, Debug)]
-pub struct Made<'a> {
-    /// The model's name.
-    pub model: &'a str,
-    /// What computed it.
-    pub device: &'a str,
-    /// Rows and columns of latents that were decoded at once.
-    pub tile: [usize; 2],
-    /// How the image that it began with was brought to its size.
-    pub resize: ResizeMode,
-    /// The bytes of the tensors that took the place of prompts or noise.
-    pub inputs: Option<&'a [u8]>,
-}
-
-/// The text of one picture that shows `images` of `request`.
-pub fn infotext<D: AsRef<[u8]>>(
-    model: &Model<'_, D>,
-    request: &Request,
-    made: &Made<'_>,
-    images: Range<usize>,
-) -> Infotext {
-    let config = &request.sampler;
-    let mut text = prompts(model, request, images.clone());
-    text.push("Steps", request.steps);
-    text.push("Sampler", config.kind.title());
-    if let Some(schedule) = schedule(config) {
-        text.push("Schedule type", schedule);
-    }
-    text.push("CFG scale", request.guidance_scale);
-    // Where nothing is drawn, a seed would say what is not so.
-    let drawn = request.draws_noise(model).unwrap_or(true);
-    let one_stream = request.noise == NoiseSource::Torch;
-    if drawn {
-        text.push("Seed", request.seed.wrapping_add(if one_stream { 0 } else { images.start as u64 }));
-    }
-    let [h, w] = request.pixels(model);
-    text.push("Size", format_args!("{w}x{h}"));
-    text.push("Model hash", hash_of(model));
-    text.push("Model", made.model);
-    if let Some(init) = &request.init {
-        text.push("Denoising strength", init.strength);
-        text.push("Init image hash", hash_of_floats(&init.pictures));
-        if let Some(mask) = &init.mask {
-            text.push("Mask hash", hash_of_floats(mask));
-        }
-        if made.resize != ResizeMode::Stretch {
-            text.push("Resize mode", resize_words(made.resize));
-        }
-    }
-    for (field, value) in differences(config, &saved(model, config.kind)) {
-        text.push(&setting_of(&field), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
-    }
-    if drawn {
-        text.push("RNG", if one_stream { "CPU" } else { "Fast" });
-        // What the seed alone does not tell: the place in the stream that all images share.
-        let stream = request.stream.unwrap_or(NoiseStream { images: request.prompts.len(), first: 0 });
-        if one_stream && stream.images > 1 {
-            text.push("Batch size", stream.images);
-            text.push("Batch pos", stream.first + images.start);
-        }
-    }
-    if request.guidance_rescale != 0.0 {
-        text.push("CFG rescale", request.guidance_rescale);
-    }
-    if matches!(&request.prompts, Prompts::Texts(texts) if texts.style == PromptStyle::Plain) {
-        text.push("Emphasis", "None");
-    }
-    if model.refiner.is_some() && request.refiner_start < 1.0 {
-        text.push("Refiner", made.model);
-        text.push("Refiner switch at", request.refiner_start);
-    }
-    if made.tile != request.latent_size {
-        text.push("VAE tile", made.tile[0].max(made.tile[1]));
-    }
-    if let Some(inputs) = made.inputs {
-        text.push("Inputs hash", format_args!("{:016x}", xxh3_64(inputs)));
-    }
-    if images.len() > 1 {
-        text.push("Images", images.len());
-    }
-    text.push("Device", made.device);
-    text.push("Version", concat!("aquatint ", env!("CARGO_PKG_VERSION")));
-    text
-}
-
-/// What the images show, each text once.
-fn prompts<D: AsRef<[u8]>>(model: &Model<'_, D>, request: &Request, images: Range<usize>) -> Infotext {
-    let side = |side: usize| {
-        let mut shown: Vec<String> = Vec::new();
-        for i in images.clone() {
-            let text = match (&request.prompts, &model.classes) {
-                // The number of a class whose name is another's too.
-                (Prompts::Classes(labels), Some(classes)) if side == 0 => {
-                    let name = classes.name(labels[i]);
-                    let named = classes.label(&name).is_ok_and(|label| label == labels[i]);
-                    if named { name } else { labels[i].to_string() }
-                }
-                _ => request.prompts.describe(i, model)[side].clone(),
-            };
-            if !shown.contains(&text) {
-                shown.push(text);
-            }
-        }
-        shown.join(", ")
-    };
-    // An empty negative prompt is worth a line only where none at all is something else.
-    let absent = |i: usize| match &request.prompts {
-        Prompts::Texts(texts) => texts.negative(i).is_none(),
-        _ => true,
-    };
-    let differs = model.text.as_ref().is_some_and(|text| text.zero_negative);
-    let negative = Some(side(1)).filter(|text| !text.is_empty() || (differs && !images.clone().all(absent)));
-    Infotext { prompt: side(0), negative, settings: Vec::new() }
-}
 
 impl RequestOptions {
     /// Takes from a picture's text what these options leave open. Gives remarks for people: what of the text is not
@@ -320,15 +195,7 @@ impl RequestOptions {
     }
 }
 
-/// The web UI's words for it.
-fn resize_words(mode: ResizeMode) -> &'static str {
-    match mode {
-        ResizeMode::Stretch => "Just resize",
-        ResizeMode::Crop => "Crop and resize",
-        ResizeMode::Pad => "Resize and fill",
-    }
-}
-
+/// The way of resizing that the web UI has these words for.
 fn resize_mode(words: &str) -> Option<ResizeMode> {
     [ResizeMode::Stretch, ResizeMode::Crop, ResizeMode::Pad].into_iter().find(|&mode| resize_words(mode) == words)
 }
@@ -344,34 +211,6 @@ fn meaningless(name: &str, value: &str) -> Error {
     Error::request(format!("from: {name}"), "a value that the setting can have", value)
 }
 
-/// The first ten digits of the model file's hash.
-fn hash_of<D: AsRef<[u8]>>(model: &Model<'_, D>) -> String {
-    format!("{:032x}", model.packed().hash())[..10].to_owned()
-}
-
-fn hash_of_floats(values: &[f32]) -> String {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    format!("{:016x}", xxh3_64(&bytes))
-}
-
-/// The model's own settings of a sampler.
-fn saved<D: AsRef<[u8]>>(model: &Model<'_, D>, kind: SamplerKind) -> Config {
-    if kind == model.sampler.kind { model.sampler.clone() } else { model.sampler.with_kind(kind) }
-}
-
-/// The web UI's name of the noise levels, of samplers that have a choice of them. Without it, it takes Karras' for some.
-fn schedule(config: &Config) -> Option<&'static str> {
-    let name = match config {
-        Config { use_karras_sigmas: true, .. } => "Karras",
-        Config { use_exponential_sigmas: true, .. } => "Exponential",
-        Config { use_beta_sigmas: true, .. } => "Beta",
-        Config { use_lu_lambdas: true, .. } => "Lu",
-        Config { spacing: Some(Spacing::Trailing), .. } => "SGM Uniform",
-        _ => "Uniform",
-    };
-    config.kind.has_sigmas().then_some(name)
-}
-
 /// The noise levels that the web UI takes for a sampler when its text names none.
 fn automatic(kind: SamplerKind) -> Option<Sigmas> {
     match kind {
@@ -379,34 +218,4 @@ fn automatic(kind: SamplerKind) -> Option<Sigmas> {
         SamplerKind::DpmSolverPp2MSde => Some(Sigmas::Exponential),
         _ => None,
     }
-}
-
-/// A configuration's fields by name.
-fn fields(config: &Config) -> Map<String, Value> {
-    // By way of text: numbers keep the digits they are written with.
-    let text = serde_json::to_string(config).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
-}
-
-/// The fields of `config` that differ from those of `base`, but for those that are told otherwise; null where absent.
-fn differences(config: &Config, base: &Config) -> Vec<(String, Value)> {
-    let (ours, theirs) = (fields(config), fields(base));
-    let names = ours.keys().chain(theirs.keys().filter(|name| !ours.contains_key(*name)));
-    let differs = |name: &&String| !TOLD.contains(&name.as_str()) && ours.get(*name) != theirs.get(*name);
-    names.filter(differs).map(|name| (name.clone(), ours.get(name).cloned().unwrap_or_default())).collect()
-}
-
-/// `config` with another value of a field.
-pub(super) fn with_field(config: &Config, field: &str, value: &Value) -> Result<Config> {
-    let mut fields = fields(config);
-    fields.insert(field.to_owned(), value.clone());
-    let what = || field.replace('_', "-");
-    serde_json::from_value(Value::Object(fields)).map_err(|e| Error::request(what(), "a setting of samplers", e))
-}
-
-/// How a field is called in a text: `clip_sample` is `Clip sample`.
-fn setting_of(field: &str) -> String {
-    let mut name = field.replace('_', " ");
-    name[..1].make_ascii_uppercase();
-    name
 }

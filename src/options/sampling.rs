@@ -1,6 +1,6 @@
 //! Steps, guidance and the sampler.
 
-use super::recall::with_field;
+use super::describe::with_field;
 use crate::error::{Error, Result};
 use crate::pipeline::Request;
 use crate::sampler::{Config, SamplerKind, Spacing, Variance};

@@ -1,8 +1,7 @@
 //! Weights, mapped: one file or a sharded set, read tensor by tensor and widened to f32.
 //!
-//! A [`Checkpoint`] holds the directory of all tensors of a component and no weight: pages are read when a tensor is
-//! asked for, and nothing is kept, so memory does not grow with the model. Which format a file has is told from its
-//! contents, never from its name. Scales that files of 8-bit floats keep beside a weight are part of it; see `float8`.
+//! A [`Checkpoint`] holds the directory of all tensors of a component and no weight: pages are read when a tensor is asked
+//! for, so memory does not grow with the model. Formats are told by contents. Scales of 8-bit floats are part of a weight.
 
 use super::float8::{self, Scale};
 use super::layout::Entry;
@@ -389,8 +388,7 @@ fn same_shape(a: &[usize], b: &[usize]) -> bool {
 
 /// Index of the first value that is infinite or not a number.
 pub fn first_non_finite(values: &[f32]) -> Option<usize> {
-    // Whole blocks are tested without a branch per element; the block that fails is then searched.
-    const BLOCK: usize = 1024;
+    const BLOCK: usize = 1024; // without a branch per element; the block that fails is then searched
     let clean = |w: &[f32]| w.iter().fold(true, |ok, v| ok & v.is_finite());
     let block = values.chunks(BLOCK).position(|w| !clean(w))?;
     values[block * BLOCK..].iter().position(|v| !v.is_finite()).map(|i| block * BLOCK + i)

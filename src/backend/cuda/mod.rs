@@ -7,6 +7,8 @@
 //! * `args` the kernels' arguments, `launch` what an op hands to the driver; then a file per family of ops, with the
 //!   stem of its kernels' file
 //!
+//! This file holds the trait's methods, one per op, each a line or two; hence its length.
+//!
 //! Weights are copied once, as they lie in the file, when the back end is made; nothing is repacked. Values of the loop
 //! that the packer did not mark as wide are f16, statistics and sums f32. A step of a sampling run is captured as a
 //! graph on its first use and replayed from then on; its kernels find the current model call in device memory.
@@ -29,6 +31,7 @@ mod probe;
 mod quantize;
 mod resample;
 mod sampler;
+mod sizing;
 mod vector_quantize;
 
 mod modules {
@@ -37,6 +40,7 @@ mod modules {
 
 pub use memory::Arena;
 pub use modules::MODULES;
+pub use sizing::CudaSizing;
 
 use super::args::*;
 use super::cost::Ceilings;
@@ -159,52 +163,6 @@ impl<'m, D: Driver> Cuda<'m, D> {
 impl<D: Driver> Drop for Cuda<'_, D> {
     fn drop(&mut self) {
         self.driver.free(self.weights);
-    }
-}
-
-/// What the back end needs, known without a device.
-#[derive(Clone, Copy, Debug)]
-pub struct CudaSizing {
-    /// How values that may be narrow are stored.
-    pub narrow: Element,
-}
-
-impl CudaSizing {
-    /// Bytes of device memory for a file with `data` bytes of tensors and programs with arenas of at most `arena`: all that
-    /// the back end allocates. The driver takes some beside it, for its context, compiled kernels and recorded steps.
-    pub fn device_bytes(data: usize, arena: usize) -> usize {
-        data + memory::allocation(arena)
-    }
-}
-
-impl MemoryRules for CudaSizing {
-    fn narrow(&self) -> Element {
-        self.narrow
-    }
-
-    fn thresholds(&self) -> bool {
-        false
-    }
-
-    fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
-        match op {
-            OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),
-            OpArgs::Quantize(a) => quantize::quantize_workspace(a),
-            OpArgs::Linear { .. }
-            | OpArgs::Conv2d { .. }
-            | OpArgs::Attention(_)
-            | OpArgs::LayerNorm { .. }
-            | OpArgs::Pointwise(_)
-            | OpArgs::Add(_)
-            | OpArgs::Concat(_)
-            | OpArgs::VectorQuantize { .. }
-            | OpArgs::Resample(_)
-            | OpArgs::Parameter { .. }
-            | OpArgs::Embedding { .. }
-            | OpArgs::TimestepEmbedding(_)
-            | OpArgs::PositionEmbedding(_)
-            | OpArgs::Patch(_) => 0,
-        }
     }
 }
 

@@ -5,6 +5,8 @@ use super::pipeline::{self, Published};
 use super::scheduler::Betas;
 use super::text::TextEncoder;
 use super::unet::{Added, Attention, Conventions, Heads, Unet};
+use aquatint::error::Error;
+use std::collections::BTreeSet;
 
 /// Makes a pipeline's description.
 pub type Describe = fn() -> Published;
@@ -199,4 +201,33 @@ fn clip_l() -> TextEncoder {
 /// The text encoder of OpenCLIP's ViT-bigG/14, the second of Stable Diffusion XL.
 fn clip_big_g() -> TextEncoder {
     TextEncoder { features: 1280, inner: 5120, layers: 32, projection: Some(1280), activation: "gelu", ..clip_l() }
+}
+
+/// The error of a file that is none of the known models: which come near, and what they lack.
+pub(super) fn unknown(file: &str, keys: &[&str]) -> Error {
+    let have: BTreeSet<&str> = keys.iter().copied().collect();
+    let mut near: Vec<_> = ALL
+        .iter()
+        .filter_map(|(label, published)| {
+            let names = published().file();
+            let found = names.iter().filter(|(name, _)| have.contains(&name[..])).count();
+            let missing = names.iter().map(|(name, _)| name).find(|name| !have.contains(&name[..])).cloned();
+            // Of all names on either side.
+            let share = 100 * found / (names.len() + have.len() - found).max(1);
+            (found > 0).then_some((share, *label, missing))
+        })
+        .collect();
+    near.sort_by_key(|(share, ..)| std::cmp::Reverse(*share));
+    let lines = near.iter().take(3).map(|(share, label, missing)| {
+        let lacks = missing.as_ref().map_or(String::new(), |name| format!(", no {name}"));
+        format!("{share} % in common with {label}{lacks}")
+    });
+    let got = match lines.collect::<Vec<_>>() {
+        lines if lines.is_empty() => {
+            format!("{} tensors of none of them: {}...", keys.len(), keys.first().unwrap_or(&"nothing"))
+        }
+        lines => lines.join("; "),
+    };
+    let labels: Vec<_> = ALL.iter().map(|(label, _)| *label).collect();
+    Error::request(format!("model {file}"), format!("a model in a known layout: {}", labels.join(", ")), got)
 }

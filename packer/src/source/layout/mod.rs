@@ -13,6 +13,8 @@
 mod autoencoder;
 mod compvis;
 mod donor;
+mod elsewhere;
+mod ignored;
 pub mod known;
 mod list;
 mod openclip;
@@ -24,8 +26,9 @@ mod unet;
 
 pub use autoencoder::Autoencoder;
 pub use donor::{autoencoder, text_encoders};
+pub use elsewhere::Elsewhere;
 pub use list::List;
-pub use pipeline::{Elsewhere, Member, Published, recognise, recognise_without};
+pub use pipeline::{Member, Published, recognise, recognise_without};
 pub use text::TextEncoder;
 pub use unet::{Added, Attention, Conventions, Heads, Unet};
 

@@ -1,13 +1,15 @@
 //! Which model a file holds, told by names and shapes, and the pipeline that its networks form.
 
 use super::autoencoder::Autoencoder;
+use super::elsewhere::{AUTOENCODER, ENCODER, Elsewhere, own};
+use super::ignored::ignored;
+use super::known::unknown;
 use super::scheduler::{self, Betas};
 use super::text::TextEncoder;
 use super::unet::{Attention, Heads, Unet};
-use super::{Entry, Network, Tensors, compvis, known, object, openclip, taming};
+use super::{Entry, Network, Tensors, compvis, object, openclip, taming};
 use crate::source::checkpoint::average_name;
 use crate::source::diffusers::Object;
-use crate::source::settings::MARKS;
 use crate::source::view::Part;
 use aquatint::error::{Error, Result};
 use serde_json::{Value, json};
@@ -18,15 +20,15 @@ pub(super) const DENOISER: &str = "model.diffusion_model.";
 /// Before the running averages of a whole model that was trained with them.
 const AVERAGES: &str = "model_ema.diffusion_model";
 /// Before the autoencoder's names.
-const FIRST_STAGE: &str = "first_stage_model.";
+pub(super) const FIRST_STAGE: &str = "first_stage_model.";
 /// Before the text encoder's names in Stable Diffusion.
 const TEXT: &str = "cond_stage_model.transformer.";
 /// Before all names of text encoders.
-const TEXTS: [&str; 2] = ["cond_stage_model.", "conditioner.embedders."];
+pub(super) const TEXTS: [&str; 2] = ["cond_stage_model.", "conditioner.embedders."];
 /// Vectors of classes in latent diffusion.
 const CLASSES: &str = "cond_stage_model.embedding.weight";
 /// What latents are multiplied with, where training measured it.
-const SCALE_FACTOR: &str = "scale_factor";
+pub(super) const SCALE_FACTOR: &str = "scale_factor";
 /// Per axis, in the autoencoder of Stable Diffusion.
 const PIXELS_PER_LATENT: usize = 8;
 /// Features of the vector of a text in SDXL, and of a number's sinusoids.
@@ -34,36 +36,6 @@ const PUBLISHED_VECTOR: usize = 1280;
 const PUBLISHED_SINUSOIDS: usize = 256;
 /// Rows of [`CLASSES`] in the model whose last row is for no class; the older one has none.
 const CLASSES_AND_NONE: usize = 1001;
-
-/// Tensors beside a model's weights: tables that follow from the schedule, counters, and what only training needs.
-const IGNORED: [&str; 20] = [
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-    "lvlb_weights",
-    "logvar",
-    SCALE_FACTOR,
-    "model_ema.decay",
-    "model_ema.num_updates",
-    "cond_stage_model.logit_scale",
-    // Of the text's whole vector, which only later models read.
-    "cond_stage_model.transformer.text_projection.weight",
-    "denoiser.sigmas",
-];
-/// The same, by how names begin.
-const IGNORED_PREFIXES: [&str; 6] =
-    ["loss.", "first_stage_model.loss.", "optimizer_states.", "callbacks.", "ddim_", "embedding_manager."];
-/// The same, by how names end.
-const IGNORED_SUFFIXES: [&str; 3] = [".position_ids", ".logit_scale", ".attn_mask"];
 
 /// A network of a pipeline.
 #[derive(Clone, Debug, PartialEq)]
@@ -300,47 +272,6 @@ pub fn recognise_without(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<
     Ok(published)
 }
 
-fn ignored(key: &str) -> bool {
-    IGNORED.contains(&key)
-        || MARKS.contains(&key)
-        || IGNORED_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
-        || IGNORED_SUFFIXES.iter().any(|suffix| key.ends_with(suffix))
-}
-
-/// Which networks are not to be read from the file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Elsewhere {
-    /// The autoencoder.
-    pub autoencoder: bool,
-    /// All text encoders.
-    pub text: bool,
-}
-
-/// What `read` gives, unless the network is `elsewhere`.
-///
-/// # Errors
-/// [`Error::Request`] if it is not, and no tensor of the file has a name that begins with one of `prefixes`.
-fn own<T>(
-    tensors: &dyn Tensors,
-    elsewhere: bool,
-    (prefixes, what, option): (&[&str], &str, &str),
-    read: impl FnOnce() -> Result<T>,
-) -> Result<Option<T>> {
-    if elsewhere {
-        return Ok(None);
-    }
-    if !tensors.keys().iter().any(|key| prefixes.iter().any(|prefix| key.starts_with(prefix))) {
-        let expected = format!("{what} in the file, or another model's by {option} MODEL");
-        return Err(Error::request(format!("model {}", tensors.name()), expected, "none"));
-    }
-    read().map(Some)
-}
-
-/// The autoencoder's names, and what else to say of it; see [`own`].
-const AUTOENCODER: (&[&str], &str, &str) = (&[FIRST_STAGE], "an autoencoder", "--vae");
-/// The same of text encoders.
-const ENCODER: (&[&str], &str, &str) = (&TEXTS, "a text encoder", "--text-encoder");
-
 /// Height and width of the latents of images of so many pixels, of the autoencoder or of the usual one.
 fn latents(vae: Given<Autoencoder>, pixels: usize) -> usize {
     vae.map_or(pixels / PIXELS_PER_LATENT, |vae| vae.sample_size / vae.pixels_per_latent())
@@ -446,33 +377,4 @@ pub(super) fn scale_factor(tensors: &dyn Tensors) -> Result<Option<f64>> {
             Err(Error::request(what, "one positive number", format!("{other:?}")))
         }
     }
-}
-
-/// The error of a file that is none of the known models: which come near, and what they lack.
-fn unknown(file: &str, keys: &[&str]) -> Error {
-    let have: BTreeSet<&str> = keys.iter().copied().collect();
-    let mut near: Vec<_> = known::ALL
-        .iter()
-        .filter_map(|(label, published)| {
-            let names = published().file();
-            let found = names.iter().filter(|(name, _)| have.contains(&name[..])).count();
-            let missing = names.iter().map(|(name, _)| name).find(|name| !have.contains(&name[..])).cloned();
-            // Of all names on either side.
-            let share = 100 * found / (names.len() + have.len() - found).max(1);
-            (found > 0).then_some((share, *label, missing))
-        })
-        .collect();
-    near.sort_by_key(|(share, ..)| std::cmp::Reverse(*share));
-    let lines = near.iter().take(3).map(|(share, label, missing)| {
-        let lacks = missing.as_ref().map_or(String::new(), |name| format!(", no {name}"));
-        format!("{share} % in common with {label}{lacks}")
-    });
-    let got = match lines.collect::<Vec<_>>() {
-        lines if lines.is_empty() => {
-            format!("{} tensors of none of them: {}...", keys.len(), keys.first().unwrap_or(&"nothing"))
-        }
-        lines => lines.join("; "),
-    };
-    let labels: Vec<_> = known::ALL.iter().map(|(label, _)| *label).collect();
-    Error::request(format!("model {file}"), format!("a model in a known layout: {}", labels.join(", ")), got)
 }

@@ -1,0 +1,51 @@
+//! How much memory runs take, known without a device.
+
+use super::{memory, norm, quantize};
+use crate::backend::MemoryRules;
+use crate::backend::args::{Element, OpArgs};
+
+/// What the back end needs, known without a device.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaSizing {
+    /// How values that may be narrow are stored.
+    pub narrow: Element,
+}
+
+impl CudaSizing {
+    /// Bytes of device memory for a file with `data` bytes of tensors and programs with arenas of at most `arena`: all that
+    /// the back end allocates. The driver takes some beside it, for its context, compiled kernels and recorded steps.
+    pub fn device_bytes(data: usize, arena: usize) -> usize {
+        data + memory::allocation(arena)
+    }
+}
+
+impl MemoryRules for CudaSizing {
+    fn narrow(&self) -> Element {
+        self.narrow
+    }
+
+    fn thresholds(&self) -> bool {
+        false
+    }
+
+    fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
+        match op {
+            OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),
+            OpArgs::Quantize(a) => quantize::quantize_workspace(a),
+            OpArgs::Linear { .. }
+            | OpArgs::Conv2d { .. }
+            | OpArgs::Attention(_)
+            | OpArgs::LayerNorm { .. }
+            | OpArgs::Pointwise(_)
+            | OpArgs::Add(_)
+            | OpArgs::Concat(_)
+            | OpArgs::VectorQuantize { .. }
+            | OpArgs::Resample(_)
+            | OpArgs::Parameter { .. }
+            | OpArgs::Embedding { .. }
+            | OpArgs::TimestepEmbedding(_)
+            | OpArgs::PositionEmbedding(_)
+            | OpArgs::Patch(_) => 0,
+        }
+    }
+}

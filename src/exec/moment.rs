@@ -1,0 +1,32 @@
+//! When calls happen, and what that decides.
+
+use crate::program::CurveAxis;
+
+/// When a model call happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Moment {
+    /// The timestep that the model receives, in training steps.
+    pub timestep: f32,
+    /// The share of the whole run's calls that come before this one: 0 for the first, below 1. A run that makes a part of
+    /// its calls only begins later.
+    pub fraction: f32,
+}
+
+/// Scale and zero point over time.
+pub(super) struct Curve<'m> {
+    pub axis: CurveAxis,
+    /// Rows of (position, scale, zero), positions ascending.
+    pub points: &'m [f32],
+}
+
+impl Curve<'_> {
+    /// Scale and zero point at a moment.
+    pub fn at(&self, moment: Moment) -> [f32; 2] {
+        let position = match self.axis {
+            CurveAxis::Timestep => moment.timestep,
+            CurveAxis::StepFraction => moment.fraction,
+        };
+        let n = self.points.chunks_exact(3).take_while(|p| p[0] <= position).count().max(1);
+        [self.points[3 * n - 2], self.points[3 * n - 1]]
+    }
+}
