@@ -67,7 +67,8 @@ pub struct SamplingArgs {
     #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
     pub cfg_scale: Option<f32>,
     /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++3m, dpm++3m-sde, dpm++2s, lms, unipc, lcm, tcd,
-    /// deis, dpm2, dpm2-a, dpm++sde or iddpm (ddpm with learned variance); -karras behind a name spreads noise levels so [default: the one the model was saved with]
+    /// deis, dpm2, dpm2-a, dpm++sde or iddpm (ddpm with learned variance); -karras behind a name spreads noise levels so; titles
+    /// such as "DPM++ 2M Karras" do too [default: the one the model was saved with]
     #[arg(long, alias = "sampling-method", value_name = "NAME")]
     sampler: Option<String>,
     /// ddim, tcd: noise added at each step, from 0, none, to 1, as much as ddpm

@@ -221,7 +221,7 @@ pub(super) fn openclip_member(encoder: &TextEncoder, prefix: &str) -> Member {
     text_encoder("text_encoder_2", encoder, openclip::openclip_entries(encoder, prefix))
 }
 
-/// The model that `tensors` are, if it is one of [`known::ALL`], of any size.
+/// The model that `tensors` are, if it is one of [`known::ALL`](super::known::ALL), of any size.
 ///
 /// # Errors
 /// [`Error::Request`] if it is none of these, naming the nearest; if a tensor is missing, or there is one too many.
