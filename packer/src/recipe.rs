@@ -150,9 +150,9 @@ impl Recipe {
                     return Err(aquatint::Error::request(option, expected, config).into());
                 }
                 (Some(component), config) => {
-                    let mut plain = recipe.clone();
+                    let plain = bits.map(|_| recipe.clone());
                     let own = recipe.part(weights, (part, component), (config, bits), floats)?;
-                    if bits.is_some() {
+                    if let Some(mut plain) = plain {
                         plain.part(weights, (part, component), (config, None), floats)?;
                         if plain.decisions == recipe.decisions {
                             let expected = "a configuration with layers that it changes, or it has no effect";

@@ -98,12 +98,17 @@ impl Run {
         let packed = model::open(self.model.as_deref())?;
         let model = Model::new(&packed)?;
         let inputs = self.inputs.as_deref().map(|path| fs::read(path).map_err(Error::io("read", path))).transpose()?;
-        let options = self.options(&model, inputs.as_deref())?;
+        let from = self.from.as_deref().map(|picture| image::read_text(picture, TEXT)).transpose()?;
+        let from = from.map(|text| Infotext::parse(&text));
+        let options = self.options(&model, inputs.as_deref(), from.as_ref())?;
         let tensors = inputs.as_deref().zip(self.inputs.as_deref());
         let tensors = tensors.map(|(bytes, path)| Tensors::new(path.display().to_string(), bytes)).transpose()?;
         let request = options.request(&model, tensors)?;
         self.check_outputs(request.prompts.len())?;
         options.warnings().iter().for_each(|warning| self.warn(warning));
+        if let Some(text) = &from {
+            RequestOptions::begins_otherwise(text, &request).iter().for_each(|remark| self.warn(remark));
+        }
         if !self.quiet {
             sampler_notes(&request).iter().for_each(|note| eprintln!("note: {}", one_line(note)));
         }
@@ -173,8 +178,13 @@ impl Run {
         }
     }
 
-    /// The options as the library takes them; reads the initial image and the picture to make again.
-    fn options<D: AsRef<[u8]>>(&self, model: &Model<'_, D>, inputs: Option<&[u8]>) -> Result<RequestOptions> {
+    /// The options as the library takes them, and what `from` says beside them; reads the initial image.
+    fn options<D: AsRef<[u8]>>(
+        &self,
+        model: &Model<'_, D>,
+        inputs: Option<&[u8]>,
+        from: Option<&Infotext>,
+    ) -> Result<RequestOptions> {
         let mut options = RequestOptions {
             prompts: self.prompts.options(),
             sampling: self.sampling.options(),
@@ -192,9 +202,8 @@ impl Run {
             vae_tile: self.vae_tile,
             strict: self.prompts.strict,
         };
-        if let Some(picture) = &self.from {
-            let text = Infotext::parse(&image::read_text(picture, TEXT)?);
-            options.recall(&text, model, inputs)?.iter().for_each(|remark| self.warn(remark));
+        if let Some(text) = from {
+            options.recall(text, model, inputs)?.iter().for_each(|remark| self.warn(remark));
         }
         Ok(options)
     }

@@ -15,7 +15,8 @@
 //!   bound from a program whose nodes name other tensors. [`step`](Executor::step) picks the list by the call's
 //!   timestep, and the back end [forgets](Backend::forget) what it recorded where the phase changes.
 //! * *Adapters* (LoRA, a low-rank branch beside codes): handles of two small weights beside those of a linear op, in
-//!   [`OpArgs::Linear`](crate::backend::args::OpArgs::Linear), added before its activation; the strength is read from the arena, not bound.
+//!   [`OpArgs::Linear`](crate::backend::args::OpArgs::Linear), added before its activation; the strength is read from the
+//!   arena, not bound.
 //! * *Weights that are brought in when device memory is short*: tensors lie in the file in the order of programs, so a
 //!   program's are one range of bytes. [`Backend::weight`] gives a handle of a place that is filled before the program
 //!   runs; the back end is told the range once per bind and holds one program's weights at a time.

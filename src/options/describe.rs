@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::image::ResizeMode;
 use crate::infotext::Infotext;
 use crate::model::Model;
-use crate::pipeline::{NoiseSource, NoiseStream, Prompts, Request};
+use crate::pipeline::{InitImage, NoiseSource, NoiseStream, Prompts, Request};
 use crate::sampler::{Config, SamplerKind, Spacing};
 use crate::text::PromptStyle;
 use serde_json::{Map, Value};
@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Fields of a sampler's [`Config`] that `Sampler` and `Schedule type` tell.
 pub(super) const TOLD: [&str; 6] =
     ["kind", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "replaces"];
+
 /// What a picture's text says that its request does not.
 #[derive(Clone, Copy, Debug)]
 pub struct Made<'a> {
@@ -61,10 +62,7 @@ pub fn infotext<D: AsRef<[u8]>>(
     text.push("Model", made.model);
     if let Some(init) = &request.init {
         text.push("Denoising strength", init.strength);
-        text.push("Init image hash", hash_of_floats(&init.pictures));
-        if let Some(mask) = &init.mask {
-            text.push("Mask hash", hash_of_floats(mask));
-        }
+        begin_hashes(init).into_iter().flatten().for_each(|(name, hash)| text.push(name, hash));
         if made.resize != ResizeMode::Stretch {
             text.push("Resize mode", resize_words(made.resize));
         }
@@ -140,9 +138,13 @@ pub(super) fn hash_of<D: AsRef<[u8]>>(model: &Model<'_, D>) -> String {
     format!("{:032x}", model.packed().hash())[..10].to_owned()
 }
 
-pub(super) fn hash_of_floats(values: &[f32]) -> String {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    format!("{:016x}", xxh3_64(&bytes))
+/// The hashes of what a run begins with, an image and its mask, and how a text calls them.
+pub(super) fn begin_hashes(init: &InitImage) -> [Option<(&'static str, String)>; 2] {
+    let hash = |values: &Vec<f32>| {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        format!("{:016x}", xxh3_64(&bytes))
+    };
+    [Some(("Init image hash", hash(&init.pictures))), init.mask.as_ref().map(|mask| ("Mask hash", hash(mask)))]
 }
 
 /// The model's own settings of a sampler.
@@ -156,7 +158,7 @@ fn schedule(config: &Config) -> Option<&'static str> {
         Config { use_karras_sigmas: true, .. } => "Karras",
         Config { use_exponential_sigmas: true, .. } => "Exponential",
         Config { use_beta_sigmas: true, .. } => "Beta",
-        Config { use_lu_lambdas: true, .. } => "Lu",
+        Config { use_lu_lambdas: true, .. } if config.kind.has_lambdas() => "Lu",
         Config { spacing: Some(Spacing::Trailing), .. } => "SGM Uniform",
         _ => "Uniform",
     };
@@ -200,4 +202,18 @@ fn setting_of(field: &str) -> String {
     let mut name = field.replace('_', " ");
     name[..1].make_ascii_uppercase();
     name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Levels that a sampler was saved with and another does not have are not said of the other: nobody could ask for them.
+    #[test]
+    fn schedules_are_those_that_the_sampler_has() {
+        let saved = Config { use_lu_lambdas: true, ..Config::default() };
+        assert_eq!(schedule(&saved.with_kind(SamplerKind::DpmSolverPp2M)), Some("Lu"));
+        assert_eq!(schedule(&saved.with_kind(SamplerKind::Euler)), Some("Uniform"));
+        assert_eq!(schedule(&saved.with_kind(SamplerKind::Ddim)), None);
+    }
 }

@@ -1,13 +1,13 @@
 //! The text of a picture, turned into options again: what [`describe`](super::describe) writes, and what other programs do.
 
-use super::describe::{TOLD, hash_of, resize_words, with_field};
+use super::describe::{TOLD, begin_hashes, hash_of, resize_words, with_field};
 use super::sampling::titled;
 use super::{InitOptions, RequestOptions, Sigmas};
 use crate::error::{Error, Result};
 use crate::image::ResizeMode;
 use crate::infotext::Infotext;
 use crate::model::Model;
-use crate::pipeline::{NoiseSource, NoiseStream};
+use crate::pipeline::{NoiseSource, NoiseStream, Request};
 use crate::sampler::{Config, SamplerKind, Spacing};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
@@ -49,7 +49,7 @@ impl RequestOptions {
         let mut remarks = Vec::new();
         self.recall_prompts(text, model, inputs.is_some());
         self.recall_stream(text)?;
-        let own = text.get("Version").is_some_and(|version| version.starts_with("aquatint"));
+        let own = is_own(text);
         for (name, value) in &text.settings {
             if !self.recall_setting(name, value, model, own)? && !REMARKS.contains(&name.as_str()) {
                 remarks.push(format!("not applied: {name}: {value}"));
@@ -69,6 +69,9 @@ impl RequestOptions {
         if text.get("Init image hash").is_some() && self.init.is_none() {
             return Err(Error::request("init-image", "the image that the picture began with", "none"));
         }
+        if text.get("Mask hash").is_some() && self.init.as_ref().is_some_and(|init| init.mask.is_none()) {
+            return Err(Error::request("mask", "the mask that the picture was made with", "none"));
+        }
         if let Some(hash) = text.get("Inputs hash") {
             match inputs.map(|bytes| format!("{:016x}", xxh3_64(bytes))) {
                 None => return Err(Error::request("inputs", "the tensors that the picture was made of", "none")),
@@ -77,6 +80,14 @@ impl RequestOptions {
             }
         }
         Ok(remarks)
+    }
+
+    /// What `request` begins with that is not what the picture of `text` began with, for people.
+    pub fn begins_otherwise(text: &Infotext, request: &Request) -> Vec<String> {
+        // Other programs hash in other ways.
+        let hashes = request.init.iter().filter(|_| is_own(text)).flat_map(begin_hashes).flatten();
+        let others = hashes.filter(|(name, hash)| text.get(name) != Some(hash));
+        others.map(|(name, _)| format!("another image than the picture was made of: {name}")).collect()
     }
 
     /// The place in a stream of noise, unless another seed or generator is asked for.
@@ -198,6 +209,11 @@ impl RequestOptions {
 /// The way of resizing that the web UI has these words for.
 fn resize_mode(words: &str) -> Option<ResizeMode> {
     [ResizeMode::Stretch, ResizeMode::Crop, ResizeMode::Pad].into_iter().find(|&mode| resize_words(mode) == words)
+}
+
+/// Whether this program wrote a text.
+fn is_own(text: &Infotext) -> bool {
+    text.get("Version").is_some_and(|version| version.starts_with("aquatint"))
 }
 
 /// Sets an option that was left open.

@@ -273,6 +273,33 @@ fn pictures_of_pictures_are_made_again() {
     let [b, c] = ["b_1.png", "c.png"].map(|name| fs::read(dir.join(name)).expect("a picture"));
     assert!(b == c);
     refuses(dir, &["run", model(), "--from", "b_1.png", "-o", "c.png"], &["--init-image", "began with", "got none"]);
+    // Another image is told, and so is a mask that is missing.
+    let another = ["run", model(), "--from", "b_1.png", "--init-image", "b_0.png", "-o", "d.png"];
+    let ran = finish(&mut program(dir, &another));
+    assert!(ran.code == Some(0) && ran.err.contains("another image than the picture was made of"), "{}", ran.err);
+    works(
+        dir,
+        &[
+            "run",
+            model(),
+            "-p",
+            "a",
+            "--steps",
+            "4",
+            "--init-image",
+            "init.png",
+            "--mask",
+            "b_0.png",
+            "-q",
+            "-o",
+            "e.png",
+        ],
+    );
+    let masked = ["run", model(), "--from", "e.png", "--init-image", "init.png", "-q", "-o", "f.png"];
+    refuses(dir, &masked, &["--mask", "the mask that the picture was made with", "got none"]);
+    works(dir, &[&masked[..], &["--mask", "b_0.png"]].concat());
+    let [e, f] = ["e.png", "f.png"].map(|name| fs::read(dir.join(name)).expect("a picture"));
+    assert!(e == f);
     // Never over what it reads.
     let over = ["run", model(), "--from", "b_1.png", "--init-image", "init.png", "-q", "-o", "b_1.png"];
     refuses(dir, &over, &["output b_1.png", "a file that is not an input"]);

@@ -13,6 +13,7 @@ use aquatint::sampler::{SamplerKind, Spacing, Variance};
 use fastrand::Rng;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// More than one chunk of tokens; words of the tiny tokenizer's vocabulary.
 fn long() -> String {
@@ -28,14 +29,18 @@ fn maybe<T>(rng: &mut Rng, value: impl FnOnce(&mut Rng) -> T) -> Option<T> {
     rng.bool().then(|| value(rng))
 }
 
-/// A picture with structure, as a PNG that was read.
+/// A picture with structure, as a PNG that was read; made once for all tests of this process, which run side by side.
 fn init_picture() -> Picture {
-    let pixels = |x, y| image::Rgb([(x * 7) as u8, (y * 9) as u8, 255 - (x * 5) as u8]);
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("recall.{}.png", std::process::id()));
-    image::RgbImage::from_fn(32, 24, pixels).save(&path).unwrap();
-    let picture = Picture::read(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
-    picture
+    static PICTURE: OnceLock<Picture> = OnceLock::new();
+    let read = || {
+        let pixels = |x, y| image::Rgb([(x * 7) as u8, (y * 9) as u8, 255 - (x * 5) as u8]);
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("recall.{}.png", std::process::id()));
+        image::RgbImage::from_fn(32, 24, pixels).save(&path).unwrap();
+        let picture = Picture::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        picture
+    };
+    PICTURE.get_or_init(read).clone()
 }
 
 /// Random options, of which the model may refuse some.
