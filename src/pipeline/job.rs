@@ -96,6 +96,16 @@ pub struct Job<'s, 'm, B: Backend, D> {
     images: Vec<f32>,
 }
 
+/// A model call of a batch.
+pub(super) struct Place {
+    /// Index of the stage.
+    pub stage: usize,
+    /// Calls of the stages before.
+    pub before: usize,
+    /// The call's number in its stage.
+    pub call: usize,
+}
+
 /// What comes next.
 #[derive(Clone)]
 #[allow(clippy::large_enum_variant, reason = "a job has one, and a box would be allocated at every step")]
@@ -153,6 +163,20 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         &self.plans
     }
 
+    /// The prompts as they are now: features once texts are encoded.
+    pub fn prompts(&self) -> &Prompts {
+        &self.request.prompts
+    }
+
+    /// The call that comes next, if the next piece of work is one.
+    pub(super) fn place(&self) -> Option<Place> {
+        match &self.state {
+            State::Enter(batch) => Some(Place { stage: batch.stage, before: batch.before, call: 0 }),
+            State::Step(batch, running) => Some(Place { stage: batch.stage, before: batch.before, call: running.call }),
+            _ => None,
+        }
+    }
+
     /// What of the prompts does not fit the text encoders and is cut off.
     pub fn cut(&self) -> &[String] {
         self.texts.as_ref().map_or(&[], |texts| &texts.cut)
@@ -177,16 +201,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
                     self.state = State::Encode(true);
                     return Ok(Some(Event::Encoding));
                 }
-                State::Encode(true) => {
-                    if let Some(texts) = &self.texts {
-                        self.request.prompts = Prompts::Embeddings(texts.encode(self.session)?);
-                    }
-                    self.state = State::Begin;
-                }
-                State::Begin => {
-                    self.begin()?;
-                    self.state = State::Enter(self.batch(0));
-                }
+                State::Encode(true) | State::Begin => self.begin()?,
                 State::Enter(batch) => {
                     let running = self.enter(&batch)?;
                     self.state = State::Step(batch, running);
@@ -285,9 +300,16 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         Batch { images: plans::batch(&self.request.prompts, first, self.plans.batch_size), stage: 0, before: 0 }
     }
 
-    fn begin(&mut self) -> Result<()> {
-        let (latents, noise, init) = super::init::begin(self.session, &self.request, &self.plans)?;
-        (self.latents, self.noise, self.init) = (latents, noise, init);
+    /// What comes between the announcements and the first network: prompts, noise and the initial image.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        if let (State::Encode(true), Some(texts)) = (&self.state, &self.texts) {
+            self.request.prompts = Prompts::Embeddings(texts.encode(self.session)?);
+        }
+        if matches!(self.state, State::Encode(true) | State::Begin) {
+            let (latents, noise, init) = super::init::begin(self.session, &self.request, &self.plans)?;
+            (self.latents, self.noise, self.init) = (latents, noise, init);
+            self.state = State::Enter(self.batch(0));
+        }
         Ok(())
     }
 

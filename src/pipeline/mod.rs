@@ -14,6 +14,7 @@
 //! its own stream, and no op mixes samples. (With [`NoiseSource::Torch`] the noise of a request is one stream, as in
 //! diffusers' pipelines; a [`NoiseStream`] then tells an image alone of the company it was in.)
 
+mod calls;
 mod conditions;
 mod decode;
 mod init;
@@ -26,6 +27,7 @@ mod session;
 mod texts;
 mod tiles;
 
+pub use calls::{ModelCall, Predicted};
 pub use init::InitImage;
 pub use job::{Event, Job, Output, Preview};
 pub use noise::{NoiseSource, NoiseStream};

@@ -2,13 +2,15 @@
 
 use aquatint::error::ErrorKind;
 use aquatint::model::Model;
-use aquatint::pipeline::{Event, MAX_IMAGES, Prompts, Request, Session};
+use aquatint::pipeline::{Event, MAX_IMAGES, ModelCall, Prompts, Request, Session};
 use aquatint::raw::backend::Backend;
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::{Cpu, simd::scalar::Scalar};
 use aquatint::raw::backend::cuda::Cuda;
 use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
+use aquatint::raw::program::Role;
+use aquatint::sampler::SamplerKind;
 use common::emulated::Emulated;
 use std::path::Path;
 
@@ -160,5 +162,98 @@ fn numbers_of_images_are_bounded_before_anything_is_planned() {
         let request = Request::new(&model, Prompts::Unconditional(n));
         let Err(e) = Session::new(&model, &cpu).run(request) else { panic!("{n} images") };
         assert_eq!((e.kind(), e.to_string()), (ErrorKind::Request, format!("images: expected 1 to 65536, got {n}")));
+    }
+}
+
+/// The calls of a run made again, one by one, are the calls of the run: whatever the part of the batch, and through an
+/// observer too.
+#[test]
+fn a_call_of_a_run_is_made_again() {
+    let packed = letters();
+    let model = Model::new(&packed).unwrap();
+    let cpu = Cpu::best();
+    for sampler in [SamplerKind::Euler, SamplerKind::Heun, SamplerKind::Ddim] {
+        let mut session = Session::new(&model, &cpu);
+        let mut request = request(&model, &[3, 9, 4]);
+        (request.guidance_scale, request.batch_size) = (4.0, 2);
+        request.sampler = request.sampler.with_kind(sampler);
+        let mut calls = Vec::new();
+        let mut job = session.job(request.clone()).unwrap();
+        assert!(job.upcoming().unwrap().is_none(), "nothing is announced yet");
+        while job.next().unwrap().is_some() {
+            calls.extend(job.upcoming().unwrap());
+        }
+        let steps = job.plans().steps();
+        assert_eq!(calls.len(), 2 * steps, "of each batch");
+        let latents = session.job(request.clone()).unwrap().denoise(|_, _| ()).unwrap();
+        // Replayed: the states that the sampler's rows make of the predictions are those of the calls that follow.
+        let table = request.sampler.table(3).unwrap();
+        let len = model.latents.len(request.latent_size);
+        for batch in calls.chunks(steps) {
+            let images = batch[0].images.clone();
+            let mut states = vec![vec![0.0f64; images.len() * len]; 8];
+            states[0] = batch[0].sample.iter().map(|&v| f64::from(v) / f64::from(table.rows[0].input_scale)).collect();
+            for (call, row) in batch.iter().zip(&table.rows) {
+                assert_eq!((call.moment.timestep, call.images.clone()), (row.timestep, images.clone()));
+                for (&x, s) in call.sample.iter().zip(&states[0]) {
+                    assert!((f64::from(x) - s * f64::from(row.input_scale)).abs() < 2e-4, "{sampler:?} {x} {s}");
+                }
+                let together = session.predict(&request, call).unwrap();
+                let mut seen = 0;
+                let again = session.observe(&request, call, |_| Ok(seen += 1)).unwrap();
+                assert!(again == together && seen > 50);
+                // An image alone has the rows that it has among others.
+                let one = |k: usize, call: &ModelCall| {
+                    let sample = call.sample[k * len..][..len].to_vec();
+                    let images = images.start + k..images.start + k + 1;
+                    ModelCall { images, sample, ..call.clone() }
+                };
+                let pixels = len / model.latents.channels;
+                let (n, block) = (images.len(), pixels * together.channels);
+                for k in 0..n {
+                    let alone = session.predict(&request, &one(k, call)).unwrap();
+                    assert_eq!(alone.values[..block], together.values[k * block..][..block]);
+                    assert_eq!(alone.values[block..], together.values[(n + k) * block..][..block]);
+                }
+                let guided = |i: usize| {
+                    let at = i / model.latents.channels * together.channels + i % model.latents.channels;
+                    let [with, without] = [at, n * block + at].map(|at| f64::from(together.values[at]));
+                    without + 4.0 * (with - without)
+                };
+                let old = states.clone();
+                for i in 0..images.len() * len {
+                    let (s, m) = (old[0][i], guided(i));
+                    let x0 = f64::from(row.x0[0]) * s + f64::from(row.x0[1]) * m;
+                    let x0 = row.clamp.map_or(x0, |c| x0.clamp(-f64::from(c), f64::from(c)));
+                    for (to, next) in states.iter_mut().zip(&row.next) {
+                        let kept: f64 = (0..7).map(|j| f64::from(next[j]) * old[j][i]).sum();
+                        to[i] = kept + f64::from(next[7]) * m + f64::from(next[8]) * x0;
+                    }
+                }
+            }
+            let last = &latents[images.start * len..images.end * len];
+            let far = last.iter().zip(&states[0]).map(|(&a, b)| (f64::from(a) - b).abs()).fold(0.0, f64::max);
+            assert!(far < 2e-3, "{sampler:?}: {far}");
+        }
+    }
+}
+
+#[test]
+fn calls_that_fit_no_request_are_refused() {
+    let packed = letters();
+    let model = Model::new(&packed).unwrap();
+    let cpu = Cpu::best();
+    let mut session = Session::new(&model, &cpu);
+    let request = request(&model, &[3, 9]);
+    let mut job = session.job(request.clone()).unwrap();
+    job.next().unwrap();
+    let call = job.upcoming().unwrap().unwrap();
+    for wrong in [
+        ModelCall { images: 1..3, ..call.clone() },
+        ModelCall { images: 0..0, ..call.clone() },
+        ModelCall { sample: call.sample[1..].to_vec(), ..call.clone() },
+        ModelCall { role: Role::Refiner, ..call },
+    ] {
+        assert_eq!(session.predict(&request, &wrong).unwrap_err().kind(), ErrorKind::Request);
     }
 }
