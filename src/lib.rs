@@ -72,7 +72,6 @@
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, clippy::undocumented_unsafe_blocks)]
 
 pub mod error;
-mod hoist;
 pub mod image;
 pub mod infotext;
 mod letters;
@@ -89,7 +88,7 @@ pub use pipeline::{Event, Job, Output, Plans, Preview, Prompts, Request, Session
 pub use raw::backend::cpu::{Cpu, Tier};
 pub use raw::format::Packed;
 // Inside the crate the workshop has no door.
-use raw::{backend, codec, exec, format, mmap, plan, program, rng, step, text, whole_file};
+use raw::{backend, codec, exec, format, hoist, mmap, plan, program, rng, step, text, whole_file};
 
 /// Opens the packed file at `path`: maps it in a program that called [`raw::mmap::guard`], reads a copy otherwise, which
 /// costs its size in memory.

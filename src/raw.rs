@@ -4,7 +4,7 @@
 //! * [`format`](mod@format) the `.aqt` file: its specification, reader, verifier and writer; [`mmap`] maps it,
 //!   [`whole_file`] writes it
 //! * [`codec`] the one weight codec: code -> codebook -> scale
-//! * [`program`] ops, shapes, rates; [`plan`] memory; [`exec`] the executor
+//! * [`program`] ops, shapes; [`hoist`] how often each must run; [`plan`] memory; [`exec`] the executor
 //! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX2 and portable code; [`backend::cuda`] CUDA devices
 //! * [`text`] prompts to tokens and weights; [`rng`] torch's and our own noise; [`step`] the places of a sampling run
 
@@ -16,6 +16,8 @@ pub mod codec;
 pub mod exec;
 #[path = "format/mod.rs"]
 pub mod format;
+#[path = "hoist.rs"]
+pub mod hoist;
 #[path = "mmap/mod.rs"]
 pub mod mmap;
 #[path = "plan/mod.rs"]

@@ -271,8 +271,31 @@ pub struct QuantizationMeta {
     /// `int8` if the denoisers' attentions between integer layers work in 8-bit codes; none if all work in floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<String>,
+    /// What was known of the layers' inputs when codes were chosen; none if nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationMeta>,
     /// One entry per quantizable layer.
     pub layers: Vec<LayerMeta>,
+}
+
+/// A run of the model in floats, in which the inputs of its layers were looked at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationMeta {
+    /// Images.
+    pub images: u64,
+    /// Calls of each that were looked at, counted from 0.
+    pub calls: Vec<u64>,
+    /// Calls of a run.
+    pub of_calls: u64,
+    /// The sampler's name.
+    pub sampler: String,
+    /// Guidance scale.
+    pub guidance_scale: f32,
+    /// Seed.
+    pub seed: u64,
+    /// xxh3-128 of the file of statistics, hexadecimal.
+    pub xxh3: String,
 }
 
 /// One layer's quantization.
@@ -296,6 +319,14 @@ pub struct LayerMeta {
     pub error: f64,
     /// The same for exact centroids, before they became 8-bit table entries.
     pub exact_error: f64,
+    /// `tr(dW H dW^T) / tr(W H W^T)`, `H` the second moments of the layer's inputs in the calibration: the squared error of
+    /// its output over the output's square, `dW x` being what is left when its mean is in the bias. None where the
+    /// calibration knows no inputs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_error: Option<f64>,
+    /// The same if every weight had been rounded to the nearest level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest_output_error: Option<f64>,
     /// Bytes in the file, codebooks and scales included.
     pub bytes: u64,
 }

@@ -322,6 +322,7 @@ pub(super) fn report<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
     let tensors: BTreeMap<&str, _> = packed.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
     for layer in &quantization.layers {
         let LayerMeta { name, method, activation_bits, error, exact_error, bytes, .. } = layer;
+        let LayerMeta { output_error, nearest_output_error, .. } = layer;
         let Some(tensor) = tensors.get(format!("{name}.weight").as_str()) else {
             return wrong("layers", "a tensor for each", format!("{name:?}"));
         };
@@ -336,8 +337,9 @@ pub(super) fn report<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
             return wrong(&format!("layer {name}"), expected, format!("{method} of {bytes}"));
         }
         let finite = |x: f64| x.is_finite() && x >= 0.0;
-        if !matches!(activation_bits, 6 | 8 | 32) || !finite(*error) || !finite(*exact_error) {
-            let got = format!("{activation_bits} bits, errors {error} and {exact_error}");
+        let mut errors = [Some(*error), Some(*exact_error), *output_error, *nearest_output_error].into_iter().flatten();
+        if !matches!(activation_bits, 6 | 8 | 32) || !errors.all(finite) {
+            let got = format!("{activation_bits} bits, errors {error}, {exact_error}, {output_error:?}");
             return wrong(&format!("layer {name}"), "6, 8 or 32 bits of activations, errors of at least 0", got);
         }
     }

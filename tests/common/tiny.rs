@@ -6,7 +6,7 @@
 
 use aquatint::raw::codec::layout::pack;
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
-use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta, SourceMeta};
+use aquatint::raw::format::meta::{CalibrationMeta, LayerMeta, PipelineMeta, QuantizationMeta, SourceMeta};
 use aquatint::raw::format::{Meta, TensorKind, TensorSpec, Writer};
 use aquatint::raw::program::{
     Act, Add, Attention, Columns, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GroupNorm, Input, InputKind,
@@ -378,6 +378,8 @@ pub fn meta() -> Meta {
         activation_bits: 8,
         error: 0.125,
         exact_error: 0.0625,
+        output_error: Some(0.03125),
+        nearest_output_error: Some(0.0625),
         bytes: 1024,
     };
     Meta {
@@ -404,6 +406,15 @@ pub fn meta() -> Meta {
             config: "w4a8".into(),
             average_bits: 4.5,
             attention: None,
+            calibration: Some(CalibrationMeta {
+                images: 2,
+                calls: vec![0, 3],
+                of_calls: 4,
+                sampler: "ddim".into(),
+                guidance_scale: 1.5,
+                seed: 1,
+                xxh3: "0a".repeat(16),
+            }),
             layers: vec![layer],
         },
         sources: vec![SourceMeta { file: "transformer.safetensors".into(), bytes: 7, xxh3: "0f".repeat(16) }],

@@ -4,8 +4,9 @@ use super::table::{Table, bytes, percent};
 use super::{say, say_json, say_line};
 use crate::error::Result;
 use aquatint::Model;
-use aquatint::raw::format::meta::{LayerMeta, Step};
+use aquatint::raw::format::meta::{CalibrationMeta, LayerMeta, Step};
 use aquatint::raw::format::{Meta, Packed};
+use aquatint::raw::whole_file::check_target;
 use serde_json::json;
 use std::path::Path;
 
@@ -16,8 +17,16 @@ pub(super) fn verify(file: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn inspect(file: &Path, as_json: bool) -> Result<()> {
+pub(super) fn inspect(file: &Path, as_json: bool, page: Option<&Path>) -> Result<()> {
+    if let Some(page) = page {
+        check_target(page, &[file])?;
+    }
     let packed = Packed::open(file)?;
+    if let Some(page) = page {
+        super::page::write(&packed, page)?;
+        say_line(page.display());
+        return Ok(());
+    }
     if as_json {
         return print_json(&packed);
     }
@@ -73,6 +82,9 @@ fn print_model<D: AsRef<[u8]>>(packed: &Packed<D>, file: &Path) {
     if let Some(attention) = &meta.quantization.attention {
         say_line(format!("attention {attention}"));
     }
+    if let Some(calibration) = &meta.quantization.calibration {
+        say_line(format!("calibrated on {}", calibrated_on(calibration)));
+    }
     for program in packed.programs() {
         say_line(format!("program   {}, {} nodes", program.role.name(), program.nodes.len()));
     }
@@ -82,12 +94,15 @@ fn print_model<D: AsRef<[u8]>>(packed: &Packed<D>, file: &Path) {
 }
 
 fn print_layers(meta: &Meta) {
-    let mut layers = Table::new(["layer", "method", "act", "error", "exact", "bytes", "decided by"]);
+    let mut layers =
+        Table::new(["layer", "method", "act", "error", "exact", "outputs", "nearest", "bytes", "decided by"]);
     for l in &meta.quantization.layers {
         let act = if l.activation_bits == 32 { "-".into() } else { l.activation_bits.to_string() };
-        let errors = [percent(l.error), percent(l.exact_error)];
-        let [error, exact] = errors;
-        layers.row([l.name.clone(), l.method.clone(), act, error, exact, l.bytes.to_string(), decided_by(l)]);
+        let share = |error: Option<f64>| error.map_or_else(|| "-".into(), percent);
+        let [error, exact] = [percent(l.error), percent(l.exact_error)];
+        let [output, nearest] = [share(l.output_error), share(l.nearest_output_error)];
+        let (name, method) = (l.name.clone(), l.method.clone());
+        layers.row([name, method, act, error, exact, output, nearest, l.bytes.to_string(), decided_by(l)]);
     }
     say(layers);
     for l in &meta.quantization.layers {
@@ -107,6 +122,13 @@ fn print_tensors<D: AsRef<[u8]>>(packed: &Packed<D>) {
         tensors.row([t.name.clone(), format!("{:?}", t.dims), t.kind.name(), t.bytes.to_string(), steps]);
     }
     say(tensors);
+}
+
+/// What the calibration was made of, in words.
+pub(super) fn calibrated_on(meta: &CalibrationMeta) -> String {
+    let CalibrationMeta { images, calls, of_calls, sampler, guidance_scale, seed, .. } = meta;
+    let calls = calls.len();
+    format!("{images} images at {calls} of {of_calls} calls, {sampler}, guidance {guidance_scale}, seed {seed}")
 }
 
 /// What decided about a layer, as tables show it.

@@ -2,6 +2,7 @@
 
 mod inspect;
 mod pack;
+mod page;
 mod table;
 
 use crate::error::Result;
@@ -100,6 +101,9 @@ enum Command {
         /// Print everything as JSON, programs included.
         #[arg(long)]
         json: bool,
+        /// Write a page that shows layers, bits, errors and sizes, instead of printing.
+        #[arg(long, value_name = "PAGE.html", conflicts_with = "json")]
+        html: Option<PathBuf>,
     },
     /// Check every byte of a packed file.
     Verify {
@@ -164,7 +168,7 @@ pub fn main() -> ExitCode {
     // clap itself exits with 2 on wrong arguments.
     let cli = Cli::parse();
     let done = guard().and_then(|()| threads()).and_then(|()| match (cli.command, cli.pack) {
-        (Some(Command::Inspect { file, json }), _) => inspect::inspect(&file, json),
+        (Some(Command::Inspect { file, json, html }), _) => inspect::inspect(&file, json, html.as_deref()),
         (Some(Command::Verify { file }), _) => inspect::verify(&file),
         (Some(Command::Unpack { file, output, component, dtype }), _) => {
             unpack::unpack(&file, &output, component.as_deref(), dtype.into())

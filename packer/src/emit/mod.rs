@@ -109,7 +109,8 @@ impl Packing {
             text: options.text_q_config.as_deref(),
             activation_bits: options.activation_bits,
         };
-        let recipe = Recipe::new(&self.weights, requests)?;
+        let sites = pass::sites(&self.programs, self.weights.len());
+        let recipe = Recipe::new(&self.weights, &sites, requests)?;
         let attentions = self.use_codes(&recipe)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
@@ -134,6 +135,7 @@ impl Packing {
                 config: recipe.config,
                 average_bits,
                 attention: (attentions > 0).then(|| "int8".into()),
+                calibration: None,
                 layers: layers.iter().map(|line| line.meta.clone()).collect(),
             },
             sources: sources.iter().map(|s| s.meta.clone()).collect(),
@@ -235,6 +237,8 @@ fn line(weight: &Weight, decision: &Decision, stored: &Stored, weights: u64) -> 
         activation_bits: treatment.activation_bits.unwrap_or(32),
         error: stored.error,
         exact_error: stored.exact_error,
+        output_error: None,
+        nearest_output_error: None,
         bytes: stored.bytes.len() as u64,
     };
     LayerLine { meta, bits: treatment.store.bits(), weights }

@@ -43,7 +43,7 @@ pub(super) fn store(name: &str, weight: &Elements, treatment: Treatment) -> Resu
         Store::Codes(method, bits) => {
             let (rows, cols) = (dims[0], dims[1..].iter().product());
             let Measured { matrix, error, exact_error } =
-                quantize_measured(values, rows, cols, method, bits, treatment.codebook());
+                quantize_measured(values, rows, cols, method, bits, treatment.codebook);
             let (layout, bytes) = layout::pack(&matrix, taps(dims));
             let made = TensorKind::Codes { bits, grain: layout.grain, int8: layout.int8 };
             assert_eq!(made, kind, "{name}: the shape rules were told otherwise");

@@ -1,6 +1,6 @@
 //! Passes over programs and weights. They see ops and tensors' attributes, never a model.
 //!
-//! The passes here give integer layers their codes and need programs only. A pass that reworks weights (smoothing, a
+//! [`sites`] tells where weights are used. The passes here give integer layers their codes and need programs only. A pass that reworks weights (smoothing, a
 //! rotation, a split) takes the [`Weights`](crate::weight::Weights) beside the program and runs before them, between
 //! [`Packing::open`](crate::emit::Packing::open) and [`Packing::write`](crate::emit::Packing::write), while every value is
 //! still a float. It appends steps that cancel each other, and adds what they need with
@@ -9,7 +9,9 @@
 mod assign;
 mod attend;
 mod fuse;
+mod sites;
 
 pub use assign::assign;
 pub use attend::attend_in_codes;
 pub use fuse::fuse;
+pub use sites::{End, Site, product, sites};

@@ -4,24 +4,34 @@
 //!
 //! * a convolution whose channels are not a multiple of 4 cannot take integer activations and keeps float ones;
 //! * a layer with at most [`FEW_INPUTS`] inputs per output costs next to nothing and loses most, so a default or SPEC
-//!   leaves it at f16. An entry that names it is honoured.
+//!   leaves it at f16;
+//! * so do the layers at the ends of a network, which get 8 bits: at the letters' DiT the last one has 0.2 % of the
+//!   weights and makes half of the error of 3 bits;
+//! * what depends on the timestep and on no latents is worked out before the step loop, so a default or SPEC leaves its
+//!   activations floats.
+//!
+//! An entry that names a layer is honoured in all of these.
 //!
 //! Weights that belong to no layer are plain: biases and norm parameters f32, tables as the component's floats. A
 //! configuration's floats are f32 if its default is, or if it has none and makes every layer f32; else they are f16.
 
+mod decide;
+#[cfg(test)]
+mod tests;
+
 use crate::config::{self, Activations, Choice, Decider, QConfig};
 use crate::error::{Error, Result};
 use crate::lower::Part;
+use crate::pass::Site;
 use crate::quantize::{CodebookType, Method};
-use crate::weight::{Storage, Weight, Weights};
+use crate::weight::{Storage, Weights};
 use aquatint::raw::codec::Bits;
 use aquatint::raw::format::TensorKind;
 use aquatint::raw::program::shape::TensorType;
+use decide::decide;
 
 /// Layers with no more inputs per output than this are not quantized unless they are named.
 pub const FEW_INPUTS: usize = 64;
-/// Integer convolutions take their channels in groups of this size.
-const CHANNEL_GROUP: usize = 4;
 
 /// How a weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,16 +71,13 @@ pub struct Treatment {
     pub store: Store,
     /// Width of the codes that multiply it; `None` for floats.
     pub activation_bits: Option<u8>,
+    /// The codebooks that codes get; integers where integers multiply them.
+    pub codebook: CodebookType,
 }
 
 impl Treatment {
     const fn plain(store: Store) -> Self {
-        Treatment { store, activation_bits: None }
-    }
-
-    /// The codebooks that codes get: integers where integers multiply them.
-    pub fn codebook(self) -> CodebookType {
-        if self.activation_bits.is_some() { CodebookType::Int8 } else { CodebookType::F16 }
+        Treatment { store, activation_bits: None, codebook: CodebookType::F16 }
     }
 
     /// How the weight lies in the file.
@@ -79,7 +86,7 @@ impl Treatment {
             Store::F32 => TensorKind::F32,
             Store::F16 => TensorKind::F16,
             Store::Codes(method, bits) => {
-                let (grain, codebook) = self.codebook().of_result(method, bits);
+                let (grain, codebook) = self.codebook.of_result(method, bits);
                 TensorKind::Codes { bits, grain, int8: codebook == CodebookType::Int8 }
             }
         }
@@ -126,13 +133,13 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Decides for all `weights` what `requests` asks for. Where it asks for nothing, denoisers are f16, and the rest is
+    /// Decides for all `weights`, which stand at `sites`, what `requests` asks for. Where it asks for nothing, denoisers are f16, and the rest is
     /// f32 or f16 as the denoisers' floats are. Components of one part share its configuration: an entry that names
     /// a layer holds for the layers of that name in all of them.
     ///
     /// # Errors
     /// [`Error::Config`]: whatever is wrong with a configuration, layers that it names and the model lacks included.
-    pub fn new(weights: &Weights, requests: Requests) -> Result<Self> {
+    pub fn new(weights: &Weights, sites: &[Site], requests: Requests) -> Result<Self> {
         let mut recipe = Recipe { decisions: vec![Decision::plain(Store::F32); weights.len()], config: String::new() };
         let mut floats = Store::F16;
         let mut words = Vec::new();
@@ -151,9 +158,9 @@ impl Recipe {
                 }
                 (Some(component), config) => {
                     let plain = bits.map(|_| recipe.clone());
-                    let own = recipe.part(weights, (part, component), (config, bits), floats)?;
+                    let own = recipe.part((weights, sites), (part, component), (config, bits), floats)?;
                     if let Some(mut plain) = plain {
-                        plain.part(weights, (part, component), (config, None), floats)?;
+                        plain.part((weights, sites), (part, component), (config, None), floats)?;
                         if plain.decisions == recipe.decisions {
                             let expected = "a configuration with layers that it changes, or it has no effect";
                             return Err(
@@ -182,7 +189,7 @@ impl Recipe {
     /// configuration `arg` says, or as `floats` without one.
     fn part(
         &mut self,
-        weights: &Weights,
+        (weights, sites): (&Weights, &[Site]),
         (part, component): (Part, &'static str),
         (arg, activation_bits): (Option<&str>, Option<u8>),
         floats: Store,
@@ -209,7 +216,7 @@ impl Recipe {
             self.decisions[i] = Decision::plain(if weight.storage == Storage::Vector { Store::F32 } else { floats });
         }
         for ((i, weight), choice) in layers.into_iter().zip(choices) {
-            self.decisions[i] = decide(weight, choice);
+            self.decisions[i] = decide(weight, sites[i], choice);
         }
         Ok(floats)
     }
@@ -224,171 +231,7 @@ fn floats_of(config: &QConfig, choices: &[Choice]) -> Store {
     if is_f32 { Store::F32 } else { Store::F16 }
 }
 
-/// The decision about a layer for which the configuration makes `choice`.
-fn decide(weight: &Weight, choice: Choice) -> Decision {
-    let Choice { spec, by } = choice;
-    let named = matches!(by, Decider::Entry(_));
-    let with = |treatment, note| Decision { treatment, by: Some(by), note };
-    let (method, bits) = match spec.weights {
-        config::Weights::F32 => return with(Treatment::plain(Store::F32), None),
-        config::Weights::F16 => return with(Treatment::plain(Store::F16), None),
-        config::Weights::Codes { method, bits } => (method, bits),
-    };
-    let (_, inputs) = weight.matrix();
-    if inputs <= FEW_INPUTS && !named {
-        let note = format!("kept at f16: it has only {inputs} inputs per output, and no entry names it");
-        return with(Treatment::plain(Store::F16), Some(note));
-    }
-    let store = Store::Codes(method, bits);
-    let activation_bits = match spec.activations {
-        Activations::Float => None,
-        Activations::Int(bits) => Some(bits),
-    };
-    let channels = weight.dims().last().copied().unwrap_or(0);
-    if activation_bits.is_some() && weight.storage == Storage::Conv && !channels.is_multiple_of(CHANNEL_GROUP) {
-        let note = format!("float activations: its {channels} channels are not a multiple of {CHANNEL_GROUP}");
-        return with(Treatment::plain(store), Some(note));
-    }
-    with(Treatment { store, activation_bits }, None)
-}
-
 /// A SPEC as it is; of a path only the last part, so that the packed file does not depend on where the file lay.
 fn file_name(arg: &str) -> String {
     std::path::Path::new(arg).file_name().map_or_else(|| arg.to_owned(), |name| name.to_string_lossy().into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::lower::{DENOISER, VAE};
-
-    fn layer(component: &'static str, name: &str, dims: &[usize], storage: Storage) -> Weight {
-        Weight::of_checkpoint(component, format!("{name}.weight"), dims, storage)
-    }
-
-    fn weights() -> Weights {
-        let mut first = layer(DENOISER, "blocks.0.time", &[96, 128], Storage::Linear);
-        first.copies = vec!["blocks.1.time.weight".into()];
-        let all = [
-            layer(DENOISER, "patch", &[96, 4, 2, 2], Storage::Linear),
-            first,
-            layer(DENOISER, "blocks.0.bias", &[96], Storage::Vector),
-            layer(DENOISER, "table", &[11, 96], Storage::Table),
-            layer(VAE, "conv", &[32, 30, 3, 3], Storage::Conv),
-            layer(VAE, "out", &[32, 32, 3, 3], Storage::Conv),
-        ];
-        all.into_iter().collect()
-    }
-
-    fn by(recipe: &Recipe) -> Vec<String> {
-        let text = |d: &Decision| d.by.as_ref().map_or_else(|| "-".into(), Decider::to_string);
-        recipe.decisions.iter().map(text).collect()
-    }
-
-    /// A configuration file that is removed again.
-    struct File(std::path::PathBuf);
-
-    impl File {
-        fn new(name: &str, text: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("packer-recipe-{}-{name}", std::process::id()));
-            std::fs::write(&path, text).unwrap();
-            File(path)
-        }
-    }
-
-    impl Drop for File {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
-        }
-    }
-
-    #[test]
-    fn a_file_whose_default_is_f32_means_what_the_specification_does() {
-        let spec = recipe(Some("f32"), None).unwrap();
-        for (name, text) in [
-            ("default.toml", "default = 'f32'"),
-            ("every.json", r#"{"*": "f32"}"#),
-            ("names.json", r#"{"patch": "f32", "blocks.0.time": "f32"}"#),
-        ] {
-            let file = File::new(name, text);
-            let r = recipe(file.0.to_str(), None).unwrap();
-            assert_eq!(stores(&r), stores(&spec), "{text}");
-        }
-        // The default says what a part's floats are, whatever entries say; the decoder's own beats the denoiser's.
-        let file = File::new("mixed.toml", "default = 'f32'\n[layers]\n'blocks.*' = 'w4a8'");
-        let r = recipe(file.0.to_str(), None).unwrap();
-        assert_eq!(stores(&r), ["f32/32", "mse-4/8", "f32/32", "f32/32", "f32/32", "f32/32"]);
-        assert_eq!(by(&r), ["default", "`blocks.*`", "-", "-", "-", "-"]);
-        let r = recipe(Some("f16"), file_of(&File::new("vae.toml", "default = 'f32'"))).unwrap();
-        assert_eq!(stores(&r)[3..], ["f16/32", "f32/32", "f32/32"]);
-    }
-
-    fn file_of(file: &File) -> Option<&str> {
-        file.0.to_str()
-    }
-
-    #[test]
-    fn a_decision_says_what_made_it() {
-        let file = File::new("by.toml", "default = 'w4a8'\n[layers]\n'blocks.1.time' = 'w3a8'");
-        let r = recipe(file.0.to_str(), None).unwrap();
-        assert_eq!(stores(&r)[..2], ["f16/32", "mse-3/8"]);
-        assert_eq!(by(&r)[..3], ["default", "`blocks.1.time`", "-"]);
-        assert!(r.decisions[0].note.as_ref().is_some_and(|note| note.contains("only 16 inputs")));
-        assert_eq!(by(&recipe(Some("w4a8"), Some("f16")).unwrap())[4..], ["specification"; 2]);
-    }
-
-    fn recipe(denoiser: Option<&str>, autoencoder: Option<&str>) -> Result<Recipe> {
-        Recipe::new(&weights(), Requests { denoiser, autoencoder, ..Requests::default() })
-    }
-
-    fn stores(recipe: &Recipe) -> Vec<String> {
-        let text = |t: Treatment| format!("{}/{}", t.store.name(), t.activation_bits.unwrap_or(32));
-        recipe.decisions.iter().map(|d| text(d.treatment)).collect()
-    }
-
-    #[test]
-    fn activations_may_be_asked_for_apart() {
-        let requests = Requests { denoiser: Some("w4a16"), autoencoder: Some("w4a16"), ..Requests::default() };
-        let of = |bits| Recipe::new(&weights(), Requests { activation_bits: bits, ..requests }).unwrap();
-        assert_eq!(stores(&of(None))[1..], ["mse-4/32", "f32/32", "f16/32", "mse-4/32", "mse-4/32"]);
-        let six = of(Some(6));
-        assert_eq!(stores(&six)[1..], ["mse-4/6", "f32/32", "f16/32", "mse-4/32", "mse-4/32"]);
-        assert_eq!(six.config, "transformer w4a16 with 6-bit activations, vae w4a16");
-    }
-
-    #[test]
-    fn activations_that_change_nothing_are_refused() {
-        for (config, bits) in [("f16", 8), ("w4a8", 8), ("w4a6", 6)] {
-            let requests = Requests { denoiser: Some(config), activation_bits: Some(bits), ..Requests::default() };
-            let message = Recipe::new(&weights(), requests).unwrap_err().to_string();
-            assert!(message.contains("--quant-act") && message.ends_with(&format!("got {config}")), "{message}");
-        }
-        let requests = Requests { denoiser: Some("w4a8"), activation_bits: Some(6), ..Requests::default() };
-        assert!(Recipe::new(&weights(), requests).is_ok());
-    }
-
-    #[test]
-    fn a_specification_spares_small_layers_and_the_decoder() {
-        let r = recipe(Some("w4a8"), None).unwrap();
-        assert_eq!(stores(&r), ["f16/32", "mse-4/8", "f32/32", "f16/32", "f16/32", "f16/32"]);
-        assert!(r.decisions[0].note.as_ref().unwrap().contains("only 16 inputs"));
-        assert_eq!(r.config, "transformer w4a8, vae f16");
-    }
-
-    #[test]
-    fn floats_reach_every_component() {
-        let r = recipe(Some("f32"), None).unwrap();
-        assert!(stores(&r).iter().all(|s| s == "f32/32"));
-        let r = recipe(None, None).unwrap();
-        assert_eq!(stores(&r), ["f16/32", "f16/32", "f32/32", "f16/32", "f16/32", "f16/32"]);
-        let r = recipe(Some("f32"), Some("f16")).unwrap();
-        assert_eq!(stores(&r)[3..], ["f32/32", "f16/32", "f16/32"]);
-    }
-
-    #[test]
-    fn odd_convolutions_keep_float_activations() {
-        let r = recipe(None, Some("w8a8:kmeans")).unwrap();
-        assert_eq!(stores(&r)[4..], ["kmeans-8/32", "kmeans-8/8"]);
-        assert!(r.decisions[4].note.as_ref().unwrap().contains("30 channels"));
-    }
 }
