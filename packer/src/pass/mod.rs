@@ -8,10 +8,12 @@
 
 mod assign;
 mod attend;
+mod biases;
 mod fuse;
 mod sites;
 
 pub use assign::assign;
 pub use attend::attend_in_codes;
+pub use biases::give_biases;
 pub use fuse::fuse;
 pub use sites::{End, Site, product, sites};

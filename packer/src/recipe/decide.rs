@@ -47,7 +47,9 @@ pub(super) fn decide(weight: &Weight, site: Site, choice: Choice) -> Decision {
     }
     if activation_bits.is_some() && site.hoisted && !named {
         // Its codebooks stay integers: they are half as long, and floats multiply them as well.
-        notes.push("float activations: it depends on the timestep alone, and no step waits for it".into());
+        notes.push(
+            "float activations: it depends on the timestep and no latents, so it is worked out before the steps".into(),
+        );
         activation_bits = None;
     }
     let treatment = Treatment { store: Store::Codes(method, bits), activation_bits, codebook };

@@ -39,7 +39,7 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--ink);font:12px syst
 .grid{stroke:var(--faint)}.near{fill:none;stroke:var(--soft)}
 .key i{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
 table{border-collapse:collapse;width:100%;font-size:13px}td,th{padding:.15rem .5rem;text-align:right;border-bottom:1px solid var(--faint)}
-td:first-child,th:first-child{text-align:left;font-family:ui-monospace,monospace}td.note{text-align:left;color:var(--soft)}
+td:first-child,th:first-child{text-align:left;font-family:ui-monospace,monospace}td.note{font-family:inherit;color:var(--soft);padding-left:1.5rem}
 ";
 
 /// The page as one document.
@@ -104,7 +104,7 @@ fn measures() -> [(&'static str, &'static str, Measure); 2] {
             "Error of the weights",
             "|W - Wq| / |W| of the weights that the runtime uses. Codes chosen for the outputs are farther from the weights \
              than the nearest ones.",
-            |meta, bar| Some(Bar { value: meta.error, beside: None, ..bar }),
+            |meta, bar| (meta.error > 0.0).then_some(Bar { value: meta.error, ..bar }),
         ),
     ]
 }
