@@ -4,7 +4,7 @@
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cuda::Cuda;
 use aquatint::raw::codec::{Bits, Grain};
-use aquatint::raw::program::{Conv2d, ConvStride, Op, Quantize, QuantizeGrain};
+use aquatint::raw::program::{Conv2d, ConvStride, Linear, Op, Quantize, QuantizeGrain};
 use common::cases::{dynamic, linear, rng_of};
 use common::emulated::Emulated;
 use common::{Build, Codec, SAMPLE, inputs, normal, normals, run_on};
@@ -64,6 +64,18 @@ fn judge(name: &str, of: impl Fn(usize) -> Stats, sectors: f64, per_product: f64
     assert!(rest <= per_element, "{name}: {rest} instructions per element");
 }
 
+/// What the integer product does with `bits`-bit weights of 256 outputs and `k` inputs.
+fn integer_product(bits: u32, grain: Grain, identity: bool, bias: bool, k: usize) -> Stats {
+    let (rng, o) = (&mut rng_of("integer"), 256);
+    let mut b = Build::new(k);
+    let codec = Codec { bits: Bits::new(bits).unwrap(), grain, int8: true, identity };
+    let weight = b.codes(&[o, k], &codec.random(rng, o, k, false));
+    let bias = bias.then(|| b.f32(&[o], &normals(rng, o)));
+    let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) }));
+    b.op(Op::Linear(Linear { x: q, weight, bias, ..Linear::default() }));
+    stats(b, k, Element::F16, if identity { "linear_i8_consecutive" } else { "linear_i8_table" })
+}
+
 #[test]
 fn integer_products() {
     for (bits, grain, most) in [
@@ -74,19 +86,29 @@ fn integer_products() {
         (5, Grain::Row, 7.5),
         (8, Grain::Tensor, 5.0),
     ] {
-        let identity = bits == 8;
-        let kernel = if identity { "linear_i8_consecutive" } else { "linear_i8_table" };
-        let run = |k: usize| {
-            let (rng, o) = (&mut rng_of("integer"), 256);
-            let mut b = Build::new(k);
-            let codec = Codec { bits: Bits::new(bits).unwrap(), grain, int8: true, identity };
-            let weight = b.codes(&[o, k], &codec.random(rng, o, k, false));
-            let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) }));
-            b.op(linear(q, weight));
-            stats(b, k, Element::F16, kernel)
-        };
-        judge(&format!("{kernel} w{bits} {grain:?}"), run, 1.5, most, 25.0);
+        let run = |k: usize| integer_product(bits, grain, bits == 8, false, k);
+        judge(&format!("linear_i8 w{bits} {grain:?}"), run, 1.5, most, 25.0);
     }
+}
+
+/// What a packer chooses costs nothing when it is run: one table for all rows as much as one per row, and a bias that takes
+/// up an error no more than none.
+#[test]
+fn methods_of_one_width_cost_alike() {
+    for bits in [2, 3, 4] {
+        let of = |grain, bias| instructions(&integer_product(bits, grain, false, bias, 1152))[0];
+        let plain = of(Grain::Row, false);
+        for (name, grain, bias) in
+            [("one table", Grain::Tensor, false), ("a bias", Grain::Row, true), ("both", Grain::Tensor, true)]
+        {
+            let ratio = of(grain, bias) / plain;
+            println!("w{bits}, {name}: {ratio:.4} of the instructions of a table per row without a bias");
+            assert!((0.9..=1.02).contains(&ratio), "w{bits}, {name}: {ratio}");
+        }
+    }
+    let [table, uniform] =
+        [false, true].map(|identity| instructions(&integer_product(4, Grain::Tensor, identity, false, 1152))[0]);
+    println!("w4: a table takes {:.4} of the instructions of consecutive levels", table / uniform);
 }
 
 /// A 3 x 3 convolution works out where its inputs lie, at each tap.
