@@ -109,15 +109,16 @@ impl Measure {
         self.rows.iter().map(|row| row.mean[2]).collect()
     }
 
-    /// Whether rounding row `r` to the nearest is better, in the objective of the search.
+    /// Whether rounding row `r` to the nearest is better, in the objective of the search, or the search went out of range.
     pub(super) fn nearest_is_better(&self, r: usize) -> bool {
-        self.rows[r].damped[1] < self.rows[r].damped[2]
+        let [_, nearest, result] = self.rows[r].damped;
+        nearest < result || !result.is_finite()
     }
 
     /// The same of all rows together.
     pub(super) fn nearest_is_better_in_all(&self) -> bool {
-        let sum = |form: usize| self.rows.iter().map(|row| row.damped[form]).sum::<f64>();
-        sum(1) < sum(2)
+        let [nearest, result] = [1, 2].map(|form: usize| self.rows.iter().map(|row| row.damped[form]).sum::<f64>());
+        nearest < result || !result.is_finite()
     }
 
     /// Row `r` is now as rounding to the nearest has it.
