@@ -7,7 +7,7 @@ use aquatint::raw::codec::Bits;
 const FORM: &str = "f32, f16, or w<bits>a<bits> with an optional :<method>";
 const VALUE: &str = "f32, f16, <method>-<bits> such as kmeans-4, or w<bits>a<bits>[:<method>]";
 const BITS: &str = "2, 3, 4, 5, 6 or 8";
-const METHOD: &str = "mse (or uaq), kmeans (or kmeans_c), kmeans_all (or kmeans_a)";
+const METHOD: &str = "mse (or uaq), kmeans (or kmeans_c), kmeans_all (or kmeans_a), lloyd (or gauss)";
 const ACTIVATIONS: &str = "6, 8, or 16 for floating point";
 
 fn fault(what: &'static str, expected: &'static str, got: &str) -> SpecFault {

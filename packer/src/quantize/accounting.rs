@@ -10,12 +10,14 @@ pub fn raw_bytes(weights: u64, precision: u64) -> u64 {
 }
 
 /// What a method stores besides the codes, in bits: step and zero point per channel, or a codebook per channel, or one
-/// codebook. Source: quantization.md §1.6 (`overhead_bits`).
+/// codebook; of the fixed table, which the paper does not have, that one codebook and a scale per channel.
+/// Source: quantization.md §1.6 (`overhead_bits`).
 pub fn overhead_bits(rows: u64, method: Method, bits: Bits, precision: u64) -> u64 {
     match method {
         Method::Uaq => 2 * precision * rows,
         Method::KMeansRow => bits.levels() as u64 * precision * rows,
         Method::KMeansTensor => bits.levels() as u64 * precision,
+        Method::Lloyd => (bits.levels() as u64 + rows) * precision,
     }
 }
 
@@ -54,6 +56,7 @@ mod tests {
             assert_eq!((got * digits).round() / digits, expected);
         }
         assert_eq!(overhead_bits(640, Method::KMeansTensor, FOUR, 16), 256);
+        assert_eq!(overhead_bits(640, Method::Lloyd, FOUR, 16), 256 + 640 * 16);
     }
 
     #[test]

@@ -18,6 +18,24 @@ pub(super) fn tensor(weights: &[f32], rows: usize, cols: usize, bits: Bits) -> Q
     encode(weights, rows, cols, bits, |_| all)
 }
 
+/// Scale and offset of the map of a range onto -128..127, the scale positive; of a single value, entry 0 is that.
+pub(super) fn map((min, max): (f32, f32)) -> (f32, f32) {
+    match step(min, max) {
+        0.0 if min == 0.0 => (1.0, 0.0),
+        0.0 => (min.abs(), min.signum()),
+        step => (step, offset_of(min, step)),
+    }
+}
+
+fn step(min: f32, max: f32) -> f32 {
+    // f64: the range of two f32 may exceed f32.
+    ((f64::from(max) - f64::from(min)) / 255.0) as f32
+}
+
+fn offset_of(min: f32, step: f32) -> f32 {
+    (f64::from(min) / f64::from(step) + 128.0) as f32
+}
+
 fn encode(
     weights: &[f32],
     rows: usize,
@@ -30,15 +48,14 @@ fn encode(
     (codes.par_chunks_mut(cols), weights.par_chunks(cols), &mut scale, &mut offset).into_par_iter().for_each(
         |(codes, row, scale, offset)| {
             let (min, max) = range(row);
-            // f64: the range of two f32 may exceed f32.
-            let step = ((f64::from(max) - f64::from(min)) / 255.0) as f32;
+            let step = step(min, max);
             if step == 0.0 {
                 // Entry 0 of the table.
                 codes.fill(128);
                 (*scale, *offset) = constant(min);
                 return;
             }
-            (*scale, *offset) = (step, (f64::from(min) / f64::from(step) + 128.0) as f32);
+            (*scale, *offset) = (step, offset_of(min, step));
             for (code, &v) in codes.iter_mut().zip(row) {
                 let q = (f64::from(v) - f64::from(min)) / f64::from(step);
                 *code = q.round_ties_even().clamp(0.0, 255.0) as u8;

@@ -6,7 +6,8 @@
 //! O(k n log n) (Grønlund et al., "Fast exact k-means, k-medians and Bregman divergence clustering in 1D", 2017).
 //!
 //! Minimising squared error is maximising the sum over runs of (sum of values)^2 / (number of values), so two prefix
-//! sums suffice. They are f64 and centred on the median, which keeps cancellation small even with outliers.
+//! sums suffice. They are f64 and centred on the median, which keeps cancellation small even with outliers. With weights
+//! the sums are weighted, and nothing else changes: the cost keeps the Monge property.
 //!
 //! Above [`EXACT`] cells (whole tensors) the values are first gathered into fine bins, each kept as its count and sum,
 //! and the same program runs on the bins. A cut inside a bin is missed by less than a bin, which costs its square;
@@ -27,9 +28,9 @@ const BINS: usize = ((0x7f80_0000 - 0x3f80_0000) >> (23 - BIN_BITS)) + 1;
 /// Clusters in ascending order: at most the number asked for, at least one.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Clusters {
-    /// The mean of each cluster, ascending.
+    /// The (weighted) mean of each cluster, ascending.
     pub(super) centroids: Vec<f64>,
-    /// Number of values in each.
+    /// Number of values in each, or the sum of their weights.
     pub(super) counts: Vec<f64>,
 }
 
@@ -37,12 +38,15 @@ pub(super) struct Clusters {
 #[derive(Default)]
 pub(super) struct Scratch {
     sorted: Vec<i32>,
+    /// Values as integers that sort alike, above the weight's index.
+    pairs: Vec<u64>,
     atoms: Atoms,
     layer: [Vec<f64>; 2],
     starts: Vec<u32>,
 }
 
-/// Distinct values (or bins) in ascending order, as prefix sums with a leading 0.
+/// Distinct values (or bins) in ascending order, as prefix sums with a leading 0. Where values have weights, the sum is
+/// of weighted values and the number is the sum of weights.
 #[derive(Default)]
 struct Atoms {
     center: f64,
@@ -61,10 +65,13 @@ impl Atoms {
         }
     }
 
+    /// Appends an atom, unless its weight vanishes beside what stands before it.
     fn push(&mut self, sum: f64, count: f64) {
         let n = self.len();
-        self.sum.push(self.sum[n] + sum);
-        self.count.push(self.count[n] + count);
+        if self.count[n] + count > self.count[n] {
+            self.sum.push(self.sum[n] + sum);
+            self.count.push(self.count[n] + count);
+        }
     }
 
     fn len(&self) -> usize {
@@ -95,14 +102,66 @@ fn exact(values: &[f32], k: usize, scratch: &mut Scratch) -> Clusters {
     program(k, scratch)
 }
 
+/// The best clustering of `values` (not empty, finite) into at most `k` clusters where value i has the weight
+/// `weights[i % weights.len()]`: the columns of a row, or of all rows of a matrix.
+///
+/// Weights are finite and not negative, and one at least is positive; values without weight do not count. Weights that
+/// are integers give what values repeated as often give, bit for bit where no bins are used.
+pub(super) fn cluster_weighted(values: &[f32], weights: &[f64], k: usize, scratch: &mut Scratch) -> Clusters {
+    debug_assert_eq!(values.len() % weights.len(), 0);
+    if values.len().saturating_mul(k) <= EXACT {
+        gather_weighted(values, weights, scratch);
+        program(k, scratch)
+    } else {
+        fill_bins(values, weights.iter().copied().cycle(), scratch);
+        if scratch.atoms.len() < FEW_BINS * k {
+            gather_weighted(values, weights, scratch);
+        }
+        coarse_program(k, scratch)
+    }
+}
+
+/// An integer that sorts as the float does, and the float of it; sorting integers is branch-free.
+fn key(value: f32) -> i32 {
+    flip((value + 0.0).to_bits() as i32)
+}
+
+fn value(key: i32) -> f64 {
+    f64::from(f32::from_bits(flip(key) as u32))
+}
+
+fn flip(b: i32) -> i32 {
+    b ^ (((b >> 31) as u32) >> 1) as i32
+}
+
+/// Makes an atom of every distinct value that has weight.
+fn gather_weighted(values: &[f32], weights: &[f64], scratch: &mut Scratch) {
+    let weight = |pair: u64| weights[pair as u32 as usize];
+    // The sign bit of the key is turned over: pairs are unsigned.
+    let pair = |(i, &v): (usize, &f32)| u64::from(key(v) as u32 ^ 1 << 31) << 32 | (i % weights.len()) as u64;
+    let value = |pair: u64| value(((pair >> 32) as u32 ^ 1 << 31) as i32);
+    scratch.pairs.clear();
+    scratch.pairs.extend(values.iter().enumerate().map(pair).filter(|&pair| weight(pair) > 0.0));
+    scratch.pairs.sort_unstable();
+    let half = scratch.pairs.iter().map(|&pair| weight(pair)).sum::<f64>() / 2.0;
+    let mut below = 0.0;
+    let median = scratch.pairs.iter().find(|&&pair| {
+        below += weight(pair);
+        below > half
+    });
+    let center = median.or(scratch.pairs.last()).map_or(0.0, |&pair| value(pair));
+    scratch.atoms.clear(center);
+    for run in scratch.pairs.chunk_by(|a, b| a >> 32 == b >> 32) {
+        let count = run.iter().map(|&pair| weight(pair)).sum();
+        scratch.atoms.push((value(run[0]) - center) * count, count);
+    }
+}
+
 /// Makes an atom of every distinct value.
 fn gather(values: &[f32], scratch: &mut Scratch) {
-    // Integers that sort as the floats do; sorting them is branch-free.
-    let flip = |b: i32| b ^ (((b >> 31) as u32) >> 1) as i32;
     scratch.sorted.clear();
-    scratch.sorted.extend(values.iter().map(|v| flip((v + 0.0).to_bits() as i32)));
+    scratch.sorted.extend(values.iter().map(|&v| key(v)));
     scratch.sorted.sort_unstable();
-    let value = |key: i32| f64::from(f32::from_bits(flip(key) as u32));
     let center = value(scratch.sorted[scratch.sorted.len() / 2]);
     scratch.atoms.clear(center);
     for run in scratch.sorted.chunk_by(|a, b| a == b) {
@@ -113,18 +172,28 @@ fn gather(values: &[f32], scratch: &mut Scratch) {
 
 /// [`cluster`] by binning.
 fn binned(values: &[f32], k: usize, scratch: &mut Scratch) -> Clusters {
+    fill_bins(values, std::iter::repeat(1.0), scratch);
+    if scratch.atoms.len() < FEW_BINS * k {
+        // A few narrow spikes, or few values: bins cannot tell them apart, so sort after all.
+        gather(values, scratch);
+    }
+    coarse_program(k, scratch)
+}
+
+/// Makes an atom of every bin that holds weight.
+fn fill_bins(values: &[f32], weights: impl Iterator<Item = f64>, scratch: &mut Scratch) {
     let (median, spread) = location(values);
     let mut bins = vec![(0f64, 0f64); 2 * BINS];
     let per_spread = (1.0 / spread) as f32;
-    for &v in values {
+    for (&v, weight) in values.iter().zip(weights) {
         let distance = v - median;
         // Adding 1 makes bins equally wide up to one spread, then relative to the distance: fine where the values
         // are, and never too many.
         let octave = ((distance * per_spread).abs() + 1.0).to_bits().min(0x7f80_0000) - 0x3f80_0000;
         let bin = (octave >> (23 - BIN_BITS)) as usize;
         let bin = &mut bins[if distance < 0.0 { BINS - 1 - bin } else { BINS + bin }];
-        bin.0 += f64::from(v) - f64::from(median);
-        bin.1 += 1.0;
+        bin.0 += (f64::from(v) - f64::from(median)) * weight;
+        bin.1 += weight;
     }
     scratch.atoms.clear(f64::from(median));
     for (sum, count) in bins {
@@ -132,10 +201,10 @@ fn binned(values: &[f32], k: usize, scratch: &mut Scratch) -> Clusters {
             scratch.atoms.push(sum, count);
         }
     }
-    if scratch.atoms.len() < FEW_BINS * k {
-        // A few narrow spikes, or few values: bins cannot tell them apart, so sort after all.
-        gather(values, scratch);
-    }
+}
+
+/// The program over atoms that are joined until they are few enough.
+fn coarse_program(k: usize, scratch: &mut Scratch) -> Clusters {
     while scratch.atoms.len() * k > BINNED {
         scratch.atoms.halve();
     }
@@ -375,6 +444,106 @@ mod tests {
     fn binning_keeps_few_distinct_values_exact() {
         let values: Vec<f32> = (0..100_000).map(|i| ((i * 7919) % 13) as f32 * 0.037 - 0.2).collect();
         assert!(sse(&values, &cluster(&values, 16, &mut Scratch::default())) < 1e-12);
+    }
+
+    fn weighted_sse(values: &[f32], weights: &[f64], clusters: &Clusters) -> f64 {
+        let nearest = |v: f32| clusters.centroids.iter().map(|c| (c - f64::from(v)).powi(2)).fold(f64::MAX, f64::min);
+        values.iter().zip(weights).map(|(&v, w)| w * nearest(v)).sum()
+    }
+
+    #[test]
+    fn weighted_clusters_are_the_best_of_all_ways_to_cut() {
+        for n in 1..=9usize {
+            for seed in 0..20 {
+                let values = random(n, seed);
+                let weights: Vec<f64> = random(n, seed + 99).iter().map(|v| f64::from(*v * 40.0).exp()).collect();
+                let mut order: Vec<usize> = (0..n).collect();
+                order.sort_by(|&i, &j| values[i].total_cmp(&values[j]));
+                for k in 1..=4usize.min(n) {
+                    // Every set of k - 1 cuts among the n - 1 places between neighbours.
+                    let mut best = f64::INFINITY;
+                    for cuts in (0u32..1 << (n - 1)).filter(|c| c.count_ones() as usize == k - 1) {
+                        let (mut cost, mut first) = (0.0, 0);
+                        for last in 0..n {
+                            if last + 1 < n && cuts >> last & 1 == 0 {
+                                continue;
+                            }
+                            let run = &order[first..=last];
+                            let total: f64 = run.iter().map(|&i| weights[i]).sum();
+                            let mean = run.iter().map(|&i| weights[i] * f64::from(values[i])).sum::<f64>() / total;
+                            cost +=
+                                run.iter().map(|&i| weights[i] * (f64::from(values[i]) - mean).powi(2)).sum::<f64>();
+                            first = last + 1;
+                        }
+                        best = best.min(cost);
+                    }
+                    let clusters = cluster_weighted(&values, &weights, k, &mut Scratch::default());
+                    let got = weighted_sse(&values, &weights, &clusters);
+                    assert!((got - best).abs() <= 1e-9 * best + 1e-15, "n {n} k {k}: {got:e}, expected {best:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn integer_weights_are_repetitions_bit_for_bit() {
+        for (n, seed) in [(1, 1), (2, 2), (7, 3), (60, 4), (301, 5)] {
+            // Some values twice, and some without any weight.
+            let values: Vec<f32> = random(n, seed).iter().map(|v| (v * 400.0).round() / 400.0).collect();
+            let times = |i: usize| (i * 7 + seed as usize) % 4 + usize::from(i == 0);
+            let weights: Vec<f64> = (0..n).map(|i| times(i) as f64).collect();
+            let repeated: Vec<f32> = (0..n).flat_map(|i| std::iter::repeat_n(values[i], times(i))).collect();
+            for k in [1, 2, 4, 16] {
+                let expected = cluster(&repeated, k, &mut Scratch::default());
+                assert_eq!(cluster_weighted(&values, &weights, k, &mut Scratch::default()), expected, "{n} {k}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_of_columns_count_in_every_row() {
+        let (values, weights) = (random(60, 8), [0.5, 3.0, 0.0, 1.25, 9.0]);
+        let all: Vec<f64> = weights.iter().copied().cycle().take(60).collect();
+        let got = cluster_weighted(&values, &weights, 8, &mut Scratch::default());
+        assert_eq!(got, cluster_weighted(&values, &all, 8, &mut Scratch::default()));
+        assert_ne!(got, cluster(&values, 8, &mut Scratch::default()));
+    }
+
+    #[test]
+    fn binning_with_weights_stays_close_to_the_exact_optimum() {
+        let values = random(30_000, 12);
+        let weights: Vec<f64> = random(300, 13).iter().map(|v| f64::from(*v * 60.0).exp()).collect();
+        let all: Vec<f64> = weights.iter().copied().cycle().take(values.len()).collect();
+        for k in [4, 16, 256] {
+            let mut scratch = Scratch::default();
+            gather_weighted(&values, &weights, &mut scratch);
+            let best = weighted_sse(&values, &all, &program(k, &mut scratch));
+            fill_bins(&values, all.iter().copied(), &mut scratch);
+            let got = weighted_sse(&values, &all, &coarse_program(k, &mut scratch));
+            let limit = if k <= 16 { 1e-5 } else { 1e-3 };
+            assert!(got >= best * (1.0 - 1e-9) && got <= best * (1.0 + limit), "{k}: {got:e}, exact {best:e}");
+        }
+    }
+
+    #[test]
+    fn weighted_clusters_are_never_worse_than_twenty_starts_of_scikit_learn() {
+        let bytes = include_bytes!("../../tests/fixtures/feedback.safetensors");
+        let fixture = safetensors::SafeTensors::deserialize(bytes).unwrap();
+        let data = |name: &str| fixture.tensor(name).unwrap().data().to_vec();
+        let doubles = |name: &str| -> Vec<f64> {
+            data(name).chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+        };
+        let values: Vec<f32> =
+            data("kmeans.values").chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let (weights, inertia) = (doubles("kmeans.weights"), doubles("kmeans.inertia"));
+        assert_eq!((values.len(), inertia.len()), (900, 12));
+        for (case, &inertia) in inertia.iter().enumerate() {
+            let (row, k) = (case / 4, [2, 4, 8, 16][case % 4]);
+            let (values, weights) = (&values[row * 300..][..300], &weights[row * 300..][..300]);
+            let got = weighted_sse(values, weights, &cluster_weighted(values, weights, k, &mut Scratch::default()));
+            assert!(got <= inertia * (1.0 + 1e-9), "{row} k={k}: {got:e}, scikit-learn {inertia:e}");
+            assert!(got > inertia * 0.5, "{row} k={k}: {got:e} cannot be, scikit-learn {inertia:e}");
+        }
     }
 
     #[test]

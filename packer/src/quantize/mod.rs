@@ -1,22 +1,31 @@
 //! Weight quantizers: an f32 matrix in, codes and codebooks out.
 //!
 //! Three methods, named after Qua2SeDiMo (quantization.md §1.1): uniform affine per output channel, and 1-D k-means per
-//! output channel or per tensor. All of them produce the one codec of [`aquatint::raw::codec`], so nothing downstream knows
-//! which method made a matrix. Everything here is deterministic: the same weights give the same codes on any number
+//! output channel or per tensor. A fourth scales one fixed table per output channel. All of them produce the one codec of
+//! [`aquatint::raw::codec`], so nothing downstream knows which method made a matrix.
+//!
+//! [`quantize`] looks at the weights alone and rounds each to the nearest level. [`quantize_calibrated`] also knows what the
+//! layer's inputs are like ([`Moments`]) and chooses codes and levels for the least error of the layer's *output*.
+//! Everything here is deterministic: the same weights give the same codes on any number
 //! of threads, because no sum's order depends on how the work was split.
 //!
 //! The k-means of the paper is scikit-learn's (random starts, a local optimum); ours is the exact optimum in one
 //! dimension, found by dynamic programming, so its squared error is never above the paper's.
 
 mod accounting;
+pub mod feedback;
 mod identity;
 mod kmeans;
 mod levels;
+mod lloyd;
+pub mod moments;
 mod power;
 mod table;
 mod uniform;
 
 pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
+pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
+pub use moments::{Moments, SecondMoments};
 
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix};
 use std::fmt;
@@ -31,19 +40,22 @@ pub enum Method {
     KMeansRow,
     /// `kmeans_all` (K-Means-A): free levels, one codebook for the whole tensor.
     KMeansTensor,
+    /// `lloyd`: the best levels of a normal distribution, one scale per output channel.
+    Lloyd,
 }
 
 impl Method {
     /// All methods there are.
-    pub const ALL: [Method; 3] = [Method::Uaq, Method::KMeansRow, Method::KMeansTensor];
+    pub const ALL: [Method; 4] = [Method::Uaq, Method::KMeansRow, Method::KMeansTensor, Method::Lloyd];
 
     /// The method called `name`, or known under it elsewhere: `uaq` is `mse`, `kmeans_c` is `kmeans`, `kmeans_a` is
-    /// `kmeans_all`.
+    /// `kmeans_all`, `gauss` is `lloyd`.
     pub fn parse(name: &str) -> Option<Self> {
         match name {
             "mse" | "uaq" => Some(Method::Uaq),
             "kmeans" | "kmeans_c" => Some(Method::KMeansRow),
             "kmeans_all" | "kmeans_a" => Some(Method::KMeansTensor),
+            "lloyd" | "gauss" => Some(Method::Lloyd),
             _ => None,
         }
     }
@@ -54,6 +66,7 @@ impl Method {
             Method::Uaq => "mse",
             Method::KMeansRow => "kmeans",
             Method::KMeansTensor => "kmeans_all",
+            Method::Lloyd => "lloyd",
         }
     }
 }
@@ -81,7 +94,7 @@ impl CodebookType {
             Method::Uaq => (Grain::Tensor, CodebookType::Int8),
             Method::KMeansRow if self == CodebookType::Int8 && bits.levels() == 256 => (Grain::Tensor, self),
             Method::KMeansRow => (Grain::Row, self),
-            Method::KMeansTensor => (Grain::Tensor, self),
+            Method::KMeansTensor | Method::Lloyd => (Grain::Tensor, self),
         }
     }
 }
@@ -93,8 +106,8 @@ pub struct Measured {
     pub matrix: QuantizedMatrix,
     /// `||W - Wq|| / ||W||` of `matrix`, table rounding included; 0 for an all-zero source that is reproduced.
     pub error: f64,
-    /// The same for the levels before they were rounded to table entries. For the uniform method, and for 8-bit codes
-    /// over an integer table (where the code is the integer, whatever the method), it equals `error`.
+    /// The same for the levels before they were rounded to table entries. For the uniform method and the fixed table, and
+    /// for 8-bit codes over an integer table (where the code is the integer, whatever the method), it equals `error`.
     pub exact_error: f64,
 }
 
@@ -116,6 +129,7 @@ pub fn quantize(
     match (method, codebook) {
         _ if weights.is_empty() => table::empty(rows, cols, bits),
         (Method::Uaq, _) => uniform::quantize(weights, rows, cols, bits),
+        (Method::Lloyd, _) => lloyd::quantize(weights, rows, cols, bits, codebook),
         (Method::KMeansRow, CodebookType::Int8) if bits.levels() == 256 => identity::rows(weights, rows, cols, bits),
         (Method::KMeansTensor, CodebookType::Int8) if bits.levels() == 256 => {
             identity::tensor(weights, rows, cols, bits)

@@ -47,6 +47,40 @@ impl<E: Entry> Codebook<E> {
     }
 }
 
+/// Levels as the file holds them: level j is `scale * (entries[j] + offset)`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct StoredLevels {
+    /// Ascending; what the table's type holds, as numbers.
+    pub(super) entries: Vec<f32>,
+    pub(super) scale: f32,
+    pub(super) offset: f32,
+}
+
+/// Rounds ascending centroids to entries of a table of this type, each centroid's error counted by its weight.
+pub(super) fn fit(clusters: &Clusters, codebook: CodebookType) -> StoredLevels {
+    fn of<E: Entry>(clusters: &Clusters) -> StoredLevels {
+        let Codebook { entries, scale, offset } = E::fit(clusters);
+        StoredLevels { entries: entries.into_iter().map(E::to_f32).collect(), scale, offset }
+    }
+    match codebook {
+        CodebookType::Int8 => of::<i8>(clusters),
+        CodebookType::F16 => of::<f16>(clusters),
+    }
+}
+
+/// Tables of `levels` entries, each filled up with its last entry.
+pub(super) fn tables<'a>(
+    entries: impl Iterator<Item = &'a [f32]>,
+    levels: usize,
+    codebook: CodebookType,
+) -> TableValues {
+    let filled = entries.flat_map(|t| (0..levels).map(|code| t[code.min(t.len() - 1)]));
+    match codebook {
+        CodebookType::Int8 => TableValues::I8(filled.map(|e| e as i8).collect()),
+        CodebookType::F16 => TableValues::F16(filled.map(f16::from_f32).collect()),
+    }
+}
+
 /// Scale and offset with which entry 0 is exactly `value`.
 pub(super) fn constant(value: f32) -> (f32, f32) {
     if value == 0.0 { (1.0, 0.0) } else { (value, 1.0) }

@@ -51,18 +51,9 @@ pub(super) fn quantize(weights: &[f32], rows: usize, cols: usize, bits: Bits) ->
 /// The best of the ten candidates, or `None` if the row holds one value only (the step would be 0).
 fn search(row: &[f32], bits: Bits) -> Option<Affine> {
     let (min, max) = range(row);
-    let top = (bits.levels() - 1) as f32;
     let mut best: Option<(f32, Affine)> = None;
     for i in 0..10 {
-        let shrink = (1.0 - 0.1 * f64::from(i)) as f32;
-        let (high, low) = (shrink * max, shrink * min);
-        let step = (high - low) / top;
-        if !(step > 0.0 && step.is_finite()) {
-            continue;
-        }
-        let zero = (-low / step).round_ties_even();
-        let small = (max / step).abs().max((min / step).abs()) < 2f32.powi(21) && zero.abs() < 2f32.powi(21);
-        let map = Affine { step, zero, top, small };
+        let Some(map) = Affine::over(min, max, (1.0 - 0.1 * f64::from(i)) as f32, bits) else { continue };
         // The first candidate needs no score to win, so that weights whose loss overflows still get a map.
         let limit = best.map_or(f32::INFINITY, |(score, _)| score);
         match map.loss(row, limit) {
@@ -72,6 +63,38 @@ fn search(row: &[f32], bits: Bits) -> Option<Affine> {
         }
     }
     best.map(|(_, map)| map)
+}
+
+/// Shrunken ranges that [`fit_weighted`] tries, each a hundredth of the whole range narrower than the one before.
+const SHRINKS: u16 = 80;
+
+/// Scale and offset over the integers from `-2^(b-1)` that give `row` the least squared error, each weight's counted
+/// `weights` times; the best of 80 shrunken ranges, the wider one on a tie.
+pub(super) fn fit_weighted(row: &[f32], weights: &[f32], bits: Bits) -> (f32, f32) {
+    let (min, max) = range(row);
+    let half = (bits.levels() / 2) as f32;
+    let mut best: Option<(f64, Affine)> = None;
+    for i in 0..SHRINKS {
+        let Some(map) = Affine::over(min, max, (1.0 - 0.01 * f64::from(i)) as f32, bits) else { continue };
+        let limit = best.map_or(f64::INFINITY, |(score, _)| score);
+        let score = if map.small {
+            map.squares::<true>(row, weights, limit)
+        } else {
+            map.squares::<false>(row, weights, limit)
+        };
+        match score {
+            Some(score) => best = Some((score, map)),
+            // The first candidate needs no score to win.
+            None if best.is_none() => best = Some((f64::INFINITY, map)),
+            None => {}
+        }
+    }
+    match best {
+        Some((_, map)) => (map.step, half - map.zero),
+        // One value only: entry 0, shifted by 1 or -1, times its size is exact, and levels ascend.
+        None if row[0] == 0.0 => (1.0, 0.0),
+        None => (row[0].abs(), row[0].signum()),
+    }
 }
 
 /// Least and greatest element of a non-empty row.
@@ -90,6 +113,44 @@ pub(super) fn range(row: &[f32]) -> (f32, f32) {
 }
 
 impl Affine {
+    /// The map of the range `min..max`, shrunk; `None` if it has no step.
+    fn over(min: f32, max: f32, shrink: f32, bits: Bits) -> Option<Affine> {
+        let top = (bits.levels() - 1) as f32;
+        let (high, low) = (shrink * max, shrink * min);
+        let step = (high - low) / top;
+        if !(step > 0.0 && step.is_finite()) {
+            return None;
+        }
+        let zero = (-low / step).round_ties_even();
+        let small = (max / step).abs().max((min / step).abs()) < 2f32.powi(21) && zero.abs() < 2f32.powi(21);
+        Some(Affine { step, zero, top, small })
+    }
+
+    /// The sum of weighted squared errors if it is below `limit`.
+    fn squares<const SMALL: bool>(&self, row: &[f32], weights: &[f32], limit: f64) -> Option<f64> {
+        let term = |v: f32, weight: f32| {
+            let error = v - (self.code::<SMALL>(v) - self.zero) * self.step;
+            weight * (error * error)
+        };
+        let mut total = 0f64;
+        for (row, weights) in row.chunks(BLOCK).zip(weights.chunks(BLOCK)) {
+            let mut lanes = [0f32; LANES];
+            let (mut rows, mut heavy) = (row.chunks_exact(LANES), weights.chunks_exact(LANES));
+            for (row, weights) in (&mut rows).zip(&mut heavy) {
+                for ((lane, &v), &weight) in lanes.iter_mut().zip(row).zip(weights) {
+                    *lane += term(v, weight);
+                }
+            }
+            let tail = rows.remainder().iter().zip(heavy.remainder());
+            total += tail.map(|(&v, &weight)| f64::from(term(v, weight))).sum::<f64>();
+            total += lanes.iter().map(|&s| f64::from(s)).sum::<f64>();
+            if total >= limit {
+                return None;
+            }
+        }
+        (total < limit).then_some(total)
+    }
+
     /// The code of `v`, as a number; `SMALL` as the field of that name.
     #[inline(always)]
     fn code<const SMALL: bool>(&self, v: f32) -> f32 {

@@ -176,6 +176,25 @@ fn exact_tables_hold_the_centroids_at_scale_one() {
 }
 
 #[test]
+fn the_fixed_table_is_one_for_all_and_suits_normal_rows() {
+    // Sums of twelve uniform numbers are close to normal; the published error of Max's quantizers is theirs.
+    let (rows, cols) = (6, 6000);
+    let pairs = weights(rows, 2 * cols, 13);
+    let row_scale = |r: usize| 0.02 + 0.01 * (r % 7) as f32;
+    let w: Vec<f32> = (0..rows * cols).map(|i| pairs[2 * i] + pairs[2 * i + 1] - 0.4 * row_scale(i / cols)).collect();
+    for (b, published) in [(2, 0.1175), (3, 0.03454), (4, 0.009497), (5, 0.002499)] {
+        for tables in EVERY_TABLE {
+            let m = quantize_measured(&w, rows, cols, Method::Lloyd, bits(b), tables);
+            check_form(&m.matrix);
+            assert_eq!(m.matrix.grain, Grain::Tensor);
+            assert!(m.matrix.offset.iter().all(|&o| o == 0.0) && m.matrix.scale.iter().all(|&s| s > 0.0));
+            let error = m.error.powi(2);
+            assert!((error / published - 1.0).abs() < 0.06, "{b} bits {tables:?}: {error}, published {published}");
+        }
+    }
+}
+
+#[test]
 fn uniform_levels_are_consecutive_integers_whatever_the_tables() {
     let w = weights(3, 50, 9);
     for tables in EVERY_TABLE {
@@ -210,7 +229,7 @@ fn degenerate_matrices_are_reproduced() {
                 // f16 tables hold a constant to 11 bits.
                 assert!(m.error < 2f64.powi(-11), "{name} {method} {b} {tables:?}: {}", m.error);
             }
-            if method != Method::Uaq {
+            if matches!(method, Method::KMeansRow | Method::KMeansTensor) {
                 let m = quantize_measured(&two, 4, 6, method, b, tables);
                 check_form(&m.matrix);
                 assert!(m.error < 1e-6 || b.levels() == 256, "two values {method} {b} {tables:?}: {}", m.error);
@@ -259,6 +278,7 @@ fn names_have_one_spelling_out_and_others_in() {
         (Method::Uaq, "mse", "uaq"),
         (Method::KMeansRow, "kmeans", "kmeans_c"),
         (Method::KMeansTensor, "kmeans_all", "kmeans_a"),
+        (Method::Lloyd, "lloyd", "gauss"),
     ] {
         assert_eq!((method.name(), method.to_string().as_str()), (name, name));
         assert_eq!([Method::parse(name), Method::parse(other)], [Some(method); 2]);
