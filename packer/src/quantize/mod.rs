@@ -12,11 +12,14 @@ mod accounting;
 mod identity;
 mod kmeans;
 mod levels;
+pub mod moments;
 mod power;
 mod table;
 mod uniform;
 
 pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
+
+pub use moments::{Moments, SecondMoments};
 
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix};
 use std::fmt;
