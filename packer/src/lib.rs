@@ -25,9 +25,11 @@
 //! * [`source::tokenizer`] reads what makes tokens of prompts.
 //! * [`emit`] runs all of it. [`unpack`] goes the other way, and [`synth`] makes models of true size to try it on;
 //!   both write through [`weights`].
+//! * [`calibrate`] runs the float model, to know what the inputs of its layers are like.
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
 #![deny(unsafe_code, missing_docs)]
 
+pub mod calibrate;
 pub mod cli;
 pub mod config;
 pub mod emit;

@@ -1,5 +1,6 @@
 //! The command line: the only place that prints, and that decides the exit code.
 
+mod calibrate;
 mod inspect;
 mod pack;
 mod page;
@@ -124,6 +125,8 @@ enum Command {
         #[arg(long, value_enum, default_value = "f32")]
         dtype: Dtype,
     },
+    /// See what the inputs of a model's layers are like while the model makes images, so that it can be quantized for them.
+    Calibrate(calibrate::Calibrate),
     /// Make a model of true size with random weights, to try things on: a diffusers directory, or for ldm4, church and
     /// cin256 one file in their authors' layout.
     Synth {
@@ -174,6 +177,7 @@ pub fn main() -> ExitCode {
             unpack::unpack(&file, &output, component.as_deref(), dtype.into())
                 .map(|count| say_line(format!("{}: {count} tensors", output.display())))
         }
+        (Some(Command::Calibrate(args)), _) => args.run(),
         (Some(Command::Synth { arch, output, seed }), _) => {
             arch.write(&output, seed).map(|()| say_line(output.display()))
         }

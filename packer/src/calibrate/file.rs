@@ -1,0 +1,205 @@
+//! The calibration file: safetensors with a [`Record`] in the metadata.
+//!
+//! Of input `i`, in this order: `inputs.i.totals` [5] f64, `.sum` [K], `.second` (`[K (K + 1) / 2]`, or `[displacements,
+//! channels, channels]`), `.bins` [calls, 64] u64, `.range` [2, channels] f32 (least, greatest) and `.calls` [2, calls].
+//! All are sums, or extremes, over rows, so that files of different samples are added.
+
+use super::record::{ModelRecord, Record, Second, VERSION};
+use super::store::{self, Store};
+use super::sums::Sums;
+use crate::error::Result;
+use crate::quantize::{Moments, SecondMoments};
+use aquatint::error::Error;
+use aquatint::raw::format::Meta;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// The key of the record in the metadata.
+const RECORD: &str = "aquatint_calibration";
+/// What a calibration was made of, for META and people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Images.
+    pub images: usize,
+    /// Calls of an image that were looked at.
+    pub calls: usize,
+    /// Sampler steps.
+    pub steps: usize,
+    /// The sampler's name.
+    pub sampler: String,
+    /// Guidance scale.
+    pub guidance_scale: f32,
+    /// Seed of the first image.
+    pub seed: u64,
+    /// xxh3-128 of the file, hexadecimal.
+    pub xxh3: String,
+}
+
+/// A calibration, opened. Moments are read when they are asked for.
+pub struct Calibration {
+    path: PathBuf,
+    store: Store,
+    record: Record,
+}
+
+impl Calibration {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// If it cannot be read, is no calibration of this version, or lacks anything that its record speaks of.
+    pub fn open(path: &Path) -> Result<Self> {
+        let refuse = |expected: &str, got: &dyn std::fmt::Display| {
+            Error::request(format!("calibration {}", path.display()), expected, got)
+        };
+        let store = Store::open(path)?.map_err(|e| refuse("a whole safetensors file", &e))?;
+        let text =
+            store.text(RECORD).ok_or_else(|| refuse("a file that packer calibrate wrote", &"other safetensors"))?;
+        let version = serde_json::from_str(text).ok().and_then(|v: serde_json::Value| v.get("version")?.as_u64());
+        if version != Some(u64::from(VERSION)) {
+            let got = version.map_or("none".into(), |v| format!("version {v}"));
+            return Err(refuse(&format!("version {VERSION}, as packer calibrate makes it"), &got).into());
+        }
+        let record: Record = serde_json::from_str(text).map_err(|e| refuse("a sound record", &e))?;
+        let calibration = Calibration { path: path.to_owned(), store, record };
+        calibration.check()?;
+        Ok(calibration)
+    }
+
+    /// What the file says of itself.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    fn refuse(&self, what: String, expected: impl std::fmt::Display, got: impl std::fmt::Display) -> Error {
+        Error::request(format!("calibration {}: {what}", self.path.display()), expected, got)
+    }
+
+    /// Checks that all tensors are there as the record has them.
+    fn check(&self) -> Result<()> {
+        let Record { inputs, layers, shards, run, .. } = &self.record;
+        if let Some((name, at)) =
+            layers.iter().flat_map(|(n, at)| at.iter().map(move |i| (n, i))).find(|(_, i)| **i >= inputs.len())
+        {
+            return Err(self.refuse(name.clone(), format!("inputs below {}", inputs.len()), at).into());
+        }
+        let ascending = shards.parts.is_sorted_by(|a, b| a < b) && shards.parts.last().is_none_or(|&k| k < shards.of);
+        if shards.of == 0 || !ascending || run.chosen.iter().any(|&call| call >= run.calls.len()) {
+            return Err(self.refuse("record".into(), "shards and calls within their numbers", "others").into());
+        }
+        for (i, input) in inputs.iter().enumerate() {
+            let refuse = |[what, expected, got]: [String; 3]| self.refuse(what, expected, got);
+            self.store.check(i, input).map_err(refuse)?;
+        }
+        Ok(())
+    }
+
+    /// The sums of input `index` of the record.
+    pub fn sums(&self, index: usize) -> Sums {
+        self.store.sums(index)
+    }
+
+    /// Refuses a model that this is no calibration of: one whose layers come from other weights.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that names both.
+    pub fn check_model(&self, meta: &Meta) -> Result<()> {
+        let own = &self.record.model;
+        let other = ModelRecord::new(meta, &self.record.components());
+        if own.weights == other.weights {
+            return Ok(());
+        }
+        let describe = |m: &ModelRecord| {
+            let files = m.weights.iter().map(|(file, hash)| format!("{file} {}", hash.get(..8).unwrap_or(hash)));
+            format!("{} ({})", m.name, files.collect::<Vec<_>>().join(", "))
+        };
+        let expected = format!("one of {}; packer calibrate makes it", describe(&other));
+        Err(self.refuse("model".into(), expected, format!("one of {}", describe(own))).into())
+    }
+
+    /// The moments of the inputs of the layers whose weight is called `tensor` in a packed file; none if it was not
+    /// looked at.
+    ///
+    /// # Errors
+    /// If there were no rows, or numbers are not finite.
+    pub fn moments(&self, tensor: &str) -> Result<Option<Moments>> {
+        let Some(inputs) = self.record.layers.get(tensor) else { return Ok(None) };
+        let mut total: Option<Sums> = None;
+        for &input in inputs {
+            let sums = self.sums(input);
+            match &mut total {
+                None => total = Some(sums),
+                Some(total) if total.sum.len() == sums.sum.len() && total.second.len() == sums.second.len() => {
+                    total.add_moments(&sums);
+                }
+                Some(total) => {
+                    let (expected, got) = (total.sum.len(), sums.sum.len());
+                    return Err(self.refuse(tensor.to_owned(), format!("{expected} values a row"), got).into());
+                }
+            }
+        }
+        let (Some(sums), Some(input)) = (total, inputs.first().map(|&i| &self.record.inputs[i])) else {
+            return Ok(None);
+        };
+        let mean = sums.sum.iter().map(|v| v / sums.weight).collect();
+        let second = match (input.second, input.kernel) {
+            (Second::Toeplitz, Some(kernel)) => {
+                let lags = sums.second.iter().map(|v| v / sums.pixels).collect();
+                SecondMoments::Toeplitz { channels: input.channels, kernel, lags }
+            }
+            _ => SecondMoments::Dense(sums.second.iter().map(|v| v / sums.weight).collect()),
+        };
+        let moments = Moments { rows: sums.weight, mean, second };
+        moments.check().map_err(|fault| self.refuse(tensor.to_owned(), "moments of what was seen", fault))?;
+        Ok(Some(moments))
+    }
+
+    /// What the file was made of.
+    pub fn summary(&self) -> Summary {
+        let run = &self.record.run;
+        Summary {
+            images: run.images,
+            calls: run.chosen.len(),
+            steps: run.steps,
+            sampler: run.sampler.kind.name().to_owned(),
+            guidance_scale: run.guidance_scale,
+            seed: run.seed,
+            xxh3: format!("{:032x}", xxh3_128(&self.store.bytes)),
+        }
+    }
+}
+
+impl Sums {
+    /// Adds the moments of other rows.
+    pub fn add_moments(&mut self, other: &Sums) {
+        self.weight += other.weight;
+        self.rows += other.rows;
+        self.pixels += other.pixels;
+        self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
+        self.second.iter_mut().zip(&other.second).for_each(|(a, b)| *a += b);
+    }
+
+    /// Adds all that is known of other rows of the same calls.
+    pub fn add(&mut self, other: &Sums) {
+        self.add_moments(other);
+        self.groups += other.groups;
+        self.squared_ranges += other.squared_ranges;
+        let least = |a: &mut [f32], b: &[f32]| a.iter_mut().zip(b).for_each(|(a, b)| *a = a.min(*b));
+        let greatest = |a: &mut [f32], b: &[f32]| a.iter_mut().zip(b).for_each(|(a, b)| *a = a.max(*b));
+        least(&mut self.low, &other.low);
+        least(&mut self.call_low, &other.call_low);
+        greatest(&mut self.high, &other.high);
+        greatest(&mut self.call_high, &other.call_high);
+        self.bins.iter_mut().zip(&other.bins).for_each(|(a, b)| *a = a.saturating_add(*b));
+    }
+}
+
+/// Writes a calibration to `target`: `sums(i)` are those of input `i` of the record.
+///
+/// # Errors
+/// What `sums` returns, or if the file cannot be written; an older one at `target` stays as it was.
+pub fn write(target: &Path, record: &Record, mut sums: impl FnMut(usize) -> Result<Sums>) -> Result<()> {
+    let inputs: Vec<_> = record.inputs.iter().enumerate().collect();
+    let text = store::json(target, record)?;
+    store::write(target, (RECORD, &text), &inputs, |i, out| store::write_sums(out, target, &sums(i)?))
+}

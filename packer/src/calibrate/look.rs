@@ -1,0 +1,256 @@
+//! Calls made again, with the inputs of layers looked at.
+
+use super::hash::Place;
+use super::inputs::{LayerInput, Unit};
+use super::run::PENDING;
+use super::samples::{self, conditions};
+use super::states::Call;
+use super::sums::{Accumulator, Slice, flush};
+use aquatint::error::Error;
+use aquatint::pipeline::{ModelCall, Request, Session};
+use aquatint::raw::backend::cpu::Cpu;
+use aquatint::raw::exec::Seen;
+use aquatint::raw::mmap::FileBytes;
+use aquatint::raw::program::Rate;
+use aquatint::{Result, pipeline::Prompts};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+/// Inputs that are looked at together.
+pub struct Group {
+    /// The inputs, and the name of a layer that reads each.
+    pub inputs: Vec<(LayerInput, String)>,
+    /// Their sums.
+    pub sums: Vec<Accumulator>,
+    /// Which input the value that a node reads is.
+    by_node: BTreeMap<(u32, usize), usize>,
+}
+
+/// What is looked at: images, and the network's call.
+#[derive(Clone, Copy)]
+pub struct Scene<'a> {
+    /// The images of the calibration, with features where there were texts.
+    pub request: &'a Request,
+    /// The class of none.
+    pub null: u32,
+    /// The numbers of these images.
+    pub images: &'a [usize],
+    /// Samples of an image.
+    pub copies: usize,
+    /// The call.
+    pub call: Call,
+    /// Its number in the run.
+    pub index: usize,
+}
+
+impl Group {
+    /// A group of `inputs` that goes on from `sums`.
+    pub fn new(inputs: Vec<(LayerInput, String)>, sums: Vec<Accumulator>) -> Self {
+        let by_node = inputs.iter().enumerate().map(|(i, (input, _))| ((input.role as u32, input.node), i)).collect();
+        Group { inputs, sums, by_node }
+    }
+
+    /// Whether it has inputs that are looked at apart from samples.
+    pub fn has_tables(&self) -> bool {
+        self.inputs.iter().any(|(input, _)| input.rate != Rate::Loop)
+    }
+
+    /// Looks at what depends on samples at a call, the `place`-th that is looked at: `samples` are what the network reads,
+    /// of all images. Tells `see` after each batch how many images are done; it may end the work by saying false.
+    ///
+    /// # Errors
+    /// Those of the call, and of numbers that are not finite.
+    pub fn look(
+        &mut self,
+        session: &mut Session<'_, Cpu, FileBytes>,
+        scene: Scene<'_>,
+        place: usize,
+        samples: &[f32],
+        see: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<bool> {
+        let request = shown(scene.request, scene.images);
+        let len = samples.len() / scene.images.len();
+        let mut first = 0;
+        while first < scene.images.len() {
+            let images = batch(&request.prompts, first, request.batch_size);
+            first = images.end;
+            let call = model_call(scene, images.clone(), &samples[images.start * len..images.end * len]);
+            session.observe(&request, &call, |seen| self.see_samples(&seen, scene, place, images.clone()))?;
+            flush(&mut self.sums);
+            if !see(first) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn see_samples(
+        &mut self,
+        seen: &Seen<'_, '_, Cpu>,
+        scene: Scene<'_>,
+        place: usize,
+        images: Range<usize>,
+    ) -> Result<()> {
+        let Some(&index) = self.by_node.get(&(scene.call.role as u32, seen.node)) else { return Ok(()) };
+        let (input, _) = &self.inputs[index];
+        let Some(operand) = seen.op.operands().next().filter(|_| input.rate == Rate::Loop) else { return Ok(()) };
+        let values = seen.values(&operand)?;
+        // The row or rows of each sample: its own, or those of its condition.
+        let (own, units) = match input.unit {
+            Unit::Sample | Unit::Shapes => (None, images.len() * scene.copies),
+            Unit::Condition => {
+                let list = scene.list(images.clone());
+                (Some(list.clone()), list.len())
+            }
+        };
+        let len = values.len() / units;
+        let mut slices = Vec::with_capacity(units);
+        for (i, image) in images.clone().enumerate() {
+            for branch in 0..scene.copies {
+                let unit = match &own {
+                    None => branch * images.len() + i,
+                    Some(list) => list.iter().position(|key| *key == scene.key(image, branch)).unwrap_or(0),
+                };
+                let place = Place { image: scene.images[image], call: scene.index, branch };
+                slices.push(Slice { values: &values[unit * len..][..len], place, weight: 1.0 });
+            }
+        }
+        self.push(index, place, &slices, scene)
+    }
+
+    /// Looks at what depends on prompts and timesteps alone: each distinct condition once, with the weight of the images
+    /// that have it in `counts`. What depends on prompts alone is looked at if `prompts`.
+    ///
+    /// # Errors
+    /// As those of [`look`](Self::look).
+    pub fn look_at_tables(
+        &mut self,
+        session: &mut Session<'_, Cpu, FileBytes>,
+        scene: Scene<'_>,
+        counts: &BTreeMap<usize, f32>,
+        prompts: bool,
+    ) -> Result<()> {
+        let mut known = BTreeSet::new();
+        let new = |image: &usize| {
+            (0..scene.copies).fold(false, |new, branch| known.insert(key(scene, *image, branch)) || new)
+        };
+        let images: Vec<usize> = scene.images.iter().copied().filter(new).collect();
+        let scene = Scene { images: &images, ..scene };
+        let request = shown(scene.request, &images);
+        let latents = session.model().latents.len(request.latent_size);
+        let (mut first, mut done) = (0, BTreeSet::new());
+        while first < images.len() {
+            let batch = batch(&request.prompts, first, request.batch_size);
+            first = batch.end;
+            let fresh: Vec<usize> = batch
+                .clone()
+                .flat_map(|i| (0..scene.copies).map(move |b| (i, b)))
+                .map(|(i, branch)| scene.key(i, branch))
+                .filter(|key| done.insert(*key))
+                .collect();
+            let (list, once) = (scene.list(batch.clone()), prompts && batch.start == 0);
+            let call = model_call(scene, batch.clone(), &vec![0.0; batch.len() * latents]);
+            let mut ended = false;
+            let result = session.observe(&request, &call, |seen| {
+                if seen.rate == Rate::Loop {
+                    // Nothing more to see; an error is what ends a call.
+                    ended = true;
+                    return Err(Error::request("call", "its tables", "its loop"));
+                }
+                self.see_tables(&seen, scene, (&list, &fresh), counts, [prompts, once])
+            });
+            if !ended {
+                result?;
+            }
+            flush(&mut self.sums);
+        }
+        Ok(())
+    }
+
+    fn see_tables(
+        &mut self,
+        seen: &Seen<'_, '_, Cpu>,
+        scene: Scene<'_>,
+        (list, fresh): (&[usize], &[usize]),
+        counts: &BTreeMap<usize, f32>,
+        [prompts, once]: [bool; 2],
+    ) -> Result<()> {
+        let Some(&index) = self.by_node.get(&(scene.call.role as u32, seen.node)) else { return Ok(()) };
+        let (input, _) = &self.inputs[index];
+        let wanted = match (input.rate, input.unit) {
+            (Rate::Loop, _) => false,
+            (_, Unit::Shapes) => once,
+            (Rate::Step, _) => true,
+            (Rate::Bind | Rate::Prompt, _) => prompts,
+        };
+        let Some(operand) = seen.op.operands().next().filter(|_| wanted) else { return Ok(()) };
+        let values = seen.values(&operand)?;
+        let call = if input.rate == Rate::Step { scene.index } else { 0 };
+        let mut slices = Vec::new();
+        if input.unit == Unit::Shapes {
+            let place = Place { image: 0, call, branch: 0 };
+            slices.push(Slice { values: &values, place, weight: 1.0 });
+        } else {
+            let len = values.len() / list.len();
+            for &key in fresh {
+                let row = list.iter().position(|other| *other == key).unwrap_or(0);
+                let (place, weight) = (Place { image: key, call, branch: 0 }, counts.get(&key).copied().unwrap_or(1.0));
+                slices.push(Slice { values: &values[row * len..][..len], place, weight });
+            }
+        }
+        self.push(index, call, &slices, scene)
+    }
+
+    fn push(&mut self, index: usize, place: usize, slices: &[Slice<'_>], scene: Scene<'_>) -> Result<()> {
+        self.sums[index].push(place, slices).map_err(|fault| {
+            let what = format!("input of {} at call {}", self.inputs[index].1, scene.index);
+            Error::request(what, "finite numbers", fault)
+        })?;
+        if self.sums.iter().map(Accumulator::pending_bytes).sum::<usize>() > PENDING {
+            flush(&mut self.sums);
+        }
+        Ok(())
+    }
+}
+
+impl Scene<'_> {
+    /// The condition of sample `branch` of the `i`-th of the images.
+    fn key(&self, i: usize, branch: usize) -> usize {
+        key(*self, self.images[i], branch)
+    }
+
+    /// The distinct conditions of a batch, in the order in which a network has them: those of what images show come first.
+    fn list(&self, images: Range<usize>) -> Vec<usize> {
+        let mut list = Vec::new();
+        for branch in 0..self.copies {
+            for i in images.clone() {
+                let key = self.key(i, branch);
+                if !list.contains(&key) {
+                    list.push(key);
+                }
+            }
+        }
+        list
+    }
+}
+
+/// The condition of sample `branch` of an image by its number.
+fn key(scene: Scene<'_>, image: usize, branch: usize) -> usize {
+    conditions(&scene.request.prompts, image, scene.null)[branch]
+}
+
+/// The request for `images` alone.
+fn shown(request: &Request, images: &[usize]) -> Request {
+    samples::with(request, samples::part(&request.prompts, images))
+}
+
+/// At most `most` images from image `first` whose prompts have as many tokens.
+fn batch(prompts: &Prompts, first: usize, most: usize) -> Range<usize> {
+    let end = (first + most).min(prompts.len());
+    first..(first + 1..end).find(|&i| prompts.tokens(i) != prompts.tokens(first)).unwrap_or(end)
+}
+
+fn model_call(scene: Scene<'_>, images: Range<usize>, sample: &[f32]) -> ModelCall {
+    let Call { role, moment } = scene.call;
+    ModelCall { role, index: scene.index, moment, images, sample: sample.to_vec() }
+}

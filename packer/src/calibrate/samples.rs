@@ -1,0 +1,118 @@
+//! What the images of a calibration show.
+
+use super::Settings;
+use crate::error::Result;
+use aquatint::error::Error;
+use aquatint::options::{PromptOptions, RequestOptions};
+use aquatint::pipeline::{Embeddings, Prompts, Request, Texts};
+use std::path::Path;
+
+/// The request for all images of `settings`.
+///
+/// # Errors
+/// If the model cannot do what is asked, or reads prompts and none are given.
+pub fn request<D: AsRef<[u8]>>(settings: &Settings, model: &aquatint::Model<'_, D>) -> Result<Request> {
+    let n = settings.images;
+    let lines = settings.prompts.as_deref().map(read_lines).transpose()?;
+    let mut prompts = PromptOptions::default();
+    let mut classes = None;
+    match (&model.text, &model.classes, lines) {
+        (Some(_), _, Some(lines)) => prompts.prompts = (0..n).map(|i| lines[pick(i, n, lines.len())].clone()).collect(),
+        (Some(_), _, None) => {
+            let expected = "--prompts FILE, one a line: what images of this model should show, and differ in";
+            return Err(Error::request("prompts", expected, "none").into());
+        }
+        (None, Some(all), lines) => {
+            let labels = match lines {
+                Some(lines) => lines.iter().map(|line| all.label(line)).collect::<aquatint::Result<Vec<_>>>()?,
+                None => (0..all.count as u32).filter(|&label| label != all.null).collect(),
+            };
+            classes = Some((0..n).map(|i| labels[pick(i, n, labels.len())]).collect::<Vec<_>>());
+            prompts.class_labels.push(labels[0].to_string());
+        }
+        (None, None, Some(_)) => {
+            let expected = "a model with prompts or classes";
+            return Err(Error::request("--prompts", expected, "one that makes images of noise alone").into());
+        }
+        (None, None, None) => prompts.n_imgs = Some(n),
+    }
+    let options = RequestOptions {
+        prompts,
+        sampling: settings.sampling.clone(),
+        seed: Some(settings.seed),
+        batch_size: Some(settings.batch),
+        ..RequestOptions::default()
+    };
+    let mut request = options.request(model, None)?;
+    if let Some(classes) = classes {
+        request.prompts = Prompts::Classes(classes);
+    }
+    Ok(request)
+}
+
+/// Which of `count` entries image `i` of `n` shows: each in turn, or evenly spread ones if there are more than images.
+fn pick(i: usize, n: usize, count: usize) -> usize {
+    if count > n { (i as u128 * count as u128 / n as u128) as usize } else { i % count }
+}
+
+/// The lines of the file at `path` that hold anything.
+fn read_lines(path: &Path) -> Result<Vec<String>> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let expected = "text with a prompt or class per line";
+    let refuse = |got: &str| Error::request(format!("prompts {}", path.display()), expected, got);
+    let text = std::str::from_utf8(&bytes).map_err(|e| refuse(&e.to_string()))?;
+    let lines: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if lines.is_empty() { Err(refuse("no line that holds anything").into()) } else { Ok(lines) }
+}
+
+/// `request` with other prompts.
+pub fn with(request: &Request, prompts: Prompts) -> Request {
+    let mut request = request.clone();
+    request.prompts = prompts;
+    request
+}
+
+/// Those of `prompts` that the images `images` show.
+pub fn part(prompts: &Prompts, images: &[usize]) -> Prompts {
+    match prompts {
+        Prompts::Unconditional(_) => Prompts::Unconditional(images.len()),
+        Prompts::Classes(labels) => Prompts::Classes(images.iter().map(|&i| labels[i]).collect()),
+        Prompts::Texts(texts) => {
+            let negatives = match texts.negatives.len() {
+                0 | 1 => texts.negatives.clone(),
+                _ => images.iter().map(|&i| texts.negatives[i].clone()).collect(),
+            };
+            let prompts = images.iter().map(|&i| texts.prompts[i].clone()).collect();
+            Prompts::Texts(Texts { prompts, negatives, style: texts.style })
+        }
+        Prompts::Embeddings(Embeddings { prompts, of_image }) => {
+            let of_image = images.iter().map(|&i| of_image[i]).collect();
+            Prompts::Embeddings(Embeddings { prompts: prompts.clone(), of_image })
+        }
+    }
+}
+
+/// What image `i` of `prompts` is conditioned on, and what guidance leads away from, as numbers: equal for equal
+/// conditions. `null` is the class of none.
+pub fn conditions(prompts: &Prompts, i: usize, null: u32) -> [usize; 2] {
+    match prompts {
+        Prompts::Unconditional(_) => [0; 2],
+        Prompts::Classes(labels) => [labels[i] as usize, null as usize],
+        // A prompt that is also a negative one may come with other numbers beside it.
+        Prompts::Embeddings(embeddings) => [2 * embeddings.of_image[i][0], 2 * embeddings.of_image[i][1] + 1],
+        Prompts::Texts(_) => panic!("texts have no conditions before they are encoded"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_come_in_turn_or_evenly_spread() {
+        let picked = |n, count| (0..n).map(|i| pick(i, n, count)).collect::<Vec<_>>();
+        assert_eq!(picked(5, 2), [0, 1, 0, 1, 0]);
+        assert_eq!(picked(3, 3), [0, 1, 2]);
+        assert_eq!(picked(4, 1000), [0, 250, 500, 750]);
+    }
+}

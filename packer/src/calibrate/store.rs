@@ -1,0 +1,183 @@
+//! Sums in safetensors files.
+
+use super::ranges::BINS;
+use super::record::{InputRecord, Second};
+use super::sums::Sums;
+use super::windows;
+use crate::error::Result;
+use aquatint::error::Error;
+use aquatint::raw::mmap::{self, FileBytes};
+use aquatint::raw::whole_file::WholeFile;
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+use zerocopy::IntoBytes;
+
+/// Numbers in `totals`: weight, rows, pixels, groups, squared ranges.
+const TOTALS: usize = 5;
+
+/// A safetensors file that holds sums of inputs, by their numbers.
+pub(super) struct Store {
+    /// All of it.
+    pub bytes: FileBytes,
+    /// Where tensors begin.
+    data: usize,
+    tensors: Metadata,
+}
+
+impl Store {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// If it cannot be read; what is wrong with it otherwise.
+    pub fn open(path: &Path) -> Result<Result<Self, String>> {
+        let bytes = mmap::open(path)?;
+        Ok(match SafeTensors::read_metadata(&bytes) {
+            Ok((header, tensors)) => Ok(Store { data: size_of::<u64>() + header, bytes, tensors }),
+            Err(e) => Err(e.to_string()),
+        })
+    }
+
+    /// What the metadata has under `key`.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        Some(self.tensors.metadata().as_ref()?.get(key)?.as_str())
+    }
+
+    /// Checks that the tensors of `input`, number `index`, are there and of their sizes.
+    ///
+    /// # Errors
+    /// The tensor's name, what it should be, and what there is.
+    pub fn check(&self, index: usize, input: &InputRecord) -> Result<(), [String; 3]> {
+        let shapes = shapes(input).ok_or([format!("input {index}"), "sizes that there are".into(), "others".into()])?;
+        for (name, dtype, shape) in shapes {
+            let name = format!("inputs.{index}.{name}");
+            let got = self.tensors.info(&name);
+            if !got.is_some_and(|info| info.dtype == dtype && info.shape == shape) {
+                let got = got.map_or("none".into(), |info| format!("{:?} {:?}", info.dtype, info.shape));
+                return Err([name, format!("{dtype:?} {shape:?}"), got]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of a tensor; none if there is no such tensor.
+    pub fn tensor(&self, name: &str) -> Option<&[u8]> {
+        let (start, end) = self.tensors.info(name)?.data_offsets;
+        self.bytes.get(self.data.checked_add(start)?..self.data.checked_add(end)?)
+    }
+
+    /// The sums of input `index`, which was [checked](Self::check).
+    pub fn sums(&self, index: usize) -> Sums {
+        let bytes = |name: &str| self.tensor(&format!("inputs.{index}.{name}")).unwrap_or_default();
+        let doubles = |name: &str| -> Vec<f64> {
+            bytes(name).as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
+        };
+        let halves = |name: &str| {
+            let mut first = floats(bytes(name));
+            let second = first.split_off(first.len() / 2);
+            (first, second)
+        };
+        let [weight, rows, pixels, groups, squared_ranges] = doubles("totals")[..] else { unreachable!("checked") };
+        let ((low, high), (call_low, call_high)) = (halves("range"), halves("calls"));
+        let bins = bytes("bins").as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        let (sum, second) = (doubles("sum"), doubles("second"));
+        Sums { weight, rows, pixels, groups, squared_ranges, sum, second, low, high, call_low, call_high, bins }
+    }
+}
+
+/// Little-endian floats.
+pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+/// A tensor's name after its input's, its type and its axes.
+type Shape = (&'static str, Dtype, Vec<usize>);
+
+/// The tensors of an input in the file's order; none if they are larger than any memory.
+fn shapes(input: &InputRecord) -> Option<[Shape; 6]> {
+    let (k, channels) = (input.inputs()?, input.channels);
+    let second = match input.second {
+        Second::Dense => vec![k.checked_mul(k.checked_add(1)?)? / 2],
+        Second::Toeplitz => {
+            if input.kernel != Some(windows::KERNEL) {
+                return None;
+            }
+            vec![windows::displacements().count(), channels, channels]
+        }
+    };
+    Some([
+        ("totals", Dtype::F64, vec![TOTALS]),
+        ("sum", Dtype::F64, vec![k]),
+        ("second", Dtype::F64, second),
+        ("bins", Dtype::U64, vec![input.calls, BINS]),
+        ("range", Dtype::F32, vec![2, channels]),
+        ("calls", Dtype::F32, vec![2, input.calls]),
+    ])
+}
+
+/// Writes `target`: `text` under `key` in the metadata, and the sums of `inputs` by their numbers; `sums(i)` gives those of
+/// the `i`-th of `inputs` to be written with [`write_sums`].
+///
+/// # Errors
+/// What `sums` returns, or if the file cannot be written; an older one at `target` stays as it was.
+pub(super) fn write(
+    target: &Path,
+    (key, text): (&str, &str),
+    inputs: &[(usize, &InputRecord)],
+    mut sums: impl FnMut(usize, &mut WholeFile) -> Result<()>,
+) -> Result<()> {
+    let mut end = 0;
+    let mut infos = Vec::new();
+    for (index, input) in inputs {
+        for (name, dtype, shape) in shapes(input).expect("sizes that were in memory") {
+            let start = end;
+            end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            infos.push((format!("inputs.{index}.{name}"), TensorInfo { dtype, shape, data_offsets: (start, end) }));
+        }
+    }
+    let mut out = WholeFile::create(target)?;
+    write_header(&mut out, target, (key, text), infos)?;
+    for i in 0..inputs.len() {
+        sums(i, &mut out)?;
+    }
+    Ok(out.commit()?)
+}
+
+/// `value` as JSON on one line.
+pub(super) fn json(target: &Path, value: &impl Serialize) -> Result<String> {
+    let unsound = |e| Error::request(target.display().to_string(), "values JSON can hold", e);
+    Ok(serde_json::to_string(value).map_err(unsound)?)
+}
+
+/// Writes what comes before the tensors of a safetensors file.
+pub(super) fn write_header(
+    out: &mut WholeFile,
+    target: &Path,
+    (key, text): (&str, &str),
+    infos: Vec<(String, TensorInfo)>,
+) -> Result<()> {
+    let unsound = |e: &dyn std::fmt::Display| Error::request(target.display().to_string(), "a sound set of tensors", e);
+    let metadata = HashMap::from([(key.to_owned(), text.to_owned())]);
+    let metadata = Metadata::new(Some(metadata), infos).map_err(|e| unsound(&e))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|e| unsound(&e))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let done = out.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| out.write_all(&header));
+    Ok(done.map_err(Error::io("write", target))?)
+}
+
+/// Writes the tensors of one input into `out`, which becomes `target`.
+///
+/// # Errors
+/// If they cannot be written.
+pub(super) fn write_sums(out: &mut WholeFile, target: &Path, sums: &Sums) -> Result<()> {
+    let totals = [sums.weight, sums.rows, sums.pixels, sums.groups, sums.squared_ranges];
+    let parts = [totals.as_bytes(), sums.sum.as_bytes(), sums.second.as_bytes(), sums.bins.as_bytes()];
+    let floats = [&sums.low, &sums.high, &sums.call_low, &sums.call_high].map(|floats| floats.as_bytes());
+    for bytes in parts.into_iter().chain(floats) {
+        out.write_all(bytes).map_err(Error::io("write", target))?;
+    }
+    Ok(())
+}
