@@ -10,32 +10,12 @@ use super::sums::Sums;
 use crate::error::Result;
 use crate::quantize::{Moments, SecondMoments};
 use aquatint::error::Error;
-use aquatint::raw::format::Meta;
-use serde::{Deserialize, Serialize};
+use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The key of the record in the metadata.
 const RECORD: &str = "aquatint_calibration";
-/// What a calibration was made of, for META and people.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Images.
-    pub images: usize,
-    /// Calls of an image that were looked at.
-    pub calls: usize,
-    /// Sampler steps.
-    pub steps: usize,
-    /// The sampler's name.
-    pub sampler: String,
-    /// Guidance scale.
-    pub guidance_scale: f32,
-    /// Seed of the first image.
-    pub seed: u64,
-    /// xxh3-128 of the file, hexadecimal.
-    pub xxh3: String,
-}
-
 /// A calibration, opened. Moments are read when they are asked for.
 pub struct Calibration {
     path: PathBuf,
@@ -99,13 +79,18 @@ impl Calibration {
         self.store.sums(index)
     }
 
+    /// Whether the file knows the inputs of the layers whose weight is called `tensor` in a packed file.
+    pub fn knows(&self, tensor: &str) -> bool {
+        self.record.layers.contains_key(tensor)
+    }
+
     /// Refuses a model that this is no calibration of: one whose layers come from other weights.
     ///
     /// # Errors
     /// [`Error::Request`] that names both.
-    pub fn check_model(&self, meta: &Meta) -> Result<()> {
+    pub fn check_model(&self, pipeline: &PipelineMeta, sources: &[SourceMeta]) -> Result<()> {
         let own = &self.record.model;
-        let other = ModelRecord::new(meta, &self.record.components());
+        let other = ModelRecord::of_sources(pipeline, sources, &self.record.components());
         if own.weights == other.weights {
             return Ok(());
         }
@@ -154,13 +139,13 @@ impl Calibration {
         Ok(Some(moments))
     }
 
-    /// What the file was made of.
-    pub fn summary(&self) -> Summary {
+    /// What the file was made of, for META.
+    pub fn summary(&self) -> CalibrationMeta {
         let run = &self.record.run;
-        Summary {
-            images: run.images,
-            calls: run.chosen.len(),
-            steps: run.steps,
+        CalibrationMeta {
+            images: run.images as u64,
+            calls: run.chosen.iter().map(|&call| call as u64).collect(),
+            of_calls: run.calls.len() as u64,
             sampler: run.sampler.kind.name().to_owned(),
             guidance_scale: run.guidance_scale,
             seed: run.seed,

@@ -29,7 +29,7 @@ mod store;
 mod sums;
 mod windows;
 
-pub use file::{Calibration, Summary};
+pub use file::Calibration;
 pub use merge::merge;
 pub use run::{Bill, Event, Report, calibrate};
 pub use sums::Sums;

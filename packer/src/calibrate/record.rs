@@ -1,7 +1,7 @@
 //! What a calibration file says of itself, as JSON in its metadata.
 
 use aquatint::raw::format::Meta;
-use aquatint::raw::format::meta::SourceMeta;
+use aquatint::raw::format::meta::{PipelineMeta, SourceMeta};
 use aquatint::sampler;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -145,15 +145,20 @@ impl InputRecord {
 impl ModelRecord {
     /// The model of a packed file, as far as weights in `components` make it.
     pub fn new(meta: &Meta, components: &[&str]) -> Self {
+        Self::of_sources(&meta.pipeline, &meta.sources, components)
+    }
+
+    /// The model that is made from `sources`, as far as weights in `components` make it.
+    pub fn of_sources(pipeline: &PipelineMeta, sources: &[SourceMeta], components: &[&str]) -> Self {
         let of = |file: &str| match file.split_once('/') {
             Some((component, _)) => components.contains(&component),
             // One file with everything.
             None => true,
         };
         let is_weights = |file: &str| file.rsplit_once('.').is_some_and(|(_, kind)| WEIGHTS.contains(&kind));
-        let weights = meta.sources.iter().filter(|s| of(&s.file) && is_weights(&s.file));
+        let weights = sources.iter().filter(|s| of(&s.file) && is_weights(&s.file));
         let weights = weights.map(|SourceMeta { file, xxh3, .. }| (file.clone(), xxh3.clone())).collect();
-        ModelRecord { name: meta.pipeline.name.clone(), class: meta.pipeline.class.clone(), weights }
+        ModelRecord { name: pipeline.name.clone(), class: pipeline.class.clone(), weights }
     }
 }
 

@@ -62,6 +62,10 @@ struct Pack {
     /// Quantization of the text encoders [default: f32 if the denoiser is f32, else f16]
     #[arg(long, alias = "text_q_config", value_name = "FILE|SPEC")]
     text_q_config: Option<String>,
+    /// Statistics of the inputs of layers, made by `packer calibrate`: codes are then chosen for what layers make of such
+    /// inputs, which is worth about one bit, instead of rounding each weight to the nearest level.
+    #[arg(long, value_name = "CALIB.safetensors", requires = "q_config")]
+    calib: Option<PathBuf>,
     /// Compute the denoiser's self-attention in 8 bits wherever the layers around it have quantized activations. Faster on
     /// CPUs; changes results about as much as 8-bit activations do.
     #[arg(long)]

@@ -21,6 +21,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
         text_q_config: args.text_q_config.clone(),
         activation_bits: args.quant_act.then(|| args.act_bit.parse().expect("a number, as the parser says")),
         overrules: Overrules { prediction: args.prediction, scheduler_config: args.scheduler_config.clone() },
+        calibration: args.calib.clone(),
         int8_attention: args.int8_attention,
         output: args.output.clone(),
     };

@@ -5,6 +5,7 @@
 //! weights: read, apply steps, quantize, write. One weight is in memory at a time. The same input gives the same bytes,
 //! whatever the number of threads. [`pack`] is the two in one.
 
+mod calibrated;
 mod report;
 mod store;
 
@@ -15,7 +16,7 @@ use crate::error::Result;
 use crate::lower::{self, Lowered, Part};
 use crate::pass;
 use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
-use crate::recipe::{Decision, Recipe, Requests, Store};
+use crate::recipe::{Decision, Recipe, Requests, Store, Treatment};
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -26,8 +27,10 @@ use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
 use aquatint::raw::format::{Meta, Packed, TensorSpec, Writer};
-use aquatint::raw::program::{Dims, Program, Role, shape};
+use aquatint::raw::program::{Dims, Program, Role, Tensor, shape};
 use aquatint::raw::whole_file::check_target;
+use calibrated::Known;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use store::{Stored, store};
 
@@ -51,6 +54,9 @@ pub struct Options {
     pub vae_q_config: Option<String>,
     /// Quantization of the text encoders; if absent f16, or f32 where the denoiser's floats are f32.
     pub text_q_config: Option<String>,
+    /// Statistics of the inputs of layers, as [`calibrate`](crate::calibrate) makes them: where they are known, codes are chosen
+    /// for the layer's output; elsewhere weights are rounded to the nearest level.
+    pub calibration: Option<PathBuf>,
     /// Settings of the sampler that the model's files say otherwise, or do not say.
     pub overrules: Overrules,
     /// Whether the denoisers' attentions between integer layers work in 8-bit codes too.
@@ -110,7 +116,11 @@ impl Packing {
             activation_bits: options.activation_bits,
         };
         let sites = pass::sites(&self.programs, self.weights.len());
-        let recipe = Recipe::new(&self.weights, &sites, requests)?;
+        let mut recipe = Recipe::new(&self.weights, &sites, requests)?;
+        let (programs, weights) = (&mut self.programs, &mut self.weights);
+        let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
+        let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
+        let known = options.calibration.as_ref().map(open).transpose()?;
         let attentions = self.use_codes(&recipe)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
@@ -118,7 +128,7 @@ impl Packing {
         for program in &self.programs {
             shape::infer(program, &types, &Dims { batch: 1, conditions: 1, height, width, tokens: 1 })?;
         }
-        let (layers, average_bits) = self.write_weights(&recipe, progress)?;
+        let (layers, average_bits) = self.write_weights(&recipe, known.as_ref(), progress)?;
         for (name, bytes) in &self.files {
             self.writer.bytes(name, bytes)?;
         }
@@ -135,7 +145,7 @@ impl Packing {
                 config: recipe.config,
                 average_bits,
                 attention: (attentions > 0).then(|| "int8".into()),
-                calibration: None,
+                calibration: known.as_ref().map(Known::meta),
                 layers: layers.iter().map(|line| line.meta.clone()).collect(),
             },
             sources: sources.iter().map(|s| s.meta.clone()).collect(),
@@ -169,19 +179,35 @@ impl Packing {
     }
 
     /// Writes all weights in order; returns the layers' entries of the report, and the average bits of the denoisers.
-    fn write_weights(&mut self, recipe: &Recipe, progress: &mut dyn FnMut(Progress)) -> Result<(Vec<LayerLine>, f64)> {
+    fn write_weights(
+        &mut self,
+        recipe: &Recipe,
+        known: Option<&Known>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Vec<LayerLine>, f64)> {
         let total = self.weights.iter().map(|w| w.len() as u64).sum();
-        let mut done = 0;
+        let (mut done, mut quantized, mut raw) = (0, 0, 0);
         let mut layers = Vec::new();
-        let (mut quantized, mut raw) = (0, 0);
-        for (weight, decision) in self.weights.iter().zip(&recipe.decisions) {
+        let mut corrections: HashMap<usize, Vec<f64>> = HashMap::new();
+        // Weights that were stored before their turn, because their biases come first.
+        let mut early: HashMap<usize, Prepared> = HashMap::new();
+        for (i, (weight, decision)) in self.weights.iter().zip(&recipe.decisions).enumerate() {
             let name = weight.name();
             progress(Progress { name: &name, done, total });
-            let elements = elements(&self.model, &self.weights, weight)?;
-            let stored = store(&name, &elements, decision.treatment)?;
-            let spec = TensorSpec { name, dims: elements.dims, kind: stored.kind };
-            self.writer.tensor(spec, &stored.bytes)?;
-            let count = elements.values.len() as u64;
+            let prepare = |i: usize, corrections: &mut HashMap<usize, Vec<f64>>| -> Result<Prepared> {
+                let prepared = self.prepare(i, recipe.decisions[i].treatment, known, corrections.remove(&i))?;
+                if let (Some(bias), Some(output)) = (known.and_then(|k| k.bias_of(i)), &prepared.stored.calibrated) {
+                    corrections.insert(bias, output.bias.clone());
+                }
+                Ok(prepared)
+            };
+            if let Some(later) = known.and_then(|k| k.weight_of(i)).filter(|&w| w > i) {
+                early.insert(later, prepare(later, &mut corrections)?);
+            }
+            let prepared = early.remove(&i).map_or_else(|| prepare(i, &mut corrections), Ok)?;
+            let Prepared { dims, stored } = prepared;
+            let count = dims.iter().map(|&n| n as u64).product();
+            self.writer.tensor(TensorSpec { name, dims, kind: stored.kind }, &stored.bytes)?;
             done += count;
             if !weight.quantizable() {
                 continue;
@@ -195,6 +221,31 @@ impl Packing {
         }
         Ok((layers, average_bits(quantized, raw, PRECISION)))
     }
+
+    /// Weight `i` as it is stored; a bias with what it must take up.
+    fn prepare(
+        &self,
+        i: usize,
+        treatment: Treatment,
+        known: Option<&Known>,
+        correction: Option<Vec<f64>>,
+    ) -> Result<Prepared> {
+        let weight = &self.weights[Tensor(i as u32)];
+        let name = weight.name();
+        let mut elements = elements(&self.model, &self.weights, weight)?;
+        for (to, by) in elements.values.iter_mut().zip(correction.iter().flatten()) {
+            *to = (f64::from(*to) + by) as f32;
+        }
+        let moments = known.map_or(Ok(None), |known| known.moments(i, &name))?;
+        let stored = store(&name, &elements, treatment, moments.as_ref())?;
+        Ok(Prepared { dims: elements.dims, stored })
+    }
+}
+
+/// A weight ready to be written.
+struct Prepared {
+    dims: Vec<usize>,
+    stored: Stored,
 }
 
 /// Proves that META and programs agree, and that a run with the model's own settings can be planned: what a file must do
@@ -212,7 +263,8 @@ fn inputs(options: &Options) -> Vec<&Path> {
     let models = [&options.model].into_iter().chain(&options.refiner);
     let models = models.chain(&options.donors.autoencoder).chain(&options.donors.text);
     let scheduler = options.overrules.scheduler_config.as_deref();
-    models.map(PathBuf::as_path).chain(configs).chain(scheduler).collect()
+    let calibration = options.calibration.as_deref();
+    models.map(PathBuf::as_path).chain(configs).chain(scheduler).chain(calibration).collect()
 }
 
 /// The elements of `weight` in the file's order, after all its steps.
@@ -233,15 +285,22 @@ fn line(weight: &Weight, decision: &Decision, stored: &Stored, weights: u64) -> 
         name: format!("{}/{}", weight.component, weight.layer()),
         method: treatment.store.name(),
         decided_by: by.as_ref().map(ToString::to_string),
-        note: note.clone(),
+        note: notes(note.as_deref(), stored),
         activation_bits: treatment.activation_bits.unwrap_or(32),
         error: stored.error,
         exact_error: stored.exact_error,
-        output_error: None,
-        nearest_output_error: None,
+        output_error: stored.calibrated.as_ref().map(|output| output.error),
+        nearest_output_error: stored.calibrated.as_ref().map(|output| output.nearest),
         bytes: stored.bytes.len() as u64,
     };
     LayerLine { meta, bits: treatment.store.bits(), weights }
+}
+
+/// What the recipe and the choice of codes have to say of a layer.
+fn notes(recipe: Option<&str>, stored: &Stored) -> Option<String> {
+    let chosen = stored.calibrated.as_ref().and_then(|output| output.note.as_deref());
+    let all: Vec<&str> = recipe.into_iter().chain(chosen).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn aliases(weight: &Weight) -> (String, Vec<String>) {

@@ -1,10 +1,11 @@
 //! One weight's elements become its bytes in the file.
 
 use crate::error::Result;
-use crate::quantize::{Measured, quantize_measured};
+use crate::quantize::{Calibrated, FeedbackOptions, Measured, Moments, quantize_calibrated, quantize_measured};
 use crate::recipe::{Store, Treatment};
 use crate::weight::Elements;
 use crate::weights::halves;
+use aquatint::error::Error;
 use aquatint::raw::codec::layout;
 use aquatint::raw::format::{TensorKind, taps};
 use zerocopy::IntoBytes;
@@ -19,17 +20,38 @@ pub(super) struct Stored {
     pub(super) error: f64,
     /// The same before codebooks were rounded to 8 bits.
     pub(super) exact_error: f64,
+    /// What a calibration says of it.
+    pub(super) calibrated: Option<OutputError>,
 }
 
-/// Stores the weight called `name` as `treatment` says.
+/// What became of a layer's output over a calibration.
+pub(super) struct OutputError {
+    /// `tr(dW H dW^T) / tr(W H W^T)`.
+    pub(super) error: f64,
+    /// The same if every weight had been rounded to the nearest level.
+    pub(super) nearest: f64,
+    /// What the layer's bias must take up, per output.
+    pub(super) bias: Vec<f64>,
+    /// What a person should know of it.
+    pub(super) note: Option<String>,
+}
+
+impl Stored {
+    /// The bytes of a weight that is `error` off, without anything known of its inputs.
+    fn plain(kind: TensorKind, bytes: Vec<u8>, error: f64) -> Self {
+        Stored { kind, bytes, error, exact_error: error, calibrated: None }
+    }
+}
+
+/// Stores the weight called `name` as `treatment` says; codes are chosen by the moments of its inputs where they are known.
 ///
 /// # Errors
-/// If f16 cannot hold it.
-pub(super) fn store(name: &str, weight: &Elements, treatment: Treatment) -> Result<Stored> {
+/// If f16 cannot hold it, or the moments do not fit it.
+pub(super) fn store(name: &str, weight: &Elements, treatment: Treatment, moments: Option<&Moments>) -> Result<Stored> {
     let Elements { dims, values } = weight;
     let kind = treatment.kind();
     match treatment.store {
-        Store::F32 => Ok(Stored { kind, bytes: values.as_bytes().to_vec(), error: 0.0, exact_error: 0.0 }),
+        Store::F32 => Ok(Stored::plain(kind, values.as_bytes().to_vec(), 0.0)),
         Store::F16 => {
             let halves = halves(name, values)?;
             let (mut sse, mut energy) = (0.0, 0.0);
@@ -38,16 +60,28 @@ pub(super) fn store(name: &str, weight: &Elements, treatment: Treatment) -> Resu
                 energy += f64::from(v).powi(2);
             }
             let error = if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() };
-            Ok(Stored { kind, bytes: halves.as_bytes().to_vec(), error, exact_error: error })
+            Ok(Stored::plain(kind, halves.as_bytes().to_vec(), error))
         }
         Store::Codes(method, bits) => {
             let (rows, cols) = (dims[0], dims[1..].iter().product());
-            let Measured { matrix, error, exact_error } =
-                quantize_measured(values, rows, cols, method, bits, treatment.codebook);
+            let codebook = treatment.codebook;
+            let (measured, calibrated) = match moments {
+                None => (quantize_measured(values, rows, cols, method, bits, codebook), None),
+                Some(moments) => {
+                    let options = FeedbackOptions::default();
+                    let chosen = quantize_calibrated(values, rows, cols, method, bits, codebook, moments, &options);
+                    let misfit = |fault| Error::request(format!("--calib for {name}"), "moments of its inputs", fault);
+                    let Calibrated { matrix, error, exact_error, output_error, nearest_output_error, bias, note } =
+                        chosen.map_err(misfit)?;
+                    let output = OutputError { error: output_error, nearest: nearest_output_error, bias, note };
+                    (Measured { matrix, error, exact_error }, Some(output))
+                }
+            };
+            let Measured { matrix, error, exact_error } = measured;
             let (layout, bytes) = layout::pack(&matrix, taps(dims));
             let made = TensorKind::Codes { bits, grain: layout.grain, int8: layout.int8 };
             assert_eq!(made, kind, "{name}: the shape rules were told otherwise");
-            Ok(Stored { kind, bytes, error, exact_error })
+            Ok(Stored { kind, bytes, error, exact_error, calibrated })
         }
     }
 }

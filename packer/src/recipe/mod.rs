@@ -180,6 +180,11 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Decides for further weights, up to `count` in all: they are vectors that the packer made.
+    pub fn extend(&mut self, count: usize) {
+        self.decisions.resize(count, Decision::plain(Store::F32));
+    }
+
     /// What the shape rules need to know of the weights once they are stored.
     pub fn types(&self, weights: &Weights) -> Vec<TensorType> {
         weights.iter().zip(&self.decisions).map(|(w, d)| d.treatment.kind().ty(&w.dims())).collect()

@@ -1,0 +1,74 @@
+//! Packing with a calibration: which layers it knows, and the biases that take up their mean errors.
+
+use crate::calibrate::Calibration;
+use crate::error::Result;
+use crate::pass::give_biases;
+use crate::quantize::Moments;
+use crate::recipe::{Recipe, Store};
+use crate::weight::Weights;
+use aquatint::error::Error;
+use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
+use aquatint::raw::program::{Program, Tensor};
+use std::path::Path;
+
+/// What a calibration knows of the layers that become codes.
+pub(super) struct Known {
+    file: Calibration,
+    /// Per weight, whether it knows the inputs and the weight becomes codes.
+    known: Vec<bool>,
+    /// Per weight, the bias that belongs to it alone.
+    bias_of: Vec<Option<Tensor>>,
+}
+
+impl Known {
+    /// Opens the calibration at `path`, which must be of the model made from `sources`. Layers that it knows and that become
+    /// codes get biases, of which `recipe` then knows, too.
+    ///
+    /// # Errors
+    /// If it cannot be read, is of another model, or knows no layer that becomes codes.
+    pub(super) fn open(
+        path: &Path,
+        (pipeline, sources): (&PipelineMeta, &[SourceMeta]),
+        programs: &mut [Program],
+        weights: &mut Weights,
+        recipe: &mut Recipe,
+    ) -> Result<Self> {
+        let file = Calibration::open(path)?;
+        file.check_model(pipeline, sources)?;
+        let coded = recipe.decisions.iter().map(|d| matches!(d.treatment.store, Store::Codes(..)));
+        let known: Vec<bool> = weights.iter().zip(coded).map(|(w, coded)| coded && file.knows(&w.name())).collect();
+        if !known.contains(&true) {
+            let expected = "a configuration that makes codes of layers whose inputs it has, or it has no effect";
+            return Err(Error::request("--calib", expected, "none").into());
+        }
+        let bias_of = give_biases(programs, weights, &|Tensor(i)| known[i as usize]);
+        recipe.extend(weights.len());
+        Ok(Known { file, known, bias_of })
+    }
+
+    /// The moments of the inputs of weight `i`, called `name` in the file, if codes are to be chosen by them.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub(super) fn moments(&self, i: usize, name: &str) -> Result<Option<Moments>> {
+        match self.known.get(i) {
+            Some(true) => self.file.moments(name),
+            _ => Ok(None),
+        }
+    }
+
+    /// The bias that takes up the mean error of weight `i`.
+    pub(super) fn bias_of(&self, i: usize) -> Option<usize> {
+        self.bias_of.get(i).copied().flatten().map(|Tensor(bias)| bias as usize)
+    }
+
+    /// The weight whose mean error bias `i` takes up.
+    pub(super) fn weight_of(&self, i: usize) -> Option<usize> {
+        self.bias_of.iter().position(|bias| bias.is_some_and(|Tensor(bias)| bias as usize == i))
+    }
+
+    /// The record of the calibration.
+    pub(super) fn meta(&self) -> CalibrationMeta {
+        self.file.summary()
+    }
+}
