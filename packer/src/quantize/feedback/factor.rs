@@ -117,6 +117,43 @@ impl Factor {
         product
     }
 
+    /// `H^-1 x` of (n, columns) `x`.
+    pub(super) fn solve(&self, mut x: Array2<f64>) -> Array2<f64> {
+        let n = self.pivots.len();
+        for start in (0..n).step_by(PANEL) {
+            let end = (start + PANEL).min(n);
+            let (above, mut rest) = x.view_mut().split_at(Axis(0), start);
+            let lower = self.lower.slice(s![start..end, ..start]);
+            general_mat_mul(-1.0, &lower, &above, 1.0, &mut rest.slice_mut(s![..end - start, ..]));
+            for p in start..end {
+                let (done, mut after) = rest.view_mut().split_at(Axis(0), p - start);
+                let mut row = after.row_mut(0);
+                for (done, &share) in done.rows().into_iter().zip(self.lower.slice(s![p, start..p])) {
+                    row.scaled_add(-share, &done);
+                }
+            }
+        }
+        for (mut row, pivot) in x.axis_iter_mut(Axis(0)).zip(&self.pivots) {
+            row /= *pivot;
+        }
+        for start in (0..n).step_by(PANEL).rev() {
+            let end = (start + PANEL).min(n);
+            let (mut rest, below) = x.view_mut().split_at(Axis(0), end);
+            let lower = self.lower.slice(s![end.., start..end]);
+            general_mat_mul(-1.0, &lower.t(), &below, 1.0, &mut rest.slice_mut(s![start.., ..]));
+            for p in (start..end).rev() {
+                let (mut before, at) = rest.view_mut().split_at(Axis(0), p);
+                let at = at.row(0);
+                for (mut row, &share) in
+                    before.slice_mut(s![start.., ..]).rows_mut().into_iter().zip(self.lower.slice(s![p, start..p]))
+                {
+                    row.scaled_add(-share, &at);
+                }
+            }
+        }
+        x
+    }
+
     /// `sum_p D_p u_p v_p` of every column.
     pub(super) fn scaled_dot(&self, u: &Array2<f64>, v: &Array2<f64>) -> Vec<f64> {
         let mut sums = vec![0f64; u.ncols()];
@@ -159,6 +196,8 @@ mod tests {
         let (u, hx) = (factor.transposed_product(x.view()), h.dot(&x));
         let size = hx.iter().fold(0f64, |m, v| m.max(v.abs()));
         assert!((&factor.scaled_product(u.view()) - &hx).iter().all(|d| d.abs() < 1e-12 * size));
+        let back = factor.solve(hx.clone());
+        assert!((&back - &x).iter().all(|d| d.abs() < 1e-10), "H^-1 H x");
         let expected: Vec<f64> = (0..columns).map(|c| x.column(c).dot(&hx.column(c))).collect();
         for (got, expected) in factor.scaled_dot(&u, &u).iter().zip(expected) {
             assert!((got - expected).abs() < 1e-12 * expected, "{got} {expected}");

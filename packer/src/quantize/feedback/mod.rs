@@ -8,13 +8,14 @@
 //! 2. codes by error feedback over those levels *as they are stored* (LDLQ, which equals GPTQ; [`rounding`]);
 //! 3. levels by least squares for those codes ([`refit`]), rounded to what is stored, and codes again, a few times; of
 //!    all rounds the best is kept, per row where rows have levels of their own;
-//! 4. coordinate descent over the codes.
+//! 4. coordinate descent over the codes; then levels and descent once more, again kept where better.
 //!
 //! `H` is damped: `delta mean(diag H)` on its diagonal makes up for few rows. A row that rounding to the nearest without
 //! any moments gets better still (it happens where there is nothing to gain) is left as that has it.
 //!
-//! Layers of more than [`FeedbackOptions::max_block`] inputs are cut into blocks of channels. Feedback and refits know
-//! only blocks; descent then knows the errors of all other blocks, and what is reported is of the whole layer.
+//! Layers of more than [`FeedbackOptions::max_block`] inputs are cut into blocks of channels. The first codes and the
+//! refits know only blocks. Then every block is rounded again, and descended, knowing the errors of all others, twice; and
+//! what is reported is of the whole layer.
 
 mod block;
 mod factor;
@@ -40,7 +41,7 @@ use solve::{Cache, Problem, Solution};
 pub struct FeedbackOptions {
     /// What is added to the diagonal of the second moments, relative to its mean.
     pub damping: f64,
-    /// How often levels are refit to their codes.
+    /// How often levels are refit to their codes; the last time after descent, if the inputs are one block.
     pub refits: usize,
     /// Passes of coordinate descent at most.
     pub sweeps: usize,
@@ -186,18 +187,17 @@ fn notes(moments: &Moments, blocks: &Blocks) -> Vec<String> {
 /// The codec's matrix of these grids and codes.
 fn assemble(form: Form, rows: usize, cols: usize, grids: Vec<Grid>, codes: Vec<u8>) -> QuantizedMatrix {
     let grid = |row: usize| &grids[if form.shared { 0 } else { row }];
-    let tables = if form.freedom == Freedom::Levels && !form.shared { rows } else { 1 };
+    let (tables, grain) = match form.freedom {
+        Freedom::Levels if !form.shared => (rows, Grain::Row),
+        _ => (1, Grain::Tensor),
+    };
     let codebook = if form.freedom == Freedom::Affine { CodebookType::Int8 } else { form.codebook };
     QuantizedMatrix {
         bits: form.bits,
         rows,
         cols,
         table: table::tables((0..tables).map(|r| &grid(r).entries[..]), form.bits.levels(), codebook),
-        grain: if tables == rows && form.freedom == Freedom::Levels && !form.shared {
-            Grain::Row
-        } else {
-            Grain::Tensor
-        },
+        grain,
         scale: (0..rows).map(|r| grid(r).scale).collect(),
         offset: (0..rows).map(|r| grid(r).offset).collect(),
         codes,

@@ -5,13 +5,17 @@ use super::block::{Block, Blocks};
 use super::grid::{Form, Freedom, Grid};
 use super::levels::TileLevels;
 use super::refit::{Normal, gather_affine, gather_levels};
-use super::rounding::{descend, feed_back};
+use super::rounding::{Rounded, descend, feed_back};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 
 /// Rows per tile. Fixed, so that no sum depends on the number of threads.
 pub(super) const TILE: usize = 64;
+
+/// How often every block comes, if there are several. In a convolution of two blocks the second time halves what is left
+/// of the distance to a single block.
+const PASSES: usize = 2;
 
 /// A weight to quantize.
 #[derive(Clone, Copy, Debug)]
@@ -35,12 +39,23 @@ pub(super) struct Solution {
     pub(super) raised: usize,
 }
 
-/// What a round of feedback made besides codes.
+/// Where a round's codes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Error feedback.
+    FeedBack,
+    /// They are there.
+    Keep,
+}
+
+/// What a round found besides codes.
 struct Round {
     /// `e H e^T` of every row, damped, blocks apart.
     objective: Vec<f64>,
     /// One per row, or one for all; none if they were not asked for.
     normals: Vec<Normal>,
+    /// How often damping was raised in a block, at most.
+    raised: usize,
 }
 
 impl Problem<'_> {
@@ -51,29 +66,34 @@ impl Problem<'_> {
     pub(super) fn solve(&self, blocks: &Cache, options: &FeedbackOptions) -> Result<Solution, String> {
         let mut grids = self.form.grids(self.weights, self.cols, &self.blocks.weights());
         let refits = if self.form.is_refit() { options.refits } else { 0 };
+        // One of them follows descent. Normal equations know no other blocks, whose errors descent makes up for.
+        let late = usize::from(refits > 0 && options.sweeps > 0 && self.blocks.len() == 1);
+        let early = refits - late;
         let mut codes = vec![0u8; self.weights.len()];
-        let mut best: Option<(Solution, Vec<f64>)> = None;
-        let mut raised = 0;
-        for round in 0..=refits {
-            let made = self.round(blocks, &grids, &mut codes, round < refits, &mut raised)?;
-            match &mut best {
-                None => {
-                    let first = Solution { grids: grids.clone(), codes: codes.clone(), raised: 0 };
-                    best = Some((first, made.objective));
-                }
-                Some((best, least)) => self.keep_better(best, least, &grids, &codes, &made.objective),
-            }
-            if round < refits {
-                grids =
-                    grids.par_iter().zip(&made.normals).map(|(grid, normal)| self.form.refit(grid, normal)).collect();
-            }
+        let mut made = self.round(blocks, &grids, &mut codes, Way::FeedBack, early > 0)?;
+        let mut least = std::mem::take(&mut made.objective);
+        let mut best = Solution { grids: grids.clone(), codes: codes.clone(), raised: made.raised };
+        for round in 0..early {
+            grids = self.refit(&grids, &made.normals);
+            made = self.round(blocks, &grids, &mut codes, Way::FeedBack, round + 1 < early)?;
+            self.keep_better(&mut best, &mut least, &grids, &codes, &made.objective);
         }
-        let (mut best, _) = best.expect("there is at least one round");
-        best.raised = raised;
         if options.sweeps > 0 {
             self.descend(blocks, &best.grids, &mut best.codes, options.sweeps)?;
         }
+        for _ in 0..late {
+            let mut before = self.round(blocks, &best.grids, &mut best.codes, Way::Keep, true)?;
+            grids = self.refit(&best.grids, &before.normals);
+            codes.copy_from_slice(&best.codes);
+            self.descend(blocks, &grids, &mut codes, options.sweeps)?;
+            let after = self.round(blocks, &grids, &mut codes, Way::Keep, false)?;
+            self.keep_better(&mut best, &mut before.objective, &grids, &codes, &after.objective);
+        }
         Ok(best)
+    }
+
+    fn refit(&self, grids: &[Grid], normals: &[Normal]) -> Vec<Grid> {
+        grids.par_iter().zip(normals).map(|(grid, normal)| self.form.refit(grid, normal)).collect()
     }
 
     /// Takes over rows whose objective fell, or all of them if they share their levels and the sum fell.
@@ -97,43 +117,42 @@ impl Problem<'_> {
     }
 
     /// Rounds everything with error feedback over `grids`, and sums up what a refit needs if it is `wanted`.
-    fn round(
-        &self,
-        blocks: &Cache,
-        grids: &[Grid],
-        codes: &mut [u8],
-        wanted: bool,
-        raised: &mut usize,
-    ) -> Result<Round, String> {
-        let normals = match wanted {
-            true => vec![Normal::new(self.form.parameters()); grids.len()],
-            false => Vec::new(),
-        };
-        let mut sum = Round { objective: vec![0.0; self.rows], normals };
+    fn round(&self, blocks: &Cache, grids: &[Grid], codes: &mut [u8], way: Way, wanted: bool) -> Result<Round, String> {
+        let mut sum = Round { objective: vec![0.0; self.rows], normals: Vec::new(), raised: 0 };
         for b in 0..self.blocks.len() {
             blocks.with(b, |block| {
-                *raised = (*raised).max(block.raised);
+                sum.raised = sum.raised.max(block.raised);
                 let tiles = codes.par_chunks_mut(TILE * self.cols).enumerate();
                 let made: Vec<Round> =
-                    tiles.map(|(tile, codes)| self.tile(block, grids, tile, codes, wanted)).collect();
+                    tiles.map(|(tile, codes)| self.tile(block, grids, tile, codes, way, wanted)).collect();
                 for (tile, made) in made.into_iter().enumerate() {
                     let first = tile * TILE;
                     sum.objective[first..].iter_mut().zip(made.objective).for_each(|(sum, v)| *sum += v);
+                    // Normal equations of the first block are the sum as they are.
                     let first = if self.form.shared { 0 } else { first };
+                    let known = sum.normals.len().saturating_sub(first);
                     sum.normals.iter_mut().skip(first).zip(&made.normals).for_each(|(sum, v)| sum.add(v));
+                    sum.normals.extend(made.normals.into_iter().skip(known));
                 }
             })?;
         }
         Ok(sum)
     }
 
-    fn tile(&self, block: &Block, grids: &[Grid], tile: usize, codes: &mut [u8], wanted: bool) -> Round {
+    fn tile(&self, block: &Block, grids: &[Grid], tile: usize, codes: &mut [u8], way: Way, wanted: bool) -> Round {
         let first = tile * TILE;
         let w = self.gather(first, codes.len() / self.cols, &block.inputs, |at| f64::from(self.weights[at]));
         let rows = w.ncols();
         let grid = |r: usize| &grids[if self.form.shared { 0 } else { first + r }];
         let levels = self.levels(grids, first, rows);
-        let rounded = feed_back(&w, &levels, &block.factor);
+        let rounded = match way {
+            Way::FeedBack => feed_back(&w, &levels, &block.factor),
+            Way::Keep => {
+                let codes = Array2::from_shape_fn(w.raw_dim(), |(p, r)| codes[r * self.cols + block.inputs[p]]);
+                let error = Array2::from_shape_fn(w.raw_dim(), |(p, r)| w[[p, r]] - levels.value(r, codes[[p, r]]));
+                Rounded { innovation: block.factor.transposed_product(error.view()), codes }
+            }
+        };
         for (p, &input) in block.inputs.iter().enumerate() {
             (0..rows).for_each(|r| codes[r * self.cols + input] = rounded.codes[[p, r]]);
         }
@@ -149,12 +168,15 @@ impl Problem<'_> {
                 }
             }
         }
-        Round { objective: block.factor.scaled_dot(&rounded.innovation, &rounded.innovation), normals }
+        let objective = block.factor.scaled_dot(&rounded.innovation, &rounded.innovation);
+        Round { objective, normals, raised: block.raised }
     }
 
-    /// Coordinate descent in every block, knowing the errors of all others.
+    /// Coordinate descent in every block, knowing the errors of all others. Where there are others, every block comes
+    /// more than once, and each time another round of feedback, which makes up for the others' errors, comes first.
     fn descend(&self, blocks: &Cache, grids: &[Grid], codes: &mut [u8], sweeps: usize) -> Result<(), String> {
-        for b in 0..self.blocks.len() {
+        let passes = if self.blocks.len() > 1 { PASSES } else { 1 };
+        for b in (0..passes).flat_map(|_| 0..self.blocks.len()) {
             let cross = self.cross(b, grids, codes);
             blocks.with(b, |block| {
                 codes.par_chunks_mut(TILE * self.cols).enumerate().for_each(|(tile, codes)| {
@@ -163,9 +185,13 @@ impl Problem<'_> {
                     let levels = self.levels(grids, first, rows);
                     let w = self.gather(first, rows, &block.inputs, |at| f64::from(self.weights[at]));
                     let mut kept = Array2::from_shape_fn(w.raw_dim(), |(p, r)| codes[r * self.cols + block.inputs[p]]);
-                    let mut error =
-                        Array2::from_shape_fn(w.raw_dim(), |(p, r)| w[[p, r]] - levels.value(r, kept[[p, r]]));
-                    descend(&w, (&mut kept, &mut error), &levels, block.second.view(), cross.get(tile), sweeps);
+                    let cross = cross.get(tile);
+                    if let Some(cross) = cross {
+                        again(&w, &mut kept, &levels, block, cross);
+                    }
+                    let error_at = |(p, r)| w[[p, r]] - levels.value(r, kept[[p, r]]);
+                    let mut error = Array2::from_shape_fn(w.raw_dim(), error_at);
+                    descend(&w, (&mut kept, &mut error), &levels, block.second.view(), cross, sweeps);
                     for (p, &input) in block.inputs.iter().enumerate() {
                         (0..rows).for_each(|r| codes[r * self.cols + input] = kept[[p, r]]);
                     }
@@ -231,6 +257,23 @@ impl Problem<'_> {
             .collect();
         let (error, energy) = sums.iter().fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
         if error == 0.0 { 0.0 } else { (error / energy).sqrt() }
+    }
+}
+
+/// Rounds a tile of a block again, given what the errors of other blocks add to its gradient, and takes over the rows
+/// that are better for it.
+///
+/// With the gradient g of the others the objective is `(e + g H^-1) H (e + g H^-1)^T` and a constant: that of a weight
+/// which is shifted.
+fn again(w: &Array2<f64>, codes: &mut Array2<u8>, levels: &TileLevels, block: &Block, cross: &Array2<f64>) {
+    let shifted = w + &block.factor.solve(cross.clone());
+    let error = Array2::from_shape_fn(w.raw_dim(), |(p, r)| shifted[[p, r]] - levels.value(r, codes[[p, r]]));
+    let innovation = block.factor.transposed_product(error.view());
+    let now = block.factor.scaled_dot(&innovation, &innovation);
+    let rounded = feed_back(&shifted, levels, &block.factor);
+    let then = block.factor.scaled_dot(&rounded.innovation, &rounded.innovation);
+    for (r, _) in now.iter().zip(&then).enumerate().filter(|(_, (now, then))| then < now) {
+        codes.column_mut(r).assign(&rounded.codes.column(r));
     }
 }
 

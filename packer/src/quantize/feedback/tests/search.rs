@@ -253,13 +253,13 @@ fn refits_and_sweeps_each_gain() {
     let (rows, cols) = (64, 128);
     let h = correlated(cols, 1e3, 12);
     let w = Random::new(13).weights(rows * cols);
-    for method in Method::ALL {
+    for (method, bits) in Method::ALL.into_iter().flat_map(|m| Bits::ALL[..3].iter().map(move |b| (m, *b))) {
         let error = |refits, sweeps| {
             let options = FeedbackOptions { refits, sweeps, ..Default::default() };
-            with(&w, (rows, cols), method, Bits::ALL[0], &centred(&h), &options).output_error
+            with(&w, (rows, cols), method, bits, &centred(&h), &options).output_error
         };
         let (none, refit, both) = (error(0, 0), error(3, 0), error(3, 4));
-        assert!(refit < none * 0.98 && both < refit * 0.99, "{method}: {none} {refit} {both}");
+        assert!(refit < none && both < refit * 0.98, "{method} {bits}: {none} {refit} {both}");
     }
 }
 
