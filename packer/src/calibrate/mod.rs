@@ -37,6 +37,7 @@ pub use sums::Sums;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
 use aquatint::options::SamplingOptions;
+use aquatint::pipeline::NoiseSource;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ pub struct Settings {
     pub sampling: SamplingOptions,
     /// Seed of the first image.
     pub seed: u64,
+    /// Where noise comes from.
+    pub noise: NoiseSource,
     /// A file with a prompt or class per line.
     pub prompts: Option<PathBuf>,
     /// Most bytes of sums at a time.
@@ -112,6 +115,7 @@ impl Settings {
             images: Self::IMAGES,
             sampling: SamplingOptions::default(),
             seed: Self::SEED,
+            noise: NoiseSource::Fast,
             prompts: None,
             memory: Self::MEMORY,
             batch: Self::BATCH,

@@ -58,6 +58,8 @@ pub struct RunRecord {
     pub guidance_scale: f32,
     /// Seed of the first image.
     pub seed: u64,
+    /// Where noise comes from: `fast` or `torch`.
+    pub noise: String,
     /// What each image shows.
     pub prompts: Vec<String>,
     /// The root hash of the packed file whose own run gave the states; none if the float model's did.

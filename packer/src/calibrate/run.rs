@@ -14,7 +14,7 @@ use super::{Settings, Shard};
 use crate::emit::Progress;
 use crate::error::Result;
 use aquatint::error::Error;
-use aquatint::pipeline::{Request, Session};
+use aquatint::pipeline::{NoiseSource, Request, Session};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
@@ -311,6 +311,7 @@ impl<'a, 'm> Work<'a, 'm> {
                 sampler: request.sampler.clone(),
                 guidance_scale: request.guidance_scale,
                 seed: request.seed,
+                noise: noise(request.noise).into(),
                 prompts: (0..self.settings.images)
                     .map(|i| request.prompts.describe(i, self.model)[0].clone())
                     .collect(),
@@ -444,6 +445,14 @@ fn copies(request: &Request) -> usize {
     if request.guidance_scale > 1.0 { 2 } else { 1 }
 }
 
+/// The name of a source of noise.
+fn noise(source: NoiseSource) -> &'static str {
+    match source {
+        NoiseSource::Fast => "fast",
+        NoiseSource::Torch => "torch",
+    }
+}
+
 /// The class of none.
 fn null<D>(model: &Model<'_, D>) -> u32 {
     model.classes.as_ref().map_or(0, |classes| classes.null)
@@ -508,12 +517,13 @@ fn identity(
     let numbers = [settings.calls, settings.images, settings.memory, settings.dense, request.steps];
     let shard = settings.shard.map(|shard| [shard.index, shard.of]);
     let all = format!(
-        "{} {VERSION} {:032x} {:?} {numbers:?} {shard:?} {} {} {:?} {:?} {:?}",
+        "{} {VERSION} {:032x} {:?} {numbers:?} {shard:?} {} {} {} {:?} {:?} {:?}",
         env!("CARGO_PKG_VERSION"),
         packed.hash(),
         trajectory.map(Packed::hash),
         request.guidance_scale,
         request.seed,
+        noise(request.noise),
         request.sampler,
         request.latent_size,
         request.prompts,

@@ -4,7 +4,7 @@ use super::Settings;
 use crate::error::Result;
 use aquatint::error::Error;
 use aquatint::options::{PromptOptions, RequestOptions};
-use aquatint::pipeline::{Embeddings, Prompts, Request, Texts};
+use aquatint::pipeline::{Embeddings, NoiseSource, NoiseStream, Prompts, Request, Texts};
 use std::path::Path;
 
 /// The request for all images of `settings`.
@@ -40,6 +40,7 @@ pub fn request<D: AsRef<[u8]>>(settings: &Settings, model: &aquatint::Model<'_, 
         prompts,
         sampling: settings.sampling.clone(),
         seed: Some(settings.seed),
+        noise: Some(settings.noise),
         batch_size: Some(settings.batch),
         ..RequestOptions::default()
     };
@@ -70,6 +71,17 @@ pub fn with(request: &Request, prompts: Prompts) -> Request {
     let mut request = request.clone();
     request.prompts = prompts;
     request
+}
+
+/// The request for consecutive `images` of those of `request`, with the noise that they have there.
+pub fn run_of(request: &Request, images: &[usize]) -> Request {
+    let mut own = with(request, part(&request.prompts, images));
+    match request.noise {
+        // The noise of an image has the seed of its number, and a request counts its images.
+        NoiseSource::Fast => own.seed = request.seed.wrapping_add(images[0] as u64),
+        NoiseSource::Torch => own.stream = Some(NoiseStream { images: request.prompts.len(), first: images[0] }),
+    }
+    own
 }
 
 /// Those of `prompts` that the images `images` show.

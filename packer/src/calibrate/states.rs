@@ -68,10 +68,8 @@ pub fn follow<D: AsRef<[u8]>>(
     let consecutive = |images: &[usize]| images.windows(2).all(|pair| pair[1] == pair[0] + 1);
     while states.done < images.len() {
         let rest = &images[states.done..];
-        // An image's noise has the seed of its number, and a request counts its images.
         let these = if consecutive(rest) { rest } else { &rest[..1] };
-        let mut request = samples::with(request, samples::part(&request.prompts, these));
-        request.seed = request.seed.wrapping_add(these[0] as u64);
+        let request = samples::run_of(request, these);
         let end = states.done + these.len();
         if !run(session.job(request)?, end, states, see)? {
             return Ok(());

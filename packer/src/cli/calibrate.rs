@@ -9,8 +9,9 @@ use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
 use aquatint::error::one_line;
 use aquatint::options::SamplingOptions;
+use aquatint::pipeline::NoiseSource;
 use aquatint::sampler::Prediction;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -60,6 +61,9 @@ pub(super) struct Calibrate {
     /// Seed of the first image; image k is that of seed + k.
     #[arg(long, value_name = "K", default_value_t = Settings::SEED)]
     seed: u64,
+    /// Where noise comes from.
+    #[arg(long, value_enum, default_value = "fast", value_name = "NAME")]
+    rng: Rng,
     /// What images show: a file with a prompt per line, or a class by name or number [default: all classes]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
@@ -81,6 +85,15 @@ pub(super) struct Calibrate {
     /// Print what was done as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Sources of noise.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Rng {
+    /// One stream per image.
+    Fast,
+    /// torch's CPU generator, as diffusers' pipelines use it: one stream for all images.
+    Torch,
 }
 
 /// A number of bytes such as `4G`.
@@ -124,6 +137,10 @@ impl Calibrate {
                 ..SamplingOptions::default()
             },
             seed: self.seed,
+            noise: match self.rng {
+                Rng::Fast => NoiseSource::Fast,
+                Rng::Torch => NoiseSource::Torch,
+            },
             prompts: self.prompts.clone(),
             memory: self.cali_memory,
             batch: self.cali_batch,

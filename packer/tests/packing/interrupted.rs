@@ -120,3 +120,96 @@ fn outputs_are_files_and_no_inputs() {
     assert_eq!(fs::read(scratch.path(weights)).expect("it is there"), before);
     assert_eq!(scratch.entries(), ["config.pkl", "d2", "link", "pipe", "x.aqt"]);
 }
+
+#[test]
+fn a_killed_calibration_is_gone_on_with() {
+    let scratch = Scratch::new("calibration");
+    let d2 = model("d2");
+    let d2 = d2.to_str().expect("text");
+    let calibrate = |output: &'static str| ["calibrate", d2, "--cali-n", "400", "--cali-batch", "1", "-o", output];
+    let whole = run(&scratch, &calibrate("whole.safetensors"));
+    assert!(whole.status.success(), "{whole:?}");
+    // As soon as something was saved, at the end of the runs.
+    let mut child = packer(&scratch, &calibrate("c.safetensors")).spawn().expect("it starts");
+    let begin = Instant::now();
+    while !scratch.path("c.safetensors.partial/states.safetensors").exists() {
+        assert!(child.try_wait().expect("a child").is_none(), "it ended before it saved anything");
+        assert!(begin.elapsed() < Duration::from_secs(60), "nothing was saved");
+        sleep(Duration::from_millis(1));
+    }
+    send(SIGKILL, &child);
+    assert_eq!(child.wait().expect("it ends").signal(), Some(SIGKILL));
+    assert!(!scratch.path("c.safetensors").exists());
+    // Other settings do not go on with it.
+    let mut other = calibrate("c.safetensors").to_vec();
+    other.extend(["--seed", "5"]);
+    let refused = run(&scratch, &other);
+    let err = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && err.lines().count() == 1 && err.contains("other settings"), "{err}");
+    let rest = run(&scratch, &calibrate("c.safetensors"));
+    let err = String::from_utf8_lossy(&rest.stderr);
+    assert!(rest.status.success() && err.contains("going on with the work in c.safetensors.partial"), "{err}");
+    assert_eq!(scratch.entries(), ["c.safetensors", "whole.safetensors"]);
+    assert!(
+        fs::read(scratch.path("c.safetensors")).expect("it")
+            == fs::read(scratch.path("whole.safetensors")).expect("it")
+    );
+}
+
+#[test]
+fn a_calibration_that_is_told_to_end_keeps_what_it_saved_and_no_copy_of_the_model() {
+    let scratch = Scratch::new("told");
+    let d2 = model("d2");
+    let args = ["calibrate", d2.to_str().expect("text"), "--cali-n", "4000", "-o", "c.safetensors"];
+    for signal in [2, 15] {
+        let child = start(&scratch, &args, "c.safetensors.f32");
+        send(signal, &child);
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(128 + signal), "{output:?}");
+        assert!(!scratch.entries().iter().any(|name| name.contains(".f32")), "{:?}", scratch.entries());
+    }
+}
+
+#[test]
+fn calibrations_are_reported_and_added_on_the_command_line() {
+    let scratch = Scratch::new("reported");
+    let d2 = model("d2");
+    let d2 = d2.to_str().expect("text");
+    let part = |shard: &'static str, output: &'static str| {
+        run(
+            &scratch,
+            &["calibrate", d2, "--cali-n", "4", "--cali-st", "2", "--steps", "4", "--shard", shard, "-q", "-o", output],
+        )
+    };
+    for (shard, output) in [("0/2", "a"), ("1/2", "b")] {
+        let done = part(shard, output);
+        assert!(done.status.success() && done.stdout.is_empty() && done.stderr.is_empty(), "{done:?}");
+    }
+    let merged = run(&scratch, &["calibrate", "--merge", "a", "b", "-o", "c"]);
+    assert_eq!(String::from_utf8_lossy(&merged.stdout), "c: 2 of 2 shards\n", "{merged:?}");
+    let twice = run(&scratch, &["calibrate", "--merge", "a", "a", "-o", "d"]);
+    assert!(twice.status.code() == Some(2) && !scratch.path("d").exists(), "{twice:?}");
+    let json =
+        run(&scratch, &["calibrate", d2, "--cali-n", "2", "--cali-st", "2", "--steps", "4", "--json", "-o", "e"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(
+        (&json["summary"]["images"], &json["summary"]["calls"], &json["summary"]["sampler"]),
+        (&2.into(), &2.into(), &"ddim".into())
+    );
+    let hash = json["summary"]["xxh3"].as_str().expect("a hash");
+    assert_eq!(
+        hash,
+        format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&fs::read(scratch.path("e")).expect("it is there")))
+    );
+    for (args, word) in [
+        (["--shard", "2/2"], "below N"),
+        (["--cali-memory", "much"], "a number of bytes"),
+        (["--cali-n", "0"], "at least 1"),
+    ] {
+        let mut all = vec!["calibrate", d2, "-o", "f"];
+        all.extend(args);
+        let refused = run(&scratch, &all);
+        assert!(refused.status.code() == Some(2), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(word), "{refused:?}");
+    }
+}

@@ -1,6 +1,7 @@
 //! Tests of the packer, a module per subject.
 
 mod builders;
+mod calibrate;
 mod common;
 mod config;
 mod donors;
