@@ -1,5 +1,6 @@
 //! The command line: the only place that prints, and that decides the exit code.
 
+mod evaluate;
 mod inspect;
 mod pack;
 mod table;
@@ -120,6 +121,9 @@ enum Command {
         #[arg(long, value_enum, default_value = "f32")]
         dtype: Dtype,
     },
+    /// Compare packed files of one model with the one that holds floats, on the same noise: error of the network's calls, of
+    /// latents and of images, and how many images a classifier reads right.
+    Evaluate(evaluate::Evaluate),
     /// Make a model of true size with random weights, to try things on: a diffusers directory, or for ldm4, church and
     /// cin256 one file in their authors' layout.
     Synth {
@@ -170,6 +174,7 @@ pub fn main() -> ExitCode {
             unpack::unpack(&file, &output, component.as_deref(), dtype.into())
                 .map(|count| say_line(format!("{}: {count} tensors", output.display())))
         }
+        (Some(Command::Evaluate(args)), _) => evaluate::run(&args),
         (Some(Command::Synth { arch, output, seed }), _) => {
             arch.write(&output, seed).map(|()| say_line(output.display()))
         }
