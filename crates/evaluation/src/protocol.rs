@@ -2,6 +2,7 @@
 
 use crate::run::File;
 use crate::score::Captions;
+use aquatint::model::Classes;
 use aquatint::options::{MAX_IMAGES, RequestOptions, SamplingOptions};
 use aquatint::raw::text::PromptStyle;
 use aquatint::{Error, Prompts, Request, Result, Texts};
@@ -124,16 +125,19 @@ impl Protocol {
                 Err(Error::request("prompts", expected, "a file"))
             }
             (None, Some(classes), None) => {
-                Ok(Prompts::Classes(images.map(|image| self.class(image, classes.count)).collect()))
+                Ok(Prompts::Classes(images.map(|image| self.class(image, classes)).collect()))
             }
             (None, None, None) => Ok(Prompts::Unconditional(images.len())),
         }
     }
 
-    /// The class of an image, of `count`: one after the other, or, of more classes than images, evenly spread.
-    pub(crate) fn class(&self, image: usize, count: usize) -> u32 {
-        let total = self.total();
-        (if total < count { image * count / total } else { image % count }) as u32
+    /// The class of an image: one that has a name after the other or, if there are more than images, evenly spread ones.
+    /// Where none has a name, all count.
+    pub(crate) fn class(&self, image: usize, classes: &Classes<'_>) -> u32 {
+        let named = classes.names.len();
+        let count = if named > 0 { named } else { classes.count };
+        let place = if self.total() < count { image * count / self.total() } else { image % count };
+        classes.names.keys().nth(place).copied().unwrap_or(place as u32)
     }
 
     /// The chosen calls of a run of `calls`, in order.

@@ -79,10 +79,14 @@ impl Scorer {
                     return Err(Error::request("outputs of the classifier", expected, outputs));
                 }
             }
-            (None, Some(classes)) if classes.count != outputs => {
-                return Err(Error::request("outputs of the classifier", format!("{} classes", classes.count), outputs));
+            (None, Some(classes)) => {
+                // Output k is class k: there is one for each that is asked for.
+                let asked = (0..protocol.scored).map(|image| protocol.class(image, classes) as usize);
+                if let Some(class) = asked.max().filter(|&class| class >= outputs) {
+                    let expected = format!("one for each class up to {class}");
+                    return Err(Error::request("outputs of the classifier", expected, outputs));
+                }
             }
-            (None, Some(_)) => {}
             (None, None) => {
                 return Err(Error::request("score-n", "0 for a model without classes and prompts", protocol.scored));
             }
@@ -92,9 +96,10 @@ impl Scorer {
 
     /// What is asked for of an image.
     pub(crate) fn asked<D>(&self, image: usize, model: &Model<'_, D>, protocol: &Protocol) -> Asked {
-        match &protocol.captions {
-            Some(captions) => Asked::Caption(captions.asked(image)),
-            None => Asked::Class(protocol.class(image, model.classes.as_ref().map_or(1, |classes| classes.count))),
+        match (&protocol.captions, &model.classes) {
+            (Some(captions), _) => Asked::Caption(captions.asked(image)),
+            (None, Some(classes)) => Asked::Class(protocol.class(image, classes)),
+            (None, None) => unreachable!("checked before images are scored"),
         }
     }
 
