@@ -86,7 +86,7 @@ impl Gaussian {
     }
 
     /// The distance of pictures with these features `(n, d)`, n at least 2.
-    pub(crate) fn spread(&self, features: &[f32], resamples: usize) -> Spread {
+    pub fn spread(&self, features: &[f32], resamples: usize) -> Spread {
         let d = self.features();
         let features: Vec<f64> = features.iter().map(|&v| f64::from(v)).collect();
         let n = features.len() / d;
@@ -118,7 +118,7 @@ impl Spread {
 /// The expected distance, to first order in 1/n, of a sample of `n` from the distribution that it is drawn from, whose
 /// covariance has the eigenvalues `values`: `tr C / n` from the mean, and from the covariance, whose element `ij` in the
 /// basis of eigenvectors varies by `(1 + [i = j]) values_i values_j / n`, half the sum of that over `values_i + values_j`.
-pub(crate) fn bias(values: &[f64], n: usize) -> f64 {
+pub fn bias(values: &[f64], n: usize) -> f64 {
     let values: Vec<f64> = values.iter().map(|v| v.max(0.0)).collect();
     let trace: f64 = values.iter().sum();
     let mixed = |a: f64, b: f64| if a + b > 0.0 { a * b / (a + b) } else { 0.0 };

@@ -9,7 +9,7 @@ mod tensors;
 pub use captions::{Attributes, Captions, STYLES};
 pub use classifier::Classifier;
 pub use colours::{COLOURS, Colours, read_colours};
-pub use frechet::{Gaussian, Spread};
+pub use frechet::{Gaussian, Spread, bias};
 
 use crate::protocol::Protocol;
 use aquatint::{Error, Model, Result};
