@@ -1,11 +1,32 @@
 //! Latents to images, whole or in tiles.
 
 use super::plans::{Plans, decoder_binding};
+use super::request::Request;
 use super::session::Session;
 use super::tiles::{TileSum, Tiles};
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::program::Role;
+
+impl<B: Backend, D: AsRef<[u8]>> Session<'_, B, D> {
+    /// The images `(n, h, w, c)` in 0..1 of final latents `(n, h, w, c)`, which another model may have made, in the size and
+    /// tiles of `request`, on whose images it does not depend.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if `latents` are no whole images, and those of [`plans`](Self::plans).
+    pub fn decode(&mut self, request: &Request, latents: &[f32]) -> Result<Vec<f32>> {
+        let len = self.model().latents.len(request.latent_size);
+        if latents.is_empty() || !latents.len().is_multiple_of(len) {
+            return Err(Error::request("latents", format!("a multiple of {len} values"), latents.len()));
+        }
+        let plans = self.plans(request)?;
+        let mut images = Vec::new();
+        for latents in latents.chunks_exact(len) {
+            images.extend(image(self, request.latent_size, &plans, latents)?);
+        }
+        Ok(images)
+    }
+}
 
 /// The image `(h, w, c)` in 0..1 of latents `(h, w, c)` of `size`, in the tiles of `plans`. One image is work enough for
 /// all threads, and so memory does not grow with the batch.

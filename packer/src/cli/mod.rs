@@ -1,6 +1,7 @@
 //! The command line: the only place that prints, and that decides the exit code.
 
 mod calibrate;
+mod evaluate;
 mod inspect;
 mod pack;
 mod page;
@@ -131,6 +132,9 @@ enum Command {
     },
     /// See what the inputs of a model's layers are like while the model makes images, so that it can be quantized for them.
     Calibrate(calibrate::Calibrate),
+    /// Compare packed files of one model with the one that holds floats, on the same noise: error of the network's calls, of
+    /// latents and of images, and how many images a classifier reads right.
+    Evaluate(evaluate::Evaluate),
     /// Make a model of true size with random weights, to try things on: a diffusers directory, or for ldm4, church and
     /// cin256 one file in their authors' layout.
     Synth {
@@ -182,6 +186,7 @@ pub fn main() -> ExitCode {
                 .map(|count| say_line(format!("{}: {count} tensors", output.display())))
         }
         (Some(Command::Calibrate(args)), _) => args.run(),
+        (Some(Command::Evaluate(args)), _) => evaluate::run(&args),
         (Some(Command::Synth { arch, output, seed }), _) => {
             arch.write(&output, seed).map(|()| say_line(output.display()))
         }

@@ -44,7 +44,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
 }
 
 /// A bar on standard error; hidden when that is no terminal, or on request.
-fn bar(quiet: bool) -> ProgressBar {
+pub(super) fn bar(quiet: bool) -> ProgressBar {
     let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(None, target);
     let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {eta:>4} left  {wide_msg}");

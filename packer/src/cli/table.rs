@@ -3,27 +3,50 @@
 use aquatint::error::one_line;
 use std::fmt;
 
-/// A table with a heading; the first column is set left, the others right.
-pub struct Table<const N: usize> {
-    rows: Vec<[String; N]>,
-}
+/// A table of `N` columns with a heading; the first column is set left, the others right.
+pub struct Table<const N: usize>(Columns);
 
 impl<const N: usize> Table<N> {
     /// A table without rows.
     pub fn new(heading: [&str; N]) -> Self {
-        Table { rows: vec![heading.map(str::to_owned)] }
+        Table(Columns::new(heading.map(str::to_owned)))
     }
 
     /// Adds a row. Cells may be names of a file; whatever characters they have, the row stays one line.
     pub fn row(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(|cell| one_line(&cell)));
+        self.0.row(cells);
     }
 }
 
 impl<const N: usize> fmt::Display for Table<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The same, of as many columns as the heading has.
+pub struct Columns {
+    rows: Vec<Vec<String>>,
+}
+
+impl Columns {
+    /// A table without rows.
+    pub fn new(heading: impl IntoIterator<Item = String>) -> Self {
+        Columns { rows: vec![heading.into_iter().collect()] }
+    }
+
+    /// Adds a row, of as many cells as the heading has.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells: Vec<String> = cells.into_iter().map(|cell| one_line(&cell)).collect();
+        assert_eq!(cells.len(), self.rows[0].len(), "cells of a row");
+        self.rows.push(cells);
+    }
+}
+
+impl fmt::Display for Columns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |column: usize| self.rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-        let widths: [usize; N] = std::array::from_fn(width);
+        let widths: Vec<usize> = (0..self.rows[0].len()).map(width).collect();
         for (i, row) in self.rows.iter().enumerate() {
             if i > 0 {
                 writeln!(f)?;

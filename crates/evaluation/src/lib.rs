@@ -1,0 +1,42 @@
+//! Compares quantized models with the model they were made of.
+//!
+//! ```text
+//! reference --run--> states at chosen calls ---> one call of both at each state --> error of the denoiser
+//!     |                                                                   (calls)
+//!     +--same noise, same prompts--> final latents of all ----------> error of latents
+//!                                          |                          (report)
+//!                                reference's decoder --> images ----> PSNR, SSIM
+//!                                                          |          (pictures)
+//!                                                     classifier ---> read right, Fréchet distance
+//!                                                                     (score)
+//! ```
+//!
+//! Everything is paired: image `k` of every file has the same noise and the same prompt, so that differences between files
+//! are differences of their weights. Every figure has a 95 % interval, and so has every difference of two files; figures
+//! whose difference has an interval around zero are not told apart by these images.
+//!
+//! Text encoders and decoder are the reference's for all files: what is compared is the denoiser.
+//!
+//! * [`evaluate`] runs it: [`Protocol`] says with which images, [`Scorer`] who reads them, [`Report`] is what comes out
+//! * [`pictures`] PSNR and SSIM; [`score`] classifier, captions, colours, Fréchet distance
+//! * [`stats`] bootstrap, binomial tests and intervals, eigenvalues
+//!
+//! Images are not kept: a batch is made, measured and dropped; sums, features and marks stay. Statistics are computed in
+//! f64, in a fixed order, and random draws are functions of counters: the report is the same for any number of threads.
+#![deny(unsafe_code, missing_docs)]
+
+mod batch;
+mod calls;
+mod fit;
+mod measured;
+pub mod pictures;
+mod protocol;
+pub mod report;
+mod run;
+pub mod score;
+pub mod stats;
+
+pub use protocol::{Calls, MAX_CALLS, Protocol, SEED};
+pub use report::Report;
+pub use run::{File, Progress, evaluate};
+pub use score::{Captions, Scorer};

@@ -1,0 +1,189 @@
+//! `packer evaluate`.
+
+mod rows;
+
+use super::{pack, say, say_json, say_line};
+use crate::error::Result;
+use aquatint::error::one_line;
+use aquatint::options::SamplingOptions;
+use aquatint::raw::whole_file::{WholeFile, check_target};
+use aquatint::{Cpu, Error, Model};
+use aquatint_evaluation::{Calls, Captions, File, Progress, Protocol, Report, SEED, Scorer, evaluate};
+use clap::Args;
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Images that are scored when there is a classifier: 80 per letter, in which two points of difference show.
+const SCORED: usize = 2080;
+
+/// Arguments of a comparison.
+#[derive(Debug, Args)]
+pub(super) struct Evaluate {
+    /// Packed files of one model, in the order of the table; each is compared with the reference and the row above it.
+    #[arg(required = true, value_name = "FILE.aqt")]
+    files: Vec<PathBuf>,
+    /// The file that others are compared with, best one of f32 [default: the first]
+    #[arg(long, value_name = "FILE.aqt")]
+    reference: Option<PathBuf>,
+    /// Images whose network calls, latents and pixels are compared.
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    n: usize,
+    /// Images that are scored by the classifier; 0 for none [default: 2080 with --classifier, else 0]
+    #[arg(long, alias = "score_n", value_name = "N")]
+    score_n: Option<usize>,
+    /// What reads images: safetensors with conv1, conv2.., fc1 and fc2, as models/glyphs/classifier.safetensors is.
+    #[arg(long, value_name = "FILE")]
+    classifier: Option<PathBuf>,
+    /// Mean and covariance of the classifier's features of true images, for the Fréchet distance.
+    #[arg(long, alias = "reference_features", requires = "classifier", value_name = "FILE")]
+    reference_features: Option<PathBuf>,
+    /// What images show, one caption a line, in turn; for models that read texts. For scores each names a letter and two
+    /// colours, as "a bold red A on blue" does.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Sampler steps [default: the reference's]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Sampler [default: the reference's]
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<String>,
+    /// Guidance scale; 1 or less turns guidance off [default: the reference's]
+    #[arg(short = 'g', long, aliases = ["cfg_scale", "guidance-scale"], allow_negative_numbers = true, value_name = "SCALE")]
+    cfg_scale: Option<f32>,
+    /// Seed of the first image's noise; image k has that of seed + k. Calibration counts from 0.
+    #[arg(long, default_value_t = SEED, value_name = "K")]
+    seed: u64,
+    /// Network calls whose errors are looked at, evenly spread over the run [default: all up to 50; 10 for models of more
+    /// than 100 MB]
+    #[arg(long, conflicts_with = "at", value_name = "N")]
+    calls: Option<usize>,
+    /// The same by their numbers in the run, from 0, such as 2,13,25.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    at: Option<Vec<usize>>,
+    /// Images per pass through the network; figures do not depend on it.
+    #[arg(long, default_value_t = Protocol::default().batch, value_name = "N")]
+    batch: usize,
+    /// Write all figures as JSON to a file, or to standard output (-) in place of the table.
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
+    /// Print no table, and show no progress.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Evaluate) -> Result<()> {
+    let paths = args.paths();
+    let json = args.json.as_deref().filter(|path| *path != Path::new("-"));
+    if let Some(target) = json {
+        let read = [&args.classifier, &args.reference_features, &args.prompts];
+        let read = paths.iter().copied().chain(read.into_iter().flatten().map(PathBuf::as_path)).collect::<Vec<_>>();
+        check_target(target, &read)?;
+    }
+    let protocol = args.protocol()?;
+    let classifier = args.classifier.as_deref().filter(|_| protocol.scored > 0);
+    let scorer = classifier.map(|path| Scorer::open(path, args.reference_features.as_deref())).transpose()?;
+    let packed = paths.iter().map(|path| aquatint::open(path)).collect::<aquatint::Result<Vec<_>>>()?;
+    let models = packed.iter().map(Model::new).collect::<aquatint::Result<Vec<_>>>()?;
+    let names = names(&paths);
+    let files = names.into_iter().zip(&models).map(|(name, model)| File { name, model }).collect::<Vec<_>>();
+    let bar = pack::bar(args.quiet);
+    let cpu = Cpu::best();
+    let report = evaluate(&cpu, &files, &protocol, scorer.as_ref(), &mut |Progress { done, total }| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if let Some(target) = json {
+        write(target, &report)?;
+    } else if args.json.is_some() {
+        return say_json(&report);
+    }
+    if !args.quiet {
+        print(&report);
+    }
+    Ok(())
+}
+
+impl Evaluate {
+    /// The reference, then the other files.
+    fn paths(&self) -> Vec<&Path> {
+        let others = self.files.iter().filter(|file| self.reference.as_ref() != Some(file));
+        self.reference.iter().chain(others).map(PathBuf::as_path).collect()
+    }
+
+    fn protocol(&self) -> Result<Protocol> {
+        let captions = self.prompts.as_deref().map(|path| -> Result<Captions> {
+            let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+            Ok(Captions::new(&path.display().to_string(), &text)?)
+        });
+        let calls = match (&self.at, self.calls) {
+            (Some(at), _) => Calls::At(at.clone()),
+            (None, Some(n)) => Calls::Quantiles(n),
+            (None, None) => Calls::Fitting,
+        };
+        let sampling = SamplingOptions {
+            steps: self.steps,
+            cfg_scale: self.cfg_scale,
+            sampler: self.sampler.clone(),
+            ..SamplingOptions::default()
+        };
+        Ok(Protocol {
+            images: self.n,
+            scored: self.score_n.unwrap_or(if self.classifier.is_some() { SCORED } else { 0 }),
+            batch: self.batch,
+            seed: self.seed,
+            calls,
+            sampling,
+            captions: captions.transpose()?,
+            ..Protocol::default()
+        })
+    }
+}
+
+/// What files are called in reports: by their names, if these differ, else by their paths.
+fn names(paths: &[&Path]) -> Vec<String> {
+    let short: Vec<_> = paths.iter().map(|path| path.file_name().map_or(path.as_os_str(), OsStr::new)).collect();
+    let alone =
+        |i: usize| short.iter().enumerate().all(|(j, name)| i == j || *name != short[i] || paths[i] == paths[j]);
+    let all_alone = (0..paths.len()).all(alone);
+    let name = |(path, short): (&&Path, &&OsStr)| if all_alone { Path::new(short) } else { path }.display().to_string();
+    paths.iter().zip(&short).map(name).collect()
+}
+
+fn write(target: &Path, report: &Report) -> Result<()> {
+    let text = serde_json::to_string_pretty(report).map_err(|e| Error::request("report", "values JSON can hold", e))?;
+    let mut out = WholeFile::create(target)?;
+    writeln!(out, "{text}").map_err(Error::io("write", target))?;
+    Ok(out.commit()?)
+}
+
+/// Prints the table, and what its signs mean.
+fn print(report: &Report) {
+    let conditions = &report.conditions;
+    let images = conditions.images.max(conditions.scored);
+    say_line(format!(
+        "{images} images (seeds {} to {}), {} of {} steps, guidance {}; reference {}",
+        conditions.seeds[0],
+        conditions.seeds[1],
+        conditions.sampler,
+        conditions.steps,
+        conditions.guidance_scale,
+        conditions.reference
+    ));
+    let scored =
+        if conditions.scored > 0 { format!(", scores of {} images", conditions.scored) } else { String::new() };
+    say_line(format!(
+        "eps error of {} of {} network calls, it and latents and images of {} images{scored}",
+        conditions.calls.len(),
+        conditions.calls_of_run,
+        conditions.images
+    ));
+    say("");
+    say(rows::table(report));
+    say("");
+    rows::legend(report).into_iter().for_each(say_line);
+    report.notes.iter().for_each(|note| eprintln!("note: {}", one_line(note)));
+}

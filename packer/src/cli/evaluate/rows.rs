@@ -1,0 +1,119 @@
+//! The table of a comparison, for people.
+
+use crate::cli::table::{Columns, bytes};
+use aquatint_evaluation::Report;
+use aquatint_evaluation::report::{Comparison, FileReport};
+use aquatint_evaluation::stats::Estimate;
+
+/// The sign behind a figure that does not differ from the row above as far as these images tell.
+const NOISE: &str = " ~";
+/// What stands where there is nothing to say.
+const NONE: &str = "-";
+
+/// One column: its heading, and its cell for a file and the file's comparison with the row above.
+type Column<'r> = (String, Box<dyn Fn(&FileReport, Option<&Comparison>) -> String + 'r>);
+
+/// The table: one row per file, in the order of the report.
+pub(super) fn table(report: &Report) -> Columns {
+    let columns = columns(report);
+    let mut table = Columns::new(columns.iter().map(|(heading, _)| heading.clone()));
+    for file in &report.files {
+        let above = file.comparisons.last();
+        table.row(columns.iter().map(|(_, cell)| cell(file, above)));
+    }
+    table
+}
+
+/// The columns that the report has figures for.
+fn columns(report: &Report) -> Vec<Column<'_>> {
+    let mut columns: Vec<Column> = vec![
+        ("file".into(), Box::new(|file, _| file.name.clone())),
+        ("size".into(), Box::new(|file, _| bytes(file.bytes))),
+        ("eps error [95 %]".into(), figure("eps", |e| format!("{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high))),
+        ("latents".into(), figure("latents_median", |e| format!("{:.3}", e.value))),
+        ("p90".into(), figure("latents_p90", |e| format!("{:.3}", e.value))),
+        ("PSNR".into(), figure("psnr_median", |e| format!("{:.1} dB", e.value))),
+    ];
+    if report.files.iter().any(|file| figure_of(file, "ssim_median").is_some()) {
+        columns.push(("SSIM".into(), figure("ssim_median", |e| format!("{:.3}", e.value))));
+    }
+    for &(name, _) in &report.files[0].reads {
+        if report.files[0].reads.len() > 1 && !["letter", "all"].contains(&name) {
+            continue;
+        }
+        columns.push((format!("{name} right"), Box::new(move |file, above| read(file, above, name))));
+        columns.push(("lost/won, p".into(), Box::new(move |file, _| lost(file, name))));
+    }
+    if report.files[0].frechet.is_some() {
+        columns.push((
+            "Fréchet".into(),
+            Box::new(|file, _| file.frechet.map_or(NONE.into(), |f| format!("{:.1}", f.raw))),
+        ));
+        columns.push(("corrected [95 %]".into(), Box::new(frechet)));
+    }
+    columns
+}
+
+fn figure_of(file: &FileReport, name: &str) -> Option<Estimate> {
+    Some(file.figures.iter().find(|(n, _)| *n == name)?.1)
+}
+
+/// A column of a figure.
+fn figure<'r>(
+    name: &'static str,
+    show: fn(Estimate) -> String,
+) -> Box<dyn Fn(&FileReport, Option<&Comparison>) -> String + 'r> {
+    Box::new(move |file, above| {
+        let Some(estimate) = figure_of(file, name) else { return NONE.into() };
+        let same = above.and_then(|above| above.figures.iter().find(|(n, _)| *n == name)).map(|(_, d)| d.noise);
+        show(estimate) + sign(same)
+    })
+}
+
+/// What marks a difference: room for the sign where there is none, so that numbers stand below each other.
+fn sign(noise: Option<bool>) -> &'static str {
+    if noise == Some(true) { NOISE } else { "  " }
+}
+
+fn read(file: &FileReport, above: Option<&Comparison>, name: &str) -> String {
+    let Some((_, share)) = file.reads.iter().find(|(n, _)| *n == name) else { return NONE.into() };
+    let [value, low, high] = [share.share.value, share.share.low, share.share.high].map(|v| 100.0 * v);
+    let noise = above.and_then(|above| above.reads.iter().find(|(n, _)| *n == name)).map(|(_, d)| d.difference.noise);
+    format!("{value:.1} % [{low:.1}, {high:.1}]{}", sign(noise))
+}
+
+/// Images that were lost and won against the reference.
+fn lost(file: &FileReport, name: &str) -> String {
+    let Some(reference) = file.comparisons.first() else { return NONE.into() };
+    match reference.reads.iter().find(|(n, _)| *n == name) {
+        Some((_, d)) if d.p < 0.0005 => format!("{}/{}, <.001", d.lost, d.won),
+        Some((_, d)) => format!("{}/{}, {:.3}", d.lost, d.won, d.p),
+        None => NONE.into(),
+    }
+}
+
+fn frechet(file: &FileReport, above: Option<&Comparison>) -> String {
+    let Some(frechet) = file.frechet else { return NONE.into() };
+    let Estimate { value, low, high } = frechet.corrected;
+    let noise = above.and_then(|above| above.frechet).map(|d| d.noise);
+    format!("{value:.1} [{low:.1}, {high:.1}]{}", sign(noise))
+}
+
+/// What the columns and signs mean.
+pub(super) fn legend(report: &Report) -> Vec<String> {
+    let mut lines = vec![
+        "~         no difference from the row above: the 95 % interval of the paired difference holds zero".to_owned(),
+        "eps error |eps_q - eps_f| / |eps_f| of single calls at the reference's own states, root mean square over calls".into(),
+        "latents   |z_q - z_f| / |z_f| of final latents: median image, and the image that 90 % of images are better than".into(),
+        "PSNR      of images decoded by the reference's decoder, of the median image; SSIM likewise".into(),
+    ];
+    if !report.files[0].reads.is_empty() {
+        lines.push(
+            "lost/won  images that only the reference, and only this file, has right; p of McNemar's exact test".into(),
+        );
+    }
+    if report.files[0].frechet.is_some() {
+        lines.push("corrected Fréchet distance less what so few images are expected to make it too large by".into());
+    }
+    lines
+}
