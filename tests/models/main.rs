@@ -1,5 +1,6 @@
 //! Whole models and pipelines against the outputs of the libraries that they come from.
 
+mod calibrated;
 mod dit;
 mod glyphs;
 mod integer;
