@@ -85,6 +85,8 @@ fn specs_set_every_layer() {
         ("w4a8:kmeans", codes(Method::KMeansRow, 4, Int(8))),
         ("w3a16:kmeans_all", codes(Method::KMeansTensor, 3, Float)),
         ("w4a8:mse", codes(Method::Uaq, 4, Int(8))),
+        ("w3a8:lloyd", codes(Method::Lloyd, 3, Int(8))),
+        ("w2a16:gauss", codes(Method::Lloyd, 2, Float)),
     ] {
         let config = QConfig::parse(text).unwrap();
         assert_eq!(specs(&config, &LAYERS).unwrap(), [expected; 5], "{text}");

@@ -5,8 +5,8 @@
 //! beyond that by `tr (W - Q) H (W - Q)^T`. This module makes the latter small, in whatever levels the method has:
 //!
 //! 1. levels for rounding to the nearest, every input counted by its variance;
-//! 2. codes by error feedback over those levels *as they are stored* (LDLQ, which equals GPTQ; [`rounding`]);
-//! 3. levels by least squares for those codes ([`refit`]), rounded to what is stored, and codes again, a few times; of
+//! 2. codes by error feedback over those levels *as they are stored* (LDLQ, which equals GPTQ);
+//! 3. levels by least squares for those codes, rounded to what is stored, and codes again, a few times; of
 //!    all rounds the best is kept, per row where rows have levels of their own;
 //! 4. coordinate descent over the codes; then levels and descent once more, again kept where better.
 //!

@@ -8,6 +8,7 @@ use super::factor::Factor;
 use super::levels::TileLevels;
 use super::rounding::Rounded;
 use ndarray::{Array2, ArrayView2};
+use std::cmp::Ordering;
 
 /// Inputs whose columns of `H` are summed at a time.
 const LANES: usize = 16;
@@ -53,7 +54,8 @@ impl Normal {
                 let rest = root[i * n + j] - sum + if i == j { ridge } else { 0.0 };
                 root[i * n + j] = if i > j { rest / root[j * n + j] } else { rest.sqrt() };
             }
-            if !(root[j * n + j] > 0.0) {
+            // Also if it is no number: the root of a negative one.
+            if root[j * n + j].partial_cmp(&0.0) != Some(Ordering::Greater) {
                 return None;
             }
         }

@@ -9,7 +9,7 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, s};
 
 /// Inputs per step; between steps everything is matrix products.
-const STEP: usize = 128;
+const STEP: usize = 64;
 
 /// What became of a tile.
 #[derive(Debug)]
@@ -32,29 +32,42 @@ pub(super) fn feed_back(w: &Array2<f64>, levels: &TileLevels, factor: &Factor) -
     let mut below = vec![0f64; rows];
     for start in (0..n).step_by(STEP).rev() {
         let end = (start + STEP).min(n);
+        // What each input of this step should be, given all errors behind it.
         let mut targets = w.slice(s![start..end, ..]).to_owned();
         if end < n {
             let lower = factor.lower.slice(s![end.., start..end]);
             general_mat_mul(1.0, &lower.t(), &error.slice(s![end.., ..]), 1.0, &mut targets);
         }
+        let targets = slice_mut(&mut targets);
         for p in (start..end).rev() {
-            let (mut before, at) = targets.view_mut().split_at(ndarray::Axis(0), p - start);
-            let target = at.row(0);
-            let mut codes = codes.row_mut(p);
-            let codes = codes.as_slice_mut().expect("rows are contiguous");
-            levels.encode(target.as_slice().expect("rows are contiguous"), codes, &mut below);
-            let (mut error, mut innovation) = (error.row_mut(p), innovation.row_mut(p));
+            let (before, target) = targets.split_at_mut((p - start) * rows);
+            let target = &target[..rows];
+            let here = p * rows..(p + 1) * rows;
+            let (w, codes) = (&slice(w)[here.clone()], &mut slice_mut(&mut codes)[here.clone()]);
+            let error = &mut slice_mut(&mut error)[here.clone()];
+            let innovation = &mut slice_mut(&mut innovation)[here];
+            levels.encode(target, codes, &mut below);
             for r in 0..rows {
                 let level = levels.value(r, codes[r]);
-                error[r] = w[[p, r]] - level;
+                error[r] = w[r] - level;
                 innovation[r] = target[r] - level;
             }
-            for (mut target, &share) in before.rows_mut().into_iter().zip(factor.lower.slice(s![p, start..p])) {
-                target.scaled_add(share, &error);
+            let shares = factor.lower.row(p);
+            for (target, &share) in before.chunks_exact_mut(rows).zip(shares.slice(s![start..p])) {
+                target.iter_mut().zip(error.iter()).for_each(|(target, e)| *target += share * e);
             }
         }
     }
     Rounded { codes, innovation }
+}
+
+/// The elements of an array in standard order.
+fn slice<T>(array: &Array2<T>) -> &[T] {
+    array.as_slice().expect("arrays are made in standard order")
+}
+
+fn slice_mut<T>(array: &mut Array2<T>) -> &mut [T] {
+    array.as_slice_mut().expect("arrays are made in standard order")
 }
 
 /// Moves codes one at a time to where the objective is least, all others held, for at most `sweeps` passes or until no
@@ -71,7 +84,7 @@ pub(super) fn descend(
 ) {
     let (codes, error) = rounded;
     let (n, rows) = w.dim();
-    let (mut target, mut found, mut below) = (vec![0f64; rows], vec![0u8; rows], vec![0f64; rows]);
+    let (mut target, mut found, mut scratch) = (vec![0f64; rows], vec![0u8; rows], vec![0f64; rows]);
     for _ in 0..sweeps {
         let mut moved = false;
         for start in (0..n).step_by(STEP).rev() {
@@ -81,31 +94,32 @@ pub(super) fn descend(
                 None => Array2::zeros((end - start, rows)),
             };
             general_mat_mul(1.0, &second.slice(s![start..end, ..]), error, 1.0, &mut gradient);
+            let gradient = slice_mut(&mut gradient);
             for j in (start..end).rev() {
+                let (before, here) = gradient.split_at_mut((j - start) * rows);
+                let at = j * rows..(j + 1) * rows;
+                let (w, codes) = (&slice(w)[at.clone()], &mut slice_mut(codes)[at.clone()]);
+                let error = &mut slice_mut(error)[at];
                 let scale = 1.0 / second[[j, j]];
                 for r in 0..rows {
-                    target[r] = w[[j, r]] - error[[j, r]] + gradient[[j - start, r]] * scale;
+                    target[r] = w[r] - error[r] + here[r] * scale;
                 }
-                levels.encode(&target, &mut found, &mut below);
-                // `below` now holds by how much each row's error moves.
+                levels.encode(&target, &mut found, &mut scratch);
+                // By how much each row's error moves.
+                scratch.fill(0.0);
                 let mut any = false;
                 for r in 0..rows {
-                    below[r] = 0.0;
-                    if found[r] != codes[[j, r]] {
-                        let (old, new) = (levels.value(r, codes[[j, r]]), levels.value(r, found[r]));
-                        if (target[r] - new).abs() < (target[r] - old).abs() {
-                            let next = w[[j, r]] - new;
-                            below[r] = next - error[[j, r]];
-                            (codes[[j, r]], error[[j, r]]) = (found[r], next);
-                            any = true;
-                        }
+                    let [old, new] = [codes[r], found[r]].map(|code| levels.value(r, code));
+                    if found[r] != codes[r] && (target[r] - new).abs() < (target[r] - old).abs() {
+                        scratch[r] = w[r] - new - error[r];
+                        (codes[r], error[r]) = (found[r], w[r] - new);
+                        any = true;
                     }
                 }
                 if any {
                     moved = true;
-                    let step = ndarray::ArrayView1::from(&below);
-                    for i in start..j {
-                        gradient.row_mut(i - start).scaled_add(second[[i, j]], &step);
+                    for (gradient, &share) in before.chunks_exact_mut(rows).zip(second.slice(s![j, start..j])) {
+                        gradient.iter_mut().zip(&scratch).for_each(|(gradient, step)| *gradient += share * step);
                     }
                 }
             }

@@ -97,7 +97,7 @@ impl Problem<'_> {
     }
 
     /// Takes over rows whose objective fell, or all of them if they share their levels and the sum fell.
-    fn keep_better(&self, best: &mut Solution, least: &mut Vec<f64>, grids: &[Grid], codes: &[u8], objective: &[f64]) {
+    fn keep_better(&self, best: &mut Solution, least: &mut [f64], grids: &[Grid], codes: &[u8], objective: &[f64]) {
         if self.form.shared {
             if objective.iter().sum::<f64>() < least.iter().sum::<f64>() {
                 best.grids.clone_from_slice(grids);

@@ -45,6 +45,22 @@ fn codes_are_those_of_the_published_column_loop() {
 }
 
 #[test]
+fn the_whole_search_is_no_worse_than_another_program_s() {
+    let fixture = fixture();
+    let (rows, cols) = (64, 96);
+    let h = Array2::from_shape_vec((cols, cols), fixture["second"].clone()).unwrap();
+    let w: Vec<f32> = fixture["weight"].iter().map(|&v| v as f32).collect();
+    for (case, expected) in fixture["search"].iter().enumerate() {
+        let (method, bits) = ([Method::Uaq, Method::KMeansRow][case / 3], Bits::ALL[case % 3]);
+        let m = run(&w, (rows, cols), method, bits, &centred(&h)).matrix;
+        let got: f64 = objectives(&error_of(&w, &m), &h).iter().sum();
+        println!("{method} {bits}: {got:.6}, theirs {expected:.6}, {:.3}", got / expected);
+        assert!(got <= *expected, "{method} {bits}: {got}, the other program {expected}");
+        assert!(got > 0.3 * expected, "{method} {bits}: {got} is too good to be true beside {expected}");
+    }
+}
+
+#[test]
 fn inputs_that_are_not_correlated_give_the_nearest_levels() {
     let (rows, cols) = (9, 200);
     let w = Random::new(3).weights(rows * cols);
