@@ -122,7 +122,7 @@ enum Command {
         dtype: Dtype,
     },
     /// See what the inputs of a model's layers are like while the model makes images, so that it can be quantized for them.
-    Calibrate(calibrate::Calibrate),
+    Calibrate(Box<calibrate::Calibrate>),
     /// Make a model of true size with random weights, to try things on: a diffusers directory, or for ldm4, church and
     /// cin256 one file in their authors' layout.
     Synth {
