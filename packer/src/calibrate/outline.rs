@@ -27,6 +27,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// Rows of an input: as many per value of a row, and at least so many, are kept.
 const ROWS: [u64; 2] = [32, 32_768];
+/// Rows per value of a row below which second moments are poor.
+pub const ENOUGH: f64 = 8.0;
 
 /// What a calibration will cost.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -59,6 +61,8 @@ pub struct Outline<'a, 'm> {
     pub request: Request,
     /// The numbers of the images of this shard.
     pub images: Vec<usize>,
+    /// What the values are looked at for that depend on conditions alone, and the numbers of its images of this shard.
+    pub tables: (Request, Vec<usize>),
     /// Samples of an image in a call.
     pub copies: usize,
     /// The class of none.
@@ -110,7 +114,27 @@ impl<'a, 'm> Outline<'a, 'm> {
             file_bytes: sizes.iter().sum(),
         };
         let null = model.classes.as_ref().map_or(0, |classes| classes.null);
-        Ok(Outline { settings, model, asked, request, images, copies, null, texts, inputs, groups, trajectory, bill })
+        let widest =
+            inputs.list.iter().filter(|input| when(input) == When::Call).map(|input| input.rows.inputs()).max();
+        let wanted = (ENOUGH as usize * widest.unwrap_or(0)).div_ceil(run_calls);
+        let conditions = samples::conditions_of(settings, model, &request.prompts, wanted);
+        let of_shard = (shard.index..conditions.len()).step_by(shard.of).collect();
+        let tables = (samples::with(&request, conditions), of_shard);
+        Ok(Outline {
+            settings,
+            model,
+            asked,
+            request,
+            images,
+            tables,
+            copies,
+            null,
+            texts,
+            inputs,
+            groups,
+            trajectory,
+            bill,
+        })
     }
 
     /// The record of the file.
@@ -132,6 +156,7 @@ impl<'a, 'm> Outline<'a, 'm> {
                 prompts: (0..self.settings.images)
                     .map(|i| request.prompts.describe(i, self.model)[0].clone())
                     .collect(),
+                conditions: self.tables.0.prompts.len(),
                 trajectory: self.trajectory.as_ref().map(|packed| format!("{:032x}", packed.hash())),
                 calls: states.calls.iter().map(call_record).collect(),
                 chosen: states.chosen.clone(),
@@ -156,7 +181,7 @@ impl<'a, 'm> Outline<'a, 'm> {
                 self.texts.iter().filter(|texts| texts.role == input.role).map(|texts| texts.chunks().count()).sum()
             }
             When::Sample => self.settings.images * self.copies,
-            When::Prompt | When::Call => self.conditions(0..self.settings.images).len(),
+            When::Prompt | When::Call => self.conditions(0..self.tables.0.prompts.len()).len(),
         };
         let rows = (looks * units) as u64 * input.unit_rows as u64;
         let k = input.rows.inputs() as u64;
@@ -174,11 +199,11 @@ impl<'a, 'm> Outline<'a, 'm> {
         }
     }
 
-    /// How many of `images` have each condition.
+    /// How many of the images `images` of [`tables`](Self::tables) have each condition.
     pub fn conditions(&self, images: impl Iterator<Item = usize>) -> BTreeMap<usize, f32> {
         let mut counts = BTreeMap::new();
         for i in images {
-            let conditions = conditions(&self.request.prompts, i, self.null);
+            let conditions = conditions(&self.tables.0.prompts, i, self.null);
             conditions[..self.copies].iter().for_each(|&key| *counts.entry(key).or_default() += 1.0);
         }
         counts

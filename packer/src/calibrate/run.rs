@@ -3,7 +3,7 @@
 use super::file;
 use super::look::{Group, Scene};
 use super::model::FloatModel;
-use super::outline::{Bill, Outline};
+use super::outline::{Bill, ENOUGH, Outline};
 use super::partial::Partial;
 use super::record::{InputRecord, Record};
 use super::samples;
@@ -24,8 +24,6 @@ use std::time::Instant;
 
 /// Bytes of rows that wait to be added at most.
 pub(super) const PENDING: usize = 256 << 20;
-/// Rows per value of a row below which second moments are poor.
-const ENOUGH: f64 = 8.0;
 
 /// What happens.
 #[derive(Debug)]
@@ -262,25 +260,23 @@ impl<'m> Work<'_, 'm> {
 
     /// Pass 0 looks at what does not depend on samples, the others at one call each.
     fn pass(&mut self, looked: &mut Group, group: usize, pass: usize, states: &States) -> Result<()> {
-        let scene = |index: usize| Scene {
-            request: &self.outline.request,
-            null: self.outline.null,
-            images: &self.outline.images,
-            copies: self.outline.copies,
-            call: states.calls[index],
-            index,
+        let outline = &self.outline;
+        let scene = |request, images, index: usize| {
+            let (null, copies, call) = (outline.null, outline.copies, states.calls[index]);
+            Scene { request, null, images, copies, call, index }
         };
         let Some(place) = pass.checked_sub(1) else {
-            for texts in &self.outline.texts {
+            for texts in &outline.texts {
                 looked.look_at_texts(self.session.backend(), self.model.packed(), texts, self.settings.batch)?;
             }
-            let counts = self.outline.conditions(self.outline.images.iter().copied());
+            let (request, images) = &outline.tables;
+            let counts = outline.conditions(images.iter().copied());
             let mut roles = Vec::new();
             let calls = if looked.has_tables() { states.calls.len() } else { 0 };
             for index in 0..calls {
                 let first = !roles.contains(&states.calls[index].role);
                 roles.push(states.calls[index].role);
-                looked.look_at_tables(&mut self.session, scene(index), &counts, first)?;
+                looked.look_at_tables(&mut self.session, scene(request, images, index), &counts, first)?;
             }
             return Ok(());
         };
@@ -288,7 +284,13 @@ impl<'m> Work<'_, 'm> {
         let before = n * (self.outline.bill.run_calls + group * self.outline.bill.calls + place);
         let see = &mut self.see;
         let mut tell = |done: usize| see(Event::Done((before + done) as f64, all));
-        match looked.look(&mut self.session, scene(states.chosen[place]), place, &states.samples[place], &mut tell)? {
+        match looked.look(
+            &mut self.session,
+            scene(&outline.request, &outline.images, states.chosen[place]),
+            place,
+            &states.samples[place],
+            &mut tell,
+        )? {
             true => Ok(()),
             false => Err(stopped().into()),
         }
