@@ -3,6 +3,7 @@
 use super::sums::Rows;
 use super::windows::{TAPS, Windows};
 use aquatint::Result;
+use aquatint::model::TEXT_ENCODERS;
 use aquatint::raw::backend::args::OpArgs;
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::format::{Packed, TensorKind};
@@ -53,7 +54,7 @@ pub struct Inputs {
 type Look = (Value, Option<(ConvStride, Option<Value>)>);
 
 impl Inputs {
-    /// Those of the denoisers of `packed` at latents of `size`, with prompts of `tokens`. Moments of convolutions with
+    /// Those of the denoisers and text encoders of `packed` at latents of `size`, with prompts of `tokens`. Moments of convolutions with
     /// more than `dense` values a row are kept by displacement.
     ///
     /// # Errors
@@ -66,7 +67,7 @@ impl Inputs {
             (info.kind != TensorKind::Bytes && layers.contains(layer)).then_some(info.name.as_str())
         };
         let mut inputs = Inputs::default();
-        for program in packed.programs().iter().filter(|p| matches!(p.role, Role::Denoiser | Role::Refiner)) {
+        for program in packed.programs().iter().filter(|p| !matches!(p.role, Role::VaeDecoder | Role::VaeEncoder)) {
             inputs.add(packed, program, &quantizable, [size, [tokens, dense]])?;
         }
         Ok(inputs)
@@ -80,12 +81,16 @@ impl Inputs {
         [[height, width], [tokens, dense]]: [[usize; 2]; 2],
     ) -> Result<()> {
         let plan = |batch, conditions| {
-            let dims = Dims { batch, conditions, height, width, tokens };
+            let dims = match is_text(program.role) {
+                true => text_dims(batch),
+                false => Dims { batch, conditions, height, width, tokens },
+            };
             let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
             Plan::of_role(&Cpu::best(), packed, program.role, &binding)
         };
         let (one, more) = (plan(1, 1)?, plan(1, 2)?);
-        let mut known: BTreeMap<(u32, Option<(u32, Option<u32>)>), usize> = BTreeMap::new();
+        let mut known: Vec<Look> = Vec::new();
+        let first = self.list.len();
         let rates = [Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop];
         let all = rates.iter().zip(&one.ops).zip(&more.ops);
         let mut nodes: Vec<_> =
@@ -94,9 +99,9 @@ impl Inputs {
         for (rate, (Planned { node, op }, more)) in nodes {
             let Some((tensor, look)) = look(&program.nodes[*node].op) else { continue };
             let Some(name) = quantizable(tensor) else { continue };
-            let key = (look.0.0, look.1.map(|(sampling, like)| (sampling as u32, like.map(|v| v.0))));
-            let index = *known.entry(key).or_insert(self.list.len());
+            let index = first + known.iter().position(|known| *known == look).unwrap_or(known.len());
             if index == self.list.len() {
+                known.push(look);
                 let rows = rows(op, dense);
                 let unit_rows = op.operands().next().map_or(0, |x| x.rows());
                 let doubled = more.op.operands().next().is_some_and(|x| x.rows() == 2 * unit_rows);
@@ -128,6 +133,16 @@ impl Inputs {
     pub fn names(&self, index: usize) -> impl Iterator<Item = &str> {
         self.layers.iter().filter(move |(_, inputs)| inputs.contains(&index)).map(|(name, _)| name.as_str())
     }
+}
+
+/// Whether the program of `role` reads texts.
+pub fn is_text(role: Role) -> bool {
+    TEXT_ENCODERS.contains(&role)
+}
+
+/// What a text encoder is bound to for so many chunks.
+pub fn text_dims(batch: usize) -> Dims {
+    Dims { batch, conditions: 1, height: 1, width: 1, tokens: 1 }
 }
 
 /// The weight of a layer, and how it looks at its input.

@@ -1,16 +1,19 @@
 //! Calls made again, with the inputs of layers looked at.
 
 use super::hash::Place;
-use super::inputs::{LayerInput, Unit};
+use super::inputs::{LayerInput, Unit, is_text, text_dims};
 use super::run::PENDING;
 use super::samples::{self, conditions};
 use super::states::Call;
 use super::sums::{Accumulator, Slice, flush};
+use super::texts::EncoderTexts;
 use aquatint::error::Error;
 use aquatint::pipeline::{ModelCall, Request, Session};
 use aquatint::raw::backend::cpu::Cpu;
-use aquatint::raw::exec::Seen;
+use aquatint::raw::exec::{Executor, Seen};
+use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
+use aquatint::raw::plan::Binding;
 use aquatint::raw::program::Rate;
 use aquatint::{Result, pipeline::Prompts};
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,9 +53,9 @@ impl Group {
         Group { inputs, sums, by_node }
     }
 
-    /// Whether it has inputs that are looked at apart from samples.
+    /// Whether it has inputs of denoisers that are looked at apart from samples.
     pub fn has_tables(&self) -> bool {
-        self.inputs.iter().any(|(input, _)| input.rate != Rate::Loop)
+        self.inputs.iter().any(|(input, _)| input.rate != Rate::Loop && !is_text(input.role))
     }
 
     /// Looks at what depends on samples at a call, the `place`-th that is looked at: `samples` are what the network reads,
@@ -115,7 +118,7 @@ impl Group {
                 slices.push(Slice { values: &values[unit * len..][..len], place, weight: 1.0 });
             }
         }
-        self.push(index, place, &slices, scene)
+        self.push(index, place, &slices, scene.index)
     }
 
     /// Looks at what depends on prompts and timesteps alone: each distinct condition once, with the weight of the images
@@ -131,9 +134,8 @@ impl Group {
         prompts: bool,
     ) -> Result<()> {
         let mut known = BTreeSet::new();
-        let new = |image: &usize| {
-            (0..scene.copies).fold(false, |new, branch| known.insert(key(scene, *image, branch)) || new)
-        };
+        let new =
+            |image: &usize| (0..scene.copies).filter(|&branch| known.insert(key(scene, *image, branch))).count() > 0;
         let images: Vec<usize> = scene.images.iter().copied().filter(new).collect();
         let scene = Scene { images: &images, ..scene };
         let request = shown(scene.request, &images);
@@ -162,6 +164,46 @@ impl Group {
             if !ended {
                 result?;
             }
+            flush(&mut self.sums);
+        }
+        Ok(())
+    }
+
+    /// Looks at what text encoders make of their texts, `batch` chunks at a time.
+    ///
+    /// # Errors
+    /// As those of [`look`](Self::look).
+    pub fn look_at_texts(
+        &mut self,
+        cpu: &Cpu,
+        packed: &Packed<FileBytes>,
+        encoder: &EncoderTexts,
+        batch: usize,
+    ) -> Result<()> {
+        if !self.inputs.iter().any(|(input, _)| input.role == encoder.role) {
+            return Ok(());
+        }
+        let chunks: Vec<_> = encoder.chunks().filter(|(.., weight)| *weight > 0.0).collect();
+        let batch = batch.min(chunks.len());
+        let binding = Binding { dims: text_dims(batch), calls: 1, table_bytes: 0, reserve: 0 };
+        let mut executor = Executor::new(cpu, packed, encoder.role, binding)?;
+        for chunks in chunks.chunks(batch) {
+            // A batch is filled up with its last chunk, which nobody looks at then.
+            let padding = std::iter::repeat_n(chunks.last(), batch - chunks.len()).flatten();
+            let ids: Vec<u32> = chunks.iter().chain(padding).flat_map(|(ids, ..)| *ids).copied().collect();
+            executor.set_tokens(&ids)?;
+            executor.observe(0, |seen| {
+                let Some(&index) = self.by_node.get(&(encoder.role as u32, seen.node)) else { return Ok(()) };
+                let Some(operand) = seen.op.operands().next() else { return Ok(()) };
+                let values = seen.values(&operand)?;
+                let rows = values.chunks_exact(values.len() / batch).zip(chunks);
+                let slice = |(values, &(_, text, weight)): (_, &(_, usize, f32))| Slice {
+                    values,
+                    place: Place { image: text, call: 0, branch: 0 },
+                    weight,
+                };
+                self.push(index, 0, &rows.map(slice).collect::<Vec<_>>(), 0)
+            })?;
             flush(&mut self.sums);
         }
         Ok(())
@@ -198,12 +240,12 @@ impl Group {
                 slices.push(Slice { values: &values[row * len..][..len], place, weight });
             }
         }
-        self.push(index, call, &slices, scene)
+        self.push(index, call, &slices, scene.index)
     }
 
-    fn push(&mut self, index: usize, place: usize, slices: &[Slice<'_>], scene: Scene<'_>) -> Result<()> {
+    fn push(&mut self, index: usize, place: usize, slices: &[Slice<'_>], call: usize) -> Result<()> {
         self.sums[index].push(place, slices).map_err(|fault| {
-            let what = format!("input of {} at call {}", self.inputs[index].1, scene.index);
+            let what = format!("input of {} at call {call}", self.inputs[index].1);
             Error::request(what, "finite numbers", fault)
         })?;
         if self.sums.iter().map(Accumulator::pending_bytes).sum::<usize>() > PENDING {

@@ -19,6 +19,7 @@ mod inputs;
 mod look;
 mod merge;
 mod model;
+mod outline;
 mod partial;
 mod ranges;
 pub mod record;
@@ -27,11 +28,13 @@ mod samples;
 mod states;
 mod store;
 mod sums;
+mod texts;
 mod windows;
 
 pub use file::Calibration;
 pub use merge::merge;
-pub use run::{Bill, Event, Report, calibrate};
+pub use outline::Bill;
+pub use run::{Event, Report, calibrate};
 pub use sums::Sums;
 
 use crate::source::donors::Donors;

@@ -170,7 +170,7 @@ impl Partial {
         let target = self.group(group);
         let mark = Mark { identity: self.identity.clone(), done, calls: Vec::new() };
         let text = store::json(&target, &mark)?;
-        store::write(&target, (MARK, &text), inputs, |i, out| Ok(store::write_sums(out, &target, sums(i))?))
+        store::write(&target, (MARK, &text), inputs, |i, out| store::write_sums(out, &target, sums(i)))
     }
 
     /// The sums of input `index`, which is of the finished group `group`.

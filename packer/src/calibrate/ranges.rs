@@ -75,11 +75,12 @@ pub fn greatest(values: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::f32::consts::SQRT_2;
 
     #[test]
     fn bins_are_half_octaves() {
         for (x, expected) in
-            [(0.0, 0), (1e-9, 0), (1.0, 40), (-1.0, 40), (1.4142, 40), (1.4143, 41), (1.9, 41), (2.0, 42)]
+            [(0.0, 0), (1e-9, 0), (1.0, 40), (-1.0, 40), (SQRT_2, 40), (SQRT_2.next_up(), 41), (1.9, 41), (2.0, 42)]
         {
             assert_eq!(bin(x), expected, "{x}");
         }

@@ -62,6 +62,8 @@ pub struct RunRecord {
     pub noise: String,
     /// What each image shows.
     pub prompts: Vec<String>,
+    /// As many conditions, the images' own or more classes, gave what depends on conditions and timesteps alone.
+    pub conditions: usize,
     /// The root hash of the packed file whose own run gave the states; none if the float model's did.
     pub trajectory: Option<String>,
     /// All calls of an image.

@@ -2,7 +2,9 @@
 
 use super::Settings;
 use crate::error::Result;
+use aquatint::Model;
 use aquatint::error::Error;
+use aquatint::model::Classes;
 use aquatint::options::{PromptOptions, RequestOptions};
 use aquatint::pipeline::{Embeddings, NoiseSource, NoiseStream, Prompts, Request, Texts};
 use std::path::Path;
@@ -11,7 +13,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// If the model cannot do what is asked, or reads prompts and none are given.
-pub fn request<D: AsRef<[u8]>>(settings: &Settings, model: &aquatint::Model<'_, D>) -> Result<Request> {
+pub fn request<D: AsRef<[u8]>>(settings: &Settings, model: &Model<'_, D>) -> Result<Request> {
     let n = settings.images;
     let lines = settings.prompts.as_deref().map(read_lines).transpose()?;
     let mut prompts = PromptOptions::default();
@@ -25,7 +27,7 @@ pub fn request<D: AsRef<[u8]>>(settings: &Settings, model: &aquatint::Model<'_, 
         (None, Some(all), lines) => {
             let labels = match lines {
                 Some(lines) => lines.iter().map(|line| all.label(line)).collect::<aquatint::Result<Vec<_>>>()?,
-                None => (0..all.count as u32).filter(|&label| label != all.null).collect(),
+                None => labels(all),
             };
             classes = Some((0..n).map(|i| labels[pick(i, n, labels.len())]).collect::<Vec<_>>());
             prompts.class_labels.push(labels[0].to_string());
@@ -64,6 +66,24 @@ fn read_lines(path: &Path) -> Result<Vec<String>> {
     let text = std::str::from_utf8(&bytes).map_err(|e| refuse(&e.to_string()))?;
     let lines: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if lines.is_empty() { Err(refuse("no line that holds anything").into()) } else { Ok(lines) }
+}
+
+/// What the values are looked at for that depend on conditions alone, where `prompts` are those of the images: as many
+/// classes as give `wanted` conditions, if nobody said which; otherwise the images' own.
+pub fn conditions_of<D>(settings: &Settings, model: &Model<'_, D>, prompts: &Prompts, wanted: usize) -> Prompts {
+    match (prompts, &model.classes) {
+        (Prompts::Classes(_), Some(all)) if settings.prompts.is_none() => {
+            let labels = labels(all);
+            let n = settings.images.max(wanted.min(labels.len()));
+            Prompts::Classes((0..n).map(|i| labels[pick(i, n, labels.len())]).collect())
+        }
+        _ => prompts.clone(),
+    }
+}
+
+/// All classes.
+fn labels(classes: &Classes<'_>) -> Vec<u32> {
+    (0..classes.count as u32).filter(|&label| label != classes.null).collect()
 }
 
 /// `request` with other prompts.

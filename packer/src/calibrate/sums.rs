@@ -239,7 +239,7 @@ impl Accumulator {
                 let lags = self.sums.second.chunks_exact_mut(channels * channels);
                 let mut work = Vec::new();
                 for ((dy, dx), lag) in displacements().zip(lags) {
-                    let distance = (dy * windows.pitch()).strict_add_signed(dx);
+                    let distance = (dy * windows.pitch()).checked_add_signed(dx).expect("it points ahead");
                     for (i, band) in lag.chunks_mut(BAND * channels).enumerate() {
                         work.push(Work::Lag { planes, pixels, channels, distance, first: i * BAND, band });
                     }

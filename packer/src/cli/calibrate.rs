@@ -266,15 +266,16 @@ impl Watch {
 
 /// A bill for people.
 fn told(bill: &Bill) -> String {
-    let Bill { images, run_calls, calls, replays, operations, memory, file_bytes } = *bill;
+    let Bill { images, run_calls, calls, replays, operations, memory, arena, file_bytes } = *bill;
     let all = images as f64 * (run_calls + replays * calls) as f64;
     let times = if replays == 1 { "once".into() } else { format!("{replays} times") };
     format!(
         "{images} images of {run_calls} calls, of which {calls} are looked at {times}: {all} calls of {:.3} GFLOP, {:.1} TFLOP in all; \
-         sums take {} of memory, the file {}",
+         memory: {} of sums, {} for the networks; the file: {}",
         operations / 1e9,
         operations * all / 1e12,
         bytes(memory as u64),
+        bytes(arena as u64),
         bytes(file_bytes as u64),
     )
 }

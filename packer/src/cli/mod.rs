@@ -131,7 +131,7 @@ enum Command {
         dtype: Dtype,
     },
     /// See what the inputs of a model's layers are like while the model makes images, so that it can be quantized for them.
-    Calibrate(calibrate::Calibrate),
+    Calibrate(Box<calibrate::Calibrate>),
     /// Compare packed files of one model with the one that holds floats, on the same noise: error of the network's calls, of
     /// latents and of images, and how many images a classifier reads right.
     Evaluate(evaluate::Evaluate),

@@ -22,15 +22,15 @@ struct Case {
 }
 
 const CASES: [Case; 4] = [
-    Case { name: "dit", model: "dit/d2", guidance: Some(3.0), prompts: None, layers: 19 },
-    Case { name: "asym", model: "unet/asym", guidance: None, prompts: None, layers: 60 },
-    Case { name: "sym", model: "unet/sym", guidance: None, prompts: None, layers: 60 },
+    Case { name: "dit", model: "dit/d2", guidance: Some(3.0), prompts: Some("class 0\n3\n6\n"), layers: 21 },
+    Case { name: "asym", model: "unet/asym", guidance: None, prompts: None, layers: 73 },
+    Case { name: "sym", model: "unet/sym", guidance: None, prompts: None, layers: 68 },
     Case {
         name: "sd",
         model: "sd/v1",
         guidance: Some(5.0),
         prompts: Some("a cat\n\n  a dog on a hill\na cat\n"),
-        layers: 17,
+        layers: 27,
     },
 ];
 
@@ -104,6 +104,8 @@ fn layers(case: &Case, want: &BTreeMap<String, Dense>) -> BTreeMap<String, Strin
             "sym" => old(name),
             // A copy of block 0's, which alone is in the file.
             "dit" => name.replace("blocks.1.norm1.emb.timestep_embedder", "blocks.0.norm1.emb.timestep_embedder"),
+            // A module of transformers is called otherwise than in checkpoints.
+            "sd" => name.replace("text_encoder/encoder.", "text_encoder/text_model.encoder."),
             _ => name.to_owned(),
         }
     };
@@ -119,7 +121,7 @@ fn moments_are_those_of_diffusers() {
         let (mut convolutions, mut worst) = (0, 0f64);
         for dense in [Settings::DENSE, 0] {
             let calibration = run(&Settings { dense, ..case.settings(&scratch, "c.safetensors") });
-            assert!(layers.len() >= case.layers, "{}: {}", case.name, layers.len());
+            assert_eq!(layers.len(), case.layers, "{}", case.name);
             for (key, name) in &layers {
                 let moments = calibration.moments(name).expect("sound").unwrap_or_else(|| panic!("{name} is there"));
                 let far = moments_distance(&moments, key, &want);
@@ -180,6 +182,31 @@ fn moments_without_a_branch_or_of_other_calls_are_told_from_diffusers() {
         let far = moments_distance(&moments, &format!("dit:{name}"), &want);
         assert!(far > 1e-2, "{what}: {far:e}");
     }
+}
+
+#[test]
+fn layers_that_read_conditions_alone_see_all_calls_and_more_classes_than_images() {
+    let scratch = Scratch::new("classes");
+    let settings = Settings { prompts: None, ..CASES[0].settings(&scratch, "c.safetensors") };
+    let seen = |settings: &Settings, layer: &str| {
+        let calibration = run(settings);
+        let sums = calibration.sums(calibration.record().layers[layer][0]);
+        (calibration.record().run.conditions, [sums.rows, sums.weight], sums.call_low.len())
+    };
+    // 6 calls of 10 classes and none, which guidance needs as often as all others together.
+    let modulation = "transformer/transformer_blocks.0.norm1.linear.weight";
+    assert_eq!(seen(&settings, modulation), (10, [6.0 * 11.0, 6.0 * 20.0], 6));
+    let one = SamplingOptions { cfg_scale: Some(1.0), ..settings.sampling.clone() };
+    assert_eq!(seen(&Settings { sampling: one, ..settings.clone() }, modulation), (10, [60.0; 2], 6));
+    // 3 calls of 3 images of 16 tokens, twice.
+    let query = "transformer/transformer_blocks.0.attn1.to_q.weight";
+    assert_eq!(seen(&settings, query), (10, [3.0 * 3.0 * 16.0 * 2.0; 2], 3));
+    // Those that the user named, and no others.
+    assert_eq!(seen(&CASES[0].settings(&scratch, "c.safetensors"), modulation), (3, [6.0 * 4.0, 6.0 * 6.0], 6));
+    // Parts see each condition in one of them but for the one that all have.
+    let parts =
+        [0, 1, 2].map(|index| seen(&Settings { shard: Some(Shard { index, of: 3 }), ..settings.clone() }, modulation));
+    assert_eq!(parts.map(|(_, [rows, _], _)| rows), [6.0 * 5.0, 6.0 * 4.0, 6.0 * 4.0]);
 }
 
 #[test]
@@ -458,5 +485,5 @@ fn unfinished_work_of_other_settings_is_refused() {
     }
     fs::write(&states, &whole).expect("room");
     run(&settings);
-    assert_eq!(scratch.entries(), ["c.safetensors"]);
+    assert_eq!(scratch.entries(), ["c.safetensors", "prompts.txt"]);
 }
