@@ -61,9 +61,9 @@ pub(super) struct Evaluate {
     /// The same by their numbers in the run, from 0, such as 2,13,25.
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     at: Option<Vec<usize>>,
-    /// Images per pass through the network; figures do not depend on it.
-    #[arg(long, default_value_t = Protocol::default().batch, value_name = "N")]
-    batch: usize,
+    /// Images per pass through the network; no figure depends on it [default: 26, or 4 for models of more than 100 MB]
+    #[arg(short, long, alias = "batch-size", value_name = "N")]
+    batch: Option<usize>,
     /// Write all figures as JSON to a file, or to standard output (-) in place of the table.
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,

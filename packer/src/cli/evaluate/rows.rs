@@ -15,13 +15,27 @@ type Column<'r> = (String, Box<dyn Fn(&FileReport, Option<&Comparison>) -> Strin
 
 /// The table: one row per file, in the order of the report.
 pub(super) fn table(report: &Report) -> Columns {
-    let columns = columns(report);
+    let columns: Vec<(String, Vec<String>)> = columns(report)
+        .into_iter()
+        .map(|(heading, cell)| {
+            let cells = report.files.iter().map(|file| cell(file, file.comparisons.last()));
+            (heading, room_for_signs(cells.collect()))
+        })
+        .collect();
     let mut table = Columns::new(columns.iter().map(|(heading, _)| heading.clone()));
-    for file in &report.files {
-        let above = file.comparisons.last();
-        table.row(columns.iter().map(|(_, cell)| cell(file, above)));
+    for row in 0..report.files.len() {
+        table.row(columns.iter().map(|(_, cells)| cells[row].clone()));
     }
     table
+}
+
+/// Cells of a column in which some have the sign, so that numbers stand below each other.
+fn room_for_signs(mut cells: Vec<String>) -> Vec<String> {
+    if cells.iter().any(|cell| cell.ends_with(NOISE)) {
+        let without = cells.iter_mut().filter(|cell| !cell.ends_with(NOISE));
+        without.for_each(|cell| cell.push_str(&" ".repeat(NOISE.len())));
+    }
+    cells
 }
 
 /// The columns that the report has figures for.
@@ -70,9 +84,9 @@ fn figure<'r>(
     })
 }
 
-/// What marks a difference: room for the sign where there is none, so that numbers stand below each other.
+/// What marks a difference.
 fn sign(noise: Option<bool>) -> &'static str {
-    if noise == Some(true) { NOISE } else { "  " }
+    if noise == Some(true) { NOISE } else { "" }
 }
 
 fn read(file: &FileReport, above: Option<&Comparison>, name: &str) -> String {
