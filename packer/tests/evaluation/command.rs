@@ -46,7 +46,7 @@ fn a_table_says_which_differences_are_noise() {
             "12 images (seeds 1000000 to 1000011), ddim of 4 steps, guidance 4; reference glyphs-f32.aqt\n"
         )
     );
-    assert!(table.contains("eps error of 2 of 4 network calls"), "{table}");
+    assert!(table.contains("\ncompared: 3 images, at 2 of 4 network calls; scored: 12\n"), "{table}");
     for heading in
         ["file", "size", "eps error", "latents", "p90", "PSNR", "SSIM", "class right", "lost/won, p", "Fréchet"]
     {

@@ -43,10 +43,10 @@ pub(super) struct Evaluate {
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Sampler steps [default: the reference's]
-    #[arg(long, value_name = "N")]
+    #[arg(short, long, alias = "num-inference-steps", value_name = "N")]
     steps: Option<usize>,
-    /// Sampler [default: the reference's]
-    #[arg(long, value_name = "NAME")]
+    /// The sampler [default: the reference's]
+    #[arg(long, alias = "sampling-method", value_name = "NAME")]
     sampler: Option<String>,
     /// Guidance scale; 1 or less turns guidance off [default: the reference's]
     #[arg(short = 'g', long, aliases = ["cfg_scale", "guidance-scale"], allow_negative_numbers = true, value_name = "SCALE")]
@@ -173,13 +173,12 @@ fn print(report: &Report) {
         conditions.guidance_scale,
         conditions.reference
     ));
-    let scored =
-        if conditions.scored > 0 { format!(", scores of {} images", conditions.scored) } else { String::new() };
+    let scored = if conditions.scored > 0 { format!("; scored: {}", conditions.scored) } else { String::new() };
     say_line(format!(
-        "eps error of {} of {} network calls, it and latents and images of {} images{scored}",
+        "compared: {} images, at {} of {} network calls{scored}",
+        conditions.images,
         conditions.calls.len(),
-        conditions.calls_of_run,
-        conditions.images
+        conditions.calls_of_run
     ));
     say("");
     say(rows::table(report));

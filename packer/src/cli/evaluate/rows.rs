@@ -116,10 +116,10 @@ fn frechet(file: &FileReport, above: Option<&Comparison>) -> String {
 /// What the columns and signs mean.
 pub(super) fn legend(report: &Report) -> Vec<String> {
     let mut lines = vec![
-        "~         no difference from the row above: the 95 % interval of the paired difference holds zero".to_owned(),
+        "~         not told apart from the row above: the 95 % interval of the paired difference holds zero".to_owned(),
         "eps error |eps_q - eps_f| / |eps_f| of single calls at the reference's own states, root mean square over calls".into(),
-        "latents   |z_q - z_f| / |z_f| of final latents: median image, and the image that 90 % of images are better than".into(),
-        "PSNR      of images decoded by the reference's decoder, of the median image; SSIM likewise".into(),
+        "latents   |z_q - z_f| / |z_f| of final latents: of the median image, and what 90 % of images stay below".into(),
+        "PSNR      of the median image, decoded by the reference's decoder; SSIM likewise".into(),
     ];
     if !report.files[0].reads.is_empty() {
         lines.push(
@@ -127,7 +127,7 @@ pub(super) fn legend(report: &Report) -> Vec<String> {
         );
     }
     if report.files[0].frechet.is_some() {
-        lines.push("corrected Fréchet distance less what so few images are expected to make it too large by".into());
+        lines.push("corrected Fréchet distance less what it is expected to be too large by with so few images".into());
     }
     lines
 }
