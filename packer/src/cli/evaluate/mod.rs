@@ -84,7 +84,7 @@ pub(super) fn run(args: &Evaluate) -> Result<()> {
     let protocol = args.protocol()?;
     let classifier = args.classifier.as_deref().filter(|_| protocol.scored > 0);
     let scorer = classifier.map(|path| Scorer::open(path, args.reference_features.as_deref())).transpose()?;
-    let packed = paths.iter().map(|path| aquatint::open(path)).collect::<aquatint::Result<Vec<_>>>()?;
+    let packed = paths.iter().map(aquatint::open).collect::<aquatint::Result<Vec<_>>>()?;
     let models = packed.iter().map(Model::new).collect::<aquatint::Result<Vec<_>>>()?;
     let names = names(&paths);
     let files = names.into_iter().zip(&models).map(|(name, model)| File { name, model }).collect::<Vec<_>>();

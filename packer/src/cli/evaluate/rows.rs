@@ -10,8 +10,8 @@ const NOISE: &str = " ~";
 /// What stands where there is nothing to say.
 const NONE: &str = "-";
 
-/// One column: its heading, and its cell for a file and the file's comparison with the row above.
-type Column<'r> = (String, Box<dyn Fn(&FileReport, Option<&Comparison>) -> String + 'r>);
+/// A column's cell for a file and the file's comparison with the row above.
+type Cell<'r> = Box<dyn Fn(&FileReport, Option<&Comparison>) -> String + 'r>;
 
 /// The table: one row per file, in the order of the report.
 pub(super) fn table(report: &Report) -> Columns {
@@ -39,8 +39,8 @@ fn room_for_signs(mut cells: Vec<String>) -> Vec<String> {
 }
 
 /// The columns that the report has figures for.
-fn columns(report: &Report) -> Vec<Column<'_>> {
-    let mut columns: Vec<Column> = vec![
+fn columns(report: &Report) -> Vec<(String, Cell<'_>)> {
+    let mut columns: Vec<(String, Cell<'_>)> = vec![
         ("file".into(), Box::new(|file, _| file.name.clone())),
         ("size".into(), Box::new(|file, _| bytes(file.bytes))),
         ("eps error [95 %]".into(), figure("eps", |e| format!("{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high))),
@@ -73,10 +73,7 @@ fn figure_of(file: &FileReport, name: &str) -> Option<Estimate> {
 }
 
 /// A column of a figure.
-fn figure<'r>(
-    name: &'static str,
-    show: fn(Estimate) -> String,
-) -> Box<dyn Fn(&FileReport, Option<&Comparison>) -> String + 'r> {
+fn figure<'r>(name: &'static str, show: fn(Estimate) -> String) -> Cell<'r> {
     Box::new(move |file, above| {
         let Some(estimate) = figure_of(file, name) else { return NONE.into() };
         let same = above.and_then(|above| above.figures.iter().find(|(n, _)| *n == name)).map(|(_, d)| d.noise);
