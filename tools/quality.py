@@ -122,11 +122,11 @@ def panel(axes, report, ways, of, factor, above):
         sizes = [file["bytes"] / 1e6 for file in files]
         values, sides = spread([of(file) for file in files], factor)
         axes.errorbar(sizes, values, sides, fmt="o-", color=COLOURS[way], markersize=5, capsize=2.5, label=WAYS[way])
-        # Names stand on the outer side of the line that is worse: both ways have the same bits.
+        # Names stand right of the line that is worse, on its outer side: both ways have the same bits.
         if way == ways[0]:
             for bits, size, value in zip(BITS, sizes, values):
-                offset = (0, 8) if above else (0, -16)
-                axes.annotate(f"w{bits}a8", (size, value), xytext=offset, textcoords="offset points", ha="center")
+                offset = (7, 3) if above else (8, -13)
+                axes.annotate(f"w{bits}a8", (size, value), xytext=offset, textcoords="offset points")
     axes.set_xscale("log")
     axes.set_xlabel("packed file, MB")
     axes.grid(axis="y", color="#e4e4e4")
@@ -150,24 +150,23 @@ def plot(reports, ways, target):
         f32 = 100 * report["files"][0]["reads"][name]["share"]["value"]
         right.axhline(f32, color="#888888", linewidth=1, linestyle=":", label=f"f32, {report['files'][0]['bytes'] / 1e6:.1f} MB")
         right.set_ylabel(f"{CRITERIA[name]}, %")
-        right.set_ylim(top=104)
+        low = min(file["reads"][name]["share"]["low"] for way in ways for file in series(report, way))
+        right.set_ylim(100 * low - 9, 104)
         right.legend(loc="lower right", frameon=False)
         for axes in (left, right):
             sizes = sorted({file["bytes"] / 1e6 for way in ways for file in series(report, way)})
-            axes.set_xlim(0.94 * sizes[0], 1.06 * sizes[-1])
+            axes.set_xlim(0.94 * sizes[0], 1.15 * sizes[-1])
             axes.xaxis.set_major_formatter(ScalarFormatter())
             axes.xaxis.set_minor_formatter(NullFormatter())
             step = 0.5 if sizes[-1] < 6 else 1 if sizes[-1] < 12 else 10 ** len(str(int(sizes[-1])).strip("-")) / 20
             first = int(sizes[0] / step)
-            ticks = [step * i for i in range(first, first + 40) if sizes[0] * 0.94 <= step * i <= sizes[-1] * 1.06]
+            ticks = [step * i for i in range(first, first + 40) if sizes[0] * 0.94 <= step * i <= sizes[-1] * 1.15]
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        for axes in [left]:
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(NullFormatter())
-            ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if axes.get_ylim()[0] <= t <= axes.get_ylim()[1]]
-            axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        left.yaxis.set_minor_formatter(NullFormatter())
+        ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if left.get_ylim()[0] <= t <= left.get_ylim()[1]]
+        left.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         if len(reports) > 1:
-            left.set_title(model.name, loc="left")
+            left.set_title(model.name, loc="left", pad=12)
     figure.tight_layout()
     figure.savefig(target)
 

@@ -1,8 +1,8 @@
 //! `packer evaluate` as a person meets it.
 
 use crate::{folder, letters, packed, repository};
+use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
-use std::path::Path;
 use std::process::{Command, Output};
 
 fn evaluate(args: &[&str]) -> Output {
@@ -136,24 +136,59 @@ fn what_makes_no_comparison_is_refused_in_one_line() {
     assert!(with(&["--sampler", "none"]).starts_with("error: "));
 }
 
+/// A classifier of 26 letters and three styles for pictures of 32 x 32 pixels, which sees them in noise.
+fn write_classifier(name: &str) {
+    let shapes = [
+        ("conv1.weight", vec![2, 3, 3, 3]),
+        ("conv1.bias", vec![2]),
+        ("conv2.weight", vec![2, 2, 3, 3]),
+        ("conv2.bias", vec![2]),
+        ("fc1.weight", vec![5, 128]),
+        ("fc1.bias", vec![5]),
+        ("fc2.weight", vec![29, 5]),
+        ("fc2.bias", vec![29]),
+    ];
+    let values =
+        |n: usize| (0..n).flat_map(|i| ((i * 7919 % 101) as f32 / 50.0 - 1.0).to_le_bytes()).collect::<Vec<u8>>();
+    let data = shapes.map(|(name, dims)| (name, values(dims.iter().product()), dims));
+    let views = data.iter().map(|(name, bytes, dims)| {
+        (*name, TensorView::new(Dtype::F32, dims.clone(), bytes).expect("bytes of these axes"))
+    });
+    std::fs::write(folder().join(name), safetensors::serialize(views, None).expect("tensors")).expect("a file");
+}
+
 /// Text models, whose captions say what to look for.
 #[test]
-fn captions_are_asked_for_where_they_are_missing() {
+fn captions_are_asked_for_and_say_what_to_look_for() {
     packed("tests/fixtures/sd/v1", "f32");
     packed("tests/fixtures/sd/v1", "w8a8");
+    write_classifier("32.safetensors");
+    let text = "a red A on blue\n\nbold green B on a white background\n";
+    std::fs::write(folder().join("letters.txt"), text).expect("a file");
+    std::fs::write(folder().join("cats.txt"), format!("{text}a red cat on blue\n")).expect("a file");
     let files = ["v1-f32.aqt", "v1-w8a8.aqt", "--n", "1", "--steps", "1"];
     let with = |args: &[&str]| refused(&[&files[..], args].concat());
     assert_eq!(with(&[]), "error: prompts: expected a file of captions, since v1-f32.aqt reads texts, got none");
-    std::fs::write(folder().join("letters.txt"), "a red A on blue\n\na red cat on blue\n").expect("a file");
     let scored = with(&["--prompts", "letters.txt", "--classifier", &classifier(), "--score-n", "2"]);
-    // Pictures of another size are found before captions are read.
     assert!(
-        scored.starts_with(&format!("error: {}: expected pictures that become 576 numbers", short(&classifier()))),
+        scored.contains("classifier.safetensors: expected pictures that become 576 numbers before fc1"),
         "{scored}"
     );
-    assert!(evaluate(&[&files[..], &["--prompts", "letters.txt", "-q"]].concat()).status.success());
-}
+    let cat = with(&["--prompts", "cats.txt", "--classifier", "32.safetensors", "--score-n", "2"]);
+    let expected = "a letter A to Z alone, a colour, and another colour after \"on\"; or --score-n 0";
+    assert_eq!(cat, format!("error: cats.txt:4: expected {expected}, got \"a red cat on blue\""));
+    assert!(evaluate(&[&files[..], &["--prompts", "cats.txt", "-q"]].concat()).status.success());
 
-fn short(path: &str) -> &str {
-    Path::new(path).to_str().expect("UTF-8")
+    let scores =
+        ["--prompts", "letters.txt", "--classifier", "32.safetensors", "--score-n", "3", "--json", "words.json"];
+    let output = evaluate(&[&files[..], &scores[..]].concat());
+    let table = std::str::from_utf8(&output.stdout).expect("UTF-8");
+    assert!(table.contains("letter right") && table.contains("all right") && !table.contains("ink right"), "{table}");
+    let json: Value =
+        serde_json::from_slice(&std::fs::read(folder().join("words.json")).expect("written")).expect("JSON");
+    let reads = json["files"][1]["reads"].as_object().expect("criteria");
+    let mut names: Vec<_> = reads.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["all", "background", "ink", "letter", "style"]);
+    assert!(reads.values().all(|share| share["images"] == 3));
 }
