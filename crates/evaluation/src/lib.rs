@@ -36,7 +36,7 @@ mod run;
 pub mod score;
 pub mod stats;
 
-pub use protocol::{Calls, MAX_CALLS, Protocol, SEED};
+pub use protocol::{BATCH, Calls, MOST_CALLS, Protocol, SEED};
 pub use report::Report;
 pub use run::{File, Progress, evaluate};
 pub use score::{Captions, Scorer};

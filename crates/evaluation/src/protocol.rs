@@ -10,17 +10,22 @@ use std::ops::Range;
 
 /// Seed of the first image unless another is asked for: far from those that calibration takes, which count from a million.
 pub const SEED: u64 = 2_000_000;
-/// Most calls whose errors are looked at, unless they are asked for.
-pub const MAX_CALLS: usize = 50;
-/// Calls of models of more bytes than [`SMALL`].
-const FEW_CALLS: usize = 10;
-/// Files of at most so many bytes have time for many calls.
+/// Files of at most so many bytes have time for many calls, and memory for large batches.
 const SMALL: usize = 100_000_000;
+/// Most calls whose errors are looked at unless they are asked for, of small files and others.
+pub const MOST_CALLS: [usize; 2] = [50, 10];
+/// Images per pass through the network unless another number is asked for, of small files and others.
+pub const BATCH: [usize; 2] = [26, 4];
+
+/// Which of two defaults is that of `file`.
+fn default<D: AsRef<[u8]>>(file: &File<'_, D>, [small, other]: [usize; 2]) -> usize {
+    if file.model.packed().as_bytes().len() <= SMALL { small } else { other }
+}
 
 /// Calls of the network at which errors are looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Calls {
-    /// All up to [`MAX_CALLS`], or 10 quantiles for models of more than 100 MB.
+    /// All, or as many quantiles as [`MOST_CALLS`] has.
     #[default]
     Fitting,
     /// So many, evenly spread over the run.
@@ -36,8 +41,8 @@ pub struct Protocol {
     pub images: usize,
     /// Images that are scored; 0 for none.
     pub scored: usize,
-    /// Images per pass through the network.
-    pub batch: usize,
+    /// Images per pass through the network; as [`BATCH`] has it if absent.
+    pub batch: Option<usize>,
     /// Seed of image 0; image `k` has that of `seed + k` alone.
     pub seed: u64,
     /// Calls whose errors are looked at.
@@ -57,7 +62,7 @@ impl Default for Protocol {
         Protocol {
             images: 128,
             scored: 0,
-            batch: 26,
+            batch: None,
             seed: SEED,
             calls: Calls::default(),
             sampling: SamplingOptions::default(),
@@ -75,11 +80,10 @@ impl Protocol {
     }
 
     /// Batches of images, none of which has images of different use.
-    pub(crate) fn batches(&self) -> impl Iterator<Item = Range<usize>> {
+    pub(crate) fn batches<D: AsRef<[u8]>>(&self, reference: &File<'_, D>) -> impl Iterator<Item = Range<usize>> {
+        let batch = self.batch.unwrap_or_else(|| default(reference, BATCH));
         let (less, more) = (self.images.min(self.scored), self.total());
-        let part = |from: usize, to: usize| {
-            (from..to).step_by(self.batch).map(move |first| first..(first + self.batch).min(to))
-        };
+        let part = |from: usize, to: usize| (from..to).step_by(batch).map(move |first| first..(first + batch).min(to));
         part(0, less).chain(part(less, more))
     }
 
@@ -88,7 +92,7 @@ impl Protocol {
         let counts = [
             ("n", self.images, 1..=MAX_IMAGES),
             ("score-n", self.scored, 0..=MAX_IMAGES),
-            ("batch", self.batch, 1..=MAX_IMAGES),
+            ("batch", self.batch.unwrap_or(1), 1..=MAX_IMAGES),
         ];
         match counts.into_iter().find(|(_, count, range)| !range.contains(count)) {
             Some((name, count, range)) => {
@@ -144,10 +148,7 @@ impl Protocol {
     pub(crate) fn chosen<D: AsRef<[u8]>>(&self, reference: &File<'_, D>, calls: usize) -> Result<Vec<usize>> {
         let quantiles = |n: usize| (0..n).map(|i| (2 * i + 1) * calls / (2 * n)).collect();
         match &self.calls {
-            Calls::Fitting => {
-                let small = reference.model.packed().as_bytes().len() <= SMALL;
-                Ok(quantiles(calls.min(if small { MAX_CALLS } else { FEW_CALLS })))
-            }
+            Calls::Fitting => Ok(quantiles(calls.min(default(reference, MOST_CALLS)))),
             Calls::Quantiles(n) if (1..=calls).contains(n) => Ok(quantiles(*n)),
             Calls::Quantiles(n) => Err(Error::request("calls", format!("1 to {calls}, the calls of a run"), n)),
             Calls::At(at) => {

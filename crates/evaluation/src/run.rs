@@ -50,7 +50,7 @@ pub fn evaluate<'m, B: Backend, D: AsRef<[u8]> + Sync>(
     others.iter().try_for_each(|other| fit::check(reference, other))?;
     let scorer = match (protocol.scored, scorer) {
         (0, _) => None,
-        (n, None) => return Err(Error::request("score-n", "0, or a classifier to read images", n)),
+        (n, None) => return Err(Error::request("score-n", "0, or a classifier to read images (--classifier)", n)),
         (_, Some(scorer)) => {
             let size = protocol.request(reference, 0..1)?.pixels(reference.model);
             scorer.check(size, reference.model, protocol)?;
@@ -74,7 +74,7 @@ pub fn evaluate<'m, B: Backend, D: AsRef<[u8]> + Sync>(
         done += images as u64;
         see(Progress { done, total });
     };
-    for range in protocol.batches() {
+    for range in protocol.batches(reference) {
         let use_of = Use { compared: range.start < images, scored: range.start < scored };
         let request = protocol.request(reference, range.clone())?;
         let wanted: &[usize] = if use_of.compared { &conditions.calls } else { &[] };

@@ -134,7 +134,7 @@ enum Command {
     Calibrate(Box<calibrate::Calibrate>),
     /// Compare packed files of one model with the one that holds floats, on the same noise: error of the network's calls, of
     /// latents and of images, and how many images a classifier reads right.
-    Evaluate(evaluate::Evaluate),
+    Evaluate(Box<evaluate::Evaluate>),
     /// Make a model of true size with random weights, to try things on: a diffusers directory, or for ldm4, church and
     /// cin256 one file in their authors' layout.
     Synth {

@@ -51,13 +51,11 @@ impl fmt::Display for Columns {
             if i > 0 {
                 writeln!(f)?;
             }
-            for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-                if column == 0 {
-                    write!(f, "{cell:<width$}")?;
-                } else {
-                    write!(f, "  {cell:>width$}")?;
-                }
+            let mut line = format!("{:<1$}", row[0], widths[0]);
+            for (cell, &width) in row.iter().zip(&widths).skip(1) {
+                line += &format!("  {cell:>width$}");
             }
+            write!(f, "{}", line.trim_end())?;
         }
         Ok(())
     }

@@ -69,6 +69,10 @@ impl Scorer {
         model: &Model<'_, D>,
         protocol: &Protocol,
     ) -> Result<()> {
+        if self.reference.is_some() && protocol.scored < 2 {
+            let expected = "at least 2 images for the spread of their features";
+            return Err(Error::request("score-n", expected, protocol.scored));
+        }
         self.classifier.check(size, model.picture_channels())?;
         let outputs = self.classifier.outputs();
         match (&protocol.captions, &model.classes) {

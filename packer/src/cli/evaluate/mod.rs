@@ -43,10 +43,10 @@ pub(super) struct Evaluate {
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Sampler steps [default: the reference's]
-    #[arg(long, value_name = "N")]
+    #[arg(short, long, alias = "num-inference-steps", value_name = "N")]
     steps: Option<usize>,
-    /// Sampler [default: the reference's]
-    #[arg(long, value_name = "NAME")]
+    /// The sampler [default: the reference's]
+    #[arg(long, alias = "sampling-method", value_name = "NAME")]
     sampler: Option<String>,
     /// Guidance scale; 1 or less turns guidance off [default: the reference's]
     #[arg(short = 'g', long, aliases = ["cfg_scale", "guidance-scale"], allow_negative_numbers = true, value_name = "SCALE")]
@@ -61,9 +61,9 @@ pub(super) struct Evaluate {
     /// The same by their numbers in the run, from 0, such as 2,13,25.
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     at: Option<Vec<usize>>,
-    /// Images per pass through the network; figures do not depend on it.
-    #[arg(long, default_value_t = Protocol::default().batch, value_name = "N")]
-    batch: usize,
+    /// Images per pass through the network; no figure depends on it [default: 26, or 4 for models of more than 100 MB]
+    #[arg(short, long, alias = "batch-size", value_name = "N")]
+    batch: Option<usize>,
     /// Write all figures as JSON to a file, or to standard output (-) in place of the table.
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
@@ -84,7 +84,7 @@ pub(super) fn run(args: &Evaluate) -> Result<()> {
     let protocol = args.protocol()?;
     let classifier = args.classifier.as_deref().filter(|_| protocol.scored > 0);
     let scorer = classifier.map(|path| Scorer::open(path, args.reference_features.as_deref())).transpose()?;
-    let packed = paths.iter().map(|path| aquatint::open(path)).collect::<aquatint::Result<Vec<_>>>()?;
+    let packed = paths.iter().map(aquatint::open).collect::<aquatint::Result<Vec<_>>>()?;
     let models = packed.iter().map(Model::new).collect::<aquatint::Result<Vec<_>>>()?;
     let names = names(&paths);
     let files = names.into_iter().zip(&models).map(|(name, model)| File { name, model }).collect::<Vec<_>>();
@@ -173,13 +173,12 @@ fn print(report: &Report) {
         conditions.guidance_scale,
         conditions.reference
     ));
-    let scored =
-        if conditions.scored > 0 { format!(", scores of {} images", conditions.scored) } else { String::new() };
+    let scored = if conditions.scored > 0 { format!("; scored: {}", conditions.scored) } else { String::new() };
     say_line(format!(
-        "eps error of {} of {} network calls, it and latents and images of {} images{scored}",
+        "compared: {} images, at {} of {} network calls{scored}",
+        conditions.images,
         conditions.calls.len(),
-        conditions.calls_of_run,
-        conditions.images
+        conditions.calls_of_run
     ));
     say("");
     say(rows::table(report));

@@ -10,23 +10,37 @@ const NOISE: &str = " ~";
 /// What stands where there is nothing to say.
 const NONE: &str = "-";
 
-/// One column: its heading, and its cell for a file and the file's comparison with the row above.
-type Column<'r> = (String, Box<dyn Fn(&FileReport, Option<&Comparison>) -> String + 'r>);
+/// A column's cell for a file and the file's comparison with the row above.
+type Cell<'r> = Box<dyn Fn(&FileReport, Option<&Comparison>) -> String + 'r>;
 
 /// The table: one row per file, in the order of the report.
 pub(super) fn table(report: &Report) -> Columns {
-    let columns = columns(report);
+    let columns: Vec<(String, Vec<String>)> = columns(report)
+        .into_iter()
+        .map(|(heading, cell)| {
+            let cells = report.files.iter().map(|file| cell(file, file.comparisons.last()));
+            (heading, room_for_signs(cells.collect()))
+        })
+        .collect();
     let mut table = Columns::new(columns.iter().map(|(heading, _)| heading.clone()));
-    for file in &report.files {
-        let above = file.comparisons.last();
-        table.row(columns.iter().map(|(_, cell)| cell(file, above)));
+    for row in 0..report.files.len() {
+        table.row(columns.iter().map(|(_, cells)| cells[row].clone()));
     }
     table
 }
 
+/// Cells of a column in which some have the sign, so that numbers stand below each other.
+fn room_for_signs(mut cells: Vec<String>) -> Vec<String> {
+    if cells.iter().any(|cell| cell.ends_with(NOISE)) {
+        let without = cells.iter_mut().filter(|cell| !cell.ends_with(NOISE));
+        without.for_each(|cell| cell.push_str(&" ".repeat(NOISE.len())));
+    }
+    cells
+}
+
 /// The columns that the report has figures for.
-fn columns(report: &Report) -> Vec<Column<'_>> {
-    let mut columns: Vec<Column> = vec![
+fn columns(report: &Report) -> Vec<(String, Cell<'_>)> {
+    let mut columns: Vec<(String, Cell<'_>)> = vec![
         ("file".into(), Box::new(|file, _| file.name.clone())),
         ("size".into(), Box::new(|file, _| bytes(file.bytes))),
         ("eps error [95 %]".into(), figure("eps", |e| format!("{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high))),
@@ -59,10 +73,7 @@ fn figure_of(file: &FileReport, name: &str) -> Option<Estimate> {
 }
 
 /// A column of a figure.
-fn figure<'r>(
-    name: &'static str,
-    show: fn(Estimate) -> String,
-) -> Box<dyn Fn(&FileReport, Option<&Comparison>) -> String + 'r> {
+fn figure<'r>(name: &'static str, show: fn(Estimate) -> String) -> Cell<'r> {
     Box::new(move |file, above| {
         let Some(estimate) = figure_of(file, name) else { return NONE.into() };
         let same = above.and_then(|above| above.figures.iter().find(|(n, _)| *n == name)).map(|(_, d)| d.noise);
@@ -70,9 +81,9 @@ fn figure<'r>(
     })
 }
 
-/// What marks a difference: room for the sign where there is none, so that numbers stand below each other.
+/// What marks a difference.
 fn sign(noise: Option<bool>) -> &'static str {
-    if noise == Some(true) { NOISE } else { "  " }
+    if noise == Some(true) { NOISE } else { "" }
 }
 
 fn read(file: &FileReport, above: Option<&Comparison>, name: &str) -> String {
@@ -102,10 +113,10 @@ fn frechet(file: &FileReport, above: Option<&Comparison>) -> String {
 /// What the columns and signs mean.
 pub(super) fn legend(report: &Report) -> Vec<String> {
     let mut lines = vec![
-        "~         no difference from the row above: the 95 % interval of the paired difference holds zero".to_owned(),
+        "~         not told apart from the row above: the 95 % interval of the paired difference holds zero".to_owned(),
         "eps error |eps_q - eps_f| / |eps_f| of single calls at the reference's own states, root mean square over calls".into(),
-        "latents   |z_q - z_f| / |z_f| of final latents: median image, and the image that 90 % of images are better than".into(),
-        "PSNR      of images decoded by the reference's decoder, of the median image; SSIM likewise".into(),
+        "latents   |z_q - z_f| / |z_f| of final latents: of the median image, and what 90 % of images stay below".into(),
+        "PSNR      of the median image, decoded by the reference's decoder; SSIM likewise".into(),
     ];
     if !report.files[0].reads.is_empty() {
         lines.push(
@@ -113,7 +124,7 @@ pub(super) fn legend(report: &Report) -> Vec<String> {
         );
     }
     if report.files[0].frechet.is_some() {
-        lines.push("corrected Fréchet distance less what so few images are expected to make it too large by".into());
+        lines.push("corrected Fréchet distance less what it is expected to be too large by with so few images".into());
     }
     lines
 }
