@@ -362,10 +362,11 @@ def command_export(args):
     # New versions of transformers write tokenizer.json alone, and old ones read these.
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
         shutil.copy(args.work / "tokenizer" / name, args.out / "tokenizer" / name)
+    passing = {"_name_or_path", "name_or_path", "is_local", "local_files_only"}  # where it was made
     for path in args.out.rglob("*.json"):
         config = json.loads(path.read_text())
-        if "_name_or_path" in config or "name_or_path" in config:
-            config = {key: value for key, value in config.items() if key not in ("_name_or_path", "name_or_path")}
+        if passing & config.keys():
+            config = {key: value for key, value in config.items() if key not in passing}
             path.write_text(json.dumps(config, indent=2) + "\n")
     for path in args.out.rglob("*.safetensors"):  # written readable by the owner alone
         path.chmod(0o644)
