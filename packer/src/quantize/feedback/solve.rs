@@ -257,7 +257,11 @@ impl Problem<'_> {
                     }
                     let error_at = |(p, r)| w[[p, r]] - levels.value(r, kept[[p, r]]);
                     let mut error = Array2::from_shape_fn(w.raw_dim(), error_at);
-                    descend(&w, (&mut kept, &mut error), &levels, block.second.view(), cross, sweeps);
+                    let mut gradient = block.second.dot(&error);
+                    if let Some(cross) = cross {
+                        gradient += cross;
+                    }
+                    descend(&w, (&mut kept, &mut error), &levels, block.second.view(), gradient, sweeps);
                     for (p, &input) in block.inputs.iter().enumerate() {
                         (0..rows).for_each(|r| codes[r * self.cols + input] = kept[[p, r]]);
                     }

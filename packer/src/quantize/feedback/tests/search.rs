@@ -152,7 +152,8 @@ fn descent_never_makes_it_worse_and_stops_where_nothing_moves() {
         let mut before = value(&error);
         for sweep in 0..40 {
             let old = codes.clone();
-            descend(&w, (&mut codes, &mut error), &levels, h.view(), cross, 1);
+            let gradient = h.dot(&error) + cross.unwrap_or(&Array2::zeros((cols, rows)));
+            descend(&w, (&mut codes, &mut error), &levels, h.view(), gradient, 1);
             let after = value(&error);
             for (a, b) in after.iter().zip(&before) {
                 assert!(*a <= b + 1e-12 * b.abs().max(1e-3), "sweep {sweep}: {a:e} after {b:e}");
