@@ -202,9 +202,9 @@ pub(super) fn gather_affine_of_pair(
         add_rows(normals, dot(one[i], &pair.pull), |normal| &mut normal.gradient[i]);
         add_rows(normals, dot(other[i], &pull), |normal| &mut normal.gradient[i]);
         let product = second.dot(other[i]);
-        for j in 0..size {
-            add_rows(normals, dot(one[j], &product), |normal| &mut normal.matrix[i * size + j]);
-            add_rows(normals, dot(one[j], &product), |normal| &mut normal.matrix[j * size + i]);
+        for (j, one) in one.iter().take(size).enumerate() {
+            add_rows(normals, dot(one, &product), |normal| &mut normal.matrix[i * size + j]);
+            add_rows(normals, dot(one, &product), |normal| &mut normal.matrix[j * size + i]);
         }
     }
 }
