@@ -38,11 +38,6 @@ impl TileLevels {
         TileLevels { rows, count, values, cuts }
     }
 
-    /// Levels per row.
-    pub(super) fn count(&self) -> usize {
-        self.count
-    }
-
     /// The level of `code` in row `row`.
     pub(super) fn value(&self, row: usize, code: u8) -> f64 {
         self.values[row * self.count + usize::from(code)]
@@ -81,7 +76,7 @@ mod tests {
             let levels: Vec<Vec<f64>> =
                 counts.iter().enumerate().map(|(r, &n)| (0..n).map(|j| level(r, j)).collect()).collect();
             let tile = TileLevels::new(&levels);
-            assert_eq!(tile.count(), *counts.iter().max().unwrap());
+            assert_eq!(tile.count, *counts.iter().max().unwrap());
             let (mut codes, mut below) = ([9u8; 3], [0f64; 3]);
             for i in 0..200 {
                 let values = [0, 1, 2].map(|r| f64::from(i * 37 % 211) * 0.07 * (r + 1) as f64 - 5.0);

@@ -13,9 +13,9 @@
 //! `H` is damped: `delta mean(diag H)` on its diagonal makes up for few rows. A row that rounding to the nearest without
 //! any moments gets better still (it happens where there is nothing to gain) is left as that has it.
 //!
-//! Layers of more than [`FeedbackOptions::max_block`] inputs are cut into blocks of channels. The first codes and the
-//! refits know only blocks. Then every block is rounded again, and descended, knowing the errors of all others, twice; and
-//! what is reported is of the whole layer.
+//! Layers of more than [`FeedbackOptions::max_block`] inputs are cut into blocks of channels. The first codes and levels
+//! know only blocks. Before either descent every block is rounded again, knowing the errors of all others; the last refit,
+//! and what is reported, is of the whole layer.
 
 mod block;
 mod factor;
@@ -41,7 +41,7 @@ use solve::{Cache, Problem, Solution};
 pub struct FeedbackOptions {
     /// What is added to the diagonal of the second moments, relative to its mean.
     pub damping: f64,
-    /// How often levels are refit to their codes; the last time after descent, if the inputs are one block.
+    /// How often levels are refit to their codes; the last time after descent.
     pub refits: usize,
     /// Passes of coordinate descent at most.
     pub sweeps: usize,

@@ -5,7 +5,6 @@
 //! is `(A^T H A)^-1 A^T H e`.
 
 use super::factor::Factor;
-use super::levels::TileLevels;
 use super::rounding::Rounded;
 use ndarray::{Array2, ArrayView2};
 use std::cmp::Ordering;
@@ -86,41 +85,78 @@ impl Normal {
 }
 
 /// Adds what a tile's rows say about all of their levels to `normals`: one per row, or one for all.
-///
-/// `A^T H A` sums columns of `H` by code, [`LANES`] of them at a time; of the symmetric `H` the lower triangle is enough.
-pub(super) fn gather_levels(
-    normals: &mut [Normal],
-    rounded: &Rounded,
-    levels: &TileLevels,
-    factor: &Factor,
-    second: ArrayView2<f64>,
-) {
-    let (n, rows) = rounded.codes.dim();
-    let count = levels.count();
+pub(super) fn gather_levels(normals: &mut [Normal], rounded: &Rounded, factor: &Factor, second: ArrayView2<f64>) {
     let pull = factor.scaled_product(rounded.innovation.view());
-    let codes: Vec<Vec<u8>> = rounded.codes.columns().into_iter().map(|row| row.to_vec()).collect();
-    let shared = normals.len() == 1;
-    for (r, codes) in codes.iter().enumerate() {
-        let gradient = &mut normals[if shared { 0 } else { r }].gradient;
-        for (p, &code) in codes.iter().enumerate() {
-            gradient[usize::from(code)] += pull[[p, r]];
+    add_pull(normals, &rounded.codes, &pull);
+    let codes = by_row(&rounded.codes);
+    sum_by_code(normals, &codes, &codes, second, true);
+}
+
+/// Adds what two blocks of inputs say about all levels of a tile's rows beyond what each says for itself.
+pub(super) fn gather_levels_of_pair(normals: &mut [Normal], pair: &Pair, second: ArrayView2<f64>) {
+    let [one, other] = pair.codes;
+    add_pull(normals, one, &pair.pull);
+    add_pull(normals, other, &second.t().dot(pair.errors[0]));
+    sum_by_code(normals, &by_row(one), &by_row(other), second, false);
+}
+
+/// Codes and errors of a tile's rows in two blocks, (inputs of the block, rows).
+#[derive(Debug)]
+pub(super) struct Pair<'a> {
+    pub(super) codes: [&'a Array2<u8>; 2],
+    pub(super) errors: [&'a Array2<f64>; 2],
+    /// What the second block's errors pull at the first's inputs: moments of the pair times the errors.
+    pub(super) pull: Array2<f64>,
+}
+
+/// The normal equations of row `r`, where one for all are the first.
+fn of_row(normals: &mut [Normal], r: usize) -> &mut Normal {
+    let at = if normals.len() == 1 { 0 } else { r };
+    &mut normals[at]
+}
+
+fn by_row(codes: &Array2<u8>) -> Vec<Vec<u8>> {
+    codes.columns().into_iter().map(|row| row.to_vec()).collect()
+}
+
+/// Adds `H e` of every input to the gradient of its level.
+fn add_pull(normals: &mut [Normal], codes: &Array2<u8>, pull: &Array2<f64>) {
+    for (codes, pull) in codes.rows().into_iter().zip(pull.rows()) {
+        for (r, (&code, pull)) in codes.iter().zip(pull).enumerate() {
+            of_row(normals, r).gradient[usize::from(code)] += pull;
         }
     }
-    let (mut panel, mut sums) = (vec![[0f64; LANES]; n], vec![[0f64; LANES]; count]);
-    for first in (0..n).step_by(LANES) {
-        let lanes = LANES.min(n - first);
-        for (i, row) in panel.iter_mut().enumerate().skip(first) {
-            (0..lanes).for_each(|l| row[l] = second[[i, first + l]]);
+}
+
+/// Adds `A^T H A`: columns of `H` are summed by the codes of its rows, [`LANES`] of them at a time, then by their own.
+/// Of a `symmetric` `H`, rows and columns being the same inputs, the lower triangle is enough.
+fn sum_by_code(
+    normals: &mut [Normal],
+    of_rows: &[Vec<u8>],
+    of_columns: &[Vec<u8>],
+    second: ArrayView2<f64>,
+    symmetric: bool,
+) {
+    let (height, width) = second.dim();
+    let levels = normals[0].size;
+    let (mut panel, mut sums) = (vec![[0f64; LANES]; height], vec![[0f64; LANES]; levels]);
+    for first in (0..width).step_by(LANES) {
+        let columns = first..(first + LANES).min(width);
+        // The block on the diagonal holds both of its triangles; below it is what is mirrored above.
+        let parts = match symmetric {
+            true => [(columns.clone(), false), (columns.end..height, true)],
+            false => [(0..0, false), (0..height, true)],
+        };
+        for (i, row) in panel.iter_mut().enumerate().skip(if symmetric { first } else { 0 }) {
+            row.iter_mut().zip(columns.clone()).for_each(|(lane, j)| *lane = second[[i, j]]);
         }
-        for r in 0..rows {
-            let normal = &mut normals[if shared { 0 } else { r }];
-            let (here, rest) = (first..first + lanes, first + lanes..n);
-            for (range, both) in [(here.clone(), false), (rest, true)] {
+        for (r, (of_rows, of_columns)) in of_rows.iter().zip(of_columns).enumerate() {
+            for (range, both) in parts.clone().into_iter().filter(|(range, _)| !range.is_empty()) {
                 sums.fill([0.0; LANES]);
-                for (row, &code) in panel[range.clone()].iter().zip(&codes[r][range]) {
+                for (row, &code) in panel[range.clone()].iter().zip(&of_rows[range]) {
                     sums[usize::from(code)].iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
                 }
-                normal.settle(&sums, &codes[r][here.clone()], both);
+                of_row(normals, r).settle(&sums, &of_columns[columns.clone()], both);
             }
         }
     }
@@ -134,23 +170,49 @@ pub(super) fn gather_affine(
     entry: impl Fn(usize, u8) -> f64,
     factor: &Factor,
 ) {
-    let (n, rows) = rounded.codes.dim();
-    let entries = Array2::from_shape_fn((n, rows), |(p, r)| entry(r, rounded.codes[[p, r]]));
-    let entries = factor.transposed_product(entries.view());
-    let ones = factor.transposed_product(Array2::ones((n, 1)).view());
-    let ones = ones.broadcast((n, rows)).expect("one column for all").to_owned();
-    let design = [&entries, &ones];
-    let shared = normals.len() == 1;
+    let dim = rounded.codes.raw_dim();
+    let entries = Array2::from_shape_fn(dim, |(p, r)| entry(r, rounded.codes[[p, r]]));
+    let ones = factor.transposed_product(Array2::ones((dim[0], 1)).view());
+    let design =
+        [factor.transposed_product(entries.view()), ones.broadcast(dim).expect("one column for all").to_owned()];
     let size = normals[0].size;
     for i in 0..size {
-        for (r, sum) in factor.scaled_dot(design[i], &rounded.innovation).into_iter().enumerate() {
-            normals[if shared { 0 } else { r }].gradient[i] += sum;
-        }
+        add_rows(normals, factor.scaled_dot(&design[i], &rounded.innovation), |normal| &mut normal.gradient[i]);
         for j in 0..size {
-            for (r, sum) in factor.scaled_dot(design[i], design[j]).into_iter().enumerate() {
-                normals[if shared { 0 } else { r }].matrix[i * size + j] += sum;
-            }
+            add_rows(normals, factor.scaled_dot(&design[i], &design[j]), |normal| &mut normal.matrix[i * size + j]);
         }
+    }
+}
+
+/// Adds what two blocks of inputs say about slope and intercept beyond what each says for itself.
+pub(super) fn gather_affine_of_pair(
+    normals: &mut [Normal],
+    pair: &Pair,
+    entry: impl Fn(usize, u8) -> f64,
+    second: ArrayView2<f64>,
+) {
+    let ones = [0, 1].map(|block| Array2::ones(pair.codes[block].raw_dim()));
+    let entries = pair.codes.map(|codes| Array2::from_shape_fn(codes.raw_dim(), |(p, r)| entry(r, codes[[p, r]])));
+    let dot =
+        |u: &Array2<f64>, v: &Array2<f64>| (u * v).columns().into_iter().map(|row| row.sum()).collect::<Vec<f64>>();
+    let pull = second.t().dot(pair.errors[0]);
+    let [one, other] = [[&entries[0], &ones[0]], [&entries[1], &ones[1]]];
+    let size = normals[0].size;
+    for i in 0..size {
+        add_rows(normals, dot(one[i], &pair.pull), |normal| &mut normal.gradient[i]);
+        add_rows(normals, dot(other[i], &pull), |normal| &mut normal.gradient[i]);
+        let product = second.dot(other[i]);
+        for (j, one) in one.iter().take(size).enumerate() {
+            add_rows(normals, dot(one, &product), |normal| &mut normal.matrix[i * size + j]);
+            add_rows(normals, dot(one, &product), |normal| &mut normal.matrix[j * size + i]);
+        }
+    }
+}
+
+/// Adds one value per row.
+fn add_rows(normals: &mut [Normal], values: Vec<f64>, place: impl Fn(&mut Normal) -> &mut f64) {
+    for (r, value) in values.into_iter().enumerate() {
+        *place(of_row(normals, r)) += value;
     }
 }
 

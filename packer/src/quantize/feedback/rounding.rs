@@ -71,56 +71,41 @@ fn slice_mut<T>(array: &mut Array2<T>) -> &mut [T] {
 }
 
 /// Moves codes one at a time to where the objective is least, all others held, for at most `sweeps` passes or until no
-/// code moves; the objective never grows. `cross` adds to the gradient what errors of other blocks make (inputs, rows).
+/// code moves; the objective never grows. `gradient` is `H e` of what is given, (inputs, rows), with what errors of other
+/// blocks add.
 ///
-/// With `G = e H` the best level of input j is the one nearest to `q_j + G_j / H_jj`.
+/// With `G = e H` the best level of input j is the one nearest to `q_j + G_j / H_jj`. Few codes move, so each takes its
+/// row of `H` along by itself.
 pub(super) fn descend(
     w: &Array2<f64>,
     rounded: (&mut Array2<u8>, &mut Array2<f64>),
     levels: &TileLevels,
     second: ArrayView2<f64>,
-    cross: Option<&Array2<f64>>,
+    gradient: Array2<f64>,
     sweeps: usize,
 ) {
     let (codes, error) = rounded;
     let (n, rows) = w.dim();
+    // Rows as rows, each contiguous.
+    let mut gradient = gradient.t().as_standard_layout().into_owned();
     let (mut target, mut found, mut scratch) = (vec![0f64; rows], vec![0u8; rows], vec![0f64; rows]);
     for _ in 0..sweeps {
         let mut moved = false;
-        for start in (0..n).step_by(STEP).rev() {
-            let end = (start + STEP).min(n);
-            let mut gradient = match cross {
-                Some(cross) => cross.slice(s![start..end, ..]).to_owned(),
-                None => Array2::zeros((end - start, rows)),
-            };
-            general_mat_mul(1.0, &second.slice(s![start..end, ..]), error, 1.0, &mut gradient);
-            let gradient = slice_mut(&mut gradient);
-            for j in (start..end).rev() {
-                let (before, here) = gradient.split_at_mut((j - start) * rows);
-                let at = j * rows..(j + 1) * rows;
-                let (w, codes) = (&slice(w)[at.clone()], &mut slice_mut(codes)[at.clone()]);
-                let error = &mut slice_mut(error)[at];
-                let scale = 1.0 / second[[j, j]];
-                for r in 0..rows {
-                    target[r] = w[r] - error[r] + here[r] * scale;
-                }
-                levels.encode(&target, &mut found, &mut scratch);
-                // By how much each row's error moves.
-                scratch.fill(0.0);
-                let mut any = false;
-                for r in 0..rows {
-                    let [old, new] = [codes[r], found[r]].map(|code| levels.value(r, code));
-                    if found[r] != codes[r] && (target[r] - new).abs() < (target[r] - old).abs() {
-                        scratch[r] = w[r] - new - error[r];
-                        (codes[r], error[r]) = (found[r], w[r] - new);
-                        any = true;
-                    }
-                }
-                if any {
+        for j in (0..n).rev() {
+            let at = j * rows..(j + 1) * rows;
+            let (w, codes) = (&slice(w)[at.clone()], &mut slice_mut(codes)[at.clone()]);
+            let error = &mut slice_mut(error)[at];
+            let scale = 1.0 / second[[j, j]];
+            for r in 0..rows {
+                target[r] = w[r] - error[r] + gradient[[r, j]] * scale;
+            }
+            levels.encode(&target, &mut found, &mut scratch);
+            for r in 0..rows {
+                let [old, new] = [codes[r], found[r]].map(|code| levels.value(r, code));
+                if found[r] != codes[r] && (target[r] - new).abs() < (target[r] - old).abs() {
+                    gradient.row_mut(r).scaled_add(w[r] - new - error[r], &second.row(j));
+                    (codes[r], error[r]) = (found[r], w[r] - new);
                     moved = true;
-                    for (gradient, &share) in before.chunks_exact_mut(rows).zip(second.slice(s![j, start..j])) {
-                        gradient.iter_mut().zip(&scratch).for_each(|(gradient, step)| *gradient += share * step);
-                    }
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::FeedbackOptions;
 use super::block::{Block, Blocks};
 use super::grid::{Form, Freedom, Grid};
 use super::levels::TileLevels;
-use super::refit::{Normal, gather_affine, gather_levels};
+use super::refit::{Normal, Pair, gather_affine, gather_affine_of_pair, gather_levels, gather_levels_of_pair};
 use super::rounding::{Rounded, descend, feed_back};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, Axis};
@@ -12,10 +12,6 @@ use rayon::prelude::*;
 
 /// Rows per tile. Fixed, so that no sum depends on the number of threads.
 pub(super) const TILE: usize = 64;
-
-/// How often every block comes, if there are several. In a convolution of two blocks the second time halves what is left
-/// of the distance to a single block.
-const PASSES: usize = 2;
 
 /// A weight to quantize.
 #[derive(Clone, Copy, Debug)]
@@ -49,13 +45,25 @@ enum Way {
 }
 
 /// What a round found besides codes.
-struct Round {
-    /// `e H e^T` of every row, damped, blocks apart.
-    objective: Vec<f64>,
+pub(super) struct Round {
+    /// `e H e^T` of every row, damped.
+    pub(super) objective: Vec<f64>,
     /// One per row, or one for all; none if they were not asked for.
-    normals: Vec<Normal>,
+    pub(super) normals: Vec<Normal>,
     /// How often damping was raised in a block, at most.
     raised: usize,
+}
+
+impl Round {
+    /// Adds what a tile makes. Normal equations that come first are the sum as they are.
+    fn add(&mut self, tile: usize, made: Round, shared: bool) {
+        let first = tile * TILE;
+        self.objective[first..].iter_mut().zip(made.objective).for_each(|(sum, v)| *sum += v);
+        let first = if shared { 0 } else { first };
+        let known = self.normals.len().saturating_sub(first);
+        self.normals.iter_mut().skip(first).zip(&made.normals).for_each(|(sum, v)| sum.add(v));
+        self.normals.extend(made.normals.into_iter().skip(known));
+    }
 }
 
 impl Problem<'_> {
@@ -66,8 +74,8 @@ impl Problem<'_> {
     pub(super) fn solve(&self, blocks: &Cache, options: &FeedbackOptions) -> Result<Solution, String> {
         let mut grids = self.form.grids(self.weights, self.cols, &self.blocks.weights());
         let refits = if self.form.is_refit() { options.refits } else { 0 };
-        // One of them follows descent. Normal equations know no other blocks, whose errors descent makes up for.
-        let late = usize::from(refits > 0 && options.sweeps > 0 && self.blocks.len() == 1);
+        // One of them follows descent, and with it descent comes again.
+        let late = usize::from(refits > 0 && options.sweeps > 0);
         let early = refits - late;
         let mut codes = vec![0u8; self.weights.len()];
         let mut made = self.round(blocks, &grids, &mut codes, Way::FeedBack, early > 0)?;
@@ -82,11 +90,11 @@ impl Problem<'_> {
             self.descend(blocks, &best.grids, &mut best.codes, options.sweeps)?;
         }
         for _ in 0..late {
-            let mut before = self.round(blocks, &best.grids, &mut best.codes, Way::Keep, true)?;
+            let mut before = self.survey(blocks, &best.grids, &mut best.codes, true)?;
             grids = self.refit(&best.grids, &before.normals);
             codes.copy_from_slice(&best.codes);
             self.descend(blocks, &grids, &mut codes, options.sweeps)?;
-            let after = self.round(blocks, &grids, &mut codes, Way::Keep, false)?;
+            let after = self.survey(blocks, &grids, &mut codes, false)?;
             self.keep_better(&mut best, &mut before.objective, &grids, &codes, &after.objective);
         }
         Ok(best)
@@ -117,6 +125,8 @@ impl Problem<'_> {
     }
 
     /// Rounds everything with error feedback over `grids`, and sums up what a refit needs if it is `wanted`.
+    /// Makes (or keeps) codes over `grids`, and sums up what a refit needs if it is `wanted`; blocks know nothing of each
+    /// other.
     fn round(&self, blocks: &Cache, grids: &[Grid], codes: &mut [u8], way: Way, wanted: bool) -> Result<Round, String> {
         let mut sum = Round { objective: vec![0.0; self.rows], normals: Vec::new(), raised: 0 };
         for b in 0..self.blocks.len() {
@@ -125,15 +135,7 @@ impl Problem<'_> {
                 let tiles = codes.par_chunks_mut(TILE * self.cols).enumerate();
                 let made: Vec<Round> =
                     tiles.map(|(tile, codes)| self.tile(block, grids, tile, codes, way, wanted)).collect();
-                for (tile, made) in made.into_iter().enumerate() {
-                    let first = tile * TILE;
-                    sum.objective[first..].iter_mut().zip(made.objective).for_each(|(sum, v)| *sum += v);
-                    // Normal equations of the first block are the sum as they are.
-                    let first = if self.form.shared { 0 } else { first };
-                    let known = sum.normals.len().saturating_sub(first);
-                    sum.normals.iter_mut().skip(first).zip(&made.normals).for_each(|(sum, v)| sum.add(v));
-                    sum.normals.extend(made.normals.into_iter().skip(known));
-                }
+                made.into_iter().enumerate().for_each(|(tile, made)| sum.add(tile, made, self.form.shared));
             })?;
         }
         Ok(sum)
@@ -143,7 +145,6 @@ impl Problem<'_> {
         let first = tile * TILE;
         let w = self.gather(first, codes.len() / self.cols, &block.inputs, |at| f64::from(self.weights[at]));
         let rows = w.ncols();
-        let grid = |r: usize| &grids[if self.form.shared { 0 } else { first + r }];
         let levels = self.levels(grids, first, rows);
         let rounded = match way {
             Way::FeedBack => feed_back(&w, &levels, &block.factor),
@@ -156,15 +157,12 @@ impl Problem<'_> {
         for (p, &input) in block.inputs.iter().enumerate() {
             (0..rows).for_each(|r| codes[r * self.cols + input] = rounded.codes[[p, r]]);
         }
-        let mut normals = Vec::new();
+        let mut normals = self.normals(wanted, rows);
         if wanted {
-            normals = vec![Normal::new(self.form.parameters()); if self.form.shared { 1 } else { rows }];
             match self.form.freedom {
-                Freedom::Levels => gather_levels(&mut normals, &rounded, &levels, &block.factor, block.second.view()),
+                Freedom::Levels => gather_levels(&mut normals, &rounded, &block.factor, block.second.view()),
                 Freedom::Affine | Freedom::Scale => {
-                    let shift = |r: usize| if self.form.freedom == Freedom::Scale { grid(r).offset } else { 0.0 };
-                    let entry = |r: usize, code: u8| f64::from(grid(r).entries[usize::from(code)] + shift(r));
-                    gather_affine(&mut normals, &rounded, entry, &block.factor);
+                    gather_affine(&mut normals, &rounded, |r, code| self.entry(grids, first + r, code), &block.factor);
                 }
             }
         }
@@ -172,11 +170,79 @@ impl Problem<'_> {
         Round { objective, normals, raised: block.raised }
     }
 
-    /// Coordinate descent in every block, knowing the errors of all others. Where there are others, every block comes
-    /// more than once, and each time another round of feedback, which makes up for the others' errors, comes first.
+    /// Empty normal equations of a tile.
+    fn normals(&self, wanted: bool, rows: usize) -> Vec<Normal> {
+        let rows = if self.form.shared { 1 } else { rows };
+        vec![Normal::new(self.form.parameters()); if wanted { rows } else { 0 }]
+    }
+
+    /// What the slope of a row's levels is multiplied by in the level of `code`.
+    fn entry(&self, grids: &[Grid], row: usize, code: u8) -> f64 {
+        let grid = &grids[if self.form.shared { 0 } else { row }];
+        let shift = if self.form.freedom == Freedom::Scale { grid.offset } else { 0.0 };
+        f64::from(grid.entries[usize::from(code)] + shift)
+    }
+
+    /// What a round finds of codes as they are, all blocks taken together.
+    pub(super) fn survey(
+        &self,
+        blocks: &Cache,
+        grids: &[Grid],
+        codes: &mut [u8],
+        wanted: bool,
+    ) -> Result<Round, String> {
+        let mut sum = self.round(blocks, grids, codes, Way::Keep, wanted)?;
+        for (one, other) in (0..self.blocks.len()).flat_map(|one| (0..one).map(move |other| (one, other))) {
+            let inputs = [self.blocks.inputs(one), self.blocks.inputs(other)];
+            let second = self.blocks.second(&inputs[0], &inputs[1]);
+            let tiles = codes.par_chunks(TILE * self.cols).enumerate();
+            let made: Vec<Round> =
+                tiles.map(|(tile, codes)| self.pair(&inputs, &second, grids, tile, codes, wanted)).collect();
+            made.into_iter().enumerate().for_each(|(tile, made)| sum.add(tile, made, self.form.shared));
+        }
+        Ok(sum)
+    }
+
+    /// What a pair of blocks adds to a survey, for a tile.
+    fn pair(
+        &self,
+        inputs: &[Vec<usize>; 2],
+        second: &Array2<f64>,
+        grids: &[Grid],
+        tile: usize,
+        codes: &[u8],
+        wanted: bool,
+    ) -> Round {
+        let (first, rows) = (tile * TILE, codes.len() / self.cols);
+        let levels = self.levels(grids, first, rows);
+        let codes = [0, 1].map(|block| {
+            Array2::from_shape_fn((inputs[block].len(), rows), |(p, r)| codes[r * self.cols + inputs[block][p]])
+        });
+        let errors = [0, 1].map(|block| {
+            let mut error = self.gather(first, rows, &inputs[block], |at| f64::from(self.weights[at]));
+            error.indexed_iter_mut().for_each(|((p, r), e)| *e -= levels.value(r, codes[block][[p, r]]));
+            error
+        });
+        let pull = second.dot(&errors[1]);
+        let objective = (&errors[0] * &pull).columns().into_iter().map(|row| 2.0 * row.sum()).collect();
+        let mut normals = self.normals(wanted, rows);
+        if wanted {
+            let pair = Pair { codes: [&codes[0], &codes[1]], errors: [&errors[0], &errors[1]], pull };
+            match self.form.freedom {
+                Freedom::Levels => gather_levels_of_pair(&mut normals, &pair, second.view()),
+                Freedom::Affine | Freedom::Scale => {
+                    let entry = |r: usize, code: u8| self.entry(grids, first + r, code);
+                    gather_affine_of_pair(&mut normals, &pair, entry, second.view());
+                }
+            }
+        }
+        Round { objective, normals, raised: 0 }
+    }
+
+    /// Coordinate descent in every block, knowing the errors of all others. Where there are others, another round of
+    /// feedback, which makes up for their errors, comes first.
     fn descend(&self, blocks: &Cache, grids: &[Grid], codes: &mut [u8], sweeps: usize) -> Result<(), String> {
-        let passes = if self.blocks.len() > 1 { PASSES } else { 1 };
-        for b in (0..passes).flat_map(|_| 0..self.blocks.len()) {
+        for b in 0..self.blocks.len() {
             let cross = self.cross(b, grids, codes);
             blocks.with(b, |block| {
                 codes.par_chunks_mut(TILE * self.cols).enumerate().for_each(|(tile, codes)| {
@@ -191,7 +257,11 @@ impl Problem<'_> {
                     }
                     let error_at = |(p, r)| w[[p, r]] - levels.value(r, kept[[p, r]]);
                     let mut error = Array2::from_shape_fn(w.raw_dim(), error_at);
-                    descend(&w, (&mut kept, &mut error), &levels, block.second.view(), cross, sweeps);
+                    let mut gradient = block.second.dot(&error);
+                    if let Some(cross) = cross {
+                        gradient += cross;
+                    }
+                    descend(&w, (&mut kept, &mut error), &levels, block.second.view(), gradient, sweeps);
                     for (p, &input) in block.inputs.iter().enumerate() {
                         (0..rows).for_each(|r| codes[r * self.cols + input] = kept[[p, r]]);
                     }

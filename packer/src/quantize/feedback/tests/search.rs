@@ -152,7 +152,8 @@ fn descent_never_makes_it_worse_and_stops_where_nothing_moves() {
         let mut before = value(&error);
         for sweep in 0..40 {
             let old = codes.clone();
-            descend(&w, (&mut codes, &mut error), &levels, h.view(), cross, 1);
+            let gradient = h.dot(&error) + cross.unwrap_or(&Array2::zeros((cols, rows)));
+            descend(&w, (&mut codes, &mut error), &levels, h.view(), gradient, 1);
             let after = value(&error);
             for (a, b) in after.iter().zip(&before) {
                 assert!(*a <= b + 1e-12 * b.abs().max(1e-3), "sweep {sweep}: {a:e} after {b:e}");
@@ -229,9 +230,9 @@ fn a_refit_leaves_no_gradient() {
     let entry = |code: u8| f64::from(code) - 4.0;
 
     let mut normals = vec![Normal::new(8); rows];
-    gather_levels(&mut normals, &rounded, &tile, &block.factor, h.view());
+    gather_levels(&mut normals, &rounded, &block.factor, h.view());
     let mut shared = vec![Normal::new(8)];
-    gather_levels(&mut shared, &rounded, &tile, &block.factor, h.view());
+    gather_levels(&mut shared, &rounded, &block.factor, h.view());
     let mut affine = vec![Normal::new(2); rows];
     gather_affine(&mut affine, &rounded, |_, code| entry(code), &block.factor);
     let mut scaled = vec![Normal::new(1); rows];
@@ -262,6 +263,35 @@ fn a_refit_leaves_no_gradient() {
         check(&|p, r| line(p, r)[..1].to_vec(), &scaled[r].solve().unwrap(), r..r + 1);
     }
     check(&one_hot, &shared[0].solve().unwrap(), 0..rows);
+}
+
+#[test]
+fn blocks_and_their_pairs_say_what_the_whole_says() {
+    let (rows, cols) = (70, 90);
+    let moments = centred(&correlated(cols, 1e3, 18));
+    let w = Random::new(19).weights(rows * cols);
+    for method in Method::ALL {
+        let form = Form::new(method, Bits::ALL[1], CodebookType::Int8);
+        let survey = |max_block| {
+            let blocks = Blocks::new(&moments, 0.0, max_block);
+            let problem = Problem { weights: &w, rows, cols, form, blocks: &blocks };
+            let grids = form.grids(&w, cols, &blocks.weights());
+            let mut codes: Vec<u8> = (0..rows * cols).map(|i| (i * 31 % 8) as u8).collect();
+            let round = problem.survey(&Cache::new(&blocks).unwrap(), &grids, &mut codes, true).unwrap();
+            (round.objective, round.normals.iter().map(|n| n.solve().unwrap()).collect::<Vec<_>>())
+        };
+        let (objective, steps) = survey(cols);
+        for max_block in [45, 31] {
+            let (others, other_steps) = survey(max_block);
+            for (a, b) in objective.iter().zip(&others) {
+                assert!((a - b).abs() < 1e-10 * a, "{method}: {a} {b}");
+            }
+            let largest = steps.iter().flatten().fold(0f64, |m, v| m.max(v.abs()));
+            for (a, b) in steps.iter().flatten().zip(other_steps.iter().flatten()) {
+                assert!((a - b).abs() < 1e-7 * largest, "{method}: {a} {b}");
+            }
+        }
+    }
 }
 
 #[test]
