@@ -16,7 +16,7 @@ pub(crate) fn check<D: AsRef<[u8]>>(reference: &File<'_, D>, other: &File<'_, D>
         }
     }
     let [expected, got] = [reference, other].map(|file| file.model.meta().quantization.layers.iter());
-    let differs = longest_zip(expected, got).find(|(a, b)| a.map(|l| &l.name) != b.map(|l| &l.name));
+    let differs = zip_longest(expected, got).find(|(a, b)| a.map(|l| &l.name) != b.map(|l| &l.name));
     if let Some((expected, got)) = differs {
         let name = |layer: Option<&LayerMeta>| layer.map_or("none", |l| l.name.as_str()).to_owned();
         let what = format!("{}: layers", other.name);
@@ -49,7 +49,7 @@ fn traits<D: AsRef<[u8]>>(file: &File<'_, D>) -> Vec<(&'static str, Value)> {
 }
 
 /// Pairs to the end of the longer.
-fn longest_zip<T>(
+fn zip_longest<T>(
     mut a: impl Iterator<Item = T>,
     mut b: impl Iterator<Item = T>,
 ) -> impl Iterator<Item = (Option<T>, Option<T>)> {

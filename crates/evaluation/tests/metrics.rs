@@ -279,8 +279,8 @@ fn resamples_are_fair_and_fixed() {
     let values: Vec<f64> = (0..100).map(f64::from).collect();
     let run = || bootstrap(100, 300, |images| [images.iter().map(|&i| values[i]).sum::<f64>() / 100.0]);
     let threads = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("threads").install(run);
-    let [one] = threads(1);
-    assert_eq!([one.clone()], threads(3));
+    let ([one], [three]) = (threads(1), threads(3));
+    assert_eq!(one, three);
     // The standard error of the mean is 28.87 / 10, and 95 % are 1.96 of it to either side.
     let Estimate { value, low, high } = one.percentile();
     assert_eq!(value, 49.5);

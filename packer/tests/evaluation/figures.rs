@@ -1,7 +1,7 @@
 //! What is measured.
 
 use crate::{letters, packed, repository};
-use aquatint::{Cpu, Model};
+use aquatint::{Cpu, Model, Prompts, Request, Session};
 use aquatint_evaluation::report::{FileReport, Report};
 use aquatint_evaluation::stats::Estimate;
 use aquatint_evaluation::{Calls, Captions, File, Protocol, Scorer, evaluate};
@@ -174,4 +174,25 @@ fn models_of_pixels_are_compared() {
     assert!(file.curve.iter().all(|call| call.eps == call.conditional && call.guided.is_none()));
     // Of latents in -1..1 and their pictures in 0..1, errors are in proportion where nothing was cut off.
     assert!(figure(file, "psnr_median").value.is_finite());
+}
+
+/// Latents of another run, or another model, become the images that a run of its own makes of them.
+#[test]
+fn latents_are_decoded_as_runs_decode_them() {
+    let [f32, ..] = letters();
+    let packed = aquatint::open(f32).expect("it opens");
+    let model = Model::new(&packed).expect("a model");
+    let cpu = Cpu::best();
+    let mut session = Session::new(&model, &cpu);
+    let mut request = Request::new(&model, Prompts::Classes(vec![3, 7]));
+    request.steps = 2;
+    let images = session.run(request.clone()).expect("it runs").images;
+    let latents = session.job(request.clone()).and_then(|job| job.denoise(|_, _| ())).expect("it runs");
+    assert_eq!(session.decode(&request, &latents).expect("they decode"), images);
+    let second = session.decode(&request, &latents[latents.len() / 2..]).expect("one decodes");
+    assert_eq!(second, images[images.len() / 2..]);
+    for wrong in [&latents[1..], &[]] {
+        let error = session.decode(&request, wrong).expect_err("no whole images").to_string();
+        assert!(error.starts_with("latents: expected a multiple of 576 values, got "), "{error}");
+    }
 }
