@@ -1,7 +1,8 @@
 //! The calibration file: safetensors with a [`Record`] in the metadata.
 //!
-//! Of input `i`, in this order: `inputs.i.totals` [5] f64, `.sum` [K], `.second` (`[K (K + 1) / 2]`, or `[displacements,
-//! channels, channels]`), `.bins` [calls, 64] u64, `.range` [2, channels] f32 (least, greatest) and `.calls` [2, calls].
+//! Of input `i`, in this order, f64 unless otherwise said: `inputs.i.totals` of (5), `.sum` of (K), `.second` of
+//! (K (K + 1) / 2) or (displacements, channels, channels), `.bins` of (calls, 64) u64, `.range` of (2, channels) f32, the
+//! least and the greatest of each, and `.calls` of (2, calls) f32.
 //! All are sums, or extremes, over rows, so that files of different samples are added.
 
 use super::record::{ModelRecord, Record, Second, VERSION};

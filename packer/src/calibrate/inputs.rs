@@ -54,8 +54,8 @@ pub struct Inputs {
 type Look = (Value, Option<(ConvStride, Option<Value>)>);
 
 impl Inputs {
-    /// Those of the denoisers and text encoders of `packed` at latents of `size`, with prompts of `tokens`. Moments of convolutions with
-    /// more than `dense` values a row are kept by displacement.
+    /// Those of the denoisers and text encoders of `packed` at latents of `size`, with prompts of `tokens`. Moments of
+    /// convolutions with more than `dense` values a row are kept by displacement.
     ///
     /// # Errors
     /// If a program cannot take this size.

@@ -5,13 +5,13 @@
 //! ```
 //!
 //! [`calibrate`] runs the float model as it would be run, with its own sampler and guidance, and keeps the latents before
-//! some of the calls ([`states`]). These calls are then made again, and the inputs of quantizable layers looked at
-//! ([`run`]): of each, the mean, second moments and ranges of its rows are kept as sums ([`sums`]), in a file that
+//! some of the calls (`states`). These calls are then made again, and the inputs of quantizable layers looked at
+//! (`look`): of each, the mean, second moments and ranges of its rows are kept as sums ([`Sums`]), in a file that
 //! [`Calibration`] reads. Layers that read the same value share its sums. Where memory does not hold the sums of all
 //! inputs, the calls are made again for each group of them.
 //!
 //! Every sum has a fixed order, so a file depends neither on threads nor on batches, and one that was interrupted and
-//! continued is the same as one that was not ([`partial`]). Files of different samples are added ([`merge`]).
+//! continued is the same as one that was not (`partial`). Files of different samples are added ([`merge`]).
 
 pub mod file;
 mod hash;

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Bytes of rows that wait to be added at most.
-pub(super) const PENDING: usize = 256 << 20;
+pub(super) const PENDING: usize = 64 << 20;
 
 /// What happens.
 #[derive(Debug)]

@@ -256,8 +256,9 @@ pub fn flush<'a>(accumulators: impl IntoIterator<Item = &'a mut Accumulator>) {
     let work: Vec<Work<'_>> = accumulators.iter_mut().flat_map(|a| a.work()).collect();
     work.into_par_iter().for_each(Work::run);
     for accumulator in accumulators {
-        accumulator.pending.clear();
-        accumulator.blocks.clear();
+        // With their memory: other inputs need it next.
+        accumulator.pending = Vec::new();
+        accumulator.blocks = Vec::new();
     }
 }
 
