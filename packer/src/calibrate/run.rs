@@ -20,7 +20,7 @@ use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::whole_file::check_target;
 use serde::Serialize;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes of rows that wait to be added at most.
 pub(super) const PENDING: usize = 64 << 20;
@@ -91,7 +91,7 @@ pub fn calibrate(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) ->
     let mut session = Session::new(&model, &cpu);
     // What one call is bound to serves the next; batches of other sizes are not worth their memory.
     session.keep_at_most(outline.bill.arena);
-    let mut work = Work { settings, model: &model, session, outline, partial, saved: Instant::now(), see };
+    let mut work = Work { settings, model: &model, session, outline, partial, due: begin + settings.save_every, see };
     let states = work.states()?;
     let run_seconds = begin.elapsed().as_secs_f64();
     let mut report = work.sum(states)?;
@@ -121,6 +121,14 @@ fn check(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// When to save again after a save that began at `began` and is done: not before `every` has passed, and not so soon that
+/// saving would take more than a twentieth of the time. The sums of a large model are gigabytes, and a disk may be slow.
+fn next_save(began: Instant, every: Duration) -> Instant {
+    let took = began.elapsed();
+    let wait = if every.is_zero() { every } else { every.max(took * 20) };
+    began + took + wait
+}
+
 /// Everything that the work needs.
 struct Work<'a, 'm> {
     settings: &'a Settings,
@@ -128,7 +136,8 @@ struct Work<'a, 'm> {
     session: Session<'m, Cpu, FileBytes>,
     outline: Outline<'a, 'm>,
     partial: Partial,
-    saved: Instant,
+    /// When work is saved next.
+    due: Instant,
     see: &'a mut dyn FnMut(Event<'_>) -> bool,
 }
 
@@ -141,11 +150,12 @@ impl<'m> Work<'_, 'm> {
         self.partial.read_states(&mut states, len)?;
         let (calls, all, n) =
             (self.outline.bill.run_calls as f64, total(&self.outline.bill), self.outline.images.len());
-        let (partial, see, saved, every) = (&self.partial, &mut self.see, &mut self.saved, self.settings.save_every);
+        let (partial, see, due, every) = (&self.partial, &mut self.see, &mut self.due, self.settings.save_every);
         let mut tell = |states: &States, done: f64, whole: bool| {
-            if whole && (states.done == n || saved.elapsed() >= every) {
+            if whole && (states.done == n || Instant::now() >= *due) {
+                let began = Instant::now();
                 partial.write_states(states, len)?;
-                *saved = Instant::now();
+                *due = next_save(began, every);
                 if !see(Event::Saved) {
                     return Ok(false);
                 }
@@ -247,9 +257,10 @@ impl<'m> Work<'_, 'm> {
             self.pass(&mut looked, group, done, states)?;
             done += 1;
             let last = done == passes && !single;
-            if last || self.saved.elapsed() >= self.settings.save_every {
+            if last || Instant::now() >= self.due {
+                let began = Instant::now();
                 self.partial.write_sums(group, &records, done, |i| &looked.sums[i].sums)?;
-                self.saved = Instant::now();
+                self.due = next_save(began, self.settings.save_every);
                 if !(self.see)(Event::Saved) {
                     return Err(stopped().into());
                 }
