@@ -411,7 +411,7 @@ pub fn meta() -> Meta {
                 calls: vec![0, 3],
                 of_calls: 4,
                 sampler: "ddim".into(),
-                guidance_scale: 1.5,
+                guidance_scale: 2.5,
                 seed: 1,
                 xxh3: "0a".repeat(16),
             }),

@@ -19,6 +19,11 @@ use aquatint::{Result, pipeline::Prompts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+/// Images per pass at most where tables are looked at.
+const TABLE_BATCH: usize = 64;
+/// Bytes of working memory that such a pass is bound to at most; it touches little of them.
+const TABLE_BYTES: usize = 1 << 30;
+
 /// Inputs that are looked at together.
 pub struct Group {
     /// The inputs, and the name of a layer that reads each.
@@ -138,7 +143,7 @@ impl Group {
             |image: &usize| (0..scene.copies).filter(|&branch| known.insert(key(scene, *image, branch))).count() > 0;
         let images: Vec<usize> = scene.images.iter().copied().filter(new).collect();
         let scene = Scene { images: &images, ..scene };
-        let request = shown(scene.request, &images);
+        let request = wide(session, shown(scene.request, &images));
         let latents = session.model().latents.len(request.latent_size);
         let (mut first, mut done) = (0, BTreeSet::new());
         while first < images.len() {
@@ -284,6 +289,17 @@ fn key(scene: Scene<'_>, image: usize, branch: usize) -> usize {
 /// The request for `images` alone.
 fn shown(request: &Request, images: &[usize]) -> Request {
     samples::with(request, samples::part(&request.prompts, images))
+}
+
+/// `request` with as many images per pass as there is memory for: of a pass only the rows of tables are worked out, and there
+/// are few of them for each weight that is read.
+fn wide(session: &Session<'_, Cpu, FileBytes>, request: Request) -> Request {
+    let mut asked = request.clone();
+    (asked.batch_size, asked.max_memory) = (TABLE_BATCH, Some(TABLE_BYTES));
+    let batch_size = session.plans(&asked).map_or(request.batch_size, |plans| plans.batch_size.max(request.batch_size));
+    let mut request = request;
+    request.batch_size = batch_size;
+    request
 }
 
 /// At most `most` images from image `first` whose prompts have as many tokens.

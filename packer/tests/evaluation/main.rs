@@ -31,8 +31,16 @@ fn letters() -> &'static [PathBuf; 4] {
 /// A model of the repository, packed as `spec` says, in a file that is called by its first part.
 fn packed(model: &str, spec: &str) -> PathBuf {
     let name = Path::new(model).file_name().expect("a name").to_str().expect("UTF-8");
-    let output = folder().join(format!("{name}-{}.aqt", spec.split(':').next().expect("a part")));
-    let q_config = Some(spec.to_owned());
+    let part = spec.split(':').next().expect("a part");
+    let output = folder().join(format!("{name}-{part}.aqt"));
+    // Of itself a specification spares the last layer, and activations of what is hoisted.
+    let config = folder().join(format!("{name}-{part}.json"));
+    let layers = serde_json::json!({ "*": spec, "*pos_embed.proj": if spec == "f32" { "f32" } else { "f16" } });
+    let whole = model == "models/glyphs";
+    if whole {
+        std::fs::write(&config, layers.to_string()).expect("a configuration");
+    }
+    let q_config = Some(if whole { config.to_str().expect("UTF-8").to_owned() } else { spec.to_owned() });
     let options = Options { model: repository(model), q_config, output: output.clone(), ..Default::default() };
     pack(&options, &mut |_| ()).expect("the model packs");
     output
