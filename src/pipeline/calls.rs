@@ -4,7 +4,7 @@
 //! model of the same programs, and [`Session::observe`] shows every op of it. So models are compared and calibrated at
 //! equal inputs, whatever their errors would have made of the run.
 
-use super::job::Job;
+use super::job::{Job, State};
 use super::plans;
 use super::prompts::Prompts;
 use super::request::Request;
@@ -43,6 +43,16 @@ pub struct Predicted {
     pub samples: usize,
 }
 
+/// A model call of a batch.
+struct Place {
+    /// Index of the stage.
+    stage: usize,
+    /// Calls of the stages before.
+    before: usize,
+    /// The call's number in its stage.
+    call: usize,
+}
+
 impl<'m, B: Backend, D: AsRef<[u8]>> Job<'_, 'm, B, D> {
     /// The model call that [`next`](Self::next) makes next; none if an event comes before it: after [`Event::Queued`](super::Event::Queued) or,
     /// where there is something to encode, [`Event::Encoding`](super::Event::Encoding) it is the first. Costs nothing unless it is called; then it
@@ -59,6 +69,15 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Job<'_, 'm, B, D> {
         let sample = preview.latents.iter().map(|v| v * row.input_scale).collect();
         let role = self.plans().stages[at.stage].role;
         Ok(Some(ModelCall { role, index: at.before + at.call, moment, images: preview.images, sample }))
+    }
+
+    /// The call that comes next, if the next piece of work is one.
+    fn place(&self) -> Option<Place> {
+        match &self.state {
+            State::Enter(batch) => Some(Place { stage: batch.stage, before: batch.before, call: 0 }),
+            State::Step(batch, running) => Some(Place { stage: batch.stage, before: batch.before, call: running.call }),
+            _ => None,
+        }
     }
 }
 

@@ -87,7 +87,7 @@ pub struct Job<'s, 'm, B: Backend, D> {
     request: Request,
     plans: Plans,
     texts: Option<TokenizedTexts>,
-    state: State,
+    pub(super) state: State,
     /// Latents `(n, h, w, c)` of all images: to begin with, then as the sampler left them.
     latents: Vec<f32>,
     noise: RunNoise,
@@ -96,20 +96,10 @@ pub struct Job<'s, 'm, B: Backend, D> {
     images: Vec<f32>,
 }
 
-/// A model call of a batch.
-pub(super) struct Place {
-    /// Index of the stage.
-    pub stage: usize,
-    /// Calls of the stages before.
-    pub before: usize,
-    /// The call's number in its stage.
-    pub call: usize,
-}
-
 /// What comes next.
 #[derive(Clone)]
 #[allow(clippy::large_enum_variant, reason = "a job has one, and a box would be allocated at every step")]
-enum State {
+pub(super) enum State {
     New,
     /// Announced or not.
     Encode(bool),
@@ -125,21 +115,21 @@ enum State {
 
 /// A batch and who works on it.
 #[derive(Clone)]
-struct Batch {
+pub(super) struct Batch {
     images: Range<usize>,
     /// Index of the stage.
-    stage: usize,
+    pub(super) stage: usize,
     /// Calls of the stages before.
-    before: usize,
+    pub(super) before: usize,
 }
 
 /// A network that was entered.
 #[derive(Clone)]
-struct Running {
+pub(super) struct Running {
     binding: Binding,
     input: ModelInputArgs,
     step: SamplerStepArgs,
-    call: usize,
+    pub(super) call: usize,
 }
 
 impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
@@ -166,15 +156,6 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
     /// The prompts as they are now: features once texts are encoded.
     pub fn prompts(&self) -> &Prompts {
         &self.request.prompts
-    }
-
-    /// The call that comes next, if the next piece of work is one.
-    pub(super) fn place(&self) -> Option<Place> {
-        match &self.state {
-            State::Enter(batch) => Some(Place { stage: batch.stage, before: batch.before, call: 0 }),
-            State::Step(batch, running) => Some(Place { stage: batch.stage, before: batch.before, call: running.call }),
-            _ => None,
-        }
     }
 
     /// What of the prompts does not fit the text encoders and is cut off.

@@ -126,7 +126,7 @@ fn calibration_is_worth_about_one_bit() {
     assert!(nearest[1].1 < 1.1 * nearest[0].0 && nearest[2].1 < 1.1 * nearest[1].0, "{nearest:?}");
 
     // The file in the binary is one of these: it differs from a fresh one where instruction sets round differently.
-    let kept = Packed::open(&models().join("glyphs-w4a8.aqt")).expect("it opens");
+    let kept = Packed::open(models().join("glyphs-w4a8.aqt")).expect("it opens");
     let fresh = folder.pack("w4a8:kmeans", Some(&calibration));
     let remedy = "calibrate models/glyphs and pack it with --q-config w4a8:kmeans into models/glyphs-w4a8.aqt again";
     assert_eq!(kept.programs(), fresh.programs(), "{remedy}");

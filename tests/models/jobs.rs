@@ -7,6 +7,7 @@ use aquatint::raw::backend::Backend;
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::{Cpu, simd::scalar::Scalar};
 use aquatint::raw::backend::cuda::Cuda;
+use aquatint::raw::exec::Seen;
 use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::program::Role;
@@ -200,7 +201,11 @@ fn a_call_of_a_run_is_made_again() {
                 }
                 let together = session.predict(&request, call).unwrap();
                 let mut seen = 0;
-                let again = session.observe(&request, call, |_| Ok(seen += 1)).unwrap();
+                let count = |_: Seen<Cpu>| {
+                    seen += 1;
+                    Ok(())
+                };
+                let again = session.observe(&request, call, count).unwrap();
                 assert!(again == together && seen > 50);
                 // An image alone has the rows that it has among others.
                 let one = |k: usize, call: &ModelCall| {
