@@ -11,7 +11,7 @@ BEGIN, END, TOKENS = "<|startoftext|>", "<|endoftext|>", 77
 
 
 def byte_signs():
-    """The 256 characters that stand for bytes in CLIP's vocabulary, in the order of its ids: what prints comes first."""
+    """The 256 characters that stand for bytes in CLIP's vocabulary, in the order of its ids: the printed first."""
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]
     return [chr(byte) for byte in printed] + [chr(0x100 + i) for i in range(len(others))]
