@@ -123,19 +123,3 @@ fn bytes(n: usize) -> String {
         _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
     }
 }
-
-/// A number of bytes such as `2G`, `800M`, `64k` or `1000`; units are powers of 1000.
-fn parse_bytes(text: &str) -> std::result::Result<usize, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_lowercase().trim_end_matches('b') {
-        "" => 1.0,
-        "k" => 1e3,
-        "m" => 1e6,
-        "g" => 1e9,
-        other => return Err(format!("k, M or G expected, not `{other}`")),
-    };
-    match digits.parse::<f64>() {
-        Ok(n) if n > 0.0 && n * unit < 1e18 => Ok((n * unit) as usize),
-        _ => Err(format!("a number of bytes such as 2G expected, not `{text}`")),
-    }
-}

@@ -62,7 +62,7 @@ pub struct Run {
     batch_size: Option<usize>,
     /// Most memory beside the weights, such as 2G or 800M: batches get smaller and images are decoded in tiles [default:
     /// as much as whole batches need, and 1.5G for decoding]
-    #[arg(long, value_name = "BYTES", value_parser = super::parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = aquatint::options::parse_bytes)]
     max_memory: Option<usize>,
     /// Decode tiles of N x N latents
     #[arg(long, value_name = "N")]

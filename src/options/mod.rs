@@ -4,6 +4,7 @@
 //! [`RequestOptions`] each in their way; what options mean, and what is wrong with them, is said here, once. Errors name an
 //! option as the command line spells it, without its dashes.
 
+mod bytes;
 mod describe;
 mod init;
 mod prompts;
@@ -12,6 +13,7 @@ mod sampling;
 mod size;
 mod tensors;
 
+pub use bytes::parse_bytes;
 pub use describe::{Made, infotext};
 pub use init::InitOptions;
 pub use prompts::PromptOptions;

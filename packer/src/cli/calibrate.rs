@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
 use aquatint::error::one_line;
-use aquatint::options::SamplingOptions;
+use aquatint::options::{SamplingOptions, parse_bytes};
 use aquatint::pipeline::NoiseSource;
 use aquatint::sampler::Prediction;
 use clap::{Args, ValueEnum};
@@ -94,24 +94,6 @@ enum Rng {
     Fast,
     /// torch's CPU generator, as diffusers' pipelines use it: one stream for all images.
     Torch,
-}
-
-/// A number of bytes such as `4G`.
-fn parse_bytes(text: &str) -> std::result::Result<usize, String> {
-    let expected = || format!("a number of bytes such as 4G is expected, not `{text}`");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_lowercase().trim_end_matches('b') {
-        "" => 1.0,
-        "k" => 1e3,
-        "m" => 1e6,
-        "g" => 1e9,
-        "t" => 1e12,
-        _ => return Err(expected()),
-    };
-    match digits.parse::<f64>() {
-        Ok(n) if n > 0.0 && n * unit < 1e18 => Ok((n * unit) as usize),
-        _ => Err(expected()),
-    }
 }
 
 /// `K/N`, K from 0.

@@ -35,14 +35,22 @@ impl Known {
     ) -> Result<Self> {
         let file = Calibration::open(path)?;
         file.check_model(pipeline, sources)?;
-        let coded = recipe.decisions.iter().map(|d| matches!(d.treatment.store, Store::Codes(..)));
-        let known: Vec<bool> = weights.iter().zip(coded).map(|(w, coded)| coded && file.knows(&w.name())).collect();
+        let coded: Vec<bool> = recipe.decisions.iter().map(|d| matches!(d.treatment.store, Store::Codes(..))).collect();
+        let mut known: Vec<bool> =
+            weights.iter().zip(&coded).map(|(w, &coded)| coded && file.knows(&w.name())).collect();
         if !known.contains(&true) {
             let expected = "a configuration that makes codes of layers whose inputs it has, or it has no effect";
             return Err(Error::request("--calib", expected, "none").into());
         }
         let bias_of = give_biases(programs, weights, &|Tensor(i)| known[i as usize]);
         recipe.extend(weights.len());
+        for (i, known) in known.iter_mut().enumerate() {
+            // Codes are chosen for what is left when the mean error is in the bias.
+            *known &= bias_of[i].is_some();
+            if coded[i] && !*known {
+                recipe.decisions[i].add_note("rounded to the nearest level: the calibration does not know its inputs");
+            }
+        }
         Ok(Known { file, known, bias_of })
     }
 

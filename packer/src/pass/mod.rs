@@ -1,6 +1,7 @@
 //! Passes over programs and weights. They see ops and tensors' attributes, never a model.
 //!
-//! [`sites`] tells where weights are used. The passes here give integer layers their codes and need programs only. A pass that reworks weights (smoothing, a
+//! [`sites`] tells where weights are used, and [`give_biases`] makes biases to be corrected. The other passes here give
+//! integer layers their codes and need programs only. A pass that reworks weights (smoothing, a
 //! rotation, a split) takes the [`Weights`](crate::weight::Weights) beside the program and runs before them, between
 //! [`Packing::open`](crate::emit::Packing::open) and [`Packing::write`](crate::emit::Packing::write), while every value is
 //! still a float. It appends steps that cancel each other, and adds what they need with

@@ -105,6 +105,12 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// Adds to what is said of the layer.
+    pub fn add_note(&mut self, note: &str) {
+        let before = self.note.take().map_or_else(String::new, |before| before + "; ");
+        self.note = Some(before + note);
+    }
+
     const fn plain(store: Store) -> Self {
         Decision { treatment: Treatment::plain(store), by: None, note: None }
     }

@@ -124,7 +124,6 @@ impl Problem<'_> {
         }
     }
 
-    /// Rounds everything with error feedback over `grids`, and sums up what a refit needs if it is `wanted`.
     /// Makes (or keeps) codes over `grids`, and sums up what a refit needs if it is `wanted`; blocks know nothing of each
     /// other.
     fn round(&self, blocks: &Cache, grids: &[Grid], codes: &mut [u8], way: Way, wanted: bool) -> Result<Round, String> {
