@@ -51,7 +51,7 @@ impl Cpu {
 
     /// A back end that uses the best instruction set of this processor.
     pub fn best() -> Self {
-        Cpu { tier: Tier::available()[0] }
+        Cpu { tier: Tier::best() }
     }
 }
 
@@ -112,6 +112,16 @@ impl Tier {
         }
         tiers.push(Tier::Portable(Scalar));
         tiers
+    }
+
+    /// The best of this processor.
+    pub fn best() -> Tier {
+        Tier::available()[0]
+    }
+
+    /// Calls a [`Vectorized`](simd::Vectorized) function compiled with this instruction set.
+    pub fn run<V: simd::Vectorized>(self, function: V, arguments: V::Arguments<'_>) -> V::Output {
+        with_isa!(self, isa => isa.run(function, arguments))
     }
 
     /// The name in reports and options.

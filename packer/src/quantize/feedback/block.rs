@@ -17,6 +17,8 @@ pub(super) struct Blocks<'a> {
     moments: &'a Moments,
     /// The variance of every input; 0 of those that are constant.
     pub(super) variance: Vec<f64>,
+    /// The mean variance: what second moments and errors are in units of, whatever the size of inputs.
+    pub(super) unit: f64,
     /// Inputs of each block, ascending.
     sets: Vec<Vec<usize>>,
     damping: f64,
@@ -28,7 +30,7 @@ pub(super) struct Block {
     /// The inputs, from the least variance to the largest: rounding goes the other way.
     pub(super) inputs: Vec<usize>,
     /// Damped centred second moments in that order.
-    pub(super) second: Array2<f64>,
+    pub(super) second: Array2<f32>,
     /// Their factors.
     pub(super) factor: Factor,
     /// What was added to the diagonal.
@@ -43,8 +45,12 @@ impl<'a> Blocks<'a> {
     pub(super) fn new(moments: &'a Moments, damping: f64, max_block: usize) -> Self {
         let constant = |square: f64, mean: f64| square - mean * mean <= CONSTANT * square;
         let squares = moments.diagonal().into_iter().zip(&moments.mean);
-        let variance =
+        let variance: Vec<f64> =
             squares.map(|(square, &mean)| if constant(square, mean) { 0.0 } else { square - mean * mean }).collect();
+        let unit = match variance.iter().sum::<f64>() / variance.len() as f64 {
+            mean if mean > 0.0 => mean,
+            _ => 1.0,
+        };
         let taps = moments.taps();
         let channels = moments.inputs() / taps;
         let blocks = channels.div_ceil((max_block / taps).max(1)).max(1);
@@ -52,7 +58,7 @@ impl<'a> Blocks<'a> {
             let run = channels * b / blocks..channels * (b + 1) / blocks;
             (0..taps).flat_map(|tap| run.clone().map(move |c| tap * channels + c)).collect()
         };
-        Blocks { moments, variance, sets: (0..blocks).map(set).collect(), damping }
+        Blocks { moments, variance, unit, sets: (0..blocks).map(set).collect(), damping }
     }
 
     /// How many blocks there are.
@@ -81,8 +87,18 @@ impl<'a> Blocks<'a> {
 
     /// Centred second moments of inputs `rows` with inputs `cols`, not damped. A constant input has none, so that any code of
     /// its weights is as good; damping then picks the nearest, which is best if it should vary after all.
-    pub(super) fn second(&self, rows: &[usize], cols: &[usize]) -> Array2<f64> {
+    pub(super) fn second(&self, rows: &[usize], cols: &[usize]) -> Array2<f32> {
+        self.covariance(rows, cols).mapv(|v| v as f32)
+    }
+
+    /// What a block takes to keep.
+    pub(super) fn bytes(&self, b: usize) -> usize {
+        2 * size_of::<f32>() * self.sets[b].len().pow(2)
+    }
+
+    fn covariance(&self, rows: &[usize], cols: &[usize]) -> Array2<f64> {
         let mut second = self.moments.block(rows, cols, true);
+        second /= self.unit;
         for (i, mut row) in rows.iter().zip(second.rows_mut()) {
             if self.variance[*i] == 0.0 {
                 row.fill(0.0);
@@ -102,7 +118,7 @@ impl<'a> Blocks<'a> {
     /// If no damping that is tried makes the moments positive definite.
     pub(super) fn block(&self, b: usize) -> Result<Block, String> {
         let inputs = self.inputs(b);
-        let mut second = self.second(&inputs, &inputs);
+        let mut second = self.covariance(&inputs, &inputs);
         let mean = second.diag().sum() / inputs.len() as f64;
         // Inputs that are all constant: nearest levels, whatever the ridge.
         let unit = if mean > 0.0 { mean } else { 1.0 };
@@ -113,7 +129,7 @@ impl<'a> Blocks<'a> {
             second.diag_mut().iter_mut().for_each(|v| *v += wanted - ridge);
             ridge = wanted;
             if let Some(factor) = factor(second.clone()) {
-                return Ok(Block { inputs, second, factor, ridge, raised });
+                return Ok(Block { inputs, second: second.mapv(|v| v as f32), factor, ridge, raised });
             }
         }
         Err(format!(

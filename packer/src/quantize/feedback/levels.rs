@@ -10,10 +10,10 @@ pub(super) struct TileLevels {
     /// Levels per row; rows with fewer repeat their last.
     count: usize,
     /// (row, level).
-    values: Vec<f64>,
+    values: Vec<f32>,
     /// Midpoints between neighbours, infinite where levels repeat at the end: (cut, row) if they are few, else
     /// (row, cut). The code of `v` is the number of cuts below `v`.
-    cuts: Vec<f64>,
+    cuts: Vec<f32>,
 }
 
 impl TileLevels {
@@ -24,11 +24,11 @@ impl TileLevels {
         let mut values = Vec::with_capacity(rows * count);
         for row in levels {
             debug_assert!(!row.is_empty() && row.is_sorted());
-            values.extend((0..count).map(|j| row[j.min(row.len() - 1)]));
+            values.extend((0..count).map(|j| row[j.min(row.len() - 1)] as f32));
         }
         let cut = |r: usize, j: usize| match levels[r].get(j + 1) {
-            Some(next) => 0.5 * (levels[r][j] + next),
-            None => f64::INFINITY,
+            Some(next) => (0.5 * (levels[r][j] + next)) as f32,
+            None => f32::INFINITY,
         };
         let n = count - 1;
         let cuts = match n <= FEW {
@@ -39,13 +39,15 @@ impl TileLevels {
     }
 
     /// The level of `code` in row `row`.
-    pub(super) fn value(&self, row: usize, code: u8) -> f64 {
+    #[inline(always)]
+    pub(super) fn value(&self, row: usize, code: u8) -> f32 {
         self.values[row * self.count + usize::from(code)]
     }
 
     /// Writes the index of the level nearest to each row's value, the lower one if two are equally near; `below` is
     /// room for as many numbers.
-    pub(super) fn encode(&self, values: &[f64], codes: &mut [u8], below: &mut [f64]) {
+    #[inline(always)]
+    pub(super) fn encode(&self, values: &[f32], codes: &mut [u8], below: &mut [f32]) {
         let cuts = self.count - 1;
         if cuts > FEW {
             for ((code, &v), cuts) in codes.iter_mut().zip(values).zip(self.cuts.chunks_exact(cuts)) {
@@ -77,19 +79,19 @@ mod tests {
                 counts.iter().enumerate().map(|(r, &n)| (0..n).map(|j| level(r, j)).collect()).collect();
             let tile = TileLevels::new(&levels);
             assert_eq!(tile.count, *counts.iter().max().unwrap());
-            let (mut codes, mut below) = ([9u8; 3], [0f64; 3]);
+            let (mut codes, mut below) = ([9u8; 3], [0f32; 3]);
             for i in 0..200 {
-                let values = [0, 1, 2].map(|r| f64::from(i * 37 % 211) * 0.07 * (r + 1) as f64 - 5.0);
+                let values = [0, 1, 2].map(|r| ((i * 37 % 211) as f32) * 0.07 * (r + 1) as f32 - 5.0);
                 tile.encode(&values, &mut codes, &mut below);
                 for r in 0..3 {
-                    let distance = |v: f64| (v - values[r]).abs();
+                    let distance = |v: f64| (v - f64::from(values[r])).abs();
                     let nearest = levels[r].iter().map(|&v| distance(v)).fold(f64::MAX, f64::min);
                     assert!(usize::from(codes[r]) < counts[r]);
-                    assert!(distance(tile.value(r, codes[r])) <= nearest + 1e-12);
+                    assert!(distance(f64::from(tile.value(r, codes[r]))) <= nearest + 1e-5);
                 }
             }
             tile.encode(
-                &[0, 1, 2].map(|r| 0.5 * (levels[r][0] + levels[r][1.min(counts[r] - 1)])),
+                &[0, 1, 2].map(|r| (0.5 * (levels[r][0] + levels[r][1.min(counts[r] - 1)])) as f32),
                 &mut codes,
                 &mut below,
             );

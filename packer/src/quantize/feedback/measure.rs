@@ -1,5 +1,6 @@
 //! What the layer's output loses, row by row.
 
+use super::refit::dot;
 use super::solve::{Cache, Problem, TILE};
 use aquatint::raw::codec::QuantizedMatrix;
 use rayon::prelude::*;
@@ -43,22 +44,24 @@ pub(super) fn measure(
         1 => error(nearest, at),
         _ => error(result, at),
     };
-    let mut rows = vec![Row::default(); problem.rows];
+    let (mut rows, unit) = (vec![Row::default(); problem.rows], problem.blocks.unit);
     for b in 0..problem.blocks.len() {
         cache.with(b, |block| {
             rows.par_chunks_mut(TILE).enumerate().for_each(|(tile, rows)| {
                 for form in 0..FORMS {
-                    let x = problem.gather(tile * TILE, rows.len(), &block.inputs, |at| value(form, at));
+                    let first = tile * TILE;
+                    let x = problem.gather(first, rows.len(), &block.inputs, |at| value(form, at) as f32);
                     let u = block.factor.transposed_product(x.view());
                     let damped = block.factor.scaled_dot(&u, &u);
                     for (r, (row, damped)) in rows.iter_mut().zip(damped).enumerate() {
                         let mut square = 0.0;
-                        for (x, &input) in x.column(r).iter().zip(&block.inputs) {
-                            square += x * x;
-                            row.mean[form] += x * mean[input];
+                        for (&x, &input) in x.column(r).iter().zip(&block.inputs) {
+                            square += f64::from(x).powi(2);
+                            // Not of f32: means may be large beside what varies.
+                            row.mean[form] += value(form, (first + r) * problem.cols + input) * mean[input];
                         }
-                        row.damped[form] += damped;
-                        row.centred[form] += (damped - block.ridge * square).max(0.0);
+                        row.damped[form] += unit * damped;
+                        row.centred[form] += unit * (damped - block.ridge * square).max(0.0);
                     }
                 }
             });
@@ -69,10 +72,9 @@ pub(super) fn measure(
             rows.par_chunks_mut(TILE).enumerate().for_each(|(tile, rows)| {
                 for form in 0..FORMS {
                     let [x, y] = [&inputs, &others]
-                        .map(|inputs| problem.gather(tile * TILE, rows.len(), inputs, |at| value(form, at)));
-                    let products = x * second.dot(&y);
-                    for (row, products) in rows.iter_mut().zip(products.columns()) {
-                        let both = 2.0 * products.sum();
+                        .map(|inputs| problem.gather(tile * TILE, rows.len(), inputs, |at| value(form, at) as f32));
+                    for (row, product) in rows.iter_mut().zip(dot(&x, &second.dot(&y))) {
+                        let both = 2.0 * unit * product;
                         row.centred[form] += both;
                         row.damped[form] += both;
                     }

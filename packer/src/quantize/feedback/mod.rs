@@ -45,7 +45,8 @@ pub struct FeedbackOptions {
     pub refits: usize,
     /// Passes of coordinate descent at most.
     pub sweeps: usize,
-    /// Inputs per output that are treated jointly at most. Memory grows with its square: 3 matrices of f64.
+    /// Inputs per output that are treated jointly at most. Memory grows with its square: 20 bytes while a block is factored,
+    /// 8 after.
     pub max_block: usize,
 }
 

@@ -6,6 +6,8 @@
 
 use super::factor::Factor;
 use super::rounding::Rounded;
+use aquatint::raw::backend::cpu::Tier;
+use aquatint::raw::backend::cpu::simd::{Isa, Vectorized};
 use ndarray::{Array2, ArrayView2};
 use std::cmp::Ordering;
 
@@ -85,7 +87,7 @@ impl Normal {
 }
 
 /// Adds what a tile's rows say about all of their levels to `normals`: one per row, or one for all.
-pub(super) fn gather_levels(normals: &mut [Normal], rounded: &Rounded, factor: &Factor, second: ArrayView2<f64>) {
+pub(super) fn gather_levels(normals: &mut [Normal], rounded: &Rounded, factor: &Factor, second: ArrayView2<f32>) {
     let pull = factor.scaled_product(rounded.innovation.view());
     add_pull(normals, &rounded.codes, &pull);
     let codes = by_row(&rounded.codes);
@@ -93,7 +95,7 @@ pub(super) fn gather_levels(normals: &mut [Normal], rounded: &Rounded, factor: &
 }
 
 /// Adds what two blocks of inputs say about all levels of a tile's rows beyond what each says for itself.
-pub(super) fn gather_levels_of_pair(normals: &mut [Normal], pair: &Pair, second: ArrayView2<f64>) {
+pub(super) fn gather_levels_of_pair(normals: &mut [Normal], pair: &Pair, second: ArrayView2<f32>) {
     let [one, other] = pair.codes;
     add_pull(normals, one, &pair.pull);
     add_pull(normals, other, &second.t().dot(pair.errors[0]));
@@ -104,9 +106,9 @@ pub(super) fn gather_levels_of_pair(normals: &mut [Normal], pair: &Pair, second:
 #[derive(Debug)]
 pub(super) struct Pair<'a> {
     pub(super) codes: [&'a Array2<u8>; 2],
-    pub(super) errors: [&'a Array2<f64>; 2],
+    pub(super) errors: [&'a Array2<f32>; 2],
     /// What the second block's errors pull at the first's inputs: moments of the pair times the errors.
-    pub(super) pull: Array2<f64>,
+    pub(super) pull: Array2<f32>,
 }
 
 /// The normal equations of row `r`, where one for all are the first.
@@ -120,10 +122,10 @@ fn by_row(codes: &Array2<u8>) -> Vec<Vec<u8>> {
 }
 
 /// Adds `H e` of every input to the gradient of its level.
-fn add_pull(normals: &mut [Normal], codes: &Array2<u8>, pull: &Array2<f64>) {
+fn add_pull(normals: &mut [Normal], codes: &Array2<u8>, pull: &Array2<f32>) {
     for (codes, pull) in codes.rows().into_iter().zip(pull.rows()) {
-        for (r, (&code, pull)) in codes.iter().zip(pull).enumerate() {
-            of_row(normals, r).gradient[usize::from(code)] += pull;
+        for (r, (&code, &pull)) in codes.iter().zip(pull).enumerate() {
+            of_row(normals, r).gradient[usize::from(code)] += f64::from(pull);
         }
     }
 }
@@ -134,12 +136,13 @@ fn sum_by_code(
     normals: &mut [Normal],
     of_rows: &[Vec<u8>],
     of_columns: &[Vec<u8>],
-    second: ArrayView2<f64>,
+    second: ArrayView2<f32>,
     symmetric: bool,
 ) {
     let (height, width) = second.dim();
     let levels = normals[0].size;
-    let (mut panel, mut sums) = (vec![[0f64; LANES]; height], vec![[0f64; LANES]; levels]);
+    let (mut panel, mut sums) = (vec![[0f32; LANES]; height], vec![[0f32; LANES]; levels]);
+    let tier = Tier::best();
     for first in (0..width).step_by(LANES) {
         let columns = first..(first + LANES).min(width);
         // The block on the diagonal holds both of its triangles; below it is what is mirrored above.
@@ -153,13 +156,42 @@ fn sum_by_code(
         for (r, (of_rows, of_columns)) in of_rows.iter().zip(of_columns).enumerate() {
             for (range, both) in parts.clone().into_iter().filter(|(range, _)| !range.is_empty()) {
                 sums.fill([0.0; LANES]);
-                for (row, &code) in panel[range.clone()].iter().zip(&of_rows[range]) {
-                    sums[usize::from(code)].iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
-                }
+                tier.run(SumLanes, (&mut sums, &panel[range.clone()], &of_rows[range]));
                 of_row(normals, r).settle(&sums, &of_columns[columns.clone()], both);
             }
         }
     }
+}
+
+/// Adds every row of a panel to the sums of its code.
+struct SumLanes;
+
+impl Vectorized for SumLanes {
+    type Arguments<'a> = (&'a mut [[f32; LANES]], &'a [[f32; LANES]], &'a [u8]);
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Isa>((sums, panel, codes): Self::Arguments<'_>) {
+        for (row, &code) in panel.iter().zip(codes) {
+            // Through values: of places that might overlap no vectors are made.
+            let (mut sum, row) = (sums[usize::from(code)], *row);
+            for lane in 0..LANES {
+                sum[lane] += row[lane];
+            }
+            sums[usize::from(code)] = sum;
+        }
+    }
+}
+
+/// `sum_p u_p v_p` of every column.
+pub(super) fn dot(u: &Array2<f32>, v: &Array2<f32>) -> Vec<f64> {
+    let mut sums = vec![0f64; u.ncols()];
+    for (u, v) in u.rows().into_iter().zip(v.rows()) {
+        for (sum, (&u, &v)) in sums.iter_mut().zip(u.iter().zip(v)) {
+            *sum += f64::from(u) * f64::from(v);
+        }
+    }
+    sums
 }
 
 /// Adds what a tile's rows say about slope and intercept of their maps (or the slope alone, if `normals` have one
@@ -167,7 +199,7 @@ fn sum_by_code(
 pub(super) fn gather_affine(
     normals: &mut [Normal],
     rounded: &Rounded,
-    entry: impl Fn(usize, u8) -> f64,
+    entry: impl Fn(usize, u8) -> f32,
     factor: &Factor,
 ) {
     let dim = rounded.codes.raw_dim();
@@ -188,13 +220,11 @@ pub(super) fn gather_affine(
 pub(super) fn gather_affine_of_pair(
     normals: &mut [Normal],
     pair: &Pair,
-    entry: impl Fn(usize, u8) -> f64,
-    second: ArrayView2<f64>,
+    entry: impl Fn(usize, u8) -> f32,
+    second: ArrayView2<f32>,
 ) {
     let ones = [0, 1].map(|block| Array2::ones(pair.codes[block].raw_dim()));
     let entries = pair.codes.map(|codes| Array2::from_shape_fn(codes.raw_dim(), |(p, r)| entry(r, codes[[p, r]])));
-    let dot =
-        |u: &Array2<f64>, v: &Array2<f64>| (u * v).columns().into_iter().map(|row| row.sum()).collect::<Vec<f64>>();
     let pull = second.t().dot(pair.errors[0]);
     let [one, other] = [[&entries[0], &ones[0]], [&entries[1], &ones[1]]];
     let size = normals[0].size;
@@ -219,13 +249,13 @@ fn add_rows(normals: &mut [Normal], values: Vec<f64>, place: impl Fn(&mut Normal
 impl Normal {
     /// Adds sums of columns of `H` by the code of the row, which belong to inputs with these codes; for `both`, also the
     /// sums that mirror them.
-    fn settle(&mut self, sums: &[[f64; LANES]], codes: &[u8], both: bool) {
+    fn settle(&mut self, sums: &[[f32; LANES]], codes: &[u8], both: bool) {
         for (lane, &code) in codes.iter().enumerate() {
             let code = usize::from(code);
             for (k, sum) in sums.iter().enumerate() {
-                self.matrix[k * self.size + code] += sum[lane];
+                self.matrix[k * self.size + code] += f64::from(sum[lane]);
                 if both {
-                    self.matrix[code * self.size + k] += sum[lane];
+                    self.matrix[code * self.size + k] += f64::from(sum[lane]);
                 }
             }
         }

@@ -5,6 +5,8 @@
 
 use super::factor::Factor;
 use super::levels::TileLevels;
+use aquatint::raw::backend::cpu::Tier;
+use aquatint::raw::backend::cpu::simd::{Isa, Vectorized};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, s};
 
@@ -17,7 +19,7 @@ pub(super) struct Rounded {
     /// (inputs, rows).
     pub(super) codes: Array2<u8>,
     /// `L^T e`, (inputs, rows).
-    pub(super) innovation: Array2<f64>,
+    pub(super) innovation: Array2<f32>,
 }
 
 /// Rounds input by input from the last to the first, each after the errors so far are made up for as well as it can.
@@ -25,11 +27,11 @@ pub(super) struct Rounded {
 /// With `H = L D L^T` the objective is `sum_p D_p (e_p + sum_{i > p} e_i L_ip)^2`, so input p is best rounded to the
 /// level nearest to `w_p + sum_{i > p} e_i L_ip`. That is LDLQ (Chee et al., "QuIP", 2023), which they prove to give the
 /// codes of GPTQ (Frantar et al., 2023); it needs no inverse.
-pub(super) fn feed_back(w: &Array2<f64>, levels: &TileLevels, factor: &Factor) -> Rounded {
+pub(super) fn feed_back(w: &Array2<f32>, levels: &TileLevels, factor: &Factor) -> Rounded {
     let (n, rows) = w.dim();
     let mut codes = Array2::<u8>::zeros((n, rows));
-    let (mut error, mut innovation) = (Array2::<f64>::zeros((n, rows)), Array2::<f64>::zeros((n, rows)));
-    let mut below = vec![0f64; rows];
+    let (mut error, mut innovation) = (Array2::<f32>::zeros((n, rows)), Array2::<f32>::zeros((n, rows)));
+    let (tier, mut below) = (Tier::best(), vec![0f32; rows]);
     for start in (0..n).step_by(STEP).rev() {
         let end = (start + STEP).min(n);
         // What each input of this step should be, given all errors behind it.
@@ -38,27 +40,61 @@ pub(super) fn feed_back(w: &Array2<f64>, levels: &TileLevels, factor: &Factor) -
             let lower = factor.lower.slice(s![end.., start..end]);
             general_mat_mul(1.0, &lower.t(), &error.slice(s![end.., ..]), 1.0, &mut targets);
         }
-        let targets = slice_mut(&mut targets);
-        for p in (start..end).rev() {
-            let (before, target) = targets.split_at_mut((p - start) * rows);
-            let target = &target[..rows];
+        let here = start * rows..end * rows;
+        let step = Step {
+            w: &slice(w)[here.clone()],
+            targets: slice_mut(&mut targets),
+            codes: &mut slice_mut(&mut codes)[here.clone()],
+            error: &mut slice_mut(&mut error)[here.clone()],
+            innovation: &mut slice_mut(&mut innovation)[here],
+            lower: factor.lower.slice(s![start..end, start..end]),
+        };
+        tier.run(RoundStep, (step, levels, &mut below));
+    }
+    Rounded { codes, innovation }
+}
+
+/// The inputs of a step: (inputs, rows) each.
+struct Step<'a> {
+    w: &'a [f32],
+    /// What they should be, given all errors behind the step.
+    targets: &'a mut [f32],
+    codes: &'a mut [u8],
+    error: &'a mut [f32],
+    innovation: &'a mut [f32],
+    /// (inputs, inputs).
+    lower: ArrayView2<'a, f32>,
+}
+
+/// Rounds the inputs of a step, the last first; each takes its error along to those before it.
+struct RoundStep;
+
+impl Vectorized for RoundStep {
+    type Arguments<'a> = (Step<'a>, &'a TileLevels, &'a mut [f32]);
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Isa>((step, levels, below): Self::Arguments<'_>) {
+        let rows = below.len();
+        for p in (0..step.lower.nrows()).rev() {
             let here = p * rows..(p + 1) * rows;
-            let (w, codes) = (&slice(w)[here.clone()], &mut slice_mut(&mut codes)[here.clone()]);
-            let error = &mut slice_mut(&mut error)[here.clone()];
-            let innovation = &mut slice_mut(&mut innovation)[here];
-            levels.encode(target, codes, &mut below);
+            let (before, target) = step.targets.split_at_mut(here.start);
+            let (target, w, codes) = (&target[..rows], &step.w[here.clone()], &mut step.codes[here.clone()]);
+            let (error, innovation) = (&mut step.error[here.clone()], &mut step.innovation[here]);
+            levels.encode(target, codes, below);
             for r in 0..rows {
                 let level = levels.value(r, codes[r]);
                 error[r] = w[r] - level;
                 innovation[r] = target[r] - level;
             }
-            let shares = factor.lower.row(p);
-            for (target, &share) in before.chunks_exact_mut(rows).zip(shares.slice(s![start..p])) {
-                target.iter_mut().zip(error.iter()).for_each(|(target, e)| *target += share * e);
+            for (i, target) in before.chunks_exact_mut(rows).enumerate() {
+                let share = step.lower[[p, i]];
+                for r in 0..rows {
+                    target[r] += share * error[r];
+                }
             }
         }
     }
-    Rounded { codes, innovation }
 }
 
 /// The elements of an array in standard order.
@@ -77,40 +113,82 @@ fn slice_mut<T>(array: &mut Array2<T>) -> &mut [T] {
 /// With `G = e H` the best level of input j is the one nearest to `q_j + G_j / H_jj`. Few codes move, so each takes its
 /// row of `H` along by itself.
 pub(super) fn descend(
-    w: &Array2<f64>,
-    rounded: (&mut Array2<u8>, &mut Array2<f64>),
+    w: &Array2<f32>,
+    rounded: (&mut Array2<u8>, &mut Array2<f32>),
     levels: &TileLevels,
-    second: ArrayView2<f64>,
-    gradient: Array2<f64>,
+    second: ArrayView2<f32>,
+    gradient: Array2<f32>,
     sweeps: usize,
 ) {
     let (codes, error) = rounded;
     let (n, rows) = w.dim();
     // Rows as rows, each contiguous.
     let mut gradient = gradient.t().as_standard_layout().into_owned();
-    let (mut target, mut found, mut scratch) = (vec![0f64; rows], vec![0u8; rows], vec![0f64; rows]);
-    for _ in 0..sweeps {
-        let mut moved = false;
-        for j in (0..n).rev() {
-            let at = j * rows..(j + 1) * rows;
-            let (w, codes) = (&slice(w)[at.clone()], &mut slice_mut(codes)[at.clone()]);
-            let error = &mut slice_mut(error)[at];
-            let scale = 1.0 / second[[j, j]];
-            for r in 0..rows {
-                target[r] = w[r] - error[r] + gradient[[r, j]] * scale;
-            }
-            levels.encode(&target, &mut found, &mut scratch);
-            for r in 0..rows {
-                let [old, new] = [codes[r], found[r]].map(|code| levels.value(r, code));
-                if found[r] != codes[r] && (target[r] - new).abs() < (target[r] - old).abs() {
-                    gradient.row_mut(r).scaled_add(w[r] - new - error[r], &second.row(j));
-                    (codes[r], error[r]) = (found[r], w[r] - new);
-                    moved = true;
+    let second = second.as_standard_layout();
+    let second = second.as_slice().expect("made in standard order");
+    let tile = Tile {
+        w: slice(w),
+        codes: slice_mut(codes),
+        error: slice_mut(error),
+        gradient: slice_mut(&mut gradient),
+        second,
+        size: [n, rows],
+    };
+    Tier::best().run(Descend, (tile, levels, sweeps));
+}
+
+/// What descent works on.
+struct Tile<'a> {
+    /// (inputs, rows), as are codes and errors.
+    w: &'a [f32],
+    codes: &'a mut [u8],
+    error: &'a mut [f32],
+    /// (rows, inputs).
+    gradient: &'a mut [f32],
+    /// (inputs, inputs).
+    second: &'a [f32],
+    /// Inputs and rows.
+    size: [usize; 2],
+}
+
+/// Passes over all inputs, this many at most.
+struct Descend;
+
+impl Vectorized for Descend {
+    type Arguments<'a> = (Tile<'a>, &'a TileLevels, usize);
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Isa>((tile, levels, sweeps): Self::Arguments<'_>) {
+        let [n, rows] = tile.size;
+        let (mut target, mut found, mut scratch) = (vec![0f32; rows], vec![0u8; rows], vec![0f32; rows]);
+        for _ in 0..sweeps {
+            let mut moved = false;
+            for j in (0..n).rev() {
+                let at = j * rows..(j + 1) * rows;
+                let (w, codes, error) = (&tile.w[at.clone()], &mut tile.codes[at.clone()], &mut tile.error[at]);
+                let row = &tile.second[j * n..][..n];
+                let scale = 1.0 / row[j];
+                for r in 0..rows {
+                    target[r] = w[r] - error[r] + tile.gradient[r * n + j] * scale;
+                }
+                levels.encode(&target, &mut found, &mut scratch);
+                for r in 0..rows {
+                    let [old, new] = [codes[r], found[r]].map(|code| levels.value(r, code));
+                    if found[r] != codes[r] && (target[r] - new).abs() < (target[r] - old).abs() {
+                        let step = w[r] - new - error[r];
+                        let gradient = &mut tile.gradient[r * n..][..n];
+                        for i in 0..n {
+                            gradient[i] += step * row[i];
+                        }
+                        (codes[r], error[r]) = (found[r], w[r] - new);
+                        moved = true;
+                    }
                 }
             }
-        }
-        if !moved {
-            break;
+            if !moved {
+                break;
+            }
         }
     }
 }

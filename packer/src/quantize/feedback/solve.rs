@@ -4,7 +4,7 @@ use super::FeedbackOptions;
 use super::block::{Block, Blocks};
 use super::grid::{Form, Freedom, Grid};
 use super::levels::TileLevels;
-use super::refit::{Normal, Pair, gather_affine, gather_affine_of_pair, gather_levels, gather_levels_of_pair};
+use super::refit::{Normal, Pair, dot, gather_affine, gather_affine_of_pair, gather_levels, gather_levels_of_pair};
 use super::rounding::{Rounded, descend, feed_back};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, Axis};
@@ -142,7 +142,7 @@ impl Problem<'_> {
 
     fn tile(&self, block: &Block, grids: &[Grid], tile: usize, codes: &mut [u8], way: Way, wanted: bool) -> Round {
         let first = tile * TILE;
-        let w = self.gather(first, codes.len() / self.cols, &block.inputs, |at| f64::from(self.weights[at]));
+        let w = self.gather(first, codes.len() / self.cols, &block.inputs, |at| self.weights[at]);
         let rows = w.ncols();
         let levels = self.levels(grids, first, rows);
         let rounded = match way {
@@ -176,10 +176,10 @@ impl Problem<'_> {
     }
 
     /// What the slope of a row's levels is multiplied by in the level of `code`.
-    fn entry(&self, grids: &[Grid], row: usize, code: u8) -> f64 {
+    fn entry(&self, grids: &[Grid], row: usize, code: u8) -> f32 {
         let grid = &grids[if self.form.shared { 0 } else { row }];
         let shift = if self.form.freedom == Freedom::Scale { grid.offset } else { 0.0 };
-        f64::from(grid.entries[usize::from(code)] + shift)
+        grid.entries[usize::from(code)] + shift
     }
 
     /// What a round finds of codes as they are, all blocks taken together.
@@ -206,7 +206,7 @@ impl Problem<'_> {
     fn pair(
         &self,
         inputs: &[Vec<usize>; 2],
-        second: &Array2<f64>,
+        second: &Array2<f32>,
         grids: &[Grid],
         tile: usize,
         codes: &[u8],
@@ -218,12 +218,12 @@ impl Problem<'_> {
             Array2::from_shape_fn((inputs[block].len(), rows), |(p, r)| codes[r * self.cols + inputs[block][p]])
         });
         let errors = [0, 1].map(|block| {
-            let mut error = self.gather(first, rows, &inputs[block], |at| f64::from(self.weights[at]));
+            let mut error = self.gather(first, rows, &inputs[block], |at| self.weights[at]);
             error.indexed_iter_mut().for_each(|((p, r), e)| *e -= levels.value(r, codes[block][[p, r]]));
             error
         });
         let pull = second.dot(&errors[1]);
-        let objective = (&errors[0] * &pull).columns().into_iter().map(|row| 2.0 * row.sum()).collect();
+        let objective = dot(&errors[0], &pull).into_iter().map(|product| 2.0 * product).collect();
         let mut normals = self.normals(wanted, rows);
         if wanted {
             let pair = Pair { codes: [&codes[0], &codes[1]], errors: [&errors[0], &errors[1]], pull };
@@ -248,7 +248,7 @@ impl Problem<'_> {
                     let first = tile * TILE;
                     let rows = codes.len() / self.cols;
                     let levels = self.levels(grids, first, rows);
-                    let w = self.gather(first, rows, &block.inputs, |at| f64::from(self.weights[at]));
+                    let w = self.gather(first, rows, &block.inputs, |at| self.weights[at]);
                     let mut kept = Array2::from_shape_fn(w.raw_dim(), |(p, r)| codes[r * self.cols + block.inputs[p]]);
                     let cross = cross.get(tile);
                     if let Some(cross) = cross {
@@ -272,13 +272,13 @@ impl Problem<'_> {
 
     /// What the errors of all other blocks add to the gradient of block `b`: (inputs, rows) of every tile; none if there
     /// are no others.
-    fn cross(&self, b: usize, grids: &[Grid], codes: &[u8]) -> Vec<Array2<f64>> {
+    fn cross(&self, b: usize, grids: &[Grid], codes: &[u8]) -> Vec<Array2<f32>> {
         if self.blocks.len() == 1 {
             return Vec::new();
         }
         let inputs = self.blocks.inputs(b);
         let tiles = codes.chunks(TILE * self.cols).map(|codes| codes.len() / self.cols);
-        let mut sums: Vec<Array2<f64>> = tiles.map(|rows| Array2::zeros((inputs.len(), rows))).collect();
+        let mut sums: Vec<Array2<f32>> = tiles.map(|rows| Array2::zeros((inputs.len(), rows))).collect();
         for other in (0..self.blocks.len()).filter(|&other| other != b) {
             let others = self.blocks.inputs(other);
             let second = self.blocks.second(&inputs, &others);
@@ -286,7 +286,7 @@ impl Problem<'_> {
                 let first = tile * TILE;
                 let levels = self.levels(grids, first, sum.ncols());
                 let error = self.gather(first, sum.ncols(), &others, |at| {
-                    f64::from(self.weights[at]) - levels.value(at / self.cols - first, codes[at])
+                    self.weights[at] - levels.value(at / self.cols - first, codes[at])
                 });
                 general_mat_mul(1.0, &second, &error, 1.0, sum);
             });
@@ -295,7 +295,7 @@ impl Problem<'_> {
     }
 
     /// A tile of a matrix like the weight, (inputs, rows), from values at indices of the weight.
-    pub(super) fn gather(&self, first: usize, rows: usize, inputs: &[usize], at: impl Fn(usize) -> f64) -> Array2<f64> {
+    pub(super) fn gather(&self, first: usize, rows: usize, inputs: &[usize], at: impl Fn(usize) -> f32) -> Array2<f32> {
         let mut tile = Array2::zeros((inputs.len(), rows));
         for (mut lanes, &input) in tile.axis_iter_mut(Axis(0)).zip(inputs) {
             lanes.iter_mut().enumerate().for_each(|(r, lane)| *lane = at((first + r) * self.cols + input));
@@ -334,7 +334,7 @@ impl Problem<'_> {
 ///
 /// With the gradient g of the others the objective is `(e + g H^-1) H (e + g H^-1)^T` and a constant: that of a weight
 /// which is shifted.
-fn again(w: &Array2<f64>, codes: &mut Array2<u8>, levels: &TileLevels, block: &Block, cross: &Array2<f64>) {
+fn again(w: &Array2<f32>, codes: &mut Array2<u8>, levels: &TileLevels, block: &Block, cross: &Array2<f32>) {
     let shifted = w + &block.factor.solve(cross.clone());
     let error = Array2::from_shape_fn(w.raw_dim(), |(p, r)| shifted[[p, r]] - levels.value(r, codes[[p, r]]));
     let innovation = block.factor.transposed_product(error.view());
@@ -346,20 +346,32 @@ fn again(w: &Array2<f64>, codes: &mut Array2<u8>, levels: &TileLevels, block: &B
     }
 }
 
-/// Blocks, made when they are needed and kept if there is only one.
+/// Bytes of blocks that are kept; more are made again whenever they are needed.
+const KEPT: usize = 1 << 30;
+
+/// The blocks, factored.
 pub(super) struct Cache<'a> {
     blocks: &'a Blocks<'a>,
-    only: Option<Block>,
+    kept: Vec<Block>,
 }
 
 impl<'a> Cache<'a> {
+    /// Factors the blocks if there is room for all of them.
+    ///
+    /// # Errors
+    /// If one of them cannot be factored.
     pub(super) fn new(blocks: &'a Blocks<'a>) -> Result<Self, String> {
-        let only = if blocks.len() == 1 { Some(blocks.block(0)?) } else { None };
-        Ok(Cache { blocks, only })
+        let bytes: usize = (0..blocks.len()).map(|b| blocks.bytes(b)).sum();
+        let kept = if bytes <= KEPT { 0..blocks.len() } else { 0..0 };
+        Ok(Cache { blocks, kept: kept.map(|b| blocks.block(b)).collect::<Result<_, _>>()? })
     }
 
+    /// What `act` makes of block `b`.
+    ///
+    /// # Errors
+    /// If it cannot be factored.
     pub(super) fn with<R>(&self, b: usize, act: impl FnOnce(&Block) -> R) -> Result<R, String> {
-        match &self.only {
+        match self.kept.get(b) {
             Some(block) => Ok(act(block)),
             None => self.blocks.block(b).map(|block| act(&block)),
         }

@@ -51,6 +51,15 @@ pub(super) fn correlated(n: usize, condition: f64, seed: u64) -> Array2<f64> {
     Array2::from_shape_fn((n, n), |(i, j)| 0.5 * (h[[i, j]] + h[[j, i]]))
 }
 
+/// What the search computes with.
+pub(super) fn single(x: &Array2<f64>) -> Array2<f32> {
+    x.mapv(|v| v as f32)
+}
+
+pub(super) fn double(x: &Array2<f32>) -> Array2<f64> {
+    x.mapv(f64::from)
+}
+
 /// Moments of inputs with this covariance and mean.
 fn moments(covariance: &Array2<f64>, mean: &[f64]) -> Moments {
     let triangle = (0..mean.len()).flat_map(|i| (0..=i).map(move |j| (i, j)));

@@ -29,7 +29,7 @@ fn codes_are_those_of_the_published_column_loop() {
     let moments = centred(&h);
     let blocks = Blocks::new(&moments, 0.01, cols);
     let block = blocks.block(0).unwrap();
-    let w = Array2::from_shape_fn((cols, rows), |(p, r)| fixture["weight"][r * cols + block.inputs[p]]);
+    let w = Array2::from_shape_fn((cols, rows), |(p, r)| fixture["weight"][r * cols + block.inputs[p]] as f32);
     for name in ["uniform", "codebook"] {
         let levels = &fixture[&format!("{name}.levels")];
         let levels: Vec<Vec<f64>> = levels.chunks(levels.len() / rows).map(<[f64]>::to_vec).collect();
@@ -75,7 +75,7 @@ fn inputs_that_are_not_correlated_give_the_nearest_levels() {
                 let least = (0..bits.levels()).map(|c| distance(c as u8)).fold(f32::MAX, f32::min);
                 assert!(distance(m.codes[i]) <= least * (1.0 + 1e-5) + 1e-9, "{method} {bits}");
             }
-            assert!((got.output_error.sqrt() - got.error).abs() < 1e-9 * got.error, "{method} {bits}: {got:?}");
+            assert!((got.output_error.sqrt() - got.error).abs() < 1e-6 * got.error, "{method} {bits}: {got:?}");
         }
     }
 }
@@ -137,7 +137,7 @@ fn descent_never_makes_it_worse_and_stops_where_nothing_moves() {
     let (rows, cols) = (20, 150);
     let h = damped(&correlated(cols, 1e4, 4), 0.01);
     let mut random = Random::new(5);
-    let w = Array2::from_shape_simple_fn((cols, rows), || random.normal() * 0.05);
+    let w = Array2::from_shape_simple_fn((cols, rows), || (random.normal() * 0.05) as f32);
     let levels: Vec<Vec<f64>> =
         (0..rows).map(|r| (0..8).map(|j| (j as f64 - 3.5) * (0.02 + 0.001 * r as f64)).collect()).collect();
     let levels = TileLevels::new(&levels);
@@ -145,18 +145,19 @@ fn descent_never_makes_it_worse_and_stops_where_nothing_moves() {
     let mut error = Array2::from_shape_fn((cols, rows), |(p, r)| w[[p, r]] - levels.value(r, codes[[p, r]]));
     let cross = Array2::from_shape_simple_fn((cols, rows), || random.normal() * 0.01);
     for cross in [None, Some(&cross)] {
-        let value = |e: &Array2<f64>| -> Vec<f64> {
+        let value = |e: &Array2<f32>| -> Vec<f64> {
+            let e = double(e);
             let linear = |r: usize| cross.map_or(0.0, |c| 2.0 * c.column(r).dot(&e.column(r)));
             objectives(&e.t().to_owned(), &h).iter().enumerate().map(|(r, v)| v + linear(r)).collect()
         };
         let mut before = value(&error);
         for sweep in 0..40 {
             let old = codes.clone();
-            let gradient = h.dot(&error) + cross.unwrap_or(&Array2::zeros((cols, rows)));
-            descend(&w, (&mut codes, &mut error), &levels, h.view(), gradient, 1);
+            let gradient = single(&(h.dot(&double(&error)) + cross.unwrap_or(&Array2::zeros((cols, rows)))));
+            descend(&w, (&mut codes, &mut error), &levels, single(&h).view(), gradient, 1);
             let after = value(&error);
             for (a, b) in after.iter().zip(&before) {
-                assert!(*a <= b + 1e-12 * b.abs().max(1e-3), "sweep {sweep}: {a:e} after {b:e}");
+                assert!(*a <= b + 1e-6 * b.abs().max(1e-3), "sweep {sweep}: {a:e} after {b:e}");
             }
             before = after;
             if old == codes {
@@ -220,19 +221,19 @@ fn a_refit_leaves_no_gradient() {
     let moments = centred(&h);
     let blocks = Blocks::new(&moments, 0.01, cols);
     let block = blocks.block(0).unwrap();
-    let h = &block.second;
+    let h = &double(&block.second);
     let mut random = Random::new(11);
-    let w = Array2::from_shape_simple_fn((cols, rows), || random.normal() * 0.05);
+    let w = Array2::from_shape_simple_fn((cols, rows), || (random.normal() * 0.05) as f32);
     // A level that no code takes, far away.
     let levels = vec![[-0.12, -0.05, -0.01, 0.02, 0.06, 0.1, 0.15, 9.0].to_vec(); rows];
     let tile = TileLevels::new(&levels);
     let rounded = feed_back(&w, &tile, &block.factor);
-    let entry = |code: u8| f64::from(code) - 4.0;
+    let entry = |code: u8| f32::from(code) - 4.0;
 
     let mut normals = vec![Normal::new(8); rows];
-    gather_levels(&mut normals, &rounded, &block.factor, h.view());
+    gather_levels(&mut normals, &rounded, &block.factor, block.second.view());
     let mut shared = vec![Normal::new(8)];
-    gather_levels(&mut shared, &rounded, &block.factor, h.view());
+    gather_levels(&mut shared, &rounded, &block.factor, block.second.view());
     let mut affine = vec![Normal::new(2); rows];
     gather_affine(&mut affine, &rounded, |_, code| entry(code), &block.factor);
     let mut scaled = vec![Normal::new(1); rows];
@@ -243,14 +244,15 @@ fn a_refit_leaves_no_gradient() {
         let (mut left, mut size) = (vec![0f64; step.len()], vec![0f64; step.len()]);
         for r in rows {
             let a = Array2::from_shape_fn((cols, step.len()), |(p, k)| design(p, r)[k]);
-            let error = ndarray::Array1::from_shape_fn(cols, |p| w[[p, r]] - tile.value(r, rounded.codes[[p, r]]));
+            let error = |p| f64::from(w[[p, r]] - tile.value(r, rounded.codes[[p, r]]));
+            let error = ndarray::Array1::from_shape_fn(cols, error);
             let rest = &error - &a.dot(&ndarray::Array1::from(step.to_vec()));
-            let (rest, all) = (a.t().dot(&h.dot(&rest)), a.t().dot(&h.dot(&w.column(r))));
+            let (rest, all) = (a.t().dot(&h.dot(&rest)), a.t().dot(&h.dot(&w.column(r).mapv(f64::from))));
             left.iter_mut().zip(rest).for_each(|(sum, v)| *sum += v);
             size.iter_mut().zip(all).for_each(|(sum, v)| *sum += v.abs());
         }
         let largest = size.iter().fold(0f64, |m, v| m.max(*v));
-        assert!(left.iter().all(|v| v.abs() < 1e-8 * largest), "{left:?} of {largest}");
+        assert!(left.iter().all(|v| v.abs() < 1e-6 * largest), "{left:?} of {largest}");
         assert!(step.iter().any(|v| v.abs() > 1e-6), "there was nothing to refit");
     };
     let one_hot = |p: usize, r: usize| (0..8).map(|k| f64::from(u8::from(rounded.codes[[p, r]] == k))).collect();
@@ -258,7 +260,7 @@ fn a_refit_leaves_no_gradient() {
         let step = normals[r].solve().unwrap();
         assert_eq!(step[7], 0.0, "a level without codes moved");
         check(&one_hot, &step, r..r + 1);
-        let line = |p: usize, r: usize| vec![entry(rounded.codes[[p, r]]), 1.0];
+        let line = |p: usize, r: usize| vec![f64::from(entry(rounded.codes[[p, r]])), 1.0];
         check(&line, &affine[r].solve().unwrap(), r..r + 1);
         check(&|p, r| line(p, r)[..1].to_vec(), &scaled[r].solve().unwrap(), r..r + 1);
     }
@@ -284,11 +286,11 @@ fn blocks_and_their_pairs_say_what_the_whole_says() {
         for max_block in [45, 31] {
             let (others, other_steps) = survey(max_block);
             for (a, b) in objective.iter().zip(&others) {
-                assert!((a - b).abs() < 1e-10 * a, "{method}: {a} {b}");
+                assert!((a - b).abs() < 1e-6 * a, "{method}: {a} {b}");
             }
             let largest = steps.iter().flatten().fold(0f64, |m, v| m.max(v.abs()));
             for (a, b) in steps.iter().flatten().zip(other_steps.iter().flatten()) {
-                assert!((a - b).abs() < 1e-7 * largest, "{method}: {a} {b}");
+                assert!((a - b).abs() < 1e-4 * largest, "{method}: {a} {b}");
             }
         }
     }
