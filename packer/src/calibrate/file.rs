@@ -13,7 +13,6 @@ use crate::quantize::{Moments, SecondMoments};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::xxh3_128;
 
 /// The key of the record in the metadata.
 const RECORD: &str = "aquatint_calibration";
@@ -76,7 +75,10 @@ impl Calibration {
     }
 
     /// The sums of input `index` of the record.
-    pub fn sums(&self, index: usize) -> Sums {
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn sums(&self, index: usize) -> Result<Sums> {
         self.store.sums(index)
     }
 
@@ -112,7 +114,7 @@ impl Calibration {
         let Some(inputs) = self.record.layers.get(tensor) else { return Ok(None) };
         let mut total: Option<Sums> = None;
         for &input in inputs {
-            let sums = self.sums(input);
+            let sums = self.sums(input)?;
             match &mut total {
                 None => total = Some(sums),
                 Some(total) if total.sum.len() == sums.sum.len() && total.second.len() == sums.second.len() => {
@@ -141,17 +143,20 @@ impl Calibration {
     }
 
     /// What the file was made of, for META.
-    pub fn summary(&self) -> CalibrationMeta {
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn summary(&self) -> Result<CalibrationMeta> {
         let run = &self.record.run;
-        CalibrationMeta {
+        Ok(CalibrationMeta {
             images: run.images as u64,
             calls: run.chosen.iter().map(|&call| call as u64).collect(),
             of_calls: run.calls.len() as u64,
             sampler: run.sampler.kind.name().to_owned(),
             guidance_scale: run.guidance_scale,
             seed: run.seed,
-            xxh3: format!("{:032x}", xxh3_128(&self.store.bytes)),
-        }
+            xxh3: format!("{:032x}", self.store.hash()?),
+        })
     }
 }
 

@@ -41,8 +41,10 @@ pub fn merge(parts: &[PathBuf], output: &Path) -> Result<Shards> {
     let mut ordered: Vec<&Calibration> = opened.iter().collect();
     ordered.sort_by_key(|c| c.record().shards.parts.first().copied());
     file::write(output, &record, |index| {
-        let mut sums = ordered[0].sums(index);
-        ordered[1..].iter().for_each(|other| sums.add(&other.sums(index)));
+        let mut sums = ordered[0].sums(index)?;
+        for other in &ordered[1..] {
+            sums.add(&other.sums(index)?);
+        }
         Ok(sums)
     })?;
     Ok(shards)

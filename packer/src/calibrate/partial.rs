@@ -5,7 +5,7 @@
 
 use super::record::{CallRecord, InputRecord};
 use super::states::{Call, States};
-use super::store::{self, Store, floats};
+use super::store::{self, Store};
 use super::sums::Sums;
 use crate::error::Result;
 use aquatint::error::Error;
@@ -97,7 +97,7 @@ impl Partial {
         states.calls = calls.ok_or_else(unsound)?;
         states.done = mark.done;
         for (i, samples) in states.samples.iter_mut().enumerate() {
-            *samples = floats(store.tensor(&format!("states.{i}")).ok_or_else(unsound)?);
+            *samples = store.numbers(&format!("states.{i}"))?.ok_or_else(unsound)?;
             if Some(samples.len()) != mark.done.checked_mul(len) {
                 return Err(unsound().into());
             }
@@ -151,7 +151,7 @@ impl Partial {
         };
         let sums = inputs.iter().map(|&(index, input)| {
             store.check(index, input).map_err(refuse)?;
-            Ok(store.sums(index))
+            store.sums(index)
         });
         Ok(Some((sums.collect::<Result<_>>()?, mark.done)))
     }
@@ -180,7 +180,7 @@ impl Partial {
     pub fn sums(&self, group: usize, index: usize) -> Result<Sums> {
         let path = self.group(group);
         match self.part(&path)? {
-            Some((store, _)) => Ok(store.sums(index)),
+            Some((store, _)) => store.sums(index),
             None => Err(Error::request(path.display().to_string(), "the sums of a group", "none").into()),
         }
     }

@@ -6,23 +6,30 @@ use super::sums::Sums;
 use super::windows;
 use crate::error::Result;
 use aquatint::error::Error;
-use aquatint::raw::mmap::{self, FileBytes};
+use aquatint::raw::mmap;
 use aquatint::raw::whole_file::WholeFile;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use std::collections::HashMap;
-use std::io::Write;
-use std::path::Path;
-use zerocopy::IntoBytes;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Numbers in `totals`: weight, rows, pixels, groups, squared ranges.
 const TOTALS: usize = 5;
 
+/// Bytes that are hashed at a time.
+const PIECE: usize = 1 << 20;
+
 /// A safetensors file that holds sums of inputs, by their numbers.
+///
+/// Tensors are read, not mapped: a calibration is larger than the model, and each tensor is needed once.
 pub(super) struct Store {
-    /// All of it.
-    pub bytes: FileBytes,
+    path: PathBuf,
+    file: File,
     /// Where tensors begin.
     data: usize,
     tensors: Metadata,
@@ -35,10 +42,34 @@ impl Store {
     /// If it cannot be read; what is wrong with it otherwise.
     pub fn open(path: &Path) -> Result<Result<Self, String>> {
         let bytes = mmap::open(path)?;
+        let file = File::open(path).map_err(Error::io("open", path))?;
         Ok(match SafeTensors::read_metadata(&bytes) {
-            Ok((header, tensors)) => Ok(Store { data: size_of::<u64>() + header, bytes, tensors }),
+            Ok((header, tensors)) => {
+                Ok(Store { path: path.to_owned(), file, data: size_of::<u64>() + header, tensors })
+            }
             Err(e) => Err(e.to_string()),
         })
+    }
+
+    /// The hash of the whole file.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn hash(&self) -> Result<u128> {
+        let io = Error::io("read", &self.path);
+        let mut hasher = Xxh3::new();
+        let mut piece = vec![0; PIECE];
+        let mut file = &self.file;
+        let hashed = file.seek(SeekFrom::Start(0)).and_then(|_| {
+            loop {
+                match file.read(&mut piece)? {
+                    0 => return Ok(()),
+                    n => hasher.update(&piece[..n]),
+                }
+            }
+        });
+        hashed.map_err(io)?;
+        Ok(hasher.digest128())
     }
 
     /// What the metadata has under `key`.
@@ -63,34 +94,42 @@ impl Store {
         Ok(())
     }
 
-    /// The bytes of a tensor; none if there is no such tensor.
-    pub fn tensor(&self, name: &str) -> Option<&[u8]> {
-        let (start, end) = self.tensors.info(name)?.data_offsets;
-        self.bytes.get(self.data.checked_add(start)?..self.data.checked_add(end)?)
+    /// The numbers of a tensor, whole ones of its type; none if there is no such tensor, or it is of another size.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn numbers<T: FromBytes + IntoBytes + Clone>(&self, name: &str) -> Result<Option<Vec<T>>> {
+        let Some((start, end)) = self.tensors.info(name).map(|info| info.data_offsets) else { return Ok(None) };
+        let len = (end - start) / size_of::<T>();
+        if len * size_of::<T>() != end - start {
+            return Ok(None);
+        }
+        let mut numbers = vec![T::new_zeroed(); len];
+        let mut file = &self.file;
+        let read = file.seek(SeekFrom::Start((self.data + start) as u64));
+        read.and_then(|_| file.read_exact(numbers.as_mut_slice().as_mut_bytes()))
+            .map_err(Error::io("read", &self.path))?;
+        Ok(Some(numbers))
     }
 
     /// The sums of input `index`, which was [checked](Self::check).
-    pub fn sums(&self, index: usize) -> Sums {
-        let bytes = |name: &str| self.tensor(&format!("inputs.{index}.{name}")).unwrap_or_default();
-        let doubles = |name: &str| -> Vec<f64> {
-            bytes(name).as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
-        };
-        let halves = |name: &str| {
-            let mut first = floats(bytes(name));
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn sums(&self, index: usize) -> Result<Sums> {
+        let name = |name: &str| format!("inputs.{index}.{name}");
+        let doubles = |part: &str| Ok::<_, crate::Error>(self.numbers::<f64>(&name(part))?.unwrap_or_default());
+        let halves = |part: &str| {
+            let mut first = self.numbers::<f32>(&name(part))?.unwrap_or_default();
             let second = first.split_off(first.len() / 2);
-            (first, second)
+            Ok::<_, crate::Error>((first, second))
         };
-        let [weight, rows, pixels, groups, squared_ranges] = doubles("totals")[..] else { unreachable!("checked") };
-        let ((low, high), (call_low, call_high)) = (halves("range"), halves("calls"));
-        let bins = bytes("bins").as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
-        let (sum, second) = (doubles("sum"), doubles("second"));
-        Sums { weight, rows, pixels, groups, squared_ranges, sum, second, low, high, call_low, call_high, bins }
+        let [weight, rows, pixels, groups, squared_ranges] = doubles("totals")?[..] else { unreachable!("checked") };
+        let ((low, high), (call_low, call_high)) = (halves("range")?, halves("calls")?);
+        let bins = self.numbers(&name("bins"))?.unwrap_or_default();
+        let (sum, second) = (doubles("sum")?, doubles("second")?);
+        Ok(Sums { weight, rows, pixels, groups, squared_ranges, sum, second, low, high, call_low, call_high, bins })
     }
-}
-
-/// Little-endian floats.
-pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
 /// A tensor's name after its input's, its type and its axes.

@@ -31,11 +31,12 @@ impl Windows {
         if self.sampling.upsample() == 1 { self.plane } else { self.out }
     }
 
-    /// The channels that the tap `[y, x]` of the window of pixel `[row, column]` sees; none where it sees padding.
+    /// The channels that the tap `[y, x]` of the window that begins at pixel `[row, column]` of the padded input sees; none
+    /// where it sees padding.
     fn seen<'a>(&self, sample: &'a [f32], at: [usize; 2], tap: [usize; 2]) -> Option<&'a [f32]> {
         let walked = self.walked();
         let place = |axis: usize| {
-            let place = (at[axis] * self.sampling.stride() + tap[axis]).checked_sub(self.sampling.before())?;
+            let place = (at[axis] + tap[axis]).checked_sub(self.sampling.before())?;
             (place < walked[axis]).then(|| place / self.sampling.upsample())
         };
         let pixel = place(0)? * self.plane[1] + place(1)?;
@@ -44,19 +45,23 @@ impl Windows {
 
     /// Appends window `index` of `sample` to `rows`: taps in the order of rows and columns, the channels of each.
     pub fn append(&self, sample: &[f32], index: usize, rows: &mut Vec<f32>) {
+        let at = [index / self.out[1], index % self.out[1]].map(|pixel| pixel * self.sampling.stride());
         for tap in taps() {
-            match self.seen(sample, [index / self.out[1], index % self.out[1]], tap) {
+            match self.seen(sample, at, tap) {
                 Some(channels) => rows.extend_from_slice(channels),
                 None => rows.resize(rows.len() + self.channels, 0.0),
             }
         }
     }
 
-    /// Adds to `sum` what each input, a tap and a channel, sees of `sample` in all windows.
+    /// Adds to `sum` what each input, a tap and a channel, sees of `sample` in all windows of stride 1, one per pixel that
+    /// the kernel moves over. A mean over those that a stride leaves would not fit moments by displacement, which are of
+    /// all: where means are large beside deviations, no inputs could have both.
     pub fn add_to(&self, sample: &[f32], sum: &mut [f64]) {
+        let [height, width] = self.walked();
         for (tap, sum) in taps().zip(sum.chunks_exact_mut(self.channels)) {
-            for index in 0..self.count() {
-                if let Some(channels) = self.seen(sample, [index / self.out[1], index % self.out[1]], tap) {
+            for index in 0..height * width {
+                if let Some(channels) = self.seen(sample, [index / width, index % width], tap) {
                     sum.iter_mut().zip(channels).for_each(|(sum, &v)| *sum += f64::from(v));
                 }
             }

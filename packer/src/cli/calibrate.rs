@@ -134,7 +134,7 @@ impl Calibrate {
         let report = calibrate::calibrate(&settings, &mut |event| watch.see(event));
         watch.bar.finish_and_clear();
         let report = report?;
-        let summary = calibrate::Calibration::open(&self.output)?.summary();
+        let summary = calibrate::Calibration::open(&self.output)?.summary()?;
         if self.json {
             return say_json(&serde_json::json!({ "file": self.output, "summary": summary, "report": report }));
         }

@@ -76,7 +76,10 @@ impl Known {
     }
 
     /// The record of the calibration.
-    pub(super) fn meta(&self) -> CalibrationMeta {
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(super) fn meta(&self) -> Result<CalibrationMeta> {
         self.file.summary()
     }
 }

@@ -145,7 +145,7 @@ impl Packing {
                 config: recipe.config,
                 average_bits,
                 attention: (attentions > 0).then(|| "int8".into()),
-                calibration: known.as_ref().map(Known::meta),
+                calibration: known.as_ref().map(Known::meta).transpose()?,
                 layers: layers.iter().map(|line| line.meta.clone()).collect(),
             },
             sources: sources.iter().map(|s| s.meta.clone()).collect(),

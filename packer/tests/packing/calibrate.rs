@@ -143,7 +143,7 @@ fn ranges_are_those_of_diffusers() {
         let calibration = run(&case.settings(&scratch, "c.safetensors"));
         for (key, name) in layers(case, &want) {
             let [input] = calibration.record().layers[&name][..] else { panic!("{name} reads one value") };
-            let sums = calibration.sums(input);
+            let sums = calibration.sums(input).unwrap();
             let range: Vec<f64> = sums.low.iter().chain(&sums.high).map(|&v| f64::from(v)).collect();
             let far = distance(&range, &want[&format!("{key}.range")].values);
             assert!(far < 1e-5, "{key}: range {far:e}");
@@ -190,7 +190,7 @@ fn layers_that_read_conditions_alone_see_all_calls_and_more_classes_than_images(
     let settings = Settings { prompts: None, ..CASES[0].settings(&scratch, "c.safetensors") };
     let seen = |settings: &Settings, layer: &str| {
         let calibration = run(settings);
-        let sums = calibration.sums(calibration.record().layers[layer][0]);
+        let sums = calibration.sums(calibration.record().layers[layer][0]).unwrap();
         (calibration.record().run.conditions, [sums.rows, sums.weight], sums.call_low.len())
     };
     // 6 calls of 10 classes and none, which guidance needs as often as all others together.
@@ -292,7 +292,7 @@ fn shards_add_up_to_the_whole() {
             assert!(far <= 1e-12 * norm, "{}: {name}: {far:e} of {norm:e}", case.name);
         }
         for input in 0..whole.record().inputs.len() {
-            let [a, b] = [&whole, &merged].map(|c| c.sums(input));
+            let [a, b] = [&whole, &merged].map(|c| c.sums(input).unwrap());
             assert_eq!((a.bins, a.low, a.high, a.call_low), (b.bins, b.low, b.high, b.call_low));
         }
         refuses_shards(&scratch, case, &parts);
@@ -399,7 +399,7 @@ fn damaged_calibrations_are_refused_or_read_but_never_panic() {
         for name in calibration.record().layers.keys() {
             calibration.moments(name)?;
         }
-        calibration.summary();
+        calibration.summary()?;
         Ok(())
     };
     read(&bytes).expect("whole");

@@ -207,7 +207,7 @@ impl Accumulator {
                 let [height, width] = windows.walked();
                 self.pending.extend(windows.padded(slice.values));
                 windows.add_to(slice.values, &mut self.sums.sum);
-                self.sums.weight += windows.count() as f64;
+                self.sums.weight += (height * width) as f64;
                 self.sums.rows += windows.count() as f64;
                 self.sums.pixels += (height * width) as f64;
             }
