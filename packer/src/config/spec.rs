@@ -7,7 +7,8 @@ use aquatint::raw::codec::Bits;
 const FORM: &str = "f32, f16, or w<bits>a<bits> with an optional :<method>";
 const VALUE: &str = "f32, f16, <method>-<bits> such as kmeans-4, or w<bits>a<bits>[:<method>]";
 const BITS: &str = "2, 3, 4, 5, 6 or 8";
-const METHOD: &str = "mse (or uaq), kmeans (or kmeans_c), kmeans_all (or kmeans_a), lloyd (or gauss)";
+const METHOD: &str = "mse (or uaq), kmeans (or kmeans_c), kmeans_all (or kmeans_a), lloyd (or gauss), or another \
+                      project's mse_f16, mse_80, max, max_scale, min_max, sym_max, sym_max_scale, sym_mse";
 const ACTIVATIONS: &str = "6, 8, or 16 for floating point";
 
 fn fault(what: &'static str, expected: &'static str, got: &str) -> SpecFault {
@@ -61,7 +62,7 @@ pub(super) fn parse(text: &str) -> Result<LayerSpec, SpecFault> {
         "f16" => return float(Weights::F16),
         _ => {}
     }
-    let (widths, name) = text.split_once(':').unwrap_or((text, Method::Uaq.name()));
+    let (widths, name) = text.split_once(':').unwrap_or((text, Method::UAQ.name()));
     let (bits, acts) =
         widths.strip_prefix('w').and_then(|rest| rest.split_once('a')).ok_or_else(|| fault("precision", FORM, text))?;
     if acts.starts_with('a') {

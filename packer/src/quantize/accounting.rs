@@ -14,7 +14,8 @@ pub fn raw_bytes(weights: u64, precision: u64) -> u64 {
 /// Source: quantization.md §1.6 (`overhead_bits`).
 pub fn overhead_bits(rows: u64, method: Method, bits: Bits, precision: u64) -> u64 {
     match method {
-        Method::Uaq => 2 * precision * rows,
+        Method::Uniform(rule) if rule.is_symmetric() => precision * rows,
+        Method::Uniform(_) => 2 * precision * rows,
         Method::KMeansRow => bits.levels() as u64 * precision * rows,
         Method::KMeansTensor => bits.levels() as u64 * precision,
         Method::Lloyd => (bits.levels() as u64 + rows) * precision,
@@ -47,8 +48,8 @@ mod tests {
         let per_weight =
             |k: u64, method, bits, precision| overhead_bits(640, method, bits, precision) as f64 / (640 * k) as f64;
         for (got, expected, digits) in [
-            (per_weight(1152, Method::Uaq, FOUR, 16), 0.028, 1e3),
-            (per_weight(1152, Method::Uaq, THREE, 16), 0.028, 1e3),
+            (per_weight(1152, Method::UAQ, FOUR, 16), 0.028, 1e3),
+            (per_weight(1152, Method::UAQ, THREE, 16), 0.028, 1e3),
             (per_weight(1152, Method::KMeansRow, THREE, 16), 0.111, 1e3),
             (per_weight(1152, Method::KMeansRow, FOUR, 16), 0.222, 1e3),
             (per_weight(320, Method::KMeansRow, FOUR, 32), 1.6, 1e1),
@@ -64,7 +65,7 @@ mod tests {
         // quantization.md §1.5: ['mse-3', 589824, 115200, _], ['kmeans-4', 589824, 184320, _]. 589824 bytes are
         // 256 x 1152 weights; 1152 rows of 256 give the two sizes.
         assert_eq!(raw_bytes(256 * 1152, 16), 589_824);
-        assert_eq!(quantized_bytes(1152, 256, Method::Uaq, THREE, 16), 115_200);
+        assert_eq!(quantized_bytes(1152, 256, Method::UAQ, THREE, 16), 115_200);
         assert_eq!(quantized_bytes(1152, 256, Method::KMeansRow, FOUR, 16), 184_320);
         assert_eq!(average_bits(184_320, 589_824, 16), 5.0);
         assert_eq!(average_bits(0, 0, 16), 0.0);

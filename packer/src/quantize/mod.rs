@@ -1,7 +1,8 @@
 //! Weight quantizers: an f32 matrix in, codes and codebooks out.
 //!
 //! Three methods, named after Qua2SeDiMo (quantization.md §1.1): uniform affine per output channel, and 1-D k-means per
-//! output channel or per tensor. A fourth scales one fixed table per output channel. All of them produce the one codec of
+//! output channel or per tensor. Other projects choose the step and zero point of uniform levels by other [`Rule`]s. A
+//! fourth method scales one fixed table per output channel. All of them produce the one codec of
 //! [`aquatint::raw::codec`], so nothing downstream knows which method made a matrix.
 //!
 //! [`quantize`] looks at the weights alone and rounds each to the nearest level. [`quantize_calibrated`] also knows what the
@@ -26,6 +27,7 @@ mod uniform;
 pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
 pub use moments::{Moments, SecondMoments};
+pub use uniform::Rule;
 
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix};
 use std::fmt;
@@ -34,8 +36,8 @@ use std::fmt;
 /// (`qdiff/quant_layer_multi.py`, `quant_range`) and read in other spellings too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// `mse`: uniform affine, one step and zero point per output channel.
-    Uaq,
+    /// Uniform levels, one step and zero point per output channel, as a published rule has them.
+    Uniform(Rule),
     /// `kmeans` (K-Means-C): free levels, one codebook per output channel.
     KMeansRow,
     /// `kmeans_all` (K-Means-A): free levels, one codebook for the whole tensor.
@@ -45,25 +47,28 @@ pub enum Method {
 }
 
 impl Method {
-    /// All methods there are.
-    pub const ALL: [Method; 4] = [Method::Uaq, Method::KMeansRow, Method::KMeansTensor, Method::Lloyd];
+    /// `mse`: uniform affine by Qua2SeDiMo's rule, which is this project's own; it knows no zero that must be a level.
+    pub const UAQ: Method = Method::Uniform(Rule::Mse);
+
+    /// One method of each kind; of the uniform ones `mse`.
+    pub const ALL: [Method; 4] = [Method::UAQ, Method::KMeansRow, Method::KMeansTensor, Method::Lloyd];
 
     /// The method called `name`, or known under it elsewhere: `uaq` is `mse`, `kmeans_c` is `kmeans`, `kmeans_a` is
     /// `kmeans_all`, `gauss` is `lloyd`.
     pub fn parse(name: &str) -> Option<Self> {
         match name {
-            "mse" | "uaq" => Some(Method::Uaq),
+            "uaq" => Some(Method::UAQ),
             "kmeans" | "kmeans_c" => Some(Method::KMeansRow),
             "kmeans_all" | "kmeans_a" => Some(Method::KMeansTensor),
             "lloyd" | "gauss" => Some(Method::Lloyd),
-            _ => None,
+            _ => Rule::ALL.into_iter().find(|rule| rule.name() == name).map(Method::Uniform),
         }
     }
 
     /// The one name that this project writes.
     pub fn name(self) -> &'static str {
         match self {
-            Method::Uaq => "mse",
+            Method::Uniform(rule) => rule.name(),
             Method::KMeansRow => "kmeans",
             Method::KMeansTensor => "kmeans_all",
             Method::Lloyd => "lloyd",
@@ -91,7 +96,7 @@ impl CodebookType {
     /// levels are integers, and 8-bit codes over integers have one table, which holds all of them.
     pub fn of_result(self, method: Method, bits: Bits) -> (Grain, CodebookType) {
         match method {
-            Method::Uaq => (Grain::Tensor, CodebookType::Int8),
+            Method::Uniform(_) => (Grain::Tensor, CodebookType::Int8),
             Method::KMeansRow if self == CodebookType::Int8 && bits.levels() == 256 => (Grain::Tensor, self),
             Method::KMeansRow => (Grain::Row, self),
             Method::KMeansTensor | Method::Lloyd => (Grain::Tensor, self),
@@ -128,7 +133,7 @@ pub fn quantize(
     assert_eq!(weights.len(), rows * cols, "a {rows} x {cols} matrix of {} weights", weights.len());
     match (method, codebook) {
         _ if weights.is_empty() => table::empty(rows, cols, bits),
-        (Method::Uaq, _) => uniform::quantize(weights, rows, cols, bits),
+        (Method::Uniform(rule), _) => uniform::quantize(weights, rows, cols, rule, bits),
         (Method::Lloyd, _) => lloyd::quantize(weights, rows, cols, bits, codebook),
         (Method::KMeansRow, CodebookType::Int8) if bits.levels() == 256 => identity::rows(weights, rows, cols, bits),
         (Method::KMeansTensor, CodebookType::Int8) if bits.levels() == 256 => {

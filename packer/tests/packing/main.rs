@@ -14,6 +14,7 @@ mod pickles;
 mod quantizers;
 mod readme;
 mod refusals;
+mod rules;
 mod scheduler;
 mod settings;
 mod steps;

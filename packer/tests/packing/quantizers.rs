@@ -86,7 +86,7 @@ fn uniform_matches_the_paper_in_step_zero_point_and_weights() {
         let data = floats(&case["data"]);
         for (b, expected) in case["bits"].as_object().unwrap() {
             let b = bits(b.parse().unwrap());
-            let m = quantize(&data, rows, cols, Method::Uaq, b, CodebookType::Int8);
+            let m = quantize(&data, rows, cols, Method::UAQ, b, CodebookType::Int8);
             check_form(&m);
             let half = (b.levels() / 2) as f32;
             let zero: Vec<f32> = m.offset.iter().map(|o| half - o).collect();
@@ -198,7 +198,7 @@ fn the_fixed_table_is_one_for_all_and_suits_normal_rows() {
 fn uniform_levels_are_consecutive_integers_whatever_the_tables() {
     let w = weights(3, 50, 9);
     for tables in EVERY_TABLE {
-        let m = quantize(&w, 3, 50, Method::Uaq, bits(3), tables);
+        let m = quantize(&w, 3, 50, Method::UAQ, bits(3), tables);
         assert_eq!((m.table, m.grain), (TableValues::I8(vec![-4, -3, -2, -1, 0, 1, 2, 3]), Grain::Tensor));
     }
 }
@@ -275,7 +275,7 @@ fn threads_do_not_change_a_bit() {
 #[test]
 fn names_have_one_spelling_out_and_others_in() {
     for (method, name, other) in [
-        (Method::Uaq, "mse", "uaq"),
+        (Method::UAQ, "mse", "uaq"),
         (Method::KMeansRow, "kmeans", "kmeans_c"),
         (Method::KMeansTensor, "kmeans_all", "kmeans_a"),
         (Method::Lloyd, "lloyd", "gauss"),

@@ -2,7 +2,7 @@
 
 use super::refit::Normal;
 use crate::quantize::kmeans::{self, Clusters, Scratch};
-use crate::quantize::{CodebookType, Method, identity, lloyd, table, uniform};
+use crate::quantize::{CodebookType, Method, Rule, identity, lloyd, table, uniform};
 use aquatint::raw::codec::Bits;
 use rayon::prelude::*;
 
@@ -18,6 +18,8 @@ pub(super) enum Freedom {
     Affine,
     /// The scale of a fixed table.
     Scale,
+    /// Nothing: a published rule has set step and zero point, and codes alone are chosen.
+    None(Rule),
 }
 
 /// What grids look like for a method.
@@ -59,7 +61,8 @@ impl Form {
     pub(super) fn new(method: Method, bits: Bits, codebook: CodebookType) -> Self {
         let integers = codebook == CodebookType::Int8 && bits.levels() == 256;
         let freedom = match method {
-            Method::Uaq => Freedom::Affine,
+            Method::Uniform(Rule::Mse) => Freedom::Affine,
+            Method::Uniform(rule) => Freedom::None(rule),
             Method::Lloyd => Freedom::Scale,
             Method::KMeansRow | Method::KMeansTensor if integers => Freedom::Affine,
             Method::KMeansRow | Method::KMeansTensor => Freedom::Levels,
@@ -73,12 +76,17 @@ impl Form {
             Freedom::Levels => self.bits.levels(),
             Freedom::Affine => 2,
             Freedom::Scale => 1,
+            Freedom::None(_) => 0,
         }
     }
 
     /// Whether a refit is worth its while.
     pub(super) fn is_refit(&self) -> bool {
-        self.freedom != Freedom::Levels || self.shared || self.bits.levels() <= REFIT_ROWS
+        match self.freedom {
+            Freedom::Levels => self.shared || self.bits.levels() <= REFIT_ROWS,
+            Freedom::Affine | Freedom::Scale => true,
+            Freedom::None(_) => false,
+        }
     }
 
     /// Grids for rounding to the nearest level with the least squared error, every input's counted `inputs` times.
@@ -105,6 +113,13 @@ impl Form {
                 let inputs: Vec<f32> = inputs.iter().map(|&v| (v / mean) as f32).collect();
                 let grid = |row: &[f32]| {
                     let (scale, offset) = uniform::fit_weighted(row, &inputs, self.bits);
+                    Grid { entries: self.integers(), scale, offset, exact: None }
+                };
+                weights.par_chunks(cols).map(grid).collect()
+            }
+            Freedom::None(rule) => {
+                let grid = |row: &[f32]| {
+                    let (scale, offset) = uniform::map(row, rule, self.bits);
                     Grid { entries: self.integers(), scale, offset, exact: None }
                 };
                 weights.par_chunks(cols).map(grid).collect()
@@ -150,6 +165,7 @@ impl Form {
                 (scale as f32, ((intercept + step[1]) / scale) as f32)
             }
             Freedom::Scale => ((scale + step[0]) as f32, grid.offset),
+            Freedom::None(_) => return grid.clone(),
         };
         let (scale, offset) = moved;
         if scale.is_normal() && scale > 0.0 && offset.is_finite() {

@@ -192,7 +192,8 @@ fn assemble(form: Form, rows: usize, cols: usize, grids: Vec<Grid>, codes: Vec<u
         Freedom::Levels if !form.shared => (rows, Grain::Row),
         _ => (1, Grain::Tensor),
     };
-    let codebook = if form.freedom == Freedom::Affine { CodebookType::Int8 } else { form.codebook };
+    let integers = matches!(form.freedom, Freedom::Affine | Freedom::None(_));
+    let codebook = if integers { CodebookType::Int8 } else { form.codebook };
     QuantizedMatrix {
         bits: form.bits,
         rows,

@@ -160,7 +160,7 @@ impl Problem<'_> {
         if wanted {
             match self.form.freedom {
                 Freedom::Levels => gather_levels(&mut normals, &rounded, &block.factor, block.second.view()),
-                Freedom::Affine | Freedom::Scale => {
+                Freedom::Affine | Freedom::Scale | Freedom::None(_) => {
                     gather_affine(&mut normals, &rounded, |r, code| self.entry(grids, first + r, code), &block.factor);
                 }
             }
@@ -229,7 +229,7 @@ impl Problem<'_> {
             let pair = Pair { codes: [&codes[0], &codes[1]], errors: [&errors[0], &errors[1]], pull };
             match self.form.freedom {
                 Freedom::Levels => gather_levels_of_pair(&mut normals, &pair, second.view()),
-                Freedom::Affine | Freedom::Scale => {
+                Freedom::Affine | Freedom::Scale | Freedom::None(_) => {
                     let entry = |r: usize, code: u8| self.entry(grids, first + r, code);
                     gather_affine_of_pair(&mut normals, &pair, entry, second.view());
                 }

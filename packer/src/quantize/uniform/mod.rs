@@ -1,8 +1,13 @@
-//! Uniform affine quantization per output channel: Qua2SeDiMo's `init_mse` (quantization.md §1.1), in f32.
+//! Uniform quantization per output channel, by any published [`Rule`] for step and zero point.
 //!
-//! Ten shrunken ranges are tried per row and the one with the least mean |w - wq|^2.4 is kept, the wider one on a tie.
-//! Upstream computes in the weights' own type (f16 mostly), where small errors underflow and other ranges win; f32 is
-//! what the method means.
+//! A rule names ranges; if they are several, the one with the least mean |w - wq|^2.4 is kept, the wider one on a tie.
+
+mod f16_arithmetic;
+mod fit;
+mod rule;
+
+pub(super) use fit::fit_weighted;
+pub use rule::Rule;
 
 use super::power::{ROUND, pow24};
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
@@ -13,34 +18,38 @@ const BLOCK: usize = 256;
 /// Independent partial sums, so that the loop vectorizes.
 const LANES: usize = 8;
 
-/// A row's affine map: `w = step * (q - zero)`, q an integer in `0..levels`.
+/// A row's affine map: `w = step * (q - zero)`, q an integer in `bottom..=top`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Affine {
     step: f32,
     zero: f32,
-    /// The largest q.
+    /// The smallest q that is used, and the largest.
+    bottom: f32,
     top: f32,
     /// Whether every |w / step| is small enough for rounding by [`ROUND`].
     small: bool,
 }
 
 /// Quantizes (rows, cols) weights, both non-zero. The table is the shared run of integers from `-2^(b-1)`.
-pub(super) fn quantize(weights: &[f32], rows: usize, cols: usize, bits: Bits) -> QuantizedMatrix {
+pub(super) fn quantize(weights: &[f32], rows: usize, cols: usize, rule: Rule, bits: Bits) -> QuantizedMatrix {
     let half = (bits.levels() / 2) as f32;
     let mut codes = vec![0u8; rows * cols];
     let (mut scale, mut offset) = (vec![0f32; rows], vec![0f32; rows]);
     (codes.par_chunks_mut(cols), weights.par_chunks(cols), &mut scale, &mut offset)
         .into_par_iter()
         .with_min_len((1 << 14) / cols.min(1 << 14))
-        .for_each(|(codes, row, scale, offset)| match search(row, bits) {
+        .for_each(|(codes, row, scale, offset)| match search(row, rule, bits) {
             Some(map) => {
-                map.encode(row, codes);
+                match rule {
+                    Rule::MseHalf => f16_arithmetic::encode(&map, row, codes),
+                    _ => map.encode(row, codes),
+                }
                 (*scale, *offset) = (map.step, half - map.zero);
             }
-            // One value only: entry 0, shifted to 1 (or left at 0), times the value is exact.
+            // One value only.
             None => {
                 codes.fill(half as u8);
-                (*scale, *offset) = if row[0] == 0.0 { (1.0, 0.0) } else { (row[0], 1.0) };
+                (*scale, *offset) = constant(row[0]);
             }
         });
     let lowest = -(bits.levels() as i32 / 2);
@@ -48,12 +57,33 @@ pub(super) fn quantize(weights: &[f32], rows: usize, cols: usize, bits: Bits) ->
     QuantizedMatrix { bits, rows, cols, codes, table: TableValues::I8(table), grain: Grain::Tensor, scale, offset }
 }
 
-/// The best of the ten candidates, or `None` if the row holds one value only (the step would be 0).
-fn search(row: &[f32], bits: Bits) -> Option<Affine> {
+/// Scale and offset over the integers from `-2^(b-1)` that `rule` gives `row`.
+pub(super) fn map(row: &[f32], rule: Rule, bits: Bits) -> (f32, f32) {
+    match search(row, rule, bits) {
+        Some(map) => (map.step, (bits.levels() / 2) as f32 - map.zero),
+        None => constant(row[0]),
+    }
+}
+
+/// Scale and offset of a row that holds nothing but `value`: entry 0, shifted by 1 or -1, times its size is exact, and
+/// levels ascend.
+fn constant(value: f32) -> (f32, f32) {
+    if value == 0.0 { (1.0, 0.0) } else { (value.abs(), value.signum()) }
+}
+
+/// What `rule` makes of a row, or `None` if the row holds one value only (the step would be 0).
+fn search(row: &[f32], rule: Rule, bits: Bits) -> Option<Affine> {
     let (min, max) = range(row);
+    if rule == Rule::MseHalf {
+        return f16_arithmetic::search(row, min, max, bits).or_else(|| Affine::over(min, max, 1.0, bits));
+    }
+    let count = rule.candidates();
     let mut best: Option<(f32, Affine)> = None;
-    for i in 0..10 {
-        let Some(map) = Affine::over(min, max, (1.0 - 0.1 * f64::from(i)) as f32, bits) else { continue };
+    for i in 0..count {
+        let Some(map) = rule.candidate(i, min, max, bits) else { continue };
+        if count == 1 {
+            return Some(map);
+        }
         // The first candidate needs no score to win, so that weights whose loss overflows still get a map.
         let limit = best.map_or(f32::INFINITY, |(score, _)| score);
         match map.loss(row, limit) {
@@ -63,38 +93,6 @@ fn search(row: &[f32], bits: Bits) -> Option<Affine> {
         }
     }
     best.map(|(_, map)| map)
-}
-
-/// Shrunken ranges that [`fit_weighted`] tries, each a hundredth of the whole range narrower than the one before.
-const SHRINKS: u16 = 80;
-
-/// Scale and offset over the integers from `-2^(b-1)` that give `row` the least squared error, each weight's counted
-/// `weights` times; the best of 80 shrunken ranges, the wider one on a tie.
-pub(super) fn fit_weighted(row: &[f32], weights: &[f32], bits: Bits) -> (f32, f32) {
-    let (min, max) = range(row);
-    let half = (bits.levels() / 2) as f32;
-    let mut best: Option<(f64, Affine)> = None;
-    for i in 0..SHRINKS {
-        let Some(map) = Affine::over(min, max, (1.0 - 0.01 * f64::from(i)) as f32, bits) else { continue };
-        let limit = best.map_or(f64::INFINITY, |(score, _)| score);
-        let score = if map.small {
-            map.squares::<true>(row, weights, limit)
-        } else {
-            map.squares::<false>(row, weights, limit)
-        };
-        match score {
-            Some(score) => best = Some((score, map)),
-            // The first candidate needs no score to win.
-            None if best.is_none() => best = Some((f64::INFINITY, map)),
-            None => {}
-        }
-    }
-    match best {
-        Some((_, map)) => (map.step, half - map.zero),
-        // One value only: entry 0, shifted by 1 or -1, times its size is exact, and levels ascend.
-        None if row[0] == 0.0 => (1.0, 0.0),
-        None => (row[0].abs(), row[0].signum()),
-    }
 }
 
 /// Least and greatest element of a non-empty row.
@@ -115,40 +113,19 @@ pub(super) fn range(row: &[f32]) -> (f32, f32) {
 impl Affine {
     /// The map of the range `min..max`, shrunk; `None` if it has no step.
     fn over(min: f32, max: f32, shrink: f32, bits: Bits) -> Option<Affine> {
-        let top = (bits.levels() - 1) as f32;
         let (high, low) = (shrink * max, shrink * min);
-        let step = (high - low) / top;
+        let step = (high - low) / (bits.levels() - 1) as f32;
+        Affine::new(step, (-low / step).round_ties_even(), (0.0, (bits.levels() - 1) as f32), (min, max))
+    }
+
+    /// The map of this step and zero point, with codes from `bottom` to `top`, for weights in `min..=max`; `None` if there
+    /// is no step.
+    fn new(step: f32, zero: f32, (bottom, top): (f32, f32), (min, max): (f32, f32)) -> Option<Affine> {
         if !(step > 0.0 && step.is_finite()) {
             return None;
         }
-        let zero = (-low / step).round_ties_even();
         let small = (max / step).abs().max((min / step).abs()) < 2f32.powi(21) && zero.abs() < 2f32.powi(21);
-        Some(Affine { step, zero, top, small })
-    }
-
-    /// The sum of weighted squared errors if it is below `limit`.
-    fn squares<const SMALL: bool>(&self, row: &[f32], weights: &[f32], limit: f64) -> Option<f64> {
-        let term = |v: f32, weight: f32| {
-            let error = v - (self.code::<SMALL>(v) - self.zero) * self.step;
-            weight * (error * error)
-        };
-        let mut total = 0f64;
-        for (row, weights) in row.chunks(BLOCK).zip(weights.chunks(BLOCK)) {
-            let mut lanes = [0f32; LANES];
-            let (mut rows, mut heavy) = (row.chunks_exact(LANES), weights.chunks_exact(LANES));
-            for (row, weights) in (&mut rows).zip(&mut heavy) {
-                for ((lane, &v), &weight) in lanes.iter_mut().zip(row).zip(weights) {
-                    *lane += term(v, weight);
-                }
-            }
-            let tail = rows.remainder().iter().zip(heavy.remainder());
-            total += tail.map(|(&v, &weight)| f64::from(term(v, weight))).sum::<f64>();
-            total += lanes.iter().map(|&s| f64::from(s)).sum::<f64>();
-            if total >= limit {
-                return None;
-            }
-        }
-        (total < limit).then_some(total)
+        Some(Affine { step, zero, bottom, top, small })
     }
 
     /// The code of `v`, as a number; `SMALL` as the field of that name.
@@ -157,7 +134,7 @@ impl Affine {
         let scaled = v / self.step;
         let rounded = if SMALL { (scaled + ROUND) - ROUND } else { scaled.round_ties_even() };
         let q = rounded + self.zero;
-        let q = if q < 0.0 { 0.0 } else { q };
+        let q = if q < self.bottom { self.bottom } else { q };
         if q > self.top { self.top } else { q }
     }
 
@@ -239,7 +216,7 @@ mod tests {
         let mut picks = 0;
         for row in rows(40, 333) {
             for bits in Bits::ALL {
-                let map = search(&row, bits).unwrap();
+                let map = search(&row, Rule::Mse, bits).unwrap();
                 assert_eq!((map.step, map.zero), by_definition(&row, bits), "{bits} bits");
                 let (min, max) = range(&row);
                 picks += usize::from(map.step < (max - min) / map.top * 0.95);
@@ -253,7 +230,7 @@ mod tests {
         let mut row: Vec<f32> = (0..4000).map(|i| (i % 201) as f32 * 0.001 - 0.1).collect();
         row[17] = 1.0;
         row[18] = -1.0;
-        let map = search(&row, Bits::ALL[0]).unwrap();
+        let map = search(&row, Rule::Mse, Bits::ALL[0]).unwrap();
         assert_eq!((map.step, map.zero), by_definition(&row, Bits::ALL[0]));
         assert!((map.step - 0.2 / 3.0).abs() < 1e-6, "{map:?}");
     }
@@ -262,7 +239,7 @@ mod tests {
     fn a_zero_point_between_two_integers_goes_to_the_even_one() {
         // 2 bits: the step is 2 and -low / step is 1/2.
         let row = [vec![-1.0f32, 5.0], [0.0, 2.0, 4.0].repeat(40)].concat();
-        let map = search(&row, Bits::ALL[0]).unwrap();
+        let map = search(&row, Rule::Mse, Bits::ALL[0]).unwrap();
         assert_eq!((map.step, map.zero), (2.0, 0.0));
     }
 
@@ -270,7 +247,7 @@ mod tests {
     fn rows_far_from_zero_take_the_slow_rounding_and_agree() {
         let row: Vec<f32> = rows(1, 50)[0].iter().map(|v| 5000.0 + v * 0.01).collect();
         for bits in Bits::ALL {
-            let map = search(&row, bits).unwrap();
+            let map = search(&row, Rule::Mse, bits).unwrap();
             assert!(!map.small);
             assert_eq!((map.step, map.zero), by_definition(&row, bits), "{bits} bits");
         }
@@ -279,7 +256,7 @@ mod tests {
     #[test]
     fn a_constant_row_is_exact() {
         for value in [0.0f32, -0.37, 1e-30, 3e38, f32::from_bits(1)] {
-            let m = quantize(&[value; 5], 1, 5, Bits::ALL[1]);
+            let m = quantize(&[value; 5], 1, 5, Rule::Mse, Bits::ALL[1]);
             for k in 0..5 {
                 assert_eq!(m.weight(0, k), value);
             }
@@ -289,7 +266,7 @@ mod tests {
     #[test]
     fn weights_near_the_end_of_the_range_still_get_codes() {
         let row = [3e38f32, -3e38, 1e38, 0.0];
-        let m = quantize(&row, 1, 4, Bits::ALL[5]);
+        let m = quantize(&row, 1, 4, Rule::Mse, Bits::ALL[5]);
         for (k, &v) in row.iter().enumerate() {
             let got = m.weight(0, k);
             assert!(got.is_finite() && (got - v).abs() < 2.9e38, "{v} became {got}");

@@ -51,7 +51,7 @@ fn the_whole_search_is_no_worse_than_another_program_s() {
     let h = Array2::from_shape_vec((cols, cols), fixture["second"].clone()).unwrap();
     let w: Vec<f32> = fixture["weight"].iter().map(|&v| v as f32).collect();
     for (case, expected) in fixture["search"].iter().enumerate() {
-        let (method, bits) = ([Method::Uaq, Method::KMeansRow][case / 3], Bits::ALL[case % 3]);
+        let (method, bits) = ([Method::UAQ, Method::KMeansRow][case / 3], Bits::ALL[case % 3]);
         let m = run(&w, (rows, cols), method, bits, &centred(&h)).matrix;
         let got: f64 = objectives(&error_of(&w, &m), &h).iter().sum();
         println!("{method} {bits}: {got:.6}, theirs {expected:.6}, {:.3}", got / expected);
@@ -115,7 +115,7 @@ fn descent_comes_near_the_best_of_all_codes() {
         let h = correlated(cols, 100.0, case);
         let w = Random::new(case + 1000).weights(cols);
         let options = FeedbackOptions { refits: 0, ..Default::default() };
-        let method = [Method::Uaq, Method::Lloyd][case as usize % 2];
+        let method = [Method::UAQ, Method::Lloyd][case as usize % 2];
         let m = with(&w, (1, cols), method, bits, &centred(&h), &options).matrix;
         let h = damped(&h, 0.01);
         let got = objectives(&error_of(&w, &m), &h)[0];
