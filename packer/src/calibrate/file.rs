@@ -1,6 +1,6 @@
 //! The calibration file: safetensors with a [`Record`] in the metadata.
 //!
-//! Of input `i`, in this order, f64 unless otherwise said: `inputs.i.totals` of (5), `.sum` of (K), `.second` of
+//! Of input `i`, in this order, f64 unless otherwise said: `inputs.i.totals` of (5), `.sum` of (K), `.walk` of (K) or (0), `.second` of
 //! (K (K + 1) / 2) or (displacements, channels, channels), `.bins` of (calls, 64) u64, `.range` of (2, channels) f32, the
 //! least and the greatest of each, and `.calls` of (2, calls) f32.
 //! All are sums, or extremes, over rows, so that files of different samples are added.
@@ -133,7 +133,8 @@ impl Calibration {
         let second = match (input.second, input.kernel) {
             (Second::Toeplitz, Some(kernel)) => {
                 let lags = sums.second.iter().map(|v| v / sums.pixels).collect();
-                SecondMoments::Toeplitz { channels: input.channels, kernel, lags }
+                let centre = sums.walk.iter().map(|v| v / sums.pixels).collect();
+                SecondMoments::Toeplitz { channels: input.channels, kernel, lags, centre }
             }
             _ => SecondMoments::Dense(sums.second.iter().map(|v| v / sums.weight).collect()),
         };
@@ -167,6 +168,7 @@ impl Sums {
         self.rows += other.rows;
         self.pixels += other.pixels;
         self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
+        self.walk.iter_mut().zip(&other.walk).for_each(|(a, b)| *a += b);
         self.second.iter_mut().zip(&other.second).for_each(|(a, b)| *a += b);
     }
 

@@ -127,8 +127,22 @@ impl Store {
         let [weight, rows, pixels, groups, squared_ranges] = doubles("totals")?[..] else { unreachable!("checked") };
         let ((low, high), (call_low, call_high)) = (halves("range")?, halves("calls")?);
         let bins = self.numbers(&name("bins"))?.unwrap_or_default();
-        let (sum, second) = (doubles("sum")?, doubles("second")?);
-        Ok(Sums { weight, rows, pixels, groups, squared_ranges, sum, second, low, high, call_low, call_high, bins })
+        let (sum, walk, second) = (doubles("sum")?, doubles("walk")?, doubles("second")?);
+        Ok(Sums {
+            weight,
+            rows,
+            pixels,
+            groups,
+            squared_ranges,
+            sum,
+            walk,
+            second,
+            low,
+            high,
+            call_low,
+            call_high,
+            bins,
+        })
     }
 }
 
@@ -136,7 +150,7 @@ impl Store {
 type Shape = (&'static str, Dtype, Vec<usize>);
 
 /// The tensors of an input in the file's order; none if they are larger than any memory.
-fn shapes(input: &InputRecord) -> Option<[Shape; 6]> {
+fn shapes(input: &InputRecord) -> Option<[Shape; 7]> {
     let (k, channels) = (input.inputs()?, input.channels);
     let second = match input.second {
         Second::Dense => vec![k.checked_mul(k.checked_add(1)?)? / 2],
@@ -150,6 +164,7 @@ fn shapes(input: &InputRecord) -> Option<[Shape; 6]> {
     Some([
         ("totals", Dtype::F64, vec![TOTALS]),
         ("sum", Dtype::F64, vec![k]),
+        ("walk", Dtype::F64, vec![if input.second == Second::Toeplitz { k } else { 0 }]),
         ("second", Dtype::F64, second),
         ("bins", Dtype::U64, vec![input.calls, BINS]),
         ("range", Dtype::F32, vec![2, channels]),
@@ -213,9 +228,10 @@ pub(super) fn write_header(
 /// If they cannot be written.
 pub(super) fn write_sums(out: &mut WholeFile, target: &Path, sums: &Sums) -> Result<()> {
     let totals = [sums.weight, sums.rows, sums.pixels, sums.groups, sums.squared_ranges];
-    let parts = [totals.as_bytes(), sums.sum.as_bytes(), sums.second.as_bytes(), sums.bins.as_bytes()];
+    let numbers = [&sums.sum, &sums.walk, &sums.second].map(|numbers| numbers.as_bytes());
+    let parts = [totals.as_bytes()].into_iter().chain(numbers).chain([sums.bins.as_bytes()]);
     let floats = [&sums.low, &sums.high, &sums.call_low, &sums.call_high].map(|floats| floats.as_bytes());
-    for bytes in parts.into_iter().chain(floats) {
+    for bytes in parts.chain(floats) {
         out.write_all(bytes).map_err(Error::io("write", target))?;
     }
     Ok(())

@@ -54,14 +54,20 @@ impl Windows {
         }
     }
 
-    /// Adds to `sum` what each input, a tap and a channel, sees of `sample` in all windows of stride 1, one per pixel that
-    /// the kernel moves over. A mean over those that a stride leaves would not fit moments by displacement, which are of
-    /// all: where means are large beside deviations, no inputs could have both.
+    /// Adds to `sum` what each input, a tap and a channel, sees of `sample` in all windows.
     pub fn add_to(&self, sample: &[f32], sum: &mut [f64]) {
-        let [height, width] = self.walked();
+        self.add(sample, self.out, self.sampling.stride(), sum);
+    }
+
+    /// The same of windows at every pixel that the kernel moves over, whatever its stride.
+    pub fn add_walk_to(&self, sample: &[f32], sum: &mut [f64]) {
+        self.add(sample, self.walked(), 1, sum);
+    }
+
+    fn add(&self, sample: &[f32], [height, width]: [usize; 2], stride: usize, sum: &mut [f64]) {
         for (tap, sum) in taps().zip(sum.chunks_exact_mut(self.channels)) {
             for index in 0..height * width {
-                if let Some(channels) = self.seen(sample, [index / width, index % width], tap) {
+                if let Some(channels) = self.seen(sample, [index / width, index % width].map(|at| at * stride), tap) {
                     sum.iter_mut().zip(channels).for_each(|(sum, &v)| *sum += f64::from(v));
                 }
             }

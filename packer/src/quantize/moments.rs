@@ -2,6 +2,7 @@
 
 use ndarray::Array2;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// First and second moments of the inputs of one layer.
 ///
@@ -34,6 +35,10 @@ pub enum SecondMoments {
         /// tap t of channel b is entry \[a\]\[b\] of `t - s`; of a displacement that is not listed it is entry \[b\]\[a\] of its
         /// opposite.
         lags: Vec<f64>,
+        /// The mean over those same windows, at every pixel, `K` values: what lags are centred with. Under a convolution
+        /// of stride 2 it is another than the mean of its inputs, and where means are large beside deviations no inputs
+        /// could have that one and these lags.
+        centre: Vec<f64>,
     },
 }
 
@@ -77,7 +82,7 @@ impl Moments {
         }
         let (values, expected) = match &self.second {
             SecondMoments::Dense(triangle) => (triangle, inputs * (inputs + 1) / 2),
-            SecondMoments::Toeplitz { channels, kernel, lags } => {
+            SecondMoments::Toeplitz { channels, kernel, lags, .. } => {
                 let [height, width] = *kernel;
                 if height * width == 0 || height * width * channels != inputs {
                     return Err(format!(
@@ -87,10 +92,13 @@ impl Moments {
                 (lags, displacements(*kernel) * channels * channels)
             }
         };
+        if self.centre().len() != inputs {
+            return Err(format!("the mean of {inputs} inputs at every pixel: got {} values", self.centre().len()));
+        }
         if values.len() != expected {
             return Err(format!("second moments of {inputs} inputs: expected {expected} values, got {}", values.len()));
         }
-        if let Some(at) = self.mean.iter().position(|v| !v.is_finite()) {
+        if let Some(at) = self.mean.iter().zip(self.centre()).position(|(v, c)| !(v.is_finite() && c.is_finite())) {
             return Err(format!("the mean of input {at} is {}: expected a finite number", self.mean[at]));
         }
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
@@ -109,7 +117,7 @@ impl Moments {
                 let (i, j) = (i.max(j), i.min(j));
                 triangle[i * (i + 1) / 2 + j]
             }
-            SecondMoments::Toeplitz { channels, kernel: [_, width], lags } => {
+            SecondMoments::Toeplitz { channels, kernel: [_, width], lags, .. } => {
                 let place = |input: usize| {
                     let tap = input / channels;
                     ((tap / width) as isize, (tap % width) as isize, input % channels)
@@ -122,6 +130,22 @@ impl Moments {
         }
     }
 
+    /// The mean that second moments are centred with.
+    pub fn centre(&self) -> &[f64] {
+        match &self.second {
+            SecondMoments::Dense(_) => &self.mean,
+            SecondMoments::Toeplitz { centre, .. } => centre,
+        }
+    }
+
+    /// The moments of these inputs alone, as those of a linear layer.
+    #[must_use]
+    pub fn part(&self, inputs: Range<usize>) -> Moments {
+        let entries = inputs.clone().flat_map(|i| (inputs.start..=i).map(move |j| (i, j)));
+        let second = SecondMoments::Dense(entries.map(|(i, j)| self.at(i, j)).collect());
+        Moments { rows: self.rows, mean: self.mean[inputs].to_vec(), second }
+    }
+
     /// `E[x_j^2]` of every input.
     pub fn diagonal(&self) -> Vec<f64> {
         (0..self.inputs()).map(|j| self.at(j, j)).collect()
@@ -129,10 +153,10 @@ impl Moments {
 
     /// `E[x_i x_j]`, i in `rows` and j in `cols`; of deviations from the mean if `centred`.
     pub fn block(&self, rows: &[usize], cols: &[usize], centred: bool) -> Array2<f64> {
-        let mut values = vec![0f64; rows.len() * cols.len()];
+        let (mut values, centre) = (vec![0f64; rows.len() * cols.len()], self.centre());
         values.par_chunks_mut(cols.len().max(1)).zip(rows).for_each(|(values, &i)| {
             for (value, &j) in values.iter_mut().zip(cols) {
-                *value = self.at(i, j) - if centred { self.mean[i] * self.mean[j] } else { 0.0 };
+                *value = self.at(i, j) - if centred { centre[i] * centre[j] } else { 0.0 };
             }
         });
         Array2::from_shape_vec((rows.len(), cols.len()), values).expect("as many values as entries")
@@ -169,8 +193,8 @@ mod tests {
                 lags.push(positions.map(|(y, x)| at(y, x, a) * at(y + dy, x + dx, b)).sum());
             }
         }
-        let mean = vec![0.0; channels * kernel[0] * kernel[1]];
-        Moments { rows: 1.0, mean, second: SecondMoments::Toeplitz { channels, kernel, lags } }
+        let (mean, centre) = (vec![0.0; channels * kernel[0] * kernel[1]], vec![0.0; channels * kernel[0] * kernel[1]]);
+        Moments { rows: 1.0, mean, second: SecondMoments::Toeplitz { channels, kernel, lags, centre } }
     }
 
     #[test]
@@ -218,7 +242,7 @@ mod tests {
         let conv = |kernel, channels, values| Moments {
             rows: 1.0,
             mean: vec![0.0; 18],
-            second: SecondMoments::Toeplitz { channels, kernel, lags: vec![1.0; values] },
+            second: SecondMoments::Toeplitz { channels, kernel, lags: vec![1.0; values], centre: vec![0.0; 18] },
         };
         assert_eq!(conv([3, 3], 2, 13 * 4).check(), Ok(()));
         for (bad, told) in [

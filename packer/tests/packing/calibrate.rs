@@ -420,7 +420,7 @@ fn damaged_calibrations_are_refused_or_read_but_never_panic() {
         [&(head.len() as u64).to_le_bytes()[..], head.as_bytes(), &bytes[header..]].concat()
     };
     for (from, to, told) in [
-        (r#"\"version\":1"#, r#"\"version\":2"#, "expected version 1, as packer calibrate makes it, got version 2"),
+        (r#"\"version\":2"#, r#"\"version\":3"#, "expected version 2, as packer calibrate makes it, got version 3"),
         ("aquatint_calibration", "something", "expected a file that packer calibrate wrote, got other safetensors"),
         (r#"\"channels\":16"#, r#"\"channels\":17"#, "expected F64 [17], got F64 [16]"),
         (r#"\"channels\":16"#, r#"\"channels\":18446744073709551615"#, "sizes that there are"),
@@ -491,4 +491,39 @@ fn unfinished_work_of_other_settings_is_refused() {
     fs::write(&states, &whole).expect("room");
     run(&settings);
     assert_eq!(scratch.entries(), ["c.safetensors", "prompts.txt"]);
+}
+
+#[test]
+fn halves_of_a_split_shortcut_are_calibrated_each_with_its_own_inputs() {
+    let scratch = Scratch::new("split-calibrated");
+    let case = &CASES[3];
+    let settings = case.settings(&scratch, "c.safetensors");
+    run(&settings);
+    let config = scratch.path("shortcuts.toml");
+    fs::write(&config, "default = \"f16\"\n[layers]\n\"up_blocks.*conv_shortcut\" = \"w3a8\"\n").expect("room");
+    let pack = |split| {
+        let options = packer::emit::Options {
+            model: fixture(case.model),
+            q_config: Some(config.display().to_string()),
+            calibration: Some(settings.output.clone()),
+            split,
+            output: scratch.path("m.aqt"),
+            ..Default::default()
+        };
+        packer::emit::pack(&options, &mut |_| ()).expect("it packs").layers
+    };
+    let (whole, halves) = (pack(false), pack(true));
+    assert_eq!(halves.len(), whole.len() + 6);
+    let shortcuts = halves
+        .iter()
+        .filter(|line| line.meta.name.starts_with("unet/up_blocks") && line.meta.name.contains("shortcut"));
+    let mut count = 0;
+    for line in shortcuts {
+        let (Some(error), Some(nearest)) = (line.meta.output_error, line.meta.nearest_output_error) else {
+            panic!("{:?} is not calibrated", line.meta);
+        };
+        assert!(error < nearest, "{}: {error} {nearest}", line.meta.name);
+        count += 1;
+    }
+    assert_eq!(count, 12);
 }

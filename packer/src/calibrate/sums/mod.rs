@@ -43,6 +43,11 @@ impl Rows {
         }
     }
 
+    /// Numbers of the sum over windows at every pixel.
+    pub fn walk_len(&self) -> usize {
+        if matches!(self, Rows::Displacements(_)) { self.inputs() } else { 0 }
+    }
+
     /// Numbers of the second moments.
     pub fn second_len(&self) -> usize {
         match self {
@@ -67,6 +72,8 @@ pub struct Sums {
     pub squared_ranges: f64,
     /// `sum x`, K values.
     pub sum: Vec<f64>,
+    /// Where moments are kept by displacement, `sum x` over windows at every pixel, whatever the stride; else empty.
+    pub walk: Vec<f64>,
     /// `sum x x^T`: as [`SecondMoments`](crate::quantize::SecondMoments) has it.
     pub second: Vec<f64>,
     /// Least of each channel.
@@ -92,6 +99,7 @@ impl Sums {
             groups: 0.0,
             squared_ranges: 0.0,
             sum: vec![0.0; rows.inputs()],
+            walk: vec![0.0; rows.walk_len()],
             second: vec![0.0; rows.second_len()],
             low: vec![low; channels],
             high: vec![high; channels],
@@ -103,7 +111,7 @@ impl Sums {
 
     /// Bytes that they take in memory and in a file.
     pub fn bytes(rows: &Rows, calls: usize) -> usize {
-        8 * (5 + rows.inputs() + rows.second_len() + calls * BINS) + 8 * (rows.channels() + calls)
+        8 * (5 + rows.inputs() + rows.walk_len() + rows.second_len() + calls * BINS) + 8 * (rows.channels() + calls)
     }
 
     fn add_extent(&mut self, extent: &Extent, call: usize, weight: f32) {
@@ -207,7 +215,8 @@ impl Accumulator {
                 let [height, width] = windows.walked();
                 self.pending.extend(windows.padded(slice.values));
                 windows.add_to(slice.values, &mut self.sums.sum);
-                self.sums.weight += (height * width) as f64;
+                windows.add_walk_to(slice.values, &mut self.sums.walk);
+                self.sums.weight += windows.count() as f64;
                 self.sums.rows += windows.count() as f64;
                 self.sums.pixels += (height * width) as f64;
             }

@@ -44,7 +44,7 @@ impl<'a> Blocks<'a> {
     /// channels, one channel at least.
     pub(super) fn new(moments: &'a Moments, damping: f64, max_block: usize) -> Self {
         let constant = |square: f64, mean: f64| square - mean * mean <= CONSTANT * square;
-        let squares = moments.diagonal().into_iter().zip(&moments.mean);
+        let squares = moments.diagonal().into_iter().zip(moments.centre());
         let variance: Vec<f64> =
             squares.map(|(square, &mean)| if constant(square, mean) { 0.0 } else { square - mean * mean }).collect();
         let unit = match variance.iter().sum::<f64>() / variance.len() as f64 {

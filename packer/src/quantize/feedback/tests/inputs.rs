@@ -41,7 +41,8 @@ fn convolved(size: usize, channels: usize, seed: u64) -> Moments {
     for (tap, c) in (0..9).flat_map(|tap| (0..channels).map(move |c| (tap, c))) {
         mean.push(all().map(|(y, x)| at(y + tap / 3 - 1, x + tap % 3 - 1, c)).sum::<f64>() / pixels);
     }
-    Moments { rows: pixels, mean, second: SecondMoments::Toeplitz { channels, kernel: [3, 3], lags } }
+    let second = SecondMoments::Toeplitz { channels, kernel: [3, 3], lags, centre: mean.clone() };
+    Moments { rows: pixels, mean, second }
 }
 
 #[test]
