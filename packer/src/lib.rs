@@ -25,6 +25,7 @@
 //! * [`source::tokenizer`] reads what makes tokens of prompts.
 //! * [`emit`] runs all of it. [`unpack`] goes the other way, and [`synth`] makes models of true size to try it on;
 //!   both write through [`weights`].
+//! * [`import`] reads weights that others have quantized.
 //! * [`calibrate`] runs the float model, to know what the inputs of its layers are like.
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
 #![deny(unsafe_code, missing_docs)]
@@ -34,6 +35,7 @@ pub mod cli;
 pub mod config;
 pub mod emit;
 pub mod error;
+pub mod import;
 pub mod lower;
 pub mod pass;
 pub mod quantize;

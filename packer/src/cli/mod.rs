@@ -67,6 +67,15 @@ struct Pack {
     /// inputs, which is worth about one bit, instead of rounding each weight to the nearest level.
     #[arg(long, value_name = "CALIB.safetensors", requires = "q_config")]
     calib: Option<PathBuf>,
+
+    /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth or Qua2SeDiMo's
+    /// *_mq.pt. --q-config says how many bits they have, and by which method; activations are as it says
+    #[arg(long, value_name = "FILE", visible_alias = "cali-ckpt", alias = "cali_ckpt")]
+    import: Option<PathBuf>,
+
+    /// Quantize the two inputs of shortcuts over skip connections apart, as Q-Diffusion does
+    #[arg(long)]
+    split: bool,
     /// Compute the denoiser's self-attention in 8 bits wherever the layers around it have quantized activations. Faster on
     /// CPUs; changes results about as much as 8-bit activations do.
     #[arg(long)]

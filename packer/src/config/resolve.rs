@@ -76,12 +76,16 @@ pub(super) fn resolve(config: &QConfig, layers: &[&str], aliases: &[(&str, &str)
     let mut choices = Vec::with_capacity(layers.len());
     for &layer in layers {
         let named = |name: &str| exact.get(name).or_else(|| inherited.get(name)).copied();
-        let by_glob = best_glob(&mut globs, layer).map_err(|keys| ConfigError::Conflict {
-            origin: origin(),
-            layer: layer.into(),
-            keys,
-        })?;
         let first_half = layer.strip_suffix(SECOND_HALF);
+        let mut by_glob = None;
+        for name in [Some(layer), first_half].into_iter().flatten() {
+            let found = best_glob(&mut globs, name).map_err(|keys| ConfigError::Conflict {
+                origin: origin(),
+                layer: name.into(),
+                keys,
+            })?;
+            by_glob = by_glob.or(found);
+        }
         let entry = named(layer).or_else(|| first_half.and_then(named)).or(by_glob);
         let entry = entry.map(|(key, spec)| Choice { spec, by: Decider::Entry(key.to_owned()) });
         match entry.or_else(|| config.default.clone()) {

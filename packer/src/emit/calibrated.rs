@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::pass::give_biases;
 use crate::quantize::Moments;
 use crate::recipe::{Recipe, Store};
-use crate::weight::Weights;
+use crate::weight::{Step, Weight, Weights};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
 use aquatint::raw::program::{Program, Tensor};
@@ -37,7 +37,7 @@ impl Known {
         file.check_model(pipeline, sources)?;
         let coded: Vec<bool> = recipe.decisions.iter().map(|d| matches!(d.treatment.store, Store::Codes(..))).collect();
         let mut known: Vec<bool> =
-            weights.iter().zip(&coded).map(|(w, &coded)| coded && file.knows(&w.name())).collect();
+            weights.iter().zip(&coded).map(|(w, &coded)| coded && file.knows(&w.whole_name())).collect();
         if !known.contains(&true) {
             let expected = "a configuration that makes codes of layers whose inputs it has, or it has no effect";
             return Err(Error::request("--calib", expected, "none").into());
@@ -54,15 +54,23 @@ impl Known {
         Ok(Known { file, known, bias_of })
     }
 
-    /// The moments of the inputs of weight `i`, called `name` in the file, if codes are to be chosen by them.
+    /// The moments of the inputs of `weight`, number `i`, if codes are to be chosen by them.
     ///
     /// # Errors
     /// If the file is damaged.
-    pub(super) fn moments(&self, i: usize, name: &str) -> Result<Option<Moments>> {
-        match self.known.get(i) {
-            Some(true) => self.file.moments(name),
-            _ => Ok(None),
+    pub(super) fn moments(&self, i: usize, weight: &Weight) -> Result<Option<Moments>> {
+        if self.known.get(i) != Some(&true) {
+            return Ok(None);
         }
+        let moments = self.file.moments(&weight.whole_name())?;
+        let half = weight.steps.iter().find_map(|step| match step {
+            Step::Split { first, count, .. } => Some(*first as usize..(first + count) as usize),
+            _ => None,
+        });
+        Ok(match (moments, half) {
+            (Some(moments), Some(inputs)) => Some(moments.part(inputs)),
+            (moments, _) => moments,
+        })
     }
 
     /// The bias that takes up the mean error of weight `i`.

@@ -6,6 +6,7 @@
 //! whatever the number of threads. [`pack`] is the two in one.
 
 mod calibrated;
+mod imported;
 mod report;
 mod store;
 
@@ -13,6 +14,7 @@ pub use report::{LayerLine, Progress, Report};
 
 use crate::config::QConfig;
 use crate::error::Result;
+use crate::import::Imported;
 use crate::lower::{self, Lowered, Part};
 use crate::pass;
 use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
@@ -30,9 +32,10 @@ use aquatint::raw::format::{Meta, Packed, TensorSpec, Writer};
 use aquatint::raw::program::{Dims, Program, Role, Tensor, shape};
 use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
+use imported::{check_effect, in_file_order, knows, split};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use store::{Stored, store};
+use store::{Stored, store, store_imported};
 
 /// Bits per weight of the precision that average bits are relative to; the published sizes count 16.
 const PRECISION: u64 = 16;
@@ -57,6 +60,11 @@ pub struct Options {
     /// Statistics of the inputs of layers, as [`calibrate`](crate::calibrate) makes them: where they are known, codes are chosen
     /// for the layer's output; elsewhere weights are rounded to the nearest level.
     pub calibration: Option<PathBuf>,
+    /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
+    /// are as it has them.
+    pub import: Option<PathBuf>,
+    /// Whether shortcuts over skip connections become two products, each with levels of its own.
+    pub split: bool,
     /// Settings of the sampler that the model's files say otherwise, or do not say.
     pub overrules: Overrules,
     /// Whether the denoisers' attentions between integer layers work in 8-bit codes too.
@@ -115,8 +123,19 @@ impl Packing {
             text: options.text_q_config.as_deref(),
             activation_bits: options.activation_bits,
         };
-        let sites = pass::sites(&self.programs, self.weights.len());
+        let imported = options.import.as_ref().map(|path| Imported::open(path)).transpose()?;
+        let [height, width] = self.pipeline.latent_size.map(|n| n as usize);
+        let dims = Dims { batch: 1, conditions: 1, height, width, tokens: 1 };
+        split(&mut self.programs, &mut self.weights, &self.model, &dims, (options.split, imported.as_ref()))?;
+        let mut sites = pass::sites(&self.programs, self.weights.len());
+        for (site, weight) in sites.iter_mut().zip(self.weights.iter()) {
+            site.imported = imported.as_ref().is_some_and(|imported| knows(imported, &self.model, weight));
+        }
         let mut recipe = Recipe::new(&self.weights, &sites, requests)?;
+        if let Some(imported) = &imported {
+            check_effect(imported, &sites, &recipe)?;
+            recipe.config += &format!(", weights of {}", imported.describe());
+        }
         let (programs, weights) = (&mut self.programs, &mut self.weights);
         let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
@@ -124,11 +143,10 @@ impl Packing {
         let attentions = self.use_codes(&recipe)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
-        let [height, width] = self.pipeline.latent_size.map(|n| n as usize);
         for program in &self.programs {
-            shape::infer(program, &types, &Dims { batch: 1, conditions: 1, height, width, tokens: 1 })?;
+            shape::infer(program, &types, &dims)?;
         }
-        let (layers, average_bits) = self.write_weights(&recipe, known.as_ref(), progress)?;
+        let (layers, average_bits) = self.write_weights(&recipe, (known.as_ref(), imported.as_ref()), progress)?;
         for (name, bytes) in &self.files {
             self.writer.bytes(name, bytes)?;
         }
@@ -182,7 +200,7 @@ impl Packing {
     fn write_weights(
         &mut self,
         recipe: &Recipe,
-        known: Option<&Known>,
+        (known, imported): (Option<&Known>, Option<&Imported>),
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Vec<LayerLine>, f64)> {
         let total = self.weights.iter().map(|w| w.len() as u64).sum();
@@ -195,7 +213,8 @@ impl Packing {
             let name = weight.name();
             progress(Progress { name: &name, done, total });
             let prepare = |i: usize, corrections: &mut HashMap<usize, Vec<f64>>| -> Result<Prepared> {
-                let prepared = self.prepare(i, recipe.decisions[i].treatment, known, corrections.remove(&i))?;
+                let treatment = recipe.decisions[i].treatment;
+                let prepared = self.prepare(i, treatment, (known, imported), corrections.remove(&i))?;
                 if let (Some(bias), Some(output)) = (known.and_then(|k| k.bias_of(i)), &prepared.stored.calibrated) {
                     corrections.insert(bias, output.bias.clone());
                 }
@@ -227,7 +246,7 @@ impl Packing {
         &self,
         i: usize,
         treatment: Treatment,
-        known: Option<&Known>,
+        (known, imported): (Option<&Known>, Option<&Imported>),
         correction: Option<Vec<f64>>,
     ) -> Result<Prepared> {
         let weight = &self.weights[Tensor(i as u32)];
@@ -236,8 +255,20 @@ impl Packing {
         for (to, by) in elements.values.iter_mut().zip(correction.iter().flatten()) {
             *to = (f64::from(*to) + by) as f32;
         }
-        let moments = known.map_or(Ok(None), |known| known.moments(i, &name))?;
-        let stored = store(&name, &elements, treatment, moments.as_ref())?;
+        if let (Some(imported), Store::Codes(method, bits)) = (imported, treatment.store)
+            && Part::of(weight.component) == Part::Denoiser
+        {
+            let model = &self.model.component(weight.component).weights;
+            if let Some(got) = imported.weight(model, weight, method, bits)? {
+                let stored = store_imported(&name, &elements, in_file_order(weight, got)?, treatment)?;
+                return Ok(Prepared { dims: elements.dims, stored });
+            }
+        }
+        let moments = known.map_or(Ok(None), |known| known.moments(i, weight))?;
+        let mut stored = store(&name, &elements, treatment, moments.as_ref())?;
+        if imported.is_some() && weight.quantizable() && matches!(treatment.store, Store::Codes(..)) {
+            stored.note = Some("not in the imported file by this method at this width: quantized here".into());
+        }
         Ok(Prepared { dims: elements.dims, stored })
     }
 }
@@ -263,7 +294,7 @@ fn inputs(options: &Options) -> Vec<&Path> {
     let models = [&options.model].into_iter().chain(&options.refiner);
     let models = models.chain(&options.donors.autoencoder).chain(&options.donors.text);
     let scheduler = options.overrules.scheduler_config.as_deref();
-    let calibration = options.calibration.as_deref();
+    let calibration = options.calibration.as_deref().into_iter().chain(options.import.as_deref());
     models.map(PathBuf::as_path).chain(configs).chain(scheduler).chain(calibration).collect()
 }
 
@@ -298,8 +329,7 @@ fn line(weight: &Weight, decision: &Decision, stored: &Stored, weights: u64) -> 
 
 /// What the recipe and the choice of codes have to say of a layer.
 fn notes(recipe: Option<&str>, stored: &Stored) -> Option<String> {
-    let chosen = stored.calibrated.as_ref().and_then(|output| output.note.as_deref());
-    let all: Vec<&str> = recipe.into_iter().chain(chosen).collect();
+    let all: Vec<&str> = recipe.into_iter().chain(stored.note.as_deref()).collect();
     (!all.is_empty()).then(|| all.join("; "))
 }
 

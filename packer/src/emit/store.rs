@@ -1,7 +1,11 @@
 //! One weight's elements become its bytes in the file.
 
 use crate::error::Result;
-use crate::quantize::{Calibrated, FeedbackOptions, Measured, Moments, quantize_calibrated, quantize_measured};
+use crate::import::RowGrid;
+use crate::quantize::{
+    Calibrated, FeedbackOptions, Measured, Method, Moments, encode, quantize_calibrated, quantize_measured,
+    relative_error,
+};
 use crate::recipe::{Store, Treatment};
 use crate::weight::Elements;
 use crate::weights::halves;
@@ -22,6 +26,8 @@ pub(super) struct Stored {
     pub(super) exact_error: f64,
     /// What a calibration says of it.
     pub(super) calibrated: Option<OutputError>,
+    /// What a person should know of it.
+    pub(super) note: Option<String>,
 }
 
 /// What became of a layer's output over a calibration.
@@ -32,14 +38,12 @@ pub(super) struct OutputError {
     pub(super) nearest: f64,
     /// What the layer's bias must take up, per output.
     pub(super) bias: Vec<f64>,
-    /// What a person should know of it.
-    pub(super) note: Option<String>,
 }
 
 impl Stored {
     /// The bytes of a weight that is `error` off, without anything known of its inputs.
     fn plain(kind: TensorKind, bytes: Vec<u8>, error: f64) -> Self {
-        Stored { kind, bytes, error, exact_error: error, calibrated: None }
+        Stored { kind, bytes, error, exact_error: error, calibrated: None, note: None }
     }
 }
 
@@ -65,23 +69,64 @@ pub(super) fn store(name: &str, weight: &Elements, treatment: Treatment, moments
         Store::Codes(method, bits) => {
             let (rows, cols) = (dims[0], dims[1..].iter().product());
             let codebook = treatment.codebook;
-            let (measured, calibrated) = match moments {
-                None => (quantize_measured(values, rows, cols, method, bits, codebook), None),
+            let (measured, calibrated, note) = match moments {
+                None => (quantize_measured(values, rows, cols, method, bits, codebook), None, None),
                 Some(moments) => {
                     let options = FeedbackOptions::default();
                     let chosen = quantize_calibrated(values, rows, cols, method, bits, codebook, moments, &options);
                     let misfit = |fault| Error::request(format!("--calib for {name}"), "moments of its inputs", fault);
                     let Calibrated { matrix, error, exact_error, output_error, nearest_output_error, bias, note } =
                         chosen.map_err(misfit)?;
-                    let output = OutputError { error: output_error, nearest: nearest_output_error, bias, note };
-                    (Measured { matrix, error, exact_error }, Some(output))
+                    let output = OutputError { error: output_error, nearest: nearest_output_error, bias };
+                    (Measured { matrix, error, exact_error }, Some(output), note)
                 }
             };
-            let Measured { matrix, error, exact_error } = measured;
-            let (layout, bytes) = layout::pack(&matrix, taps(dims));
-            let made = TensorKind::Codes { bits, grain: layout.grain, int8: layout.int8 };
-            assert_eq!(made, kind, "{name}: the shape rules were told otherwise");
-            Ok(Stored { kind, bytes, error, exact_error, calibrated })
+            Ok(Stored { calibrated, note, ..pack(name, dims, measured, kind) })
         }
     }
+}
+
+/// Stores the weight called `name`, which becomes `imported`, on a grid of rows where there is one.
+///
+/// # Errors
+/// If `treatment` asks for levels that are not those of the grid.
+pub(super) fn store_imported(
+    name: &str,
+    weight: &Elements,
+    (imported, grid): (Elements, Option<RowGrid>),
+    treatment: Treatment,
+) -> Result<Stored> {
+    let (Elements { dims, values }, kind) = (&imported, treatment.kind());
+    let Store::Codes(method, bits) = treatment.store else { unreachable!("codes are imported") };
+    let (rows, cols) = (dims[0], dims[1..].iter().product());
+    let matrix = match (grid, method) {
+        (Some(RowGrid { step, zero }), Method::Uniform(_)) => encode(values, rows, cols, bits, &step, &zero),
+        (Some(_), _) => {
+            let expected = format!("a configuration of uniform levels, such as w{bits}a8, as the file has them");
+            return Err(Error::request(format!("--import for {name}"), expected, method).into());
+        }
+        (None, _) => quantize_measured(values, rows, cols, method, bits, treatment.codebook).matrix,
+    };
+    let moved = relative_error(values, &matrix);
+    let error = relative_error(&weight.values, &matrix);
+    let note = (moved > 1e-6).then(|| {
+        format!("imported; its levels are stored as 8-bit integers, which moves weights by {:.2} %", 100.0 * moved)
+    });
+    let exact_error = {
+        let sums = weight.values.iter().zip(values).fold((0.0, 0.0), |(sse, energy), (&w, &v)| {
+            (sse + (f64::from(w) - f64::from(v)).powi(2), energy + f64::from(w).powi(2))
+        });
+        if sums.0 == 0.0 { 0.0 } else { (sums.0 / sums.1).sqrt() }
+    };
+    let stored = pack(name, dims, Measured { matrix, error, exact_error }, kind);
+    Ok(Stored { note: note.or_else(|| Some("imported".into())), ..stored })
+}
+
+/// The bytes of a quantized matrix, which the shape rules were told is of this kind.
+fn pack(name: &str, dims: &[usize], measured: Measured, kind: TensorKind) -> Stored {
+    let Measured { matrix, error, exact_error } = measured;
+    let (layout, bytes) = layout::pack(&matrix, taps(dims));
+    let made = TensorKind::Codes { bits: matrix.bits, grain: layout.grain, int8: layout.int8 };
+    assert_eq!(made, kind, "{name}: the shape rules were told otherwise");
+    Stored { kind, bytes, error, exact_error, calibrated: None, note: None }
 }

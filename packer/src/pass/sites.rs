@@ -12,6 +12,8 @@ pub struct Site {
     pub hoisted: bool,
     /// The end of the network that it is, if it is one.
     pub end: Option<End>,
+    /// Whether others have quantized it; the program does not say.
+    pub imported: bool,
 }
 
 /// An end of a network from latents or pixels to latents or pixels.
@@ -125,7 +127,7 @@ mod tests {
             node(Op::Unpatchify(Unpatchify { x: Value(11), ..Unpatchify::default() })), // 12
         ];
         let program = Program { role: Role::Denoiser, inputs, nodes, output: Value(12) };
-        let site = |hoisted, end| Site { hoisted, end };
+        let site = |hoisted, end| Site { hoisted, end, imported: false };
         let expected = [
             site(false, Some(End::First)),
             site(true, None),

@@ -27,7 +27,7 @@ mod uniform;
 pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
 pub use moments::{Moments, SecondMoments};
-pub use uniform::Rule;
+pub use uniform::{Rule, f16_codes};
 
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix};
 use std::fmt;
@@ -142,6 +142,22 @@ pub fn quantize(
         (Method::KMeansRow, _) => table::kmeans_rows(weights, rows, cols, bits, codebook).0,
         (Method::KMeansTensor, _) => table::kmeans_tensor(weights, rows, cols, bits, codebook).0,
     }
+}
+
+/// The codes of `weights`, which lie on the grid of every row already: level q of row r is `step[r] * (q - zero[r])`. Others are
+/// rounded to the nearest level.
+///
+/// # Panics
+/// If there are not as many weights as rows and columns say, or as many steps and zero points as rows.
+pub fn encode(weights: &[f32], rows: usize, cols: usize, bits: Bits, step: &[f32], zero: &[f32]) -> QuantizedMatrix {
+    assert_eq!((weights.len(), step.len(), zero.len()), (rows * cols, rows, rows), "a {rows} x {cols} matrix");
+    if weights.is_empty() { table::empty(rows, cols, bits) } else { uniform::encode(weights, cols, bits, step, zero) }
+}
+
+/// `||W - Wq|| / ||W||` of `matrix`; 0 for an all-zero source that is reproduced.
+pub fn relative_error(weights: &[f32], matrix: &QuantizedMatrix) -> f64 {
+    let (sse, energy) = table::error_and_energy(weights, matrix);
+    if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() }
 }
 
 /// As [`quantize`], with the errors of the result.

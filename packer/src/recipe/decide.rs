@@ -15,7 +15,8 @@ const END_BITS: Bits = Bits::ALL[5];
 /// The decision about a layer at `site` for which the configuration makes `choice`.
 pub(super) fn decide(weight: &Weight, site: Site, choice: Choice) -> Decision {
     let Choice { spec, by } = choice;
-    let named = matches!(by, Decider::Entry(_));
+    // What others have quantized stays as they have it.
+    let named = matches!(by, Decider::Entry(_)) || site.imported;
     let mut notes = Vec::new();
     let (method, mut bits) = match spec.weights {
         Weights::F32 => return plain(Store::F32, by, None),
@@ -45,7 +46,7 @@ pub(super) fn decide(weight: &Weight, site: Site, choice: Choice) -> Decision {
         notes.push(format!("float activations: its {channels} channels are not a multiple of {CHANNEL_GROUP}"));
         (activation_bits, codebook) = (None, CodebookType::F16);
     }
-    if activation_bits.is_some() && site.hoisted && !named {
+    if activation_bits.is_some() && site.hoisted && !matches!(by, Decider::Entry(_)) {
         // Its codebooks stay integers: they are half as long, and floats multiply them as well.
         notes.push(
             "float activations: it depends on the timestep and no latents, so it is worked out before the steps".into(),

@@ -144,7 +144,7 @@ fn ends_and_what_is_hoisted_are_spared_unless_they_are_named() {
     for name in ["first", "time", "middle", "last"] {
         all.push(layer(DENOISER, name, &[96, 128], Storage::Linear));
     }
-    let site = |hoisted, end| Site { hoisted, end };
+    let site = |hoisted, end| Site { hoisted, end, imported: false };
     let sites = [site(false, Some(End::First)), site(true, None), site(false, None), site(false, Some(End::Last))];
     let of =
         |config: &str| Recipe::new(&all, &sites, Requests { denoiser: Some(config), ..Requests::default() }).unwrap();

@@ -5,7 +5,7 @@
 
 use super::float8::{self, Scale};
 use super::layout::Entry;
-use super::view::View;
+use super::view::{Part, View};
 use super::weight_files::{self, WeightFiles};
 use super::{SourceFile, safetensors, torch};
 use ::safetensors::Dtype;
@@ -23,8 +23,8 @@ use std::sync::Arc;
 struct Place {
     file: usize,
     view: View,
-    /// Its name in the file, where that is another.
-    source: Option<String>,
+    /// Its name in the file, where that is another, and which elements of that tensor it is.
+    source: Option<(String, Part)>,
     /// What its elements are multiplied with.
     scale: Option<Scale>,
 }
@@ -217,7 +217,8 @@ impl Checkpoint {
             let view = place.view.part(&entry.part, &entry.dims).map_err(fault)?;
             let scale = place.scale.as_ref().map(|scale| scale.part(&entry.part, &entry.dims));
             let scale = scale.transpose().map_err(fault)?;
-            let place = Place { file: place.file, view, source: Some(entry.source.clone()), scale };
+            let place =
+                Place { file: place.file, view, source: Some((entry.source.clone(), entry.part.clone())), scale };
             renamed.tensors.insert(entry.key.clone(), place);
         }
         Ok(renamed)
@@ -227,10 +228,16 @@ impl Checkpoint {
     pub fn describe(&self, key: &str) -> String {
         let (component, place) = (&self.component, self.tensors.get(key));
         match (&self.origin, place.and_then(|p| p.source.as_ref())) {
-            (Some(file), Some(source)) => format!("{file}: {source} ({component}: {key})"),
+            (Some(file), Some((source, _))) => format!("{file}: {source} ({component}: {key})"),
             (Some(file), None) => format!("{file}: {component}: {key}"),
             (None, _) => format!("{component}: {key}"),
         }
+    }
+
+    /// What tensor `key` is called in the file, and which elements of that tensor it is.
+    pub fn published<'a>(&'a self, key: &'a str) -> (&'a str, &'a Part) {
+        let source = self.tensors.get(key).and_then(|place| place.source.as_ref());
+        source.map_or((key, &Part::Whole), |(source, part)| (source, part))
     }
 
     /// The component's folder name, or the name of the single file.

@@ -299,6 +299,8 @@ fn the_second_half_of_a_split_layer_has_its_own_name() {
     let both = r#"{"model.skip.weight_quantizer": "mse-4", "model.skip.weight_quantizer_0": "mse-3"}"#;
     assert_eq!(get(both), ["w4a16:mse", "w3a16:mse"]);
     assert_eq!(get(r#"{"default": "f16", "skip": "mse-4"}"#), ["w4a16:mse", "w4a16:mse"]);
+    assert_eq!(get(r#"{"default": "f16", "*kip": "mse-4"}"#), ["w4a16:mse", "w4a16:mse"]);
+    assert_eq!(get(r#"{"default": "f16", "*kip": "mse-4", "*_0": "mse-3"}"#), ["w4a16:mse", "w3a16:mse"]);
     assert_eq!(get(r#"{"default": "f16"}"#), ["f16", "f16"]);
 }
 

@@ -6,6 +6,7 @@ mod common;
 mod config;
 mod donors;
 mod float8;
+mod import;
 mod interrupted;
 mod latent;
 mod layouts;

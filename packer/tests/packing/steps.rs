@@ -6,11 +6,10 @@ use aquatint::raw::backend::cpu::{Cpu, Tier};
 use aquatint::raw::exec::{Executor, PromptInputs};
 use aquatint::raw::format::{Meta, Packed, TensorSpec, TensorView, Writer};
 use aquatint::raw::plan::Binding;
-use aquatint::raw::program::{
-    Act, Attention, Concat, Dims, GatedLinear, LayerNorm, Linear, Node, Op, Program, Role, Tensor, Value,
-};
+use aquatint::raw::program::{Act, Attention, Dims, GatedLinear, LayerNorm, Linear, Op, Program, Role, Tensor, Value};
 use packer::emit::{Options, Packing};
 use packer::lower::UNET;
+use packer::pass::split_shortcuts;
 use packer::unpack::unpack;
 use packer::weight::{Channels, Rotation, Step, Weights};
 use packer::weights::Float;
@@ -212,57 +211,13 @@ fn rotations_cancel_and_come_back() {
     }
 }
 
-/// Splits each linear layer that reads two values side by side into one for each; returns how many that were.
-fn split(program: &mut Program, weights: &mut Weights, width: &dyn Fn(Value) -> usize) -> usize {
-    let before = program.clone();
-    let mut numbers: Vec<Value> = (0..before.inputs.len() as u32).map(Value).collect();
-    let mut nodes: Vec<Node> = Vec::new();
-    let next = |nodes: &Vec<Node>| Value((before.inputs.len() + nodes.len()) as u32);
-    let mut count = 0;
-    for mut node in before.nodes.clone() {
-        let halves = match node.op {
-            Op::Linear(Linear { x, weight, .. }) => before.node_of(x).and_then(|i| match before.nodes[i].op {
-                Op::Concat(Concat { a, b }) => Some((weights.split(weight, width(a))?, a, b)),
-                _ => None,
-            }),
-            _ => None,
-        };
-        if let Some((_, a, _)) = halves {
-            // The first half takes bias and residual, the second adds to it.
-            let mut first = node.clone();
-            let Op::Linear(Linear { x, .. }) = &mut first.op else { unreachable!("a linear layer") };
-            *x = a;
-            first.op.renumber(|v| numbers[v.0 as usize]);
-            nodes.push(first);
-        } else {
-            node.op.renumber(|v| numbers[v.0 as usize]);
-        }
-        if let Some((second, _, b)) = halves {
-            let sum = Value(next(&nodes).0 - 1);
-            let Op::Linear(Linear { x, weight, bias, act: Act::None, gate: None, residual }) = &mut node.op else {
-                panic!("a plain layer")
-            };
-            (*x, *weight, *bias, *residual) = (numbers[b.0 as usize], second, None, Some(sum));
-            count += 1;
-        }
-        numbers.push(next(&nodes));
-        nodes.push(node);
-    }
-    program.output = numbers[program.output.0 as usize];
-    program.nodes = nodes;
-    count
-}
-
 #[test]
 fn a_layer_over_two_values_may_be_split_and_is_joined_again() {
     let plain = outcome("split-none", &|_, _| ());
     let halves = outcome("split", &|program, weights| {
-        // Widths of what is concatenated: those of the layers' outputs.
-        let types: Vec<_> = weights.iter().map(|w| aquatint::raw::format::TensorKind::F32.ty(&w.dims())).collect();
         let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens: 7 };
-        let shapes = aquatint::raw::program::shape::infer(program, &types, &dims).unwrap();
-        let width = |value: Value| *shapes[value.0 as usize].dims().last().unwrap();
-        assert_eq!(split(program, weights, &width), 6, "two blocks in each of three levels");
+        let split = split_shortcuts(std::slice::from_mut(program), weights, &dims, &|_, _| true).unwrap();
+        assert_eq!(split.len(), 6, "two blocks in each of three levels");
     });
     assert!(halves.steps.keys().any(|name| name.ends_with("conv_shortcut.weight_quantizer_0.weight")));
     let error = relative(&halves.sample, &plain.sample);

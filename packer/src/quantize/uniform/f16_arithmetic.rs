@@ -42,6 +42,12 @@ fn value(map: &Affine, v: f32) -> f32 {
     round(round(code(map, v) - map.zero) * map.step)
 }
 
+/// The codes, as numbers, that Qua2SeDiMo's code makes of f16 `weights` with this step and zero point.
+pub fn codes(weights: &[f32], step: f32, zero: f32, bits: Bits) -> impl Iterator<Item = f32> {
+    let map = Affine { step, zero, bottom: 0.0, top: (bits.levels() - 1) as f32, small: false };
+    weights.iter().map(move |&v| code(&map, v))
+}
+
 pub(super) fn encode(map: &Affine, row: &[f32], codes: &mut [u8]) {
     for (to, &v) in codes.iter_mut().zip(row) {
         *to = code(map, v) as u8;

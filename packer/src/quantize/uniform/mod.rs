@@ -6,6 +6,7 @@ mod f16_arithmetic;
 mod fit;
 mod rule;
 
+pub use f16_arithmetic::codes as f16_codes;
 pub(super) use fit::fit_weighted;
 pub use rule::Rule;
 
@@ -52,9 +53,29 @@ pub(super) fn quantize(weights: &[f32], rows: usize, cols: usize, rule: Rule, bi
                 (*scale, *offset) = constant(row[0]);
             }
         });
+    let table = TableValues::I8(integers(bits));
+    QuantizedMatrix { bits, rows, cols, codes, table, grain: Grain::Tensor, scale, offset }
+}
+
+/// The shared table of uniform levels.
+fn integers(bits: Bits) -> Vec<i8> {
     let lowest = -(bits.levels() as i32 / 2);
-    let table = (0..bits.levels() as i32).map(|q| (q + lowest) as i8).collect();
-    QuantizedMatrix { bits, rows, cols, codes, table: TableValues::I8(table), grain: Grain::Tensor, scale, offset }
+    (0..bits.levels() as i32).map(|q| (q + lowest) as i8).collect()
+}
+
+/// Codes of weights, rows of `cols`, on grids that are given, one step and zero point per row.
+pub(super) fn encode(weights: &[f32], cols: usize, bits: Bits, step: &[f32], zero: &[f32]) -> QuantizedMatrix {
+    let half = (bits.levels() / 2) as f32;
+    let mut codes = vec![0u8; weights.len()];
+    (codes.par_chunks_mut(cols), weights.par_chunks(cols), step, zero).into_par_iter().for_each(
+        |(codes, row, &step, &zero)| {
+            let map = Affine { step, zero, bottom: 0.0, top: (bits.levels() - 1) as f32, small: false };
+            map.encode(row, codes);
+        },
+    );
+    let (table, rows) = (TableValues::I8(integers(bits)), step.len());
+    let offset = zero.iter().map(|zero| half - zero).collect();
+    QuantizedMatrix { bits, rows, cols, codes, table, grain: Grain::Tensor, scale: step.to_vec(), offset }
 }
 
 /// Scale and offset over the integers from `-2^(b-1)` that `rule` gives `row`.

@@ -1,0 +1,80 @@
+//! What an import changes on the way of a weight into the file.
+
+use crate::error::Result;
+use crate::import::{Imported, ImportedWeight, RowGrid};
+use crate::lower::Part;
+use crate::pass::{self, Site};
+use crate::recipe::{Recipe, Store};
+use crate::source::diffusers::Model;
+use crate::weight::{Elements, Misfit, Step, Weight, Weights, step};
+use aquatint::error::Error;
+use aquatint::raw::program::{Dims, Program, Tensor};
+
+/// Splits the shortcuts over skip connections that are to be: `all` of the denoisers', or those that `imported` has split.
+///
+/// # Errors
+/// If all are to be and there are none.
+pub(super) fn split(
+    programs: &mut [Program],
+    weights: &mut Weights,
+    model: &Model,
+    dims: &Dims,
+    (all, imported): (bool, Option<&Imported>),
+) -> Result<()> {
+    let wanted = |weights: &Weights, tensor: Tensor| {
+        let weight = &weights[tensor];
+        let own = || &model.component(weight.component).weights;
+        Part::of(weight.component) == Part::Denoiser && (all || imported.is_some_and(|i| i.is_split(own(), weight)))
+    };
+    let halves = pass::split_shortcuts(programs, weights, dims, &wanted)?;
+    if all && halves.is_empty() {
+        let expected = "a denoiser with shortcuts over skip connections, or it has no effect";
+        return Err(Error::request("--split", expected, "none").into());
+    }
+    Ok(())
+}
+
+/// Whether `imported` has the layer with this weight.
+pub(super) fn knows(imported: &Imported, model: &Model, weight: &Weight) -> bool {
+    let denoiser = Part::of(weight.component) == Part::Denoiser && weight.quantizable() && !weight.is_made();
+    denoiser && imported.knows(&model.component(weight.component).weights, weight)
+}
+
+/// Refuses an import from which nothing would be taken.
+///
+/// # Errors
+/// If it has no layer of the model, or none that becomes codes.
+pub(super) fn check_effect(imported: &Imported, sites: &[Site], recipe: &Recipe) -> Result<()> {
+    let coded = |i: usize| matches!(recipe.decisions[i].treatment.store, Store::Codes(..));
+    let known: Vec<usize> = (0..sites.len()).filter(|&i| sites[i].imported).collect();
+    let (expected, got) = match known.iter().any(|&i| coded(i)) {
+        true => return Ok(()),
+        false if known.is_empty() => {
+            ("the weights of this model, under its own names", format!("{} layers with other names", imported.len()))
+        }
+        false => ("a configuration that makes codes of layers that it has, or it has no effect", "none".into()),
+    };
+    Err(Error::request(format!("--import {}", imported.describe()), expected, got).into())
+}
+
+/// An imported weight and its grid after the steps of `weight`, a split apart: it was made in the halves that it is in.
+///
+/// # Errors
+/// If a step does more than move weights.
+pub(super) fn in_file_order(weight: &Weight, imported: ImportedWeight) -> Result<(Elements, Option<RowGrid>)> {
+    let steps: Vec<Step> = weight.steps.iter().filter(|step| !matches!(step, Step::Split { .. })).cloned().collect();
+    let turn = |dims: Vec<usize>, values: Vec<f32>| {
+        let misfit = |Misfit { expected, got }| Error::request(format!("steps of {}", weight.name()), expected, got);
+        let refuse = |name: &str| Err(Misfit::new("steps that only move weights", name));
+        step::apply(&steps, Elements { dims, values }, &refuse).map_err(misfit)
+    };
+    let mut rows = vec![1; imported.dims.len()];
+    rows[0] = imported.dims[0];
+    let grid = match imported.grid {
+        Some(RowGrid { step, zero }) => {
+            Some(RowGrid { step: turn(rows.clone(), step)?.values, zero: turn(rows, zero)?.values })
+        }
+        None => None,
+    };
+    Ok((turn(imported.dims, imported.values)?, grid))
+}

@@ -1,0 +1,161 @@
+//! Quantized weights of research projects, against what their own code multiplies with.
+
+use crate::common::{Dense, Scratch, fixture, load};
+use packer::emit::{Options, Report, pack};
+use packer::source::layout::{self, Elsewhere, Entry};
+use packer::source::settings::Overrules;
+use packer::source::{Checkpoint, view::Part};
+use packer::unpack::unpack;
+use packer::weights::Float;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn import(name: &str) -> std::path::PathBuf {
+    fixture("imports").join(name)
+}
+
+/// The weights that a project's forward pass has, by the names of the checkpoint's file.
+fn expected(project: &str) -> BTreeMap<String, Dense> {
+    let prefix = format!("{project}/");
+    let all = load(&import("expected.safetensors"));
+    all.into_iter().filter_map(|(key, tensor)| Some((key.strip_prefix(&prefix)?.to_owned(), tensor))).collect()
+}
+
+fn try_pack(scratch: &Scratch, model: &str, config: &str, file: &str, split: bool) -> packer::Result<Report> {
+    let config = match config.strip_prefix("imports/") {
+        Some(name) => import(name).display().to_string(),
+        None => config.to_owned(),
+    };
+    let options = Options {
+        model: fixture(model),
+        q_config: Some(config),
+        import: Some(import(file)),
+        split,
+        output: scratch.path("m.aqt"),
+        ..Default::default()
+    };
+    pack(&options, &mut |_| ())
+}
+
+/// The weights of the packed denoiser.
+fn unpacked(scratch: &Scratch) -> BTreeMap<String, Dense> {
+    let out = scratch.path("w.safetensors");
+    unpack(&scratch.path("m.aqt"), &out, Some("unet"), Float::F32).unwrap();
+    load(&out)
+}
+
+/// The name of a layer without its component and half.
+fn layer(name: &str) -> &str {
+    name.trim_start_matches("unet/").trim_end_matches(".weight_quantizer_0")
+}
+
+#[test]
+fn weights_are_those_of_q_diffusions_forward() {
+    let scratch = Scratch::new("qdiffusion");
+    let report = try_pack(&scratch, "sd/v1", "w4a16", "qdiffusion.pth", false).unwrap();
+    let (back, expected) = (unpacked(&scratch), expected("qdiffusion"));
+    assert_eq!(expected.len(), 32);
+    for (key, tensor) in &expected {
+        let got = &back[&format!("{key}.weight")];
+        assert_eq!(got.values, tensor.values, "{key}");
+    }
+    for line in &report.layers {
+        let note = line.meta.note.as_deref();
+        let is = note.is_some_and(|note| note.starts_with("imported"));
+        assert_eq!(is, expected.contains_key(layer(&line.meta.name)), "{} {note:?}", line.meta.name);
+        if is {
+            assert_eq!((line.bits, &line.meta.method[..]), (4, "mse-4"), "{}", line.meta.name);
+        }
+    }
+    // Split as the file is, and only that: the other levels have shortcuts, too.
+    let halves = report.layers.iter().filter(|line| line.meta.name.ends_with("_0")).count();
+    assert_eq!(halves, 2);
+}
+
+#[test]
+fn fused_projections_are_found_by_their_authors_names() {
+    let scratch = Scratch::new("church");
+    try_pack(&scratch, "layouts/church.ckpt", "w3a16", "qdiffusion_church.pth", false).unwrap();
+    let back = unpacked(&scratch);
+    let model = layout::open(&fixture("layouts/church.ckpt"), Elsewhere::default(), &Overrules::default()).unwrap();
+    let own = &model.component("unet").weights;
+    let results = Checkpoint::open_file(&import("expected.safetensors"), &mut Vec::new()).unwrap();
+    let (mut found, mut heads) = (0, 0);
+    for (key, tensor) in &back {
+        let (source, part) = own.published(key);
+        let layer = source.trim_start_matches("model.diffusion_model.").trim_end_matches(".weight");
+        let name = format!("church/{layer}");
+        let Some(shape) = results.shape(&name).filter(|_| source.ends_with(".weight")) else { continue };
+        let entry = Entry {
+            key: key.clone(),
+            dims: tensor.shape.clone(),
+            source: name.clone(),
+            source_dims: shape.to_vec(),
+            part: part.clone(),
+        };
+        let expected = results.renamed("church", &[entry]).unwrap().read(key).unwrap();
+        assert_eq!(tensor.values, expected, "{key}");
+        found += 1;
+        heads += usize::from(!matches!(part, Part::Whole));
+    }
+    assert!(found >= 8 && heads >= 3, "{found} layers, {heads} of them parts");
+}
+
+#[test]
+fn weights_are_those_of_qua2sedimos_forward() {
+    let scratch = Scratch::new("qua2sedimo");
+    let report = try_pack(&scratch, "sd/v1", "imports/qua2sedimo.json", "qua2sedimo_mq.pt", false).unwrap();
+    let back = unpacked(&scratch);
+    for (key, tensor) in expected("qua2sedimo") {
+        assert_eq!(back[&format!("{key}.weight")].values, tensor.values, "{key}");
+    }
+    let mut methods: Vec<&str> = report.layers.iter().map(|line| line.meta.method.as_str()).collect();
+    methods.sort_unstable();
+    methods.dedup();
+    assert_eq!(methods, ["f16", "kmeans-3", "kmeans-4", "kmeans_all-3", "kmeans_all-4", "mse-3", "mse-4"]);
+}
+
+#[test]
+fn shortcuts_are_split_on_request_and_come_back_whole() {
+    let scratch = Scratch::new("split");
+    let options = Options {
+        model: fixture("sd/v1"),
+        q_config: Some("w8a16".into()),
+        split: true,
+        output: scratch.path("m.aqt"),
+        ..Default::default()
+    };
+    let report = pack(&options, &mut |_| ()).unwrap();
+    assert_eq!(report.layers.iter().filter(|line| line.meta.name.ends_with("_0")).count(), 6);
+    let source = load(&fixture("sd/v1/unet/diffusion_pytorch_model.safetensors"));
+    for (key, tensor) in source.iter().filter(|(key, _)| key.ends_with("conv_shortcut.weight")) {
+        let got = &unpacked(&scratch)[key];
+        let largest = tensor.values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert!(got.values.iter().zip(&tensor.values).all(|(a, b)| (a - b).abs() < 0.02 * largest), "{key}");
+    }
+    let none = Options { model: fixture("dit/d2"), ..options };
+    let error = pack(&none, &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("--split: expected a denoiser with shortcuts over skip connections"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_one_line() {
+    let scratch = Scratch::new("import-refused");
+    let refusal = |model: &str, config: &str, file: &str| {
+        let error = try_pack(&scratch, model, config, file, false).unwrap_err().to_string();
+        assert!(!error.contains('\n') && scratch.entries().is_empty(), "{error}");
+        error
+    };
+    for (model, config, file, expected) in [
+        ("sd/v1", "w4a8", "expected.safetensors", "expected tensors with .weight_quantizer.alpha (Q-Diffusion) or"),
+        ("sd/v1", "w2a16", "qdiffusion.pth", "expected steps for 2 bits; of files for more, say so"),
+        ("sd/v1", "w4a8:kmeans", "qdiffusion.pth", "expected a configuration of uniform levels"),
+        ("sd/v1", "w4a8", "qdiffusion_church.pth", "expected the weights of this model, under its own names"),
+        ("layouts/church.ckpt", "w4a8", "qua2sedimo_mq.pt", "expected the weights of this model"),
+        ("sd/v1", "f16", "qdiffusion.pth", "expected a configuration that makes codes of layers"),
+    ] {
+        let error = refusal(model, config, file);
+        assert!(error.contains(expected), "{config} {file}: {error}");
+    }
+    assert!(Path::new(&import("qdiffusion.pth")).exists());
+}
