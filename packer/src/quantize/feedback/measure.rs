@@ -2,6 +2,7 @@
 
 use super::refit::dot;
 use super::solve::{Cache, Problem, TILE};
+use super::tile;
 use aquatint::raw::codec::QuantizedMatrix;
 use rayon::prelude::*;
 
@@ -47,10 +48,11 @@ pub(super) fn measure(
     let (mut rows, unit) = (vec![Row::default(); problem.rows], problem.blocks.unit);
     for b in 0..problem.blocks.len() {
         cache.with(b, |block| {
-            rows.par_chunks_mut(TILE).enumerate().for_each(|(tile, rows)| {
+            rows.par_chunks_mut(TILE).enumerate().for_each(|(number, rows)| {
                 for form in 0..FORMS {
-                    let first = tile * TILE;
-                    let x = problem.gather(first, rows.len(), &block.inputs, |at| value(form, at) as f32);
+                    let first = number * TILE;
+                    let at = |r: usize, input: usize| (first + r) * problem.cols + input;
+                    let x = tile::gather(rows.len(), &block.inputs, |r, input| value(form, at(r, input)) as f32);
                     let u = block.factor.transposed_product(x.view());
                     let damped = block.factor.scaled_dot(&u, &u);
                     for (r, (row, damped)) in rows.iter_mut().zip(damped).enumerate() {
@@ -58,7 +60,7 @@ pub(super) fn measure(
                         for (&x, &input) in x.column(r).iter().zip(&block.inputs) {
                             square += f64::from(x).powi(2);
                             // Not of f32: means may be large beside what varies.
-                            row.mean[form] += value(form, (first + r) * problem.cols + input) * mean[input];
+                            row.mean[form] += value(form, at(r, input)) * mean[input];
                         }
                         row.damped[form] += unit * damped;
                         row.centred[form] += unit * (damped - block.ridge * square).max(0.0);
@@ -69,10 +71,13 @@ pub(super) fn measure(
         for other in 0..b {
             let (inputs, others) = (problem.blocks.inputs(b), problem.blocks.inputs(other));
             let second = problem.blocks.second(&inputs, &others);
-            rows.par_chunks_mut(TILE).enumerate().for_each(|(tile, rows)| {
+            rows.par_chunks_mut(TILE).enumerate().for_each(|(number, rows)| {
                 for form in 0..FORMS {
-                    let [x, y] = [&inputs, &others]
-                        .map(|inputs| problem.gather(tile * TILE, rows.len(), inputs, |at| value(form, at) as f32));
+                    let [x, y] = [&inputs, &others].map(|inputs| {
+                        tile::gather(rows.len(), inputs, |r, input| {
+                            value(form, (number * TILE + r) * problem.cols + input) as f32
+                        })
+                    });
                     for (row, product) in rows.iter_mut().zip(dot(&x, &second.dot(&y))) {
                         let both = 2.0 * unit * product;
                         row.centred[form] += both;

@@ -27,6 +27,7 @@ mod rounding;
 mod solve;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 use super::moments::Moments;
 use super::{CodebookType, Measured, Method, quantize_measured, table};

@@ -6,6 +6,7 @@
 
 use super::factor::Factor;
 use super::rounding::Rounded;
+use super::tile;
 use aquatint::raw::backend::cpu::Tier;
 use aquatint::raw::backend::cpu::simd::{Isa, Vectorized};
 use ndarray::{Array2, ArrayView2};
@@ -203,7 +204,7 @@ pub(super) fn gather_affine(
     factor: &Factor,
 ) {
     let dim = rounded.codes.raw_dim();
-    let entries = Array2::from_shape_fn(dim, |(p, r)| entry(r, rounded.codes[[p, r]]));
+    let entries = tile::map(&rounded.codes, &entry);
     let ones = factor.transposed_product(Array2::ones((dim[0], 1)).view());
     let design =
         [factor.transposed_product(entries.view()), ones.broadcast(dim).expect("one column for all").to_owned()];
@@ -224,7 +225,7 @@ pub(super) fn gather_affine_of_pair(
     second: ArrayView2<f32>,
 ) {
     let ones = [0, 1].map(|block| Array2::ones(pair.codes[block].raw_dim()));
-    let entries = pair.codes.map(|codes| Array2::from_shape_fn(codes.raw_dim(), |(p, r)| entry(r, codes[[p, r]])));
+    let entries = pair.codes.map(|codes| tile::map(codes, &entry));
     let pull = second.t().dot(pair.errors[0]);
     let [one, other] = [[&entries[0], &ones[0]], [&entries[1], &ones[1]]];
     let size = normals[0].size;

@@ -1,7 +1,6 @@
 //! Codes under a quadratic objective: error feedback, then coordinate descent.
 //!
-//! A tile is a few rows of the weight, transposed to (inputs, rows) with the inputs in the block's order, so that rows
-//! are lanes. `e = w - q` is the error, and `e H e^T` a row's objective.
+//! Of a [tile](super::tile) of the weight `e = w - q` is the error, and `e H e^T` a row's objective.
 
 use super::factor::Factor;
 use super::levels::TileLevels;

@@ -6,8 +6,9 @@ use super::grid::{Form, Freedom, Grid};
 use super::levels::TileLevels;
 use super::refit::{Normal, Pair, dot, gather_affine, gather_affine_of_pair, gather_levels, gather_levels_of_pair};
 use super::rounding::{Rounded, descend, feed_back};
+use super::tile;
+use ndarray::Array2;
 use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 
 /// Rows per tile. Fixed, so that no sum depends on the number of threads.
@@ -133,29 +134,35 @@ impl Problem<'_> {
                 sum.raised = sum.raised.max(block.raised);
                 let tiles = codes.par_chunks_mut(TILE * self.cols).enumerate();
                 let made: Vec<Round> =
-                    tiles.map(|(tile, codes)| self.tile(block, grids, tile, codes, way, wanted)).collect();
+                    tiles.map(|(tile, codes)| self.round_tile(block, grids, tile, codes, way, wanted)).collect();
                 made.into_iter().enumerate().for_each(|(tile, made)| sum.add(tile, made, self.form.shared));
             })?;
         }
         Ok(sum)
     }
 
-    fn tile(&self, block: &Block, grids: &[Grid], tile: usize, codes: &mut [u8], way: Way, wanted: bool) -> Round {
+    fn round_tile(
+        &self,
+        block: &Block,
+        grids: &[Grid],
+        tile: usize,
+        codes: &mut [u8],
+        way: Way,
+        wanted: bool,
+    ) -> Round {
         let first = tile * TILE;
-        let w = self.gather(first, codes.len() / self.cols, &block.inputs, |at| self.weights[at]);
+        let w = self.weight_tile(first, codes.len() / self.cols, &block.inputs);
         let rows = w.ncols();
         let levels = self.levels(grids, first, rows);
         let rounded = match way {
             Way::FeedBack => feed_back(&w, &levels, &block.factor),
             Way::Keep => {
-                let codes = Array2::from_shape_fn(w.raw_dim(), |(p, r)| codes[r * self.cols + block.inputs[p]]);
-                let error = Array2::from_shape_fn(w.raw_dim(), |(p, r)| w[[p, r]] - levels.value(r, codes[[p, r]]));
+                let codes = tile::gather(rows, &block.inputs, |r, input| codes[r * self.cols + input]);
+                let error = tile::error(&w, &codes, &levels);
                 Rounded { innovation: block.factor.transposed_product(error.view()), codes }
             }
         };
-        for (p, &input) in block.inputs.iter().enumerate() {
-            (0..rows).for_each(|r| codes[r * self.cols + input] = rounded.codes[[p, r]]);
-        }
+        tile::scatter(codes, self.cols, &block.inputs, &rounded.codes);
         let mut normals = self.normals(wanted, rows);
         if wanted {
             match self.form.freedom {
@@ -214,14 +221,9 @@ impl Problem<'_> {
     ) -> Round {
         let (first, rows) = (tile * TILE, codes.len() / self.cols);
         let levels = self.levels(grids, first, rows);
-        let codes = [0, 1].map(|block| {
-            Array2::from_shape_fn((inputs[block].len(), rows), |(p, r)| codes[r * self.cols + inputs[block][p]])
-        });
-        let errors = [0, 1].map(|block| {
-            let mut error = self.gather(first, rows, &inputs[block], |at| self.weights[at]);
-            error.indexed_iter_mut().for_each(|((p, r), e)| *e -= levels.value(r, codes[block][[p, r]]));
-            error
-        });
+        let codes = [0, 1].map(|block| tile::gather(rows, &inputs[block], |r, input| codes[r * self.cols + input]));
+        let errors =
+            [0, 1].map(|block| tile::error(&self.weight_tile(first, rows, &inputs[block]), &codes[block], &levels));
         let pull = second.dot(&errors[1]);
         let objective = dot(&errors[0], &pull).into_iter().map(|product| 2.0 * product).collect();
         let mut normals = self.normals(wanted, rows);
@@ -248,22 +250,19 @@ impl Problem<'_> {
                     let first = tile * TILE;
                     let rows = codes.len() / self.cols;
                     let levels = self.levels(grids, first, rows);
-                    let w = self.gather(first, rows, &block.inputs, |at| self.weights[at]);
-                    let mut kept = Array2::from_shape_fn(w.raw_dim(), |(p, r)| codes[r * self.cols + block.inputs[p]]);
+                    let w = self.weight_tile(first, rows, &block.inputs);
+                    let mut kept = tile::gather(rows, &block.inputs, |r, input| codes[r * self.cols + input]);
                     let cross = cross.get(tile);
                     if let Some(cross) = cross {
                         again(&w, &mut kept, &levels, block, cross);
                     }
-                    let error_at = |(p, r)| w[[p, r]] - levels.value(r, kept[[p, r]]);
-                    let mut error = Array2::from_shape_fn(w.raw_dim(), error_at);
+                    let mut error = tile::error(&w, &kept, &levels);
                     let mut gradient = block.second.dot(&error);
                     if let Some(cross) = cross {
                         gradient += cross;
                     }
                     descend(&w, (&mut kept, &mut error), &levels, block.second.view(), gradient, sweeps);
-                    for (p, &input) in block.inputs.iter().enumerate() {
-                        (0..rows).for_each(|r| codes[r * self.cols + input] = kept[[p, r]]);
-                    }
+                    tile::scatter(codes, self.cols, &block.inputs, &kept);
                 });
             })?;
         }
@@ -285,8 +284,9 @@ impl Problem<'_> {
             sums.par_iter_mut().enumerate().for_each(|(tile, sum)| {
                 let first = tile * TILE;
                 let levels = self.levels(grids, first, sum.ncols());
-                let error = self.gather(first, sum.ncols(), &others, |at| {
-                    self.weights[at] - levels.value(at / self.cols - first, codes[at])
+                let error = tile::gather(sum.ncols(), &others, |r, input| {
+                    let at = (first + r) * self.cols + input;
+                    self.weights[at] - levels.value(r, codes[at])
                 });
                 general_mat_mul(1.0, &second, &error, 1.0, sum);
             });
@@ -294,13 +294,9 @@ impl Problem<'_> {
         sums
     }
 
-    /// A tile of a matrix like the weight, (inputs, rows), from values at indices of the weight.
-    pub(super) fn gather(&self, first: usize, rows: usize, inputs: &[usize], at: impl Fn(usize) -> f32) -> Array2<f32> {
-        let mut tile = Array2::zeros((inputs.len(), rows));
-        for (mut lanes, &input) in tile.axis_iter_mut(Axis(0)).zip(inputs) {
-            lanes.iter_mut().enumerate().for_each(|(r, lane)| *lane = at((first + r) * self.cols + input));
-        }
-        tile
+    /// A tile of the weight.
+    fn weight_tile(&self, first: usize, rows: usize, inputs: &[usize]) -> Array2<f32> {
+        tile::gather(rows, inputs, |r, input| self.weights[(first + r) * self.cols + input])
     }
 
     fn levels(&self, grids: &[Grid], first: usize, rows: usize) -> TileLevels {
@@ -336,7 +332,7 @@ impl Problem<'_> {
 /// which is shifted.
 fn again(w: &Array2<f32>, codes: &mut Array2<u8>, levels: &TileLevels, block: &Block, cross: &Array2<f32>) {
     let shifted = w + &block.factor.solve(cross.clone());
-    let error = Array2::from_shape_fn(w.raw_dim(), |(p, r)| shifted[[p, r]] - levels.value(r, codes[[p, r]]));
+    let error = tile::error(&shifted, codes, levels);
     let innovation = block.factor.transposed_product(error.view());
     let now = block.factor.scaled_dot(&innovation, &innovation);
     let rounded = feed_back(&shifted, levels, &block.factor);
