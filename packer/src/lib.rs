@@ -27,9 +27,11 @@
 //!   both write through [`weights`].
 //! * [`import`] reads weights that others have quantized.
 //! * [`calibrate`] runs the float model, to know what the inputs of its layers are like.
+//! * [`account`] works out the numbers that papers publish.
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
 #![deny(unsafe_code, missing_docs)]
 
+pub mod account;
 pub mod calibrate;
 pub mod cli;
 pub mod config;

@@ -2,6 +2,7 @@
 
 use super::table::{Table, bytes, percent};
 use super::{say, say_json, say_line};
+use crate::account::{Account, accounts};
 use crate::error::Result;
 use aquatint::Model;
 use aquatint::raw::format::meta::{CalibrationMeta, LayerMeta, Step};
@@ -31,6 +32,7 @@ pub(super) fn inspect(file: &Path, as_json: bool, page: Option<&Path>) -> Result
         return print_json(&packed);
     }
     print_model(&packed, file);
+    print_accounts(&packed)?;
     say("");
     print_layers(packed.meta());
     say("");
@@ -62,6 +64,7 @@ fn print_json<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
         "file_bytes": packed.as_bytes().len(),
         "hash": format!("{:032x}", packed.hash()),
         "meta": packed.meta(),
+        "accounts": accounts(packed)?,
         "programs": programs.collect::<Vec<_>>(),
         "tensors": tensors.collect::<Vec<_>>(),
     }))
@@ -91,6 +94,20 @@ fn print_model<D: AsRef<[u8]>>(packed: &Packed<D>, file: &Path) {
     for source in &meta.sources {
         say_line(format!("source    {}  {}  {}", source.xxh3, source.file, bytes(source.bytes)));
     }
+}
+
+/// What papers publish of a model, a line per network.
+fn print_accounts<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
+    for Account { network, layer_macs, attention_macs, bit_operations, .. } in accounts(packed)? {
+        let giga = |n: u64| n as f64 / 1e9;
+        say_line(format!(
+            "one call  {network}: {:.3} G multiply-adds of layers, {:.3} G of attention; {:.3} T bit operations",
+            giga(layer_macs),
+            2.0 * giga(attention_macs),
+            bit_operations / 1e12
+        ));
+    }
+    Ok(())
 }
 
 fn print_layers(meta: &Meta) {

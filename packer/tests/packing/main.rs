@@ -1,5 +1,6 @@
 //! Tests of the packer, a module per subject.
 
+mod account;
 mod builders;
 mod calibrate;
 mod common;

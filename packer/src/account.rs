@@ -1,0 +1,156 @@
+//! The numbers that papers publish of a quantized denoiser, worked out from the packed file: sizes, average bits, and bit
+//! operations of one call of one sample (quantization.md §1.6, §1.8).
+
+use crate::error::Result;
+use crate::lower::Part;
+use crate::pass::product;
+use crate::quantize::{Method, average_bits, quantized_bytes, raw_bytes};
+use aquatint::raw::codec::Bits;
+use aquatint::raw::format::Packed;
+use aquatint::raw::program::shape::{self, TensorType};
+use aquatint::raw::program::{Attention, Dims, Op, Program, Role, Tensor};
+use serde::Serialize;
+use std::collections::HashMap;
+
+/// Tokens of a prompt in one call, where a network reads prompts: CLIP's chunk.
+const TOKENS: usize = 77;
+/// Bits that floats count as.
+const FLOAT: u64 = 16;
+
+/// Sizes by Qua2SeDiMo's accounting: biases and norms apart, codebooks included, layers that a checkpoint has several
+/// times counted as often.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Size {
+    /// Bits of a weight before: 16, or 32 as for Stable Diffusion 1.5.
+    pub precision: u64,
+    /// Bytes of the layers before.
+    pub full_bytes: u64,
+    /// And after.
+    pub quantized_bytes: u64,
+    /// `precision * quantized_bytes / full_bytes`.
+    pub average_bits: f64,
+}
+
+/// What a denoiser's call costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Account {
+    /// The denoiser, or the refiner.
+    pub network: &'static str,
+    /// By the precision before.
+    pub sizes: [Size; 2],
+    /// Multiply-adds of all layers.
+    pub layer_macs: u64,
+    /// Of queries with keys, and as many again of their weights with values.
+    pub attention_macs: u64,
+    /// Sum over layers and attention of multiply-adds times the bits of both factors, as Q-Diffusion counts; floats count
+    /// as 16 bits.
+    pub bit_operations: f64,
+    /// Qua2SeDiMo's count, in whole tera: activations of 16 bits, codebooks as weights of 16, attention of floats, and a
+    /// layer that is not quantized as 16 per multiply-add. It has attention and norms from tables of constants; here attention
+    /// is counted, and norms are not.
+    pub qua2sedimo_tera_bit_operations: u64,
+}
+
+/// A layer as it counts.
+struct Layer {
+    /// Rows, and weights of one.
+    matrix: (u64, u64),
+    /// How often the checkpoint has it.
+    copies: u64,
+    /// Its codes, if it has any.
+    codes: Option<(Method, Bits)>,
+    /// Bits of what multiplies it; floats count as [`FLOAT`].
+    activation_bits: u64,
+}
+
+/// The accounts of the denoisers of a packed file.
+///
+/// # Errors
+/// If the shapes of a program do not fit.
+pub fn accounts<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<Vec<Account>> {
+    let [height, width] = packed.meta().pipeline.latent_size.map(|n| n as usize);
+    let dims = Dims { batch: 1, conditions: 1, height, width, tokens: TOKENS };
+    let layers = layers(packed);
+    let types: Vec<TensorType> = packed.tensors().iter().map(|t| t.ty()).collect();
+    let networks = packed.programs().iter().filter(|p| matches!(p.role, Role::Denoiser | Role::Refiner));
+    networks.map(|program| account(program, &types, &dims, &layers)).collect()
+}
+
+/// The layers of the denoisers, by their weights.
+fn layers<D: AsRef<[u8]>>(packed: &Packed<D>) -> HashMap<Tensor, Layer> {
+    let meta = packed.meta();
+    let named: HashMap<String, _> =
+        meta.quantization.layers.iter().map(|l| (format!("{}.weight", l.name), l)).collect();
+    let layer = |(i, tensor): (usize, &aquatint::raw::format::TensorInfo)| {
+        let meta_layer = named.get(&tensor.name)?;
+        let part = Part::of(tensor.name.split_once('/')?.0);
+        let (method, bits) = meta_layer.method.rsplit_once('-').unwrap_or((&meta_layer.method, ""));
+        let codes = Method::parse(method).zip(bits.parse().ok().and_then(Bits::new));
+        let copies = 1 + meta.aliases.get(&tensor.name).map_or(0, Vec::len) as u64;
+        let rows = tensor.dims.first().copied().unwrap_or(1) as u64;
+        let weights = tensor.dims.iter().product::<usize>() as u64;
+        let activation_bits = match meta_layer.activation_bits {
+            32 => FLOAT,
+            bits => u64::from(bits),
+        };
+        let layer = Layer { matrix: (rows, weights / rows.max(1)), copies, codes, activation_bits };
+        (part == Part::Denoiser).then_some((Tensor(i as u32), layer))
+    };
+    packed.tensors().iter().enumerate().filter_map(layer).collect()
+}
+
+fn account(program: &Program, types: &[TensorType], dims: &Dims, layers: &HashMap<Tensor, Layer>) -> Result<Account> {
+    let values = shape::infer(program, types, dims)?;
+    let (mut layer_macs, mut attention_macs, mut bit_operations, mut published) = (0, 0, 0.0, 0u128);
+    let mut used: Vec<Tensor> = Vec::new();
+    for (i, node) in program.nodes.iter().enumerate() {
+        if let Some((weight, ..)) = product(&node.op)
+            && let Some(layer) = layers.get(&weight)
+        {
+            let macs = rows_of(values[program.value_of(i).0 as usize].dims()) * layer.matrix.0 * layer.matrix.1;
+            let bits = layer.codes.map_or(FLOAT, |(_, bits)| u64::from(bits.get()));
+            layer_macs += macs;
+            bit_operations += macs as f64 * (bits * layer.activation_bits) as f64;
+            let per_mac = match layer.codes {
+                Some((Method::Uniform(_), bits)) => u64::from(bits.get()) * FLOAT,
+                Some(_) => FLOAT * FLOAT,
+                None => FLOAT,
+            };
+            published += u128::from(macs * per_mac);
+            used.push(weight);
+        }
+        if let Op::Attention(Attention { q, k, .. }) = node.op {
+            let (q, k) = (values[q.0 as usize].dims(), values[k.0 as usize].dims());
+            let features = q.last().copied().unwrap_or(0) as u64;
+            let keys: usize = k[1.min(k.len())..k.len().saturating_sub(1)].iter().product();
+            attention_macs += rows_of(q) * features * keys as u64;
+        }
+    }
+    // Both products, floats on both sides.
+    let attention = u128::from(attention_macs) * u128::from(2 * FLOAT * FLOAT);
+    used.sort_unstable();
+    used.dedup();
+    let own = || used.iter().map(|tensor| &layers[tensor]);
+    let size = |precision: u64| {
+        let full = |l: &Layer| l.copies * raw_bytes(l.matrix.0 * l.matrix.1, precision);
+        let quantized = |l: &Layer| match l.codes {
+            Some((method, bits)) => l.copies * quantized_bytes(l.matrix.0, l.matrix.1, method, bits, precision),
+            None => full(l),
+        };
+        let (full_bytes, quantized_bytes) = (own().map(full).sum(), own().map(quantized).sum());
+        let average_bits = average_bits(quantized_bytes, full_bytes, precision);
+        Size { precision, full_bytes, quantized_bytes, average_bits }
+    };
+    Ok(Account {
+        network: program.role.name(),
+        sizes: [16, 32].map(size),
+        layer_macs,
+        attention_macs,
+        bit_operations: bit_operations + attention as f64,
+        qua2sedimo_tera_bit_operations: ((published + attention) / 1_000_000_000_000) as u64,
+    })
+}
+
+fn rows_of(dims: &[usize]) -> u64 {
+    dims.iter().take(dims.len().saturating_sub(1)).product::<usize>() as u64
+}
