@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod evaluate;
+mod explain;
 mod inspect;
 mod pack;
 mod page;
@@ -141,6 +142,9 @@ enum Command {
     },
     /// See what the inputs of a model's layers are like while the model makes images, so that it can be quantized for them.
     Calibrate(Box<calibrate::Calibrate>),
+    /// Configurations: what one makes of a model.
+    #[command(subcommand)]
+    Config(explain::Config),
     /// Compare packed files of one model with the one that holds floats, on the same noise: error of the network's calls, of
     /// latents and of images, and how many images a classifier reads right.
     Evaluate(Box<evaluate::Evaluate>),
@@ -195,6 +199,7 @@ pub fn main() -> ExitCode {
                 .map(|count| say_line(format!("{}: {count} tensors", output.display())))
         }
         (Some(Command::Calibrate(args)), _) => args.run(),
+        (Some(Command::Config(config)), _) => explain::run(&config),
         (Some(Command::Evaluate(args)), _) => evaluate::run(&args),
         (Some(Command::Synth { arch, output, seed }), _) => {
             arch.write(&output, seed).map(|()| say_line(output.display()))

@@ -23,7 +23,7 @@
 //! number, from 0 on, and `FILE:best` the one of the lowest FID. A list of one needs neither.
 //!
 //! In a split layer the second half is called by its path with `.weight_quantizer_0` behind, and follows the first half
-//! unless the configuration names it.
+//! unless the configuration names it. A configuration that names it has the layer split.
 
 mod cache;
 mod entries;
@@ -35,6 +35,7 @@ mod spec;
 pub use error::{ConfigError, SpecFault};
 
 use crate::quantize::Method;
+use crate::weight::SECOND_HALF;
 use aquatint::raw::codec::Bits;
 use std::{fmt, path::Path};
 
@@ -179,6 +180,12 @@ impl QConfig {
     /// What layers get that no entry names: the SPEC, or the file's `default`, if it has one.
     pub fn default(&self) -> Option<LayerSpec> {
         self.default.as_ref().map(|choice| choice.spec)
+    }
+
+    /// Whether an entry, and no glob, is for the second half of `layer`: it must be split then.
+    pub fn splits(&self, layer: &str) -> bool {
+        let half = format!("{layer}{SECOND_HALF}");
+        self.entries.iter().any(|(key, _)| resolve::readings(key).any(|name| name == half))
     }
 
     /// The precision of each of `layers`, in their order, and what decided it: `layers` are the names of all quantizable

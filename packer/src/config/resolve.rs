@@ -11,7 +11,7 @@ const SHOWN: usize = 3;
 const MAX_NAME: usize = 256;
 
 /// What an entry may mean, most literal first: as it stands, then without Qua2SeDiMo's decorations.
-fn readings(key: &str) -> impl Iterator<Item = &str> {
+pub(super) fn readings(key: &str) -> impl Iterator<Item = &str> {
     let tail = key.strip_suffix(".weight_quantizer").unwrap_or(key);
     let head = |name: &'_ str| name.strip_prefix("model.").map(str::len);
     let bare = &tail[tail.len() - head(tail).unwrap_or(tail.len())..];

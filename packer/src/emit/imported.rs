@@ -1,5 +1,6 @@
 //! What an import changes on the way of a weight into the file.
 
+use crate::config::QConfig;
 use crate::error::Result;
 use crate::import::{Imported, ImportedWeight, RowGrid};
 use crate::lower::Part;
@@ -10,7 +11,18 @@ use crate::weight::{Elements, Misfit, Step, Weight, Weights, step};
 use aquatint::error::Error;
 use aquatint::raw::program::{Dims, Program, Tensor};
 
-/// Splits the shortcuts over skip connections that are to be: `all` of the denoisers', or those that `imported` has split.
+/// What is to be split of the shortcuts over skip connections.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    /// All of them.
+    pub(super) all: bool,
+    /// Those that have two quantizers here.
+    pub(super) imported: Option<&'a Imported>,
+    /// Those whose second half an entry is for.
+    pub(super) config: Option<&'a QConfig>,
+}
+
+/// Splits the shortcuts over skip connections of the denoisers that are `wanted`.
 ///
 /// # Errors
 /// If all are to be and there are none.
@@ -19,12 +31,14 @@ pub(super) fn split(
     weights: &mut Weights,
     model: &Model,
     dims: &Dims,
-    (all, imported): (bool, Option<&Imported>),
+    Wanted { all, imported, config }: Wanted,
 ) -> Result<()> {
     let wanted = |weights: &Weights, tensor: Tensor| {
         let weight = &weights[tensor];
         let own = || &model.component(weight.component).weights;
-        Part::of(weight.component) == Part::Denoiser && (all || imported.is_some_and(|i| i.is_split(own(), weight)))
+        let named = || config.is_some_and(|config| config.splits(&weight.layer()));
+        let has_two = || imported.is_some_and(|i| i.is_split(own(), weight));
+        Part::of(weight.component) == Part::Denoiser && (all || named() || has_two())
     };
     let halves = pass::split_shortcuts(programs, weights, dims, &wanted)?;
     if all && halves.is_empty() {

@@ -6,10 +6,12 @@
 //! whatever the number of threads. [`pack`] is the two in one.
 
 mod calibrated;
+mod decide;
 mod imported;
 mod report;
 mod store;
 
+pub use decide::{LayerPlan, Plan, explain};
 pub use report::{LayerLine, Progress, Report};
 
 use crate::config::QConfig;
@@ -18,7 +20,7 @@ use crate::import::Imported;
 use crate::lower::{self, Lowered, Part};
 use crate::pass;
 use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
-use crate::recipe::{Decision, Recipe, Requests, Store, Treatment};
+use crate::recipe::{Decision, Recipe, Store, Treatment};
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -29,10 +31,11 @@ use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
 use aquatint::raw::format::{Meta, Packed, TensorSpec, Writer};
-use aquatint::raw::program::{Dims, Program, Role, Tensor, shape};
+use aquatint::raw::program::{Program, Role, Tensor, shape};
 use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
-use imported::{check_effect, in_file_order, knows, split};
+use decide::{decide, dims};
+use imported::in_file_order;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use store::{Stored, store, store_imported};
@@ -102,10 +105,7 @@ impl Packing {
     pub fn open(options: &Options) -> Result<Self> {
         check_target(&options.output, &inputs(options))?;
         let writer = Writer::create(&options.output)?;
-        let mut model = Model::open_with(&options.model, &options.donors, &options.overrules)?;
-        if let Some(refiner) = &options.refiner {
-            model = model.with_refiner(Model::open_with(refiner, &options.donors, &options.overrules)?)?;
-        }
+        let model = decide::open(options)?;
         let Lowered { programs, weights, files, pipeline, .. } = lower::lower(&model)?;
         Ok(Packing { programs, weights, options: options.clone(), writer, model, files, pipeline })
     }
@@ -117,26 +117,8 @@ impl Packing {
     /// do not fit each other, or the output cannot be written. Then nothing has appeared at it.
     pub fn write(mut self, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
         let options = &self.options;
-        let requests = Requests {
-            denoiser: options.q_config.as_deref(),
-            autoencoder: options.vae_q_config.as_deref(),
-            text: options.text_q_config.as_deref(),
-            activation_bits: options.activation_bits,
-        };
-        let imported = options.import.as_ref().map(|path| Imported::open(path)).transpose()?;
-        let [height, width] = self.pipeline.latent_size.map(|n| n as usize);
-        let dims = Dims { batch: 1, conditions: 1, height, width, tokens: 1 };
-        split(&mut self.programs, &mut self.weights, &self.model, &dims, (options.split, imported.as_ref()))?;
-        let mut sites = pass::sites(&self.programs, self.weights.len());
-        for (site, weight) in sites.iter_mut().zip(self.weights.iter()) {
-            site.imported = imported.as_ref().is_some_and(|imported| knows(imported, &self.model, weight));
-        }
-        let mut recipe = Recipe::new(&self.weights, &sites, requests)?;
-        if let Some(imported) = &imported {
-            check_effect(imported, &sites, &recipe)?;
-            recipe.config += &format!(", weights of {}", imported.describe());
-        }
         let (programs, weights) = (&mut self.programs, &mut self.weights);
+        let (mut recipe, imported) = decide((programs, weights), &self.model, &self.pipeline, options)?;
         let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let known = options.calibration.as_ref().map(open).transpose()?;
@@ -144,7 +126,7 @@ impl Packing {
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
         for program in &self.programs {
-            shape::infer(program, &types, &dims)?;
+            shape::infer(program, &types, &dims(&self.pipeline))?;
         }
         let (layers, average_bits) = self.write_weights(&recipe, (known.as_ref(), imported.as_ref()), progress)?;
         for (name, bytes) in &self.files {

@@ -44,3 +44,30 @@ fn whole_tera_are_counted_as_qua2sedimo_does() {
     let scratch = Scratch::new("account-tera");
     assert_eq!(account(&scratch, "dit/d2", "w4a8").qua2sedimo_tera_bit_operations, 0);
 }
+
+#[test]
+fn a_plan_is_what_packing_decides() {
+    let scratch = Scratch::new("plan");
+    for (model, config) in [("sd/v1", "w4a8:kmeans"), ("dit/d3odd", "w3a6"), ("layouts/church.ckpt", "w8a8")] {
+        let options = packer::emit::Options {
+            model: fixture(model),
+            q_config: Some(config.into()),
+            output: scratch.path("m.aqt"),
+            ..Default::default()
+        };
+        let plan = packer::emit::explain(&options).unwrap();
+        assert!(scratch.entries().is_empty(), "nothing is written");
+        let report = packer::emit::pack(&options, &mut |_| ()).unwrap();
+        assert_eq!(plan.average_bits, report.average_bits, "{model}");
+        assert_eq!(plan.layers.len(), report.layers.len());
+        for (plan, line) in plan.layers.iter().zip(&report.layers) {
+            let meta = &line.meta;
+            assert_eq!(
+                (&plan.name, &plan.method, plan.activation_bits),
+                (&meta.name, &meta.method, meta.activation_bits)
+            );
+            assert_eq!((&plan.decided_by, &plan.note, plan.weights), (&meta.decided_by, &meta.note, line.weights));
+        }
+        std::fs::remove_file(scratch.path("m.aqt")).unwrap();
+    }
+}

@@ -133,6 +133,13 @@ fn shortcuts_are_split_on_request_and_come_back_whole() {
         let largest = tensor.values.iter().fold(0f32, |m, v| m.max(v.abs()));
         assert!(got.values.iter().zip(&tensor.values).all(|(a, b)| (a - b).abs() < 0.02 * largest), "{key}");
     }
+    // A configuration that names second halves has them split.
+    let config = import("qua2sedimo.json").display().to_string();
+    let named = Options { q_config: Some(config), split: false, ..options.clone() };
+    let plan = packer::emit::explain(&named).unwrap();
+    let halves: Vec<_> = plan.layers.iter().filter(|layer| layer.name.ends_with("_0")).collect();
+    assert_eq!(halves.iter().map(|layer| &layer.method[..]).collect::<Vec<_>>(), ["kmeans-3", "mse-3"]);
+    assert!(halves.iter().all(|layer| layer.decided_by.as_ref().unwrap().contains("weight_quantizer_0")));
     let none = Options { model: fixture("dit/d2"), ..options };
     let error = pack(&none, &mut |_| ()).unwrap_err().to_string();
     assert!(error.contains("--split: expected a denoiser with shortcuts over skip connections"), "{error}");

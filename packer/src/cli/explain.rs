@@ -1,0 +1,77 @@
+//! `packer config explain CONFIG MODEL`.
+
+use super::table::Table;
+use super::{say, say_json, say_line};
+use crate::emit::{LayerPlan, Options, Plan, explain};
+use crate::error::Result;
+use clap::{Args, Subcommand};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What there is to do with configurations.
+#[derive(Debug, Subcommand)]
+pub(super) enum Config {
+    /// Show what a configuration makes of each layer of a model, and what in it decides, without packing.
+    Explain(Explain),
+}
+
+/// Arguments of `packer config explain`.
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// The configuration: a file or a specification, as for --q-config
+    #[arg(value_name = "FILE|SPEC")]
+    config: String,
+    /// The model: a diffusers directory, or a single file
+    model: PathBuf,
+    /// Quantized weights that a research project saved
+    #[arg(long, value_name = "FILE")]
+    import: Option<PathBuf>,
+    /// Quantize the two inputs of shortcuts over skip connections apart
+    #[arg(long)]
+    split: bool,
+    /// Print it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(Config::Explain(args): &Config) -> Result<()> {
+    let options = Options {
+        model: args.model.clone(),
+        q_config: Some(args.config.clone()),
+        import: args.import.clone(),
+        split: args.split,
+        ..Options::default()
+    };
+    let plan = explain(&options)?;
+    if args.json {
+        return say_json(&plan);
+    }
+    print(&plan);
+    Ok(())
+}
+
+fn print(plan: &Plan) {
+    let mut table = Table::new(["layer", "weights", "act", "number", "decided by"]);
+    let mut kinds: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for LayerPlan { name, method, activation_bits, decided_by, weights, .. } in &plan.layers {
+        let act = if *activation_bits == 32 { "-".into() } else { activation_bits.to_string() };
+        let by = decided_by.clone().unwrap_or_else(|| "-".into());
+        table.row([name.clone(), method.clone(), act, weights.to_string(), by]);
+        let kind = kinds.entry(method).or_default();
+        *kind = (kind.0 + 1, kind.1 + weights);
+    }
+    say(table);
+    for layer in &plan.layers {
+        if let Some(note) = &layer.note {
+            say_line(format!("{}: {note}", layer.name));
+        }
+    }
+    let kinds = kinds.iter().map(|(method, (layers, weights))| {
+        format!("{method}: {layers} layers, {:.2} M weights", *weights as f64 / 1e6)
+    });
+    say_line(format!(
+        "{}; average bits of the denoiser {:.2}",
+        kinds.collect::<Vec<_>>().join(", "),
+        plan.average_bits
+    ));
+}
