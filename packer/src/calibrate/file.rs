@@ -5,17 +5,30 @@
 //! least and the greatest of each, and `.calls` of (2, calls) f32.
 //! All are sums, or extremes, over rows, so that files of different samples are added.
 
-use super::record::{ModelRecord, Record, Second, VERSION};
+use super::record::{ModelRecord, Record, Second, VERSION, When};
 use super::store::{self, Store};
 use super::sums::Sums;
 use crate::error::Result;
-use crate::quantize::{Moments, SecondMoments};
+use crate::quantize::BINS;
+use crate::quantize::{Moments, SecondMoments, SeenRange};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The key of the record in the metadata.
 const RECORD: &str = "aquatint_calibration";
+/// What was seen of an activation at a call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CallRange {
+    /// The call's number in the run.
+    pub index: usize,
+    /// The timestep that the network received.
+    pub timestep: f32,
+    /// The values.
+    pub seen: SeenRange,
+}
+
 /// A calibration, opened. Moments are read when they are asked for.
 pub struct Calibration {
     path: PathBuf,
@@ -141,6 +154,36 @@ impl Calibration {
         let moments = Moments { rows: sums.weight, mean, second };
         moments.check().map_err(|fault| self.refuse(tensor.to_owned(), "moments of what was seen", fault))?;
         Ok(Some(moments))
+    }
+
+    /// What was seen of `inputs`, numbers in the record, at each call that was looked at, in order; and how many calls a run
+    /// has.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn ranges(&self, inputs: &[usize]) -> Result<(Vec<CallRange>, usize)> {
+        let run = &self.record.run;
+        let mut calls: BTreeMap<usize, CallRange> = BTreeMap::new();
+        for &input in inputs {
+            let sums = self.sums(input)?;
+            for (i, (&low, &high)) in sums.call_low.iter().zip(&sums.call_high).enumerate().filter(|(_, (l, h))| l <= h)
+            {
+                let index = match self.record.inputs[input].when {
+                    When::Prompt => 0,
+                    When::Call => i,
+                    When::Sample => run.chosen.get(i).copied().unwrap_or(0),
+                };
+                let bins = std::array::from_fn(|bin| sums.bins[i * BINS + bin]);
+                let timestep = run.calls.get(index).map_or(0.0, |call| call.timestep);
+                let seen = SeenRange { low, high, bins };
+                calls.entry(index).and_modify(|call| call.seen = call.seen.and(&seen)).or_insert(CallRange {
+                    index,
+                    timestep,
+                    seen,
+                });
+            }
+        }
+        Ok((calls.into_values().collect(), run.calls.len()))
     }
 
     /// What the file was made of, for META.

@@ -1,19 +1,6 @@
 //! The extent of values: least and greatest, and a histogram of magnitudes.
 
-/// Bins of a histogram.
-pub const BINS: usize = 64;
-/// Power of two at which the first bin begins; each covers half an octave.
-pub const FIRST_OCTAVE: i32 = -20;
-
-/// The bin of a value: `floor(2 log2 |x|) - 2 FIRST_OCTAVE`, within 0 and [`BINS`] - 1. Zeros are in the first.
-#[inline]
-pub fn bin(x: f32) -> usize {
-    // |x| = m 2^e with 1 <= m < 2; the upper half of an octave begins at the square root of 2.
-    let bits = x.abs().to_bits();
-    let octave = (bits >> 23) as i32 - 127;
-    let upper = i32::from(bits & 0x7f_ffff >= 0x35_04f4);
-    (2 * (octave - FIRST_OCTAVE) + upper).clamp(0, BINS as i32 - 1) as usize
-}
+use crate::quantize::{BINS, bin};
 
 /// The extent of some rows of values.
 #[derive(Clone, Debug, PartialEq)]

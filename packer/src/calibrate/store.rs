@@ -1,10 +1,10 @@
 //! Sums in safetensors files.
 
-use super::ranges::BINS;
 use super::record::{InputRecord, Second};
 use super::sums::Sums;
 use super::windows;
 use crate::error::Result;
+use crate::quantize::BINS;
 use aquatint::error::Error;
 use aquatint::raw::mmap;
 use aquatint::raw::whole_file::WholeFile;

@@ -8,12 +8,15 @@ mod pack;
 mod page;
 mod table;
 
+use crate::emit::ActivationRanges;
 use crate::error::Result;
+use crate::quantize::RangeRule;
 use crate::source::settings;
 use crate::synth::{MODELS, SynthModel};
 use crate::unpack;
 use crate::weights::Float;
 use aquatint::error::{error_line, one_line};
+use aquatint::raw::program::CurveAxis;
 use aquatint::sampler::Prediction;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -69,6 +72,23 @@ struct Pack {
     #[arg(long, value_name = "CALIB.safetensors", requires = "q_config")]
     calib: Option<PathBuf>,
 
+    /// Where ranges of quantized activations come from: `dynamic` takes each row's own while running; the others fix one for
+    /// all rows, from the calibration
+    #[arg(long, value_enum, default_value = "dynamic", value_name = "RULE")]
+    act_range: ActRange,
+
+    /// Fix a range for each of so many intervals of time, of as many as --cali-st at most
+    #[arg(long, value_name = "K", default_value_t = 1, requires = "calib")]
+    act_intervals: usize,
+
+    /// What time is in intervals: the sampler's steps, or the timesteps that the network receives
+    #[arg(long, value_enum, default_value = "step", value_name = "AXIS")]
+    act_axis: ActAxis,
+
+    /// Fix ranges that reach as far on both sides of zero
+    #[arg(long, alias = "a_sym", alias = "a-sym")]
+    act_sym: bool,
+
     /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth or Qua2SeDiMo's
     /// *_mq.pt. --q-config says how many bits they have, and by which method; activations are as it says
     #[arg(long, value_name = "FILE", visible_alias = "cali-ckpt", alias = "cali_ckpt")]
@@ -101,6 +121,43 @@ struct Pack {
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Where ranges of activations come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ActRange {
+    /// Each row's own, taken while running.
+    Dynamic,
+    /// Fixed: the least and greatest value that calibration saw.
+    #[value(alias = "minmax", alias = "max")]
+    MinMax,
+    /// Fixed: shrunk from there to the least error.
+    Mse,
+}
+
+/// What intervals of activation ranges are of.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ActAxis {
+    /// The sampler's steps.
+    Step,
+    /// The model's timesteps.
+    Timestep,
+}
+
+impl Pack {
+    /// The ranges of activations that are fixed, if they are.
+    fn activation_ranges(&self) -> Option<ActivationRanges> {
+        let rule = match self.act_range {
+            ActRange::Dynamic => return None,
+            ActRange::MinMax => RangeRule::MinMax,
+            ActRange::Mse => RangeRule::Mse,
+        };
+        let axis = match self.act_axis {
+            ActAxis::Step => CurveAxis::StepFraction,
+            ActAxis::Timestep => CurveAxis::Timestep,
+        };
+        Some(ActivationRanges { rule, intervals: self.act_intervals, axis, symmetric: self.act_sym })
+    }
 }
 
 fn parse_prediction(text: &str) -> std::result::Result<Prediction, &'static str> {

@@ -22,6 +22,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
         activation_bits: args.quant_act.then(|| args.act_bit.parse().expect("a number, as the parser says")),
         overrules: Overrules { prediction: args.prediction, scheduler_config: args.scheduler_config.clone() },
         calibration: args.calib.clone(),
+        activation_ranges: args.activation_ranges(),
         import: args.import.clone(),
         split: args.split,
         int8_attention: args.int8_attention,

@@ -1,6 +1,6 @@
 //! Packing with a calibration: which layers it knows, and the biases that take up their mean errors.
 
-use crate::calibrate::Calibration;
+use crate::calibrate::{Calibration, CallRange};
 use crate::error::Result;
 use crate::pass::give_biases;
 use crate::quantize::Moments;
@@ -71,6 +71,19 @@ impl Known {
             (Some(moments), Some(inputs)) => Some(moments.part(inputs)),
             (moments, _) => moments,
         })
+    }
+
+    /// The inputs of the layers whose weight is called `name` in the file, if they are known.
+    pub(super) fn inputs(&self, name: &str) -> Option<&[usize]> {
+        self.file.record().layers.get(name).map(Vec::as_slice)
+    }
+
+    /// What was seen of `inputs` at each call that was looked at, in order, and how many calls a run has.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub(super) fn ranges(&self, inputs: &[usize]) -> Result<(Vec<CallRange>, usize)> {
+        self.file.ranges(inputs)
     }
 
     /// The bias that takes up the mean error of weight `i`.

@@ -8,10 +8,12 @@
 mod calibrated;
 mod decide;
 mod imported;
+mod ranges;
 mod report;
 mod store;
 
 pub use decide::{LayerPlan, Plan, explain};
+pub use ranges::ActivationRanges;
 pub use report::{LayerLine, Progress, Report};
 
 use crate::config::QConfig;
@@ -31,11 +33,12 @@ use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
 use aquatint::raw::format::{Meta, Packed, TensorSpec, Writer};
-use aquatint::raw::program::{Program, Role, Tensor, shape};
+use aquatint::raw::program::{Program, QuantizeRange, Role, Tensor, shape};
 use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
 use decide::{decide, dims};
 use imported::in_file_order;
+use ranges::curves;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use store::{Stored, store, store_imported};
@@ -63,6 +66,9 @@ pub struct Options {
     /// Statistics of the inputs of layers, as [`calibrate`](crate::calibrate) makes them: where they are known, codes are chosen
     /// for the layer's output; elsewhere weights are rounded to the nearest level.
     pub calibration: Option<PathBuf>,
+    /// Ranges of activations that are fixed when packing, from the calibration; where it knows none, and without this, each row
+    /// has its own while running.
+    pub activation_ranges: Option<ActivationRanges>,
     /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
     /// are as it has them.
     pub import: Option<PathBuf>,
@@ -122,7 +128,16 @@ impl Packing {
         let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let known = options.calibration.as_ref().map(open).transpose()?;
-        let attentions = self.use_codes(&recipe)?;
+        let mut ranges = vec![QuantizeRange::Dynamic; self.weights.len()];
+        if let Some(wanted) = &options.activation_ranges {
+            let Some(known) = &known else {
+                let expected = "--calib FILE: a calibration knows what ranges activations have";
+                return Err(Error::request("--act-range", expected, "none").into());
+            };
+            ranges = curves(wanted, known, &mut self.weights, &mut recipe)?;
+            recipe.config += &format!(", {}", wanted.describe());
+        }
+        let attentions = self.use_codes(&recipe, &ranges)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
         for program in &self.programs {
@@ -162,10 +177,13 @@ impl Packing {
 
     /// Lets programs make and use codes where `recipe` asks for integer activations; returns how many attentions work in
     /// codes.
-    fn use_codes(&mut self, recipe: &Recipe) -> Result<usize> {
+    fn use_codes(&mut self, recipe: &Recipe, ranges: &[QuantizeRange]) -> Result<usize> {
         let mut attentions = 0;
         for program in &mut self.programs {
-            pass::assign(program, &|tensor| recipe.decisions[tensor.0 as usize].treatment.activation_bits);
+            pass::assign(program, &|Tensor(i)| {
+                let bits = recipe.decisions[i as usize].treatment.activation_bits?;
+                Some((bits, ranges.get(i as usize).copied().unwrap_or(QuantizeRange::Dynamic)))
+            });
             if self.options.int8_attention && matches!(program.role, Role::Denoiser | Role::Refiner) {
                 attentions += pass::attend_in_codes(program);
             }

@@ -5,9 +5,9 @@ use aquatint::raw::program::{
 };
 use std::collections::HashMap;
 
-/// Quantizes the input of every layer for whose weight `bits` names a width. Layers that want equal codes of one value
-/// share one op. Linear layers get a scale per row, convolutions one per sample, both taken when they are computed.
-pub fn assign(program: &mut Program, bits: &dyn Fn(Tensor) -> Option<u8>) {
+/// Quantizes the input of every layer for whose weight `wanted` names a width and a range. Layers that want equal codes of one value
+/// share one op. Linear layers get a scale per row, convolutions one per sample, where ranges are taken when they are computed.
+pub fn assign(program: &mut Program, wanted: &dyn Fn(Tensor) -> Option<(u8, QuantizeRange)>) {
     let n_inputs = program.inputs.len() as u32;
     // The new number of every old value.
     let mut numbers: Vec<Value> = (0..n_inputs).map(Value).collect();
@@ -23,13 +23,13 @@ pub fn assign(program: &mut Program, bits: &dyn Fn(Tensor) -> Option<u8>) {
             Op::Conv2d(Conv2d { weight, .. }) => (Some(weight), QuantizeGrain::Sample),
             _ => (None, QuantizeGrain::Row),
         };
-        if let Some(bits) = weight.and_then(bits) {
+        if let Some((bits, range)) = weight.and_then(wanted) {
             let (Op::Linear(Linear { x, .. }) | Op::GatedLinear(GatedLinear { x, .. }) | Op::Conv2d(Conv2d { x, .. })) =
                 &mut node.op
             else {
                 unreachable!("ops with a weight")
             };
-            let spec = QuantizeSpec { bits, grain, range: QuantizeRange::Dynamic };
+            let spec = QuantizeSpec { bits, grain, range };
             *x = *codes.entry((*x, spec)).or_insert_with(|| {
                 let value = next(&nodes);
                 nodes.push(Node { op: Op::Quantize(Quantize { x: *x, spec }), path: node.path.clone(), wide: false });
@@ -70,7 +70,7 @@ mod tests {
     fn equal_codes_are_shared_and_operands_renumbered() {
         // Layers 0 and 1 want 8 bits of the input, layer 2 wants 6, layer 3 floats.
         let mut p = program(vec![linear(0, 0, None), linear(0, 1, Some(1)), linear(0, 2, None), linear(2, 3, Some(3))]);
-        assign(&mut p, &|t| [Some(8), Some(8), Some(6), None][t.0 as usize]);
+        assign(&mut p, &|t| [Some(8), Some(8), Some(6), None][t.0 as usize].map(|bits| (bits, QuantizeRange::Dynamic)));
         let names: Vec<_> = p.nodes.iter().map(|n| n.op.name()).collect();
         assert_eq!(names, ["quantize", "linear", "linear", "quantize", "linear", "linear"]);
         let reads: Vec<Vec<u32>> = p.nodes.iter().map(|n| n.op.reads().map(|v| v.0).collect()).collect();
@@ -91,7 +91,7 @@ mod tests {
     fn convolutions_get_one_scale_per_sample() {
         let op = Op::Conv2d(Conv2d { x: Value(0), weight: Tensor(0), bias: None, ..Conv2d::default() });
         let mut p = program(vec![Node { op, path: "conv".into(), wide: false }]);
-        assign(&mut p, &|_| Some(8));
+        assign(&mut p, &|_| Some((8, QuantizeRange::Dynamic)));
         assert_eq!(p.nodes[0].op.quantizes().map(|q| q.grain), Some(QuantizeGrain::Sample));
     }
 }

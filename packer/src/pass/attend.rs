@@ -35,7 +35,7 @@ pub fn attend_in_codes(program: &mut Program) -> usize {
 mod tests {
     use super::*;
     use crate::pass::assign;
-    use aquatint::raw::program::{Act, Attend, Dim, Input, InputKind, Node, Role, Tensor};
+    use aquatint::raw::program::{Act, Attend, Dim, Input, InputKind, Node, QuantizeRange, Role, Tensor};
 
     /// Three linear layers of weights 0, 1 and 2, and an attention to them.
     fn program(attend: Attend) -> Program {
@@ -67,7 +67,7 @@ mod tests {
             (None, shared, 0),
         ] {
             let mut p = program(attend);
-            assign(&mut p, &|t| (Some(t.0) != floats).then_some(8));
+            assign(&mut p, &|t| (Some(t.0) != floats).then_some((8, QuantizeRange::Dynamic)));
             assert_eq!(attend_in_codes(&mut p), want, "{floats:?} {attend:?}");
             let Some(Op::Attention(Attention { attend: got, .. })) = p.nodes.last().map(|n| &n.op) else {
                 panic!("attention")

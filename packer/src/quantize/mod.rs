@@ -14,6 +14,7 @@
 //! dimension, found by dynamic programming, so its squared error is never above the paper's.
 
 mod accounting;
+mod activation;
 pub mod feedback;
 mod identity;
 mod kmeans;
@@ -25,6 +26,7 @@ mod table;
 mod uniform;
 
 pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
+pub use activation::{BINS, RangeRule, SeenRange, bin};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
 pub use moments::{Moments, SecondMoments};
 pub use uniform::{Rule, f16_codes};

@@ -14,6 +14,7 @@ mod layouts;
 mod pack;
 mod pickles;
 mod quantizers;
+mod ranges;
 mod readme;
 mod refusals;
 mod rules;

@@ -5,8 +5,9 @@
 //! shows in a sum, and sums over the parts of a set of images add up to those over all but for the rounding of f64.
 
 use super::hash::{Place, Share, keeps};
-use super::ranges::{BINS, Extent, greatest, least};
+use super::ranges::{Extent, greatest, least};
 use super::windows::{KERNEL, TAPS, Windows, displacements};
+use crate::quantize::BINS;
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 

@@ -1,0 +1,118 @@
+//! Ranges of activations that are fixed when packing: curves over time, made from a calibration.
+
+use super::calibrated::Known;
+use crate::error::Result;
+use crate::quantize::{RangeRule, SeenRange};
+use crate::recipe::Recipe;
+use crate::weight::Weights;
+use aquatint::error::Error;
+use aquatint::raw::program::{CurveAxis, QuantizeRange, Tensor};
+use std::collections::HashMap;
+
+/// Timesteps that models are trained on, in the intervals of [`CurveAxis::Timestep`].
+const TIMESTEPS: f32 = 1000.0;
+
+/// How activations get ranges that are fixed when packing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationRanges {
+    /// How a range follows from the values that were seen.
+    pub rule: RangeRule,
+    /// Intervals of time, each with a range of its own: 1 for one range over the whole run.
+    pub intervals: usize,
+    /// What time is: the sampler's steps in equal parts, as the course project has it, or the model's timesteps, as
+    /// ViDiT-Q has it.
+    pub axis: CurveAxis,
+    /// Whether both signs reach as far.
+    pub symmetric: bool,
+}
+
+impl ActivationRanges {
+    /// In words, for META.
+    pub(super) fn describe(&self) -> String {
+        let rule = match self.rule {
+            RangeRule::MinMax => "min-max",
+            RangeRule::Mse => "mse",
+        };
+        let axis = match self.axis {
+            CurveAxis::StepFraction => "steps",
+            CurveAxis::Timestep => "timesteps",
+        };
+        let symmetric = if self.symmetric { "symmetric " } else { "" };
+        match self.intervals {
+            1 => format!("activations in a fixed {symmetric}range by {rule}"),
+            n => format!("activations in {symmetric}ranges by {rule} over {n} intervals of {axis}"),
+        }
+    }
+}
+
+/// Makes the curves of all layers with integer activations whose inputs `known` has; returns the range of each weight's
+/// input. Layers that share an input share its curve.
+///
+/// # Errors
+/// If there are more intervals than calls that were looked at.
+pub(super) fn curves(
+    ranges: &ActivationRanges,
+    known: &Known,
+    weights: &mut Weights,
+    recipe: &mut Recipe,
+) -> Result<Vec<QuantizeRange>> {
+    let mut made: HashMap<(Vec<usize>, u8), Tensor> = HashMap::new();
+    let mut of_weight = vec![QuantizeRange::Dynamic; weights.len()];
+    for (i, of_weight) in of_weight.iter_mut().enumerate() {
+        let weight = &weights[Tensor(i as u32)];
+        let Some(bits) = recipe.decisions[i].treatment.activation_bits else { continue };
+        let (name, component, layer) = (weight.whole_name(), weight.component, weight.layer());
+        let Some(inputs) = known.inputs(&name) else {
+            recipe.decisions[i]
+                .add_note("activations in the range of each row: the calibration does not know its inputs");
+            continue;
+        };
+        let tensor = match made.get(&(inputs.to_vec(), bits)) {
+            Some(&tensor) => tensor,
+            None => {
+                let points = points(ranges, known, inputs, bits)?;
+                let count = points.len();
+                let values = points.into_iter().flatten().collect();
+                let tensor = weights.make(component, format!("{layer}.activation_range"), &[count, 3], values);
+                made.insert((inputs.to_vec(), bits), tensor);
+                tensor
+            }
+        };
+        *of_weight = QuantizeRange::Curve(tensor, ranges.axis);
+    }
+    recipe.extend(weights.len());
+    of_weight.resize(weights.len(), QuantizeRange::Dynamic);
+    Ok(of_weight)
+}
+
+/// The rows `(position, scale, zero)` of a curve.
+fn points(ranges: &ActivationRanges, known: &Known, inputs: &[usize], bits: u8) -> Result<Vec<[f32; 3]>> {
+    let (of_calls, all) = known.ranges(inputs)?;
+    let count = ranges.intervals;
+    if count == 0 || count > of_calls.len().max(1) {
+        let expected =
+            format!("1 to {}, the calls that were looked at; more of --cali-st allow more", of_calls.len().max(1));
+        return Err(Error::request("--act-intervals", expected, count).into());
+    }
+    // Steps in runs of equal length, the last perhaps shorter; see the course's `step_index // ceil(T / k)`.
+    let steps = all.div_ceil(count).max(1);
+    let mut intervals: Vec<Option<SeenRange>> = vec![None; count];
+    for call in &of_calls {
+        let interval = match ranges.axis {
+            CurveAxis::StepFraction => call.index / steps,
+            CurveAxis::Timestep => (call.timestep / TIMESTEPS * count as f32) as usize,
+        };
+        let seen = &mut intervals[interval.min(count - 1)];
+        *seen = Some(seen.as_ref().map_or_else(|| call.seen.clone(), |seen| seen.and(&call.seen)));
+    }
+    let position = |interval: usize| match ranges.axis {
+        CurveAxis::StepFraction => (interval * steps) as f32 / all.max(1) as f32,
+        CurveAxis::Timestep => interval as f32 * TIMESTEPS / count as f32,
+    };
+    // An interval that no call was looked at in has the range of the one before.
+    let points = intervals.iter().enumerate().filter_map(|(i, seen)| {
+        let (scale, zero) = seen.as_ref()?.scale_and_zero(ranges.rule, bits, ranges.symmetric);
+        Some([position(i), scale, zero])
+    });
+    Ok(points.collect())
+}

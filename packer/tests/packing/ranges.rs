@@ -1,0 +1,142 @@
+//! Ranges of activations that are fixed when packing.
+
+use crate::common::{Scratch, fixture};
+use aquatint::options::SamplingOptions;
+use aquatint::raw::format::{Packed, TensorView};
+use aquatint::raw::program::{CurveAxis, Op, Quantize, QuantizeRange, Role};
+use packer::calibrate::{Calibration, Settings, calibrate};
+use packer::emit::{ActivationRanges, Options, pack};
+use packer::quantize::RangeRule;
+use std::path::PathBuf;
+
+const RULE: ActivationRanges =
+    ActivationRanges { rule: RangeRule::MinMax, intervals: 3, axis: CurveAxis::StepFraction, symmetric: false };
+
+/// A calibration of a DiT with random weights: 3 of the 6 calls of a run, guidance on.
+fn calibration(scratch: &Scratch) -> PathBuf {
+    let mut settings = Settings::new(fixture("dit/d2"), scratch.path("c.safetensors"));
+    settings.sampling = SamplingOptions { steps: Some(6), cfg_scale: Some(3.0), ..Default::default() };
+    (settings.images, settings.calls) = (3, 3);
+    calibrate(&settings, &mut |_| true).unwrap();
+    settings.output
+}
+
+fn options(scratch: &Scratch, ranges: ActivationRanges) -> Options {
+    // By name: layers with so few inputs keep f16 otherwise.
+    let config = scratch.path("c.json");
+    std::fs::write(&config, r#"{"default": "f16", "layers": {"*.attn1.*": "w8a8", "*.ff.*": "w8a8"}}"#).unwrap();
+    Options {
+        model: fixture("dit/d2"),
+        q_config: Some(config.display().to_string()),
+        calibration: Some(scratch.path("c.safetensors")),
+        activation_ranges: Some(ranges),
+        output: scratch.path("m.aqt"),
+        ..Default::default()
+    }
+}
+
+/// The curve of the input of the layer called so.
+fn curve(packed: &Packed<aquatint::raw::mmap::FileBytes>, layer: &str) -> Vec<f32> {
+    let index = packed.tensors().iter().position(|t| t.name == format!("{layer}.activation_range")).unwrap();
+    let TensorView::F32(points) = packed.tensor(index) else { panic!("floats") };
+    points.to_vec()
+}
+
+#[test]
+fn curves_are_the_extremes_of_each_interval() {
+    let scratch = Scratch::new("ranges");
+    let path = calibration(&scratch);
+    let file = Calibration::open(&path).unwrap();
+    assert_eq!(file.record().run.chosen, [1, 3, 5]);
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let layer = "transformer/transformer_blocks.0.ff.net.2";
+    let input = file.record().layers[&format!("{layer}.weight")][0];
+    let calls = tensors.tensor(&format!("inputs.{input}.calls")).unwrap();
+    let calls: Vec<f32> = calls.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    assert_eq!(calls.len(), 6, "the least of each call, then the greatest");
+    let affine = |low: f32, high: f32| {
+        let scale = (f64::from(high) - f64::from(low)) / 255.0;
+        [scale as f32, (-f64::from(low) / scale).round_ties_even() as f32]
+    };
+    let least = |of: &[f32]| of.iter().copied().fold(f32::MAX, f32::min);
+    let greatest = |of: &[f32]| of.iter().copied().fold(f32::MIN, f32::max);
+
+    // Each of 6 calls in intervals of two: one that was looked at in each.
+    pack(&options(&scratch, RULE), &mut |_| ()).unwrap();
+    let got = curve(&Packed::open(&scratch.path("m.aqt")).unwrap(), layer);
+    let expected: Vec<f32> =
+        (0..3).flat_map(|i| [&[i as f32 / 3.0][..], &affine(calls[i], calls[3 + i])].concat()).collect();
+    assert_eq!(got, expected);
+
+    // One for all; symmetric; and by timestep, of which the first half of the run has the large ones.
+    let once = ActivationRanges { intervals: 1, ..RULE };
+    pack(&options(&scratch, once), &mut |_| ()).unwrap();
+    let got = curve(&Packed::open(&scratch.path("m.aqt")).unwrap(), layer);
+    assert_eq!(got, [&[0.0][..], &affine(least(&calls[..3]), greatest(&calls[3..]))].concat());
+    pack(&options(&scratch, ActivationRanges { symmetric: true, ..once }), &mut |_| ()).unwrap();
+    let got = curve(&Packed::open(&scratch.path("m.aqt")).unwrap(), layer);
+    assert_eq!(got, [0.0, greatest(&calls[3..]).max(-least(&calls[..3])) / 127.0, 128.0]);
+    pack(&options(&scratch, ActivationRanges { axis: CurveAxis::Timestep, intervals: 2, ..RULE }), &mut |_| ())
+        .unwrap();
+    let got = curve(&Packed::open(&scratch.path("m.aqt")).unwrap(), layer);
+    let timesteps: Vec<f32> = file.record().run.chosen.iter().map(|&c| file.record().run.calls[c].timestep).collect();
+    let half = |late: bool| {
+        let of: Vec<usize> = (0..3).filter(|&i| (timesteps[i] >= 500.0) == late).collect();
+        let (low, high): (Vec<f32>, Vec<f32>) = of.iter().map(|&i| (calls[i], calls[3 + i])).unzip();
+        affine(least(&low), greatest(&high))
+    };
+    assert_eq!(got, [&[0.0][..], &half(false), &[500.0], &half(true)].concat());
+}
+
+#[test]
+fn layers_that_share_an_input_share_its_curve_and_the_model_runs() {
+    let scratch = Scratch::new("ranges-run");
+    calibration(&scratch);
+    let report = pack(&options(&scratch, RULE), &mut |_| ()).unwrap();
+    let packed = Packed::open(&scratch.path("m.aqt")).unwrap();
+    let curves = packed.tensors().iter().filter(|t| t.name.ends_with(".activation_range")).count();
+    let coded = report.layers.iter().filter(|line| line.meta.activation_bits == 8).count();
+    // Queries, keys and values read one value in each of two blocks.
+    assert_eq!((coded, curves), (12, 8));
+    assert!(packed.meta().quantization.config.ends_with("activations in ranges by min-max over 3 intervals of steps"));
+    let denoiser = packed.program(Role::Denoiser).unwrap();
+    for spec in denoiser.nodes.iter().filter_map(|node| node.op.quantizes()) {
+        assert!(matches!(spec.range, QuantizeRange::Curve(_, CurveAxis::StepFraction)), "{spec:?}");
+    }
+    assert!(
+        !denoiser
+            .nodes
+            .iter()
+            .any(|n| matches!(n.op, Op::Quantize(Quantize { spec, .. }) if spec.range == QuantizeRange::Dynamic))
+    );
+    let model = aquatint::Model::new(&packed).unwrap();
+    let mut request = aquatint::pipeline::Request::new(&model, aquatint::pipeline::Prompts::Classes(vec![0, 3]));
+    request.steps = 6;
+    let cpu = aquatint::raw::backend::cpu::Cpu::best();
+    let mut session = aquatint::pipeline::Session::new(&model, &cpu);
+    let mut job = session.job(request).unwrap();
+    while job.upcoming().unwrap().is_some() {
+        job.next().unwrap();
+    }
+}
+
+#[test]
+fn ranges_that_nothing_tells_are_refused() {
+    let scratch = Scratch::new("ranges-refused");
+    calibration(&scratch);
+    let refusal = |options: &Options| {
+        let error = pack(options, &mut |_| ()).unwrap_err().to_string();
+        assert_eq!(scratch.entries(), ["c.json", "c.safetensors"]);
+        error
+    };
+    let blind = Options { calibration: None, ..options(&scratch, RULE) };
+    assert!(refusal(&blind).contains("--act-range: expected --calib FILE"), "{}", refusal(&blind));
+    for intervals in [0, 4] {
+        let error = refusal(&options(&scratch, ActivationRanges { intervals, ..RULE }));
+        let told = format!(
+            "--act-intervals: expected 1 to 3, the calls that were looked at; more of --cali-st allow more, got {intervals}"
+        );
+        assert!(error.contains(&told), "{error}");
+    }
+}
