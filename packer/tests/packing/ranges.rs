@@ -64,7 +64,7 @@ fn curves_are_the_extremes_of_each_interval() {
 
     // Each of 6 calls in intervals of two: one that was looked at in each.
     pack(&options(&scratch, RULE), &mut |_| ()).unwrap();
-    let got = curve(&Packed::open(&scratch.path("m.aqt")).unwrap(), layer);
+    let got = curve(&Packed::open(scratch.path("m.aqt")).unwrap(), layer);
     let expected: Vec<f32> =
         (0..3).flat_map(|i| [&[i as f32 / 3.0][..], &affine(calls[i], calls[3 + i])].concat()).collect();
     assert_eq!(got, expected);
@@ -72,14 +72,14 @@ fn curves_are_the_extremes_of_each_interval() {
     // One for all; symmetric; and by timestep, of which the first half of the run has the large ones.
     let once = ActivationRanges { intervals: 1, ..RULE };
     pack(&options(&scratch, once), &mut |_| ()).unwrap();
-    let got = curve(&Packed::open(&scratch.path("m.aqt")).unwrap(), layer);
+    let got = curve(&Packed::open(scratch.path("m.aqt")).unwrap(), layer);
     assert_eq!(got, [&[0.0][..], &affine(least(&calls[..3]), greatest(&calls[3..]))].concat());
     pack(&options(&scratch, ActivationRanges { symmetric: true, ..once }), &mut |_| ()).unwrap();
-    let got = curve(&Packed::open(&scratch.path("m.aqt")).unwrap(), layer);
+    let got = curve(&Packed::open(scratch.path("m.aqt")).unwrap(), layer);
     assert_eq!(got, [0.0, greatest(&calls[3..]).max(-least(&calls[..3])) / 127.0, 128.0]);
     pack(&options(&scratch, ActivationRanges { axis: CurveAxis::Timestep, intervals: 2, ..RULE }), &mut |_| ())
         .unwrap();
-    let got = curve(&Packed::open(&scratch.path("m.aqt")).unwrap(), layer);
+    let got = curve(&Packed::open(scratch.path("m.aqt")).unwrap(), layer);
     let timesteps: Vec<f32> = file.record().run.chosen.iter().map(|&c| file.record().run.calls[c].timestep).collect();
     let half = |late: bool| {
         let of: Vec<usize> = (0..3).filter(|&i| (timesteps[i] >= 500.0) == late).collect();
@@ -94,7 +94,7 @@ fn layers_that_share_an_input_share_its_curve_and_the_model_runs() {
     let scratch = Scratch::new("ranges-run");
     calibration(&scratch);
     let report = pack(&options(&scratch, RULE), &mut |_| ()).unwrap();
-    let packed = Packed::open(&scratch.path("m.aqt")).unwrap();
+    let packed = Packed::open(scratch.path("m.aqt")).unwrap();
     let curves = packed.tensors().iter().filter(|t| t.name.ends_with(".activation_range")).count();
     let coded = report.layers.iter().filter(|line| line.meta.activation_bits == 8).count();
     // Queries, keys and values read one value in each of two blocks.
