@@ -8,7 +8,7 @@ mod pack;
 mod page;
 mod table;
 
-use crate::emit::ActivationRanges;
+use crate::emit::{ActivationRanges, RangeSource};
 use crate::error::Result;
 use crate::quantize::RangeRule;
 use crate::source::settings;
@@ -73,7 +73,7 @@ struct Pack {
     calib: Option<PathBuf>,
 
     /// Where ranges of quantized activations come from: `dynamic` takes each row's own while running; the others fix one for
-    /// all rows, from the calibration
+    /// all rows, from the calibration or the imported file
     #[arg(long, value_enum, default_value = "dynamic", value_name = "RULE")]
     act_range: ActRange,
 
@@ -133,6 +133,8 @@ enum ActRange {
     MinMax,
     /// Fixed: shrunk from there to the least error.
     Mse,
+    /// Fixed: those that the imported file has.
+    Import,
 }
 
 /// What intervals of activation ranges are of.
@@ -146,17 +148,19 @@ enum ActAxis {
 
 impl Pack {
     /// The ranges of activations that are fixed, if they are.
-    fn activation_ranges(&self) -> Option<ActivationRanges> {
+    fn activation_ranges(&self) -> Option<RangeSource> {
         let rule = match self.act_range {
             ActRange::Dynamic => return None,
             ActRange::MinMax => RangeRule::MinMax,
             ActRange::Mse => RangeRule::Mse,
+            ActRange::Import => return Some(RangeSource::Import { symmetric: self.act_sym }),
         };
         let axis = match self.act_axis {
             ActAxis::Step => CurveAxis::StepFraction,
             ActAxis::Timestep => CurveAxis::Timestep,
         };
-        Some(ActivationRanges { rule, intervals: self.act_intervals, axis, symmetric: self.act_sym })
+        let ranges = ActivationRanges { rule, intervals: self.act_intervals, axis, symmetric: self.act_sym };
+        Some(RangeSource::Calibration(ranges))
     }
 }
 

@@ -13,7 +13,7 @@ mod report;
 mod store;
 
 pub use decide::{LayerPlan, Plan, explain};
-pub use ranges::ActivationRanges;
+pub use ranges::{ActivationRanges, RangeSource};
 pub use report::{LayerLine, Progress, Report};
 
 use crate::config::QConfig;
@@ -38,7 +38,7 @@ use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
 use decide::{decide, dims};
 use imported::in_file_order;
-use ranges::curves;
+use ranges::{curves, imported_ranges};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use store::{Stored, store, store_imported};
@@ -66,9 +66,9 @@ pub struct Options {
     /// Statistics of the inputs of layers, as [`calibrate`](crate::calibrate) makes them: where they are known, codes are chosen
     /// for the layer's output; elsewhere weights are rounded to the nearest level.
     pub calibration: Option<PathBuf>,
-    /// Ranges of activations that are fixed when packing, from the calibration; where it knows none, and without this, each row
-    /// has its own while running.
-    pub activation_ranges: Option<ActivationRanges>,
+    /// Ranges of activations that are fixed when packing; where there are none, and without this, each row has its own while
+    /// running.
+    pub activation_ranges: Option<RangeSource>,
     /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
     /// are as it has them.
     pub import: Option<PathBuf>,
@@ -129,13 +129,23 @@ impl Packing {
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let known = options.calibration.as_ref().map(open).transpose()?;
         let mut ranges = vec![QuantizeRange::Dynamic; self.weights.len()];
-        if let Some(wanted) = &options.activation_ranges {
-            let Some(known) = &known else {
+        match (&options.activation_ranges, &known, &imported) {
+            (None, ..) => {}
+            (Some(RangeSource::Calibration(wanted)), Some(known), _) => {
+                ranges = curves(wanted, known, &mut self.weights, &mut recipe)?;
+                recipe.config += &format!(", {}", wanted.describe());
+            }
+            (Some(RangeSource::Import { symmetric }), _, Some(imported)) => {
+                ranges = imported_ranges(imported, &self.model, &mut self.weights, &mut recipe, *symmetric)?;
+                recipe.config += ", activations in its ranges";
+            }
+            (Some(RangeSource::Calibration(_)), None, _) => {
                 let expected = "--calib FILE: a calibration knows what ranges activations have";
                 return Err(Error::request("--act-range", expected, "none").into());
-            };
-            ranges = curves(wanted, known, &mut self.weights, &mut recipe)?;
-            recipe.config += &format!(", {}", wanted.describe());
+            }
+            (Some(RangeSource::Import { .. }), _, None) => {
+                return Err(Error::request("--act-range import", "--import FILE, which has them", "none").into());
+            }
         }
         let attentions = self.use_codes(&recipe, &ranges)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.

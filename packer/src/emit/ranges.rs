@@ -2,8 +2,11 @@
 
 use super::calibrated::Known;
 use crate::error::Result;
+use crate::import::Imported;
+use crate::lower::Part;
 use crate::quantize::{RangeRule, SeenRange};
 use crate::recipe::Recipe;
+use crate::source::diffusers::Model;
 use crate::weight::Weights;
 use aquatint::error::Error;
 use aquatint::raw::program::{CurveAxis, QuantizeRange, Tensor};
@@ -12,7 +15,19 @@ use std::collections::HashMap;
 /// Timesteps that models are trained on, in the intervals of [`CurveAxis::Timestep`].
 const TIMESTEPS: f32 = 1000.0;
 
-/// How activations get ranges that are fixed when packing.
+/// Where ranges of activations come from that are fixed when packing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeSource {
+    /// From the calibration.
+    Calibration(ActivationRanges),
+    /// From the imported file.
+    Import {
+        /// Whether its quantizers count from the middle of the codes, which it does not say.
+        symmetric: bool,
+    },
+}
+
+/// How a calibration gives ranges of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActivationRanges {
     /// How a range follows from the values that were seen.
@@ -79,6 +94,43 @@ pub(super) fn curves(
             }
         };
         *of_weight = QuantizeRange::Curve(tensor, ranges.axis);
+    }
+    recipe.extend(weights.len());
+    of_weight.resize(weights.len(), QuantizeRange::Dynamic);
+    Ok(of_weight)
+}
+
+/// Makes the ranges that `imported` has of the inputs of layers with integer activations; returns the range of each weight's
+/// input.
+///
+/// # Errors
+/// If it has none, or ranges that codes cannot have.
+pub(super) fn imported_ranges(
+    imported: &Imported,
+    model: &Model,
+    weights: &mut Weights,
+    recipe: &mut Recipe,
+    symmetric: bool,
+) -> Result<Vec<QuantizeRange>> {
+    let mut of_weight = vec![QuantizeRange::Dynamic; weights.len()];
+    for (i, of_weight) in of_weight.iter_mut().enumerate() {
+        let weight = &weights[Tensor(i as u32)];
+        let Some(bits) = recipe.decisions[i].treatment.activation_bits else { continue };
+        if Part::of(weight.component) != Part::Denoiser {
+            continue;
+        }
+        let own = &model.component(weight.component).weights;
+        let Some((scale, zero)) = imported.activation(own, weight, bits, symmetric)? else {
+            recipe.decisions[i].add_note("activations in the range of each row: the imported file has none for them");
+            continue;
+        };
+        let (component, key) = (weight.component, format!("{}.activation_range", weight.layer()));
+        let tensor = weights.make(component, key, &[1, 3], vec![0.0, scale, zero]);
+        *of_weight = QuantizeRange::Curve(tensor, CurveAxis::StepFraction);
+    }
+    if of_weight.iter().all(|range| *range == QuantizeRange::Dynamic) {
+        let expected = "a file with act_quantizer.delta of layers with integer activations";
+        return Err(Error::request("--act-range import", expected, imported.describe()).into());
     }
     recipe.extend(weights.len());
     of_weight.resize(weights.len(), QuantizeRange::Dynamic);

@@ -153,6 +153,36 @@ impl Imported {
         layer.is_some_and(|layer| self.file.keys().any(|key| key.starts_with(&format!("{layer}{SECOND_HALF}."))))
     }
 
+    /// Scale and zero point of the input of the layer with this weight, codes from 0 on; none if the file has none, or has none
+    /// that is one number. A `symmetric` quantizer counts from the middle there.
+    ///
+    /// # Errors
+    /// If they are no numbers that codes can have.
+    pub fn activation(
+        &self,
+        model: &Checkpoint,
+        weight: &Weight,
+        bits: u8,
+        symmetric: bool,
+    ) -> Result<Option<(f32, f32)>> {
+        let Some(layer) = self.layers.get(model.published(weight.key()).0) else { return Ok(None) };
+        let second = weight.steps.iter().any(|step| matches!(step, Step::Split { first: 1.., .. }));
+        let quantizer = format!("{layer}.act_quantizer{}", if second { "_0" } else { "" });
+        let number = |what: &str| -> Result<Option<f32>> {
+            let name = format!("{quantizer}.{what}");
+            match self.file.shape(&name).map(|shape| shape.iter().product::<usize>()) {
+                Some(1) => Ok(self.file.read(&name)?.first().copied()),
+                _ => Ok(None),
+            }
+        };
+        let (Some(scale), zero) = (number("delta")?, number("zero_point")?.unwrap_or(0.0)) else { return Ok(None) };
+        if scale <= 0.0 {
+            let what = format!("{quantizer}.delta of {}", self.file.component());
+            return Err(Error::request(what, "a positive step", scale).into());
+        }
+        Ok(Some((scale, if symmetric { f32::from(1u16 << (bits - 1)) } else { zero })))
+    }
+
     /// `weight` as it becomes by `method` at `bits`; none if the file does not have its layer, or not in this way.
     ///
     /// # Errors

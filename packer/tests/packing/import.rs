@@ -1,7 +1,8 @@
 //! Quantized weights of research projects, against what their own code multiplies with.
 
 use crate::common::{Dense, Scratch, fixture, load};
-use packer::emit::{Options, Report, pack};
+use aquatint::raw::format::{Packed, TensorView};
+use packer::emit::{Options, RangeSource, Report, pack};
 use packer::source::layout::{self, Elsewhere, Entry};
 use packer::source::settings::Overrules;
 use packer::source::{Checkpoint, view::Part};
@@ -70,6 +71,47 @@ fn weights_are_those_of_q_diffusions_forward() {
     // Split as the file is, and only that: the other levels have shortcuts, too.
     let halves = report.layers.iter().filter(|line| line.meta.name.ends_with("_0")).count();
     assert_eq!(halves, 2);
+}
+
+#[test]
+fn activations_have_the_ranges_of_the_file() {
+    let scratch = Scratch::new("import-ranges");
+    let options = |symmetric| Options {
+        model: fixture("sd/v1"),
+        q_config: Some("w4a8".into()),
+        import: Some(import("qdiffusion.pth")),
+        activation_ranges: Some(RangeSource::Import { symmetric }),
+        output: scratch.path("m.aqt"),
+        ..Default::default()
+    };
+    let file = Checkpoint::open_file(&import("qdiffusion.pth"), &mut Vec::new()).unwrap();
+    for symmetric in [false, true] {
+        let report = pack(&options(symmetric), &mut |_| ()).unwrap();
+        let packed = Packed::open(scratch.path("m.aqt")).unwrap();
+        let (mut fixed, mut free) = (0, 0);
+        for line in report.layers.iter().filter(|line| line.meta.activation_bits == 8) {
+            let name = format!("{}.activation_range", line.meta.name);
+            let Some(index) = packed.tensors().iter().position(|t| t.name == name) else {
+                let note = line.meta.note.as_deref().unwrap_or("");
+                assert!(note.contains("activations in the range of each row"), "{name}: {note}");
+                free += 1;
+                continue;
+            };
+            let TensorView::F32(points) = packed.tensor(index) else { panic!("floats") };
+            let half = if line.meta.name.ends_with("_0") { "_0" } else { "" };
+            let quantizer = format!("model.{}.act_quantizer{half}", layer(&line.meta.name));
+            let number = |what: &str| file.read(&format!("{quantizer}.{what}")).unwrap()[0];
+            let zero = if symmetric { 128.0 } else { number("zero_point") };
+            assert_eq!(points, [0.0, number("delta"), zero], "{name}");
+            fixed += 1;
+        }
+        assert!(fixed > 10 && free > 10, "{fixed} {free}");
+    }
+    let error = |options: &Options| pack(options, &mut |_| ()).unwrap_err().to_string();
+    assert!(error(&Options { import: None, ..options(false) }).contains("expected --import FILE, which has them"));
+    // Qua2SeDiMo's files hold weights alone.
+    let weights = Options { import: Some(import("qua2sedimo_mq.pt")), ..options(false) };
+    assert!(error(&weights).contains("--act-range import: expected a file with act_quantizer.delta"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use aquatint::options::SamplingOptions;
 use aquatint::raw::format::{Packed, TensorView};
 use aquatint::raw::program::{CurveAxis, Op, Quantize, QuantizeRange, Role};
 use packer::calibrate::{Calibration, Settings, calibrate};
-use packer::emit::{ActivationRanges, Options, pack};
+use packer::emit::{ActivationRanges, Options, RangeSource, pack};
 use packer::quantize::RangeRule;
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ fn options(scratch: &Scratch, ranges: ActivationRanges) -> Options {
         model: fixture("dit/d2"),
         q_config: Some(config.display().to_string()),
         calibration: Some(scratch.path("c.safetensors")),
-        activation_ranges: Some(ranges),
+        activation_ranges: Some(RangeSource::Calibration(ranges)),
         output: scratch.path("m.aqt"),
         ..Default::default()
     }
