@@ -1,5 +1,6 @@
 //! Several configurations in one file, as Qua2SeDiMo's sampling script leaves them (`quant_cache.pkl`): a list of maps that
-//! have a `config` and what was measured with it. `FILE:17` takes one by its number, `FILE:best` the one of the lowest FID.
+//! have a `config` and what was measured with it. `FILE:17` takes one by its number, `FILE:best` the one of the lowest FID, and
+//! `FILE:NAME` one that has a name.
 
 use super::ConfigError;
 use std::path::Path;
@@ -9,18 +10,22 @@ const SHOWN: usize = 3;
 
 /// Which configuration of a file is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum Wanted<'a> {
     /// The only one.
     Only,
     /// That of this number, from 0 on.
     Number(usize),
     /// That of the lowest FID.
     Best,
+    /// That of this name.
+    Name(&'a str),
 }
 
 /// What was measured with a configuration.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Sample {
+    /// Its name, if it has one.
+    pub name: Option<String>,
     /// Distance to real images, where it is known.
     pub fid: Option<f64>,
     /// Average bits of a weight, where they are known.
@@ -41,30 +46,26 @@ impl Sample {
         let fid = self.fid.map(|fid| format!("FID {fid:.2}"));
         let bits = self.bits.map(|bits| format!("{bits:.2} bits"));
         let words: Vec<_> = [fid, bits].into_iter().flatten().collect();
+        if let Some(name) = &self.name {
+            return format!(" ({name})");
+        }
         if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
     }
 }
 
-/// The file that the argument `arg` names, and what in it: `FILE`, `FILE:N` or `FILE:best`. None if there is no such file.
-///
-/// # Errors
-/// If there is the file, and what follows it is neither a number nor `best`.
-pub(super) fn locate(arg: &str) -> Result<Option<(&Path, Wanted)>, ConfigError> {
+/// The file that the argument `arg` names, and what in it: `FILE`, `FILE:N`, `FILE:best` or `FILE:NAME`. None if there is no
+/// such file.
+pub(super) fn locate(arg: &str) -> Option<(&Path, Wanted<'_>)> {
     if Path::new(arg).exists() {
-        return Ok(Some((Path::new(arg), Wanted::Only)));
+        return Some((Path::new(arg), Wanted::Only));
     }
-    let Some((file, which)) = arg.rsplit_once(':').filter(|(file, _)| Path::new(file).is_file()) else {
-        return Ok(None);
+    let (file, which) = arg.rsplit_once(':').filter(|(file, _)| Path::new(file).is_file())?;
+    let wanted = match (which, which.parse()) {
+        ("best", _) => Wanted::Best,
+        (_, Ok(number)) => Wanted::Number(number),
+        _ => Wanted::Name(which),
     };
-    match (which, which.parse()) {
-        ("best", _) => Ok(Some((Path::new(file), Wanted::Best))),
-        (_, Ok(number)) => Ok(Some((Path::new(file), Wanted::Number(number)))),
-        _ => {
-            let reason =
-                format!("after the colon a number or `best` is expected, got `{}`", super::spec::shorten(which));
-            Err(ConfigError::Syntax { origin: file.into(), reason })
-        }
-    }
+    Some((Path::new(file), wanted))
 }
 
 /// The number of the configuration that is `wanted` of a list of them.
@@ -81,6 +82,18 @@ pub(super) fn choose(origin: &str, samples: &[Sample], wanted: Wanted) -> Result
         (_, None) => refuse("a configuration is expected, this list is empty".into()),
         (Wanted::Number(number), _) if number < count => Ok(number),
         (Wanted::Number(number), _) => refuse(format!("number 0 to {} is expected, got {number}", count - 1)),
+        (Wanted::Name(name), _) => {
+            let named = samples.iter().position(|sample| sample.name.as_deref() == Some(name));
+            let names: Vec<_> = samples.iter().filter_map(|sample| sample.name.as_deref()).collect();
+            let got = super::spec::shorten(name);
+            named.map_or_else(
+                || match names.is_empty() {
+                    true => refuse(format!("after the colon a number or `best` is expected, got `{got}`")),
+                    false => refuse(format!("after the colon one of {} is expected, got `{got}`", names.join(", "))),
+                },
+                Ok,
+            )
+        }
         (Wanted::Only, Some(_)) if count == 1 => Ok(0),
         (Wanted::Best, Some(&best)) if count == 1 || fid(&best).is_finite() => Ok(best),
         (Wanted::Best, _) => refuse(format!("none of its {count} configurations has an FID; take one by its number")),
@@ -90,7 +103,8 @@ pub(super) fn choose(origin: &str, samples: &[Sample], wanted: Wanted) -> Result
             let rest = if count > SHOWN { ", ..." } else { "" };
             let list = format!("{first}: {}{rest}", shown.join(", "));
             let last = count - 1;
-            refuse(format!("{count} configurations; to take one, write :0 to :{last} or :best behind the name; {list}"))
+            let or = if samples.iter().all(|sample| sample.name.is_some()) { "its name" } else { ":best" };
+            refuse(format!("{count} configurations; to take one, write :0 to :{last} or {or} behind the name; {list}"))
         }
     }
 }
@@ -123,7 +137,7 @@ mod tests {
 
     #[test]
     fn lists_without_scores_have_no_best() {
-        let none = [Sample::default(); 2];
+        let none = [Sample::default(), Sample::default()];
         assert_eq!(choose("c", &none, Wanted::Number(1)).unwrap(), 1);
         assert!(choose("c", &none, Wanted::Best).unwrap_err().to_string().contains("none of its 2"));
         assert!(choose("c", &none, Wanted::Only).unwrap_err().to_string().ends_with("the first: 0, 1"));

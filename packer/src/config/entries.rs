@@ -54,8 +54,30 @@ pub(super) fn read(path: &Path, wanted: Wanted) -> Result<QConfig, ConfigError> 
             return Err(syntax(reason));
         }
     };
-    let raw = pick(&origin, raw, wanted)?;
+    let raw = pick(&origin, recipes(raw), wanted)?;
     build(origin, raw)
+}
+
+/// Apple's recipes as a list of configurations; other data as it is.
+///
+/// `{"recipes": {NAME: {LAYER: BITS}}, ..}`; 16 bits are f16, and what else the file holds are measurements of single layers.
+fn recipes(raw: Raw) -> Raw {
+    let Raw::Map(mut top) = raw else { return raw };
+    let is = |(key, value): &(String, Raw)| key == "recipes" && matches!(value, Raw::Map(_));
+    let Some(at) = top.iter().position(is) else { return Raw::Map(top) };
+    let Raw::Map(recipes) = top.swap_remove(at).1 else { unreachable!("matched above") };
+    let value = |value: Raw| match value {
+        Raw::Int(16) => Raw::Text("f16".into()),
+        Raw::Int(bits) => Raw::Text(format!("kmeans_all-{bits}")),
+        other => other,
+    };
+    let recipe = |(name, layers): (String, Raw)| {
+        let Raw::Map(layers) = layers else { return layers };
+        let layers = layers.into_iter().map(|(layer, bits)| (layer, value(bits)));
+        let config = [("default".to_owned(), Raw::Text("f16".into()))].into_iter().chain(layers).collect();
+        Raw::Map(vec![("name".into(), Raw::Text(name)), ("config".into(), Raw::Map(config))])
+    };
+    Raw::List(recipes.into_iter().map(recipe).collect())
 }
 
 /// The configuration that is `wanted` of a file's data.
@@ -71,6 +93,7 @@ fn pick(origin: &str, raw: Raw, wanted: Wanted) -> Result<Raw, ConfigError> {
             match value {
                 Raw::Float(value) => sample.note(key, *value),
                 Raw::Int(value) => sample.note(key, *value as f64),
+                Raw::Text(name) if key == "name" => sample.name = Some(name.clone()),
                 _ => {}
             }
         }

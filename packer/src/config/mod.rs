@@ -20,7 +20,9 @@
 //! no layer.
 //!
 //! A file may also be a list of such maps with what was measured (`quant_cache.pkl`); then `FILE:17` takes one by its
-//! number, from 0 on, and `FILE:best` the one of the lowest FID. A list of one needs neither.
+//! number, from 0 on, and `FILE:best` the one of the lowest FID. A list of one needs neither. The recipes of Apple's mixed-bit
+//! palettization (`*_palettization_recipe.json`) are such a list, with names: `FILE:recipe_4.50_bit_mixedpalette`. Their
+//! bits are of one codebook per tensor, `kmeans_all`; layers that a recipe lacks stay f16.
 //!
 //! In a split layer the second half is called by its path with `.weight_quantizer_0` behind, and follows the first half
 //! unless the configuration names it. A configuration that names it has the layer split.
@@ -140,7 +142,7 @@ impl QConfig {
             Ok(layer) => return Ok(QConfig::uniform(layer)),
             Err(fault) => fault,
         };
-        match cache::locate(arg)? {
+        match cache::locate(arg) {
             Some((file, wanted)) => entries::read(file, wanted),
             None => Err(ConfigError::Argument { got: arg.into(), fault: fault.into() }),
         }
@@ -148,7 +150,7 @@ impl QConfig {
 
     /// The file that the argument of `--q-config` names, if it names one.
     pub fn file(arg: &str) -> Option<&Path> {
-        cache::locate(arg).ok().flatten().map(|(file, _)| file)
+        cache::locate(arg).map(|(file, _)| file)
     }
 
     /// One precision for every layer.

@@ -36,7 +36,7 @@ pub(super) fn read(origin: &str, pickle: &Pickle<'_>, wanted: Wanted) -> Result<
 fn samples(pickle: &Pickle<'_>, items: &[Id]) -> Vec<Sample> {
     let mut known = HashMap::new();
     let mut sample = |id: Id| {
-        *known.entry(id).or_insert_with(|| {
+        let sample = known.entry(id).or_insert_with(|| {
             let mut sample = Sample::default();
             let Value::Dict(entries) = pickle.get(id) else { return sample };
             for &(key, value) in entries {
@@ -45,7 +45,8 @@ fn samples(pickle: &Pickle<'_>, items: &[Id]) -> Vec<Sample> {
                 }
             }
             sample
-        })
+        });
+        sample.clone()
     };
     items.iter().map(|&id| sample(id)).collect()
 }

@@ -256,6 +256,42 @@ fn one_sample_of_a_cache_is_a_configuration() {
 }
 
 #[test]
+fn apples_recipes_are_configurations_with_names() {
+    // As the file for a published model begins; numbers of single layers are measurements.
+    let recipe = |bits: [u8; 3]| {
+        let [a, b, c] = bits;
+        format!(
+            r#"{{"pos_embed.proj": {a}, "transformer_blocks.0.attn1.to_q": {b}, "transformer_blocks.1.attn1.to_q": {c}}}"#
+        )
+    };
+    let (one, other) = (recipe([6, 4, 16]), recipe([2, 4, 8]));
+    let file = format!(
+        r#"{{"model_version": "m/n", "single_layer": {{"4": {{"pos_embed.proj": [70.5]}}}}, "baselines": {{"original": 82.2}},
+            "recipes": {{"recipe_4.50_bit_mixedpalette": {one}, "recipe_3.41_bit_mixedpalette": {other}}}}}"#
+    );
+    let kept = Temporary::new("palettization_recipe.json", file.as_bytes());
+    let get = |which: &str| {
+        let config = QConfig::parse(&format!("{}{which}", kept.0.display())).map_err(|e| e.to_string())?;
+        let choices = config.resolve(&LAYERS, &[]).map_err(|e| e.to_string())?;
+        Ok::<_, String>(choices.iter().map(|c| c.spec.to_string()).collect::<Vec<_>>())
+    };
+    let spec = |layer: &str, specs: &[String]| specs[LAYERS.iter().position(|l| *l == layer).unwrap()].clone();
+    let specs = get(":recipe_4.50_bit_mixedpalette").unwrap();
+    assert_eq!(spec("pos_embed.proj", &specs), "w6a16:kmeans_all");
+    assert_eq!(spec("transformer_blocks.0.attn1.to_q", &specs), "w4a16:kmeans_all");
+    assert_eq!(spec("transformer_blocks.1.attn1.to_q", &specs), "f16");
+    assert_eq!(spec("proj_out_2", &specs), "f16", "it is not in the recipe");
+    assert_eq!(spec("pos_embed.proj", &get(":1").unwrap()), "w2a16:kmeans_all");
+    let error = get("").unwrap_err();
+    assert!(error.contains("2 configurations; to take one, write :0 to :1 or its name behind the name"), "{error}");
+    assert!(error.contains("0 (recipe_4.50_bit_mixedpalette)"), "{error}");
+    let error = get(":recipe_5").unwrap_err();
+    assert!(error.contains("one of recipe_4.50_bit_mixedpalette, recipe_3.41_bit_mixedpalette is expected"), "{error}");
+    std::fs::write(&kept.0, file.replace("\"pos_embed.proj\": 6", "\"pos_embed.proj\": 1")).unwrap();
+    assert!(get(":0").unwrap_err().contains("expected 2, 3, 4, 5, 6 or 8, got `1`"));
+}
+
+#[test]
 fn duplicates_follow_their_canonical_layer() {
     let aliases = [
         ("transformer_blocks.1.norm.linear_1", "pos_embed.proj"),
