@@ -3,8 +3,8 @@
 //! Two projects' files are read, both `torch.save(model.state_dict())` (quantization.md §1.4, §3.6), without running
 //! anything in them; which of them a file is, its names say:
 //!
-//! * [`qdiffusion`]: step and zero point per output channel, and the learned direction of rounding of every weight;
-//! * [`qua2sedimo`]: for each of its six methods, steps and zero points or the weights as they become.
+//! * Q-Diffusion: step and zero point per output channel, and the learned direction of rounding of every weight;
+//! * Qua2SeDiMo: for each of its six methods, steps and zero points or the weights as they become.
 //!
 //! A layer is found by the name that its weight has in the model's own file; names in these files are that with `model.`
 //! before it. The result is a weight, and the grid that it lies on, in the checkpoint's order: [`emit`](crate::emit) does
