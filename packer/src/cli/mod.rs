@@ -1,8 +1,8 @@
 //! The command line: the only place that prints, and that decides the exit code.
 
 mod calibrate;
+mod config;
 mod evaluate;
-mod explain;
 mod inspect;
 mod pack;
 mod page;
@@ -203,9 +203,9 @@ enum Command {
     },
     /// See what the inputs of a model's layers are like while the model makes images, so that it can be quantized for them.
     Calibrate(Box<calibrate::Calibrate>),
-    /// Configurations: what one makes of a model.
+    /// Configurations: what one makes of a model, and what they may hold.
     #[command(subcommand)]
-    Config(explain::Config),
+    Config(config::Config),
     /// Compare packed files of one model with the one that holds floats, on the same noise: error of the network's calls, of
     /// latents and of images, and how many images a classifier reads right.
     Evaluate(Box<evaluate::Evaluate>),
@@ -260,7 +260,7 @@ pub fn main() -> ExitCode {
                 .map(|count| say_line(format!("{}: {count} tensors", output.display())))
         }
         (Some(Command::Calibrate(args)), _) => args.run(),
-        (Some(Command::Config(config)), _) => explain::run(&config),
+        (Some(Command::Config(config)), _) => config::run(&config),
         (Some(Command::Evaluate(args)), _) => evaluate::run(&args),
         (Some(Command::Synth { arch, output, seed }), _) => {
             arch.write(&output, seed).map(|()| say_line(output.display()))

@@ -32,9 +32,11 @@ mod entries;
 mod error;
 mod pickled;
 mod resolve;
+mod schema;
 mod spec;
 
 pub use error::{ConfigError, SpecFault};
+pub use schema::schema;
 
 use crate::quantize::Method;
 use crate::weight::SECOND_HALF;

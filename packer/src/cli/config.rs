@@ -1,7 +1,8 @@
-//! `packer config explain CONFIG MODEL`.
+//! `packer config`: what there is to know of configurations.
 
 use super::table::Table;
 use super::{say, say_json, say_line};
+use crate::config::schema;
 use crate::emit::{LayerPlan, Options, Plan, explain};
 use crate::error::Result;
 use clap::{Args, Subcommand};
@@ -13,6 +14,8 @@ use std::path::PathBuf;
 pub(super) enum Config {
     /// Show what a configuration makes of each layer of a model, and what in it decides, without packing.
     Explain(Explain),
+    /// Print the JSON Schema of configuration files, which editors check and complete them with.
+    Schema,
 }
 
 /// Arguments of `packer config explain`.
@@ -34,7 +37,14 @@ pub(super) struct Explain {
     json: bool,
 }
 
-pub(super) fn run(Config::Explain(args): &Config) -> Result<()> {
+pub(super) fn run(config: &Config) -> Result<()> {
+    match config {
+        Config::Explain(args) => explained(args),
+        Config::Schema => say_json(&schema()),
+    }
+}
+
+fn explained(args: &Explain) -> Result<()> {
     let options = Options {
         model: args.model.clone(),
         q_config: Some(args.config.clone()),
