@@ -53,10 +53,13 @@ struct Pack {
     text_encoder: Vec<PathBuf>,
     /// Quantization of the denoiser: a file (.json .toml .yaml .pkl) or one precision for all layers, such as f32, f16,
     /// w8a16, w4a8 or w4a8:kmeans; of a file with several configurations FILE:N or FILE:best [default: f16]
-    #[arg(long, alias = "q_config", value_name = "FILE|SPEC")]
+    #[arg(long, alias = "q_config", value_name = "FILE|SPEC", group = "precision")]
     q_config: Option<String>,
+    /// Bits of the denoiser's weights, as research scripts have it: the same as --q-config w<BITS>a16.
+    #[arg(long, alias = "weight_bit", value_name = "BITS", group = "precision", value_parser = ["2", "3", "4", "5", "6", "8"])]
+    weight_bit: Option<String>,
     /// Quantize activations too, wherever weights are. For configurations that say nothing about activations.
-    #[arg(long, alias = "quant_act", requires = "q_config")]
+    #[arg(long, alias = "quant_act", requires = "precision")]
     quant_act: bool,
     /// Bits of quantized activations.
     #[arg(long, alias = "act_bit", requires = "quant_act", default_value = "8", value_parser = ["6", "8"], value_name = "BITS")]
@@ -69,7 +72,7 @@ struct Pack {
     text_q_config: Option<String>,
     /// Statistics of the inputs of layers, made by `packer calibrate`: codes are then chosen for what layers make of such
     /// inputs, which is worth about one bit, instead of rounding each weight to the nearest level.
-    #[arg(long, value_name = "CALIB.safetensors", requires = "q_config")]
+    #[arg(long, value_name = "CALIB.safetensors", requires = "precision")]
     calib: Option<PathBuf>,
 
     /// Where ranges of quantized activations come from: `dynamic` takes each row's own while running; the others fix one for
@@ -77,13 +80,13 @@ struct Pack {
     #[arg(long, value_enum, default_value = "dynamic", value_name = "RULE")]
     act_range: ActRange,
 
-    /// Fix a range for each of so many intervals of time, of as many as --cali-st at most
-    #[arg(long, value_name = "K", default_value_t = 1, requires = "calib")]
-    act_intervals: usize,
+    /// Fix a range for each of so many intervals of time, of as many as --cali-st at most [default: 1]
+    #[arg(long, value_name = "K")]
+    act_intervals: Option<usize>,
 
-    /// What time is in intervals: the sampler's steps, or the timesteps that the network receives
-    #[arg(long, value_enum, default_value = "step", value_name = "AXIS")]
-    act_axis: ActAxis,
+    /// What time is in intervals: the sampler's steps, or the timesteps that the network receives [default: step]
+    #[arg(long, value_enum, value_name = "AXIS")]
+    act_axis: Option<ActAxis>,
 
     /// Fix ranges that reach as far on both sides of zero
     #[arg(long, alias = "a_sym", alias = "a-sym")]
@@ -148,19 +151,45 @@ enum ActAxis {
 
 impl Pack {
     /// The ranges of activations that are fixed, if they are.
-    fn activation_ranges(&self) -> Option<RangeSource> {
+    ///
+    /// # Errors
+    /// If an option would have no effect.
+    fn activation_ranges(&self) -> Result<Option<RangeSource>> {
+        let idle = |option: &str, rules: &str| {
+            let expected = format!("--act-range {rules}, or it has no effect");
+            Err(aquatint::error::Error::request(option, expected, self.act_range.name()).into())
+        };
         let rule = match self.act_range {
-            ActRange::Dynamic => return None,
             ActRange::MinMax => RangeRule::MinMax,
             ActRange::Mse => RangeRule::Mse,
-            ActRange::Import => return Some(RangeSource::Import { symmetric: self.act_sym }),
+            ActRange::Dynamic | ActRange::Import if self.act_intervals.is_some() => {
+                return idle("--act-intervals", "min-max or mse");
+            }
+            ActRange::Dynamic | ActRange::Import if self.act_axis.is_some() => {
+                return idle("--act-axis", "min-max or mse");
+            }
+            ActRange::Dynamic if self.act_sym => return idle("--act-sym", "min-max, mse or import"),
+            ActRange::Dynamic => return Ok(None),
+            ActRange::Import => return Ok(Some(RangeSource::Import { symmetric: self.act_sym })),
         };
         let axis = match self.act_axis {
-            ActAxis::Step => CurveAxis::StepFraction,
-            ActAxis::Timestep => CurveAxis::Timestep,
+            Some(ActAxis::Timestep) => CurveAxis::Timestep,
+            Some(ActAxis::Step) | None => CurveAxis::StepFraction,
         };
-        let ranges = ActivationRanges { rule, intervals: self.act_intervals, axis, symmetric: self.act_sym };
-        Some(RangeSource::Calibration(ranges))
+        let intervals = self.act_intervals.unwrap_or(1);
+        let ranges = ActivationRanges { rule, intervals, axis, symmetric: self.act_sym };
+        Ok(Some(RangeSource::Calibration(ranges)))
+    }
+}
+
+impl ActRange {
+    fn name(self) -> &'static str {
+        match self {
+            ActRange::Dynamic => "dynamic",
+            ActRange::MinMax => "min-max",
+            ActRange::Mse => "mse",
+            ActRange::Import => "import",
+        }
     }
 }
 

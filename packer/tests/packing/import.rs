@@ -208,3 +208,38 @@ fn what_does_not_fit_is_refused_in_one_line() {
     }
     assert!(Path::new(&import("qdiffusion.pth")).exists());
 }
+
+#[test]
+fn the_research_scripts_flags_say_the_same() {
+    let scratch = Scratch::new("flags");
+    let run = |output: &str, flags: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_packer"));
+        command.arg(fixture("sd/v1")).arg("-o").arg(scratch.path(output)).args(flags.split_whitespace());
+        let done = command.output().unwrap();
+        (done.status.success(), String::from_utf8(done.stderr).unwrap())
+    };
+    let file = import("qdiffusion.pth").display().to_string();
+    let theirs =
+        format!("--weight_bit 4 --quant_act --act_bit 8 --split --a_sym --act-range import --cali_ckpt {file}");
+    let ours = format!("--q-config w4a8 --split --act-sym --act-range import --import {file}");
+    for (output, flags) in [("a.aqt", &theirs), ("b.aqt", &ours)] {
+        let (done, error) = run(output, flags);
+        assert!(done, "{error}");
+    }
+    let [a, b] = ["a.aqt", "b.aqt"].map(|name| Packed::open(scratch.path(name)).unwrap());
+    assert_eq!(a.programs(), b.programs());
+    assert_eq!(a.tensors(), b.tensors());
+    for flags in [
+        "--weight_bit 4 --q-config w4a8",
+        "--weight_bit 7",
+        "--quant_act",
+        "--calib c.safetensors",
+        "--weight_bit 4 --quant_act --a_sym",
+        "--weight_bit 4 --quant_act --act-intervals 2",
+        "--weight_bit 4 --quant_act --act-axis timestep",
+    ] {
+        let (done, error) = run("c.aqt", flags);
+        assert!(!done && error.starts_with("error: "), "{flags}: {error}");
+    }
+    assert!(!scratch.path("c.aqt").exists());
+}
