@@ -63,9 +63,10 @@ pub(super) fn check_effect(imported: &Imported, sites: &[Site], recipe: &Recipe)
     let known: Vec<usize> = (0..sites.len()).filter(|&i| sites[i].imported).collect();
     let (expected, got) = match known.iter().any(|&i| coded(i)) {
         true => return Ok(()),
-        false if known.is_empty() => {
-            ("the weights of this model, under its own names", format!("{} layers with other names", imported.len()))
-        }
+        false if known.is_empty() => (
+            "the weights of this model, under its own names",
+            format!("{} layers with other names", imported.layer_count()),
+        ),
         false => ("a configuration that makes codes of layers that it has, or it has no effect", "none".into()),
     };
     Err(Error::request(format!("--import {}", imported.describe()), expected, got).into())

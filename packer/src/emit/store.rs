@@ -112,12 +112,12 @@ pub(super) fn store_imported(
     let note = (moved > 1e-6).then(|| {
         format!("imported; its levels are stored as 8-bit integers, which moves weights by {:.2} %", 100.0 * moved)
     });
-    let exact_error = {
-        let sums = weight.values.iter().zip(values).fold((0.0, 0.0), |(sse, energy), (&w, &v)| {
-            (sse + (f64::from(w) - f64::from(v)).powi(2), energy + f64::from(w).powi(2))
-        });
-        if sums.0 == 0.0 { 0.0 } else { (sums.0 / sums.1).sqrt() }
-    };
+    let (mut sse, mut energy) = (0.0, 0.0);
+    for (&w, &v) in weight.values.iter().zip(values) {
+        sse += (f64::from(w) - f64::from(v)).powi(2);
+        energy += f64::from(w).powi(2);
+    }
+    let exact_error = if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() };
     let stored = pack(name, dims, Measured { matrix, error, exact_error }, kind);
     Ok(Stored { note: note.or_else(|| Some("imported".into())), ..stored })
 }

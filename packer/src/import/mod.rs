@@ -21,7 +21,7 @@ use crate::source::view::Part;
 use crate::weight::{SECOND_HALF, Step, Weight};
 use aquatint::error::Error;
 use aquatint::raw::codec::Bits;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// What stands between a layer's path and what a file says of its quantization.
@@ -128,13 +128,8 @@ impl Imported {
     }
 
     /// How many layers the file has.
-    pub fn len(&self) -> usize {
-        self.layers.len() / 3
-    }
-
-    /// Whether it has none.
-    pub fn is_empty(&self) -> bool {
-        self.layers.is_empty()
+    pub fn layer_count(&self) -> usize {
+        self.layers.values().collect::<HashSet<_>>().len()
     }
 
     /// In words: project and file.
@@ -149,8 +144,9 @@ impl Imported {
 
     /// Whether the layer with this weight, of the component whose tensors are `model`, has two quantizers.
     pub fn is_split(&self, model: &Checkpoint, weight: &Weight) -> bool {
-        let layer = self.layers.get(model.published(weight.key()).0);
-        layer.is_some_and(|layer| self.file.keys().any(|key| key.starts_with(&format!("{layer}{SECOND_HALF}."))))
+        let Some(layer) = self.layers.get(model.published(weight.key()).0) else { return false };
+        let half = format!("{layer}{SECOND_HALF}.");
+        self.file.keys().any(|key| key.starts_with(&half))
     }
 
     /// Scale and zero point of the input of the layer with this weight, codes from 0 on; none if the file has none, or has none
