@@ -1,7 +1,7 @@
 //! The calibration file: safetensors with a [`Record`] in the metadata.
 //!
-//! Of input `i`, in this order, f64 unless otherwise said: `inputs.i.totals` of (5), `.sum` of (K), `.walk` of (K) or (0), `.second` of
-//! (K (K + 1) / 2) or (displacements, channels, channels), `.bins` of (calls, 64) u64, `.range` of (2, channels) f32, the
+//! Of input `i`, in this order, f64 unless otherwise said: `inputs.i.totals` of (5), `.sum` of (K), `.walk` of (K) where
+//! moments are kept by displacement and else of (0), `.second` of (K (K + 1) / 2) or (displacements, channels, channels), `.bins` of (calls, 64) u64, `.range` of (2, channels) f32, the
 //! least and the greatest of each, and `.calls` of (2, calls) f32.
 //! All are sums, or extremes, over rows, so that files of different samples are added.
 
@@ -9,8 +9,7 @@ use super::record::{ModelRecord, Record, Second, VERSION, When};
 use super::store::{self, Store};
 use super::sums::Sums;
 use crate::error::Result;
-use crate::quantize::BINS;
-use crate::quantize::{Moments, SecondMoments, SeenRange};
+use crate::quantize::{BINS, Moments, SecondMoments, SeenRange};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
 use std::collections::BTreeMap;
@@ -18,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 /// The key of the record in the metadata.
 const RECORD: &str = "aquatint_calibration";
+
 /// What was seen of an activation at a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CallRange {

@@ -126,8 +126,9 @@ mod tests {
 
     #[test]
     fn others_are_left_alone() {
-        for (act, wanted) in [(Act::Silu, true), (Act::None, false)] {
-            let (program, mut weights) = model(act, None);
+        let gate = Some(Columns { value: Value(0), offset: 0 });
+        for (act, gate, wanted) in [(Act::Silu, None, true), (Act::None, gate, true), (Act::None, None, false)] {
+            let (program, mut weights) = model(act, gate);
             let mut programs = [program.clone()];
             assert!(split_shortcuts(&mut programs, &mut weights, &DIMS, &|_, _| wanted).unwrap().is_empty());
             assert_eq!((&programs[0], weights.len()), (&program, 3));

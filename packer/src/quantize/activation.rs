@@ -3,7 +3,7 @@
 /// Bins of a histogram.
 pub const BINS: usize = 64;
 /// Power of two at which the first bin begins; each covers half an octave.
-pub const FIRST_OCTAVE: i32 = -20;
+const FIRST_OCTAVE: i32 = -20;
 
 /// The bin of a value: `floor(2 log2 |x|) - 2 FIRST_OCTAVE`, within 0 and [`BINS`] - 1. Zeros are in the first.
 #[inline]

@@ -288,6 +288,7 @@ fn blocks_and_their_pairs_say_what_the_whole_says() {
             for (a, b) in objective.iter().zip(&others) {
                 assert!((a - b).abs() < 1e-6 * a, "{method}: {a} {b}");
             }
+            // The rounding of f32 times the condition of the moments.
             let largest = steps.iter().flatten().fold(0f64, |m, v| m.max(v.abs()));
             for (a, b) in steps.iter().flatten().zip(other_steps.iter().flatten()) {
                 assert!((a - b).abs() < 1e-4 * largest, "{method}: {a} {b}");
