@@ -1,13 +1,12 @@
 //! What becomes of every weight, before any is read: for packing, and for people who ask.
 
 use super::imported::{Wanted, check_effect, knows, split};
-use super::{Options, PRECISION, paper_bytes};
+use super::{Options, PaperBytes};
 use crate::config::QConfig;
 use crate::error::Result;
 use crate::import::Imported;
-use crate::lower::{self, Lowered, Part};
+use crate::lower::{self, Lowered};
 use crate::pass;
-use crate::quantize::{average_bits, raw_bytes};
 use crate::recipe::{Recipe, Requests};
 use crate::source::diffusers::Model;
 use crate::weight::Weights;
@@ -100,22 +99,17 @@ pub fn explain(options: &Options) -> Result<Plan> {
     let model = open(options)?;
     let Lowered { mut programs, mut weights, pipeline, .. } = lower::lower(&model)?;
     let (recipe, _) = decide((&mut programs, &mut weights), &model, &pipeline, options)?;
-    let (mut layers, mut quantized, mut raw) = (Vec::new(), 0, 0);
+    let (mut layers, mut size) = (Vec::new(), PaperBytes::default());
     for (weight, decision) in weights.iter().zip(&recipe.decisions).filter(|(weight, _)| weight.quantizable()) {
-        let count = weight.len() as u64;
-        if Part::of(weight.component) == Part::Denoiser {
-            let copies = 1 + weight.copies.len() as u64;
-            quantized += copies * paper_bytes(weight, decision.treatment.store);
-            raw += copies * raw_bytes(count, PRECISION);
-        }
+        size.add(weight, decision.treatment.store);
         layers.push(LayerPlan {
             name: format!("{}/{}", weight.component, weight.layer()),
             method: decision.treatment.store.name(),
             activation_bits: decision.treatment.activation_bits.unwrap_or(32),
             decided_by: decision.by.as_ref().map(ToString::to_string),
             note: decision.note.clone(),
-            weights: count,
+            weights: weight.len() as u64,
         });
     }
-    Ok(Plan { layers, average_bits: average_bits(quantized, raw, PRECISION) })
+    Ok(Plan { layers, average_bits: size.average_bits() })
 }

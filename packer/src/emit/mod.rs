@@ -214,7 +214,7 @@ impl Packing {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Vec<LayerLine>, f64)> {
         let total = self.weights.iter().map(|w| w.len() as u64).sum();
-        let (mut done, mut quantized, mut raw) = (0, 0, 0);
+        let (mut done, mut size) = (0, PaperBytes::default());
         let mut layers = Vec::new();
         let mut corrections: HashMap<usize, Vec<f64>> = HashMap::new();
         // Weights that were stored before their turn, because their biases come first.
@@ -241,14 +241,10 @@ impl Packing {
             if !weight.quantizable() {
                 continue;
             }
-            if Part::of(weight.component) == Part::Denoiser {
-                let copies = 1 + weight.copies.len() as u64;
-                quantized += copies * paper_bytes(weight, decision.treatment.store);
-                raw += copies * raw_bytes(count, PRECISION);
-            }
+            size.add(weight, decision.treatment.store);
             layers.push(line(weight, decision, &stored, count));
         }
-        Ok((layers, average_bits(quantized, raw, PRECISION)))
+        Ok((layers, size.average_bits()))
     }
 
     /// Weight `i` as it is stored; a bias with what it must take up.
@@ -346,6 +342,28 @@ fn notes(recipe: Option<&str>, stored: &Stored) -> Option<String> {
 fn aliases(weight: &Weight) -> (String, Vec<String>) {
     let names = weight.copies.iter().map(|key| format!("{}/{key}", weight.component));
     (weight.whole_name(), names.collect())
+}
+
+/// Bytes of the denoisers' layers by the paper's accounting, after and before.
+#[derive(Default)]
+struct PaperBytes {
+    quantized: u64,
+    raw: u64,
+}
+
+impl PaperBytes {
+    /// Counts a layer, as often as the checkpoint has it.
+    fn add(&mut self, weight: &Weight, store: Store) {
+        if Part::of(weight.component) == Part::Denoiser {
+            let copies = 1 + weight.copies.len() as u64;
+            self.quantized += copies * paper_bytes(weight, store);
+            self.raw += copies * raw_bytes(weight.len() as u64, PRECISION);
+        }
+    }
+
+    fn average_bits(&self) -> f64 {
+        average_bits(self.quantized, self.raw, PRECISION)
+    }
 }
 
 /// Bytes of one copy of a layer by the paper's accounting.
