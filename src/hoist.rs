@@ -97,6 +97,7 @@ mod tests {
             ],
             output: Value(2 + ops.len() as u32),
             nodes: ops.into_iter().map(node).collect(),
+            phases: Default::default(),
         }
     }
 

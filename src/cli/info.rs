@@ -10,6 +10,7 @@ use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cuda::CudaSizing;
 use aquatint::raw::format::TensorKind;
+use aquatint::raw::program::Phases;
 use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::json;
@@ -122,7 +123,11 @@ impl Contents<'_> {
             .map(|(k, s)| (k, json!({ "tensors": s.tensors, "weights": s.weights, "bytes": s.bytes })))
             .collect();
         let programs: BTreeMap<_, _> = (packed.programs().iter())
-            .map(|p| (p.role.name(), json!({ "nodes": p.nodes.len(), "ops": ops(p) })))
+            .map(|p| {
+                let Phases { axis, starts, .. } = &p.phases;
+                let phases = (!starts.is_empty()).then(|| json!({ "axis": axis.name(), "from": starts }));
+                (p.role.name(), json!({ "nodes": p.nodes.len(), "ops": ops(p), "phases": phases }))
+            })
             .collect();
         let text = plans.texts.iter().map(|plan| plan.arena).max().unwrap_or(0);
         let denoiser = &plans.denoisers[0];
@@ -179,6 +184,9 @@ impl Contents<'_> {
         for p in packed.programs() {
             let ops: Vec<String> = ops(p).into_iter().map(|(op, n)| format!("{n} {op}")).collect();
             say(format_args!("\n{}: {} nodes: {}", p.role.name(), p.nodes.len(), ops.join(", ")));
+            if let Some(phases) = p.phases.describe() {
+                say(format_args!("  {phases}"));
+            }
         }
     }
 

@@ -9,11 +9,12 @@
 //! Executor::step -> Backend::replay -> issue(op) -> Backend::linear(args, weight, bias) -> the arena
 //! ```
 //!
-//! What is to come is another list, or another handle in one:
+//! A program with [phases](crate::program::Phases) has lists per phase, over the same arena. A call picks them by its moment;
+//! where the phase changes, the back end [forgets](Backend::forget) what it recorded, and what slower lists make is made
+//! again unless all phases make the same.
 //!
-//! * *Phases* (ranges of timesteps with other weights or quantization): one more loop list per phase over the same arena,
-//!   bound from a program whose nodes name other tensors. [`step`](Executor::step) picks the list by the call's
-//!   timestep, and the back end [forgets](Backend::forget) what it recorded where the phase changes.
+//! What is to come is another handle in a list:
+//!
 //! * *Adapters* (LoRA, a low-rank branch beside codes): handles of two small weights beside those of a linear op, in
 //!   [`OpArgs::Linear`](crate::backend::args::OpArgs::Linear), added before its activation; the strength is read from the
 //!   arena, not bound.
@@ -45,9 +46,10 @@ pub struct Executor<'m, B: Backend> {
     backend: &'m B,
     program: &'m Program,
     plan: Plan,
-    /// The plan's ops with the back end's handles of their tensors, by rate.
-    ops: [Vec<Planned<B::Weight<'m>>>; 4],
-    curves: Vec<(Curve<'m>, usize)>,
+    /// What is done in each phase.
+    phases: Vec<Phase<'m, B>>,
+    /// The phase of the last call.
+    phase: usize,
     arena: B::Arena,
     /// Per input, the rows of the smallest table that it indexes.
     table_rows: Vec<usize>,
@@ -58,6 +60,13 @@ pub struct Executor<'m, B: Backend> {
     filled: Option<usize>,
     /// What the step that the back end may have recorded was made of.
     recorded: Option<(ModelInputArgs, SamplerStepArgs)>,
+}
+
+/// What is done in a phase of the program.
+struct Phase<'m, B: Backend> {
+    /// The plan's ops with the back end's handles of their tensors, by rate.
+    ops: [Vec<Planned<B::Weight<'m>>>; 4],
+    curves: Vec<(Curve<'m>, usize)>,
 }
 
 /// What a prompt gives a program: all inputs of [`Rate::Prompt`] that the program declares, and no others.
@@ -113,25 +122,30 @@ impl<'m, B: Backend> Executor<'m, B> {
                 None => Ok(*weights[index].insert(backend.weight(packed.tensor(index))?)),
             }
         };
-        let mut ops: [Vec<Planned<B::Weight<'m>>>; 4] = Default::default();
-        for (bound, planned) in ops.iter_mut().zip(&plan.ops) {
-            bound.reserve_exact(planned.len());
-            for &Planned { node, op } in planned {
-                bound.push(Planned { node, op: op.try_map(&mut weight)? });
+        let mut phases = Vec::with_capacity(plan.phases.len());
+        for planned in &plan.phases {
+            let mut ops: [Vec<Planned<B::Weight<'m>>>; 4] = Default::default();
+            for (bound, planned) in ops.iter_mut().zip(&planned.ops) {
+                bound.reserve_exact(planned.len());
+                for &Planned { node, op } in planned {
+                    bound.push(Planned { node, op: op.try_map(&mut weight)? });
+                }
             }
-        }
-        let mut curves = Vec::new();
-        for curve in &plan.curves {
-            if let QuantizeRange::Curve(tensor, axis) = curve.range
-                && let TensorView::F32(points) = packed.tensor(tensor.0 as usize)
-            {
-                curves.push((Curve { axis, points }, curve.at));
+            let mut curves = Vec::new();
+            for curve in &planned.curves {
+                if let QuantizeRange::Curve(tensor, axis) = curve.range
+                    && let TensorView::F32(points) = packed.tensor(tensor.0 as usize)
+                {
+                    curves.push((Curve { axis, points }, curve.at));
+                }
             }
+            phases.push(Phase { ops, curves });
         }
-        backend.prepare(plan.ops.iter().flatten().map(|p| &p.op));
+        backend.prepare(plan.ops());
         let mut arena = backend.arena(plan.arena)?;
         backend.load(&mut arena, |backend, arena| {
-            ops.iter().flatten().for_each(|planned| issue(backend, arena, &planned.op));
+            let ops = phases.iter().flat_map(|phase: &Phase<'m, B>| phase.ops.iter().flatten());
+            ops.for_each(|planned| issue(backend, arena, &planned.op));
         })?;
         let Binding { dims, calls, .. } = plan.binding;
         let identity: Vec<u32> = (0..dims.batch as u32).map(|i| i % dims.conditions as u32).collect();
@@ -140,8 +154,19 @@ impl<'m, B: Backend> Executor<'m, B> {
         let rows = |tensor: Tensor| packed.tensors()[tensor.0 as usize].dims[0];
         let table_rows = table_rows(program, rows);
         let (filled, recorded) = (None, None);
-        let mut executor =
-            Executor { backend, program, plan, ops, curves, arena, table_rows, moments, staging, filled, recorded };
+        let mut executor = Executor {
+            backend,
+            program,
+            plan,
+            phases,
+            phase: 0,
+            arena,
+            table_rows,
+            moments,
+            staging,
+            filled,
+            recorded,
+        };
         executor.set_conditions(&identity)?;
         executor.run(Rate::Bind);
         Ok(executor)
@@ -275,7 +300,7 @@ impl<'m, B: Backend> Executor<'m, B> {
         if self.recorded.replace((*input, *sampler)) != Some((*input, *sampler)) {
             self.backend.forget(&mut self.arena);
         }
-        let ops = &self.ops[Rate::Loop as usize];
+        let ops = &self.phases[self.phase].ops[Rate::Loop as usize];
         self.backend.replay(&mut self.arena, call, |backend, arena| {
             backend.model_input(arena, input);
             for planned in ops {
@@ -286,8 +311,20 @@ impl<'m, B: Backend> Executor<'m, B> {
         })
     }
 
-    /// Fills the tables if `call` is not in their window.
+    /// Enters the phase of `call`, and fills the tables if it is not in their window.
     fn open(&mut self, call: usize) -> Result<Call> {
+        let moment = self.moments.get(call).copied().unwrap_or_default();
+        let phases = &self.program.phases;
+        let phase = phases.at(moment.on(phases.axis));
+        if phase != self.phase {
+            self.phase = phase;
+            self.backend.forget(&mut self.arena);
+            if !self.plan.alike {
+                self.run(Rate::Bind);
+                self.run(Rate::Prompt);
+                self.filled = None;
+            }
+        }
         let call = Call { row: call % self.plan.calls_per_fill, step: call };
         if self.filled != Some(call.step - call.row) {
             self.fill(call.step - call.row)?;
@@ -308,7 +345,7 @@ impl<'m, B: Backend> Executor<'m, B> {
             let at = self.plan.inputs[value.0 as usize].at;
             self.backend.write_f32(&mut self.arena, at, &self.staging[..window * conditions])?;
         }
-        for (curve, at) in &self.curves {
+        for (curve, at) in &self.phases[self.phase].curves {
             for i in 0..window {
                 self.staging[2 * i..2 * i + 2].copy_from_slice(&curve.at(moment(i)));
             }
@@ -361,7 +398,7 @@ impl<'m, B: Backend> Executor<'m, B> {
     }
 
     fn run(&mut self, rate: Rate) {
-        for planned in &self.ops[rate as usize] {
+        for planned in &self.phases[self.phase].ops[rate as usize] {
             issue(self.backend, &mut self.arena, &planned.op);
         }
     }
@@ -370,8 +407,8 @@ impl<'m, B: Backend> Executor<'m, B> {
 /// For each input, the rows of the smallest table that it indexes; without one, any number will do.
 pub(crate) fn table_rows(program: &Program, rows: impl Fn(Tensor) -> usize) -> Vec<usize> {
     let mut least = vec![usize::MAX; program.inputs.len()];
-    for node in &program.nodes {
-        if let Op::Embedding(Embedding { index, table }) = node.op
+    for op in program.ops() {
+        if let Op::Embedding(Embedding { index, table }) = *op
             && let Some(least) = least.get_mut(index.0 as usize)
         {
             *least = rows(table).min(*least);

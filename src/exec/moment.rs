@@ -12,6 +12,16 @@ pub struct Moment {
     pub fraction: f32,
 }
 
+impl Moment {
+    /// Its position on an axis of time.
+    pub fn on(self, axis: CurveAxis) -> f32 {
+        match axis {
+            CurveAxis::Timestep => self.timestep,
+            CurveAxis::StepFraction => self.fraction,
+        }
+    }
+}
+
 /// Scale and zero point over time.
 pub(super) struct Curve<'m> {
     pub axis: CurveAxis,
@@ -22,10 +32,7 @@ pub(super) struct Curve<'m> {
 impl Curve<'_> {
     /// Scale and zero point at a moment.
     pub fn at(&self, moment: Moment) -> [f32; 2] {
-        let position = match self.axis {
-            CurveAxis::Timestep => moment.timestep,
-            CurveAxis::StepFraction => moment.fraction,
-        };
+        let position = moment.on(self.axis);
         let n = self.points.chunks_exact(3).take_while(|p| p[0] <= position).count().max(1);
         [self.points[3 * n - 2], self.points[3 * n - 1]]
     }

@@ -83,7 +83,9 @@ impl<'m, B: Backend> Executor<'m, B> {
     pub fn observe(&mut self, call: usize, mut see: impl FnMut(Seen<'_, 'm, B>) -> Result<()>) -> Result<()> {
         let call = self.open(call)?;
         self.backend.begin(&mut self.arena, call)?;
-        for (rate, ops) in [Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].into_iter().zip(&self.ops) {
+        for (rate, ops) in
+            [Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].into_iter().zip(&self.phases[self.phase].ops)
+        {
             for &Planned { node, ref op } in ops {
                 issue(self.backend, &mut self.arena, op);
                 self.backend.wait()?;

@@ -34,7 +34,7 @@ impl<'m, B: Backend> Executor<'m, B> {
         mut see: impl FnMut(Timed<'_, 'm, B>),
     ) -> Result<f64> {
         let call = self.open(call)?;
-        let nodes = self.ops[Rate::Loop as usize].len();
+        let nodes = self.phases[self.phase].ops[Rate::Loop as usize].len();
         // Made before, because making one takes as long as issuing an op.
         let mut marks = (0..nodes + 2).map(|_| self.backend.mark(clock)).collect::<Result<Vec<_>>>()?;
         self.backend.begin(&mut self.arena, call)?;
@@ -45,12 +45,13 @@ impl<'m, B: Backend> Executor<'m, B> {
         for mark in first {
             self.backend.move_mark(mark, clock)?;
         }
-        for (Planned { op, .. }, mark) in self.ops[Rate::Loop as usize].iter().zip(rest) {
+        let ops = &self.phases[self.phase].ops[Rate::Loop as usize];
+        for (Planned { op, .. }, mark) in ops.iter().zip(rest) {
             issue(self.backend, &mut self.arena, op);
             self.backend.move_mark(mark, clock)?;
         }
         self.backend.wait()?;
-        for (&Planned { node, ref op }, pair) in self.ops[Rate::Loop as usize].iter().zip(marks[1..].windows(2)) {
+        for (&Planned { node, ref op }, pair) in ops.iter().zip(marks[1..].windows(2)) {
             see(Timed { node, op, seconds: self.backend.between(&pair[0], &pair[1])? });
         }
         self.backend.between(&marks[0], &marks[1])

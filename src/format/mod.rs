@@ -94,6 +94,8 @@ pub const MAX_INPUTS: usize = 16;
 /// Most nodes in all programs together. Planning memory takes time quadratic in it, so this also bounds what
 /// a hostile file can cost; ops are coarse, and a few thousand make a large pipeline.
 pub const MAX_NODES: usize = 1 << 14;
+/// Most nodes of a program with phases, each counted once per phase: each phase is planned.
+pub const MAX_PHASED_NODES: usize = 8 * MAX_NODES;
 /// Most bytes of one name or module path.
 pub const MAX_NAME: usize = 255;
 /// Most bytes of META.

@@ -291,9 +291,11 @@ fn programs(
         }
         next_node = run.end;
         for index in run {
-            let own = program.n_values();
-            let node = decode_node(index, &nodes[index], own, n_tensors, (args, strings), cursor)?;
-            program.nodes.push(node);
+            decode_node(index, &nodes[index], &mut program, n_tensors, (args, strings), cursor)?;
+        }
+        if program.output.0 as usize >= program.n_values() {
+            let got = format!("{} of {}", program.output.0, program.n_values());
+            return Err(Error::format("PROGRAMS", at + 20, format!("program {i} output"), "one of its values", got));
         }
         programs.push(program);
     }

@@ -4,10 +4,11 @@ use super::header::SectionKind;
 use super::program::WIDE;
 use super::tensor::Storage;
 use super::words::{SYMBOL, SYMBOLS};
-use super::{MAX_INPUTS, MAX_META, MAX_NAME, MAX_NODES, MAX_PROGRAMS, MAX_TENSORS, MAX_WEIGHTS};
+use super::{MAX_INPUTS, MAX_META, MAX_NAME, MAX_NODES, MAX_PHASED_NODES, MAX_PROGRAMS, MAX_TENSORS, MAX_WEIGHTS};
 use crate::codec::Grain;
 use crate::program::{
-    Act, ConvStride, Dim, Field, InputKind, Numbered, Op, QuantizeGrain, Range, Resampling, Role, shape::MAX_AXES,
+    Act, ConvStride, CurveAxis, Dim, Field, InputKind, MAX_PHASES, Numbered, Op, QuantizeGrain, Range, Resampling,
+    Role, shape::MAX_AXES,
 };
 use std::fmt::Write;
 
@@ -30,7 +31,9 @@ fn limits() -> String {
         (MAX_PROGRAMS, "programs in a file"),
         (MAX_INPUTS, "inputs of a program"),
         (MAX_AXES, "axes of an input or a tensor"),
-        (MAX_NODES, "nodes of all programs together"),
+        (MAX_NODES, "nodes of all programs together, variants included"),
+        (MAX_PHASES, "phases of a program"),
+        (MAX_PHASED_NODES, "nodes of a program with phases, each counted once per phase"),
         (MAX_NAME, "bytes of a name or module path, at least 1"),
         (MAX_META, "bytes of META"),
     ];
@@ -106,6 +109,7 @@ fn text() -> String {
     text += &numbers::<Resampling>();
     text += &numbers::<QuantizeGrain>();
     text += &numbers::<Range>();
+    text += &numbers::<CurveAxis>();
     text.trim_end().to_owned() + "\n"
 }
 
@@ -141,4 +145,5 @@ fn numbers_are_those_of_their_places() {
     check::<Resampling>(0);
     check::<QuantizeGrain>(0);
     check::<Range>(0);
+    check::<CurveAxis>(0);
 }

@@ -6,7 +6,7 @@
 use super::tensor::Cursor;
 use crate::error::{Error, Result};
 use crate::program::shape::MAX_AXES;
-use crate::program::{Dim, Field, Input, InputKind, Numbered, Op, Tensor, Value, Visit};
+use crate::program::{CurveAxis, Dim, Field, Input, InputKind, Numbered, Op, Phases, Tensor, Value, Visit};
 use zerocopy::little_endian::U32;
 
 /// Marks a symbolic axis; the other bits number it.
@@ -102,8 +102,9 @@ impl<'a> Run<'a> {
         Ok(op)
     }
 
-    /// Decodes the declarations of `n` inputs.
-    pub fn inputs(&self, n: usize) -> Result<Vec<Input>> {
+    /// Decodes the declarations of `n` inputs, and where `n_phases` begin; there are none of the latter where there is one
+    /// phase.
+    pub fn declarations(&self, n: usize, n_phases: usize) -> Result<(Vec<Input>, Phases)> {
         let mut at = 0;
         let mut next = |what: &str| match self.words.get(at) {
             Some(word) => {
@@ -138,11 +139,35 @@ impl<'a> Run<'a> {
             }
             inputs.push(Input { kind, dims });
         }
+        let mut phases = Phases::default();
+        if n_phases > 0 {
+            let (word, axis) = next("axis of phases")?;
+            let Some(axis) = CurveAxis::of_number(axis) else {
+                let expected = format!("0 to {}", CurveAxis::ALL.len() - 1);
+                return self.err(word, "axis of phases", expected, format!("{axis}{NEWER}"));
+            };
+            phases.axis = axis;
+            for phase in 0..n_phases {
+                let (word, bits) = next(&format!("phase {phase}"))?;
+                let (start, before) = (f32::from_bits(bits), phases.starts.last().copied());
+                if !start.is_finite() || before.is_some_and(|before| start <= before) {
+                    let expected = before.map_or("a finite start".into(), |before| format!("a start after {before}"));
+                    return self.err(word, &format!("phase {phase}"), expected, start.to_string());
+                }
+                phases.starts.push(start);
+            }
+        }
         match self.words.len() {
-            len if len == at => Ok(inputs),
-            len => self.err(at, "words", format!("{at}, the end of the last input"), len.to_string()),
+            len if len == at => Ok((inputs, phases)),
+            len => self.err(at, "words", format!("{at}, the end of the last input or phase"), len.to_string()),
         }
     }
+}
+
+/// The words of where phases begin: the axis, and the positions; none where there is one phase.
+pub fn encode_phases(axis: CurveAxis, starts: &[f32]) -> Vec<u32> {
+    let head = (!starts.is_empty()).then_some(axis.number());
+    head.into_iter().chain(starts.iter().map(|start| start.to_bits())).collect()
 }
 
 /// The words of declared inputs: for each its kind, its index among those of its kind, the number of its axes, and the

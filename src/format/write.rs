@@ -120,7 +120,7 @@ impl Writer {
         meta: &Meta,
         prove: impl FnOnce(&Packed<memmap2::Mmap>) -> Result<()>,
     ) -> Result<()> {
-        let n_nodes: usize = programs.iter().map(|p| p.nodes.len()).sum();
+        let n_nodes: usize = programs.iter().map(|p| p.nodes.len() + p.phases.variants.len()).sum();
         assert!(n_nodes <= MAX_NODES, "{n_nodes} nodes");
         let mut strings = Vec::new();
         let mut tensors = Vec::new();
@@ -135,11 +135,12 @@ impl Writer {
             let (record, words) = encode_program(program, first_node);
             records.extend_from_slice(record.as_bytes());
             push_args(words);
-            first_node += program.nodes.len();
-            for node in &program.nodes {
-                let (record, words) = encode_node(node);
-                nodes.extend_from_slice(record.as_bytes());
-                push_args(words);
+            first_node += program.nodes.len() + program.phases.variants.len();
+            for (i, node) in program.nodes.iter().enumerate() {
+                for (record, words) in encode_node(program, i) {
+                    nodes.extend_from_slice(record.as_bytes());
+                    push_args(words);
+                }
                 strings.extend_from_slice(node.path.as_bytes());
             }
         }

@@ -310,7 +310,7 @@ pub(super) fn report<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
     if !(quantization.average_bits.is_finite() && (0.0..=64.0).contains(&quantization.average_bits)) {
         return wrong("average_bits", "0 to 64", quantization.average_bits);
     }
-    let int8 = packed.programs().iter().flat_map(|p| &p.nodes).any(|node| match node.op {
+    let int8 = packed.programs().iter().flat_map(|p| p.ops()).any(|op| match op {
         Op::Attention(attention) => attention.attend.int8,
         _ => false,
     });

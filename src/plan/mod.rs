@@ -1,9 +1,13 @@
 //! Memory for a bound program: where every value lies, and the arguments of every op.
 //!
-//! The arena has two parts. The *kept* part holds what outlives the phase that makes it: inputs, results of slower
-//! phases that faster ones read (tables among them, one block of rows per model call), the program's result, and
-//! whatever the caller reserves. The *scratch* part is shared by all phases: two values overlap there only if their
-//! lifetimes within a phase do not. The size of the arena is exact and known before anything runs.
+//! The arena has two parts. The *kept* part holds what outlives the list of ops that makes it: inputs, results of slower
+//! rates that faster ones read (tables among them, one block of rows per model call), the program's result, and
+//! whatever the caller reserves. The *scratch* part is shared by the lists of all rates: two values overlap there only if
+//! their lifetimes within a list do not. The size of the arena is exact and known before anything runs.
+//!
+//! A program with [phases](crate::program::Phases) has lists for each. They share one arena: what is kept has one place in
+//! all of them, as large as the largest needs, so inputs and what the caller reserves stay where they are; what else is
+//! kept is made again when a phase begins, unless all make the same.
 //!
 //! `values` says what each value is and how long it is kept, `places` where it lies, and `site` what an op sees of
 //! both; how that becomes the arguments of an op stands in the file of the op's family.
@@ -72,8 +76,10 @@ pub struct Plan {
     pub role: Role,
     /// What the program is bound to.
     pub binding: Binding,
-    /// Ops of each rate, in program order; indexed by `Rate as usize`.
-    pub ops: [Vec<Planned<Tensor>>; 4],
+    /// What is done in each phase of the program.
+    pub phases: Vec<PhasePlan>,
+    /// Whether all phases do the same but for the loop: then nothing is made again when one begins.
+    pub alike: bool,
     /// Bytes of arena.
     pub arena: usize,
     /// Bytes of the arena that hold tables.
@@ -90,8 +96,31 @@ pub struct Plan {
     pub condition: Slot,
     /// First byte of the caller's part.
     pub reserved: usize,
+}
+
+impl Plan {
+    /// All ops of all phases.
+    pub fn ops(&self) -> impl Iterator<Item = &OpArgs<Tensor>> {
+        self.phases.iter().flat_map(|phase| phase.ops.iter().flatten()).map(|planned| &planned.op)
+    }
+}
+
+/// What is done in one phase of a program.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PhasePlan {
+    /// Ops of each rate, in program order, without those that the result does not depend on; indexed by `Rate as usize`.
+    pub ops: [Vec<Planned<Tensor>>; 4],
     /// Curves to resolve per call.
     pub curves: Vec<PlannedCurve>,
+}
+
+impl PhasePlan {
+    /// Whether `other` does the same before the loop.
+    fn is_like(&self, other: &PhasePlan) -> bool {
+        let slower =
+            |phase: &PhasePlan| [Rate::Bind, Rate::Prompt, Rate::Step].map(|rate| phase.ops[rate as usize].clone());
+        self.curves == other.curves && slower(self) == slower(other)
+    }
 }
 
 /// Plans `program` for `binding`. `narrow` is how the back end stores values that may be narrow; `workspace` tells how
@@ -106,30 +135,43 @@ pub fn plan(
     narrow: Element,
     workspace: &dyn Fn(&OpArgs<Tensor>) -> usize,
 ) -> Result<Plan> {
-    let rates = hoist::rates(program);
-    let types = infer(program, tensors, &binding.dims)?;
-    let values = Values::new(program, rates, types, binding, narrow);
-    let (mut places, curves) = Places::kept(&values, binding);
-    let workspaces = places.scratch(&values, workspace);
-
-    let mut ops: [Vec<Planned<Tensor>>; 4] = Default::default();
-    for (node, &workspace) in workspaces.iter().enumerate() {
-        let site = Site::new(&values, &places, node, workspace);
-        ops[values.node_rate(node) as usize].push(Planned { node, op: args(&program.nodes[node].op, &site) });
+    let programs: Vec<_> = (0..program.phases.count()).map(|phase| program.in_phase(phase)).collect();
+    // One phase after the other, so that a fault in any of them is told.
+    let mut values = Vec::with_capacity(programs.len());
+    for program in &programs {
+        let types = infer(program, tensors, &binding.dims)?;
+        values.push(Values::new(program, hoist::rates(program), types, narrow));
     }
-    let inputs = (0..program.inputs.len()).map(|i| places.slot(&values, Value(i as u32), Rate::Loop)).collect();
+    Values::share(&mut values, binding);
+    let kept = Places::kept(&values, binding);
+    let (mut arena, mut phases, mut first) = (0, Vec::with_capacity(values.len()), None);
+    for values in &values {
+        let mut places = kept.clone();
+        let workspaces = places.scratch(values, workspace);
+        let mut ops: [Vec<Planned<Tensor>>; 4] = Default::default();
+        for (node, &workspace) in workspaces.iter().enumerate().filter(|&(node, _)| values.needed[node]) {
+            let site = Site::new(values, &places, node, workspace);
+            let op = args(&values.program.nodes[node].op, &site);
+            ops[values.node_rate(node) as usize].push(Planned { node, op });
+        }
+        arena = arena.max(places.arena);
+        phases.push(PhasePlan { ops, curves: places.planned_curves(values) });
+        first.get_or_insert(places);
+    }
+    let (values, places) = (&values[0], first.as_ref().unwrap_or(&kept));
+    let inputs = (0..program.inputs.len()).map(|i| places.slot(values, Value(i as u32), Rate::Loop)).collect();
     Ok(Plan {
         role: program.role,
         binding: *binding,
-        ops,
-        arena: places.arena,
+        alike: phases.iter().all(|phase| phase.is_like(&phases[0])),
+        phases,
+        arena,
         tables: values.table_bytes(),
         calls_per_fill: values.window,
         inputs,
-        output: places.floats(&values, program.output, Rate::Loop),
+        output: places.floats(values, program.output, Rate::Loop),
         output_type: values.types[program.output.0 as usize],
         condition: places.condition,
         reserved: places.reserved,
-        curves,
     })
 }

@@ -7,6 +7,7 @@ use crate::backend::args::{Floats, OpArgs, Slot};
 use crate::program::{QuantizeRange, QuantizeSpec, Rate, Tensor, Value};
 
 /// Places in the arena.
+#[derive(Clone)]
 pub struct Places {
     /// First byte of each value; 0 for those that have no place yet.
     values: Vec<usize>,
@@ -23,8 +24,9 @@ pub struct Places {
 }
 
 impl Places {
-    /// Lays out what is kept; tells the curves to resolve per call.
-    pub fn kept(values: &Values<'_>, binding: &Binding) -> (Self, Vec<PlannedCurve>) {
+    /// Lays out what is kept in all `phases`.
+    pub fn kept(phases: &[Values<'_>], binding: &Binding) -> Self {
+        let values = &phases[0];
         let mut end = 0;
         let mut bump = |bytes: usize| {
             let at = end;
@@ -35,20 +37,24 @@ impl Places {
         let condition = Slot { at: bump(binding.dims.batch * 4), stride: 0 };
         let mut at = vec![0; values.types.len()];
         for i in (0..at.len()).filter(|&i| values.kept[i]) {
-            at[i] = bump(values.bytes(i));
+            at[i] = bump(values.room[i]);
         }
         let mut curve_at = vec![0; values.program.nodes.len()];
-        let mut curves = Vec::new();
-        for (i, node) in values.program.nodes.iter().enumerate() {
-            if let Some(QuantizeSpec { range: range @ QuantizeRange::Curve(..), .. }) = node.op.quantizes() {
-                curve_at[i] = bump(values.window * 8);
-                curves.push(PlannedCurve { range, at: curve_at[i] });
+        for (i, at) in curve_at.iter_mut().enumerate() {
+            if phases.iter().any(|values| curve(values, i).is_some()) {
+                *at = bump(values.window * 8);
             }
         }
-        (Places { values: at, curves: curve_at, condition, reserved, kept: end, arena: end }, curves)
+        Places { values: at, curves: curve_at, condition, reserved, kept: end, arena: end }
     }
 
-    /// Lays out the scratch of every phase, each value from its node to its last reader and each workspace during its
+    /// The curves of one phase that are to be resolved per call.
+    pub fn planned_curves(&self, values: &Values<'_>) -> Vec<PlannedCurve> {
+        let planned = |(i, &at)| curve(values, i).map(|range| PlannedCurve { range, at });
+        self.curves.iter().enumerate().filter_map(planned).collect()
+    }
+
+    /// Lays out the scratch of the list of each rate, each value from its node to its last reader and each workspace during its
     /// node; tells the workspace of every node.
     pub fn scratch(&mut self, values: &Values<'_>, workspace: &dyn Fn(&OpArgs<Tensor>) -> usize) -> Vec<usize> {
         let mut workspaces = vec![0; values.program.nodes.len()];
@@ -65,12 +71,13 @@ impl Places {
         workspaces
     }
 
-    /// The blocks that the phase of `rate` needs, with their lifetimes.
+    /// The blocks that the list of `rate` needs, with their lifetimes.
     fn blocks(&self, values: &Values<'_>, rate: Rate, workspace: &dyn Fn(&OpArgs<Tensor>) -> usize) -> Vec<Block> {
         let nodes = &values.program.nodes;
         let mut blocks: Vec<Block> = Vec::new();
         let mut block_of = vec![None; values.types.len()];
-        for (now, node) in (0..nodes.len()).filter(|&i| values.node_rate(i) == rate).enumerate() {
+        let listed = |&i: &usize| values.node_rate(i) == rate && values.needed[i];
+        for (now, node) in (0..nodes.len()).filter(listed).enumerate() {
             for v in nodes[node].op.reads() {
                 if let Some(b) = block_of[v.0 as usize] {
                     let b: &mut Block = &mut blocks[b];
@@ -107,13 +114,21 @@ impl Places {
     }
 }
 
+/// The curve that the result of node `i` takes its range from, if it is needed.
+fn curve(values: &Values<'_>, i: usize) -> Option<QuantizeRange> {
+    match values.program.nodes[i].op.quantizes()? {
+        QuantizeSpec { range: range @ QuantizeRange::Curve(..), .. } => values.needed[i].then_some(range),
+        QuantizeSpec { range: QuantizeRange::Dynamic, .. } => None,
+    }
+}
+
 /// What a block is for: a value, or the workspace of a node.
 enum Owner {
     Value(usize),
     Workspace(usize),
 }
 
-/// A stretch of scratch that is in use from op `first` to op `last` of a phase, both included.
+/// A stretch of scratch that is in use from op `first` to op `last` of a list, both included.
 struct Block {
     bytes: usize,
     first: usize,

@@ -36,7 +36,7 @@ pub fn args(op: &Op, at: &Site<'_>) -> OpArgs<Tensor> {
     }
 }
 
-/// A node among the values: types and places as the phase that runs it sees them.
+/// A node among the values: types and places as the list of ops that it is in sees them.
 pub struct Site<'a> {
     values: &'a Values<'a>,
     places: &'a Places,

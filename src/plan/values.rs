@@ -1,4 +1,4 @@
-//! What every value of a bound program is: its type, its element, its rate, and whether it outlives its phase.
+//! What every value of a bound program is: its type, its element, its rate, and whether it outlives its list of ops.
 
 use super::{ALIGN, Binding};
 use crate::backend::args::{Codes, Element, Slot};
@@ -17,8 +17,12 @@ pub struct Values<'a> {
     pub types: Vec<Type>,
     /// Types with a whole window's conditions.
     pub tables: Vec<Type>,
-    /// Whether each outlives the phase that makes it.
+    /// Whether each outlives the list of ops that makes it, in any phase of the program.
     pub kept: Vec<bool>,
+    /// Bytes of the place of each that is kept: what the phase takes that needs most.
+    pub room: Vec<usize>,
+    /// Which nodes the result depends on.
+    pub needed: Vec<bool>,
     /// Calls per window of the tables.
     pub window: usize,
     /// Distinct conditions of one call.
@@ -26,25 +30,41 @@ pub struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    /// The values of `program`, which have these rates and types.
-    pub fn new(program: &'a Program, rates: Vec<Rate>, types: Vec<Type>, binding: &Binding, narrow: Element) -> Self {
+    /// The values of `program`, which has one phase and whose values have these rates and types.
+    pub fn new(program: &'a Program, rates: Vec<Rate>, types: Vec<Type>, narrow: Element) -> Self {
         let elements = elements(program, &rates, narrow);
-        let kept = kept(program, &rates);
-        let per_call: usize = (0..types.len())
-            .filter(|&i| kept[i] && rates[i] == Rate::Step)
-            .map(|i| bytes_of(&types[i], elements[i]).next_multiple_of(ALIGN))
-            .sum();
+        let (kept, needed) = (kept(program, &rates), program.needed());
+        let (tables, room) = (Vec::new(), Vec::new());
+        Values { program, rates, elements, types, tables, kept, room, needed, window: 1, conditions: 1 }
+    }
+
+    /// Settles what the phases of one program have in common: what is kept, the room for it, and how many calls fill tables.
+    pub fn share(phases: &mut [Self], binding: &Binding) {
+        let n = phases.first().map_or(0, |values| values.types.len());
+        let kept: Vec<bool> = (0..n).map(|i| phases.iter().any(|values| values.kept[i])).collect();
         let calls = binding.calls.max(1);
-        let window = binding.table_bytes.checked_div(per_call).map_or(calls, |fit| fit.clamp(1, calls));
-        // What becomes a table works row by row on rows of conditions, so only the first axis grows.
-        let table = |(ty, rate): (&Type, &Rate)| {
-            let mut dims = ty.dims().to_vec();
-            dims[0] *= if *rate == Rate::Step { window } else { 1 };
-            Type::new(&dims, ty.kind)
+        let window = |values: &Self| {
+            let per_call: usize = (0..n)
+                .filter(|&i| kept[i] && values.rates[i] == Rate::Step)
+                .map(|i| bytes_of(&values.types[i], values.elements[i]).next_multiple_of(ALIGN))
+                .sum();
+            binding.table_bytes.checked_div(per_call).map_or(calls, |fit| fit.clamp(1, calls))
         };
-        let tables = types.iter().zip(&rates).map(table).collect();
-        let conditions = binding.dims.conditions;
-        Values { program, rates, elements, types, tables, kept, window, conditions }
+        let window = phases.iter().map(window).min().unwrap_or(1);
+        for values in &mut *phases {
+            // What becomes a table works row by row on rows of conditions, so only the first axis grows.
+            let table = |(ty, rate): (&Type, &Rate)| {
+                let mut dims = ty.dims().to_vec();
+                dims[0] *= if *rate == Rate::Step { window } else { 1 };
+                Type::new(&dims, ty.kind)
+            };
+            values.tables = values.types.iter().zip(&values.rates).map(table).collect();
+            (values.kept, values.window) = (kept.clone(), window);
+            values.conditions = binding.dims.conditions;
+        }
+        let room = |i: usize| phases.iter().map(|values| values.bytes(i)).max().unwrap_or(0);
+        let room: Vec<usize> = (0..n).map(room).collect();
+        phases.iter_mut().for_each(|values| values.room = room.clone());
     }
 
     /// The rate of what a node makes.
@@ -166,6 +186,7 @@ mod tests {
             ],
             nodes: ops.into_iter().enumerate().map(node).collect(),
             output: Value(6),
+            phases: Default::default(),
         };
         use Element::{F16, F32};
         assert_eq!(elements(&program, &hoist::rates(&program), F16), [F32, F32, F32, F16, F32, F16, F32]);

@@ -21,6 +21,7 @@ mod linear;
 mod norm;
 mod numbered;
 mod op;
+mod phases;
 mod pointwise;
 mod quantize;
 mod resample;
@@ -37,6 +38,7 @@ pub use norm::{GroupNorm, LayerNorm, Modulation};
 pub use numbered::Numbered;
 pub(crate) use numbered::numbered;
 pub use op::{Act, Columns, Op, Tensor, Value};
+pub use phases::{MAX_PHASES, Phases, Variant};
 pub use pointwise::{Add, Pointwise};
 pub use quantize::{CurveAxis, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec};
 pub use resample::{Resample, Resampling};
@@ -189,6 +191,8 @@ pub struct Program {
     pub nodes: Vec<Node>,
     /// The result.
     pub output: Value,
+    /// What is other in other stretches of time.
+    pub phases: Phases,
 }
 
 impl Program {

@@ -17,13 +17,15 @@ numbered! {
     }
 }
 
-/// What a curve's position counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CurveAxis {
-    /// The model's timestep.
-    Timestep,
-    /// Fraction of the sampler's calls done, 0 for the first.
-    StepFraction,
+numbered! {
+    "Axes of time"
+    /// What positions in time count: those of a curve, and where phases begin.
+    pub enum CurveAxis: Default {
+        /// The model's timestep.
+        Timestep = 0 "timestep",
+        /// Fraction of the sampler's calls done, 0 for the first.
+        StepFraction = 1 "step fraction",
+    }
 }
 
 /// Where the scale and zero point come from.

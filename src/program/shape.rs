@@ -107,10 +107,25 @@ pub struct TensorType {
     pub bytes: bool,
 }
 
-/// Types of all values of `program` when its symbolic axes are `dims`.
+/// Types of all values of `program` when its symbolic axes are `dims`, in its first phase; they are inferred in every other
+/// one, too, where the result must have the same type.
 ///
 /// `tensors` describes the file's tensors. Errors name the node's module path, the operand, and both shapes.
 pub fn infer(program: &Program, tensors: &[TensorType], dims: &Dims) -> Result<Vec<Type>> {
+    let types = infer_nodes(program, tensors, dims)?;
+    let output = program.output.0 as usize;
+    for phase in 1..program.phases.count() {
+        let got = infer_nodes(&program.in_phase(phase), tensors, dims)?[output];
+        if got != types[output] {
+            let what = format!("output in phase {phase}");
+            return Err(Error::shape(program.role.name(), what, format!("{:?}", types[output]), format!("{got:?}")));
+        }
+    }
+    Ok(types)
+}
+
+/// Types of all values, whatever other phases there are.
+fn infer_nodes(program: &Program, tensors: &[TensorType], dims: &Dims) -> Result<Vec<Type>> {
     let mut types: Vec<Type> = Vec::with_capacity(program.n_values());
     for (i, input) in program.inputs.iter().enumerate() {
         types.push(declared(program, i, input, dims)?);

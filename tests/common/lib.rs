@@ -82,7 +82,8 @@ impl Build {
     /// A model with these inputs.
     pub fn of(inputs: Vec<(InputKind, Vec<Dim>)>) -> Self {
         let inputs = inputs.into_iter().map(|(kind, dims)| Input { kind, dims }).collect();
-        let program = Program { role: Role::Denoiser, inputs, nodes: Vec::new(), output: Value(0) };
+        let program =
+            Program { role: Role::Denoiser, inputs, nodes: Vec::new(), output: Value(0), phases: Default::default() };
         Build { program, tensors: Vec::new(), stored: Vec::new() }
     }
 

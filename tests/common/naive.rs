@@ -110,8 +110,17 @@ pub fn run(program: &Program, tensors: &[Array], inputs: &Inputs) -> Vec<Array> 
             InputKind::Sizes => Array::of(&dims, &inputs.sizes),
         });
     }
-    for node in &program.nodes {
-        let value = Scope { values: &values, tensors, inputs }.apply(&node.op);
+    let position = match program.phases.axis {
+        CurveAxis::Timestep => inputs.timestep,
+        CurveAxis::StepFraction => inputs.fraction,
+    };
+    let starts = &program.phases.starts;
+    let phase = (0..starts.len()).rev().find(|&phase| starts[phase] <= position).unwrap_or(0);
+    for (i, node) in program.nodes.iter().enumerate() {
+        let mut variants = program.phases.variants.iter();
+        let variant = variants.find(|variant| variant.node == i && variant.phases & (1 << phase) != 0);
+        let op = variant.map_or(&node.op, |variant| &variant.op);
+        let value = Scope { values: &values, tensors, inputs }.apply(op);
         values.push(value);
     }
     values

@@ -4,8 +4,8 @@ use super::cases::{dynamic, linear};
 use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, normals};
 use aquatint::raw::program::{
     Act, Add, Attention, Columns, Conv2d, ConvStride, CurveAxis, Embedding, GroupNorm, LayerNorm, Linear, Modulation,
-    Op, Patchify, PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, TimestepEmbedding,
-    Unpatchify, Value,
+    Node, Op, Patchify, Phases, PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor,
+    TimestepEmbedding, Unpatchify, Value, Variant,
 };
 use fastrand::Rng;
 
@@ -52,6 +52,46 @@ pub fn conditioned(mut range: impl FnMut(&mut Build) -> QuantizeRange) -> Build 
         b.op(Op::Linear(Linear { x, weight: weights[2], bias: None, act: Act::None, gate, residual: Some(SAMPLE) }));
     // Rows of conditions, repeated over the rows of the sample.
     b.op(Op::Add(Add { a: y, b: rows }));
+    b
+}
+
+/// [`conditioned`] in four phases, the bounds of which lie between calls: in the loop other weights, codes of other widths and
+/// floats; and if `hoisted`, before it, too.
+pub fn phased(axis: CurveAxis, hoisted: bool) -> Build {
+    let mut b = conditioned(|_| QuantizeRange::Dynamic);
+    let (rng, d) = (&mut Rng::with_seed(4), CHANNELS);
+    let others = [codes(&mut b, rng, &[d, d]), weight(&mut b, rng, d, d), weight(&mut b, rng, d, 24)];
+    let starts = match axis {
+        CurveAxis::Timestep => vec![0.0, 250.0, 500.0, 700.0],
+        CurveAxis::StepFraction => vec![0.0, 0.25, 0.5, 0.75],
+    };
+    let six = dynamic(6, QuantizeGrain::Row);
+    let mut variants = Vec::new();
+    let mut linears = 0;
+    for (node, Node { op, .. }) in b.program.nodes.iter().enumerate() {
+        let mut vary = |phases, op| variants.push(Variant { node, phases, op });
+        match *op {
+            Op::Quantize(op) if hoisted => vary(0b1010, Op::Quantize(Quantize { spec: six, ..op })),
+            Op::LayerNorm(op) => {
+                vary(0b0010, Op::LayerNorm(LayerNorm { quantize: Some(six), ..op }));
+                vary(0b0100, Op::LayerNorm(LayerNorm { quantize: None, ..op }));
+            }
+            Op::Linear(op) => {
+                linears += 1;
+                match linears {
+                    3 if hoisted => vary(0b0100, Op::Linear(Linear { weight: others[2], ..op })),
+                    4 => {
+                        vary(0b0010, Op::Linear(Linear { weight: others[0], ..op }));
+                        vary(0b0100, Op::Linear(Linear { weight: others[1], ..op }));
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((linears, variants.len()), (4, if hoisted { 6 } else { 4 }));
+    b.program.phases = Phases { axis, starts, variants };
     b
 }
 

@@ -246,7 +246,8 @@ fn denoiser(writer: &mut Writer) -> Program {
         input(InputKind::Timestep, vec![Dim::Conditions]),
         input(InputKind::ClassLabels, vec![Dim::Conditions]),
     ];
-    let program = Program { role: Role::Denoiser, inputs, nodes: Vec::new(), output: Value(0) };
+    let program =
+        Program { role: Role::Denoiser, inputs, nodes: Vec::new(), output: Value(0), phases: Default::default() };
     let mut b = Builder { writer, noise: Noise(1), program, prefix: "transformer" };
     let [sample, t, labels] = [Value(0), Value(1), Value(2)];
 
@@ -309,7 +310,8 @@ fn denoiser(writer: &mut Writer) -> Program {
 fn decoder(writer: &mut Writer) -> Program {
     let dims = vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(4)];
     let inputs = vec![Input { kind: InputKind::Sample, dims }];
-    let program = Program { role: Role::VaeDecoder, inputs, nodes: Vec::new(), output: Value(0) };
+    let program =
+        Program { role: Role::VaeDecoder, inputs, nodes: Vec::new(), output: Value(0), phases: Default::default() };
     let mut b = Builder { writer, noise: Noise(2), program, prefix: "vae" };
     let x = b.op("scale", Op::Pointwise(Pointwise { x: Value(0), act: Act::None, mul: 5.5, add: 0.0 }));
 

@@ -15,13 +15,13 @@ use aquatint::raw::exec::Executor;
 use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::plan::Binding;
-use aquatint::raw::program::{QuantizeRange, Role};
+use aquatint::raw::program::{CurveAxis, QuantizeRange, Role};
 use aquatint::raw::text::PromptStyle;
 use aquatint::sampler::ROW_FLOATS;
 use common::emulated::Emulated;
 use common::fixture::{pack_as, relative};
 use common::naive::Inputs;
-use common::networks::{CHANNELS, conditioned, spatial};
+use common::networks::{CHANNELS, conditioned, phased, spatial};
 use common::{device, inputs, normal, repository, run_on};
 use fastrand::Rng;
 use packer::emit::Options;
@@ -92,22 +92,28 @@ fn sample<B: Backend>(backend: &B, model: &common::Model, table_bytes: usize, ca
     Ok(out)
 }
 
-/// Replayed steps against the CPU, with tables for all calls and in windows.
+/// Replayed steps against the CPU, with tables for all calls and in windows, in one phase and in four.
 fn steps_replay<D: Driver>(open: impl Fn() -> Option<D>) {
-    let model = conditioned(|_| QuantizeRange::Dynamic).open([2, 3]);
-    let want = sample(&Cpu::new(Scalar), &model, 1 << 20, 7).unwrap();
+    let phased = |hoisted| phased(CurveAxis::StepFraction, hoisted);
+    for build in [conditioned(|_| QuantizeRange::Dynamic), phased(true), phased(false)] {
+        replay(&open, &build.open([2, 3]));
+    }
+}
+
+fn replay<D: Driver>(open: impl Fn() -> Option<D>, model: &common::Model) {
+    let want = sample(&Cpu::new(Scalar), model, 1 << 20, 7).unwrap();
     let mut results = Vec::new();
     for table_bytes in [1 << 20, 4000, 0] {
         let Some(driver) = open() else { return };
         let cuda = Cuda::new(driver, model.data(), Element::F32).unwrap();
-        results.push(sample(&cuda, &model, table_bytes, 7).unwrap());
+        results.push(sample(&cuda, model, table_bytes, 7).unwrap());
         let far = distance(&results[0], &want);
         assert!(far < 1e-3, "{far}");
     }
     assert!(results.iter().all(|r| bits(r) == bits(&results[0])), "windows change nothing");
     let Some(driver) = open() else { return };
     let cuda = Cuda::new(driver, model.data(), Element::F16).unwrap();
-    let far = distance(&sample(&cuda, &model, 1 << 20, 7).unwrap(), &want);
+    let far = distance(&sample(&cuda, model, 1 << 20, 7).unwrap(), &want);
     assert!(far < 1e-2, "{far}");
 }
 

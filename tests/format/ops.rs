@@ -54,7 +54,7 @@ fn program(role: Role, ops: Vec<Op>) -> Program {
         input(InputKind::Sizes, vec![Dim::Conditions, Dim::Fixed(6)]),
     ];
     let nodes = ops.into_iter().enumerate().map(|(i, op)| Node { op, path: format!("n{i}"), wide: i % 3 == 1 });
-    Program { role, inputs, nodes: nodes.collect(), output: X }
+    Program { role, inputs, nodes: nodes.collect(), output: X, phases: Default::default() }
 }
 
 const X: Value = Value(0);

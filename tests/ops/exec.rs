@@ -6,14 +6,15 @@ use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::exec::{Executor, PromptInputs};
 use aquatint::raw::plan::{Binding, Plan};
 use aquatint::raw::program::{
-    Act, Add, Dim, Dims, Embedding, GroupNorm, InputKind, Modulation, Op, Parameter, QuantizeRange, Rate, Role,
-    TimestepEmbedding,
+    Act, Add, CurveAxis, Dim, Dims, Embedding, GroupNorm, InputKind, Modulation, Op, Parameter, QuantizeRange, Rate,
+    Role, TimestepEmbedding,
 };
 use common::cases::linear;
 use common::naive::{self, Inputs};
-use common::networks::{CHANNELS, conditioned, spatial};
+use common::networks::{CHANNELS, conditioned, phased, spatial};
 use common::{Build, LABELS, Model, SAMPLE, TIMESTEP, avx512, inputs, normal, normals, prompt, run};
 use fastrand::Rng;
+use std::collections::BTreeSet;
 
 /// Timesteps of the calls: after, between and before the points of the curves.
 const TIMESTEPS: [f32; 7] = [950.0, 800.0, 600.0, 599.0, 400.0, 200.0, 10.0];
@@ -95,7 +96,7 @@ fn what_does_not_depend_on_the_sample_leaves_the_loop() {
     let model = build.open([2, 3]);
     let shape = Binding { dims: batch().dims, calls: 7, table_bytes: 1 << 20, reserve: 0 };
     let plan = Plan::of_role(&Cpu::new(Scalar), &model, Role::Denoiser, &shape).unwrap();
-    let count = |rate: Rate| plan.ops[rate as usize].len();
+    let count = |rate: Rate| plan.phases[0].ops[rate as usize].len();
     assert_eq!([Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].map(count), [1, 1, 6, 4]);
 }
 
@@ -124,6 +125,53 @@ fn curves_follow_timestep_and_step_fraction() {
                 check.compare(&format!("{axis:?} call {call} window {window}"), got, want);
             }
         }
+    }
+}
+
+/// A call is in every bit that of the phase alone, whichever calls came before and however many fill a table; and in each
+/// phase it is what the oracle says.
+#[test]
+fn phases_run_as_programs_of_their_own() {
+    let inputs = batch();
+    for (axis, hoisted) in
+        [CurveAxis::Timestep, CurveAxis::StepFraction].into_iter().flat_map(|a| [(a, true), (a, false)])
+    {
+        let build = phased(axis, hoisted);
+        let model = build.open([2, 3]);
+        assert_eq!(model.programs()[0], build.program, "as it was written");
+        let phases = &build.program.phases;
+        let fraction = |call: usize| call as f32 / TIMESTEPS.len() as f32;
+        let phase = |call: usize| match axis {
+            CurveAxis::Timestep => phases.at(TIMESTEPS[call]),
+            CurveAxis::StepFraction => phases.at(fraction(call)),
+        };
+        let order = [0, 1, 2, 3, 4, 5, 6, 2, 0, 6, 3, 1];
+        assert_eq!(order.map(phase).into_iter().collect::<BTreeSet<_>>().len(), 4);
+        let alone: Vec<_> = (0..4)
+            .map(|phase| {
+                let mut one = phased(axis, hoisted);
+                one.program = build.program.in_phase(phase).into_owned();
+                sweep(&one.open([2, 3]), &inputs, usize::MAX, &[0, 1, 2, 3, 4, 5, 6]).0
+            })
+            .collect();
+        // Without what is hoisted, the last is the first again.
+        let other = |phase: usize| bits(&alone[phase][0]) != bits(&alone[0][0]);
+        assert_eq!([1, 2, 3].map(other), [true, true, hoisted], "phases matter");
+        for window in [1, 3, 7] {
+            let (got, _) = sweep(&model, &inputs, bytes_for(&model, inputs.dims, window), &order);
+            for (&call, got) in order.iter().zip(&got) {
+                let what = format!("{axis:?} {hoisted} call {call} in phase {} window {window}", phase(call));
+                assert_eq!(bits(got), bits(&alone[phase(call)][call]), "{what}");
+                let inputs = Inputs { timestep: TIMESTEPS[call], fraction: fraction(call), ..batch() };
+                let want = &naive::run(&build.program, &build.tensors, &inputs)[build.program.output.0 as usize].data;
+                common::cases::Check::Step { step: 0.25 }.compare(&what, got, want);
+            }
+        }
+        let plan = |build: &Build| {
+            let shape = Binding { dims: inputs.dims, calls: 7, table_bytes: 1 << 20, reserve: 0 };
+            Plan::of_role(&Cpu::new(Scalar), &build.open([2, 3]), Role::Denoiser, &shape).unwrap()
+        };
+        assert_eq!(plan(&build).alike, !hoisted);
     }
 }
 
@@ -313,7 +361,7 @@ fn a_text_encoder_needs_tokens_alone() {
     let dims = Dims { batch: 2, conditions: 2, height: 1, width: 1, tokens: 1 };
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let mut executor = Executor::new(&cpu, &model, Role::TextEncoder, shape).unwrap();
-    let rate = |rate: Rate| executor.plan().ops[rate as usize].len();
+    let rate = |rate: Rate| executor.plan().phases[0].ops[rate as usize].len();
     assert_eq!([Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop].map(rate), [1, 0, 0, 4]);
     let mut out = vec![f32::NAN; executor.plan().output_type.len()];
     for tokens in [[0, 6, 3, 3, 1, 6, 5, 4, 2, 0], [6, 6, 6, 0, 0, 0, 1, 1, 2, 2]] {

@@ -92,7 +92,7 @@ impl Inputs {
         let mut known: Vec<Look> = Vec::new();
         let first = self.list.len();
         let rates = [Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop];
-        let all = rates.iter().zip(&one.ops).zip(&more.ops);
+        let all = rates.iter().zip(&one.phases[0].ops).zip(&more.phases[0].ops);
         let mut nodes: Vec<_> =
             all.flat_map(|((&rate, ops), more)| ops.iter().zip(more).map(move |o| (rate, o))).collect();
         nodes.sort_by_key(|(_, (planned, _))| planned.node);

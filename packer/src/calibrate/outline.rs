@@ -292,5 +292,5 @@ fn operations(packed: &Packed<FileBytes>, request: &Request, copies: usize) -> R
     let dims = Dims { batch: copies, conditions: copies, height, width, tokens: request.prompts.tokens(0) };
     let plan =
         Plan::of_role(&Cpu::best(), packed, Role::Denoiser, &Binding { dims, calls: 1, table_bytes: 0, reserve: 0 })?;
-    Ok(plan.ops[Rate::Loop as usize].iter().map(|planned| planned.op.operations()).sum())
+    Ok(plan.phases[0].ops[Rate::Loop as usize].iter().map(|planned| planned.op.operations()).sum())
 }

@@ -3,7 +3,7 @@
 use super::table::Table;
 use super::{say, say_json, say_line};
 use crate::config::schema;
-use crate::emit::{LayerPlan, Options, Plan, explain};
+use crate::emit::{LayerPlan, Options, PhaseChange, Plan, explain};
 use crate::error::Result;
 use clap::{Args, Subcommand};
 use std::collections::BTreeMap;
@@ -70,8 +70,14 @@ fn print(plan: &Plan) {
         let kind = kinds.entry(method).or_default();
         *kind = (kind.0 + 1, kind.1 + weights);
     }
+    for PhaseChange { from, axis, layer } in &plan.changes {
+        let act = if layer.activation_bits == 32 { "-".into() } else { layer.activation_bits.to_string() };
+        let by = layer.decided_by.clone().unwrap_or_else(|| "-".into());
+        let name = format!("{} from {axis} {from}", layer.name);
+        table.row([name, layer.method.clone(), act, layer.weights.to_string(), by]);
+    }
     say(table);
-    for layer in &plan.layers {
+    for layer in plan.layers.iter().chain(plan.changes.iter().map(|change| &change.layer)) {
         if let Some(note) = &layer.note {
             say_line(format!("{}: {note}", layer.name));
         }

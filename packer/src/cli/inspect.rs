@@ -7,6 +7,7 @@ use crate::error::Result;
 use aquatint::Model;
 use aquatint::raw::format::meta::{CalibrationMeta, LayerMeta, Step};
 use aquatint::raw::format::{Meta, Packed};
+use aquatint::raw::program::Phases;
 use aquatint::raw::whole_file::check_target;
 use serde_json::json;
 use std::path::Path;
@@ -51,9 +52,18 @@ fn print_json<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
             })
         });
         let inputs = program.inputs.iter().map(|i| format!("{:?}", i.kind));
+        let Phases { axis, starts, variants } = &program.phases;
+        let variants = variants.iter().map(|v| {
+            let tensors: Vec<_> = v.op.tensors().map(|t| t.0).collect();
+            let of: Vec<usize> = (0..starts.len()).filter(|phase| v.phases >> phase & 1 == 1).collect();
+            let bits = v.op.quantizes().map(|q| q.bits);
+            json!({"value": program.value_of(v.node).0, "phases": of, "tensors": tensors, "quantize_bits": bits})
+        });
+        let variants: Vec<_> = variants.collect();
+        let phases = (!starts.is_empty()).then(|| json!({"axis": axis.name(), "from": starts, "variants": variants}));
         json!({
             "role": program.role.name(), "inputs": inputs.collect::<Vec<_>>(),
-            "nodes": nodes.collect::<Vec<_>>(), "output": program.output.0,
+            "nodes": nodes.collect::<Vec<_>>(), "output": program.output.0, "phases": phases,
         })
     });
     let tensors = packed

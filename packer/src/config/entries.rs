@@ -1,7 +1,7 @@
 //! Reading a configuration file of any format into one list of entries.
 
 use super::cache::{self, Sample, Wanted};
-use super::{Activations, Choice, ConfigError, Decider, QConfig, SpecFault, pickled, spec};
+use super::{Activations, Choice, ConfigError, Decider, Phases, QConfig, SpecFault, pickled, spec};
 use crate::source::{pickle, text};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::{collections::HashSet, fmt, fs, path::Path};
@@ -138,6 +138,28 @@ fn build(origin: String, raw: Raw) -> Result<QConfig, ConfigError> {
             spec::activations(&text).map_err(|fault| value_error(&origin, "activations", &text, fault))?
         }
     };
+    let phases = match take("phases") {
+        Some(list @ Raw::List(_)) => {
+            Phases::read(&origin, list, &|map| entries(origin.clone(), map, activations, "default` and `from"))?
+        }
+        // A layer may be called so.
+        Some(other) => {
+            top.push(("phases".into(), other));
+            Phases::default()
+        }
+        None => Phases::default(),
+    };
+    Ok(QConfig { phases, ..entries(origin, top, activations, "default`, `activations` and `phases")? })
+}
+
+/// The layers that a map has an entry for, and its default. `beside` is what else it may have held.
+fn entries(
+    origin: String,
+    mut top: Vec<(String, Raw)>,
+    activations: Activations,
+    beside: &str,
+) -> Result<QConfig, ConfigError> {
+    let mut take = |name: &str| top.iter().position(|(key, _)| key == name).map(|at| top.remove(at).1);
     let layer = |key: &str, value: Raw| {
         let text = text_of(&origin, key, value)?;
         spec::parse_value(&text, activations).map_err(|fault| value_error(&origin, key, &text, fault))
@@ -147,7 +169,7 @@ fn build(origin: String, raw: Raw) -> Result<QConfig, ConfigError> {
     let map = match take("layers") {
         Some(Raw::Map(map)) => {
             if let Some((key, _)) = top.first() {
-                let reason = format!("beside `layers` only `default` and `activations` are expected, got `{key}`");
+                let reason = format!("beside `layers` only `{beside}` are expected, got `{key}`");
                 return Err(ConfigError::Syntax { origin, reason });
             }
             map
@@ -170,7 +192,7 @@ fn build(origin: String, raw: Raw) -> Result<QConfig, ConfigError> {
         entries.push((key, spec));
         Ok(())
     })?;
-    Ok(QConfig { origin, default, entries })
+    Ok(QConfig { origin, default, entries, phases: Phases::default() })
 }
 
 fn value_error(origin: &str, key: &str, value: &str, fault: SpecFault) -> ConfigError {

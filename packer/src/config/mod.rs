@@ -24,18 +24,32 @@
 //! palettization (`*_palettization_recipe.json`) are such a list, with names: `FILE:recipe_4.50_bit_mixedpalette`. Their
 //! bits are of one codebook per tensor, `kmeans_all`; layers that a recipe lacks stay f16.
 //!
+//! Layers may be other in other stretches of time (ViDiT-Q's timestep-wise mixed precision): a file's `phases` say from when on,
+//! by the share of the steps that are done (`from`) or by the model's timestep (`from_timestep`, which falls as steps go
+//! by), and which layers; all others stay as they are before the first. Each weight is stored once in every precision
+//! that it has.
+//!
+//! ```toml
+//! default = "w4a8"
+//! [[phases]]
+//! from = 0.5
+//! layers = { "*.ff.*" = "w8a8" }
+//! ```
+//!
 //! In a split layer the second half is called by its path with `.weight_quantizer_0` behind, and follows the first half
 //! unless the configuration names it. A configuration that names it has the layer split.
 
 mod cache;
 mod entries;
 mod error;
+mod phases;
 mod pickled;
 mod resolve;
 mod schema;
 mod spec;
 
 pub use error::{ConfigError, SpecFault};
+pub use phases::{Phase, Phases};
 pub use schema::schema;
 
 use crate::quantize::Method;
@@ -130,6 +144,7 @@ pub struct QConfig {
     /// What decides about layers that no entry names, and the precision they get.
     default: Option<Choice>,
     entries: Vec<(String, LayerSpec)>,
+    phases: Phases,
 }
 
 impl QConfig {
@@ -158,7 +173,7 @@ impl QConfig {
     /// One precision for every layer.
     pub fn uniform(layer: LayerSpec) -> QConfig {
         let default = Some(Choice { spec: layer, by: Decider::Spec });
-        QConfig { origin: layer.to_string(), default, entries: Vec::new() }
+        QConfig { origin: layer.to_string(), default, entries: Vec::new(), phases: Phases::default() }
     }
 
     /// Reads a JSON, TOML, YAML or pickle file, by its extension.
@@ -172,13 +187,24 @@ impl QConfig {
     /// The same with other activations in every layer whose weights are codes (`--act_bit` on the command line).
     #[must_use]
     pub fn with_activations(mut self, activations: Activations) -> QConfig {
-        let default = self.default.iter_mut().map(|choice| &mut choice.spec);
-        for layer in default.chain(self.entries.iter_mut().map(|(_, layer)| layer)) {
-            if matches!(layer.weights, Weights::Codes { .. }) {
-                layer.activations = activations;
+        let change = |default: &mut Option<Choice>, entries: &mut Vec<(String, LayerSpec)>| {
+            let default = default.iter_mut().map(|choice| &mut choice.spec);
+            for layer in default.chain(entries.iter_mut().map(|(_, layer)| layer)) {
+                if matches!(layer.weights, Weights::Codes { .. }) {
+                    layer.activations = activations;
+                }
             }
+        };
+        change(&mut self.default, &mut self.entries);
+        for Phase { default, entries, .. } in &mut self.phases.later {
+            change(default, entries);
         }
         self
+    }
+
+    /// What is other from some time of a run on.
+    pub fn phases(&self) -> &Phases {
+        &self.phases
     }
 
     /// What layers get that no entry names: the SPEC, or the file's `default`, if it has one.
@@ -193,7 +219,7 @@ impl QConfig {
     }
 
     /// The precision of each of `layers`, in their order, and what decided it: `layers` are the names of all quantizable
-    /// layers of a model.
+    /// layers of a model. Of phases, it is the first.
     ///
     /// `aliases` are (duplicate, canonical) names of layers that a configuration may list again though they are one
     /// and the same, as Qua2SeDiMo's do for the timestep embedders of DiT blocks 1 to 27; canonical names are among
@@ -204,6 +230,23 @@ impl QConfig {
     /// If a layer is matched by nothing, a key matches no layer, two keys name the same layer with different values,
     /// or two equally literal globs disagree about a layer.
     pub fn resolve(&self, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<Choice>, ConfigError> {
-        resolve::resolve(self, layers, aliases)
+        resolve::resolve(self, layers, aliases, None)
+    }
+
+    /// [`resolve`](Self::resolve) in each phase. What a phase does not name is as in the first.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resolve_phases(&self, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<Vec<Choice>>, ConfigError> {
+        let first = self.resolve(layers, aliases)?;
+        let mut phases = Vec::with_capacity(1 + self.phases.later.len());
+        for Phase { default, entries, start } in &self.phases.later {
+            let origin = format!("{} from {start} on", self.origin);
+            let (default, entries) = (default.clone(), entries.clone());
+            let phase = QConfig { origin, default, entries, phases: Phases::default() };
+            phases.push(resolve::resolve(&phase, layers, aliases, Some(&first))?);
+        }
+        phases.insert(0, first);
+        Ok(phases)
     }
 }

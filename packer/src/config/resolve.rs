@@ -35,7 +35,13 @@ impl Pattern<'_> {
     }
 }
 
-pub(super) fn resolve(config: &QConfig, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<Choice>, ConfigError> {
+/// What `config` says of `layers`; of those that it does not name, `others` says so.
+pub(super) fn resolve(
+    config: &QConfig,
+    layers: &[&str],
+    aliases: &[(&str, &str)],
+    others: Option<&[Choice]>,
+) -> Result<Vec<Choice>, ConfigError> {
     let origin = || config.origin.clone();
     let index: HashMap<&str, usize> = layers.iter().enumerate().map(|(i, &name)| (name, i)).collect();
     let duplicates: HashMap<&str, usize> = aliases.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
@@ -74,7 +80,7 @@ pub(super) fn resolve(config: &QConfig, layers: &[&str], aliases: &[(&str, &str)
 
     let mut unmatched = Vec::new();
     let mut choices = Vec::with_capacity(layers.len());
-    for &layer in layers {
+    for (i, &layer) in layers.iter().enumerate() {
         let named = |name: &str| exact.get(name).or_else(|| inherited.get(name)).copied();
         let first_half = layer.strip_suffix(SECOND_HALF);
         let mut by_glob = None;
@@ -88,7 +94,7 @@ pub(super) fn resolve(config: &QConfig, layers: &[&str], aliases: &[(&str, &str)
         }
         let entry = named(layer).or_else(|| first_half.and_then(named)).or(by_glob);
         let entry = entry.map(|(key, spec)| Choice { spec, by: Decider::Entry(key.to_owned()) });
-        match entry.or_else(|| config.default.clone()) {
+        match entry.or_else(|| config.default.clone()).or_else(|| Some(others?[i].clone())) {
             Some(choice) => choices.push(choice),
             None => unmatched.push(layer),
         }

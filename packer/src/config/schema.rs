@@ -33,10 +33,38 @@ pub fn schema() -> Value {
                 "description": "The map, if it does not stand at the top itself.",
                 "$ref": "#/$defs/layers",
             },
+            "phases": {
+                "description": "What is other from some time of a run on.",
+                "type": "array",
+                "items": { "$ref": "#/$defs/phase" },
+            },
         },
         "additionalProperties": { "$ref": "#/$defs/entry" },
         "$defs": {
             "value": value,
+            "phase": {
+                "type": "object",
+                "properties": {
+                    "from": {
+                        "description": "Where it begins: the share of the steps that are done.",
+                        "type": "number",
+                        "exclusiveMinimum": 0,
+                        "exclusiveMaximum": 1,
+                    },
+                    "from_timestep": {
+                        "description": "Where it begins: the model's timestep, which falls as steps go by.",
+                        "type": "number",
+                        "exclusiveMinimum": 0,
+                    },
+                    "default": {
+                        "description": "The precision of layers that the phase does not name; without one they stay as they are.",
+                        "$ref": "#/$defs/value",
+                    },
+                    "layers": { "$ref": "#/$defs/layers" },
+                },
+                "oneOf": [{ "required": ["from"] }, { "required": ["from_timestep"] }],
+                "additionalProperties": { "$ref": "#/$defs/entry" },
+            },
             "layers": { "type": "object", "additionalProperties": { "$ref": "#/$defs/entry" } },
             "entry": {
                 "anyOf": [

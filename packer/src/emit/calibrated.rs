@@ -4,7 +4,7 @@ use crate::calibrate::{Calibration, CallRange};
 use crate::error::Result;
 use crate::pass::give_biases;
 use crate::quantize::Moments;
-use crate::recipe::{Recipe, Store};
+use crate::recipe::{Decision, Recipe, Store};
 use crate::weight::{Step, Weight, Weights};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
@@ -35,7 +35,9 @@ impl Known {
     ) -> Result<Self> {
         let file = Calibration::open(path)?;
         file.check_model(pipeline, sources)?;
-        let coded: Vec<bool> = recipe.decisions.iter().map(|d| matches!(d.treatment.store, Store::Codes(..))).collect();
+        // Those of later phases are no part of a program yet.
+        let codes = |(d, w): (&Decision, &Weight)| matches!(d.treatment.store, Store::Codes(..)) && w.phase.is_none();
+        let coded: Vec<bool> = recipe.decisions.iter().zip(weights.iter()).map(codes).collect();
         let mut known: Vec<bool> =
             weights.iter().zip(&coded).map(|(w, &coded)| coded && file.knows(&w.whole_name())).collect();
         if !known.contains(&true) {
@@ -52,6 +54,25 @@ impl Known {
             }
         }
         Ok(Known { file, known, bias_of })
+    }
+
+    /// Lets `again`, the weight of a phase, be known as `weight` is; returns the bias that takes up its mean error, made
+    /// here, if there is one.
+    pub(super) fn vary(
+        &mut self,
+        weight: Tensor,
+        again: Tensor,
+        weights: &mut Weights,
+        phase: usize,
+    ) -> Option<Tensor> {
+        let Tensor(i) = weight;
+        let bias = self.bias_of.get(i as usize).copied().flatten()?;
+        let bias = weights.vary(bias, phase);
+        self.known.resize(weights.len(), false);
+        self.bias_of.resize(weights.len(), None);
+        self.known[again.0 as usize] = true;
+        self.bias_of[again.0 as usize] = Some(bias);
+        Some(bias)
     }
 
     /// The moments of the inputs of `weight`, number `i`, if codes are to be chosen by them.

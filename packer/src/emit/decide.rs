@@ -6,12 +6,12 @@ use crate::config::QConfig;
 use crate::error::Result;
 use crate::import::Imported;
 use crate::lower::{self, Lowered};
-use crate::pass;
-use crate::recipe::{Recipe, Requests};
+use crate::pass::{self, Starts};
+use crate::recipe::{Change, Decision, Recipe, Requests};
 use crate::source::diffusers::Model;
-use crate::weight::Weights;
+use crate::weight::{Weight, Weights};
 use aquatint::raw::format::meta::PipelineMeta;
-use aquatint::raw::program::{Dims, Program};
+use aquatint::raw::program::{Dims, Program, Tensor};
 use serde::Serialize;
 
 /// Opens the model that `options` name, with its refiner.
@@ -82,11 +82,24 @@ pub struct LayerPlan {
     pub weights: u64,
 }
 
+/// What becomes of a layer in a phase.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PhaseChange {
+    /// Where the phase begins.
+    pub from: f32,
+    /// What that counts: `timestep` or `step fraction`.
+    pub axis: &'static str,
+    /// The layer as it is from there on.
+    pub layer: LayerPlan,
+}
+
 /// What a configuration makes of a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// One entry per quantizable layer, in program order.
     pub layers: Vec<LayerPlan>,
+    /// What becomes of layers in phases after the first, where that is something else; by phase.
+    pub changes: Vec<PhaseChange>,
     /// Average bits of the denoisers' layers as Qua2SeDiMo counts them.
     pub average_bits: f64,
 }
@@ -102,14 +115,23 @@ pub fn explain(options: &Options) -> Result<Plan> {
     let (mut layers, mut size) = (Vec::new(), PaperBytes::default());
     for (weight, decision) in weights.iter().zip(&recipe.decisions).filter(|(weight, _)| weight.quantizable()) {
         size.add(weight, decision.treatment.store);
-        layers.push(LayerPlan {
-            name: format!("{}/{}", weight.component, weight.layer()),
-            method: decision.treatment.store.name(),
-            activation_bits: decision.treatment.activation_bits.unwrap_or(32),
-            decided_by: decision.by.as_ref().map(ToString::to_string),
-            note: decision.note.clone(),
-            weights: weight.len() as u64,
-        });
+        layers.push(layer(weight, decision));
     }
-    Ok(Plan { layers, average_bits: size.average_bits() })
+    let Starts { axis, positions } = &recipe.starts;
+    let changes = recipe.changes.iter().map(|Change { weight, phase, decision }| {
+        let layer = layer(&weights[Tensor(*weight as u32)], decision);
+        PhaseChange { from: positions[*phase], axis: axis.name(), layer }
+    });
+    Ok(Plan { layers, changes: changes.collect(), average_bits: size.average_bits() })
+}
+
+fn layer(weight: &Weight, decision: &Decision) -> LayerPlan {
+    LayerPlan {
+        name: format!("{}/{}", weight.component, weight.layer()),
+        method: decision.treatment.store.name(),
+        activation_bits: decision.treatment.activation_bits.unwrap_or(32),
+        decided_by: decision.by.as_ref().map(ToString::to_string),
+        note: decision.note.clone(),
+        weights: weight.len() as u64,
+    }
 }

@@ -8,11 +8,12 @@
 mod calibrated;
 mod decide;
 mod imported;
+mod phases;
 mod ranges;
 mod report;
 mod store;
 
-pub use decide::{LayerPlan, Plan, explain};
+pub use decide::{LayerPlan, PhaseChange, Plan, explain};
 pub use ranges::{ActivationRanges, RangeSource};
 pub use report::{LayerLine, Progress, Report};
 
@@ -20,7 +21,7 @@ use crate::config::QConfig;
 use crate::error::Result;
 use crate::import::Imported;
 use crate::lower::{self, Lowered, Part};
-use crate::pass;
+use crate::pass::{self, Starts};
 use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
 use crate::recipe::{Decision, Recipe, Store, Treatment};
 use crate::source::diffusers::Model;
@@ -38,6 +39,7 @@ use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
 use decide::{decide, dims};
 use imported::in_file_order;
+use phases::PhaseWeights;
 use ranges::{curves, imported_ranges};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -125,9 +127,13 @@ impl Packing {
         let options = &self.options;
         let (programs, weights) = (&mut self.programs, &mut self.weights);
         let (mut recipe, imported) = decide((programs, weights), &self.model, &self.pipeline, options)?;
+        let mut phases = PhaseWeights::make(weights, &mut recipe)?;
         let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
-        let known = options.calibration.as_ref().map(open).transpose()?;
+        let mut known = options.calibration.as_ref().map(open).transpose()?;
+        if let Some(known) = &mut known {
+            phases.give_biases(known, &mut self.weights, &mut recipe);
+        }
         let mut ranges = vec![QuantizeRange::Dynamic; self.weights.len()];
         match (&options.activation_ranges, &known, &imported) {
             (None, ..) => {}
@@ -147,7 +153,8 @@ impl Packing {
                 return Err(Error::request("--act-range import", "--import FILE, which has them", "none").into());
             }
         }
-        let attentions = self.use_codes(&recipe, &ranges)?;
+        phases.check(&self.weights, &recipe, &ranges)?;
+        let attentions = self.use_codes(&recipe, &phases, &ranges)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
         for program in &self.programs {
@@ -176,7 +183,7 @@ impl Packing {
             sources: sources.iter().map(|s| s.meta.clone()).collect(),
             aliases: self.weights.iter().filter(|w| !w.copies.is_empty()).map(aliases).collect(),
             steps: steps.map(|w| (w.name(), w.steps.clone())).collect(),
-            made: self.weights.iter().filter(|w| w.is_made()).map(Weight::name).collect(),
+            made: self.weights.iter().filter(|w| w.is_made() || w.phase.is_some()).map(Weight::name).collect(),
         };
         self.writer.finish_with(&self.programs, &meta, prove)?;
         let output = &self.options.output;
@@ -187,14 +194,15 @@ impl Packing {
 
     /// Lets programs make and use codes where `recipe` asks for integer activations; returns how many attentions work in
     /// codes.
-    fn use_codes(&mut self, recipe: &Recipe, ranges: &[QuantizeRange]) -> Result<usize> {
+    fn use_codes(&mut self, recipe: &Recipe, phases: &PhaseWeights, ranges: &[QuantizeRange]) -> Result<usize> {
         let mut attentions = 0;
         for program in &mut self.programs {
-            pass::assign(program, &|Tensor(i)| {
-                let bits = recipe.decisions[i as usize].treatment.activation_bits?;
-                Some((bits, ranges.get(i as usize).copied().unwrap_or(QuantizeRange::Dynamic)))
+            let denoiser = matches!(program.role, Role::Denoiser | Role::Refiner);
+            let starts = if denoiser { phases.starts.clone() } else { Starts::default() };
+            pass::assign(program, &starts, &|phase, weight| {
+                phases.layer(phase, weight, recipe.decisions[weight.0 as usize].treatment.activation_bits, ranges)
             });
-            if self.options.int8_attention && matches!(program.role, Role::Denoiser | Role::Refiner) {
+            if self.options.int8_attention && denoiser {
                 attentions += pass::attend_in_codes(program);
             }
             pass::fuse(program);
@@ -319,7 +327,7 @@ fn elements(model: &Model, weights: &Weights, weight: &Weight) -> Result<Element
 fn line(weight: &Weight, decision: &Decision, stored: &Stored, weights: u64) -> LayerLine {
     let Decision { treatment, by, note } = decision;
     let meta = LayerMeta {
-        name: format!("{}/{}", weight.component, weight.layer()),
+        name: format!("{}/{}", weight.component, weight.layer_in_file()),
         method: treatment.store.name(),
         decided_by: by.as_ref().map(ToString::to_string),
         note: notes(note.as_deref(), stored),

@@ -76,7 +76,7 @@ pub(super) fn curves(
     for (i, of_weight) in of_weight.iter_mut().enumerate() {
         let weight = &weights[Tensor(i as u32)];
         let Some(bits) = recipe.decisions[i].treatment.activation_bits else { continue };
-        let (name, component, layer) = (weight.whole_name(), weight.component, weight.layer());
+        let (name, component, layer) = (weight.whole_name(), weight.component, weight.layer_in_file());
         let Some(inputs) = known.inputs(&name) else {
             recipe.decisions[i]
                 .add_note("activations in the range of each row: the calibration does not know its inputs");
@@ -124,7 +124,7 @@ pub(super) fn imported_ranges(
             recipe.decisions[i].add_note("activations in the range of each row: the imported file has none for them");
             continue;
         };
-        let (component, key) = (weight.component, format!("{}.activation_range", weight.layer()));
+        let (component, key) = (weight.component, format!("{}.activation_range", weight.layer_in_file()));
         let tensor = weights.make(component, key, &[1, 3], vec![0.0, scale, zero]);
         *of_weight = QuantizeRange::Curve(tensor, CurveAxis::StepFraction);
     }

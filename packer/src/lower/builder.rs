@@ -82,7 +82,7 @@ pub struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// An empty program of `role`; its weights come from `component` and are appended to `weights`.
     pub fn new(role: Role, component: &'static str, inputs: Vec<Input>, weights: &'a mut Weights) -> Self {
-        let program = Program { role, inputs, nodes: Vec::new(), output: Value(0) };
+        let program = Program { role, inputs, nodes: Vec::new(), output: Value(0), phases: Default::default() };
         Builder { component, program, weights, same: None }
     }
 

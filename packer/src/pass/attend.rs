@@ -11,7 +11,13 @@ pub fn attend_in_codes(program: &mut Program) -> usize {
         Some(program.nodes[node].op)
     };
     let integer = |program: &Program, value: Value| match made_by(program, value) {
-        Some(Op::Linear(Linear { x, .. })) => made_by(program, x).is_some_and(|op| op.quantizes().is_some()),
+        Some(Op::Linear(Linear { x, .. })) => {
+            // In every phase: one that takes floats reads another value.
+            let node = (value.0 as usize).checked_sub(program.inputs.len());
+            let mut others = program.phases.variants.iter().filter(|v| Some(v.node) == node);
+            made_by(program, x).is_some_and(|op| op.quantizes().is_some())
+                && others.all(|v| matches!(v.op, Op::Linear(Linear { x: other, .. }) if other == x))
+        }
         _ => false,
     };
     let fit: Vec<bool> = program
@@ -34,7 +40,7 @@ pub fn attend_in_codes(program: &mut Program) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pass::assign;
+    use crate::pass::{Layer, Starts, assign};
     use aquatint::raw::program::{Act, Attend, Dim, Input, InputKind, Node, QuantizeRange, Role, Tensor};
 
     /// Three linear layers of weights 0, 1 and 2, and an attention to them.
@@ -54,7 +60,7 @@ mod tests {
             Op::Attention(Attention { q: Value(1), k: Value(2), v: Value(3), heads: 1, scale: 1.0, attend });
         let ops = [linear(0), linear(1), linear(2), attention];
         let nodes = ops.map(|op| Node { op, path: "p".into(), wide: false }).to_vec();
-        Program { role: Role::Denoiser, inputs, nodes, output: Value(4) }
+        Program { role: Role::Denoiser, inputs, nodes, output: Value(4), phases: Default::default() }
     }
 
     #[test]
@@ -67,7 +73,8 @@ mod tests {
             (None, shared, 0),
         ] {
             let mut p = program(attend);
-            assign(&mut p, &|t| (Some(t.0) != floats).then_some((8, QuantizeRange::Dynamic)));
+            let codes = |t: Tensor| (Some(t.0) != floats).then_some((8, QuantizeRange::Dynamic));
+            assign(&mut p, &Starts::default(), &|_, t| Layer::of(t, codes(t)));
             assert_eq!(attend_in_codes(&mut p), want, "{floats:?} {attend:?}");
             let Some(Op::Attention(Attention { attend: got, .. })) = p.nodes.last().map(|n| &n.op) else {
                 panic!("attention")

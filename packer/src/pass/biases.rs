@@ -77,7 +77,8 @@ mod tests {
             weights.push(Weight::of_checkpoint("unet", name.into(), &[3], Storage::Vector));
         }
         let inputs = vec![Input { kind: InputKind::Sample, dims: vec![Dim::Batch, Dim::Fixed(5)] }];
-        let mut programs = vec![Program { role: Role::Denoiser, inputs, nodes, output: Value(6) }];
+        let mut programs =
+            vec![Program { role: Role::Denoiser, inputs, nodes, output: Value(6), phases: Default::default() }];
         let biases = give_biases(&mut programs, &mut weights, &|tensor| tensor.0 < 4);
         let own = Some(Tensor(10));
         assert_eq!(biases[..5], [own, Some(bias), None, None, None]);

@@ -1,49 +1,69 @@
 //! Folds a `quantize` op into the norm whose result it takes.
 
-use aquatint::raw::program::{GroupNorm, LayerNorm, Node, Op, Program, Quantize, QuantizeGrain, QuantizeSpec, Value};
+use aquatint::raw::program::{
+    GroupNorm, LayerNorm, Node, Op, Program, Quantize, QuantizeGrain, QuantizeSpec, Value, Variant,
+};
 
-/// Lets norms make codes themselves, where nothing else reads their result.
+/// Lets norms make codes themselves, where nothing else reads their result in any phase.
 pub fn fuse(program: &mut Program) {
     let n_inputs = program.inputs.len();
     let mut readers = vec![0usize; program.n_values()];
-    for node in &mut program.nodes {
-        node.op.operands().for_each(|v| readers[v.0 as usize] += 1);
+    program.ops().flat_map(Op::operands).for_each(|v| readers[v.0 as usize] += 1);
+    // Codes of the same value in other phases are one reader.
+    let quantizers = |v: &&Variant| matches!(v.op, Op::Quantize(_));
+    for Variant { op, .. } in program.phases.variants.iter().filter(quantizers) {
+        op.operands().for_each(|v| readers[v.0 as usize] -= 1);
     }
     // The result is read by the caller.
     readers[program.output.0 as usize] += 1;
 
     let mut numbers: Vec<Value> = (0..n_inputs as u32).map(Value).collect();
-    let mut nodes = Vec::with_capacity(program.nodes.len());
-    for mut node in std::mem::take(&mut program.nodes) {
+    let mut nodes: Vec<Node> = Vec::with_capacity(program.nodes.len());
+    let mut variants: Vec<Variant> = Vec::with_capacity(program.phases.variants.len());
+    let mut others = std::mem::take(&mut program.phases.variants).into_iter().peekable();
+    for (i, mut node) in std::mem::take(&mut program.nodes).into_iter().enumerate() {
+        let own: Vec<Variant> = std::iter::from_fn(|| others.next_if(|v| v.node == i)).collect();
         if let Op::Quantize(Quantize { x, spec }) = node.op {
             let made = numbers[x.0 as usize];
-            let producer = (made.0 as usize).checked_sub(n_inputs).and_then(|i| nodes.get_mut(i));
-            if readers[x.0 as usize] == 1 && producer.is_some_and(|p| take(p, spec)) {
+            let norm =
+                (made.0 as usize).checked_sub(n_inputs).filter(|&norm| quantized(nodes[norm].op, spec).is_some());
+            if let Some(norm) = norm.filter(|_| readers[x.0 as usize] == 1) {
+                let with = |spec| quantized(nodes[norm].op, spec);
+                for Variant { phases, op, .. } in own {
+                    variants.extend(op.quantizes().and_then(with).map(|op| Variant { node: norm, phases, op }));
+                }
+                nodes[norm].op = with(spec).unwrap_or(nodes[norm].op);
                 numbers.push(made);
                 continue;
             }
         }
         node.op.renumber(|operand| numbers[operand.0 as usize]);
+        for Variant { phases, mut op, .. } in own {
+            op.renumber(|operand| numbers[operand.0 as usize]);
+            variants.push(Variant { node: nodes.len(), phases, op });
+        }
         numbers.push(Value((n_inputs + nodes.len()) as u32));
         nodes.push(node);
     }
-    program.nodes = nodes;
+    // Those of a norm come when its codes do, after other nodes' perhaps.
+    variants.sort_by_key(|v| v.node);
+    (program.nodes, program.phases.variants) = (nodes, variants);
     program.output = numbers[program.output.0 as usize];
 }
 
-/// Makes the norm `node` quantize its result; false if it is no norm, does so already, or is a layer norm, which works
-/// row by row, and the codes want a scale per sample.
-fn take(node: &mut Node, spec: QuantizeSpec) -> bool {
-    let quantize = match &mut node.op {
+/// The norm `op` with its result quantized; none if it is no norm, quantizes already, or is a layer norm, which works row by
+/// row, and the codes want a scale per sample.
+fn quantized(mut op: Op, spec: QuantizeSpec) -> Option<Op> {
+    let quantize = match &mut op {
         Op::GroupNorm(GroupNorm { quantize, .. }) => quantize,
         Op::LayerNorm(LayerNorm { quantize, .. }) if spec.grain == QuantizeGrain::Row => quantize,
-        _ => return false,
+        _ => return None,
     };
     if quantize.is_some() {
-        return false;
+        return None;
     }
     *quantize = Some(spec);
-    true
+    Some(op)
 }
 
 #[cfg(test)]
@@ -57,7 +77,7 @@ mod tests {
         let inputs = vec![Input { kind: InputKind::Sample, dims: vec![Dim::Batch, Dim::Fixed(8)] }];
         let nodes: Vec<_> = ops.into_iter().map(|op| Node { op, path: "p".into(), wide: false }).collect();
         let output = Value(nodes.len() as u32);
-        Program { role: Role::Denoiser, inputs, nodes, output }
+        Program { role: Role::Denoiser, inputs, nodes, output, phases: Default::default() }
     }
 
     fn norm(x: u32) -> Op {

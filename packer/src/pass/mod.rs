@@ -15,7 +15,7 @@ mod fuse;
 mod sites;
 mod split;
 
-pub use assign::assign;
+pub use assign::{Layer, Starts, assign};
 pub use attend::attend_in_codes;
 pub use biases::give_biases;
 pub use fuse::fuse;

@@ -126,7 +126,7 @@ mod tests {
             linear(9, 4),                                                        // 11: last
             node(Op::Unpatchify(Unpatchify { x: Value(11), ..Unpatchify::default() })), // 12
         ];
-        let program = Program { role: Role::Denoiser, inputs, nodes, output: Value(12) };
+        let program = Program { role: Role::Denoiser, inputs, nodes, output: Value(12), phases: Default::default() };
         let site = |hoisted, end| Site { hoisted, end, imported: false };
         let expected = [
             site(false, Some(End::First)),

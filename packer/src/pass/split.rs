@@ -100,7 +100,7 @@ mod tests {
         let concat = Node { op: Op::Concat(Concat { a: Value(0), b: Value(1) }), path: "c".into(), wide: false };
         // other: 8 -> 4; beside the input it makes 12 for the shortcut.
         let nodes = vec![linear(0, 2, None, None), concat, linear(2, 0, Some(Tensor(1)), None)];
-        (Program { role: Role::Denoiser, inputs, nodes, output: Value(3) }, weights)
+        (Program { role: Role::Denoiser, inputs, nodes, output: Value(3), phases: Default::default() }, weights)
     }
 
     const DIMS: Dims = Dims { batch: 1, conditions: 1, height: 1, width: 1, tokens: 1 };

@@ -22,7 +22,7 @@ mod tests;
 use crate::config::{self, Activations, Choice, Decider, QConfig};
 use crate::error::{Error, Result};
 use crate::lower::Part;
-use crate::pass::Site;
+use crate::pass::{Site, Starts};
 use crate::quantize::{CodebookType, Method};
 use crate::weight::{Storage, Weights};
 use aquatint::raw::codec::Bits;
@@ -34,7 +34,7 @@ use decide::decide;
 pub const FEW_INPUTS: usize = 64;
 
 /// How a weight is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Store {
     /// Plain 32-bit floats.
     F32,
@@ -129,11 +129,26 @@ pub struct Requests<'a> {
     pub activation_bits: Option<u8>,
 }
 
+/// What becomes of a weight in a phase after the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The weight's number.
+    pub weight: usize,
+    /// The phase.
+    pub phase: usize,
+    /// What becomes of it then.
+    pub decision: Decision,
+}
+
 /// The decision about every weight of a model.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     /// One per weight.
     pub decisions: Vec<Decision>,
+    /// When the denoisers' phases begin.
+    pub starts: Starts,
+    /// What is other in phases than in the first, by phase.
+    pub changes: Vec<Change>,
     /// The configurations in words.
     pub config: String,
 }
@@ -146,7 +161,12 @@ impl Recipe {
     /// # Errors
     /// [`Error::Config`]: whatever is wrong with a configuration, layers that it names and the model lacks included.
     pub fn new(weights: &Weights, sites: &[Site], requests: Requests) -> Result<Self> {
-        let mut recipe = Recipe { decisions: vec![Decision::plain(Store::F32); weights.len()], config: String::new() };
+        let mut recipe = Recipe {
+            decisions: vec![Decision::plain(Store::F32); weights.len()],
+            starts: Starts::default(),
+            changes: Vec::new(),
+            config: String::new(),
+        };
         let mut floats = Store::F16;
         let mut words = Vec::new();
         let Requests { denoiser, autoencoder, text, activation_bits } = requests;
@@ -167,7 +187,7 @@ impl Recipe {
                     let own = recipe.part((weights, sites), (part, component), (config, bits), floats)?;
                     if let Some(mut plain) = plain {
                         plain.part((weights, sites), (part, component), (config, None), floats)?;
-                        if plain.decisions == recipe.decisions {
+                        if (&plain.decisions, &plain.changes) == (&recipe.decisions, &recipe.changes) {
                             let expected = "a configuration with layers that it changes, or it has no effect";
                             return Err(
                                 aquatint::Error::request("--quant-act", expected, config.unwrap_or("none")).into()
@@ -220,14 +240,28 @@ impl Recipe {
                 layers.iter().zip(&names).flat_map(|((_, w), name)| w.copied_layers().map(move |c| (c, &**name)));
             let aliases: Vec<(&str, &str)> = copies.collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            choices = config.resolve(&names, &aliases).map_err(refuse)?;
-            floats = floats_of(&config, &choices);
+            choices = config.resolve_phases(&names, &aliases).map_err(refuse)?;
+            floats = floats_of(&config, &choices[0]);
+            let phases = config.phases();
+            if part == Part::Denoiser {
+                self.starts = Starts { axis: phases.axis, positions: phases.starts() };
+            } else if !phases.later.is_empty() {
+                let expected = format!("none: the {component} does not run in steps");
+                return Err(aquatint::Error::request(format!("phases of {arg}"), expected, phases.later.len()).into());
+            }
         }
         for (i, weight) in own() {
             self.decisions[i] = Decision::plain(if weight.storage == Storage::Vector { Store::F32 } else { floats });
         }
-        for ((i, weight), choice) in layers.into_iter().zip(choices) {
-            self.decisions[i] = decide(weight, sites[i], choice);
+        for (phase, choices) in choices.into_iter().enumerate() {
+            for (&(i, weight), choice) in layers.iter().zip(choices) {
+                let decision = decide(weight, sites[i], choice);
+                if phase == 0 {
+                    self.decisions[i] = decision;
+                } else if decision.treatment != self.decisions[i].treatment {
+                    self.changes.push(Change { weight: i, phase, decision });
+                }
+            }
         }
         Ok(floats)
     }

@@ -42,7 +42,14 @@ impl Weights {
     /// number; its name in the file is `component/key`.
     pub fn make(&mut self, component: &'static str, key: String, dims: &[usize], values: Vec<f32>) -> Tensor {
         let origin = Origin::Made { key, dims: dims.to_vec(), values };
-        self.push(Weight { component, origin, steps: Vec::new(), storage: Storage::Vector, copies: Vec::new() })
+        self.push(Weight {
+            component,
+            origin,
+            steps: Vec::new(),
+            storage: Storage::Vector,
+            copies: Vec::new(),
+            phase: None,
+        })
     }
 
     /// Cuts a weight's inputs in two at input `at`: `tensor` keeps those before, and a new weight, the number of which is
@@ -62,6 +69,12 @@ impl Weights {
         second.steps.push(part(at, inputs - at));
         self[tensor] = first;
         Some(self.push(second))
+    }
+
+    /// Appends `tensor` again for a phase; returns its number.
+    pub fn vary(&mut self, tensor: Tensor, phase: usize) -> Tensor {
+        let again = Weight { copies: Vec::new(), phase: Some(phase), ..self[tensor].clone() };
+        self.push(again)
     }
 
     /// The elements of the parameter of a step called `name` in the file: a made f32 tensor to which nothing is done.

@@ -78,6 +78,8 @@ pub struct Weight {
     pub storage: Storage,
     /// Names under which the checkpoint stores the same tensor again.
     pub copies: Vec<String>,
+    /// The phase that it is made for, if it is the weight of a layer again, in the precision of another phase than the first.
+    pub phase: Option<usize>,
 }
 
 impl Weight {
@@ -85,7 +87,7 @@ impl Weight {
     pub fn of_checkpoint(component: &'static str, key: String, dims: &[usize], storage: Storage) -> Self {
         let steps = if dims.len() == 4 { vec![Step::ToFileOrder] } else { Vec::new() };
         let origin = Origin::Checkpoint { key, dims: dims.to_vec() };
-        Weight { component, origin, steps, storage, copies: Vec::new() }
+        Weight { component, origin, steps, storage, copies: Vec::new(), phase: None }
     }
 
     /// Its name in the checkpoint, or the one it was made with.
@@ -107,12 +109,17 @@ impl Weight {
         self.steps.iter().fold(self.source_dims().to_vec(), |dims, step| step::dims_after(step, dims))
     }
 
-    /// Name in the file: `component/key`; of the second half of a split weight, with [`SECOND_HALF`].
+    /// Name in the file: `component/key`; of the second half of a split weight, with [`SECOND_HALF`], and of one that is made
+    /// for a phase, with its number.
     pub fn name(&self) -> String {
-        match self.is_second_half() {
-            true => format!("{}/{}.weight", self.component, self.layer()),
-            false => self.whole_name(),
-        }
+        let suffix = &self.key()[layer_of(self.key()).len()..];
+        format!("{}/{}{suffix}", self.component, self.layer_in_file())
+    }
+
+    /// The layer's module path as the file has it: with the number of the phase that it is made for.
+    pub fn layer_in_file(&self) -> String {
+        let phase = self.phase.map_or_else(String::new, |phase| format!(".phase_{phase}"));
+        self.layer() + &phase
     }
 
     /// Name in the file that the weight has, or would have if it were not split.

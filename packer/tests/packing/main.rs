@@ -12,6 +12,7 @@ mod interrupted;
 mod latent;
 mod layouts;
 mod pack;
+mod phases;
 mod pickles;
 mod quantizers;
 mod ranges;

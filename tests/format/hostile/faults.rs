@@ -179,7 +179,8 @@ fn program_faults_are_named() {
         (second + 16, &le(9), 44, "node range"),
         (20, &le(48), 20, "program 0 output: expected one of its values, got 48 of 48"),
         (20, &le(u32::MAX), 20, "program 0 output"),
-        (24, &le(1), 24, "program 0 phases: expected 0, got 1; use a newer aquatint"),
+        (24, &le(1), 24, "program 0 phases: expected 0, or 2 to 32, got 1"),
+        (24, &le(33), 24, "program 0 phases: expected 0, or 2 to 32, got 33"),
         (28, &[1], 28, "program 0 reserved: expected zeros"),
         (second + 31, &[0x80], 60, "program 1 reserved"),
     ];
@@ -221,7 +222,7 @@ fn input_faults_are_named() {
         (4, 4, 15, "program 0 input 3 kind: expected a word, got none"),
         (8, 14, 14, "program 0 input 2 axis 0: expected a word, got none"),
         (8, 0, 0, "program 0 input 0 kind: expected a word, got none"),
-        (8, 16, 15, "program 0 words: expected 15, the end of the last input, got 16"),
+        (8, 16, 15, "program 0 words: expected 15, the end of the last input or phase, got 16"),
         (8, u32::MAX, 0, &format!("program 0 words: expected 4294967295 words, got a section of {words} words")),
     ];
     for (field, value, word, text) in counts {
@@ -266,7 +267,7 @@ fn node_faults_are_named() {
         (TIME, 2, &[2], "flags: expected 0 or 1, got 0x2; use a newer aquatint"),
         (OUT, 2, &[3], "flags"),
         (OUT, 3, &[0x80], "flags"),
-        (ADD, 12, &[1], "phases: expected 0, got 1; use a newer aquatint"),
+        (ADD, 12, &[1], "phases: expected 0, as the program has one phase, got 0x1"),
         (ADD, 15, &[0x80], "phases"),
     ];
     for &(node, field, bytes, text) in cases {

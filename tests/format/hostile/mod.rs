@@ -7,6 +7,7 @@
 mod damage;
 mod faults;
 mod meta;
+mod phases;
 mod runs;
 
 use aquatint::Error;

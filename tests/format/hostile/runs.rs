@@ -72,7 +72,13 @@ fn planning_the_largest_programs_ends() {
     let node = |op| Node { op, path: "n".into(), wide: false };
     let program = |ops: Vec<Op>| {
         let output = Value(ops.len() as u32 + 1);
-        Program { role: Role::Denoiser, inputs: inputs.clone(), nodes: ops.into_iter().map(node).collect(), output }
+        Program {
+            role: Role::Denoiser,
+            inputs: inputs.clone(),
+            nodes: ops.into_iter().map(node).collect(),
+            output,
+            phases: Default::default(),
+        }
     };
     let weight = aquatint::raw::program::shape::TensorType {
         dims: vec![4, 4],

@@ -85,7 +85,11 @@ fn types(ops: &[Op]) -> aquatint::Result<Vec<Type>> {
     let embedding = Op::Embedding(Embedding { index: LABELS, table: ROWS });
     let ops = [embedding].into_iter().chain(ops.iter().cloned());
     let nodes: Vec<_> = ops.map(|op| Node { op, path: "a.b".into(), wide: false }).collect();
-    infer(&Program { role: Role::Denoiser, inputs: inputs(), nodes, output: TABLE }, &tensors(), &DIMS)
+    infer(
+        &Program { role: Role::Denoiser, inputs: inputs(), nodes, output: TABLE, phases: Default::default() },
+        &tensors(),
+        &DIMS,
+    )
 }
 
 #[track_caller]

@@ -55,7 +55,13 @@ fn sums_of_codes_stay_within_32_bits() {
     let cols = MAX_INTEGER_PRODUCTS as u32;
     assert!(i64::from(cols) * 255 * 128 <= i64::from(i32::MAX));
     assert!((i64::from(cols) + 1) * 255 * 128 > i64::from(i32::MAX));
-    let mut program = Program { role: Role::Denoiser, inputs: inputs(), nodes: Vec::new(), output: Value(3) };
+    let mut program = Program {
+        role: Role::Denoiser,
+        inputs: inputs(),
+        nodes: Vec::new(),
+        output: Value(3),
+        phases: Default::default(),
+    };
     let mut tensors = tensors();
     for (k, fits) in [(cols, true), (cols + 1, false)] {
         program.inputs[0].dims[3] = Dim::Fixed(k);

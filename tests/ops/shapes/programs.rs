@@ -14,7 +14,7 @@ fn prompts_have_tokens_features_and_numbers() {
         let inputs = inputs.iter().map(|&(kind, dims)| Input { kind, dims: dims.to_vec() }).collect::<Vec<_>>();
         let output = Value(inputs.len() as u32);
         let nodes = vec![Node { op, path: "a".into(), wide: false }];
-        let program = Program { role: Role::TextEncoder, inputs, nodes, output };
+        let program = Program { role: Role::TextEncoder, inputs, nodes, output, phases: Default::default() };
         infer(&program, &tensors(), &dims).map(|t| t[output.0 as usize].dims().to_vec()).map_err(|e| e.to_string())
     };
     let rows = Op::Embedding(Embedding { index: Value(0), table: ROWS });
@@ -42,7 +42,13 @@ fn prompts_have_tokens_features_and_numbers() {
 
 /// Types of a program without nodes.
 fn declared(inputs: Vec<Input>, output: u32, dims: Dims) -> Result<Vec<Type>, String> {
-    let program = Program { role: Role::VaeDecoder, inputs, nodes: Vec::new(), output: Value(output) };
+    let program = Program {
+        role: Role::VaeDecoder,
+        inputs,
+        nodes: Vec::new(),
+        output: Value(output),
+        phases: Default::default(),
+    };
     infer(&program, &tensors(), &dims).map_err(|e| e.to_string())
 }
 
@@ -134,7 +140,8 @@ fn odd_sizes_pass_through() {
             Op::Patchify(Patchify { x: Value(4), patch: 2 }),
         ];
         let nodes = ops.map(|op| Node { op, path: "n".into(), wide: false }).to_vec();
-        let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: Value(5) };
+        let program =
+            Program { role: Role::Denoiser, inputs: inputs(), nodes, output: Value(5), phases: Default::default() };
         let types = infer(&program, &tensors(), &dims).expect("sound");
         assert_eq!(types[4].dims(), [batch, 2 * height, 2 * width, 5]);
         assert_eq!(types[5].dims(), [batch, height, width, 20]);
@@ -152,7 +159,8 @@ fn files_of_bytes_are_no_weights() {
     let refuse = |what: &str, op: Op| {
         let embedding = Op::Embedding(Embedding { index: LABELS, table: ROWS });
         let nodes = [embedding, op].map(|op| Node { op, path: "a.b".into(), wide: false }).into();
-        let program = Program { role: Role::Denoiser, inputs: inputs(), nodes, output: LAST };
+        let program =
+            Program { role: Role::Denoiser, inputs: inputs(), nodes, output: LAST, phases: Default::default() };
         let message = infer(&program, &tensors, &DIMS).expect_err(what).to_string();
         let expected = format!("{what}: expected a tensor of weights, got a file of bytes");
         assert_eq!(message, format!("a.b (denoiser node 1, {}): {expected}", op.name()));

@@ -1,0 +1,96 @@
+//! Weights that are other in some phases: each is stored once in every precision that it has.
+
+use super::calibrated::Known;
+use crate::error::Result;
+use crate::pass::{Layer, Starts};
+use crate::quantize::CodebookType;
+use crate::recipe::{Change, Recipe, Store, Treatment};
+use crate::weight::Weights;
+use aquatint::error::Error;
+use aquatint::raw::program::{MAX_PHASES, QuantizeRange, Tensor};
+use std::collections::HashMap;
+
+/// What layers are in phases after the first.
+#[derive(Debug, Default)]
+pub(super) struct PhaseWeights {
+    pub(super) starts: Starts,
+    /// By phase and by the weight of the first phase, the weight of this one and the bits of its activations.
+    layers: HashMap<(usize, Tensor), (Tensor, Option<u8>)>,
+    /// By the weight of a phase, the bias that goes with it.
+    biases: HashMap<Tensor, Tensor>,
+}
+
+impl PhaseWeights {
+    /// Appends the weights that `recipe` wants for phases to `weights`, and their decisions to it.
+    ///
+    /// # Errors
+    /// If there are more phases than a program can have.
+    pub(super) fn make(weights: &mut Weights, recipe: &mut Recipe) -> Result<Self> {
+        let starts = recipe.starts.clone();
+        if starts.positions.len() > MAX_PHASES {
+            let expected = format!("at most {MAX_PHASES}");
+            return Err(Error::request("phases", expected, starts.positions.len()).into());
+        }
+        let mut layers = HashMap::new();
+        // By weight and how it is stored.
+        let mut made: HashMap<(usize, Stored), Tensor> = HashMap::new();
+        for Change { weight, phase, decision } in recipe.changes.clone() {
+            let base = Tensor(weight as u32);
+            let stored = stored(&decision.treatment);
+            let tensor = if stored == self::stored(&recipe.decisions[weight].treatment) {
+                base
+            } else {
+                *made.entry((weight, stored)).or_insert_with(|| {
+                    recipe.decisions.push(decision.clone());
+                    weights.vary(base, phase)
+                })
+            };
+            layers.insert((phase, base), (tensor, decision.treatment.activation_bits));
+        }
+        Ok(PhaseWeights { starts, layers, biases: HashMap::new() })
+    }
+
+    /// Gives weights of phases that `known` has the inputs of biases of their own, as their mean errors differ.
+    pub(super) fn give_biases(&mut self, known: &mut Known, weights: &mut Weights, recipe: &mut Recipe) {
+        let mut all: Vec<_> = self.layers.iter().map(|((phase, base), (tensor, _))| (*tensor, *base, *phase)).collect();
+        all.sort();
+        all.dedup_by_key(|(tensor, ..)| *tensor);
+        for (tensor, base, phase) in all.into_iter().filter(|(tensor, base, _)| tensor != base) {
+            if let Some(bias) = known.vary(base, tensor, weights, phase) {
+                self.biases.insert(tensor, bias);
+            }
+        }
+        recipe.extend(weights.len());
+    }
+
+    /// What the layer of `weight` is in a phase; in the first, and where nothing is other, it takes codes of `bits`.
+    pub(super) fn layer(&self, phase: usize, weight: Tensor, bits: Option<u8>, ranges: &[QuantizeRange]) -> Layer {
+        let (tensor, bits) = self.layers.get(&(phase, weight)).copied().unwrap_or((weight, bits));
+        let range = ranges.get(tensor.0 as usize).copied().unwrap_or(QuantizeRange::Dynamic);
+        Layer { weight: tensor, bias: self.biases.get(&tensor).copied(), codes: bits.map(|bits| (bits, range)) }
+    }
+
+    /// Refuses ranges that are fixed for other bits than a phase has.
+    ///
+    /// # Errors
+    /// For the first such layer.
+    pub(super) fn check(&self, weights: &Weights, recipe: &Recipe, ranges: &[QuantizeRange]) -> Result<()> {
+        for (&(phase, base), &(tensor, bits)) in &self.layers {
+            let fixed = ranges.get(tensor.0 as usize).is_some_and(|range| *range != QuantizeRange::Dynamic);
+            let own = recipe.decisions[tensor.0 as usize].treatment.activation_bits;
+            if let (true, Some(bits)) = (fixed && bits != own, bits) {
+                let what = format!("--act-range for {} in phase {phase}", weights[base].layer());
+                let expected = "the bits of its first phase, for which its range is fixed, or other weights";
+                return Err(Error::request(what, expected, bits).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What decides how a weight lies in the file; floats have no codebook.
+type Stored = (Store, bool);
+
+fn stored(treatment: &Treatment) -> Stored {
+    (treatment.store, treatment.codebook == CodebookType::Int8)
+}
