@@ -109,7 +109,7 @@ impl Layer {
         let mut arena = cpu.arena(y_at + y.bytes()).expect("memory");
         cpu.write_f32(&mut arena, 0, &self.data()).expect("in the arena");
         let to = QuantizeTo { codes, grain: QuantizeGrain::Sample, fixed: None };
-        cpu.quantize(&mut arena, &QuantizeArgs { x, y: to, workspace: slot(0) });
+        cpu.quantize(&mut arena, &QuantizeArgs { x, y: to, block: 0, workspace: slot(0) }, None);
         let weight = TensorView::Codes(self.weight());
         move |read| {
             cpu.conv2d(&mut arena, &args, &weight, None);

@@ -71,7 +71,7 @@ impl Layer {
         let data: Vec<f32> = (0..rows * k).map(|_| rng.f32() * 2.0 - 1.0).collect();
         cpu.write_f32(&mut arena, 0, &data).unwrap();
         let to = QuantizeTo { codes, grain: QuantizeGrain::Row, fixed: None };
-        cpu.quantize(&mut arena, &QuantizeArgs { x, y: to, workspace: slot(0) });
+        cpu.quantize(&mut arena, &QuantizeArgs { x, y: to, block: 0, workspace: slot(0) }, None);
         let weight = self.view();
         move |read| {
             cpu.linear(&mut arena, &args, &weight, None);

@@ -32,6 +32,64 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
     }
 }
 
+struct TurnedArgs {
+    u64 calls;
+    Floats x;
+    QuantizeTo y;
+    u64 factors; // f32
+    u32 block;
+    u32 pad;
+};
+static_assert(sizeof(TurnedArgs) == 160, "TurnedArgs");
+
+// A run of a row after the Hadamard transform of blocks of `block` columns, a power of two, at least RUN and at most what
+// a warp holds: steps of up to RUN / 2 columns lie within the run, longer ones go to other lanes. All lanes that hold a
+// column of the block call, and the row has whole blocks, so the lanes named are those that are there. Sums and
+// differences are taken in the CPU's order (backend/cpu/turn.rs).
+DEVICE void rotate_run(u32 block, float (&v)[RUN]) {
+#pragma unroll
+    for (u32 half = 1; half < RUN; half *= 2) {
+#pragma unroll
+        for (u32 k = 0; k < RUN; k++) {
+            if ((k & half) == 0) {
+                float a = v[k], b = v[k + half];
+                v[k] = __fadd_rn(a, b);
+                v[k + half] = __fsub_rn(a, b);
+            }
+        }
+    }
+    u32 lanes = block / RUN, lane = threadIdx.x % WARP;
+    u32 named = (lanes == WARP ? ~0u : (1u << lanes) - 1) << (lane & ~(lanes - 1));
+    for (u32 half = 1; half < lanes; half *= 2) {
+        bool upper = (lane & half) != 0;
+#pragma unroll
+        for (u32 k = 0; k < RUN; k++) {
+            float other = __shfl_xor_sync(named, v[k], half);
+            v[k] = upper ? __fsub_rn(other, v[k]) : __fadd_rn(v[k], other);
+        }
+    }
+}
+
+// Codes of rows (rows, cols), each multiplied by the factors of its columns and rotated in blocks before. Grid: rows / teams
+// per block, rounded up.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
+    quantize_turned(const __grid_constant__ TurnedArgs args) {
+    u64 x = place(args.x.at, args.x.stride, args.calls), factors = args.factors;
+    bool half = args.x.half;
+    u32 index = blockIdx.x * (ROW_THREADS / TEAM) + team_of_thread<TEAM>(), block = args.block;
+    if (index >= args.x.rows) return;
+    u64 base = static_cast<u64>(index) * args.x.cols;
+    auto row = row_of<TEAM, RUNS>(args.x.cols, [=](float (&v)[RUN], Columns c) {
+        float f[RUN];
+        load_columns(x, base, half, true, c, v);
+        load_columns(factors, 0, false, true, c, f);
+#pragma unroll
+        for (u32 k = 0; k < RUN; k++) v[k] = __fmul_rn(v[k], f[k]);
+        if (block != 0) rotate_run(block, v);
+    });
+    Encoder<TEAM>(args.y, args.calls).encode(row, index);
+}
+
 struct ExtentArgs {
     u64 calls;
     Floats x;

@@ -138,7 +138,7 @@ mod tests {
         let spec = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range };
         let p = program(vec![
             Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }), // 3: prompt
-            Op::Quantize(Quantize { x: Value(3), spec }),                   // 4: no table to begin with, so the loop
+            Op::Quantize(Quantize { x: Value(3), spec, turn: None }),       // 4: no table to begin with, so the loop
             linear(4),                                                      // 5
         ]);
         use Rate::*;
@@ -189,9 +189,9 @@ mod tests {
         };
         let p = program(vec![
             Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 3: step
-            Op::Quantize(Quantize { x: Value(3), spec }), // 4: read by 5 and 6
-            linear(4),                                    // 5
-            gated(4),                                     // 6: gates need the loop
+            Op::Quantize(Quantize { x: Value(3), spec, turn: None }), // 4: read by 5 and 6
+            linear(4),                                                // 5
+            gated(4),                                                 // 6: gates need the loop
         ]);
         use Rate::*;
         assert_eq!(rates(&p)[3..], [Step, Loop, Loop, Loop]);

@@ -149,7 +149,7 @@ pub trait Backend: MemoryRules {
     /// See [`Op::Concat`](crate::program::Op::Concat).
     fn concat(&self, arena: &mut Self::Arena, args: &ConcatArgs);
     /// See [`Op::Quantize`](crate::program::Op::Quantize).
-    fn quantize(&self, arena: &mut Self::Arena, args: &QuantizeArgs);
+    fn quantize(&self, arena: &mut Self::Arena, args: &QuantizeArgs, factors: Option<&Self::Weight<'_>>);
     /// See [`Op::VectorQuantize`](crate::program::Op::VectorQuantize).
     fn vector_quantize(&self, arena: &mut Self::Arena, args: &VectorQuantizeArgs, table: &Self::Weight<'_>);
     /// See [`Op::Resample`](crate::program::Op::Resample).

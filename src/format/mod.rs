@@ -38,6 +38,9 @@
 //! axis, outermost first: a length, or `0x80000000` and the number of a symbol, to be filled in when the program is
 //! bound.
 //!
+//! Of a program with *phases*, words that say when they begin follow: the axis from its table, and the bits of a float per
+//! phase, ascending.
+//!
 //! *Values* of a program are numbered: its inputs from 0, then the results of its nodes, in order. A node uses values
 //! before its own only.
 //!
@@ -50,6 +53,9 @@
 //! * Anything else: a number from the table of this name.
 //! * What belongs to something absent is 0: the first column of a gate that is not there, and grain, range and curve where
 //!   the bits of a quantization are 0, which says that the result is not quantized.
+//!
+//! *Variants* follow the node that they are of in NODES: what it is in the phases whose bits they have, bit i for phase i. A
+//! variant makes the same value, has words like any node, and neither flags nor a path.
 //!
 //! A word that is not there is 0, and zeros at the end of a run are not stored: the last word of a run is never 0, and
 //! a run may be empty. So ops can be given more attributes without another version of the format, as long as 0 is what

@@ -6,6 +6,12 @@ use crate::program::{Quantize, Tensor};
 
 impl Arguments for Quantize {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
-        OpArgs::Quantize(QuantizeArgs { x: at.floats(self.x), y: at.codes(self.spec), workspace: at.workspace })
+        let args = QuantizeArgs {
+            x: at.floats(self.x),
+            y: at.codes(self.spec),
+            block: self.turn.map_or(0, |turn| turn.block as usize),
+            workspace: at.workspace,
+        };
+        OpArgs::Quantize { args, factors: self.turn.map(|turn| turn.factors) }
     }
 }

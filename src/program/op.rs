@@ -220,7 +220,7 @@ mod tests {
             Op::from(GroupNorm { weight: Tensor(1), bias: Tensor(2), quantize: Some(spec), ..Default::default() });
         assert_eq!(norm.tensors().collect::<Vec<_>>(), [Tensor(1), Tensor(2), Tensor(9)]);
         assert_eq!(norm.quantizes(), Some(spec));
-        assert_eq!(Op::from(Quantize { x: Value(0), spec }).quantizes(), Some(spec));
+        assert_eq!(Op::from(Quantize { x: Value(0), spec, turn: None }).quantizes(), Some(spec));
         assert_eq!(Op::from(Linear::default()).quantizes(), None);
     }
 }

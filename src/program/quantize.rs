@@ -56,13 +56,33 @@ impl Default for QuantizeSpec {
     }
 }
 
+/// Longest run of channels that a quantization mixes: what a warp of a device holds.
+pub const MAX_TURN: u32 = 256;
+
+/// Shortest run of channels that a quantization mixes: what a thread of a device holds.
+pub const MIN_TURN: u32 = 8;
+
+/// What a row goes through before it becomes codes: factors, which smooth it, and perhaps a rotation of runs of channels
+/// (QuaRot §4, in blocks). The weight behind has had the inverse of both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Turn {
+    /// `(d)`, what each channel is multiplied by. Signs of a rotation and what makes it one, `1 / sqrt(block)`, are among
+    /// them.
+    pub factors: Tensor,
+    /// Channels of a run, each of which is multiplied by the Hadamard matrix of this size in Sylvester's order: a power
+    /// of two from [`MIN_TURN`] to [`MAX_TURN`] that divides `d`; 0 for none.
+    pub block: u32,
+}
+
 /// Float to codes.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Quantize {
     /// `(n, .., d)`.
     pub x: Value,
     /// How.
     pub spec: QuantizeSpec,
+    /// What comes before; only where each row has a scale.
+    pub turn: Option<Turn>,
 }
 
 impl Operation for Quantize {
@@ -72,10 +92,25 @@ impl Operation for Quantize {
     fn visit(&mut self, v: &mut impl Visit) {
         v.value("x", &mut self.x);
         v.quantize(&mut self.spec);
+        let (mut factors, mut block) = (self.turn.map(|turn| turn.factors), self.turn.map_or(0, |turn| turn.block));
+        v.optional_tensor("factors", &mut factors);
+        v.number("block", &mut block);
+        self.turn = factors.map(|factors| Turn { factors, block });
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
         let x = rule.float("x", self.x)?;
+        if let Some(Turn { factors, block }) = self.turn {
+            rule.vector("factors", Some(factors), x.cols())?;
+            let fits = block.is_power_of_two() && (MIN_TURN..=MAX_TURN).contains(&block);
+            if block != 0 && !(fits && x.cols().is_multiple_of(block as usize)) {
+                let expected = format!("0, or a power of two from {MIN_TURN} to {MAX_TURN} that divides {}", x.cols());
+                return rule.err("block", expected, block);
+            }
+            if self.spec.grain != QuantizeGrain::Row {
+                return rule.err("quantize grain", "one scale per row, as there are factors", self.spec.grain.name());
+            }
+        }
         rule.quantized(x, Some(self.spec))
     }
 }

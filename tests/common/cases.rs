@@ -121,20 +121,26 @@ pub fn dynamic(bits: u8, grain: QuantizeGrain) -> QuantizeSpec {
     QuantizeSpec { bits, grain, range: QuantizeRange::Dynamic }
 }
 
-/// An integer weight that gives each code's real number back, plus a sixteenth of the sum of all.
+/// An integer weight that gives each code's real number back, plus a sixteenth of the mean of all.
 pub fn identity(b: &mut Build, d: usize) -> Tensor {
+    picking(b, d, &(0..d).collect::<Vec<_>>())
+}
+
+/// The same for these of `d` codes.
+pub fn picking(b: &mut Build, d: usize, picked: &[usize]) -> Tensor {
+    let rows = picked.len();
     let mut matrix = QuantizedMatrix {
         bits: Bits::new(2).unwrap(),
-        rows: d,
+        rows,
         cols: d,
-        codes: vec![0; d * d],
+        codes: vec![0; rows * d],
         table: TableValues::I8(vec![0, 16, 0, 0]),
         grain: Grain::Tensor,
-        scale: vec![1.0 / 16.0; d],
-        offset: vec![1.0 / d as f32; d],
+        scale: vec![1.0 / 16.0; rows],
+        offset: vec![1.0 / d as f32; rows],
     };
-    (0..d).for_each(|i| matrix.codes[i * d + i] = 1);
-    b.codes(&[d, d], &matrix)
+    picked.iter().enumerate().for_each(|(row, at)| matrix.codes[row * d + at] = 1);
+    b.codes(&[rows, d], &matrix)
 }
 
 /// Numbers whose codes are known: group after group of `len`, each with a step of its own (a power of two) and a
@@ -223,7 +229,7 @@ pub fn linear_exact() -> Vec<Case> {
                 QuantizeRange::Dynamic
             };
             let spec = QuantizeSpec { range, ..dynamic(bits, QuantizeGrain::Row) };
-            let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec }));
+            let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec, turn: None }));
             let matrix = codec.random(rng, o, k, true);
             let weight = b.codes(&[o, k], &matrix);
             let whole: Vec<f32> = (0..o).map(|_| f32::from(rng.i8(..))).collect();
@@ -253,7 +259,7 @@ pub fn linear_quantized() -> Vec<Case> {
             let rng = &mut rng_of(&name);
             let mut b = Build::new(c);
             let x = b.op(Op::Patchify(Patchify { x: SAMPLE, patch: 2 }));
-            let q = b.op(Op::Quantize(Quantize { x, spec: dynamic(bits, grain) }));
+            let q = b.op(Op::Quantize(Quantize { x, spec: dynamic(bits, grain), turn: None }));
             let matrix = codec.random(rng, o, 4 * c, false);
             let weight = b.codes(&[o, 2, 2, c], &matrix);
             let bias = Some(b.f32(&[o], &normals(rng, o)));
@@ -283,7 +289,7 @@ pub fn epilogues() -> Vec<Case> {
             }));
             let (x, weight) = if quantized {
                 let matrix = Codec::all(true)[5].random(rng, d, d, false);
-                let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) }));
+                let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row), turn: None }));
                 (q, b.codes(&[d, d], &matrix))
             } else {
                 (SAMPLE, b.f32(&[d, d], &normals(rng, d * d)))
@@ -346,7 +352,8 @@ pub fn conv() -> Vec<Case> {
                     });
                     let coded_input = matches!(kind, "exact" | "dynamic");
                     let spec = dynamic([8, 6][which % 2], QuantizeGrain::Sample);
-                    let x = if coded_input { b.op(Op::Quantize(Quantize { x: SAMPLE, spec })) } else { SAMPLE };
+                    let x =
+                        if coded_input { b.op(Op::Quantize(Quantize { x: SAMPLE, spec, turn: None })) } else { SAMPLE };
                     let numbers = whole(rng, o);
                     let bias = (which % 3 != 0).then(|| b.f32(&[o], &numbers));
                     let residual = residual.then_some(SAMPLE);

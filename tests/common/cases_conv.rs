@@ -21,7 +21,7 @@ pub fn conv_sized() -> Vec<Case> {
                 let mut x = b.op(Op::Conv2d(down));
                 let spec = dynamic([8, 6][i % 2], QuantizeGrain::Sample);
                 if kind != "f32" {
-                    x = b.op(Op::Quantize(Quantize { x, spec }));
+                    x = b.op(Op::Quantize(Quantize { x, spec, turn: None }));
                 }
                 let (dims, k) = ([o, 3, 3, c], 9 * c);
                 let weight = match kind {

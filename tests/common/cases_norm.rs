@@ -1,10 +1,10 @@
 //! Norms, with everything they fuse.
 
-use super::cases::{Case, Check, case, dynamic, identity, linear, rng_of};
+use super::cases::{Case, Check, case, dynamic, identity, linear, picking, rng_of};
 use super::{Build, LABELS, SAMPLE, inputs, normal, normals};
 use aquatint::raw::program::{
     Act, CurveAxis, Embedding, GroupNorm, LayerNorm, Modulation, Op, Quantize, QuantizeGrain, QuantizeRange,
-    QuantizeSpec,
+    QuantizeSpec, Turn,
 };
 
 /// Quantization alone: every grain and width, constant groups, groups with a narrow range far from zero.
@@ -16,7 +16,7 @@ pub fn quantize() -> Vec<Case> {
                 let name = format!("quantize a{bits} {grain:?} {:?} mean {mean} spread {spread}", [n, h, w, d]);
                 let rng = &mut rng_of(&name);
                 let mut b = Build::new(d);
-                let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(bits, grain) }));
+                let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(bits, grain), turn: None }));
                 let weight = identity(&mut b, d);
                 b.op(linear(q, weight));
                 let inputs = inputs([n, h, w, d], || mean + spread * normal(rng));
@@ -26,6 +26,60 @@ pub fn quantize() -> Vec<Case> {
                 let check = if spread == 0.0 { Check::Close { k: d, gain: 1.0 } } else { Check::Step { step } };
                 cases.push(case(name, b, inputs, check));
             }
+        }
+    }
+    cases
+}
+
+/// Factors and rotations before the codes: rows of every kernel's length, tails, blocks of every size.
+pub fn turned() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let shapes = [
+        (1, 0),
+        (5, 0),
+        (33, 0),
+        (1152, 0),
+        (8, 8),
+        (24, 8),
+        (48, 16),
+        (96, 32),
+        (320, 64),
+        (384, 128),
+        (512, 256),
+        (1152, 128),
+        (1536, 256),
+        (2304, 256),
+        (4608, 256),
+        (9216, 256),
+    ];
+    for (i, (d, block)) in shapes.into_iter().enumerate() {
+        for (j, (bits, fixed)) in [(8, false), (6, false), (8, true)].into_iter().enumerate() {
+            if d > 2000 && j > 0 {
+                continue;
+            }
+            let name = format!("turned a{bits} fixed {fixed} d {d} block {block}");
+            let rng = &mut rng_of(&name);
+            let mut b = Build::new(d);
+            // As a rotation has them: of unit length, with signs, and smoothing of up to a factor of 4.
+            let unit = 1.0 / (block.max(1) as f32).sqrt();
+            let factor =
+                |rng: &mut fastrand::Rng| unit * if rng.bool() { -1.0 } else { 1.0 } * (0.25 + 3.75 * rng.f32());
+            let factors: Vec<f32> = (0..d).map(|_| factor(rng)).collect();
+            let factors = b.f32(&[d], &factors);
+            let levels = f64::from((1u16 << bits) - 1);
+            let step = 40.0 / levels;
+            let range = match fixed {
+                true => QuantizeRange::Curve(b.f32(&[1, 3], &[0.0, step as f32, 120.0]), CurveAxis::Timestep),
+                false => QuantizeRange::Dynamic,
+            };
+            let spec = QuantizeSpec { range, ..dynamic(bits, QuantizeGrain::Row) };
+            let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec, turn: Some(Turn { factors, block }) }));
+            // Some columns of the result, the first and the last among them.
+            let shown: Vec<usize> = (0..d.min(12)).map(|k| if k == 0 { d - 1 } else { (k - 1) * 37 % d }).collect();
+            let weight = picking(&mut b, d, &shown);
+            b.op(linear(q, weight));
+            let [n, h, w] = [[1, 1, 1], [2, 3, 1], [3, 1, 3]][i % 3];
+            cases.push(case(name, b, inputs([n, h, w, d], || normal(rng)), Check::Step { step }));
         }
     }
     cases

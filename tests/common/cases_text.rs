@@ -73,7 +73,7 @@ pub fn gated_exact() -> Vec<Case> {
             let name = format!("gated exact {codec:?} a{bits} {:?}x{k}x{o}", [n, h, w]);
             let rng = &mut rng_of(&name);
             let mut b = Build::new(k);
-            let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(bits, QuantizeGrain::Row) }));
+            let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(bits, QuantizeGrain::Row), turn: None }));
             let mut matrix = codec.random(rng, 2 * o, k, true);
             // Sums of some tens, so that products of two are f16 but not subnormal.
             let size = 1.0 / f32::from(1u16 << (9 + k.ilog2().div_ceil(2)));

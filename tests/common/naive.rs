@@ -8,7 +8,8 @@ use aquatint::raw::codec::QuantizedMatrix;
 use aquatint::raw::program::{
     Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
     LayerNorm, Linear, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain,
-    QuantizeRange, QuantizeSpec, Resample, Resampling, Tensor, TimestepEmbedding, Unpatchify, Value, VectorQuantize,
+    QuantizeRange, QuantizeSpec, Resample, Resampling, Tensor, TimestepEmbedding, Turn, Unpatchify, Value,
+    VectorQuantize,
 };
 
 /// A dense array of real numbers, row-major.
@@ -185,7 +186,13 @@ impl Scope<'_> {
                     |i| if i % d < a.cols() { a.row(i / d)[i % d] } else { b.row(i / d)[i % d - a.cols()] },
                 )
             }
-            Op::Quantize(Quantize { x, spec }) => self.quantized(self.value(x).clone(), Some(spec)),
+            Op::Quantize(Quantize { x, spec, turn }) => {
+                let mut x = self.value(x).clone();
+                if let Some(Turn { factors, block }) = turn {
+                    turned(&mut x, self.tensor(factors), block as usize);
+                }
+                self.quantized(x, Some(spec))
+            }
             Op::VectorQuantize(VectorQuantize { x, table }) => {
                 let (x, table) = (self.value(x), self.tensor(table));
                 let nearest: Vec<&[f64]> = (0..x.rows()).map(|row| table.row(nearest_row(x.row(row), table))).collect();
@@ -482,6 +489,25 @@ pub fn quantize(x: &Array, bits: u8, grain: QuantizeGrain, fixed: Option<(f64, f
         }
     }
     y
+}
+
+/// Each row times the factors of its columns, and then, if `block` is not 0, runs of `block` columns times the matrix of
+/// `(-1)^popcount(i & j)`.
+fn turned(x: &mut Array, factors: &Array, block: usize) {
+    let cols = x.cols();
+    for row in x.data.chunks_exact_mut(cols) {
+        row.iter_mut().zip(&factors.data).for_each(|(v, f)| *v *= f);
+        if block == 0 {
+            continue;
+        }
+        for run in row.chunks_exact_mut(block) {
+            let before = run.to_vec();
+            for (i, v) in run.iter_mut().enumerate() {
+                let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                *v = before.iter().enumerate().map(|(j, b)| sign(j) * b).sum();
+            }
+        }
+    }
 }
 
 /// Scale and zero point at `position`: those of the last point not after it, or of the first.

@@ -40,7 +40,7 @@ pub fn conditioned(mut range: impl FnMut(&mut Build) -> QuantizeRange) -> Build 
         b.op(Op::Linear(Linear { x: t, weight: weights[0], bias: None, act: Act::Silu, gate: None, residual: None }));
     let class = b.op(Op::Embedding(Embedding { index: LABELS, table }));
     let x = b.op(Op::Add(Add { a: x, b: class }));
-    let q = b.op(Op::Quantize(Quantize { x, spec }));
+    let q = b.op(Op::Quantize(Quantize { x, spec, turn: None }));
     let value = b.op(linear(q, weights[1]));
     let rows = b.op(linear(x, weights[3]));
     let grid = b.op(Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: d as u32, base: 3, interpolation: 1.0 }));
@@ -103,7 +103,11 @@ pub fn curve_over_prompt() -> Build {
     let curve = b.f32(&[2, 3], &[0.0, 0.015625, 100.0, 500.0, 0.0625, 128.0]);
     let class = b.op(Op::Embedding(Embedding { index: LABELS, table }));
     let range = QuantizeRange::Curve(curve, CurveAxis::Timestep);
-    let q = b.op(Op::Quantize(Quantize { x: class, spec: QuantizeSpec { range, ..dynamic(8, QuantizeGrain::Row) } }));
+    let q = b.op(Op::Quantize(Quantize {
+        x: class,
+        spec: QuantizeSpec { range, ..dynamic(8, QuantizeGrain::Row) },
+        turn: None,
+    }));
     let value = b.op(linear(q, w));
     let identity: Vec<f32> = (0..d * d).map(|i| f32::from(u8::from(i % (d + 1) == 0))).collect();
     let identity = b.f32(&[d, d], &identity);

@@ -292,7 +292,8 @@ fn denoiser(writer: &mut Writer) -> Program {
     let fc1 = Op::Linear(Linear { x: h, weight, bias, act: Act::GeluTanh, gate: None, residual: None });
     let h = b.op("block.fc1", fc1);
     let range = QuantizeRange::Curve(b.curve("block.fc2.curve", [0.0, 0.5]), CurveAxis::StepFraction);
-    let h = b.op("block.fc2.in", Op::Quantize(Quantize { x: h, spec: QuantizeSpec { bits: 6, range, ..rows } }));
+    let h = b
+        .op("block.fc2.in", Op::Quantize(Quantize { x: h, spec: QuantizeSpec { bits: 6, range, ..rows }, turn: None }));
     let weight = b.codes("block.fc2.weight", &[8, 16], (width(3), Grain::Row, true));
     let mut x = b.linear("block.fc2", h, weight);
 

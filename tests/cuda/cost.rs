@@ -71,7 +71,7 @@ fn integer_product(bits: u32, grain: Grain, identity: bool, bias: bool, k: usize
     let codec = Codec { bits: Bits::new(bits).unwrap(), grain, int8: true, identity };
     let weight = b.codes(&[o, k], &codec.random(rng, o, k, false));
     let bias = bias.then(|| b.f32(&[o], &normals(rng, o)));
-    let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) }));
+    let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row), turn: None }));
     b.op(Op::Linear(Linear { x: q, weight, bias, ..Linear::default() }));
     stats(b, k, Element::F16, if identity { "linear_i8_consecutive" } else { "linear_i8_table" })
 }
@@ -119,7 +119,7 @@ fn integer_convolutions() {
         let mut b = Build::new(channels);
         let codec = Codec { bits: Bits::new(4).unwrap(), grain: Grain::Row, int8: true, identity: false };
         let weight = b.codes(&[o, 3, 3, channels], &codec.random(rng, o, 9 * channels, false));
-        let x = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Sample) }));
+        let x = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Sample), turn: None }));
         let sampling = ConvStride::Same;
         b.op(Op::Conv2d(Conv2d { x, weight, bias: None, sampling, shift: None, residual: None, size_of: None }));
         stats(b, channels, Element::F16, "conv_i8_table")

@@ -72,12 +72,16 @@ fn operands_lie_in_the_arena() {
     let codes = Codes { slot: at(BYTES - 256), rows: 8, cols: 16, groups: 8, bits: 8 };
     refused(&["288 bytes at 3840 of an arena of 4096"], |device, arena| {
         let y = QuantizeTo { codes, grain: QuantizeGrain::Row, fixed: None };
-        device.quantize(arena, &QuantizeArgs { x: floats(at(0), 8, 16), y, workspace: Slot::default() });
+        device.quantize(
+            arena,
+            &QuantizeArgs { x: floats(at(0), 8, 16), y, block: 0, workspace: Slot::default() },
+            None,
+        );
     });
     refused(&["an arena of 4096"], |device, arena| {
         let codes = Codes { slot: at(2048), groups: 1, ..codes };
         let y = QuantizeTo { codes, grain: QuantizeGrain::Sample, fixed: None };
-        device.quantize(arena, &QuantizeArgs { x: floats(at(0), 8, 16), y, workspace: at(BYTES) });
+        device.quantize(arena, &QuantizeArgs { x: floats(at(0), 8, 16), y, block: 0, workspace: at(BYTES) }, None);
     });
 }
 

@@ -48,9 +48,9 @@ fn cpu_codes(data: &[f32], way: Way, samples: usize, rows: usize, cols: usize) -
     let mut cpu = cpu(&space);
     cpu.put(&x, data);
     put_fixed(&mut cpu, &y, samples);
-    let args = QuantizeArgs { x, y, workspace: Slot::default() };
-    cpu.backend.prepare([OpArgs::<()>::Quantize(args)].iter());
-    cpu.backend.quantize(&mut cpu.arena, &args);
+    let args = QuantizeArgs { x, y, block: 0, workspace: Slot::default() };
+    cpu.backend.prepare([OpArgs::<()>::Quantize { args, factors: None }].iter());
+    cpu.backend.quantize(&mut cpu.arena, &args, None);
     cpu.codes(&y.codes)
 }
 
@@ -68,13 +68,13 @@ fn codes_are_the_cpus() {
             let mut space = Space::default();
             let x = space.floats(rows, cols, element);
             let y = quantize_to(&mut space, way, samples, rows, cols);
-            let mut args = QuantizeArgs { x, y, workspace: Slot::default() };
+            let mut args = QuantizeArgs { x, y, block: 0, workspace: Slot::default() };
             let probe = cuda(&Space { bytes: 64 }, &[0.0]);
-            args.workspace = space.slot(probe.backend.workspace(&OpArgs::<()>::Quantize(args)));
+            args.workspace = space.slot(probe.backend.workspace(&OpArgs::<()>::Quantize { args, factors: None }));
             let mut cuda = cuda(&space, &[0.0]);
             cuda.put(&x, &data);
             put_fixed(&mut cuda, &y, samples);
-            cuda.backend.quantize(&mut cuda.arena, &args);
+            cuda.backend.quantize(&mut cuda.arena, &args, None);
             let want = cpu_codes(&data, way, samples, rows, cols);
             assert_eq!(cuda.codes(&y.codes), want, "{rows} x {cols} {element:?} {way:?}");
         }
@@ -90,10 +90,10 @@ fn samples_of_many_blocks_have_one_range() {
         let mut space = Space::default();
         let x = space.floats(rows, cols, Element::F32);
         let y = quantize_to(&mut space, way, 2, rows, cols);
-        let args = QuantizeArgs { x, y, workspace: space.slot(2 * 128 * 8) };
+        let args = QuantizeArgs { x, y, block: 0, workspace: space.slot(2 * 128 * 8) };
         let mut cuda = cuda(&space, &[0.0]);
         cuda.put(&x, &data);
-        cuda.backend.quantize(&mut cuda.arena, &args);
+        cuda.backend.quantize(&mut cuda.arena, &args, None);
         assert_eq!(cuda.codes(&y.codes), cpu_codes(&data, way, 2, rows, cols), "{rows} x {cols}");
     }
 }

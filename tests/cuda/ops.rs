@@ -54,7 +54,7 @@ fn emulator() -> Option<Emulated> {
 macro_rules! cuda_suite {
     ($driver:ident) => {
         cuda_suite!($driver; cases: linear_float, linear_exact, linear_quantized, epilogues, conv, attention,
-            elementwise; cases_norm: quantize, layer_norm, group_norm; cases_unet: group_norm_modulated,
+            elementwise; cases_norm: quantize, turned, layer_norm, group_norm; cases_unet: group_norm_modulated,
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
             attention_causal, attention_per_condition, activations; cases_conv: conv_sized);
     };

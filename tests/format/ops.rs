@@ -7,7 +7,7 @@ use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
     GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Node, Op, Parameter, Patchify, Pointwise,
     PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, Role,
-    Tensor, TimestepEmbedding, Unpatchify, Value, VectorQuantize,
+    Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
 };
 use common::tiny::{self, AlignedBytes, build, first_word, split};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -91,7 +91,9 @@ fn ops() -> Vec<Op> {
         Op::Quantize(Quantize {
             x: X,
             spec: QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic },
+            turn: None,
         }),
+        Op::Quantize(Quantize { x: X, turn: Some(Turn { factors: V8, block: 8 }), ..Default::default() }),
         Op::LayerNorm(LayerNorm {
             x: X,
             weight: None,
@@ -188,7 +190,11 @@ fn words_are_those_of_the_specification() {
         (norm.into(), &[1]),
         (LayerNorm { modulation, ..norm }.into(), &[1, 0, 0, 0, 4]),
         (LayerNorm { quantize: Some(spec), ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 8, 0, 1, 2]),
-        (Quantize { x: X, spec }.into(), &[1, 8, 0, 1, 2]),
+        (Quantize { x: X, spec, turn: None }.into(), &[1, 8, 0, 1, 2]),
+        (
+            Quantize { x: X, turn: Some(Turn { factors: V8, block: 8 }), ..Default::default() }.into(),
+            &[1, 8, 0, 0, 0, 1, 8],
+        ),
         (Parameter { tensor: V8 }.into(), &[1]),
         (PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }.into(), &[1, 8, 3, real(2.0)]),
     ];

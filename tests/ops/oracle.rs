@@ -341,7 +341,7 @@ fn position_embeddings_are_diffusers() {
 #[test]
 fn codes_are_what_the_matrix_says() {
     let mut b = Build::new(3);
-    let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row) }));
+    let q = b.op(Op::Quantize(Quantize { x: SAMPLE, spec: dynamic(8, QuantizeGrain::Row), turn: None }));
     let matrix = aquatint::raw::codec::QuantizedMatrix {
         bits: aquatint::raw::codec::Bits::new(2).unwrap(),
         rows: 1,

@@ -18,7 +18,7 @@ fn suite<I: Isa>(isa: Option<I>, cases: Vec<Case>) {
 macro_rules! op_suite {
     ($tier:ident, $isa:expr) => {
         op_suite!($tier, $isa; cases: linear_float, linear_exact, linear_quantized, epilogues, conv, attention,
-            elementwise; cases_norm: quantize, layer_norm, group_norm; cases_unet: group_norm_modulated,
+            elementwise; cases_norm: quantize, turned, layer_norm, group_norm; cases_unet: group_norm_modulated,
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
             attention_causal, attention_per_condition, activations; cases_attention: attention_int8;
             cases_conv: conv_sized);

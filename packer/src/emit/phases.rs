@@ -67,7 +67,8 @@ impl PhaseWeights {
     pub(super) fn layer(&self, phase: usize, weight: Tensor, bits: Option<u8>, ranges: &[QuantizeRange]) -> Layer {
         let (tensor, bits) = self.layers.get(&(phase, weight)).copied().unwrap_or((weight, bits));
         let range = ranges.get(tensor.0 as usize).copied().unwrap_or(QuantizeRange::Dynamic);
-        Layer { weight: tensor, bias: self.biases.get(&tensor).copied(), codes: bits.map(|bits| (bits, range)) }
+        let bias = self.biases.get(&tensor).copied();
+        Layer { bias, ..Layer::of(tensor, bits.map(|bits| (bits, range))) }
     }
 
     /// Refuses ranges that are fixed for other bits than a phase has.

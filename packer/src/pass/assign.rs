@@ -4,7 +4,7 @@
 use super::product;
 use aquatint::raw::program::{
     Conv2d, CurveAxis, GatedLinear, Linear, Node, Op, Phases, Program, Quantize, QuantizeGrain, QuantizeRange,
-    QuantizeSpec, Tensor, Value, Variant,
+    QuantizeSpec, Tensor, Turn, Value, Variant,
 };
 use std::collections::HashMap;
 
@@ -17,12 +17,14 @@ pub struct Layer {
     pub bias: Option<Tensor>,
     /// Width and range of the codes of its input; none for floats.
     pub codes: Option<(u8, QuantizeRange)>,
+    /// What its input goes through before it becomes codes.
+    pub turn: Option<Turn>,
 }
 
 impl Layer {
     /// The layer as the program has it, with these codes.
     pub fn of(weight: Tensor, codes: Option<(u8, QuantizeRange)>) -> Self {
-        Layer { weight, bias: None, codes }
+        Layer { weight, bias: None, codes, turn: None }
     }
 }
 
@@ -45,7 +47,7 @@ pub fn assign(program: &mut Program, starts: &Starts, wanted: &dyn Fn(usize, Ten
     let n_inputs = program.inputs.len() as u32;
     // The new number of every old value.
     let mut numbers: Vec<Value> = (0..n_inputs).map(Value).collect();
-    let mut codes: HashMap<(Value, Vec<Option<QuantizeSpec>>), Value> = HashMap::new();
+    let mut codes: HashMap<Vec<Option<Quantize>>, Value> = HashMap::new();
     let mut nodes: Vec<Node> = Vec::with_capacity(program.nodes.len());
     let mut variants = Vec::new();
     let next = |nodes: &Vec<Node>| Value(n_inputs + nodes.len() as u32);
@@ -57,12 +59,15 @@ pub fn assign(program: &mut Program, starts: &Starts, wanted: &dyn Fn(usize, Ten
                 Op::Conv2d(_) => QuantizeGrain::Sample,
                 _ => QuantizeGrain::Row,
             };
-            let spec = |layer: &Layer| layer.codes.map(|(bits, range)| QuantizeSpec { bits, grain, range });
-            let specs: Vec<Option<QuantizeSpec>> = layers.iter().map(spec).collect();
-            let coded = specs.iter().flatten().next().map(|&any| {
-                *codes.entry((x, specs.clone())).or_insert_with(|| {
+            let quantize = |layer: &Layer| {
+                let (bits, range) = layer.codes?;
+                Some(Quantize { x, spec: QuantizeSpec { bits, grain, range }, turn: layer.turn })
+            };
+            let wanted: Vec<Option<Quantize>> = layers.iter().map(quantize).collect();
+            let coded = wanted.iter().flatten().next().map(|&any| {
+                *codes.entry(wanted.clone()).or_insert_with(|| {
                     // In a phase without codes nobody reads it, and it is not run.
-                    let ops: Vec<Op> = specs.iter().map(|s| Quantize { x, spec: s.unwrap_or(any) }.into()).collect();
+                    let ops: Vec<Op> = wanted.iter().map(|quantize| quantize.unwrap_or(any).into()).collect();
                     let value = next(&nodes);
                     vary(&mut variants, nodes.len(), &ops);
                     nodes.push(Node { op: ops[0], path: node.path.clone(), wide: false });
@@ -71,9 +76,8 @@ pub fn assign(program: &mut Program, starts: &Starts, wanted: &dyn Fn(usize, Ten
             });
             let ops: Vec<Op> = layers
                 .iter()
-                .zip(&specs)
-                .map(|(layer, spec)| {
-                    let x = if spec.is_some() { coded.unwrap_or(x) } else { x };
+                .map(|layer| {
+                    let x = if layer.codes.is_some() { coded.unwrap_or(x) } else { x };
                     become_layer(node.op, x, layer)
                 })
                 .collect();
@@ -176,7 +180,7 @@ mod tests {
             };
             let own = phase == 1 && t.0 == 1;
             let (weight, bias) = if own { (Tensor(7), Some(Tensor(9))) } else { (t, None) };
-            Layer { weight, bias, codes: codes.map(|bits| (bits, QuantizeRange::Dynamic)) }
+            Layer { bias, ..Layer::of(weight, codes.map(|bits| (bits, QuantizeRange::Dynamic))) }
         });
         let names: Vec<_> = p.nodes.iter().map(|n| n.op.name()).collect();
         assert_eq!(names, ["quantize", "linear", "quantize", "linear", "quantize", "linear"]);

@@ -23,11 +23,13 @@ pub fn fuse(program: &mut Program) {
     let mut others = std::mem::take(&mut program.phases.variants).into_iter().peekable();
     for (i, mut node) in std::mem::take(&mut program.nodes).into_iter().enumerate() {
         let own: Vec<Variant> = std::iter::from_fn(|| others.next_if(|v| v.node == i)).collect();
-        if let Op::Quantize(Quantize { x, spec }) = node.op {
+        // Norms know nothing of what comes between.
+        if let Op::Quantize(Quantize { x, spec, turn: None }) = node.op {
             let made = numbers[x.0 as usize];
             let norm =
                 (made.0 as usize).checked_sub(n_inputs).filter(|&norm| quantized(nodes[norm].op, spec).is_some());
-            if let Some(norm) = norm.filter(|_| readers[x.0 as usize] == 1) {
+            let plain = own.iter().all(|v| matches!(v.op, Op::Quantize(Quantize { turn: None, .. })));
+            if let Some(norm) = norm.filter(|_| plain && readers[x.0 as usize] == 1) {
                 let with = |spec| quantized(nodes[norm].op, spec);
                 for Variant { phases, op, .. } in own {
                     variants.extend(op.quantizes().and_then(with).map(|op| Variant { node: norm, phases, op }));
@@ -93,7 +95,7 @@ mod tests {
     fn a_norm_read_only_by_quantize_makes_codes() {
         let mut p = program(vec![
             norm(0),
-            Op::Quantize(Quantize { x: Value(1), spec: SPEC }),
+            Op::Quantize(Quantize { x: Value(1), spec: SPEC, turn: None }),
             linear(2, None),
             linear(2, Some(3)),
         ]);
@@ -108,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_norm_with_a_float_reader_stays_apart() {
-        let ops = vec![norm(0), Op::Quantize(Quantize { x: Value(1), spec: SPEC }), linear(2, Some(1))];
+        let ops = vec![norm(0), Op::Quantize(Quantize { x: Value(1), spec: SPEC, turn: None }), linear(2, Some(1))];
         let before = program(ops);
         let mut after = before.clone();
         fuse(&mut after);
@@ -118,7 +120,7 @@ mod tests {
     #[test]
     fn a_layer_norm_takes_no_scale_per_sample() {
         let spec = QuantizeSpec { grain: QuantizeGrain::Sample, ..SPEC };
-        let before = program(vec![norm(0), Op::Quantize(Quantize { x: Value(1), spec }), linear(2, None)]);
+        let before = program(vec![norm(0), Op::Quantize(Quantize { x: Value(1), spec, turn: None }), linear(2, None)]);
         let mut after = before.clone();
         fuse(&mut after);
         assert_eq!(after, before);
@@ -126,8 +128,11 @@ mod tests {
 
     #[test]
     fn only_norms_take_it() {
-        let before =
-            program(vec![linear(0, None), Op::Quantize(Quantize { x: Value(1), spec: SPEC }), linear(2, None)]);
+        let before = program(vec![
+            linear(0, None),
+            Op::Quantize(Quantize { x: Value(1), spec: SPEC, turn: None }),
+            linear(2, None),
+        ]);
         let mut after = before.clone();
         fuse(&mut after);
         assert_eq!(after, before);

@@ -106,6 +106,8 @@ pub struct ConcatArgs {
 pub struct QuantizeArgs {
     pub x: Floats,
     pub y: QuantizeTo,
+    /// Channels of a run that is rotated, or 0.
+    pub block: usize,
     pub workspace: Slot,
 }
 

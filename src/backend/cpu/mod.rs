@@ -21,6 +21,7 @@ mod resample;
 mod sampler;
 mod scratch;
 pub mod simd;
+mod turn;
 mod vector_quantize;
 
 pub use arena::Arena;
@@ -153,7 +154,7 @@ impl MemoryRules for Cpu {
             | OpArgs::Pointwise(_)
             | OpArgs::Add(_)
             | OpArgs::Concat(_)
-            | OpArgs::Quantize(_)
+            | OpArgs::Quantize { .. }
             | OpArgs::VectorQuantize { .. }
             | OpArgs::Resample(_)
             | OpArgs::Parameter { .. }
@@ -287,8 +288,8 @@ impl Backend for Cpu {
         layout::concat(arena, args);
     }
 
-    fn quantize(&self, arena: &mut Arena, args: &QuantizeArgs) {
-        with_isa!(self.tier, isa => quantize::quantize(isa, arena, args));
+    fn quantize(&self, arena: &mut Arena, args: &QuantizeArgs, factors: Option<&TensorView>) {
+        with_isa!(self.tier, isa => quantize::quantize(isa, arena, args, factors.map(floats)));
     }
 
     fn vector_quantize(&self, arena: &mut Arena, args: &VectorQuantizeArgs, table: &TensorView) {
@@ -345,11 +346,11 @@ pub fn scratch_bytes<T>(op: &OpArgs<T>) -> usize {
         OpArgs::Attention(a) => attention::scratch_bytes(a),
         OpArgs::LayerNorm { args, .. } => args.x.cols * 4,
         OpArgs::GroupNorm { args, .. } => norm::group_norm_scratch(args),
+        OpArgs::Quantize { args, factors } => factors.as_ref().map_or(0, |_| args.x.cols * 4),
         OpArgs::VectorQuantize { args, .. } => vector_quantize::scratch_bytes(args),
         OpArgs::Pointwise(_)
         | OpArgs::Add(_)
         | OpArgs::Concat(_)
-        | OpArgs::Quantize(_)
         | OpArgs::Resample(_)
         | OpArgs::Parameter { .. }
         | OpArgs::Embedding { .. }

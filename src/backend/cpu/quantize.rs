@@ -7,6 +7,7 @@
 use super::arena::{Arena, CodesMut, Reads};
 use super::math::{LANES, greater, greatest, least, lesser};
 use super::simd::{Isa, vectorized};
+use super::turn::TurnRow;
 use crate::backend::args::{QuantizeArgs, QuantizeTo};
 use crate::program::QuantizeGrain;
 use rayon::prelude::*;
@@ -80,7 +81,7 @@ vectorized! {
 }
 
 /// See [`Op::Quantize`](crate::program::Op::Quantize).
-pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, args: &QuantizeArgs) {
+pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, args: &QuantizeArgs, factors: Option<&[f32]>) {
     let at = arena.first(args.y.codes.slot);
     let (out, reads) = arena.write(at..at + args.y.codes.bytes());
     let x = reads.floats(&args.x);
@@ -88,6 +89,11 @@ pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, args: &QuantizeArgs) {
     let ranges = Fixed::new(&reads, &args.y);
     let out = CodesMut::new(out, &args.y.codes);
     let rows_per_group = args.y.codes.rows / args.y.codes.groups;
+    if let Some(factors) = factors {
+        // The shape rules let it through with a scale per row only.
+        let turned = |row: usize, y: &mut [f32]| isa.run(TurnRow, (&x[row * cols..][..cols], factors, args.block, y));
+        return quantize_rows(isa, &args.y, &ranges, out, Made(turned), cols * 4);
+    }
     if args.y.grain == QuantizeGrain::Row {
         return quantize_rows(isa, &args.y, &ranges, out, Stored { x, cols }, 0);
     }

@@ -362,8 +362,8 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         layout::concat(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn quantize(&self, arena: &mut Arena<D>, args: &QuantizeArgs) {
-        quantize::quantize(&arena.frame(), args, &mut |launch| self.issue(launch));
+    fn quantize(&self, arena: &mut Arena<D>, args: &QuantizeArgs, factors: Option<&DeviceTensor<'_>>) {
+        quantize::quantize(&arena.frame(), args, factors, &mut |launch| self.issue(launch));
     }
 
     fn vector_quantize(&self, arena: &mut Arena<D>, args: &VectorQuantizeArgs, table: &DeviceTensor<'_>) {

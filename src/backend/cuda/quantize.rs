@@ -1,5 +1,6 @@
 //! Quantization: `kernels/quantize.cu`, and what all kernels that quantize share.
 
+use super::DeviceTensor;
 use super::args::{Codes, Fixed, Floats, Frame, structs};
 use super::launch::{Kernel, Launch};
 use crate::backend::args;
@@ -12,6 +13,9 @@ structs! {
 
     /// Codes of rows.
     QuantizeArgs, 152 { calls: u64, x: Floats, y: QuantizeTo, rows_per_team: u32, pad: u32 }
+
+    /// Codes of rows that go through factors and a rotation before.
+    TurnedArgs, 160 { calls: u64, x: Floats, y: QuantizeTo, factors: u64, block: u32, pad: u32 }
 
     /// Extents of parts of samples.
     ExtentArgs, 56 { calls: u64, x: Floats, extents: u64, samples: u32, blocks: u32 }
@@ -86,12 +90,24 @@ pub fn quantize_workspace(args: &args::QuantizeArgs) -> usize {
 }
 
 /// See [`Op::Quantize`](crate::program::Op::Quantize).
-pub fn quantize(frame: &Frame, args: &args::QuantizeArgs, issue: &mut impl FnMut(Launch<'_>)) {
+pub fn quantize(
+    frame: &Frame,
+    args: &args::QuantizeArgs,
+    factors: Option<&DeviceTensor<'_>>,
+    issue: &mut impl FnMut(Launch<'_>),
+) {
     const MODULES: [&str; ROWS.len()] = row_modules!("quantize");
     let (calls, x, samples) = (frame.calls, frame.floats(&args.x), args.y.codes.groups);
     assert_eq!((args.x.rows, args.x.cols), (args.y.codes.rows, args.y.codes.cols), "shape of codes");
     let (variant, teams) = row_variant(args.x.cols);
     let kernel = |entry| Kernel { module: MODULES[variant], entry };
+    if let Some(factors) = factors {
+        let (y, factors) = (quantize_to(frame, &args.y, None), factors.elements(args.x.cols));
+        let grid = [args.x.rows.div_ceil(teams) as u32, 1, 1];
+        let args = TurnedArgs { calls, x, y, factors, block: args.block as u32, pad: 0 };
+        let kernel = kernel("quantize_turned");
+        return issue(Launch { kernel, grid, block: ROW_THREADS, shared: 0, args: args.as_bytes() });
+    }
     let extents =
         needs_extents(&args.y).then(|| (frame.place(args.workspace, quantize_workspace(args)), extent_blocks(args)));
     let y = quantize_to(frame, &args.y, extents);

@@ -31,7 +31,7 @@ impl MemoryRules for CudaSizing {
     fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
         match op {
             OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),
-            OpArgs::Quantize(a) => quantize::quantize_workspace(a),
+            OpArgs::Quantize { args, .. } => quantize::quantize_workspace(args),
             OpArgs::Linear { .. }
             | OpArgs::Conv2d { .. }
             | OpArgs::Attention(_)

@@ -103,7 +103,7 @@ fn planning_the_largest_programs_ends() {
         |x, residual| Op::Linear(Linear { x, weight: Tensor(0), bias: None, act: Act::None, gate: None, residual });
     let n = MAX_NODES as u32 / 3 - 1;
     let mut ops = vec![Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 4, cos_first: true, shift: 0.0 })];
-    ops.extend((0..n).map(|_| Op::Quantize(Quantize { x: Value(2), spec })));
+    ops.extend((0..n).map(|_| Op::Quantize(Quantize { x: Value(2), spec, turn: None })));
     ops.extend((0..n).map(|i| linear(Value(3 + i), None)));
     ops.push(linear(Value(2 + n), Some(Value(0))));
     ops.extend((1..n).map(|i| linear(Value(2 + n - i), Some(Value(2 + 2 * n - i + 1)))));

@@ -2,7 +2,7 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, Resample, TimestepEmbedding,
+    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, Resample, TimestepEmbedding, Turn,
     Unpatchify,
 };
 
@@ -157,6 +157,25 @@ fn quantize_gives_codes_of_its_own_spec() {
     refuse(&[quantize(SAMPLE, curve(W))], "curve: expected f32 [points, 3], got [5, 8]");
     refuse(&[quantize(SAMPLE, curve(V8))], "curve: expected f32 [points, 3], got [8]");
     refuse(&[quantize(SAMPLE, curve(CUBE))], "curve: expected f32 [points, 3], got [2, 2, 2]");
+}
+
+#[test]
+fn factors_and_rotations_fit_the_row() {
+    let turned = |x, spec, factors, block| Op::Quantize(Quantize { x, spec, turn: Some(Turn { factors, block }) });
+    for block in [0, 8] {
+        accept(&[turned(SAMPLE, ROW8, V8, block)], &[2, 6, 10, 8], Kind::Codes(ROW8));
+    }
+    refuse(&[turned(SAMPLE, ROW8, V5, 0)], "factors: expected f32 [8], got ([5], \"f32\")");
+    refuse(&[turned(SAMPLE, ROW8, W_I8, 0)], "factors: expected f32 [8], got ([5, 8], \"not f32\")");
+    for block in [1, 2, 4, 12, 16, 256, 512, u32::MAX] {
+        let message = format!("block: expected 0, or a power of two from 8 to 256 that divides 8, got {block}");
+        refuse(&[turned(SAMPLE, ROW8, V8, block)], &message);
+    }
+    let sample = spec(8, QuantizeGrain::Sample, QuantizeRange::Dynamic);
+    refuse(
+        &[turned(SAMPLE, sample, V8, 0)],
+        "quantize grain: expected one scale per row, as there are factors, got sample",
+    );
 }
 
 #[test]

@@ -130,7 +130,7 @@ const ROW8: QuantizeSpec = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, ra
 const SAMPLE6: QuantizeSpec = QuantizeSpec { bits: 6, grain: QuantizeGrain::Sample, range: QuantizeRange::Dynamic };
 
 fn quantize(x: Value, spec: QuantizeSpec) -> Op {
-    Op::Quantize(Quantize { x, spec })
+    Op::Quantize(Quantize { x, spec, turn: None })
 }
 
 fn pointwise(x: Value) -> Op {

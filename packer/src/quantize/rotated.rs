@@ -1,0 +1,93 @@
+//! Moments of inputs after a rotation of runs of channels.
+
+use super::moments::{Moments, SecondMoments};
+use rayon::prelude::*;
+
+impl Moments {
+    /// The moments of `x R`, R being a diagonal of `signs` times the Hadamard matrix of as many rows over the root of their
+    /// number, once for every run of so many inputs of a linear layer: mean and second moments multiplied by R, on both
+    /// sides. In f64.
+    ///
+    /// # Panics
+    /// If inputs are no whole number of runs, signs no power of two, or the layer is a convolution.
+    #[must_use]
+    pub fn rotated(&self, signs: &[f64]) -> Moments {
+        let (n, block) = (self.inputs(), signs.len());
+        assert!(block.is_power_of_two() && n.is_multiple_of(block), "runs of {block} of {n} inputs");
+        let SecondMoments::Dense(triangle) = &self.second else { unreachable!("linear layers are rotated") };
+        let mut mean = self.mean.clone();
+        rotate(&mut mean, signs);
+        let mut square = vec![0.0; n * n];
+        for (i, row) in (0..n).map(|i| (i, &triangle[i * (i + 1) / 2..][..=i])) {
+            for (j, &v) in row.iter().enumerate() {
+                (square[i * n + j], square[j * n + i]) = (v, v);
+            }
+        }
+        // Rows by R, then, as the matrix is symmetric, the rows of the transpose.
+        square.par_chunks_exact_mut(n).for_each(|row| rotate(row, signs));
+        transpose(&mut square, n);
+        square.par_chunks_exact_mut(n).for_each(|row| rotate(row, signs));
+        let second = SecondMoments::Dense((0..n).flat_map(|i| square[i * n..][..=i].to_vec()).collect());
+        Moments { rows: self.rows, mean, second }
+    }
+}
+
+/// Multiplies each run of `values` by R.
+fn rotate(values: &mut [f64], signs: &[f64]) {
+    let unit = (signs.len() as f64).sqrt().recip();
+    for run in values.chunks_exact_mut(signs.len()) {
+        run.iter_mut().zip(signs).for_each(|(v, sign)| *v *= sign * unit);
+        let mut half = 1;
+        while half < run.len() {
+            for pair in run.chunks_exact_mut(2 * half) {
+                let (low, high) = pair.split_at_mut(half);
+                low.iter_mut().zip(high).for_each(|(a, b)| (*a, *b) = (*a + *b, *a - *b));
+            }
+            half *= 2;
+        }
+    }
+}
+
+/// Turns an `n` by `n` matrix over.
+fn transpose(square: &mut [f64], n: usize) {
+    for i in 0..n {
+        for j in 0..i {
+            square.swap(i * n + j, j * n + i);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_those_of_rotated_samples() {
+        let (n, signs) = (16, [1.0, -1.0, -1.0, 1.0, 1.0, 1.0, -1.0, 1.0]);
+        let mut rng = fastrand::Rng::with_seed(3);
+        let samples: Vec<Vec<f64>> = (0..40).map(|_| (0..n).map(|i| rng.f64() * (1 + i) as f64 - 2.0).collect()).collect();
+        let moments = |samples: &[Vec<f64>]| {
+            let count = samples.len() as f64;
+            let of = |f: &dyn Fn(&[f64]) -> f64| samples.iter().map(|x| f(x)).sum::<f64>() / count;
+            let mean = (0..n).map(|i| of(&|x| x[i])).collect();
+            let pairs = (0..n).flat_map(|i| (0..=i).map(move |j| (i, j)));
+            Moments { rows: count, mean, second: SecondMoments::Dense(pairs.map(|(i, j)| of(&|x| x[i] * x[j])).collect()) }
+        };
+        // By the matrix itself.
+        let turned: Vec<Vec<f64>> = samples
+            .iter()
+            .map(|x| {
+                let entry = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let column = |c: usize| {
+                    let first = c / 8 * 8;
+                    (0..8).map(|i| x[first + i] * signs[i] * entry(i, c - first)).sum::<f64>() / 8f64.sqrt()
+                };
+                (0..n).map(column).collect()
+            })
+            .collect();
+        let (got, expected) = (moments(&samples).rotated(&signs), moments(&turned));
+        let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-10 * (1.0 + b.abs()));
+        let (SecondMoments::Dense(a), SecondMoments::Dense(b)) = (&got.second, &expected.second) else { unreachable!() };
+        assert!(close(&got.mean, &expected.mean) && close(a, b));
+    }
+}
