@@ -24,6 +24,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
         calibration: args.calib.clone(),
         activation_ranges: args.activation_ranges()?,
         import: args.import.clone(),
+        pruning: args.pruning(),
         split: args.split,
         int8_attention: args.int8_attention,
         output: args.output.clone(),

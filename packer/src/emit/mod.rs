@@ -8,6 +8,7 @@
 mod calibrated;
 mod decide;
 mod imported;
+mod pruned;
 mod ranges;
 mod report;
 mod store;
@@ -21,7 +22,7 @@ use crate::error::Result;
 use crate::import::Imported;
 use crate::lower::{self, Lowered, Part};
 use crate::pass;
-use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
+use crate::quantize::{Pruning, average_bits, quantized_bytes, raw_bytes};
 use crate::recipe::{Decision, Recipe, Store, Treatment};
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
@@ -38,6 +39,7 @@ use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
 use decide::{decide, dims};
 use imported::in_file_order;
+use pruned::Pruned;
 use ranges::{curves, imported_ranges};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -72,6 +74,8 @@ pub struct Options {
     /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
     /// are as it has them.
     pub import: Option<PathBuf>,
+    /// What of the denoiser's layers becomes 0 before anything is quantized, and stays 0 exactly.
+    pub pruning: Option<Pruning>,
     /// Whether shortcuts over skip connections become two products, each with levels of its own.
     pub split: bool,
     /// Settings of the sampler that the model's files say otherwise, or do not say.
@@ -147,13 +151,18 @@ impl Packing {
                 return Err(Error::request("--act-range import", "--import FILE, which has them", "none").into());
             }
         }
+        let pruned = Pruned::plan(options, &self.model, &self.weights)?;
+        if let Some(pruned) = &pruned {
+            recipe.config += &format!(", {}", pruned.describe());
+        }
         let attentions = self.use_codes(&recipe, &ranges)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
         for program in &self.programs {
             shape::infer(program, &types, &dims(&self.pipeline))?;
         }
-        let (layers, average_bits) = self.write_weights(&recipe, (known.as_ref(), imported.as_ref()), progress)?;
+        let changes = Changes { known: known.as_ref(), imported: imported.as_ref(), pruned: pruned.as_ref() };
+        let (layers, average_bits) = self.write_weights(&recipe, changes, progress)?;
         for (name, bytes) in &self.files {
             self.writer.bytes(name, bytes)?;
         }
@@ -161,7 +170,7 @@ impl Packing {
         let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
         let sampler = &self.pipeline.sampler;
         let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
-        let notes = sampler.replaces.iter().map(replaced).collect();
+        let notes = sampler.replaces.iter().map(replaced).chain(report::sparsity_note(&layers)).collect();
         let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
         let meta = Meta {
             tool: concat!("packer ", env!("CARGO_PKG_VERSION")).into(),
@@ -210,10 +219,10 @@ impl Packing {
     fn write_weights(
         &mut self,
         recipe: &Recipe,
-        (known, imported): (Option<&Known>, Option<&Imported>),
+        changes: Changes,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Vec<LayerLine>, f64)> {
-        let total = self.weights.iter().map(|w| w.len() as u64).sum();
+        let (total, known) = (self.weights.iter().map(|w| w.len() as u64).sum(), changes.known);
         let (mut done, mut size) = (0, PaperBytes::default());
         let mut layers = Vec::new();
         let mut corrections: HashMap<usize, Vec<f64>> = HashMap::new();
@@ -224,7 +233,7 @@ impl Packing {
             progress(Progress { name: &name, done, total });
             let prepare = |i: usize, corrections: &mut HashMap<usize, Vec<f64>>| -> Result<Prepared> {
                 let treatment = recipe.decisions[i].treatment;
-                let prepared = self.prepare(i, treatment, (known, imported), corrections.remove(&i))?;
+                let prepared = self.prepare(i, treatment, changes, corrections.remove(&i))?;
                 if let (Some(bias), Some(output)) = (known.and_then(|k| k.bias_of(i)), &prepared.stored.calibrated) {
                     corrections.insert(bias, output.bias.clone());
                 }
@@ -242,7 +251,7 @@ impl Packing {
                 continue;
             }
             size.add(weight, decision.treatment.store);
-            layers.push(line(weight, decision, &stored, count));
+            layers.push(LayerLine { sparsity: stored.sparsity, ..line(weight, decision, &stored, count) });
         }
         Ok((layers, size.average_bits()))
     }
@@ -252,12 +261,12 @@ impl Packing {
         &self,
         i: usize,
         treatment: Treatment,
-        (known, imported): (Option<&Known>, Option<&Imported>),
+        Changes { known, imported, pruned }: Changes,
         correction: Option<Vec<f64>>,
     ) -> Result<Prepared> {
         let weight = &self.weights[Tensor(i as u32)];
         let name = weight.name();
-        let mut elements = elements(&self.model, &self.weights, weight)?;
+        let mut elements = elements(&self.model, &self.weights, weight, pruned)?;
         for (to, by) in elements.values.iter_mut().zip(correction.iter().flatten()) {
             *to = (f64::from(*to) + by) as f32;
         }
@@ -271,12 +280,21 @@ impl Packing {
             }
         }
         let moments = known.map_or(Ok(None), |known| known.moments(i, weight))?;
-        let mut stored = store(&name, &elements, treatment, moments.as_ref())?;
+        let sparse = pruned.is_some_and(|pruned| pruned.has(weight));
+        let mut stored = store(&name, &elements, treatment, moments.as_ref(), sparse)?;
         if imported.is_some() && weight.quantizable() && matches!(treatment.store, Store::Codes(..)) {
             stored.note = Some("not in the imported file by this method at this width: quantized here".into());
         }
         Ok(Prepared { dims: elements.dims, stored })
     }
+}
+
+/// What changes weights on their way into the file.
+#[derive(Clone, Copy)]
+struct Changes<'a> {
+    known: Option<&'a Known>,
+    imported: Option<&'a Imported>,
+    pruned: Option<&'a Pruned>,
 }
 
 /// A weight ready to be written.
@@ -304,12 +322,15 @@ fn inputs(options: &Options) -> Vec<&Path> {
     models.map(PathBuf::as_path).chain(configs).chain(scheduler).chain(calibration).collect()
 }
 
-/// The elements of `weight` in the file's order, after all its steps.
-fn elements(model: &Model, weights: &Weights, weight: &Weight) -> Result<Elements> {
-    let (dims, values) = match &weight.origin {
+/// The elements of `weight` in the file's order, pruned and after all its steps.
+fn elements(model: &Model, weights: &Weights, weight: &Weight, pruned: Option<&Pruned>) -> Result<Elements> {
+    let (dims, mut values) = match &weight.origin {
         Origin::Checkpoint { key, dims } => (dims, model.component(weight.component).weights.read(key)?),
         Origin::Made { dims, values, .. } => (dims, values.clone()),
     };
+    if let Some(pruned) = pruned {
+        pruned.apply(weight, &mut values);
+    }
     let source = Elements { dims: dims.clone(), values };
     let misfit = |Misfit { expected, got }| Error::request(format!("steps of {}", weight.name()), expected, got);
     Ok(step::apply(&weight.steps, source, &|name| weights.parameter(name)).map_err(misfit)?)
@@ -330,7 +351,7 @@ fn line(weight: &Weight, decision: &Decision, stored: &Stored, weights: u64) -> 
         nearest_output_error: stored.calibrated.as_ref().map(|output| output.nearest),
         bytes: stored.bytes.len() as u64,
     };
-    LayerLine { meta, bits: treatment.store.bits(), weights }
+    LayerLine { meta, bits: treatment.store.bits(), weights, sparsity: None }
 }
 
 /// What the recipe and the choice of codes have to say of a layer.

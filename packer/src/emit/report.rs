@@ -41,4 +41,17 @@ pub struct LayerLine {
     pub bits: u8,
     /// Number of weights.
     pub weights: u64,
+    /// The fraction of them that is 0, if the model was pruned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparsity: Option<f64>,
+}
+
+/// What pruning did to all layers together, and what it does not do.
+pub(super) fn sparsity_note(layers: &[LayerLine]) -> Option<String> {
+    let pruned = || layers.iter().filter_map(|line| Some((line.weights as f64, line.sparsity?)));
+    let (all, zeros) = pruned().fold((0.0, 0.0), |(all, zeros), (n, part)| (all + n, zeros + n * part));
+    (all > 0.0).then(|| {
+        let part = 100.0 * zeros / all;
+        format!("{part:.2} % of the denoiser's weights are 0; zeros are stored and multiplied as others, so size and speed do not change")
+    })
 }

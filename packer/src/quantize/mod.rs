@@ -7,6 +7,7 @@
 //!
 //! [`quantize`] looks at the weights alone and rounds each to the nearest level. [`quantize_calibrated`] also knows what the
 //! layer's inputs are like ([`Moments`]) and chooses codes and levels for the least error of the layer's *output*.
+//! [`quantize_sparse`] keeps zeros of pruned weights ([`Pruning`]), and so does [`quantize_calibrated`] if it is asked to.
 //! Everything here is deterministic: the same weights give the same codes on any number
 //! of threads, because no sum's order depends on how the work was split.
 //!
@@ -22,6 +23,8 @@ mod levels;
 mod lloyd;
 pub mod moments;
 mod power;
+mod prune;
+mod sparse;
 mod table;
 mod uniform;
 
@@ -29,6 +32,8 @@ pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
 pub use activation::{BINS, RangeRule, SeenRange, bin};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
 pub use moments::{Moments, SecondMoments};
+pub use prune::{Cut, Pruning, RankSearch, pruned_count, zero_channels, zero_smallest, zero_up_to};
+pub use sparse::quantize_sparse;
 pub use uniform::{Rule, f16_codes};
 
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix};
@@ -181,6 +186,11 @@ pub fn quantize_measured(
         Method::KMeansTensor if !direct => table::kmeans_tensor(weights, rows, cols, bits, codebook),
         _ => (quantize(weights, rows, cols, method, bits, codebook), f64::NAN),
     };
+    measured(weights, matrix, exact_sse)
+}
+
+/// `matrix` with its errors; that of exact levels is as `matrix` has it where their squared error is not a number.
+fn measured(weights: &[f32], matrix: QuantizedMatrix, exact_sse: f64) -> Measured {
     let (sse, energy) = table::error_and_energy(weights, &matrix);
     let relative = |sse: f64| if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() };
     let error = relative(sse);

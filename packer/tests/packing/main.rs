@@ -13,6 +13,7 @@ mod latent;
 mod layouts;
 mod pack;
 mod pickles;
+mod prune;
 mod quantizers;
 mod ranges;
 mod readme;
