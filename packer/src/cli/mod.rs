@@ -76,9 +76,9 @@ struct Pack {
     calib: Option<PathBuf>,
 
     /// Where ranges of quantized activations come from: `dynamic` takes each row's own while running; the others fix one for
-    /// all rows, from the calibration or the imported file
-    #[arg(long, value_enum, default_value = "dynamic", value_name = "RULE")]
-    act_range: ActRange,
+    /// all rows, from the calibration or the imported file [default: what --q-config says, else dynamic]
+    #[arg(long, value_enum, value_name = "RULE")]
+    act_range: Option<ActRange>,
 
     /// Fix a range for each of so many intervals of time, of as many as --cali-st at most [default: 1]
     #[arg(long, value_name = "K")]
@@ -137,6 +137,9 @@ struct Pack {
     json: bool,
 }
 
+/// Of a range so far, hundredths that stay when a call is seen: Q-Diffusion's `running_stat`.
+const MOMENTUM: u8 = 95;
+
 /// What a fraction to prune is taken of.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PruneScope {
@@ -156,6 +159,8 @@ enum ActRange {
     MinMax,
     /// Fixed: shrunk from there to the least error.
     Mse,
+    /// Fixed: extremes of calls, averaged exponentially in the order of steps, 0.95 of what there is at each call.
+    Ema,
     /// Fixed: those that the imported file has.
     Import,
 }
@@ -188,27 +193,30 @@ impl Pack {
     fn activation_ranges(&self) -> Result<Option<RangeSource>> {
         let idle = |option: &str, rules: &str| {
             let expected = format!("--act-range {rules}, or it has no effect");
-            Err(aquatint::error::Error::request(option, expected, self.act_range.name()).into())
+            let got = self.act_range.map_or("none", ActRange::name);
+            Err(aquatint::error::Error::request(option, expected, got).into())
         };
         let rule = match self.act_range {
-            ActRange::MinMax => RangeRule::MinMax,
-            ActRange::Mse => RangeRule::Mse,
-            ActRange::Dynamic | ActRange::Import if self.act_intervals.is_some() => {
-                return idle("--act-intervals", "min-max or mse");
+            Some(ActRange::MinMax | ActRange::Ema) => RangeRule::MinMax,
+            Some(ActRange::Mse) => RangeRule::Mse,
+            _ if self.act_intervals.is_some() => {
+                return idle("--act-intervals", "min-max, mse or ema");
             }
-            ActRange::Dynamic | ActRange::Import if self.act_axis.is_some() => {
-                return idle("--act-axis", "min-max or mse");
+            _ if self.act_axis.is_some() => {
+                return idle("--act-axis", "min-max, mse or ema");
             }
-            ActRange::Dynamic if self.act_sym => return idle("--act-sym", "min-max, mse or import"),
-            ActRange::Dynamic => return Ok(None),
-            ActRange::Import => return Ok(Some(RangeSource::Import { symmetric: self.act_sym })),
+            None | Some(ActRange::Dynamic) if self.act_sym => return idle("--act-sym", "min-max, mse, ema or import"),
+            None => return Ok(None),
+            Some(ActRange::Dynamic) => return Ok(Some(RangeSource::Dynamic)),
+            Some(ActRange::Import) => return Ok(Some(RangeSource::Import { symmetric: self.act_sym })),
         };
         let axis = match self.act_axis {
             Some(ActAxis::Timestep) => CurveAxis::Timestep,
             Some(ActAxis::Step) | None => CurveAxis::StepFraction,
         };
         let intervals = self.act_intervals.unwrap_or(1);
-        let ranges = ActivationRanges { rule, intervals, axis, symmetric: self.act_sym };
+        let momentum = (self.act_range == Some(ActRange::Ema)).then_some(MOMENTUM);
+        let ranges = ActivationRanges { rule, intervals, axis, symmetric: self.act_sym, momentum };
         Ok(Some(RangeSource::Calibration(ranges)))
     }
 }
@@ -219,6 +227,7 @@ impl ActRange {
             ActRange::Dynamic => "dynamic",
             ActRange::MinMax => "min-max",
             ActRange::Mse => "mse",
+            ActRange::Ema => "ema",
             ActRange::Import => "import",
         }
     }

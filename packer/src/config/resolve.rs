@@ -88,7 +88,11 @@ pub(super) fn resolve(config: &QConfig, layers: &[&str], aliases: &[(&str, &str)
         }
         let entry = named(layer).or_else(|| first_half.and_then(named)).or(by_glob);
         let entry = entry.map(|(key, spec)| Choice { spec, by: Decider::Entry(key.to_owned()) });
-        match entry.or_else(|| config.default.clone()) {
+        let rule = || {
+            let rule = config.rules.iter().find(|rule| rule.matches(first_half.unwrap_or(layer)))?;
+            Some(Choice { spec: rule.spec, by: Decider::Entry(rule.key.clone()) })
+        };
+        match entry.or_else(rule).or_else(|| config.default.clone()) {
             Some(choice) => choices.push(choice),
             None => unmatched.push(layer),
         }

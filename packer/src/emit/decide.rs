@@ -89,6 +89,8 @@ pub struct Plan {
     pub layers: Vec<LayerPlan>,
     /// Average bits of the denoisers' layers as Qua2SeDiMo counts them.
     pub average_bits: f64,
+    /// What of the configuration is taken otherwise or not at all.
+    pub notes: Vec<String>,
 }
 
 /// What packing as `options` say would decide about each layer. No weight is read and nothing is written.
@@ -111,5 +113,5 @@ pub fn explain(options: &Options) -> Result<Plan> {
             weights: weight.len() as u64,
         });
     }
-    Ok(Plan { layers, average_bits: size.average_bits() })
+    Ok(Plan { layers, average_bits: size.average_bits(), notes: recipe.notes })
 }

@@ -13,8 +13,9 @@ mod ranges;
 mod report;
 mod store;
 
+pub use crate::config::ActivationRanges;
 pub use decide::{LayerPlan, Plan, explain};
-pub use ranges::{ActivationRanges, RangeSource};
+pub use ranges::RangeSource;
 pub use report::{LayerLine, Progress, Report};
 
 use crate::config::QConfig;
@@ -40,7 +41,7 @@ use calibrated::Known;
 use decide::{decide, dims};
 use imported::in_file_order;
 use pruned::Pruned;
-use ranges::{curves, imported_ranges};
+use ranges::{curves, describe, imported_ranges};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use store::{Stored, store, store_imported};
@@ -68,8 +69,8 @@ pub struct Options {
     /// Statistics of the inputs of layers, as [`calibrate`](crate::calibrate) makes them: where they are known, codes are chosen
     /// for the layer's output; elsewhere weights are rounded to the nearest level.
     pub calibration: Option<PathBuf>,
-    /// Ranges of activations that are fixed when packing; where there are none, and without this, each row has its own while
-    /// running.
+    /// Ranges of activations that are fixed when packing; without this those that `q_config` fixes. Where there are none, each
+    /// row has its own while running.
     pub activation_ranges: Option<RangeSource>,
     /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
     /// are as it has them.
@@ -132,20 +133,23 @@ impl Packing {
         let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let known = options.calibration.as_ref().map(open).transpose()?;
+        let of_config = recipe.activation_ranges.map(RangeSource::Calibration);
         let mut ranges = vec![QuantizeRange::Dynamic; self.weights.len()];
-        match (&options.activation_ranges, &known, &imported) {
-            (None, ..) => {}
+        match (&options.activation_ranges.or(of_config), &known, &imported) {
+            (None | Some(RangeSource::Dynamic), ..) => {}
             (Some(RangeSource::Calibration(wanted)), Some(known), _) => {
                 ranges = curves(wanted, known, &mut self.weights, &mut recipe)?;
-                recipe.config += &format!(", {}", wanted.describe());
+                recipe.config += &format!(", {}", describe(wanted));
             }
             (Some(RangeSource::Import { symmetric }), _, Some(imported)) => {
                 ranges = imported_ranges(imported, &self.model, &mut self.weights, &mut recipe, *symmetric)?;
                 recipe.config += ", activations in its ranges";
             }
             (Some(RangeSource::Calibration(_)), None, _) => {
+                let subject =
+                    if options.activation_ranges.is_some() { "--act-range" } else { "ranges that --q-config fixes" };
                 let expected = "--calib FILE: a calibration knows what ranges activations have";
-                return Err(Error::request("--act-range", expected, "none").into());
+                return Err(Error::request(subject, expected, "none").into());
             }
             (Some(RangeSource::Import { .. }), _, None) => {
                 return Err(Error::request("--act-range import", "--import FILE, which has them", "none").into());
@@ -170,7 +174,8 @@ impl Packing {
         let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
         let sampler = &self.pipeline.sampler;
         let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
-        let notes = sampler.replaces.iter().map(replaced).chain(report::sparsity_note(&layers)).collect();
+        let notes =
+            sampler.replaces.iter().map(replaced).chain(report::sparsity_note(&layers)).chain(recipe.notes).collect();
         let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
         let meta = Meta {
             tool: concat!("packer ", env!("CARGO_PKG_VERSION")).into(),

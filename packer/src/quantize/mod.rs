@@ -29,7 +29,7 @@ mod table;
 mod uniform;
 
 pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
-pub use activation::{BINS, RangeRule, SeenRange, bin};
+pub use activation::{BINS, MovingRange, RangeRule, SeenRange, bin};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
 pub use moments::{Moments, SecondMoments};
 pub use prune::{Cut, Pruning, RankSearch, pruned_count, zero_channels, zero_smallest, zero_up_to};

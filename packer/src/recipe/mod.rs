@@ -19,7 +19,7 @@ mod decide;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{self, Activations, Choice, Decider, QConfig};
+use crate::config::{self, ActivationRanges, Activations, Choice, Decider, QConfig};
 use crate::error::{Error, Result};
 use crate::lower::Part;
 use crate::pass::Site;
@@ -136,6 +136,10 @@ pub struct Recipe {
     pub decisions: Vec<Decision>,
     /// The configurations in words.
     pub config: String,
+    /// What of the configurations is taken otherwise or not at all.
+    pub notes: Vec<String>,
+    /// Ranges of activations that the denoisers' configuration fixes.
+    pub activation_ranges: Option<ActivationRanges>,
 }
 
 impl Recipe {
@@ -146,7 +150,8 @@ impl Recipe {
     /// # Errors
     /// [`Error::Config`]: whatever is wrong with a configuration, layers that it names and the model lacks included.
     pub fn new(weights: &Weights, sites: &[Site], requests: Requests) -> Result<Self> {
-        let mut recipe = Recipe { decisions: vec![Decision::plain(Store::F32); weights.len()], config: String::new() };
+        let decisions = vec![Decision::plain(Store::F32); weights.len()];
+        let mut recipe = Recipe { decisions, config: String::new(), notes: Vec::new(), activation_ranges: None };
         let mut floats = Store::F16;
         let mut words = Vec::new();
         let Requests { denoiser, autoencoder, text, activation_bits } = requests;
@@ -222,6 +227,14 @@ impl Recipe {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             choices = config.resolve(&names, &aliases).map_err(refuse)?;
             floats = floats_of(&config, &choices);
+            if config.linear_only() {
+                let convs = layers.iter().zip(&mut choices).filter(|((_, w), _)| w.source_dims().len() > 2);
+                convs.for_each(|(_, choice)| choice.spec = config::FLOAT);
+            }
+            self.notes.extend(config.notes(&names));
+            if part == Part::Denoiser {
+                self.activation_ranges = config.activation_ranges();
+            }
         }
         for (i, weight) in own() {
             self.decisions[i] = Decision::plain(if weight.storage == Storage::Vector { Store::F32 } else { floats });

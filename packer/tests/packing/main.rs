@@ -7,6 +7,7 @@ mod common;
 mod config;
 mod donors;
 mod float8;
+mod foreign;
 mod import;
 mod interrupted;
 mod latent;
