@@ -40,10 +40,12 @@ mod rules;
 mod schema;
 mod spec;
 mod transforms;
+mod types;
 
 pub use error::{ConfigError, SpecFault};
 pub use schema::schema;
 pub use transforms::{Smoothing, SmoothingRule, StepRange, Transforms};
+pub use types::{TensorTypes, tensor_names};
 
 use crate::quantize::{Method, RangeRule};
 use crate::weight::SECOND_HALF;

@@ -56,6 +56,7 @@ pub(super) fn decide(
         autoencoder: options.vae_q_config.as_deref(),
         text: options.text_q_config.as_deref(),
         activation_bits: options.activation_bits,
+        tensor_types: options.tensor_types.as_deref(),
     };
     let mut recipe = Recipe::new(weights, &sites, requests)?;
     if let Some(imported) = &imported {

@@ -24,7 +24,7 @@ use crate::import::Imported;
 use crate::lower::{self, Lowered, Part};
 use crate::pass;
 use crate::quantize::{Pruning, average_bits, quantized_bytes, raw_bytes};
-use crate::recipe::{Decision, Recipe, Store, Treatment};
+use crate::recipe::{Recipe, Store, Treatment};
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -33,7 +33,7 @@ use aquatint::error::Error;
 use aquatint::pipeline::{Plans, Prompts, Request};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
-use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
+use aquatint::raw::format::meta::{PipelineMeta, QuantizationMeta};
 use aquatint::raw::format::{Meta, Packed, TensorSpec, Writer};
 use aquatint::raw::program::{Program, QuantizeRange, Role, Tensor, shape};
 use aquatint::raw::whole_file::check_target;
@@ -42,6 +42,7 @@ use decide::{decide, dims};
 use imported::in_file_order;
 use pruned::Pruned;
 use ranges::{curves, describe, imported_ranges};
+use report::{line, sparsity_note};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use store::{Stored, store, store_imported};
@@ -62,6 +63,8 @@ pub struct Options {
     pub q_config: Option<String>,
     /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 6 or 8.
     pub activation_bits: Option<u8>,
+    /// Types of tensors by stable-diffusion.cpp's rules, `PATTERN=TYPE,..`: they go before all other requests.
+    pub tensor_types: Option<String>,
     /// Quantization of the autoencoder; if absent f16, or f32 where the denoiser's floats are f32.
     pub vae_q_config: Option<String>,
     /// Quantization of the text encoders; if absent f16, or f32 where the denoiser's floats are f32.
@@ -174,8 +177,7 @@ impl Packing {
         let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
         let sampler = &self.pipeline.sampler;
         let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
-        let notes =
-            sampler.replaces.iter().map(replaced).chain(report::sparsity_note(&layers)).chain(recipe.notes).collect();
+        let notes = sampler.replaces.iter().map(replaced).chain(sparsity_note(&layers)).chain(recipe.notes).collect();
         let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
         let meta = Meta {
             tool: concat!("packer ", env!("CARGO_PKG_VERSION")).into(),
@@ -256,7 +258,7 @@ impl Packing {
                 continue;
             }
             size.add(weight, decision.treatment.store);
-            layers.push(LayerLine { sparsity: stored.sparsity, ..line(weight, decision, &stored, count) });
+            layers.push(line(weight, decision, &stored, count));
         }
         Ok((layers, size.average_bits()))
     }
@@ -339,30 +341,6 @@ fn elements(model: &Model, weights: &Weights, weight: &Weight, pruned: Option<&P
     let source = Elements { dims: dims.clone(), values };
     let misfit = |Misfit { expected, got }| Error::request(format!("steps of {}", weight.name()), expected, got);
     Ok(step::apply(&weight.steps, source, &|name| weights.parameter(name)).map_err(misfit)?)
-}
-
-/// A layer's entry in the report.
-fn line(weight: &Weight, decision: &Decision, stored: &Stored, weights: u64) -> LayerLine {
-    let Decision { treatment, by, note } = decision;
-    let meta = LayerMeta {
-        name: format!("{}/{}", weight.component, weight.layer()),
-        method: treatment.store.name(),
-        decided_by: by.as_ref().map(ToString::to_string),
-        note: notes(note.as_deref(), stored),
-        activation_bits: treatment.activation_bits.unwrap_or(32),
-        error: stored.error,
-        exact_error: stored.exact_error,
-        output_error: stored.calibrated.as_ref().map(|output| output.error),
-        nearest_output_error: stored.calibrated.as_ref().map(|output| output.nearest),
-        bytes: stored.bytes.len() as u64,
-    };
-    LayerLine { meta, bits: treatment.store.bits(), weights, sparsity: None }
-}
-
-/// What the recipe and the choice of codes have to say of a layer.
-fn notes(recipe: Option<&str>, stored: &Stored) -> Option<String> {
-    let all: Vec<&str> = recipe.into_iter().chain(stored.note.as_deref()).collect();
-    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn aliases(weight: &Weight) -> (String, Vec<String>) {

@@ -3,8 +3,8 @@
 use crate::error::Result;
 use crate::import::RowGrid;
 use crate::quantize::{
-    Calibrated, FeedbackOptions, Measured, Method, Moments, encode, quantize_calibrated, quantize_measured,
-    quantize_sparse, relative_error,
+    Calibrated, CodebookType, FeedbackOptions, Measured, Method, Moments, encode, quantize_calibrated,
+    quantize_measured, quantize_sparse, relative_error,
 };
 use crate::recipe::{Store, Treatment};
 use crate::weight::Elements;
@@ -144,7 +144,8 @@ pub(super) fn store_imported(
     let moved = relative_error(values, &matrix);
     let error = relative_error(&weight.values, &matrix);
     let note = (moved > 1e-6).then(|| {
-        format!("imported; its levels are stored as 8-bit integers, which moves weights by {:.2} %", 100.0 * moved)
+        let entries = if treatment.codebook == CodebookType::Int8 { "8-bit integers" } else { "16-bit floats" };
+        format!("imported; its levels are stored as {entries}, which moves weights by {:.2} %", 100.0 * moved)
     });
     let (mut sse, mut energy) = (0.0, 0.0);
     for (&w, &v) in weight.values.iter().zip(values) {

@@ -16,6 +16,7 @@
 
 mod accounting;
 mod activation;
+mod exact;
 pub mod feedback;
 mod identity;
 mod kmeans;
@@ -30,6 +31,7 @@ mod uniform;
 
 pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
 pub use activation::{BINS, MovingRange, RangeRule, SeenRange, bin};
+pub use exact::{Exact, exact, power_loss};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
 pub use moments::{Moments, SecondMoments};
 pub use prune::{Cut, Pruning, RankSearch, pruned_count, zero_channels, zero_smallest, zero_up_to};

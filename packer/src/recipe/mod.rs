@@ -18,6 +18,7 @@
 mod decide;
 #[cfg(test)]
 mod tests;
+mod types;
 
 use crate::config::{self, ActivationRanges, Activations, Choice, Decider, QConfig};
 use crate::error::{Error, Result};
@@ -127,6 +128,8 @@ pub struct Requests<'a> {
     pub text: Option<&'a str>,
     /// Bits of the activations of the denoisers' layers whose weights are codes, whatever their request says.
     pub activation_bits: Option<u8>,
+    /// Types of tensors by stable-diffusion.cpp's rules, which go before all of these.
+    pub tensor_types: Option<&'a str>,
 }
 
 /// The decision about every weight of a model.
@@ -154,7 +157,7 @@ impl Recipe {
         let mut recipe = Recipe { decisions, config: String::new(), notes: Vec::new(), activation_ranges: None };
         let mut floats = Store::F16;
         let mut words = Vec::new();
-        let Requests { denoiser, autoencoder, text, activation_bits } = requests;
+        let Requests { denoiser, autoencoder, text, activation_bits, tensor_types } = requests;
         for (part, config, bits, option, name) in [
             (Part::Denoiser, denoiser, activation_bits, "--q-config", "denoiser"),
             (Part::Autoencoder, autoencoder, None, "--vae-q-config", "decoder"),
@@ -188,6 +191,9 @@ impl Recipe {
             }
         }
         recipe.config = words.join(", ");
+        if let Some(rules) = tensor_types {
+            recipe.apply_types(rules, (weights, sites), activation_bits)?;
+        }
         Ok(recipe)
     }
 
