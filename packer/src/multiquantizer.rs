@@ -5,22 +5,27 @@
 //! and zero points (2, outputs, 1, ..), for `kmeans` and `kmeans_all` the weights as they become; and
 //! `model.L.weight_quantizer.loss_dict.<method>-<bits>`, f16 (1). `L` is the layer's path in the model's own file.
 //!
+//! Of a split shortcut over a skip connection both halves are quantized, the second as `weight_quantizer_0`.
+//!
 //! Losses are the project's: of `mse` and `kmeans` the sum over output channels of the mean |w - q|^2.4, of `kmeans_all` the
 //! sum over inputs in the mean over everything else, so the two are not comparable; beyond f16 they are its largest number.
 
+use crate::emit;
 use crate::error::Result;
-use crate::lower::{self, Part};
+use crate::lower::{self, Lowered, Part};
+use crate::pass;
 use crate::quantize::{Exact, Method, Rule, exact, power_loss, quantized_bytes, raw_bytes};
 use crate::source::Checkpoint;
 use crate::source::diffusers::Model;
 use crate::source::view;
-use crate::weight::Weight;
+use crate::weight::{Step, Weight, Weights};
 use crate::weights::{Float, write_as};
 use aquatint::error::Error;
 use aquatint::raw::codec::Bits;
 use aquatint::raw::whole_file::check_target;
 use half::f16;
 use serde::Serialize;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// Bits per weight of the precision that sizes are relative to.
@@ -38,6 +43,8 @@ pub struct Settings {
     /// Type of weights and parameters. With f16, weights are rounded first, and `mse` works in f16 arithmetic, as the project's code
     /// does on such weights.
     pub float: Float,
+    /// Whether shortcuts over skip connections are split.
+    pub split: bool,
     /// The safetensors file.
     pub output: PathBuf,
 }
@@ -45,7 +52,7 @@ pub struct Settings {
 /// What one method makes of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// The layer's path in the file.
+    /// The layer's path in the file; of a second half with `.weight_quantizer_0`.
     pub layer: String,
     /// `mse-4`, `kmeans-3`..
     pub method: String,
@@ -66,7 +73,12 @@ struct Layer<'a> {
     path: String,
     key: &'a str,
     bias: Option<String>,
-    dims: &'a [usize],
+    /// Axes of the whole weight.
+    whole: &'a [usize],
+    /// The inputs that are meant of a split one.
+    half: Option<Range<usize>>,
+    /// Axes of what is meant.
+    dims: Vec<usize>,
     copies: usize,
 }
 
@@ -89,9 +101,15 @@ pub fn multiquantize(settings: &Settings, progress: &mut dyn FnMut(&str, u64, u6
     check(settings)?;
     check_target(&settings.output, &[&settings.model])?;
     let model = Model::open(&settings.model)?;
-    let lowered = lower::lower(&model)?;
+    let Lowered { mut programs, mut weights, pipeline, .. } = lower::lower(&model)?;
+    let wanted = |weights: &Weights, tensor| settings.split && Part::of(weights[tensor].component) == Part::Denoiser;
+    let halves = pass::split_shortcuts(&mut programs, &mut weights, &emit::dims(&pipeline), &wanted)?;
+    if settings.split && halves.is_empty() {
+        let expected = "a denoiser with shortcuts over skip connections, or it has no effect";
+        return Err(Error::request("--split", expected, "none").into());
+    }
     let denoiser = |w: &&Weight| Part::of(w.component) == Part::Denoiser && w.quantizable() && !w.is_made();
-    let layers = lowered.weights.iter().filter(denoiser).map(|w| layer(&model, w)).collect::<Result<Vec<_>>>()?;
+    let layers = weights.iter().filter(denoiser).map(|w| layer(&model, w)).collect::<Result<Vec<_>>>()?;
     let kinds: Vec<(Method, Bits)> =
         settings.methods.iter().flat_map(|&m| settings.bits.iter().map(move |&b| (m, b))).collect();
     let (mut plan, mut tensors) = (Vec::new(), Vec::new());
@@ -103,21 +121,21 @@ pub fn multiquantize(settings: &Settings, progress: &mut dyn FnMut(&str, u64, u6
         }
     }
     let total = layers.iter().map(|l| l.dims.iter().product::<usize>() as u64).sum();
-    let (mut rows, mut weights, mut done) = (Vec::new(), Vec::new(), 0);
+    let (mut rows, mut done, mut held) = (Vec::new(), 0, (usize::MAX, Vec::new()));
     write_as(&settings.output, &tensors, &mut |at| {
         let (i, part) = plan[at];
         let layer = &layers[i];
         match part {
-            Tensor::Weight => {
-                progress(&layer.path, done, total);
-                weights = read(layer.file, layer.key, settings.float)?;
-                done += weights.len() as u64;
-                Ok(weights.clone())
-            }
+            Tensor::Weight => read(layer.file, layer.key, settings.float),
             Tensor::Bias => layer.bias.as_ref().map_or(Ok(Vec::new()), |bias| read(layer.file, bias, settings.float)),
             Tensor::Parameters(method, bits) => {
-                let Exact { values, grid } = quantized(&weights, layer.dims, (method, bits), settings.float);
-                rows.push(row(layer, &weights, &values, method, bits));
+                if held.0 != i {
+                    progress(&layer.path, done, total);
+                    held = (i, layer.read(settings.float)?);
+                    done += held.1.len() as u64;
+                }
+                let Exact { values, grid } = quantized(&held.1, &layer.dims, (method, bits), settings.float);
+                rows.push(row(layer, &held.1, &values, method, bits));
                 Ok(grid.map_or(values, |(step, zero)| [step, zero].concat()))
             }
             Tensor::Loss => {
@@ -160,22 +178,54 @@ fn layer<'a>(model: &'a Model, weight: &'a Weight) -> Result<Layer<'a>> {
     let path = source.strip_suffix(".weight").unwrap_or(source);
     let path = path.strip_prefix("model.diffusion_model.").unwrap_or(path).to_owned();
     let bias = weight.key().strip_suffix(".weight").map(|key| format!("{key}.bias")).filter(|key| file.has(key));
-    Ok(Layer { file, path, key: weight.key(), bias, dims: weight.source_dims(), copies: 1 + weight.copies.len() })
+    let (whole, mut dims) = (weight.source_dims(), weight.source_dims().to_vec());
+    let half = weight.steps.iter().find_map(|step| match step {
+        Step::Split { first, count, .. } => Some(*first as usize..(first + count) as usize),
+        _ => None,
+    });
+    if let Some(half) = &half {
+        dims[1] = half.len();
+    }
+    Ok(Layer { file, path, key: weight.key(), bias, whole, half, dims, copies: 1 + weight.copies.len() })
+}
+
+impl Layer<'_> {
+    /// Whether it is the second half of a split layer.
+    fn is_second(&self) -> bool {
+        self.half.as_ref().is_some_and(|half| half.start > 0)
+    }
+
+    /// What the file calls its quantizer.
+    fn quantizer(&self) -> String {
+        format!("{}.weight_quantizer{}", self.path, if self.is_second() { "_0" } else { "" })
+    }
+
+    /// Its weights, rounded to the type that they are written in.
+    fn read(&self, float: Float) -> Result<Vec<f32>> {
+        let values = read(self.file, self.key, float)?;
+        let Some(half) = &self.half else { return Ok(values) };
+        let inner: usize = self.whole[2..].iter().product();
+        let rows = values.chunks_exact(self.whole[1] * inner);
+        Ok(rows.flat_map(|row| &row[half.start * inner..half.end * inner]).copied().collect())
+    }
 }
 
 /// A layer's tensors in the order of the file: what they are, their names and axes.
 fn parts(layer: &Layer, kinds: &[(Method, Bits)]) -> Vec<(Tensor, String, Vec<usize>)> {
-    let path = &layer.path;
-    let mut parts = vec![(Tensor::Weight, format!("model.{path}.weight"), layer.dims.to_vec())];
-    if layer.bias.is_some() {
+    let (path, quantizer) = (&layer.path, layer.quantizer());
+    let mut parts = Vec::new();
+    if !layer.is_second() {
+        parts.push((Tensor::Weight, format!("model.{path}.weight"), layer.whole.to_vec()));
+    }
+    if layer.bias.is_some() && !layer.is_second() {
         parts.push((Tensor::Bias, format!("model.{path}.bias"), vec![layer.dims[0]]));
     }
     for &(method, bits) in kinds {
         let dims = match method {
             Method::Uniform(_) => [&[2, layer.dims[0]], &vec![1; layer.dims.len() - 1][..]].concat(),
-            _ => layer.dims.to_vec(),
+            _ => layer.dims.clone(),
         };
-        let of = |what: &str| format!("model.{path}.weight_quantizer.{what}.{method}-{bits}");
+        let of = |what: &str| format!("model.{quantizer}.{what}.{method}-{bits}");
         parts.push((Tensor::Parameters(method, bits), of("quant_params"), dims));
         parts.push((Tensor::Loss, of("loss_dict"), vec![1]));
     }
@@ -210,7 +260,7 @@ fn row(layer: &Layer, weights: &[f32], values: &[f32], method: Method, bits: Bit
         _ => inputs,
     };
     Row {
-        layer: layer.path.clone(),
+        layer: if layer.is_second() { layer.quantizer() } else { layer.path.clone() },
         method: format!("{method}-{bits}"),
         fp_bytes: raw_bytes(weights.len() as u64, PRECISION),
         quantized_bytes: quantized_bytes(outputs as u64, inputs as u64, method, bits, PRECISION),

@@ -24,6 +24,9 @@ pub(super) struct Multiquantizer {
     /// Type of weights and parameters; with f16 everything is as the project's code has it on such weights.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
+    /// Quantize the two inputs of shortcuts over skip connections apart, as the project does for Stable Diffusion 1.5.
+    #[arg(long)]
+    split: bool,
     /// The file to write; --import reads it.
     #[arg(short, long, value_name = "M.safetensors")]
     output: PathBuf,
@@ -52,6 +55,7 @@ impl Multiquantizer {
             methods: self.methods.clone(),
             bits: self.bits.clone(),
             float: self.dtype.into(),
+            split: self.split,
             output: self.output.clone(),
         };
         let bar = bar(self.quiet);

@@ -27,7 +27,7 @@ pub(super) fn open(options: &Options) -> Result<Model> {
 }
 
 /// The sizes by which shapes are checked: one sample of the model's own size.
-pub(super) fn dims(pipeline: &PipelineMeta) -> Dims {
+pub(crate) fn dims(pipeline: &PipelineMeta) -> Dims {
     let [height, width] = pipeline.latent_size.map(|n| n as usize);
     Dims { batch: 1, conditions: 1, height, width, tokens: 1 }
 }

@@ -14,6 +14,7 @@ mod report;
 mod store;
 
 pub use crate::config::ActivationRanges;
+pub(crate) use decide::dims;
 pub use decide::{LayerPlan, Plan, explain};
 pub use ranges::RangeSource;
 pub use report::{LayerLine, Progress, Report};
@@ -38,7 +39,7 @@ use aquatint::raw::format::{Meta, Packed, TensorSpec, Writer};
 use aquatint::raw::program::{Program, QuantizeRange, Role, Tensor, shape};
 use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
-use decide::{decide, dims};
+use decide::decide;
 use imported::in_file_order;
 use pruned::Pruned;
 use ranges::{curves, describe, imported_ranges};

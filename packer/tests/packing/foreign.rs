@@ -102,6 +102,7 @@ fn the_courses_parameters_become_rules_widths_and_ranges() {
         (&[("SEED", "SEEDS")], "`SEEDS` is not known"),
         (&[("[final]", "{a: 1}")], "must be a list of texts, got a map"),
         (&[("[final]", "[final, 3]")], "must be a list of texts, got 3"),
+        (&[("[final]", &*format!("[{}final]", "final, ".repeat(1000)))], "must have at most 1000 texts, got 1001"),
         (&[("momentum", "median")], "must be momentum or maximum, got `median`"),
         (&[("USE_WEIGHT_QUANT: true", "USE_WEIGHT_QUANT: 'no'")], "must be true or false, got `no`"),
         (&[("USE_WEIGHT_QUANT: true", "USE_WEIGHT_QUANT: false")], "activations alone are not quantized"),
@@ -282,6 +283,16 @@ fn viditqs_first_files_are_read() {
         let fault = with(pairs).unwrap_err();
         assert!(fault.contains(expected) && fault.lines().count() == 1 && fault.len() < 500, "{expected}: {fault}");
     }
+    // No file elsewhere is read.
+    let elsewhere = Scratch::new("viditq-elsewhere");
+    fs::write(elsewhere.path("other.txt"), "x_embedder\n").unwrap();
+    let name = elsewhere.0.file_name().unwrap().to_str().unwrap().to_owned();
+    for path in [elsewhere.path("other.txt").display().to_string(), format!("../{name}/other.txt")] {
+        let fault = with(&[("'remain_fp.txt'", &format!("'{path}'"))]).unwrap_err();
+        assert!(fault.contains("which is not there nor beside"), "{fault}");
+    }
+    fs::write(scratch.path("remain_fp.txt"), "a\n".repeat(1001)).unwrap();
+    assert!(parse(&scratch, FIRST).unwrap_err().contains("names a list of 1001 layers; at most 1000 are read"));
     fs::write(scratch.path("remain_fp.txt"), vec![0xffu8; 10]).unwrap();
     assert!(parse(&scratch, FIRST).unwrap_err().contains("must name a list of layers"));
     fs::write(scratch.path("remain_fp.txt"), vec![b'a'; (1 << 20) + 1]).unwrap();

@@ -4,6 +4,9 @@ use crate::config::entries::Raw;
 use crate::config::{ConfigError, SpecFault, spec};
 use std::fmt::Display;
 
+/// Most texts of a list, and most ranges of steps: each may be looked for in every layer's name.
+pub(super) const MAX_ITEMS: usize = 1000;
+
 /// A map of a file, and where in the file it stands.
 #[derive(Clone, Debug)]
 pub(super) struct Fields<'a> {
@@ -105,6 +108,9 @@ impl<'a> Fields<'a> {
         };
         match self.get(key) {
             None => Ok(Vec::new()),
+            Some(Raw::List(list)) if list.len() > MAX_ITEMS => {
+                Err(self.fault(key, &format!("must have at most {MAX_ITEMS} texts, got {}", list.len())))
+            }
             Some(Raw::List(list)) => list.iter().map(one).collect(),
             Some(value) => Ok(vec![one(value)?]),
         }

@@ -2,7 +2,7 @@
 //! of layers that are left alone.
 
 use super::default;
-use super::fields::{Fields, width_fault};
+use super::fields::{Fields, MAX_ITEMS, width_fault};
 use super::steps::METHOD;
 use crate::config::entries::Raw;
 use crate::config::rules::{Pattern, Rule};
@@ -12,7 +12,7 @@ use crate::quantize::RangeRule;
 use crate::source::text;
 use aquatint::raw::program::CurveAxis;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Longest list of layers that is read.
 const MAX_LIST: u64 = 1 << 20;
@@ -209,12 +209,14 @@ fn smooth(file: &Fields, smooth: &Fields, config: &mut QConfig) -> Result<(), Co
     Ok(())
 }
 
-/// The lines of a list of layers, which lies where its path says, from the configuration's folder or the current one, or beside
-/// the configuration.
+/// The lines of a list of layers, which lies where its path says, down from the configuration's folder or the current one, or
+/// beside the configuration: a configuration reads no file elsewhere.
 fn read_list(config: &Path, list: &str) -> Result<Vec<String>, String> {
     let folder = config.parent().unwrap_or(Path::new(""));
     let beside = Path::new(list).file_name().map(|name| folder.join(name));
-    let places: Vec<PathBuf> = [Some(folder.join(list)), Some(list.into()), beside].into_iter().flatten().collect();
+    let below = Path::new(list).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    let below = below.then(|| [folder.join(list), list.into()]).into_iter().flatten();
+    let places: Vec<PathBuf> = below.chain(beside).collect();
     let Some(found) = places.iter().find(|place| place.is_file()) else {
         return Err(format!("names {}, which is not there nor beside the configuration", spec::shorten(list)));
     };
@@ -224,5 +226,9 @@ fn read_list(config: &Path, list: &str) -> Result<Vec<String>, String> {
     }
     let bytes = fs::read(found).map_err(|e| format!("names {}: {e}", spec::shorten(list)))?;
     let lines = text::decode(&bytes).map_err(|_| "must name a list of layers, one a line".to_owned())?;
-    Ok(lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    let layers: Vec<String> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    match layers.len() {
+        0..=MAX_ITEMS => Ok(layers),
+        count => Err(format!("names a list of {count} layers; at most {MAX_ITEMS} are read")),
+    }
 }

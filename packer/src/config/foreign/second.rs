@@ -2,7 +2,7 @@
 //! layer's path; linear layers only.
 
 use super::default;
-use super::fields::{Fields, width_fault};
+use super::fields::{Fields, MAX_ITEMS, width_fault};
 use super::steps::METHOD;
 use crate::config::entries::Raw;
 use crate::config::rules::{Pattern, Rule};
@@ -91,7 +91,14 @@ fn widths<'a, T>(
                 Raw::Other("nothing") => Ok(Vec::new()),
                 _ => Err(mixed.fault("layer_name_regex", "must be texts")),
             };
-            list.iter().map(one).collect::<Result<_, _>>()?
+            let layers = list.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+            let count = layers.iter().map(Vec::len).sum::<usize>();
+            if count > MAX_ITEMS {
+                return Err(
+                    mixed.fault("layer_name_regex", &format!("must have at most {MAX_ITEMS} texts, got {count}"))
+                );
+            }
+            layers
         }
         Some(_) => return Err(mixed.fault("layer_name_regex", "must be a list of expressions")),
     };

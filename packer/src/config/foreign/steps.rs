@@ -1,7 +1,7 @@
 //! ViDiT-Q's bits by step (quantization.md §4.1): `'19-15': {layer: bits}` for every range of steps, and `fp_layers`.
 
 use super::default;
-use super::fields::{Fields, width_fault};
+use super::fields::{Fields, MAX_ITEMS, width_fault};
 use crate::config::entries::Raw;
 use crate::config::rules::{Pattern, Rule};
 use crate::config::{Activations, ConfigError, FLOAT, QConfig, StepRange, spec};
@@ -22,6 +22,9 @@ pub(super) fn range(key: &str) -> Option<(u32, u32)> {
 pub(super) fn read(file: &Fields) -> Result<QConfig, ConfigError> {
     let mut config = QConfig::empty(file.origin.into());
     let kept = file.map("fp_layers")?;
+    if file.iter().count() > MAX_ITEMS {
+        return Err(file.fault("fp_layers", &format!("and ranges must be at most {MAX_ITEMS}")));
+    }
     for (key, value) in file.iter().filter(|(key, _)| *key != "fp_layers") {
         let Some((first, last)) = range(key) else {
             return Err(file.fault(key, "is not known; expected ranges of steps such as 19-15, and fp_layers"));
