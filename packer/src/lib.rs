@@ -25,7 +25,7 @@
 //! * [`source::tokenizer`] reads what makes tokens of prompts.
 //! * [`emit`] runs all of it. [`unpack`] goes the other way, and [`synth`] makes models of true size to try it on;
 //!   both write through [`weights`].
-//! * [`import`] reads weights that others have quantized.
+//! * [`import`] reads weights that others have quantized, and [`multiquantizer`] writes such a file.
 //! * [`calibrate`] runs the float model, to know what the inputs of its layers are like.
 //! * [`account`] works out the numbers that papers publish.
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
@@ -39,6 +39,7 @@ pub mod emit;
 pub mod error;
 pub mod import;
 pub mod lower;
+pub mod multiquantizer;
 pub mod pass;
 pub mod quantize;
 pub mod recipe;

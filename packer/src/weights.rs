@@ -48,8 +48,21 @@ pub fn write(
     float: Float,
     values: &mut dyn FnMut(usize) -> Result<Vec<f32>>,
 ) -> Result<()> {
+    let tensors: Vec<_> = tensors.iter().map(|(name, dims)| (name.clone(), dims.clone(), float)).collect();
+    write_as(target, &tensors, values)
+}
+
+/// As [`write`](fn@write), each tensor in a type of its own.
+///
+/// # Errors
+/// As [`write`](fn@write).
+pub fn write_as(
+    target: &Path,
+    tensors: &[(String, Vec<usize>, Float)],
+    values: &mut dyn FnMut(usize) -> Result<Vec<f32>>,
+) -> Result<()> {
     let mut end = 0;
-    let infos = tensors.iter().map(|(name, dims)| {
+    let infos = tensors.iter().map(|(name, dims, float)| {
         let start = end;
         end += dims.iter().product::<usize>() * float.bytes();
         (name.clone(), TensorInfo { dtype: float.dtype(), shape: dims.clone(), data_offsets: (start, end) })
@@ -64,7 +77,7 @@ pub fn write(
     let mut out = WholeFile::create(target)?;
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io())?;
     out.write_all(&header).map_err(io())?;
-    for (i, (name, dims)) in tensors.iter().enumerate() {
+    for (i, (name, dims, float)) in tensors.iter().enumerate() {
         let values = values(i)?;
         assert_eq!(values.len(), dims.iter().product::<usize>(), "elements of {name}");
         match float {

@@ -61,21 +61,24 @@ enum SigmasArg {
 #[derive(Args, Clone)]
 pub struct SamplingArgs {
     /// Sampler steps [default: the model's]
-    #[arg(short, long, alias = "num-inference-steps", value_name = "N")]
+    #[arg(short, short_alias = 'c', long, aliases = ["num-inference-steps", "timesteps", "ddim_steps", "custom_steps"], value_name = "N")]
     pub steps: Option<usize>,
     /// Guidance scale; 1 or less turns guidance off [default: the model's]
-    #[arg(short = 'g', long, alias = "guidance-scale", value_name = "SCALE")]
+    #[arg(short = 'g', long, aliases = ["guidance-scale", "scale"], value_name = "SCALE")]
     pub cfg_scale: Option<f32>,
     /// ddim, ddpm, pndm, euler, euler-a, heun, dpm++2m, dpm++2m-sde, dpm++3m, dpm++3m-sde, dpm++2s, lms, unipc, lcm, tcd,
     /// deis, dpm2, dpm2-a, dpm++sde or iddpm (ddpm with learned variance); -karras behind a name spreads noise levels so; titles
     /// such as "DPM++ 2M Karras" do too [default: the one the model was saved with]
     #[arg(long, alias = "sampling-method", value_name = "NAME")]
     sampler: Option<String>,
+    /// The sampler pndm, by the name that CompVis' scripts have for it
+    #[arg(long, hide = true, conflicts_with = "sampler")]
+    plms: bool,
     /// ddim, tcd: noise added at each step, from 0, none, to 1, as much as ddpm
-    #[arg(long, aliases = ["ddim-eta", "ddim_eta"], value_name = "ETA")]
+    #[arg(long, short_alias = 'e', aliases = ["ddim-eta", "ddim_eta"], value_name = "ETA")]
     eta: Option<f32>,
     /// How timesteps are spread: leading, linspace or trailing, with ddim also uniform or quad
-    #[arg(long, alias = "timestep_spacing", value_name = "NAME")]
+    #[arg(long, aliases = ["timestep_spacing", "skip_type", "skip-type"], value_name = "NAME")]
     timestep_spacing: Option<Spacing>,
     /// How noise levels are spread (dpm++, dpm2, euler, heun, lms, unipc, deis)
     #[arg(long, value_enum, value_name = "NAME")]
@@ -105,7 +108,7 @@ impl SamplingArgs {
             steps: self.steps,
             cfg_scale: self.cfg_scale,
             guidance_rescale: self.guidance_rescale,
-            sampler: self.sampler.clone(),
+            sampler: self.sampler.clone().or_else(|| self.plms.then(|| "pndm".into())),
             eta: self.eta,
             timestep_spacing: self.timestep_spacing,
             sigmas: self.sigmas.map(sigmas),

@@ -416,6 +416,31 @@ fn equal_requests_give_equal_bytes() {
 }
 
 #[test]
+fn flags_of_research_scripts_mean_the_same() {
+    let dir = directory("research");
+    let make = |name: &str, options: &[&str]| {
+        let out = format!("{name}.png");
+        works(&dir, &[&["run", "--class-labels", "0,4", "-q", "-o", &out], options].concat());
+        fs::read(dir.join(out)).expect("a picture")
+    };
+    let quad =
+        make("quad", &["--sampler", "ddim", "--timestep-spacing", "quad", "--steps", "6", "--eta", "0.5", "-g", "2"]);
+    for (k, options) in [
+        &["--sampler", "ddim", "--skip_type", "quad", "--timesteps", "6", "--eta", "0.5", "--scale", "2"][..],
+        &["--sampler", "ddim", "--skip_type", "quad", "-c", "6", "-e", "0.5", "--scale", "2"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert!(make(&format!("quad{k}"), options) == quad, "{options:?}");
+    }
+    assert!(make("uniform", &["--sampler", "ddim", "--skip_type", "uniform", "-c", "6"]) != quad);
+    assert!(make("plms", &["--plms", "--steps", "6"]) == make("pndm", &["--sampler", "pndm", "--steps", "6"]));
+    let both = finish(&mut program(&dir, &["run", "--plms", "--sampler", "ddim"]));
+    assert!(both.code == Some(2) && both.err.contains("'--plms' cannot be used with '--sampler"), "{}", both.err);
+}
+
+#[test]
 fn inputs_and_outputs_agree_with_diffusers() {
     let dir = directory("tensors");
     let loops = fixture("loop.safetensors");

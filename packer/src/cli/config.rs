@@ -82,6 +82,7 @@ fn print(plan: &Plan) {
             say_line(format!("{}: {note}", layer.name));
         }
     }
+    plan.notes.iter().for_each(|note| say_line(format!("note: {note}")));
     let kinds = kinds.iter().map(|(method, (layers, weights))| {
         format!("{method}: {layers} layers, {:.2} M weights", *weights as f64 / 1e6)
     });

@@ -1,8 +1,10 @@
 //! `packer MODEL -o OUT.aqt`.
 
+use super::arguments::Pack;
 use super::inspect::decided_by;
+use super::research::Research;
 use super::table::{Table, bytes, percent};
-use super::{Pack, say, say_json, say_line};
+use super::{say, say_json, say_line};
 use crate::emit::{self, LayerLine, Options, Progress, Report};
 use crate::error::Result;
 use crate::source::donors::Donors;
@@ -11,19 +13,21 @@ use aquatint::error::one_line;
 use aquatint::raw::format::meta::LayerMeta;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-pub(super) fn pack(args: &Pack) -> Result<()> {
+pub(super) fn pack(args: &Pack, research: &Research) -> Result<()> {
     let options = Options {
         model: args.model.clone(),
         refiner: args.refiner.clone(),
         donors: Donors { autoencoder: args.vae.clone(), text: args.text_encoder.clone() },
-        q_config: args.q_config.clone().or_else(|| args.weight_bit.as_ref().map(|bits| format!("w{bits}a16"))),
+        q_config: args.q_config.clone().or_else(|| args.weight_bit.as_ref().map(|bits| research.spec(bits))),
+        tensor_types: args.tensor_type_rules.clone(),
         vae_q_config: args.vae_q_config.clone(),
         text_q_config: args.text_q_config.clone(),
         activation_bits: args.quant_act.then(|| args.act_bit.parse().expect("a number, as the parser says")),
         overrules: Overrules { prediction: args.prediction, scheduler_config: args.scheduler_config.clone() },
         calibration: args.calib.clone(),
-        activation_ranges: args.activation_ranges()?,
+        activation_ranges: args.activation_ranges(research)?,
         import: args.import.clone(),
+        pruning: args.pruning(),
         split: args.split,
         int8_attention: args.int8_attention,
         output: args.output.clone(),
@@ -42,6 +46,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
     if !args.quiet {
         print(&report, args);
         report.notes.iter().for_each(|note| eprintln!("note: {}", one_line(note)));
+        research.notes(args.quant_act).iter().for_each(|note| eprintln!("note: {note}"));
     }
     Ok(())
 }

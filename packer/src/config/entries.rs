@@ -1,7 +1,7 @@
 //! Reading a configuration file of any format into one list of entries.
 
 use super::cache::{self, Sample, Wanted};
-use super::{Activations, Choice, ConfigError, Decider, Phases, QConfig, SpecFault, pickled, spec};
+use super::{Activations, Choice, ConfigError, Decider, Phases, QConfig, SpecFault, foreign, pickled, spec};
 use crate::source::{pickle, text};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::{collections::HashSet, fmt, fs, path::Path};
@@ -18,6 +18,7 @@ pub(super) enum Raw {
     Text(String),
     Int(i64),
     Float(f64),
+    Bool(bool),
     List(Vec<Raw>),
     Map(Vec<(String, Raw)>),
     /// Something no configuration holds, by the name of its kind.
@@ -54,6 +55,10 @@ pub(super) fn read(path: &Path, wanted: Wanted) -> Result<QConfig, ConfigError> 
             return Err(syntax(reason));
         }
     };
+    if let Some(config) = foreign::read(path, &origin, &raw) {
+        only(&origin, wanted)?;
+        return config;
+    }
     let raw = pick(&origin, recipes(raw), wanted)?;
     build(origin, raw)
 }
@@ -192,7 +197,7 @@ fn entries(
         entries.push((key, spec));
         Ok(())
     })?;
-    Ok(QConfig { origin, default, entries, phases: Phases::default() })
+    Ok(QConfig { default, entries, ..QConfig::empty(origin) })
 }
 
 fn value_error(origin: &str, key: &str, value: &str, fault: SpecFault) -> ConfigError {
@@ -214,6 +219,7 @@ fn text_of(origin: &str, key: &str, value: Raw) -> Result<String, ConfigError> {
         },
         Raw::Int(n) => n.to_string(),
         Raw::Float(_) => "a number with a fraction".into(),
+        Raw::Bool(_) => "a boolean".into(),
         Raw::Map(_) => "a map".into(),
         Raw::Other(kind) => kind.into(),
     };
@@ -253,8 +259,8 @@ impl<'de> Visitor<'de> for RawVisitor {
         f.write_str("text, a number, a list or a map")
     }
 
-    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Raw, E> {
-        Ok(Raw::Other("a boolean"))
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Raw, E> {
+        Ok(Raw::Bool(value))
     }
 
     fn visit_i64<E: de::Error>(self, v: i64) -> Result<Raw, E> {

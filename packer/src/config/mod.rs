@@ -35,6 +35,8 @@
 //! from = 0.5
 //! layers = { "*.ff.*" = "w8a8" }
 //! ```
+//! Configuration files of ViDiT-Q (both generations) and of the course project are understood as they are, told apart by
+//! their keys; what of them is taken otherwise or not at all, [`QConfig::notes`] tells.
 //!
 //! In a split layer the second half is called by its path with `.weight_quantizer_0` behind, and follows the first half
 //! unless the configuration names it. A configuration that names it has the layer split.
@@ -42,19 +44,26 @@
 mod cache;
 mod entries;
 mod error;
+mod foreign;
 mod phases;
 mod pickled;
 mod resolve;
+mod rules;
 mod schema;
 mod spec;
+mod transforms;
+mod types;
 
 pub use error::{ConfigError, SpecFault};
 pub use phases::{Phase, Phases};
 pub use schema::schema;
+pub use transforms::{Smoothing, SmoothingRule, Transforms};
+pub use types::{TensorTypes, tensor_names};
 
-use crate::quantize::Method;
+use crate::quantize::{Method, RangeRule};
 use crate::weight::SECOND_HALF;
 use aquatint::raw::codec::Bits;
+use aquatint::raw::program::CurveAxis;
 use std::{fmt, path::Path};
 
 /// What a layer's weights become.
@@ -106,6 +115,9 @@ impl fmt::Display for LayerSpec {
     }
 }
 
+/// What layers keep that a project does not quantize.
+pub const FLOAT: LayerSpec = LayerSpec { weights: Weights::F16, activations: Activations::Float };
+
 /// What a configuration asks for one layer, and what in it says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
@@ -136,6 +148,23 @@ impl fmt::Display for Decider {
     }
 }
 
+/// How a calibration gives ranges of activations that are fixed when packing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationRanges {
+    /// How a range follows from the values that were seen.
+    pub rule: RangeRule,
+    /// Intervals of time, each with a range of its own: 1 for one range over the whole run.
+    pub intervals: usize,
+    /// What time is: the sampler's steps in equal parts, as the course project has it, or the model's timesteps, as
+    /// ViDiT-Q has it.
+    pub axis: CurveAxis,
+    /// Whether both signs reach as far.
+    pub symmetric: bool,
+    /// Hundredths of the range so far that stay when the next call's own is seen, in the order of steps; none to apply the rule
+    /// to all values of an interval together.
+    pub momentum: Option<u8>,
+}
+
 /// A parsed quantization configuration, not yet matched against a model.
 #[derive(Clone, Debug)]
 pub struct QConfig {
@@ -145,6 +174,13 @@ pub struct QConfig {
     default: Option<Choice>,
     entries: Vec<(String, LayerSpec)>,
     phases: Phases,
+    /// What decides after entries: the first that matches.
+    rules: Vec<rules::Rule>,
+    /// Whether convolutions are left alone.
+    linear_only: bool,
+    ranges: Option<ActivationRanges>,
+    transforms: Transforms,
+    notes: Vec<String>,
 }
 
 impl QConfig {
@@ -170,10 +206,25 @@ impl QConfig {
         cache::locate(arg).map(|(file, _)| file)
     }
 
+    /// A configuration that says nothing, of the file or SPEC called `origin`.
+    fn empty(origin: String) -> QConfig {
+        QConfig {
+            origin,
+            default: None,
+            entries: Vec::new(),
+            rules: Vec::new(),
+            linear_only: false,
+            ranges: None,
+            transforms: Transforms::default(),
+            phases: Phases::default(),
+            notes: Vec::new(),
+        }
+    }
+
     /// One precision for every layer.
     pub fn uniform(layer: LayerSpec) -> QConfig {
         let default = Some(Choice { spec: layer, by: Decider::Spec });
-        QConfig { origin: layer.to_string(), default, entries: Vec::new(), phases: Phases::default() }
+        QConfig { default, ..QConfig::empty(layer.to_string()) }
     }
 
     /// Reads a JSON, TOML, YAML or pickle file, by its extension.
@@ -187,17 +238,18 @@ impl QConfig {
     /// The same with other activations in every layer whose weights are codes (`--act_bit` on the command line).
     #[must_use]
     pub fn with_activations(mut self, activations: Activations) -> QConfig {
-        let change = |default: &mut Option<Choice>, entries: &mut Vec<(String, LayerSpec)>| {
+        let change = |default: &mut Option<Choice>, entries: &mut [(String, LayerSpec)], rules: &mut [rules::Rule]| {
             let default = default.iter_mut().map(|choice| &mut choice.spec);
-            for layer in default.chain(entries.iter_mut().map(|(_, layer)| layer)) {
+            let entries = entries.iter_mut().map(|(_, layer)| layer);
+            for layer in default.chain(entries).chain(rules.iter_mut().map(|rule| &mut rule.spec)) {
                 if matches!(layer.weights, Weights::Codes { .. }) {
                     layer.activations = activations;
                 }
             }
         };
-        change(&mut self.default, &mut self.entries);
-        for Phase { default, entries, .. } in &mut self.phases.later {
-            change(default, entries);
+        change(&mut self.default, &mut self.entries, &mut self.rules);
+        for Phase { default, entries, rules, .. } in &mut self.phases.later {
+            change(default, entries, rules);
         }
         self
     }
@@ -210,6 +262,29 @@ impl QConfig {
     /// What layers get that no entry names: the SPEC, or the file's `default`, if it has one.
     pub fn default(&self) -> Option<LayerSpec> {
         self.default.as_ref().map(|choice| choice.spec)
+    }
+
+    /// Ranges of activations that another project's file fixes.
+    pub fn activation_ranges(&self) -> Option<ActivationRanges> {
+        self.ranges
+    }
+
+    /// Whether another project's file is about linear layers alone.
+    pub fn linear_only(&self) -> bool {
+        self.linear_only
+    }
+
+    /// What another project's file asks to be done before quantization.
+    pub fn transforms(&self) -> &Transforms {
+        &self.transforms
+    }
+
+    /// What of another project's file is taken otherwise or not at all, a sentence each; rules that are for none of `layers`
+    /// among it.
+    pub fn notes(&self, layers: &[&str]) -> Vec<String> {
+        let idle = |rule: &&rules::Rule| !rule.is_rest() && !layers.iter().any(|layer| rule.matches(layer));
+        let note = |rule: &rules::Rule| format!("`{}` matches no layer of this model", spec::shorten(&rule.key));
+        self.notes.iter().cloned().chain(self.rules.iter().filter(idle).map(note)).collect()
     }
 
     /// Whether an entry, and no glob, is for the second half of `layer`: it must be split then.
@@ -228,8 +303,9 @@ impl QConfig {
     ///
     /// # Errors
     /// If a layer is matched by nothing, a key matches no layer, two keys name the same layer with different values,
-    /// or two equally literal globs disagree about a layer.
+    /// or two equally literal globs disagree about a layer; if the file asks for what cannot be honoured.
     pub fn resolve(&self, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<Choice>, ConfigError> {
+        transforms::check(&self.origin, &self.transforms)?;
         resolve::resolve(self, layers, aliases, None)
     }
 
@@ -240,10 +316,10 @@ impl QConfig {
     pub fn resolve_phases(&self, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<Vec<Choice>>, ConfigError> {
         let first = self.resolve(layers, aliases)?;
         let mut phases = Vec::with_capacity(1 + self.phases.later.len());
-        for Phase { default, entries, start } in &self.phases.later {
+        for Phase { default, entries, rules, start } in &self.phases.later {
             let origin = format!("{} from {start} on", self.origin);
-            let (default, entries) = (default.clone(), entries.clone());
-            let phase = QConfig { origin, default, entries, phases: Phases::default() };
+            let (default, entries, rules) = (default.clone(), entries.clone(), rules.clone());
+            let phase = QConfig { default, entries, rules, ..QConfig::empty(origin) };
             phases.push(resolve::resolve(&phase, layers, aliases, Some(&first))?);
         }
         phases.insert(0, first);

@@ -1,21 +1,24 @@
 //! Phases of a configuration: what is other from some time of a run on.
 
 use super::entries::Raw;
+use super::rules::Rule;
 use super::{Choice, ConfigError, LayerSpec, QConfig};
 use aquatint::raw::program::CurveAxis;
 
 /// What is other from a time on, until the next phase begins.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Phase {
     /// Where it begins.
     pub start: f32,
     /// For layers that no entry of it names; without one they stay as they are.
     pub(super) default: Option<Choice>,
     pub(super) entries: Vec<(String, LayerSpec)>,
+    /// What decides after them: the first that matches.
+    pub(super) rules: Vec<Rule>,
 }
 
 /// The phases after the first, which begins with the run.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Phases {
     /// What positions count.
     pub axis: CurveAxis,
@@ -59,7 +62,7 @@ impl Phases {
                 return Err(syntax(format!("phase {i} is expected to change a layer, it has none")));
             }
             phases.axis = axis;
-            phases.later.push(Phase { start, default, entries });
+            phases.later.push(Phase { start, default, entries, rules: Vec::new() });
         }
         Ok(phases)
     }

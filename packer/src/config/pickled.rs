@@ -67,7 +67,7 @@ fn leaf(value: &Value<'_>) -> Raw {
         Value::Int(n) => Raw::Int(*n),
         Value::Float(x) => Raw::Float(*x),
         Value::None => Raw::Other("None"),
-        Value::Bool(_) => Raw::Other("a boolean"),
+        Value::Bool(value) => Raw::Bool(*value),
         Value::Bytes(_) => Raw::Other("bytes"),
         Value::List(_) | Value::Tuple(_) => Raw::Other("a list"),
         Value::Dict(_) => Raw::Other("a dict"),

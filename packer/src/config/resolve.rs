@@ -94,7 +94,12 @@ pub(super) fn resolve(
         }
         let entry = named(layer).or_else(|| first_half.and_then(named)).or(by_glob);
         let entry = entry.map(|(key, spec)| Choice { spec, by: Decider::Entry(key.to_owned()) });
-        match entry.or_else(|| config.default.clone()).or_else(|| Some(others?[i].clone())) {
+        let rule = || {
+            let rule = config.rules.iter().find(|rule| rule.matches(first_half.unwrap_or(layer)))?;
+            Some(Choice { spec: rule.spec, by: Decider::Entry(rule.key.clone()) })
+        };
+        let rest = || config.default.clone().or_else(|| Some(others?[i].clone()));
+        match entry.or_else(rule).or_else(rest) {
             Some(choice) => choices.push(choice),
             None => unmatched.push(layer),
         }

@@ -27,7 +27,7 @@ pub(super) fn open(options: &Options) -> Result<Model> {
 }
 
 /// The sizes by which shapes are checked: one sample of the model's own size.
-pub(super) fn dims(pipeline: &PipelineMeta) -> Dims {
+pub(crate) fn dims(pipeline: &PipelineMeta) -> Dims {
     let [height, width] = pipeline.latent_size.map(|n| n as usize);
     Dims { batch: 1, conditions: 1, height, width, tokens: 1 }
 }
@@ -56,6 +56,7 @@ pub(super) fn decide(
         autoencoder: options.vae_q_config.as_deref(),
         text: options.text_q_config.as_deref(),
         activation_bits: options.activation_bits,
+        tensor_types: options.tensor_types.as_deref(),
     };
     let mut recipe = Recipe::new(weights, &sites, requests)?;
     if let Some(imported) = &imported {
@@ -102,6 +103,8 @@ pub struct Plan {
     pub changes: Vec<PhaseChange>,
     /// Average bits of the denoisers' layers as Qua2SeDiMo counts them.
     pub average_bits: f64,
+    /// What of the configuration is taken otherwise or not at all.
+    pub notes: Vec<String>,
 }
 
 /// What packing as `options` say would decide about each layer. No weight is read and nothing is written.
@@ -122,7 +125,7 @@ pub fn explain(options: &Options) -> Result<Plan> {
         let layer = layer(&weights[Tensor(*weight as u32)], decision);
         PhaseChange { from: positions[*phase], axis: axis.name(), layer }
     });
-    Ok(Plan { layers, changes: changes.collect(), average_bits: size.average_bits() })
+    Ok(Plan { layers, changes: changes.collect(), average_bits: size.average_bits(), notes: recipe.notes })
 }
 
 fn layer(weight: &Weight, decision: &Decision) -> LayerPlan {

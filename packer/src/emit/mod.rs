@@ -9,12 +9,15 @@ mod calibrated;
 mod decide;
 mod imported;
 mod phases;
+mod pruned;
 mod ranges;
 mod report;
 mod store;
 
+pub use crate::config::ActivationRanges;
+pub(crate) use decide::dims;
 pub use decide::{LayerPlan, PhaseChange, Plan, explain};
-pub use ranges::{ActivationRanges, RangeSource};
+pub use ranges::RangeSource;
 pub use report::{LayerLine, Progress, Report};
 
 use crate::config::QConfig;
@@ -22,8 +25,8 @@ use crate::error::Result;
 use crate::import::Imported;
 use crate::lower::{self, Lowered, Part};
 use crate::pass::{self, Starts};
-use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
-use crate::recipe::{Decision, Recipe, Store, Treatment};
+use crate::quantize::{Pruning, average_bits, quantized_bytes, raw_bytes};
+use crate::recipe::{Recipe, Store, Treatment};
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -32,15 +35,17 @@ use aquatint::error::Error;
 use aquatint::pipeline::{Plans, Prompts, Request};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
-use aquatint::raw::format::meta::{LayerMeta, PipelineMeta, QuantizationMeta};
+use aquatint::raw::format::meta::{PipelineMeta, QuantizationMeta};
 use aquatint::raw::format::{Meta, Packed, TensorSpec, Writer};
 use aquatint::raw::program::{Program, QuantizeRange, Role, Tensor, shape};
 use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
-use decide::{decide, dims};
+use decide::decide;
 use imported::in_file_order;
 use phases::PhaseWeights;
-use ranges::{curves, imported_ranges};
+use pruned::Pruned;
+use ranges::{curves, describe, imported_ranges};
+use report::{line, sparsity_note};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use store::{Stored, store, store_imported};
@@ -61,6 +66,8 @@ pub struct Options {
     pub q_config: Option<String>,
     /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 6 or 8.
     pub activation_bits: Option<u8>,
+    /// Types of tensors by stable-diffusion.cpp's rules, `PATTERN=TYPE,..`: they go before all other requests.
+    pub tensor_types: Option<String>,
     /// Quantization of the autoencoder; if absent f16, or f32 where the denoiser's floats are f32.
     pub vae_q_config: Option<String>,
     /// Quantization of the text encoders; if absent f16, or f32 where the denoiser's floats are f32.
@@ -68,12 +75,14 @@ pub struct Options {
     /// Statistics of the inputs of layers, as [`calibrate`](crate::calibrate) makes them: where they are known, codes are chosen
     /// for the layer's output; elsewhere weights are rounded to the nearest level.
     pub calibration: Option<PathBuf>,
-    /// Ranges of activations that are fixed when packing; where there are none, and without this, each row has its own while
-    /// running.
+    /// Ranges of activations that are fixed when packing; without this those that `q_config` fixes. Where there are none, each
+    /// row has its own while running.
     pub activation_ranges: Option<RangeSource>,
     /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
     /// are as it has them.
     pub import: Option<PathBuf>,
+    /// What of the denoiser's layers becomes 0 before anything is quantized, and stays 0 exactly.
+    pub pruning: Option<Pruning>,
     /// Whether shortcuts over skip connections become two products, each with levels of its own.
     pub split: bool,
     /// Settings of the sampler that the model's files say otherwise, or do not say.
@@ -134,33 +143,41 @@ impl Packing {
         if let Some(known) = &mut known {
             phases.give_biases(known, &mut self.weights, &mut recipe);
         }
+        let of_config = recipe.activation_ranges.map(RangeSource::Calibration);
         let mut ranges = vec![QuantizeRange::Dynamic; self.weights.len()];
-        match (&options.activation_ranges, &known, &imported) {
-            (None, ..) => {}
+        match (&options.activation_ranges.or(of_config), &known, &imported) {
+            (None | Some(RangeSource::Dynamic), ..) => {}
             (Some(RangeSource::Calibration(wanted)), Some(known), _) => {
                 ranges = curves(wanted, known, &mut self.weights, &mut recipe)?;
-                recipe.config += &format!(", {}", wanted.describe());
+                recipe.config += &format!(", {}", describe(wanted));
             }
             (Some(RangeSource::Import { symmetric }), _, Some(imported)) => {
                 ranges = imported_ranges(imported, &self.model, &mut self.weights, &mut recipe, *symmetric)?;
                 recipe.config += ", activations in its ranges";
             }
             (Some(RangeSource::Calibration(_)), None, _) => {
+                let subject =
+                    if options.activation_ranges.is_some() { "--act-range" } else { "ranges that --q-config fixes" };
                 let expected = "--calib FILE: a calibration knows what ranges activations have";
-                return Err(Error::request("--act-range", expected, "none").into());
+                return Err(Error::request(subject, expected, "none").into());
             }
             (Some(RangeSource::Import { .. }), _, None) => {
                 return Err(Error::request("--act-range import", "--import FILE, which has them", "none").into());
             }
         }
         phases.check(&self.weights, &recipe, &ranges)?;
+        let pruned = Pruned::plan(options, &self.model, &self.weights)?;
+        if let Some(pruned) = &pruned {
+            recipe.config += &format!(", {}", pruned.describe());
+        }
         let attentions = self.use_codes(&recipe, &phases, &ranges)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
         for program in &self.programs {
             shape::infer(program, &types, &dims(&self.pipeline))?;
         }
-        let (layers, average_bits) = self.write_weights(&recipe, (known.as_ref(), imported.as_ref()), progress)?;
+        let changes = Changes { known: known.as_ref(), imported: imported.as_ref(), pruned: pruned.as_ref() };
+        let (layers, average_bits) = self.write_weights(&recipe, changes, progress)?;
         for (name, bytes) in &self.files {
             self.writer.bytes(name, bytes)?;
         }
@@ -168,7 +185,7 @@ impl Packing {
         let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
         let sampler = &self.pipeline.sampler;
         let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
-        let notes = sampler.replaces.iter().map(replaced).collect();
+        let notes = sampler.replaces.iter().map(replaced).chain(sparsity_note(&layers)).chain(recipe.notes).collect();
         let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
         let meta = Meta {
             tool: concat!("packer ", env!("CARGO_PKG_VERSION")).into(),
@@ -218,10 +235,10 @@ impl Packing {
     fn write_weights(
         &mut self,
         recipe: &Recipe,
-        (known, imported): (Option<&Known>, Option<&Imported>),
+        changes: Changes,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Vec<LayerLine>, f64)> {
-        let total = self.weights.iter().map(|w| w.len() as u64).sum();
+        let (total, known) = (self.weights.iter().map(|w| w.len() as u64).sum(), changes.known);
         let (mut done, mut size) = (0, PaperBytes::default());
         let mut layers = Vec::new();
         let mut corrections: HashMap<usize, Vec<f64>> = HashMap::new();
@@ -232,7 +249,7 @@ impl Packing {
             progress(Progress { name: &name, done, total });
             let prepare = |i: usize, corrections: &mut HashMap<usize, Vec<f64>>| -> Result<Prepared> {
                 let treatment = recipe.decisions[i].treatment;
-                let prepared = self.prepare(i, treatment, (known, imported), corrections.remove(&i))?;
+                let prepared = self.prepare(i, treatment, changes, corrections.remove(&i))?;
                 if let (Some(bias), Some(output)) = (known.and_then(|k| k.bias_of(i)), &prepared.stored.calibrated) {
                     corrections.insert(bias, output.bias.clone());
                 }
@@ -260,12 +277,12 @@ impl Packing {
         &self,
         i: usize,
         treatment: Treatment,
-        (known, imported): (Option<&Known>, Option<&Imported>),
+        Changes { known, imported, pruned }: Changes,
         correction: Option<Vec<f64>>,
     ) -> Result<Prepared> {
         let weight = &self.weights[Tensor(i as u32)];
         let name = weight.name();
-        let mut elements = elements(&self.model, &self.weights, weight)?;
+        let mut elements = elements(&self.model, &self.weights, weight, pruned)?;
         for (to, by) in elements.values.iter_mut().zip(correction.iter().flatten()) {
             *to = (f64::from(*to) + by) as f32;
         }
@@ -279,12 +296,21 @@ impl Packing {
             }
         }
         let moments = known.map_or(Ok(None), |known| known.moments(i, weight))?;
-        let mut stored = store(&name, &elements, treatment, moments.as_ref())?;
+        let sparse = pruned.is_some_and(|pruned| pruned.has(weight));
+        let mut stored = store(&name, &elements, treatment, moments.as_ref(), sparse)?;
         if imported.is_some() && weight.quantizable() && matches!(treatment.store, Store::Codes(..)) {
             stored.note = Some("not in the imported file by this method at this width: quantized here".into());
         }
         Ok(Prepared { dims: elements.dims, stored })
     }
+}
+
+/// What changes weights on their way into the file.
+#[derive(Clone, Copy)]
+struct Changes<'a> {
+    known: Option<&'a Known>,
+    imported: Option<&'a Imported>,
+    pruned: Option<&'a Pruned>,
 }
 
 /// A weight ready to be written.
@@ -312,39 +338,18 @@ fn inputs(options: &Options) -> Vec<&Path> {
     models.map(PathBuf::as_path).chain(configs).chain(scheduler).chain(calibration).collect()
 }
 
-/// The elements of `weight` in the file's order, after all its steps.
-fn elements(model: &Model, weights: &Weights, weight: &Weight) -> Result<Elements> {
-    let (dims, values) = match &weight.origin {
+/// The elements of `weight` in the file's order, pruned and after all its steps.
+fn elements(model: &Model, weights: &Weights, weight: &Weight, pruned: Option<&Pruned>) -> Result<Elements> {
+    let (dims, mut values) = match &weight.origin {
         Origin::Checkpoint { key, dims } => (dims, model.component(weight.component).weights.read(key)?),
         Origin::Made { dims, values, .. } => (dims, values.clone()),
     };
+    if let Some(pruned) = pruned {
+        pruned.apply(weight, &mut values);
+    }
     let source = Elements { dims: dims.clone(), values };
     let misfit = |Misfit { expected, got }| Error::request(format!("steps of {}", weight.name()), expected, got);
     Ok(step::apply(&weight.steps, source, &|name| weights.parameter(name)).map_err(misfit)?)
-}
-
-/// A layer's entry in the report.
-fn line(weight: &Weight, decision: &Decision, stored: &Stored, weights: u64) -> LayerLine {
-    let Decision { treatment, by, note } = decision;
-    let meta = LayerMeta {
-        name: format!("{}/{}", weight.component, weight.layer_in_file()),
-        method: treatment.store.name(),
-        decided_by: by.as_ref().map(ToString::to_string),
-        note: notes(note.as_deref(), stored),
-        activation_bits: treatment.activation_bits.unwrap_or(32),
-        error: stored.error,
-        exact_error: stored.exact_error,
-        output_error: stored.calibrated.as_ref().map(|output| output.error),
-        nearest_output_error: stored.calibrated.as_ref().map(|output| output.nearest),
-        bytes: stored.bytes.len() as u64,
-    };
-    LayerLine { meta, bits: treatment.store.bits(), weights }
-}
-
-/// What the recipe and the choice of codes have to say of a layer.
-fn notes(recipe: Option<&str>, stored: &Stored) -> Option<String> {
-    let all: Vec<&str> = recipe.into_iter().chain(stored.note.as_deref()).collect();
-    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn aliases(weight: &Weight) -> (String, Vec<String>) {

@@ -1,10 +1,11 @@
 //! Ranges of activations that are fixed when packing: curves over time, made from a calibration.
 
 use super::calibrated::Known;
+use crate::config::ActivationRanges;
 use crate::error::Result;
 use crate::import::Imported;
 use crate::lower::Part;
-use crate::quantize::{RangeRule, SeenRange};
+use crate::quantize::{MovingRange, RangeRule};
 use crate::recipe::Recipe;
 use crate::source::diffusers::Model;
 use crate::weight::Weights;
@@ -25,38 +26,26 @@ pub enum RangeSource {
         /// Whether its quantizers count from the middle of the codes, which it does not say.
         symmetric: bool,
     },
+    /// Each row has its own while running, whatever a configuration says.
+    Dynamic,
 }
 
-/// How a calibration gives ranges of activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ActivationRanges {
-    /// How a range follows from the values that were seen.
-    pub rule: RangeRule,
-    /// Intervals of time, each with a range of its own: 1 for one range over the whole run.
-    pub intervals: usize,
-    /// What time is: the sampler's steps in equal parts, as the course project has it, or the model's timesteps, as
-    /// ViDiT-Q has it.
-    pub axis: CurveAxis,
-    /// Whether both signs reach as far.
-    pub symmetric: bool,
-}
-
-impl ActivationRanges {
-    /// In words, for META.
-    pub(super) fn describe(&self) -> String {
-        let rule = match self.rule {
-            RangeRule::MinMax => "min-max",
-            RangeRule::Mse => "mse",
-        };
-        let axis = match self.axis {
-            CurveAxis::StepFraction => "steps",
-            CurveAxis::Timestep => "timesteps",
-        };
-        let symmetric = if self.symmetric { "symmetric " } else { "" };
-        match self.intervals {
-            1 => format!("activations in a fixed {symmetric}range by {rule}"),
-            n => format!("activations in {symmetric}ranges by {rule} over {n} intervals of {axis}"),
-        }
+/// The ranges in words, for META.
+pub(super) fn describe(ranges: &ActivationRanges) -> String {
+    let rule = match ranges.rule {
+        RangeRule::MinMax => "min-max",
+        RangeRule::Mse => "mse",
+    };
+    let axis = match ranges.axis {
+        CurveAxis::StepFraction => "steps",
+        CurveAxis::Timestep => "timesteps",
+    };
+    let symmetric = if ranges.symmetric { "symmetric " } else { "" };
+    let momentum = ranges.momentum.map(|hundredths| format!(" averaged over calls with momentum 0.{hundredths:02}"));
+    let momentum = momentum.unwrap_or_default();
+    match ranges.intervals {
+        1 => format!("activations in a fixed {symmetric}range by {rule}{momentum}"),
+        n => format!("activations in {symmetric}ranges by {rule}{momentum} over {n} intervals of {axis}"),
     }
 }
 
@@ -148,22 +137,22 @@ fn points(ranges: &ActivationRanges, known: &Known, inputs: &[usize], bits: u8) 
     }
     // Steps in runs of equal length, the last perhaps shorter; see the course's `step_index // ceil(T / k)`.
     let steps = all.div_ceil(count).max(1);
-    let mut intervals: Vec<Option<SeenRange>> = vec![None; count];
+    let moving = MovingRange::new(ranges.rule, bits, ranges.symmetric, ranges.momentum);
+    let mut intervals = vec![moving; count];
     for call in &of_calls {
         let interval = match ranges.axis {
             CurveAxis::StepFraction => call.index / steps,
             CurveAxis::Timestep => (call.timestep / TIMESTEPS * count as f32) as usize,
         };
-        let seen = &mut intervals[interval.min(count - 1)];
-        *seen = Some(seen.as_ref().map_or_else(|| call.seen.clone(), |seen| seen.and(&call.seen)));
+        intervals[interval.min(count - 1)].see(&call.seen);
     }
     let position = |interval: usize| match ranges.axis {
         CurveAxis::StepFraction => (interval * steps) as f32 / all.max(1) as f32,
         CurveAxis::Timestep => interval as f32 * TIMESTEPS / count as f32,
     };
     // An interval that no call was looked at in has the range of the one before.
-    let points = intervals.iter().enumerate().filter_map(|(i, seen)| {
-        let (scale, zero) = seen.as_ref()?.scale_and_zero(ranges.rule, bits, ranges.symmetric);
+    let points = intervals.iter().enumerate().filter_map(|(i, range)| {
+        let (scale, zero) = range.scale_and_zero()?;
         Some([position(i), scale, zero])
     });
     Ok(points.collect())

@@ -1,5 +1,8 @@
 //! What packing did, for people and programs.
 
+use super::store::Stored;
+use crate::recipe::Decision;
+use crate::weight::Weight;
 use aquatint::raw::format::meta::LayerMeta;
 use serde::Serialize;
 
@@ -41,4 +44,41 @@ pub struct LayerLine {
     pub bits: u8,
     /// Number of weights.
     pub weights: u64,
+    /// The fraction of them that is 0, if the model was pruned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparsity: Option<f64>,
+}
+
+/// What pruning did to all layers together, and what it does not do.
+pub(super) fn sparsity_note(layers: &[LayerLine]) -> Option<String> {
+    let pruned = || layers.iter().filter_map(|line| Some((line.weights as f64, line.sparsity?)));
+    let (all, zeros) = pruned().fold((0.0, 0.0), |(all, zeros), (n, part)| (all + n, zeros + n * part));
+    (all > 0.0).then(|| {
+        let part = 100.0 * zeros / all;
+        format!("{part:.2} % of the denoiser's weights are 0; zeros are stored and multiplied as others, so size and speed do not change")
+    })
+}
+
+/// A layer's entry in the report.
+pub(super) fn line(weight: &Weight, decision: &Decision, stored: &Stored, weights: u64) -> LayerLine {
+    let Decision { treatment, by, note } = decision;
+    let meta = LayerMeta {
+        name: format!("{}/{}", weight.component, weight.layer_in_file()),
+        method: treatment.store.name(),
+        decided_by: by.as_ref().map(ToString::to_string),
+        note: notes(note.as_deref(), stored),
+        activation_bits: treatment.activation_bits.unwrap_or(32),
+        error: stored.error,
+        exact_error: stored.exact_error,
+        output_error: stored.calibrated.as_ref().map(|output| output.error),
+        nearest_output_error: stored.calibrated.as_ref().map(|output| output.nearest),
+        bytes: stored.bytes.len() as u64,
+    };
+    LayerLine { meta, bits: treatment.store.bits(), weights, sparsity: stored.sparsity }
+}
+
+/// What the recipe and the choice of codes have to say of a layer.
+fn notes(recipe: Option<&str>, stored: &Stored) -> Option<String> {
+    let all: Vec<&str> = recipe.into_iter().chain(stored.note.as_deref()).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }

@@ -3,8 +3,8 @@
 use crate::error::Result;
 use crate::import::RowGrid;
 use crate::quantize::{
-    Calibrated, FeedbackOptions, Measured, Method, Moments, encode, quantize_calibrated, quantize_measured,
-    relative_error,
+    Calibrated, CodebookType, FeedbackOptions, Measured, Method, Moments, encode, quantize_calibrated,
+    quantize_measured, quantize_sparse, relative_error,
 };
 use crate::recipe::{Store, Treatment};
 use crate::weight::Elements;
@@ -26,6 +26,8 @@ pub(super) struct Stored {
     pub(super) exact_error: f64,
     /// What a calibration says of it.
     pub(super) calibrated: Option<OutputError>,
+    /// The fraction of a pruned weight that is 0.
+    pub(super) sparsity: Option<f64>,
     /// What a person should know of it.
     pub(super) note: Option<String>,
 }
@@ -43,15 +45,40 @@ pub(super) struct OutputError {
 impl Stored {
     /// The bytes of a weight that is `error` off, without anything known of its inputs.
     fn plain(kind: TensorKind, bytes: Vec<u8>, error: f64) -> Self {
-        Stored { kind, bytes, error, exact_error: error, calibrated: None, note: None }
+        Stored { kind, bytes, error, exact_error: error, calibrated: None, sparsity: None, note: None }
     }
 }
 
-/// Stores the weight called `name` as `treatment` says; codes are chosen by the moments of its inputs where they are known.
+/// Stores the weight called `name` as `treatment` says; codes are chosen by the moments of its inputs where they are known. The
+/// zeros of a `sparse` weight stay exactly 0.
 ///
 /// # Errors
-/// If f16 cannot hold it, or the moments do not fit it.
-pub(super) fn store(name: &str, weight: &Elements, treatment: Treatment, moments: Option<&Moments>) -> Result<Stored> {
+/// If f16 cannot hold it, the moments do not fit it, or the method has no level at 0 for a sparse one.
+pub(super) fn store(
+    name: &str,
+    weight: &Elements,
+    treatment: Treatment,
+    moments: Option<&Moments>,
+    sparse: bool,
+) -> Result<Stored> {
+    let mut stored = stored(name, weight, treatment, moments, sparse)?;
+    if sparse {
+        let zeros = weight.values.iter().filter(|v| **v == 0.0).count() as f64;
+        let part = zeros / weight.values.len().max(1) as f64;
+        stored.sparsity = Some(part);
+        let pruned = format!("pruned: {:.2} % of its weights are 0", 100.0 * part);
+        stored.note = Some(stored.note.map_or(pruned.clone(), |note| format!("{pruned}; {note}")));
+    }
+    Ok(stored)
+}
+
+fn stored(
+    name: &str,
+    weight: &Elements,
+    treatment: Treatment,
+    moments: Option<&Moments>,
+    sparse: bool,
+) -> Result<Stored> {
     let Elements { dims, values } = weight;
     let kind = treatment.kind();
     match treatment.store {
@@ -70,11 +97,18 @@ pub(super) fn store(name: &str, weight: &Elements, treatment: Treatment, moments
             let (rows, cols) = (dims[0], dims[1..].iter().product());
             let codebook = treatment.codebook;
             let (measured, calibrated, note) = match moments {
+                None if sparse => {
+                    let misfit =
+                        |fault| Error::request(format!("--prune of {name}"), "a method that keeps zeros", fault);
+                    (quantize_sparse(values, rows, cols, method, bits, codebook).map_err(misfit)?, None, None)
+                }
                 None => (quantize_measured(values, rows, cols, method, bits, codebook), None, None),
                 Some(moments) => {
-                    let options = FeedbackOptions::default();
+                    let options = FeedbackOptions { keep_zeros: sparse, ..Default::default() };
                     let chosen = quantize_calibrated(values, rows, cols, method, bits, codebook, moments, &options);
-                    let misfit = |fault| Error::request(format!("--calib for {name}"), "moments of its inputs", fault);
+                    let misfit = |fault| {
+                        Error::request(format!("--calib for {name}"), "moments and a method that suit it", fault)
+                    };
                     let Calibrated { matrix, error, exact_error, output_error, nearest_output_error, bias, note } =
                         chosen.map_err(misfit)?;
                     let output = OutputError { error: output_error, nearest: nearest_output_error, bias };
@@ -110,7 +144,8 @@ pub(super) fn store_imported(
     let moved = relative_error(values, &matrix);
     let error = relative_error(&weight.values, &matrix);
     let note = (moved > 1e-6).then(|| {
-        format!("imported; its levels are stored as 8-bit integers, which moves weights by {:.2} %", 100.0 * moved)
+        let entries = if treatment.codebook == CodebookType::Int8 { "8-bit integers" } else { "16-bit floats" };
+        format!("imported; its levels are stored as {entries}, which moves weights by {:.2} %", 100.0 * moved)
     });
     let (mut sse, mut energy) = (0.0, 0.0);
     for (&w, &v) in weight.values.iter().zip(values) {
@@ -128,5 +163,5 @@ fn pack(name: &str, dims: &[usize], measured: Measured, kind: TensorKind) -> Sto
     let (layout, bytes) = layout::pack(&matrix, taps(dims));
     let made = TensorKind::Codes { bits: matrix.bits, grain: layout.grain, int8: layout.int8 };
     assert_eq!(made, kind, "{name}: the shape rules were told otherwise");
-    Stored { kind, bytes, error, exact_error, calibrated: None, note: None }
+    Stored { kind, bytes, error, exact_error, calibrated: None, sparsity: None, note: None }
 }

@@ -59,24 +59,18 @@ impl SeenRange {
     /// Scale and zero point in `bits`: a value is `scale * (q - zero)`, q from 0 to `2^bits - 1`. With `symmetric` the zero point
     /// is `2^(bits - 1)`, and both signs reach as far.
     pub fn scale_and_zero(&self, rule: RangeRule, bits: u8, symmetric: bool) -> (f32, f32) {
+        scale_and_zero(self.ends(rule, bits, symmetric), bits, symmetric)
+    }
+
+    /// The ends of the range that the rule gives; of a symmetric one, the further end on both sides.
+    fn ends(&self, rule: RangeRule, bits: u8, symmetric: bool) -> [f64; 2] {
         let shrink = match rule {
             RangeRule::MinMax => 1.0,
             RangeRule::Mse => self.best_shrink(bits, symmetric),
         };
-        let (low, high) = (shrink * f64::from(self.low), shrink * f64::from(self.high));
-        let levels = f64::from((1u32 << bits) - 1);
-        if symmetric {
-            let (furthest, half) = (low.abs().max(high.abs()), f64::from(1u32 << (bits - 1)));
-            let scale = if furthest > 0.0 { furthest / (half - 1.0) } else { 1.0 };
-            return (scale as f32, half as f32);
-        }
-        if low == high {
-            let scale = if high == 0.0 { 1.0 } else { high.abs() };
-            return (scale as f32, (-low / scale).round_ties_even() as f32);
-        }
-        // A step that is much finer than the values would push the zero point beyond what codes round exactly.
-        let scale = ((high - low) / levels).max(high.abs().max(low.abs()) / 4e6);
-        (scale as f32, (-low / scale).round_ties_even() as f32)
+        let [low, high] = [self.low, self.high].map(|end| shrink * f64::from(end));
+        let furthest = low.abs().max(high.abs());
+        if symmetric { [-furthest, furthest] } else { [low, high] }
     }
 
     fn best_shrink(&self, bits: u8, symmetric: bool) -> f64 {
@@ -113,6 +107,62 @@ impl SeenRange {
             }
         }
         best.1
+    }
+}
+
+/// Scale and zero point of codes for a range.
+fn scale_and_zero([low, high]: [f64; 2], bits: u8, symmetric: bool) -> (f32, f32) {
+    let levels = f64::from((1u32 << bits) - 1);
+    if symmetric {
+        let half = f64::from(1u32 << (bits - 1));
+        let scale = if high > 0.0 { high / (half - 1.0) } else { 1.0 };
+        return (scale as f32, half as f32);
+    }
+    if low == high {
+        let scale = if high == 0.0 { 1.0 } else { high.abs() };
+        return (scale as f32, (-low / scale).round_ties_even() as f32);
+    }
+    // A step that is much finer than the values would push the zero point beyond what codes round exactly.
+    let scale = ((high - low) / levels).max(high.abs().max(low.abs()) / 4e6);
+    (scale as f32, (-low / scale).round_ties_even() as f32)
+}
+
+/// A range that calls of a run make one after another.
+#[derive(Clone, Debug)]
+pub struct MovingRange {
+    rule: RangeRule,
+    bits: u8,
+    symmetric: bool,
+    /// The part of its ends that stays when a call is seen; none if the rule is for all values together.
+    momentum: Option<f64>,
+    all: Option<SeenRange>,
+    ends: Option<[f64; 2]>,
+}
+
+impl MovingRange {
+    /// A range of which nothing is seen. With `momentum`, so many hundredths of its ends stay at every call, and the rest is the
+    /// ends of the call's own range (Q-Diffusion's `running_stat` with 95, the course project's `momentum` with 90); without,
+    /// it is the range of all values together.
+    pub fn new(rule: RangeRule, bits: u8, symmetric: bool, momentum: Option<u8>) -> Self {
+        let momentum = momentum.map(|hundredths| f64::from(hundredths) / 100.0);
+        MovingRange { rule, bits, symmetric, momentum, all: None, ends: None }
+    }
+
+    /// Takes the next call's values.
+    pub fn see(&mut self, call: &SeenRange) {
+        let Some(stay) = self.momentum else {
+            self.all = Some(self.all.as_ref().map_or_else(|| call.clone(), |all| all.and(call)));
+            return;
+        };
+        let own = call.ends(self.rule, self.bits, self.symmetric);
+        let moved = |old: [f64; 2]| [0, 1].map(|i| old[i] * stay + own[i] * (1.0 - stay));
+        self.ends = Some(self.ends.map_or(own, moved));
+    }
+
+    /// Scale and zero point, as [`SeenRange::scale_and_zero`] has them; none if no call was seen.
+    pub fn scale_and_zero(&self) -> Option<(f32, f32)> {
+        let all = self.all.as_ref().map(|all| all.ends(self.rule, self.bits, self.symmetric));
+        self.ends.or(all).map(|ends| scale_and_zero(ends, self.bits, self.symmetric))
     }
 }
 

@@ -7,6 +7,7 @@
 //!
 //! [`quantize`] looks at the weights alone and rounds each to the nearest level. [`quantize_calibrated`] also knows what the
 //! layer's inputs are like ([`Moments`]) and chooses codes and levels for the least error of the layer's *output*.
+//! [`quantize_sparse`] keeps zeros of pruned weights ([`Pruning`]), and so does [`quantize_calibrated`] if it is asked to.
 //! Everything here is deterministic: the same weights give the same codes on any number
 //! of threads, because no sum's order depends on how the work was split.
 //!
@@ -15,6 +16,7 @@
 
 mod accounting;
 mod activation;
+mod exact;
 pub mod feedback;
 mod identity;
 mod kmeans;
@@ -22,13 +24,18 @@ mod levels;
 mod lloyd;
 pub mod moments;
 mod power;
+mod prune;
+mod sparse;
 mod table;
 mod uniform;
 
 pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
-pub use activation::{BINS, RangeRule, SeenRange, bin};
+pub use activation::{BINS, MovingRange, RangeRule, SeenRange, bin};
+pub use exact::{Exact, exact, power_loss};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
 pub use moments::{Moments, SecondMoments};
+pub use prune::{Cut, Pruning, RankSearch, pruned_count, zero_channels, zero_smallest, zero_up_to};
+pub use sparse::quantize_sparse;
 pub use uniform::{Rule, f16_codes};
 
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix};
@@ -181,6 +188,11 @@ pub fn quantize_measured(
         Method::KMeansTensor if !direct => table::kmeans_tensor(weights, rows, cols, bits, codebook),
         _ => (quantize(weights, rows, cols, method, bits, codebook), f64::NAN),
     };
+    measured(weights, matrix, exact_sse)
+}
+
+/// `matrix` with its errors; that of exact levels is as `matrix` has it where their squared error is not a number.
+fn measured(weights: &[f32], matrix: QuantizedMatrix, exact_sse: f64) -> Measured {
     let (sse, energy) = table::error_and_energy(weights, &matrix);
     let relative = |sse: f64| if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() };
     let error = relative(sse);

@@ -68,6 +68,39 @@ pub(super) fn fit(clusters: &Clusters, codebook: CodebookType) -> StoredLevels {
     }
 }
 
+/// As [`fit`], but a centroid that is 0 stays exactly 0.
+pub(super) fn fit_with_zero(clusters: &Clusters, codebook: CodebookType) -> StoredLevels {
+    // Halves have no offset: 0 is one of them.
+    match codebook {
+        CodebookType::Int8 if clusters.centroids.contains(&0.0) => fit_about_zero(clusters),
+        _ => fit(clusters, codebook),
+    }
+}
+
+/// Integers about the one that stands for 0: the offset is an integer, and the slope is free.
+fn fit_about_zero(Clusters { centroids, counts }: &Clusters) -> StoredLevels {
+    let (low, high) = (centroids[0], centroids[centroids.len() - 1]);
+    let mut best: Option<(f64, StoredLevels)> = None;
+    for span in (255 - SPANS..255).rev() {
+        let per_step = span as f64 / (high - low);
+        let zero = (-low * per_step).round() - 127.0;
+        let steps = centroids.iter().map(|c| ((c * per_step).round() + zero).min(127.0) - zero);
+        let steps: Vec<f64> = steps.collect();
+        let sum = |f: &dyn Fn(usize) -> f64| (0..steps.len()).map(|j| counts[j] * f(j)).sum::<f64>();
+        let scale = (sum(&|j| steps[j] * centroids[j]) / sum(&|j| steps[j] * steps[j])) as f32;
+        if !(scale.is_normal() && scale > 0.0) {
+            continue;
+        }
+        let error = sum(&|j| (centroids[j] - f64::from(scale) * steps[j]).powi(2));
+        if best.as_ref().is_none_or(|(least, _)| error < *least) {
+            let entries = steps.iter().map(|step| (step + zero) as f32).collect();
+            best = Some((error, StoredLevels { entries, scale, offset: -zero as f32 }));
+        }
+    }
+    // Nothing but zeros, or less than a normal f32.
+    best.map_or_else(|| StoredLevels { entries: vec![0.0], scale: 1.0, offset: 0.0 }, |(_, levels)| levels)
+}
+
 /// Tables of `levels` entries, each filled up with its last entry.
 pub(super) fn tables<'a>(
     entries: impl Iterator<Item = &'a [f32]>,

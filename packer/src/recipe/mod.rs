@@ -18,8 +18,9 @@
 mod decide;
 #[cfg(test)]
 mod tests;
+mod types;
 
-use crate::config::{self, Activations, Choice, Decider, QConfig};
+use crate::config::{self, ActivationRanges, Activations, Choice, Decider, QConfig};
 use crate::error::{Error, Result};
 use crate::lower::Part;
 use crate::pass::{Site, Starts};
@@ -127,6 +128,8 @@ pub struct Requests<'a> {
     pub text: Option<&'a str>,
     /// Bits of the activations of the denoisers' layers whose weights are codes, whatever their request says.
     pub activation_bits: Option<u8>,
+    /// Types of tensors by stable-diffusion.cpp's rules, which go before all of these.
+    pub tensor_types: Option<&'a str>,
 }
 
 /// What becomes of a weight in a phase after the first.
@@ -151,6 +154,10 @@ pub struct Recipe {
     pub changes: Vec<Change>,
     /// The configurations in words.
     pub config: String,
+    /// What of the configurations is taken otherwise or not at all.
+    pub notes: Vec<String>,
+    /// Ranges of activations that the denoisers' configuration fixes.
+    pub activation_ranges: Option<ActivationRanges>,
 }
 
 impl Recipe {
@@ -166,10 +173,12 @@ impl Recipe {
             starts: Starts::default(),
             changes: Vec::new(),
             config: String::new(),
+            notes: Vec::new(),
+            activation_ranges: None,
         };
         let mut floats = Store::F16;
         let mut words = Vec::new();
-        let Requests { denoiser, autoencoder, text, activation_bits } = requests;
+        let Requests { denoiser, autoencoder, text, activation_bits, tensor_types } = requests;
         for (part, config, bits, option, name) in [
             (Part::Denoiser, denoiser, activation_bits, "--q-config", "denoiser"),
             (Part::Autoencoder, autoencoder, None, "--vae-q-config", "decoder"),
@@ -203,6 +212,9 @@ impl Recipe {
             }
         }
         recipe.config = words.join(", ");
+        if let Some(rules) = tensor_types {
+            recipe.apply_types(rules, (weights, sites), activation_bits)?;
+        }
         Ok(recipe)
     }
 
@@ -242,8 +254,16 @@ impl Recipe {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             choices = config.resolve_phases(&names, &aliases).map_err(refuse)?;
             floats = floats_of(&config, &choices[0]);
+            if config.linear_only() {
+                for choices in &mut choices {
+                    let convs = layers.iter().zip(choices).filter(|((_, w), _)| w.source_dims().len() > 2);
+                    convs.for_each(|(_, choice)| choice.spec = config::FLOAT);
+                }
+            }
+            self.notes.extend(config.notes(&names));
             let phases = config.phases();
             if part == Part::Denoiser {
+                self.activation_ranges = config.activation_ranges();
                 self.starts = Starts { axis: phases.axis, positions: phases.starts() };
             } else if !phases.later.is_empty() {
                 let expected = format!("none: the {component} does not run in steps");

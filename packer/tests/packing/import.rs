@@ -222,13 +222,21 @@ fn the_research_scripts_flags_say_the_same() {
     let theirs =
         format!("--weight_bit 4 --quant_act --act_bit 8 --split --a_sym --act-range import --cali_ckpt {file}");
     let ours = format!("--q-config w4a8 --split --act-sym --act-range import --import {file}");
-    for (output, flags) in [("a.aqt", &theirs), ("b.aqt", &ours)] {
+    let resumed = theirs.replace("--act-range import", "--resume");
+    for (output, flags) in [("a.aqt", &theirs), ("b.aqt", &ours), ("d.aqt", &resumed)] {
         let (done, error) = run(output, flags);
         assert!(done, "{error}");
     }
-    let [a, b] = ["a.aqt", "b.aqt"].map(|name| Packed::open(scratch.path(name)).unwrap());
-    assert_eq!(a.programs(), b.programs());
-    assert_eq!(a.tensors(), b.tensors());
+    let [a, b, d] = ["a.aqt", "b.aqt", "d.aqt"].map(|name| Packed::open(scratch.path(name)).unwrap());
+    for other in [&a, &d] {
+        assert_eq!(other.programs(), b.programs());
+        assert_eq!(other.tensors(), b.tensors());
+    }
+    let noted = |flags: &str| run("e.aqt", &format!("--weight_bit 4 --split --cali_ckpt {file} {flags}"));
+    let (done, note) = noted("--resume_w");
+    assert!(done && note.contains("note: --resume_w changes nothing"), "{note}");
+    let (done, note) = noted("--resume");
+    assert!(done && note.contains("note: --resume takes weights alone"), "{note}");
     for flags in [
         "--weight_bit 4 --q-config w4a8",
         "--weight_bit 7",

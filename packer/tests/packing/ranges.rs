@@ -9,8 +9,13 @@ use packer::emit::{ActivationRanges, Options, RangeSource, pack};
 use packer::quantize::RangeRule;
 use std::path::PathBuf;
 
-const RULE: ActivationRanges =
-    ActivationRanges { rule: RangeRule::MinMax, intervals: 3, axis: CurveAxis::StepFraction, symmetric: false };
+const RULE: ActivationRanges = ActivationRanges {
+    rule: RangeRule::MinMax,
+    intervals: 3,
+    axis: CurveAxis::StepFraction,
+    symmetric: false,
+    momentum: None,
+};
 
 /// A calibration of a DiT with random weights: 3 of the 6 calls of a run, guidance on.
 fn calibration(scratch: &Scratch) -> PathBuf {

@@ -2,7 +2,7 @@
 
 use super::refit::Normal;
 use crate::quantize::kmeans::{self, Clusters, Scratch};
-use crate::quantize::{CodebookType, Method, Rule, identity, lloyd, table, uniform};
+use crate::quantize::{CodebookType, Method, Rule, identity, lloyd, sparse, table, uniform};
 use aquatint::raw::codec::Bits;
 use rayon::prelude::*;
 
@@ -16,6 +16,8 @@ pub(super) enum Freedom {
     Levels,
     /// Slope and intercept over consecutive integers.
     Affine,
+    /// Slope alone, over consecutive integers about one that stands for 0.
+    Slope,
     /// The scale of a fixed table.
     Scale,
     /// Nothing: a published rule has set step and zero point, and codes alone are chosen.
@@ -30,6 +32,8 @@ pub(super) struct Form {
     pub(super) freedom: Freedom,
     /// Whether all rows have one grid.
     pub(super) shared: bool,
+    /// Whether weights that are 0 stay exactly 0.
+    pub(super) zeros: bool,
 }
 
 /// Levels of one row (or of all): level j is `scale * (entries[j] + offset)`.
@@ -49,8 +53,14 @@ impl Grid {
         self.entries.iter().map(|e| f64::from(self.scale * (e + self.offset))).collect()
     }
 
-    fn of_clusters(clusters: Clusters, codebook: CodebookType) -> Self {
-        let table::StoredLevels { entries, scale, offset } = table::fit(&clusters, codebook);
+    /// The first level that is 0.
+    fn zero(&self) -> Option<usize> {
+        self.levels().iter().position(|&level| level == 0.0)
+    }
+
+    fn of_clusters(clusters: Clusters, codebook: CodebookType, zeros: bool) -> Self {
+        let fit = if zeros { table::fit_with_zero } else { table::fit };
+        let table::StoredLevels { entries, scale, offset } = fit(&clusters, codebook);
         // A table that holds no more than one of them holds them exactly enough.
         let exact = (entries.len() == clusters.centroids.len()).then_some(clusters.centroids);
         Grid { entries, scale, offset, exact }
@@ -58,16 +68,18 @@ impl Grid {
 }
 
 impl Form {
-    pub(super) fn new(method: Method, bits: Bits, codebook: CodebookType) -> Self {
+    pub(super) fn new(method: Method, bits: Bits, codebook: CodebookType, zeros: bool) -> Self {
         let integers = codebook == CodebookType::Int8 && bits.levels() == 256;
         let freedom = match method {
+            Method::Uniform(Rule::Mse) if zeros => Freedom::Slope,
+            Method::KMeansRow | Method::KMeansTensor if integers && zeros => Freedom::Slope,
             Method::Uniform(Rule::Mse) => Freedom::Affine,
             Method::Uniform(rule) => Freedom::None(rule),
             Method::Lloyd => Freedom::Scale,
             Method::KMeansRow | Method::KMeansTensor if integers => Freedom::Affine,
             Method::KMeansRow | Method::KMeansTensor => Freedom::Levels,
         };
-        Form { bits, codebook, freedom, shared: method == Method::KMeansTensor }
+        Form { bits, codebook, freedom, shared: method == Method::KMeansTensor, zeros }
     }
 
     /// How many parameters a refit has.
@@ -75,7 +87,7 @@ impl Form {
         match self.freedom {
             Freedom::Levels => self.bits.levels(),
             Freedom::Affine => 2,
-            Freedom::Scale => 1,
+            Freedom::Scale | Freedom::Slope => 1,
             Freedom::None(_) => 0,
         }
     }
@@ -84,30 +96,35 @@ impl Form {
     pub(super) fn is_refit(&self) -> bool {
         match self.freedom {
             Freedom::Levels => self.shared || self.bits.levels() <= REFIT_ROWS,
-            Freedom::Affine | Freedom::Scale => true,
+            Freedom::Affine | Freedom::Slope | Freedom::Scale => true,
             Freedom::None(_) => false,
         }
     }
 
     /// Grids for rounding to the nearest level with the least squared error, every input's counted `inputs` times.
     pub(super) fn grids(&self, weights: &[f32], cols: usize, inputs: &[f64]) -> Vec<Grid> {
-        let levels = self.bits.levels();
         match self.freedom {
             Freedom::Levels if self.shared => {
-                let clusters = kmeans::cluster_weighted(weights, inputs, levels, &mut Scratch::default());
-                vec![Grid::of_clusters(clusters, self.codebook)]
+                let clusters = self.cluster(weights, inputs, &mut Scratch::default());
+                vec![Grid::of_clusters(clusters, self.codebook, self.zeros)]
             }
             Freedom::Levels => {
                 let grid = |scratch: &mut Scratch, row: &[f32]| {
-                    Grid::of_clusters(kmeans::cluster_weighted(row, inputs, levels, scratch), self.codebook)
+                    Grid::of_clusters(self.cluster(row, inputs, scratch), self.codebook, self.zeros)
                 };
                 weights.par_chunks(cols).map_init(Scratch::default, grid).collect()
+            }
+            Freedom::Slope if self.shared => {
+                let (scale, zero) = uniform::zero_point(uniform::range(weights), self.bits);
+                let offset = (self.bits.levels() / 2) as f32 - zero;
+                vec![Grid { entries: self.integers(), scale, offset, exact: None }]
             }
             Freedom::Affine if self.shared => {
                 let (scale, offset) = identity::map(uniform::range(weights));
                 vec![Grid { entries: self.integers(), scale, offset, exact: None }]
             }
-            Freedom::Affine => {
+            // The zero point of a range is an integer: one of its codes where the row has zeros.
+            Freedom::Affine | Freedom::Slope => {
                 // As f32 beside their mean: products with squared errors keep the range.
                 let mean = inputs.iter().sum::<f64>() / inputs.len() as f64;
                 let inputs: Vec<f32> = inputs.iter().map(|&v| (v / mean) as f32).collect();
@@ -135,6 +152,14 @@ impl Form {
         }
     }
 
+    /// Clusters of values, of which value i counts `inputs[i % inputs.len()]` times.
+    fn cluster(&self, values: &[f32], inputs: &[f64], scratch: &mut Scratch) -> Clusters {
+        match self.zeros {
+            true => sparse::cluster(values, Some(inputs), self.bits, scratch),
+            false => kmeans::cluster_weighted(values, inputs, self.bits.levels(), scratch),
+        }
+    }
+
     fn integers(&self) -> Vec<f32> {
         let half = self.bits.levels() as i32 / 2;
         (-half..half).map(|q| q as f32).collect()
@@ -142,7 +167,9 @@ impl Form {
 
     /// The grid that suits the codes best, rounded to entries; as it was if there is nothing to gain.
     pub(super) fn refit(&self, grid: &Grid, normal: &Normal) -> Grid {
-        let Some(step) = normal.solve() else { return grid.clone() };
+        let held = if self.zeros && self.freedom == Freedom::Levels { grid.zero() } else { None };
+        let step = held.map_or_else(|| normal.solve(), |zero| normal.holding(zero).solve());
+        let Some(step) = step else { return grid.clone() };
         let (scale, intercept) = (f64::from(grid.scale), f64::from(grid.scale) * f64::from(grid.offset));
         let moved = match self.freedom {
             Freedom::Levels => {
@@ -158,13 +185,13 @@ impl Form {
                 let mut moved: Vec<(f64, f64)> = moved.collect();
                 moved.sort_by(|a, b| a.0.total_cmp(&b.0));
                 let (centroids, counts) = moved.into_iter().unzip();
-                return Grid::of_clusters(Clusters { centroids, counts }, self.codebook);
+                return Grid::of_clusters(Clusters { centroids, counts }, self.codebook, self.zeros);
             }
             Freedom::Affine => {
                 let scale = scale + step[0];
                 (scale as f32, ((intercept + step[1]) / scale) as f32)
             }
-            Freedom::Scale => ((scale + step[0]) as f32, grid.offset),
+            Freedom::Scale | Freedom::Slope => ((scale + step[0]) as f32, grid.offset),
             Freedom::None(_) => return grid.clone(),
         };
         let (scale, offset) = moved;

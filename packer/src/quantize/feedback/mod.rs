@@ -30,7 +30,7 @@ mod tests;
 mod tile;
 
 use super::moments::Moments;
-use super::{CodebookType, Measured, Method, quantize_measured, table};
+use super::{CodebookType, Measured, Method, quantize_measured, quantize_sparse, sparse, table};
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use block::Blocks;
 use grid::{Form, Freedom, Grid};
@@ -49,11 +49,14 @@ pub struct FeedbackOptions {
     /// Inputs per output that are treated jointly at most. Memory grows with its square: 20 bytes while a block is factored,
     /// 8 after.
     pub max_block: usize,
+    /// Whether weights that are 0 stay exactly 0, as pruned ones must: errors are made up for by the others alone, and refits
+    /// leave a level at 0.
+    pub keep_zeros: bool,
 }
 
 impl Default for FeedbackOptions {
     fn default() -> Self {
-        FeedbackOptions { damping: 0.01, refits: 3, sweeps: 4, max_block: 4608 }
+        FeedbackOptions { damping: 0.01, refits: 3, sweeps: 4, max_block: 4608, keep_zeros: false }
     }
 }
 
@@ -86,7 +89,8 @@ pub struct Calibrated {
 /// The result is the same on any number of threads.
 ///
 /// # Errors
-/// Numbers of weights, moments or options that do not fit or are not finite; moments that no inputs have.
+/// Numbers of weights, moments or options that do not fit or are not finite; moments that no inputs have; zeros to be kept by
+/// a method that has no level at 0.
 #[allow(clippy::too_many_arguments)]
 pub fn quantize_calibrated(
     weights: &[f32],
@@ -99,7 +103,10 @@ pub fn quantize_calibrated(
     options: &FeedbackOptions,
 ) -> Result<Calibrated, String> {
     check(weights, rows, cols, moments, options)?;
-    let plain = quantize_measured(weights, rows, cols, method, bits, codebook);
+    let plain = match options.keep_zeros {
+        true => quantize_sparse(weights, rows, cols, method, bits, codebook)?,
+        false => quantize_measured(weights, rows, cols, method, bits, codebook),
+    };
     if weights.is_empty() {
         let bias = vec![0.0; rows];
         let Measured { matrix, error, exact_error } = plain;
@@ -114,7 +121,7 @@ pub fn quantize_calibrated(
         });
     }
     let blocks = Blocks::new(moments, options.damping, options.max_block);
-    let form = Form::new(method, bits, codebook);
+    let form = Form::new(method, bits, codebook, options.keep_zeros);
     let problem = Problem { weights, rows, cols, form, blocks: &blocks };
     let cache = Cache::new(&blocks)?;
     let mut notes = notes(moments, &blocks);
@@ -131,6 +138,9 @@ pub fn quantize_calibrated(
     let kept = keep_nearest(&mut matrix, &plain.matrix, &mut measured, form.shared);
     if kept == rows {
         exact = plain.exact_error;
+    }
+    if options.keep_zeros {
+        sparse::check(weights, &matrix, method)?;
     }
     let (sse, energy) = table::error_and_energy(weights, &matrix);
     let relative = |sse: f64| if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() };
@@ -193,7 +203,7 @@ fn assemble(form: Form, rows: usize, cols: usize, grids: Vec<Grid>, codes: Vec<u
         Freedom::Levels if !form.shared => (rows, Grain::Row),
         _ => (1, Grain::Tensor),
     };
-    let integers = matches!(form.freedom, Freedom::Affine | Freedom::None(_));
+    let integers = matches!(form.freedom, Freedom::Affine | Freedom::Slope | Freedom::None(_));
     let codebook = if integers { CodebookType::Int8 } else { form.codebook };
     QuantizedMatrix {
         bits: form.bits,

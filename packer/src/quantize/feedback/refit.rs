@@ -37,6 +37,16 @@ impl Normal {
         self.gradient.iter_mut().zip(&other.gradient).for_each(|(a, b)| *a += b);
     }
 
+    /// The same with parameter `held` where it is.
+    pub(super) fn holding(&self, held: usize) -> Normal {
+        let mut rest = self.clone();
+        rest.gradient[held] = 0.0;
+        for k in (0..self.size).filter(|&k| k != held) {
+            (rest.matrix[k * self.size + held], rest.matrix[held * self.size + k]) = (0.0, 0.0);
+        }
+        rest
+    }
+
     /// The diagonal of `A^T H A`: what a small shift of each parameter costs.
     pub(super) fn diagonal(&self) -> Vec<f64> {
         (0..self.size).map(|k| self.matrix[k * self.size + k]).collect()

@@ -21,12 +21,40 @@ pub(super) struct Rounded {
     pub(super) innovation: Array2<f32>,
 }
 
+/// Weights of a tile whose codes are settled: those that are 0 and stay so.
+#[derive(Debug)]
+pub(super) struct Pins {
+    /// (inputs, rows).
+    at: Array2<bool>,
+    /// The code of 0 in every row.
+    codes: Vec<u8>,
+}
+
+impl Pins {
+    /// Pins `at`, (inputs, rows), at the code that these levels have for 0.
+    pub(super) fn new(at: Array2<bool>, levels: &TileLevels) -> Self {
+        let rows = at.ncols();
+        let mut codes = vec![0; rows];
+        levels.encode(&vec![0.0; rows], &mut codes, &mut vec![0.0; rows]);
+        Pins { at, codes }
+    }
+
+    /// Gives pinned weights of a tile their codes.
+    pub(super) fn settle(&self, codes: &mut Array2<u8>) {
+        for (mut codes, at) in codes.rows_mut().into_iter().zip(self.at.rows()) {
+            for (r, code) in codes.iter_mut().enumerate().filter(|(r, _)| at[*r]) {
+                *code = self.codes[r];
+            }
+        }
+    }
+}
+
 /// Rounds input by input from the last to the first, each after the errors so far are made up for as well as it can.
 ///
 /// With `H = L D L^T` the objective is `sum_p D_p (e_p + sum_{i > p} e_i L_ip)^2`, so input p is best rounded to the
 /// level nearest to `w_p + sum_{i > p} e_i L_ip`. That is LDLQ (Chee et al., "QuIP", 2023), which they prove to give the
-/// codes of GPTQ (Frantar et al., 2023); it needs no inverse.
-pub(super) fn feed_back(w: &Array2<f32>, levels: &TileLevels, factor: &Factor) -> Rounded {
+/// codes of GPTQ (Frantar et al., 2023); it needs no inverse. Weights with `pins` keep their codes.
+pub(super) fn feed_back(w: &Array2<f32>, levels: &TileLevels, factor: &Factor, pins: Option<&Pins>) -> Rounded {
     let (n, rows) = w.dim();
     let mut codes = Array2::<u8>::zeros((n, rows));
     let (mut error, mut innovation) = (Array2::<f32>::zeros((n, rows)), Array2::<f32>::zeros((n, rows)));
@@ -47,6 +75,7 @@ pub(super) fn feed_back(w: &Array2<f32>, levels: &TileLevels, factor: &Factor) -
             error: &mut slice_mut(&mut error)[here.clone()],
             innovation: &mut slice_mut(&mut innovation)[here],
             lower: factor.lower.slice(s![start..end, start..end]),
+            pins: pins.map(|pins| (&slice(&pins.at)[start * rows..end * rows], &pins.codes[..])),
         };
         tier.run(RoundStep, (step, levels, &mut below));
     }
@@ -63,6 +92,8 @@ struct Step<'a> {
     innovation: &'a mut [f32],
     /// (inputs, inputs).
     lower: ArrayView2<'a, f32>,
+    /// Which weights have settled codes, and every row's.
+    pins: Option<(&'a [bool], &'a [u8])>,
 }
 
 /// Rounds the inputs of a step, the last first; each takes its error along to those before it.
@@ -81,6 +112,10 @@ impl Vectorized for RoundStep {
             let (target, w, codes) = (&target[..rows], &step.w[here.clone()], &mut step.codes[here.clone()]);
             let (error, innovation) = (&mut step.error[here.clone()], &mut step.innovation[here]);
             levels.encode(target, codes, below);
+            if let Some((at, settled)) = step.pins {
+                let at = &at[p * rows..(p + 1) * rows];
+                codes.iter_mut().zip(settled).zip(at).filter(|(_, at)| **at).for_each(|((to, code), _)| *to = *code);
+            }
             for r in 0..rows {
                 let level = levels.value(r, codes[r]);
                 error[r] = w[r] - level;
@@ -107,7 +142,7 @@ fn slice_mut<T>(array: &mut Array2<T>) -> &mut [T] {
 
 /// Moves codes one at a time to where the objective is least, all others held, for at most `sweeps` passes or until no
 /// code moves; the objective never grows. `gradient` is `H e` of what is given, (inputs, rows), with what errors of other
-/// blocks add.
+/// blocks add. Weights with `pins` keep their codes.
 ///
 /// With `G = e H` the best level of input j is the one nearest to `q_j + G_j / H_jj`. Few codes move, so each takes its
 /// row of `H` along by itself.
@@ -117,7 +152,7 @@ pub(super) fn descend(
     levels: &TileLevels,
     second: ArrayView2<f32>,
     gradient: Array2<f32>,
-    sweeps: usize,
+    (sweeps, pins): (usize, Option<&Pins>),
 ) {
     let (codes, error) = rounded;
     let (n, rows) = w.dim();
@@ -132,6 +167,7 @@ pub(super) fn descend(
         gradient: slice_mut(&mut gradient),
         second,
         size: [n, rows],
+        pins: pins.map(|pins| slice(&pins.at)),
     };
     Tier::best().run(Descend, (tile, levels, sweeps));
 }
@@ -148,6 +184,8 @@ struct Tile<'a> {
     second: &'a [f32],
     /// Inputs and rows.
     size: [usize; 2],
+    /// (inputs, rows): which codes are settled.
+    pins: Option<&'a [bool]>,
 }
 
 /// Passes over all inputs, this many at most.
@@ -165,6 +203,7 @@ impl Vectorized for Descend {
             let mut moved = false;
             for j in (0..n).rev() {
                 let at = j * rows..(j + 1) * rows;
+                let pinned = tile.pins.map(|pins| &pins[at.clone()]);
                 let (w, codes, error) = (&tile.w[at.clone()], &mut tile.codes[at.clone()], &mut tile.error[at]);
                 let row = &tile.second[j * n..][..n];
                 let scale = 1.0 / row[j];
@@ -172,6 +211,10 @@ impl Vectorized for Descend {
                     target[r] = w[r] - error[r] + tile.gradient[r * n + j] * scale;
                 }
                 levels.encode(&target, &mut found, &mut scratch);
+                if let Some(pinned) = pinned {
+                    let settled = found.iter_mut().zip(codes.iter()).zip(pinned).filter(|(_, pinned)| **pinned);
+                    settled.for_each(|((found, code), _)| *found = *code);
+                }
                 for r in 0..rows {
                     let [old, new] = [codes[r], found[r]].map(|code| levels.value(r, code));
                     if found[r] != codes[r] && (target[r] - new).abs() < (target[r] - old).abs() {

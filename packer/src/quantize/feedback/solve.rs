@@ -5,7 +5,7 @@ use super::block::{Block, Blocks};
 use super::grid::{Form, Freedom, Grid};
 use super::levels::TileLevels;
 use super::refit::{Normal, Pair, dot, gather_affine, gather_affine_of_pair, gather_levels, gather_levels_of_pair};
-use super::rounding::{Rounded, descend, feed_back};
+use super::rounding::{Pins, Rounded, descend, feed_back};
 use super::tile;
 use ndarray::Array2;
 use ndarray::linalg::general_mat_mul;
@@ -155,7 +155,10 @@ impl Problem<'_> {
         let rows = w.ncols();
         let levels = self.levels(grids, first, rows);
         let rounded = match way {
-            Way::FeedBack => feed_back(&w, &levels, &block.factor),
+            Way::FeedBack => {
+                let pins = self.pins(first, rows, &block.inputs, &levels);
+                feed_back(&w, &levels, &block.factor, pins.as_ref())
+            }
             Way::Keep => {
                 let codes = tile::gather(rows, &block.inputs, |r, input| codes[r * self.cols + input]);
                 let error = tile::error(&w, &codes, &levels);
@@ -167,7 +170,7 @@ impl Problem<'_> {
         if wanted {
             match self.form.freedom {
                 Freedom::Levels => gather_levels(&mut normals, &rounded, &block.factor, block.second.view()),
-                Freedom::Affine | Freedom::Scale | Freedom::None(_) => {
+                Freedom::Affine | Freedom::Slope | Freedom::Scale | Freedom::None(_) => {
                     gather_affine(&mut normals, &rounded, |r, code| self.entry(grids, first + r, code), &block.factor);
                 }
             }
@@ -185,7 +188,7 @@ impl Problem<'_> {
     /// What the slope of a row's levels is multiplied by in the level of `code`.
     fn entry(&self, grids: &[Grid], row: usize, code: u8) -> f32 {
         let grid = &grids[if self.form.shared { 0 } else { row }];
-        let shift = if self.form.freedom == Freedom::Scale { grid.offset } else { 0.0 };
+        let shift = if self.form.parameters() == 1 { grid.offset } else { 0.0 };
         grid.entries[usize::from(code)] + shift
     }
 
@@ -231,7 +234,7 @@ impl Problem<'_> {
             let pair = Pair { codes: [&codes[0], &codes[1]], errors: [&errors[0], &errors[1]], pull };
             match self.form.freedom {
                 Freedom::Levels => gather_levels_of_pair(&mut normals, &pair, second.view()),
-                Freedom::Affine | Freedom::Scale | Freedom::None(_) => {
+                Freedom::Affine | Freedom::Slope | Freedom::Scale | Freedom::None(_) => {
                     let entry = |r: usize, code: u8| self.entry(grids, first + r, code);
                     gather_affine_of_pair(&mut normals, &pair, entry, second.view());
                 }
@@ -252,16 +255,21 @@ impl Problem<'_> {
                     let levels = self.levels(grids, first, rows);
                     let w = self.weight_tile(first, rows, &block.inputs);
                     let mut kept = tile::gather(rows, &block.inputs, |r, input| codes[r * self.cols + input]);
+                    let pins = self.pins(first, rows, &block.inputs, &levels);
+                    if let Some(pins) = &pins {
+                        pins.settle(&mut kept);
+                    }
                     let cross = cross.get(tile);
                     if let Some(cross) = cross {
-                        again(&w, &mut kept, &levels, block, cross);
+                        again(&w, &mut kept, &levels, block, cross, pins.as_ref());
                     }
                     let mut error = tile::error(&w, &kept, &levels);
                     let mut gradient = block.second.dot(&error);
                     if let Some(cross) = cross {
                         gradient += cross;
                     }
-                    descend(&w, (&mut kept, &mut error), &levels, block.second.view(), gradient, sweeps);
+                    let (second, how) = (block.second.view(), (sweeps, pins.as_ref()));
+                    descend(&w, (&mut kept, &mut error), &levels, second, gradient, how);
                     tile::scatter(codes, self.cols, &block.inputs, &kept);
                 });
             })?;
@@ -299,6 +307,12 @@ impl Problem<'_> {
         tile::gather(rows, inputs, |r, input| self.weights[(first + r) * self.cols + input])
     }
 
+    /// Which weights of a tile stay 0, if any must.
+    fn pins(&self, first: usize, rows: usize, inputs: &[usize], levels: &TileLevels) -> Option<Pins> {
+        let is_zero = |r, input| self.weights[(first + r) * self.cols + input] == 0.0;
+        self.form.zeros.then(|| Pins::new(tile::gather(rows, inputs, is_zero), levels))
+    }
+
     fn levels(&self, grids: &[Grid], first: usize, rows: usize) -> TileLevels {
         let level = |r: usize| grids[if self.form.shared { 0 } else { first + r }].levels();
         TileLevels::new(&(0..rows).map(level).collect::<Vec<_>>())
@@ -330,12 +344,19 @@ impl Problem<'_> {
 ///
 /// With the gradient g of the others the objective is `(e + g H^-1) H (e + g H^-1)^T` and a constant: that of a weight
 /// which is shifted.
-fn again(w: &Array2<f32>, codes: &mut Array2<u8>, levels: &TileLevels, block: &Block, cross: &Array2<f32>) {
+fn again(
+    w: &Array2<f32>,
+    codes: &mut Array2<u8>,
+    levels: &TileLevels,
+    block: &Block,
+    cross: &Array2<f32>,
+    pins: Option<&Pins>,
+) {
     let shifted = w + &block.factor.solve(cross.clone());
     let error = tile::error(&shifted, codes, levels);
     let innovation = block.factor.transposed_product(error.view());
     let now = block.factor.scaled_dot(&innovation, &innovation);
-    let rounded = feed_back(&shifted, levels, &block.factor);
+    let rounded = feed_back(&shifted, levels, &block.factor, pins);
     let then = block.factor.scaled_dot(&rounded.innovation, &rounded.innovation);
     for (r, _) in now.iter().zip(&then).enumerate().filter(|(_, (now, then))| then < now) {
         codes.column_mut(r).assign(&rounded.codes.column(r));

@@ -86,6 +86,11 @@ pub(super) fn map(row: &[f32], rule: Rule, bits: Bits) -> (f32, f32) {
     }
 }
 
+/// Step and zero point, an integer among the codes, of the range `min..=max` stretched to hold 0.
+pub(super) fn zero_point((min, max): (f32, f32), bits: Bits) -> (f32, f32) {
+    Rule::MinMax.candidate(0, min, max, bits).map_or((1.0, 0.0), |map| (map.step, map.zero))
+}
+
 /// Scale and offset of a row that holds nothing but `value`: entry 0, shifted by 1 or -1, times its size is exact, and
 /// levels ascend.
 fn constant(value: f32) -> (f32, f32) {

@@ -34,7 +34,7 @@ fn codes_are_those_of_the_published_column_loop() {
         let levels = &fixture[&format!("{name}.levels")];
         let levels: Vec<Vec<f64>> = levels.chunks(levels.len() / rows).map(<[f64]>::to_vec).collect();
         let expected = &fixture[&format!("{name}.codes")];
-        let rounded = feed_back(&w, &TileLevels::new(&levels), &block.factor);
+        let rounded = feed_back(&w, &TileLevels::new(&levels), &block.factor, None);
         let mut off = 0;
         for (p, &input) in block.inputs.iter().enumerate() {
             off += (0..rows).filter(|&r| f64::from(rounded.codes[[p, r]]) != expected[r * cols + input]).count();
@@ -154,7 +154,7 @@ fn descent_never_makes_it_worse_and_stops_where_nothing_moves() {
         for sweep in 0..40 {
             let old = codes.clone();
             let gradient = single(&(h.dot(&double(&error)) + cross.unwrap_or(&Array2::zeros((cols, rows)))));
-            descend(&w, (&mut codes, &mut error), &levels, single(&h).view(), gradient, 1);
+            descend(&w, (&mut codes, &mut error), &levels, single(&h).view(), gradient, (1, None));
             let after = value(&error);
             for (a, b) in after.iter().zip(&before) {
                 assert!(*a <= b + 1e-6 * b.abs().max(1e-3), "sweep {sweep}: {a:e} after {b:e}");
@@ -227,7 +227,7 @@ fn a_refit_leaves_no_gradient() {
     // A level that no code takes, far away.
     let levels = vec![[-0.12, -0.05, -0.01, 0.02, 0.06, 0.1, 0.15, 9.0].to_vec(); rows];
     let tile = TileLevels::new(&levels);
-    let rounded = feed_back(&w, &tile, &block.factor);
+    let rounded = feed_back(&w, &tile, &block.factor, None);
     let entry = |code: u8| f32::from(code) - 4.0;
 
     let mut normals = vec![Normal::new(8); rows];
@@ -273,7 +273,7 @@ fn blocks_and_their_pairs_say_what_the_whole_says() {
     let moments = centred(&correlated(cols, 1e3, 18));
     let w = Random::new(19).weights(rows * cols);
     for method in Method::ALL {
-        let form = Form::new(method, Bits::ALL[1], CodebookType::Int8);
+        let form = Form::new(method, Bits::ALL[1], CodebookType::Int8, false);
         let survey = |max_block| {
             let blocks = Blocks::new(&moments, 0.0, max_block);
             let problem = Problem { weights: &w, rows, cols, form, blocks: &blocks };

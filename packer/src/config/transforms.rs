@@ -1,0 +1,54 @@
+//! What a configuration asks to be done to layers before they are quantized.
+
+use super::ConfigError;
+
+/// Changes of layers that leave the network what it is and suit quantization better.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Transforms {
+    /// Factors between activations and weights.
+    pub smooth: Vec<Smoothing>,
+    /// Layers, as regular expressions on their paths, whose inputs are rotated by a Hadamard matrix with random signs.
+    pub rotate: Vec<String>,
+}
+
+/// How factors are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SmoothingRule {
+    /// `act^a / weight^(1 - a)`; inputs are divided by it.
+    Activations,
+    /// `weight^a / act^(1 - a)`; inputs are multiplied with it.
+    Weights,
+}
+
+/// Factors per input channel for some layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Smoothing {
+    /// How they are chosen.
+    pub rule: SmoothingRule,
+    /// The exponent, and the timesteps, first and last, where it is used; one for all if there is no range.
+    pub alphas: Vec<(f64, Option<[u32; 2]>)>,
+    /// Layers, by names or as regular expressions; all if there are none.
+    pub layers: Vec<String>,
+}
+
+/// Refuses what cannot be honoured.
+///
+/// # Errors
+/// For the first thing of that kind, with the remedy.
+pub(super) fn check(origin: &str, transforms: &Transforms) -> Result<(), ConfigError> {
+    let refuse = |reason: String| Err(ConfigError::Syntax { origin: origin.into(), reason });
+    if let Some(smoothing) = transforms.smooth.first() {
+        let alphas: Vec<String> = smoothing.alphas.iter().map(|(alpha, _)| alpha.to_string()).collect();
+        return refuse(format!(
+            "smoothing (alpha {}) is not supported in a configuration yet; turn it off in the file, or take it out",
+            alphas.join(", ")
+        ));
+    }
+    if let Some(layers) = transforms.rotate.first() {
+        let layers = super::spec::shorten(layers);
+        return refuse(format!(
+            "rotation (`{layers}`) is not supported in a configuration yet; take it out of the file"
+        ));
+    }
+    Ok(())
+}
