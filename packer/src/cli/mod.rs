@@ -10,7 +10,7 @@ mod table;
 
 use crate::emit::{ActivationRanges, RangeSource};
 use crate::error::Result;
-use crate::quantize::RangeRule;
+use crate::quantize::{RangeRule, SmoothRule};
 use crate::source::settings;
 use crate::synth::{MODELS, SynthModel};
 use crate::unpack;
@@ -91,6 +91,15 @@ struct Pack {
     /// Fix ranges that reach as far on both sides of zero
     #[arg(long, alias = "a_sym", alias = "a-sym")]
     act_sym: bool,
+
+    /// Smooth inputs of layers before they are quantized: divide channels by factors in what makes them, and multiply weights.
+    /// ALPHA (0 to 1) is SmoothQuant's exponent, viditq:ALPHA that of ViDiT-Q's later code; search tries 39 and keeps the best
+    #[arg(long, value_name = "ALPHA|viditq:ALPHA|search", requires = "calib", value_parser = parse_smooth)]
+    smooth: Option<SmoothRule>,
+
+    /// Smooth inputs of layers that this glob matches, and of what reads the same, alone
+    #[arg(long, value_name = "GLOB", requires = "smooth")]
+    smooth_layers: Option<String>,
 
     /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth or Qua2SeDiMo's
     /// *_mq.pt. --q-config says how many bits they have, and by which method; activations are as it says
@@ -191,6 +200,16 @@ impl ActRange {
             ActRange::Import => "import",
         }
     }
+}
+
+fn parse_smooth(text: &str) -> std::result::Result<SmoothRule, &'static str> {
+    let alpha = |text: &str| text.parse().ok().filter(|alpha| (0.0..=1.0).contains(alpha));
+    let rule = match text.strip_prefix("viditq:") {
+        _ if text == "search" => Some(SmoothRule::Search),
+        Some(rest) => alpha(rest).map(SmoothRule::ViditQ),
+        None => alpha(text).map(SmoothRule::SmoothQuant),
+    };
+    rule.ok_or("a number from 0 to 1, viditq: and such a number, or search is expected")
 }
 
 fn parse_prediction(text: &str) -> std::result::Result<Prediction, &'static str> {

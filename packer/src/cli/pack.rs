@@ -3,7 +3,7 @@
 use super::inspect::decided_by;
 use super::table::{Table, bytes, percent};
 use super::{Pack, say, say_json, say_line};
-use crate::emit::{self, LayerLine, Options, Progress, Report};
+use crate::emit::{self, LayerLine, Options, Progress, Report, Smoothing};
 use crate::error::Result;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -23,6 +23,7 @@ pub(super) fn pack(args: &Pack) -> Result<()> {
         overrules: Overrules { prediction: args.prediction, scheduler_config: args.scheduler_config.clone() },
         calibration: args.calib.clone(),
         activation_ranges: args.activation_ranges()?,
+        smoothing: args.smooth.map(|rule| Smoothing { rule, layers: args.smooth_layers.clone() }),
         import: args.import.clone(),
         split: args.split,
         int8_attention: args.int8_attention,

@@ -10,11 +10,13 @@ mod decide;
 mod imported;
 mod ranges;
 mod report;
+mod smoothing;
 mod store;
 
 pub use decide::{LayerPlan, Plan, explain};
 pub use ranges::{ActivationRanges, RangeSource};
 pub use report::{LayerLine, Progress, Report};
+pub use smoothing::Smoothing;
 
 use crate::config::QConfig;
 use crate::error::Result;
@@ -69,6 +71,8 @@ pub struct Options {
     /// Ranges of activations that are fixed when packing; where there are none, and without this, each row has its own while
     /// running.
     pub activation_ranges: Option<RangeSource>,
+    /// Factors that inputs of the denoiser's layers are divided by, and their weights multiplied with.
+    pub smoothing: Option<Smoothing>,
     /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
     /// are as it has them.
     pub import: Option<PathBuf>,
@@ -109,6 +113,7 @@ impl Packing {
     /// # Errors
     /// If the model cannot be read or is not supported, or the output cannot be written.
     pub fn open(options: &Options) -> Result<Self> {
+        smoothing::check(options)?;
         check_target(&options.output, &inputs(options))?;
         let writer = Writer::create(&options.output)?;
         let model = decide::open(options)?;
@@ -128,6 +133,13 @@ impl Packing {
         let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let known = options.calibration.as_ref().map(open).transpose()?;
+        let smoothed = match (&options.smoothing, &known) {
+            (Some(smoothing), Some(known)) => {
+                let graph = (&mut programs[..], &mut *weights, &mut recipe);
+                Some(smoothing::smooth(smoothing, graph, (&self.model, &self.pipeline), known, progress)?)
+            }
+            _ => None,
+        };
         let mut ranges = vec![QuantizeRange::Dynamic; self.weights.len()];
         match (&options.activation_ranges, &known, &imported) {
             (None, ..) => {}
@@ -161,7 +173,7 @@ impl Packing {
         let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
         let sampler = &self.pipeline.sampler;
         let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
-        let notes = sampler.replaces.iter().map(replaced).collect();
+        let notes = sampler.replaces.iter().map(replaced).chain(smoothed.map(|s| s.describe())).collect();
         let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
         let meta = Meta {
             tool: concat!("packer ", env!("CARGO_PKG_VERSION")).into(),
@@ -270,7 +282,7 @@ impl Packing {
                 return Ok(Prepared { dims: elements.dims, stored });
             }
         }
-        let moments = known.map_or(Ok(None), |known| known.moments(i, weight))?;
+        let moments = known.map_or(Ok(None), |known| known.moments(i, &self.weights))?;
         let mut stored = store(&name, &elements, treatment, moments.as_ref())?;
         if imported.is_some() && weight.quantizable() && matches!(treatment.store, Store::Codes(..)) {
             stored.note = Some("not in the imported file by this method at this width: quantized here".into());

@@ -7,7 +7,7 @@
 //!
 //! [`quantize`] looks at the weights alone and rounds each to the nearest level. [`quantize_calibrated`] also knows what the
 //! layer's inputs are like ([`Moments`]) and chooses codes and levels for the least error of the layer's *output*.
-//! Everything here is deterministic: the same weights give the same codes on any number
+//! [`SmoothRule`] chooses factors that inputs are divided by before either. Everything here is deterministic: the same weights give the same codes on any number
 //! of threads, because no sum's order depends on how the work was split.
 //!
 //! The k-means of the paper is scikit-learn's (random starts, a local optimum); ours is the exact optimum in one
@@ -22,6 +22,7 @@ mod levels;
 mod lloyd;
 pub mod moments;
 mod power;
+mod smooth;
 mod table;
 mod uniform;
 
@@ -29,6 +30,7 @@ pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
 pub use activation::{BINS, RangeRule, SeenRange, bin};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
 pub use moments::{Moments, SecondMoments};
+pub use smooth::{Searched, SmoothInput, SmoothLayer, SmoothRule, candidates, output_error, search, smooth_factors};
 pub use uniform::{Rule, f16_codes};
 
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix};

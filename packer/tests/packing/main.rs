@@ -20,6 +20,7 @@ mod refusals;
 mod rules;
 mod scheduler;
 mod settings;
+mod smooth;
 mod steps;
 mod tokenizer;
 mod torch;
