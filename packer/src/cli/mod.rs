@@ -92,6 +92,10 @@ struct Pack {
     #[arg(long, alias = "a_sym", alias = "a-sym")]
     act_sym: bool,
 
+    /// Of TDQ's files: activations were quantized around an offset of each layer's own (ASYM was set)
+    #[arg(long, conflicts_with = "act_sym")]
+    act_asym: bool,
+
     /// Smooth inputs of layers before they are quantized: divide channels by factors in what makes them, and multiply weights.
     /// ALPHA (0 to 1) is SmoothQuant's exponent, viditq:ALPHA that of ViDiT-Q's later code; search tries 39 and keeps the best
     #[arg(long, value_name = "ALPHA|viditq:ALPHA|search", requires = "calib", value_parser = parse_smooth)]
@@ -101,8 +105,8 @@ struct Pack {
     #[arg(long, value_name = "GLOB", requires = "smooth")]
     smooth_layers: Option<String>,
 
-    /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth or Qua2SeDiMo's
-    /// *_mq.pt. --q-config says how many bits they have, and by which method; activations are as it says
+    /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth, Qua2SeDiMo's
+    /// *_mq.pt, ViDiT-Q's int_weight.pt or ckpt.pth, or a checkpoint of TDQ, which is MODEL, too. --q-config says how many bits they have, and by which method; activations are as it says
     #[arg(long, value_name = "FILE", visible_alias = "cali-ckpt", alias = "cali_ckpt")]
     import: Option<PathBuf>,
 
@@ -168,6 +172,9 @@ impl Pack {
             let expected = format!("--act-range {rules}, or it has no effect");
             Err(aquatint::error::Error::request(option, expected, self.act_range.name()).into())
         };
+        if self.act_asym && self.act_range != ActRange::Import {
+            return idle("--act-asym", "import");
+        }
         let rule = match self.act_range {
             ActRange::MinMax => RangeRule::MinMax,
             ActRange::Mse => RangeRule::Mse,
@@ -179,7 +186,10 @@ impl Pack {
             }
             ActRange::Dynamic if self.act_sym => return idle("--act-sym", "min-max, mse or import"),
             ActRange::Dynamic => return Ok(None),
-            ActRange::Import => return Ok(Some(RangeSource::Import { symmetric: self.act_sym })),
+            ActRange::Import => {
+                let symmetric = (self.act_sym || self.act_asym).then_some(self.act_sym);
+                return Ok(Some(RangeSource::Import { symmetric }));
+            }
         };
         let axis = match self.act_axis {
             Some(ActAxis::Timestep) => CurveAxis::Timestep,

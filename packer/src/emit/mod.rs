@@ -148,7 +148,8 @@ impl Packing {
                 recipe.config += &format!(", {}", wanted.describe());
             }
             (Some(RangeSource::Import { symmetric }), _, Some(imported)) => {
-                ranges = imported_ranges(imported, &self.model, &mut self.weights, &mut recipe, *symmetric)?;
+                let model = (&self.model, &self.programs[..]);
+                ranges = imported_ranges(imported, model, &mut self.weights, &mut recipe, *symmetric)?;
                 recipe.config += ", activations in its ranges";
             }
             (Some(RangeSource::Calibration(_)), None, _) => {

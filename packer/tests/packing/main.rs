@@ -22,6 +22,7 @@ mod scheduler;
 mod settings;
 mod smooth;
 mod steps;
+mod tdq;
 mod tokenizer;
 mod torch;
 mod torch_hostile;
