@@ -63,7 +63,7 @@ impl Project {
             Project::QDiffusion => ".weight_quantizer.alpha",
             Project::Qua2SeDiMo => ".weight_quantizer.quant_params.",
             Project::Tdq => ".act_func.n_lv",
-            Project::ViditQ => ".scale_weight",
+            Project::ViditQ => ".zp_weight",
             Project::ViditQSteps => ".weight_quantizer.0.delta_list",
         }
     }

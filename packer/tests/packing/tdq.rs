@@ -16,6 +16,7 @@ use packer::source::settings::Overrules;
 use packer::source::{Checkpoint, view::Part};
 use packer::unpack::unpack;
 use packer::weights::Float;
+use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -282,9 +283,51 @@ fn what_does_not_fit_is_told_in_one_line() {
     assert!(told.contains(".n_lv of tdq.ckpt: expected 8 levels at most, as 3 bits have"), "{told}");
     let told = error(Options { q_config: Some("w4a8:kmeans".into()), ..options(&scratch) });
     assert!(told.contains("expected a configuration of uniform levels"), "{told}");
-    // Of another model: the names are those of latent diffusion, the sizes are not.
-    let told = error(Options { model: fixture("layouts/sdxl.ckpt"), ..options(&scratch) });
-    assert!(told.contains("s_gen.0.weight of tdq.ckpt: expected a generator for this model's 64 features"), "{told}");
+    let scratch = Scratch::new("tdq-generator");
+    let told = |tensors: &[(&str, Dtype, &[usize])]| {
+        let other = scratch.path("other.safetensors");
+        write(&other, tensors);
+        let error = pack(&Options { import: Some(other), ..options(&scratch) }, &mut |_| ()).unwrap_err().to_string();
+        assert!(!error.contains('\n') && scratch.entries() == ["other.safetensors"], "{error}");
+        error
+    };
+    let layer: [(&str, Dtype, &[usize]); 4] = [
+        ("act_func.n_lv", Dtype::I64, &[]),
+        ("act_func.dynamic", Dtype::BOOL, &[1]),
+        ("act_func.tdq_module.s_gen.0.weight", Dtype::F32, &[64, 128]),
+        ("act_func.tdq_module.s_gen.0.bias", Dtype::F32, &[64]),
+    ];
+    let error = told(&layer);
+    let expected = "s_gen.0.weight of other.safetensors: expected a generator for this model's 32 features of timesteps, \
+                    got shape [64, 128]";
+    assert!(error.ends_with(expected), "{error}");
+    let short = [layer[0], layer[1], (layer[2].0, Dtype::F32, &[64, 32][..]), (layer[3].0, Dtype::F32, &[63])];
+    assert!(told(&short).ends_with("s_gen.0.bias of other.safetensors: expected 64 numbers, got 63"));
+    let error = told(&[layer[0], layer[1], (layer[2].0, Dtype::F32, &[64, 32]), layer[3]]);
+    assert!(
+        error.contains("s_gen.2.weight of other.safetensors: expected a layer of 64 inputs, got shape []"),
+        "{error}"
+    );
+}
+
+/// Writes tensors of a layer, all ones.
+fn write(path: &Path, tensors: &[(&str, Dtype, &[usize])]) {
+    let bytes = |dtype: Dtype| match dtype {
+        Dtype::I64 => 15i64.to_le_bytes().to_vec(),
+        Dtype::F32 => 1f32.to_le_bytes().to_vec(),
+        _ => vec![1],
+    };
+    let all: Vec<_> = tensors
+        .iter()
+        .map(|&(name, dtype, shape)| {
+            let name = format!("model.diffusion_model.input_blocks.3.0.skip_connection.{name}");
+            (name, dtype, shape, bytes(dtype).repeat(shape.iter().product()))
+        })
+        .collect();
+    let views = all.iter().map(|(name, dtype, shape, bytes)| {
+        (name, safetensors::tensor::TensorView::new(*dtype, shape.to_vec(), bytes).unwrap())
+    });
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 #[test]
