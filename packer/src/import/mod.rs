@@ -179,6 +179,18 @@ impl Imported {
         self.layers.contains_key(model.published(weight.key()).0)
     }
 
+    /// Whether the file is of a whole model, as TDQ's are, and has the layer with this weight in floats.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn leaves(&self, model: &Checkpoint, weight: &Weight) -> Result<bool> {
+        let (source, _) = model.published(weight.key());
+        match (self.project, self.layers.get(source)) {
+            (Project::Tdq, Some(layer)) => Ok(!self.tdq(layer, source).is_quantized()?),
+            (project, layer) => Ok(project == Project::Tdq && layer.is_none()),
+        }
+    }
+
     /// Whether the layer with this weight, of the component whose tensors are `model`, has two quantizers.
     pub fn is_split(&self, model: &Checkpoint, weight: &Weight) -> bool {
         let Some(layer) = self.layers.get(model.published(weight.key()).0) else { return false };

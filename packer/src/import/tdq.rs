@@ -63,6 +63,14 @@ impl Layer<'_> {
         }
     }
 
+    /// Whether its weight is quantized.
+    ///
+    /// # Errors
+    /// If the file does not say so in a number.
+    pub(super) fn is_quantized(&self) -> Result<bool> {
+        Ok(self.file.has(&format!("{}.n_lv", self.path)) && self.half("n_lv")?.is_some())
+    }
+
     /// A tensor of one number.
     fn number(&self, what: &str) -> Result<f32> {
         match self.file.read(&self.name(what)?)?[..] {
