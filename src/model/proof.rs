@@ -338,9 +338,9 @@ pub(super) fn report<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
         }
         let finite = |x: f64| x.is_finite() && x >= 0.0;
         let mut errors = [Some(*error), Some(*exact_error), *output_error, *nearest_output_error].into_iter().flatten();
-        if !matches!(activation_bits, 6 | 8 | 32) || !errors.all(finite) {
+        if !matches!(activation_bits, 2..=8 | 32) || !errors.all(finite) {
             let got = format!("{activation_bits} bits, errors {error}, {exact_error}, {output_error:?}");
-            return wrong(&format!("layer {name}"), "6, 8 or 32 bits of activations, errors of at least 0", got);
+            return wrong(&format!("layer {name}"), "2 to 8 or 32 bits of activations, errors of at least 0", got);
         }
     }
     let named = meta.aliases.keys().map(|name| ("aliases", name));

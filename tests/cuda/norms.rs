@@ -17,11 +17,12 @@ struct Way {
     fixed: bool,
 }
 
-const WAYS: [Way; 4] = [
+const WAYS: [Way; 5] = [
     Way { bits: 8, grain: QuantizeGrain::Row, fixed: false },
     Way { bits: 6, grain: QuantizeGrain::Row, fixed: true },
     Way { bits: 6, grain: QuantizeGrain::Sample, fixed: false },
     Way { bits: 8, grain: QuantizeGrain::Sample, fixed: true },
+    Way { bits: 4, grain: QuantizeGrain::Row, fixed: true },
 ];
 
 /// Room for codes and their fixed range.

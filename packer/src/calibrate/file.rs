@@ -29,6 +29,18 @@ pub struct CallRange {
     pub seen: SeenRange,
 }
 
+/// What was seen of the channels of an input, over all calls.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Extremes {
+    /// Least of each channel.
+    pub low: Vec<f32>,
+    /// Greatest of each channel.
+    pub high: Vec<f32>,
+    /// Mean of `(greatest - least)^2` over what has a scale of its own when scales are dynamic: rows, or samples of
+    /// convolutions.
+    pub squared_range: f64,
+}
+
 /// A calibration, opened. Moments are read when they are asked for.
 pub struct Calibration {
     path: PathBuf,
@@ -154,6 +166,36 @@ impl Calibration {
         let moments = Moments { rows: sums.weight, mean, second };
         moments.check().map_err(|fault| self.refuse(tensor.to_owned(), "moments of what was seen", fault))?;
         Ok(Some(moments))
+    }
+
+    /// The extremes of the inputs of the layers whose weight is called `tensor` in a packed file; none if it was not looked
+    /// at.
+    ///
+    /// # Errors
+    /// If they cannot be read, or are not finite.
+    pub fn extremes(&self, tensor: &str) -> Result<Option<Extremes>> {
+        let Some(inputs) = self.record.layers.get(tensor) else { return Ok(None) };
+        let mut all: Option<(Extremes, f64)> = None;
+        for &input in inputs {
+            let Sums { low, high, groups, squared_ranges, .. } = self.sums(input)?;
+            let own = (Extremes { low, high, squared_range: squared_ranges }, groups);
+            all = Some(match all {
+                None => own,
+                Some((mut all, before)) => {
+                    all.low.iter_mut().zip(&own.0.low).for_each(|(a, b)| *a = a.min(*b));
+                    all.high.iter_mut().zip(&own.0.high).for_each(|(a, b)| *a = a.max(*b));
+                    all.squared_range += squared_ranges;
+                    (all, before + groups)
+                }
+            });
+        }
+        let Some((mut extremes, groups)) = all else { return Ok(None) };
+        extremes.squared_range /= groups;
+        let Extremes { low, high, squared_range } = &extremes;
+        if !(squared_range.is_finite() && low.iter().chain(high).all(|v| v.is_finite())) {
+            return Err(self.refuse(tensor.to_owned(), "finite extremes of what was seen", "others").into());
+        }
+        Ok(Some(extremes))
     }
 
     /// What was seen of `inputs`, numbers in the record, at each call that was looked at, in order; and how many calls a run

@@ -31,7 +31,7 @@ mod sums;
 mod texts;
 mod windows;
 
-pub use file::{Calibration, CallRange};
+pub use file::{Calibration, CallRange, Extremes};
 pub use merge::merge;
 pub use outline::Bill;
 pub use run::{Event, Report, calibrate};

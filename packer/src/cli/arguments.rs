@@ -1,10 +1,10 @@
 //! Arguments of packing, and what they mean together.
 
-use super::parse_prediction;
 use super::research::Research;
+use super::{parse_prediction, parse_smooth};
 use crate::emit::{ActivationRanges, RangeSource};
 use crate::error::Result;
-use crate::quantize::{Pruning, RangeRule};
+use crate::quantize::{Pruning, RangeRule, SmoothRule};
 use aquatint::raw::program::CurveAxis;
 use aquatint::sampler::Prediction;
 use clap::{Args, ValueEnum};
@@ -70,8 +70,21 @@ pub(super) struct Pack {
     #[arg(long, alias = "a_sym", alias = "a-sym")]
     pub(super) act_sym: bool,
 
-    /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth or Qua2SeDiMo's
-    /// *_mq.pt. --q-config says how many bits they have, and by which method; activations are as it says
+    /// Of TDQ's files: activations were quantized around an offset of each layer's own (ASYM was set)
+    #[arg(long, conflicts_with = "act_sym")]
+    pub(super) act_asym: bool,
+
+    /// Smooth inputs of layers before they are quantized: divide channels by factors in what makes them, and multiply weights.
+    /// ALPHA (0 to 1) is SmoothQuant's exponent, viditq:ALPHA that of ViDiT-Q's later code; search tries 39 and keeps the best
+    #[arg(long, value_name = "ALPHA|viditq:ALPHA|search", requires = "calib", value_parser = parse_smooth)]
+    pub(super) smooth: Option<SmoothRule>,
+
+    /// Smooth inputs of layers that this glob matches, and of what reads the same, alone
+    #[arg(long, value_name = "GLOB", requires = "smooth")]
+    pub(super) smooth_layers: Option<String>,
+
+    /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth, Qua2SeDiMo's
+    /// *_mq.pt, ViDiT-Q's int_weight.pt or ckpt.pth, or a checkpoint of TDQ, which is MODEL, too. --q-config says how many bits they have, and by which method; activations are as it says
     #[arg(long, value_name = "FILE", visible_alias = "cali-ckpt", alias = "cali_ckpt")]
     pub(super) import: Option<PathBuf>,
 
@@ -175,6 +188,9 @@ impl Pack {
             let got = act_range.map_or("none", ActRange::name);
             Err(aquatint::error::Error::request(option, expected, got).into())
         };
+        if self.act_asym && act_range != Some(ActRange::Import) {
+            return idle("--act-asym", "import");
+        }
         let rule = match act_range {
             Some(ActRange::MinMax | ActRange::Ema) => RangeRule::MinMax,
             Some(ActRange::Mse) => RangeRule::Mse,
@@ -187,7 +203,10 @@ impl Pack {
             None | Some(ActRange::Dynamic) if self.act_sym => return idle("--act-sym", "min-max, mse, ema or import"),
             None => return Ok(None),
             Some(ActRange::Dynamic) => return Ok(Some(RangeSource::Dynamic)),
-            Some(ActRange::Import) => return Ok(Some(RangeSource::Import { symmetric: self.act_sym })),
+            Some(ActRange::Import) => {
+                let symmetric = (self.act_sym || self.act_asym).then_some(self.act_sym);
+                return Ok(Some(RangeSource::Import { symmetric }));
+            }
         };
         let axis = match self.act_axis {
             Some(ActAxis::Timestep) => CurveAxis::Timestep,

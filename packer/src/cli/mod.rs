@@ -12,6 +12,7 @@ mod research;
 mod table;
 
 use crate::error::Result;
+use crate::quantize::SmoothRule;
 use crate::source::settings;
 use crate::synth::{MODELS, SynthModel};
 use crate::unpack;
@@ -38,6 +39,16 @@ struct Cli {
     pack: Option<Pack>,
     #[command(flatten)]
     research: Research,
+}
+
+fn parse_smooth(text: &str) -> std::result::Result<SmoothRule, &'static str> {
+    let alpha = |text: &str| text.parse().ok().filter(|alpha| (0.0..=1.0).contains(alpha));
+    let rule = match text.strip_prefix("viditq:") {
+        _ if text == "search" => Some(SmoothRule::Search),
+        Some(rest) => alpha(rest).map(SmoothRule::ViditQ),
+        None => alpha(text).map(SmoothRule::SmoothQuant),
+    };
+    rule.ok_or("a number from 0 to 1, viditq: and such a number, or search is expected")
 }
 
 fn parse_prediction(text: &str) -> std::result::Result<Prediction, &'static str> {

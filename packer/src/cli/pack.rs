@@ -5,7 +5,7 @@ use super::inspect::decided_by;
 use super::research::Research;
 use super::table::{Table, bytes, percent};
 use super::{say, say_json, say_line};
-use crate::emit::{self, LayerLine, Options, Progress, Report};
+use crate::emit::{self, LayerLine, Options, Progress, Report, Smoothing};
 use crate::error::Result;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -26,6 +26,7 @@ pub(super) fn pack(args: &Pack, research: &Research) -> Result<()> {
         overrules: Overrules { prediction: args.prediction, scheduler_config: args.scheduler_config.clone() },
         calibration: args.calib.clone(),
         activation_ranges: args.activation_ranges(research)?,
+        smoothing: args.smooth.map(|rule| Smoothing { rule, layers: args.smooth_layers.clone() }),
         import: args.import.clone(),
         pruning: args.pruning(),
         split: args.split,

@@ -1,11 +1,11 @@
 //! Packing with a calibration: which layers it knows, and the biases that take up their mean errors.
 
-use crate::calibrate::{Calibration, CallRange};
+use crate::calibrate::{Calibration, CallRange, Extremes};
 use crate::error::Result;
 use crate::pass::give_biases;
-use crate::quantize::Moments;
+use crate::quantize::{Moments, SmoothInput};
 use crate::recipe::{Decision, Recipe, Store};
-use crate::weight::{Step, Weight, Weights};
+use crate::weight::{Channels, Misfit, Step, Weight, Weights};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
 use aquatint::raw::program::{Program, Tensor};
@@ -56,42 +56,75 @@ impl Known {
         Ok(Known { file, known, bias_of })
     }
 
-    /// Lets `again`, the weight of a phase, be known as `weight` is; returns the bias that takes up its mean error, made
-    /// here, if there is one.
+    /// Lets `again`, the weight of a phase, be known as `weight` is; returns the bias of `weight`, and the one that takes up
+    /// the mean error of `again`, made here, if there is one.
     pub(super) fn vary(
         &mut self,
         weight: Tensor,
         again: Tensor,
         weights: &mut Weights,
         phase: usize,
-    ) -> Option<Tensor> {
+    ) -> Option<(Tensor, Tensor)> {
         let Tensor(i) = weight;
-        let bias = self.bias_of.get(i as usize).copied().flatten()?;
-        let bias = weights.vary(bias, phase);
+        let first = self.bias_of.get(i as usize).copied().flatten()?;
+        let bias = weights.vary(first, phase);
         self.known.resize(weights.len(), false);
         self.bias_of.resize(weights.len(), None);
         self.known[again.0 as usize] = true;
         self.bias_of[again.0 as usize] = Some(bias);
-        Some(bias)
+        Some((first, bias))
     }
 
-    /// The moments of the inputs of `weight`, number `i`, if codes are to be chosen by them.
+    /// The moments of the inputs of weight `i`, after what its steps do to them, if codes are to be chosen by them.
     ///
     /// # Errors
     /// If the file is damaged.
-    pub(super) fn moments(&self, i: usize, weight: &Weight) -> Result<Option<Moments>> {
+    pub(super) fn moments(&self, i: usize, weights: &Weights) -> Result<Option<Moments>> {
         if self.known.get(i) != Some(&true) {
             return Ok(None);
         }
-        let moments = self.file.moments(&weight.whole_name())?;
-        let half = weight.steps.iter().find_map(|step| match step {
-            Step::Split { first, count, .. } => Some(*first as usize..(first + count) as usize),
-            _ => None,
-        });
-        Ok(match (moments, half) {
-            (Some(moments), Some(inputs)) => Some(moments.part(inputs)),
-            (moments, _) => moments,
-        })
+        let weight = &weights[Tensor(i as u32)];
+        let Some(mut moments) = self.file.moments(&weight.whole_name())? else { return Ok(None) };
+        for step in &weight.steps {
+            match step {
+                Step::Split { first, count, .. } => moments = moments.part(*first as usize..(first + count) as usize),
+                // What multiplies inputs of a weight divides what is multiplied by them.
+                Step::Scale { channels: Channels::Input, by, divide } => {
+                    let misfit = |Misfit { expected, got }| Error::request(weight.name(), expected, got);
+                    let mut factors = weights.parameter(by).map_err(misfit)?.values;
+                    if *divide {
+                        factors.iter_mut().for_each(|factor| *factor = factor.recip());
+                    }
+                    moments = moments.divided(&factors);
+                }
+                Step::ToFileOrder | Step::Interleave | Step::Scale { .. } | Step::Rotate { .. } => {}
+            }
+        }
+        Ok(Some(moments))
+    }
+
+    /// The number of the first of `layers` whose inputs have moments.
+    pub(super) fn first_known(&self, layers: &[Tensor]) -> Option<usize> {
+        layers.iter().map(|layer| layer.0 as usize).find(|&i| self.known.get(i) == Some(&true))
+    }
+
+    /// What the inputs of weight `i` are like, which have moments.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub(super) fn smooth_input(&self, i: usize, weights: &Weights) -> Result<SmoothInput> {
+        let weight = &weights[Tensor(i as u32)];
+        let name = weight.whole_name();
+        let gone = || Error::request(format!("--calib for {name}"), "what it says that it has", "none");
+        let moments = self.moments(i, weights)?.ok_or_else(gone)?;
+        let Extremes { mut low, mut high, squared_range } = self.file.extremes(&name)?.ok_or_else(gone)?;
+        if let Some(Step::Split { first, count, .. }) =
+            weight.steps.iter().find(|step| matches!(step, Step::Split { .. }))
+        {
+            let half = *first as usize..(first + count) as usize;
+            (low, high) = (low[half.clone()].to_vec(), high[half].to_vec());
+        }
+        Ok(SmoothInput { moments, low, high, squared_range })
     }
 
     /// The inputs of the layers whose weight is called `name` in the file, if they are known.

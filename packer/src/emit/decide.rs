@@ -1,6 +1,6 @@
 //! What becomes of every weight, before any is read: for packing, and for people who ask.
 
-use super::imported::{Wanted, check_effect, knows, split};
+use super::imported::{Wanted, check_effect, knows, leaves, split};
 use super::{Options, PaperBytes};
 use crate::config::QConfig;
 use crate::error::Result;
@@ -49,7 +49,9 @@ pub(super) fn decide(
     split(programs, weights, model, &dims(pipeline), wanted)?;
     let mut sites = pass::sites(programs, weights.len());
     for (site, weight) in sites.iter_mut().zip(weights.iter()) {
-        site.imported = imported.as_ref().is_some_and(|imported| knows(imported, model, weight));
+        let Some(imported) = &imported else { continue };
+        site.left = leaves(imported, model, weight)?;
+        site.imported = !site.left && knows(imported, model, weight);
     }
     let requests = Requests {
         denoiser: options.q_config.as_deref(),

@@ -54,6 +54,15 @@ pub(super) fn knows(imported: &Imported, model: &Model, weight: &Weight) -> bool
     denoiser && imported.knows(&model.component(weight.component).weights, weight)
 }
 
+/// Whether `imported` is of a whole model in which the layer with this weight is in floats.
+///
+/// # Errors
+/// If the file is damaged.
+pub(super) fn leaves(imported: &Imported, model: &Model, weight: &Weight) -> Result<bool> {
+    let denoiser = Part::of(weight.component) == Part::Denoiser && weight.quantizable() && !weight.is_made();
+    Ok(denoiser && imported.leaves(&model.component(weight.component).weights, weight)?)
+}
+
 /// Refuses an import from which nothing would be taken.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ mod phases;
 mod pruned;
 mod ranges;
 mod report;
+mod smoothing;
 mod store;
 
 pub use crate::config::ActivationRanges;
@@ -19,6 +20,7 @@ pub(crate) use decide::dims;
 pub use decide::{LayerPlan, PhaseChange, Plan, explain};
 pub use ranges::RangeSource;
 pub use report::{LayerLine, Progress, Report};
+pub use smoothing::Smoothing;
 
 use crate::config::QConfig;
 use crate::error::Result;
@@ -78,6 +80,8 @@ pub struct Options {
     /// Ranges of activations that are fixed when packing; without this those that `q_config` fixes. Where there are none, each
     /// row has its own while running.
     pub activation_ranges: Option<RangeSource>,
+    /// Factors that inputs of the denoiser's layers are divided by, and their weights multiplied with.
+    pub smoothing: Option<Smoothing>,
     /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
     /// are as it has them.
     pub import: Option<PathBuf>,
@@ -120,6 +124,7 @@ impl Packing {
     /// # Errors
     /// If the model cannot be read or is not supported, or the output cannot be written.
     pub fn open(options: &Options) -> Result<Self> {
+        smoothing::check(options)?;
         check_target(&options.output, &inputs(options))?;
         let writer = Writer::create(&options.output)?;
         let model = decide::open(options)?;
@@ -141,8 +146,21 @@ impl Packing {
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let mut known = options.calibration.as_ref().map(open).transpose()?;
         if let Some(known) = &mut known {
-            phases.give_biases(known, &mut self.weights, &mut recipe);
+            phases.give_biases(known, weights, &mut recipe);
         }
+        let pruned = Pruned::plan(options, &self.model, weights)?;
+        if let Some(pruned) = &pruned {
+            recipe.config += &format!(", {}", pruned.describe());
+        }
+        let smoothed = match (&options.smoothing, &known) {
+            (Some(smoothing), Some(known)) => {
+                let graph = (&mut programs[..], &mut *weights, &mut recipe);
+                let model = (&self.model, &self.pipeline, pruned.as_ref());
+                Some(smoothing::smooth(smoothing, graph, model, known, progress)?)
+            }
+            _ => None,
+        };
+        phases.follow(weights);
         let of_config = recipe.activation_ranges.map(RangeSource::Calibration);
         let mut ranges = vec![QuantizeRange::Dynamic; self.weights.len()];
         match (&options.activation_ranges.or(of_config), &known, &imported) {
@@ -152,7 +170,8 @@ impl Packing {
                 recipe.config += &format!(", {}", describe(wanted));
             }
             (Some(RangeSource::Import { symmetric }), _, Some(imported)) => {
-                ranges = imported_ranges(imported, &self.model, &mut self.weights, &mut recipe, *symmetric)?;
+                let model = (&self.model, &self.programs[..]);
+                ranges = imported_ranges(imported, model, &mut self.weights, &mut recipe, *symmetric)?;
                 recipe.config += ", activations in its ranges";
             }
             (Some(RangeSource::Calibration(_)), None, _) => {
@@ -166,10 +185,6 @@ impl Packing {
             }
         }
         phases.check(&self.weights, &recipe, &ranges)?;
-        let pruned = Pruned::plan(options, &self.model, &self.weights)?;
-        if let Some(pruned) = &pruned {
-            recipe.config += &format!(", {}", pruned.describe());
-        }
         let attentions = self.use_codes(&recipe, &phases, &ranges)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
@@ -185,7 +200,8 @@ impl Packing {
         let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
         let sampler = &self.pipeline.sampler;
         let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
-        let notes = sampler.replaces.iter().map(replaced).chain(sparsity_note(&layers)).chain(recipe.notes).collect();
+        let notes = sampler.replaces.iter().map(replaced).chain(smoothed.map(|s| s.describe()));
+        let notes = notes.chain(sparsity_note(&layers)).chain(recipe.notes).collect();
         let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
         let meta = Meta {
             tool: concat!("packer ", env!("CARGO_PKG_VERSION")).into(),
@@ -295,7 +311,7 @@ impl Packing {
                 return Ok(Prepared { dims: elements.dims, stored });
             }
         }
-        let moments = known.map_or(Ok(None), |known| known.moments(i, weight))?;
+        let moments = known.map_or(Ok(None), |known| known.moments(i, &self.weights))?;
         let sparse = pruned.is_some_and(|pruned| pruned.has(weight));
         let mut stored = store(&name, &elements, treatment, moments.as_ref(), sparse)?;
         if imported.is_some() && weight.quantizable() && matches!(treatment.store, Store::Codes(..)) {

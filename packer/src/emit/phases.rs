@@ -16,8 +16,8 @@ pub(super) struct PhaseWeights {
     pub(super) starts: Starts,
     /// By phase and by the weight of the first phase, the weight of this one and the bits of its activations.
     layers: HashMap<(usize, Tensor), (Tensor, Option<u8>)>,
-    /// By the weight of a phase, the bias that goes with it.
-    biases: HashMap<Tensor, Tensor>,
+    /// By the weight of a phase, the bias of the first phase and the one that goes with it.
+    biases: HashMap<Tensor, (Tensor, Tensor)>,
 }
 
 impl PhaseWeights {
@@ -56,18 +56,30 @@ impl PhaseWeights {
         all.sort();
         all.dedup_by_key(|(tensor, ..)| *tensor);
         for (tensor, base, phase) in all.into_iter().filter(|(tensor, base, _)| tensor != base) {
-            if let Some(bias) = known.vary(base, tensor, weights, phase) {
-                self.biases.insert(tensor, bias);
+            if let Some(biases) = known.vary(base, tensor, weights, phase) {
+                self.biases.insert(tensor, biases);
             }
         }
         recipe.extend(weights.len());
+    }
+
+    /// Does to the weights and biases of phases what was done to those of the first since.
+    pub(super) fn follow(&self, weights: &mut Weights) {
+        let mut pairs: Vec<(Tensor, Tensor)> = Vec::new();
+        for (&(_, base), &(tensor, _)) in self.layers.iter().filter(|((_, base), (tensor, _))| tensor != base) {
+            pairs.push((base, tensor));
+        }
+        pairs.extend(self.biases.values().map(|&(base, bias)| (base, bias)));
+        for (base, again) in pairs {
+            weights[again].steps = weights[base].steps.clone();
+        }
     }
 
     /// What the layer of `weight` is in a phase; in the first, and where nothing is other, it takes codes of `bits`.
     pub(super) fn layer(&self, phase: usize, weight: Tensor, bits: Option<u8>, ranges: &[QuantizeRange]) -> Layer {
         let (tensor, bits) = self.layers.get(&(phase, weight)).copied().unwrap_or((weight, bits));
         let range = ranges.get(tensor.0 as usize).copied().unwrap_or(QuantizeRange::Dynamic);
-        let bias = self.biases.get(&tensor).copied();
+        let bias = self.biases.get(&tensor).map(|&(_, bias)| bias);
         Layer { bias, ..Layer::of(tensor, bits.map(|bits| (bits, range))) }
     }
 

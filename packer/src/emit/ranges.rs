@@ -3,14 +3,14 @@
 use super::calibrated::Known;
 use crate::config::ActivationRanges;
 use crate::error::Result;
-use crate::import::Imported;
+use crate::import::{Imported, ImportedRange};
 use crate::lower::Part;
 use crate::quantize::{MovingRange, RangeRule};
 use crate::recipe::Recipe;
 use crate::source::diffusers::Model;
 use crate::weight::Weights;
 use aquatint::error::Error;
-use aquatint::raw::program::{CurveAxis, QuantizeRange, Tensor};
+use aquatint::raw::program::{CurveAxis, InputKind, Op, Program, QuantizeRange, Role, Tensor};
 use std::collections::HashMap;
 
 /// Timesteps that models are trained on, in the intervals of [`CurveAxis::Timestep`].
@@ -23,8 +23,9 @@ pub enum RangeSource {
     Calibration(ActivationRanges),
     /// From the imported file.
     Import {
-        /// Whether its quantizers count from the middle of the codes, which it does not say.
-        symmetric: bool,
+        /// Whether its quantizers count from the middle of the codes, which it does not say; if nobody does, as is usual
+        /// in its project.
+        symmetric: Option<bool>,
     },
     /// Each row has its own while running, whatever a configuration says.
     Dynamic,
@@ -89,18 +90,20 @@ pub(super) fn curves(
     Ok(of_weight)
 }
 
-/// Makes the ranges that `imported` has of the inputs of layers with integer activations; returns the range of each weight's
-/// input.
+/// Makes the ranges that `imported` has of the inputs of layers with integer activations, which then have as many bits as it
+/// says; returns the range of each weight's input. Equal ranges are one tensor.
 ///
 /// # Errors
 /// If it has none, or ranges that codes cannot have.
 pub(super) fn imported_ranges(
     imported: &Imported,
-    model: &Model,
+    (model, programs): (&Model, &[Program]),
     weights: &mut Weights,
     recipe: &mut Recipe,
-    symmetric: bool,
+    symmetric: Option<bool>,
 ) -> Result<Vec<QuantizeRange>> {
+    let features = time_features(programs);
+    let mut made: Vec<(&'static str, ImportedRange, Tensor)> = Vec::new();
     let mut of_weight = vec![QuantizeRange::Dynamic; weights.len()];
     for (i, of_weight) in of_weight.iter_mut().enumerate() {
         let weight = &weights[Tensor(i as u32)];
@@ -109,21 +112,40 @@ pub(super) fn imported_ranges(
             continue;
         }
         let own = &model.component(weight.component).weights;
-        let Some((scale, zero)) = imported.activation(own, weight, bits, symmetric)? else {
+        let Some(range) = imported.activation(own, weight, bits, (features, symmetric))? else {
             recipe.decisions[i].add_note("activations in the range of each row: the imported file has none for them");
             continue;
         };
+        recipe.decisions[i].treatment.activation_bits = Some(range.bits);
+        range.note.iter().for_each(|note| recipe.decisions[i].add_note(note));
         let (component, key) = (weight.component, format!("{}.activation_range", weight.layer_in_file()));
-        let tensor = weights.make(component, key, &[1, 3], vec![0.0, scale, zero]);
-        *of_weight = QuantizeRange::Curve(tensor, CurveAxis::StepFraction);
+        let known = made.iter().find(|(of, other, _)| *of == component && *other == range).map(|(.., tensor)| *tensor);
+        let axis = range.axis;
+        let tensor = known.unwrap_or_else(|| {
+            let values = range.points.iter().flatten().copied().collect();
+            let tensor = weights.make(component, key, &[range.points.len(), 3], values);
+            made.push((component, range, tensor));
+            tensor
+        });
+        *of_weight = QuantizeRange::Curve(tensor, axis);
     }
     if of_weight.iter().all(|range| *range == QuantizeRange::Dynamic) {
-        let expected = "a file with act_quantizer.delta of layers with integer activations";
+        let expected = "a file with act_quantizer.delta or act_func of layers with integer activations";
         return Err(Error::request("--act-range import", expected, imported.describe()).into());
     }
     recipe.extend(weights.len());
     of_weight.resize(weights.len(), QuantizeRange::Dynamic);
     Ok(of_weight)
+}
+
+/// Features of the denoiser's embedding of timesteps.
+fn time_features(programs: &[Program]) -> Option<usize> {
+    let denoiser = programs.iter().find(|program| program.role == Role::Denoiser)?;
+    let t = denoiser.input(InputKind::Timestep)?;
+    denoiser.nodes.iter().find_map(|node| match node.op {
+        Op::TimestepEmbedding(embedding) if embedding.t == t => Some(embedding.dim as usize),
+        _ => None,
+    })
 }
 
 /// The rows `(position, scale, zero)` of a curve.

@@ -1,26 +1,31 @@
 //! Quantized weights that research projects saved: what their own code would multiply with, on integers.
 //!
-//! Two projects' files are read, both `torch.save(model.state_dict())` (quantization.md §1.4, §3.6), without running
-//! anything in them; which of them a file is, its names say:
+//! Files of these projects are read, what `torch.save` made of them, without running anything in them; which of them a file
+//! is, its names say:
 //!
 //! * Q-Diffusion: step and zero point per output channel, and the learned direction of rounding of every weight;
-//! * Qua2SeDiMo: for each of its six methods, steps and zero points or the weights as they become.
+//! * Qua2SeDiMo: for each of its six methods, steps and zero points or the weights as they become;
+//! * ViDiT-Q: of its later code integers, steps and zero points per row, of its first one steps and zero points alone;
+//! * TDQ: a whole model in training, with a step per weight and a network per input that makes its steps of timesteps.
 //!
-//! A layer is found by the name that its weight has in the model's own file; names in these files are that with `model.`
-//! before it. The result is a weight, and the grid that it lies on, in the checkpoint's order: [`emit`](crate::emit) does
+//! A layer is found by the name that its weight has in the model's own file; names in these files are that, mostly with
+//! `model.` before it. The result is a weight, and the grid that it lies on, in the checkpoint's order: [`emit`](crate::emit) does
 //! to both what it does to any weight, so fused and interleaved layers come out right.
 
 mod qdiffusion;
 mod qua2sedimo;
+mod tdq;
+mod viditq;
 
 use crate::error::Result;
 use crate::quantize::Method;
 use crate::source::Checkpoint;
-use crate::source::layout::Entry;
+use crate::source::layout::{self, Entry};
 use crate::source::view::Part;
 use crate::weight::{SECOND_HALF, Step, Weight};
 use aquatint::error::Error;
 use aquatint::raw::codec::Bits;
+use aquatint::raw::program::CurveAxis;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -32,23 +37,42 @@ const QUANTIZER: &str = ".weight_quantizer";
 enum Project {
     QDiffusion,
     Qua2SeDiMo,
+    Tdq,
+    /// Its later code.
+    ViditQ,
+    /// Its first code.
+    ViditQSteps,
 }
 
 impl Project {
-    const ALL: [Project; 2] = [Project::QDiffusion, Project::Qua2SeDiMo];
+    const ALL: [Project; 5] =
+        [Project::QDiffusion, Project::Qua2SeDiMo, Project::Tdq, Project::ViditQ, Project::ViditQSteps];
 
     fn name(self) -> &'static str {
         match self {
             Project::QDiffusion => "Q-Diffusion",
             Project::Qua2SeDiMo => "Qua2SeDiMo",
+            Project::Tdq => "TDQ",
+            Project::ViditQ | Project::ViditQSteps => "ViDiT-Q",
         }
     }
 
-    /// What follows the quantizer's name in every one of its files.
+    /// What follows a layer's path in every one of its files.
     fn mark(self) -> &'static str {
         match self {
-            Project::QDiffusion => ".alpha",
-            Project::Qua2SeDiMo => ".quant_params.",
+            Project::QDiffusion => ".weight_quantizer.alpha",
+            Project::Qua2SeDiMo => ".weight_quantizer.quant_params.",
+            Project::Tdq => ".act_func.n_lv",
+            Project::ViditQ => ".zp_weight",
+            Project::ViditQSteps => ".weight_quantizer.0.delta_list",
+        }
+    }
+
+    /// The path of the layer that tensor `key` is a quantizer of.
+    fn layer(self, key: &str) -> Option<&str> {
+        match self {
+            Project::QDiffusion | Project::Qua2SeDiMo => Some(key.split_once(QUANTIZER)?.0),
+            Project::Tdq | Project::ViditQ | Project::ViditQSteps => key.strip_suffix(self.mark()),
         }
     }
 }
@@ -70,6 +94,19 @@ pub struct RowGrid {
     pub zero: Vec<f32>,
 }
 
+/// The range of a layer's input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImportedRange {
+    /// Bits of codes, 2 to 8.
+    pub bits: u8,
+    /// What positions count.
+    pub axis: CurveAxis,
+    /// Rows `(position, scale, zero)`.
+    pub points: Vec<[f32; 3]>,
+    /// What a person should know of it.
+    pub note: Option<String>,
+}
+
 /// A layer's weight as it becomes, in the checkpoint's order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImportedWeight {
@@ -86,6 +123,8 @@ struct Quantizer<'a> {
     file: &'a Checkpoint,
     /// `model.<path>.weight_quantizer`, perhaps with `_0`.
     name: String,
+    /// `model.<path>`.
+    layer: &'a str,
     /// `model.<path>.weight`.
     weight: String,
     part: &'a Part,
@@ -100,21 +139,19 @@ impl Imported {
     /// If it cannot be read, or is no file of these projects.
     pub fn open(path: &Path) -> Result<Self> {
         let mut sources = Vec::new();
-        let file = Checkpoint::open_file(path, &mut sources)?;
-        let is = |project: &Project| {
-            let mark = format!("{QUANTIZER}{}", project.mark());
-            file.keys().any(|key| key.contains(&mark))
-        };
+        let file = layout::open_file(path, &mut sources)?;
+        let is = |project: &Project| file.keys().any(|key| key.contains(project.mark()));
         let Some(project) = Project::ALL.into_iter().find(is) else {
-            let marks = Project::ALL.map(|p| format!("{QUANTIZER}{} ({})", p.mark(), p.name())).join(" or ");
+            let marks = Project::ALL.map(|p| format!("{} ({})", p.mark(), p.name())).join(" or ");
             let got = file.keys().next().map_or("none".into(), |key| format!("{key} and others"));
             return Err(
                 Error::request(format!("--import {}", path.display()), format!("tensors with {marks}"), got).into()
             );
         };
         let mut layers = HashMap::new();
-        for layer in file.keys().filter_map(|key| Some(key.split_once(QUANTIZER)?.0)) {
+        for layer in file.keys().filter_map(|key| project.layer(key)) {
             let path = layer.strip_prefix("model.").unwrap_or(layer);
+            let path = path.strip_prefix("diffusion_model.").unwrap_or(path);
             // Of diffusers and of the DDIM authors; of latent diffusion's; of the averages that its checkpoints keep.
             for name in [
                 format!("{path}.weight"),
@@ -142,6 +179,18 @@ impl Imported {
         self.layers.contains_key(model.published(weight.key()).0)
     }
 
+    /// Whether the file is of a whole model, as TDQ's are, and has the layer with this weight in floats.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn leaves(&self, model: &Checkpoint, weight: &Weight) -> Result<bool> {
+        let (source, _) = model.published(weight.key());
+        match (self.project, self.layers.get(source)) {
+            (Project::Tdq, Some(layer)) => Ok(!self.tdq(layer, source).is_quantized()?),
+            (project, layer) => Ok(project == Project::Tdq && layer.is_none()),
+        }
+    }
+
     /// Whether the layer with this weight, of the component whose tensors are `model`, has two quantizers.
     pub fn is_split(&self, model: &Checkpoint, weight: &Weight) -> bool {
         let Some(layer) = self.layers.get(model.published(weight.key()).0) else { return false };
@@ -149,19 +198,24 @@ impl Imported {
         self.file.keys().any(|key| key.starts_with(&half))
     }
 
-    /// Scale and zero point of the input of the layer with this weight, codes from 0 on; none if the file has none, or has none
-    /// that is one number. A `symmetric` quantizer counts from the middle there.
+    /// The range of the input of the layer with this weight, `bits` of which are asked for; none if the file has none, or
+    /// has none that is one number. `features` are the model's sinusoids of a timestep. A quantizer counts from the `middle`
+    /// of the codes, or does not: if nobody says, as its project does.
     ///
     /// # Errors
-    /// If they are no numbers that codes can have.
+    /// If it is none that codes can have.
     pub fn activation(
         &self,
         model: &Checkpoint,
         weight: &Weight,
         bits: u8,
-        symmetric: bool,
-    ) -> Result<Option<(f32, f32)>> {
-        let Some(layer) = self.layers.get(model.published(weight.key()).0) else { return Ok(None) };
+        (features, middle): (Option<usize>, Option<bool>),
+    ) -> Result<Option<ImportedRange>> {
+        let (source, _) = model.published(weight.key());
+        let Some(layer) = self.layers.get(source) else { return Ok(None) };
+        if self.project == Project::Tdq {
+            return self.tdq(layer, source).range(features, middle.unwrap_or(true));
+        }
         let second = weight.steps.iter().any(|step| matches!(step, Step::Split { first: 1.., .. }));
         let quantizer = format!("{layer}.act_quantizer{}", if second { "_0" } else { "" });
         let number = |what: &str| -> Result<Option<f32>> {
@@ -176,7 +230,13 @@ impl Imported {
             let what = format!("{quantizer}.delta of {}", self.file.component());
             return Err(Error::request(what, "a positive step", scale).into());
         }
-        Ok(Some((scale, if symmetric { f32::from(1u16 << (bits - 1)) } else { zero })))
+        let zero = if middle == Some(true) { f32::from(1u16 << (bits - 1)) } else { zero };
+        Ok(Some(ImportedRange { bits, axis: CurveAxis::StepFraction, points: vec![[0.0, scale, zero]], note: None }))
+    }
+
+    /// Layer `layer` of a file of TDQ, for a model that has its weight under `source`.
+    fn tdq<'a>(&'a self, layer: &'a str, source: &str) -> tdq::Layer<'a> {
+        tdq::Layer { file: &self.file, path: layer, averaged: source.starts_with("model_ema.") }
     }
 
     /// `weight` as it becomes by `method` at `bits`; none if the file does not have its layer, or not in this way.
@@ -209,13 +269,20 @@ impl Imported {
         let quantizer = Quantizer {
             file: &self.file,
             name: format!("{layer}{}", if second { SECOND_HALF } else { QUANTIZER }),
-            weight: format!("{layer}.weight"),
+            layer,
+            weight: match self.project {
+                Project::Tdq => self.tdq(layer, source).name("weight")?,
+                _ => format!("{layer}.weight"),
+            },
             part,
             dims: &dims,
         };
         match self.project {
             Project::QDiffusion => qdiffusion::weight(&quantizer, split, bits),
             Project::Qua2SeDiMo => qua2sedimo::weight(&quantizer, split, method, bits),
+            Project::Tdq => self.tdq(layer, source).weight(&quantizer, split, bits),
+            Project::ViditQ => viditq::integers(&quantizer, &model.read(weight.key())?, bits).map(Some),
+            Project::ViditQSteps => viditq::steps(&quantizer, &model.read(weight.key())?, bits).map(Some),
         }
     }
 }

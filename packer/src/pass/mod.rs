@@ -1,7 +1,7 @@
 //! Passes over programs and weights. They see ops and tensors' attributes, never a model.
 //!
 //! [`sites`] tells where weights are used, [`give_biases`] makes biases to be corrected, and [`split_shortcuts`] makes two
-//! products of one. The other passes here give
+//! products of one; [`smoothables`] and [`fold`] move factors from activations to weights. The other passes here give
 //! integer layers their codes and need programs only. A pass that reworks weights (smoothing, a
 //! rotation, a split) takes the [`Weights`](crate::weight::Weights) beside the program and runs before them, between
 //! [`Packing::open`](crate::emit::Packing::open) and [`Packing::write`](crate::emit::Packing::write), while every value is
@@ -13,6 +13,7 @@ mod attend;
 mod biases;
 mod fuse;
 mod sites;
+mod smooth;
 mod split;
 
 pub use assign::{Layer, Starts, assign};
@@ -20,4 +21,5 @@ pub use attend::attend_in_codes;
 pub use biases::give_biases;
 pub use fuse::fuse;
 pub use sites::{End, Site, product, sites};
+pub use smooth::{Fold, Obstacle, Rows, Smoothable, fold, smoothables};
 pub use split::split_shortcuts;

@@ -14,6 +14,8 @@ pub struct Site {
     pub end: Option<End>,
     /// Whether others have quantized it; the program does not say.
     pub imported: bool,
+    /// Whether those who quantized others of the network left it in floats.
+    pub left: bool,
 }
 
 /// An end of a network from latents or pixels to latents or pixels.
@@ -127,7 +129,7 @@ mod tests {
             node(Op::Unpatchify(Unpatchify { x: Value(11), ..Unpatchify::default() })), // 12
         ];
         let program = Program { role: Role::Denoiser, inputs, nodes, output: Value(12), phases: Default::default() };
-        let site = |hoisted, end| Site { hoisted, end, imported: false };
+        let site = |hoisted, end| Site { hoisted, end, ..Site::default() };
         let expected = [
             site(false, Some(End::First)),
             site(true, None),

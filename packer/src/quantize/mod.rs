@@ -8,7 +8,8 @@
 //! [`quantize`] looks at the weights alone and rounds each to the nearest level. [`quantize_calibrated`] also knows what the
 //! layer's inputs are like ([`Moments`]) and chooses codes and levels for the least error of the layer's *output*.
 //! [`quantize_sparse`] keeps zeros of pruned weights ([`Pruning`]), and so does [`quantize_calibrated`] if it is asked to.
-//! Everything here is deterministic: the same weights give the same codes on any number
+//! [`SmoothRule`] chooses factors that inputs are divided by before any of them. Everything here is deterministic: the same
+//! weights give the same codes on any number
 //! of threads, because no sum's order depends on how the work was split.
 //!
 //! The k-means of the paper is scikit-learn's (random starts, a local optimum); ours is the exact optimum in one
@@ -25,6 +26,8 @@ mod lloyd;
 pub mod moments;
 mod power;
 mod prune;
+mod rotated;
+mod smooth;
 mod sparse;
 mod table;
 mod uniform;
@@ -35,6 +38,7 @@ pub use exact::{Exact, exact, power_loss};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};
 pub use moments::{Moments, SecondMoments};
 pub use prune::{Cut, Pruning, RankSearch, pruned_count, zero_channels, zero_smallest, zero_up_to};
+pub use smooth::{Searched, SmoothInput, SmoothLayer, SmoothRule, candidates, output_error, search, smooth_factors};
 pub use sparse::quantize_sparse;
 pub use uniform::{Rule, f16_codes};
 

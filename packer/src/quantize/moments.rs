@@ -146,6 +146,33 @@ impl Moments {
         Moments { rows: self.rows, mean: self.mean[inputs].to_vec(), second }
     }
 
+    /// The moments of the same inputs divided by factors, one per channel: an input of a convolution has that of its channel.
+    ///
+    /// # Panics
+    /// If inputs are no whole number of times as many as factors, or factors are not as many as channels.
+    #[must_use]
+    pub fn divided(&self, factors: &[f32]) -> Moments {
+        let n = factors.len();
+        assert!(n > 0 && self.inputs().is_multiple_of(n), "{n} factors of {} inputs", self.inputs());
+        let factor = |input: usize| f64::from(factors[input % n]);
+        let all = |means: &[f64]| means.iter().enumerate().map(|(i, v)| v / factor(i)).collect();
+        let second = match &self.second {
+            SecondMoments::Dense(triangle) => {
+                let pairs = (0..self.inputs()).flat_map(|i| (0..=i).map(move |j| (i, j)));
+                SecondMoments::Dense(
+                    triangle.iter().zip(pairs).map(|(v, (i, j))| v / (factor(i) * factor(j))).collect(),
+                )
+            }
+            SecondMoments::Toeplitz { channels, kernel, lags, centre } => {
+                assert_eq!(n, *channels, "factors of as many channels");
+                let lag = |(at, v): (usize, &f64)| v / (factor(at / n) * factor(at));
+                let lags = lags.iter().enumerate().map(lag).collect();
+                SecondMoments::Toeplitz { channels: n, kernel: *kernel, lags, centre: all(centre) }
+            }
+        };
+        Moments { rows: self.rows, mean: all(&self.mean), second }
+    }
+
     /// `E[x_j^2]` of every input.
     pub fn diagonal(&self) -> Vec<f64> {
         (0..self.inputs()).map(|j| self.at(j, j)).collect()

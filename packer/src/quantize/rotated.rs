@@ -64,14 +64,18 @@ mod tests {
     #[test]
     fn moments_are_those_of_rotated_samples() {
         let (n, signs) = (16, [1.0, -1.0, -1.0, 1.0, 1.0, 1.0, -1.0, 1.0]);
-        let mut rng = fastrand::Rng::with_seed(3);
-        let samples: Vec<Vec<f64>> = (0..40).map(|_| (0..n).map(|i| rng.f64() * (1 + i) as f64 - 2.0).collect()).collect();
+        let value = |k: usize, i: usize| ((k * 37 + i * 101 + k * i * 7) % 29) as f64 * 0.1 * (1 + i) as f64 - 2.0;
+        let samples: Vec<Vec<f64>> = (0..40).map(|k| (0..n).map(|i| value(k, i)).collect()).collect();
         let moments = |samples: &[Vec<f64>]| {
             let count = samples.len() as f64;
             let of = |f: &dyn Fn(&[f64]) -> f64| samples.iter().map(|x| f(x)).sum::<f64>() / count;
             let mean = (0..n).map(|i| of(&|x| x[i])).collect();
             let pairs = (0..n).flat_map(|i| (0..=i).map(move |j| (i, j)));
-            Moments { rows: count, mean, second: SecondMoments::Dense(pairs.map(|(i, j)| of(&|x| x[i] * x[j])).collect()) }
+            Moments {
+                rows: count,
+                mean,
+                second: SecondMoments::Dense(pairs.map(|(i, j)| of(&|x| x[i] * x[j])).collect()),
+            }
         };
         // By the matrix itself.
         let turned: Vec<Vec<f64>> = samples
@@ -87,7 +91,9 @@ mod tests {
             .collect();
         let (got, expected) = (moments(&samples).rotated(&signs), moments(&turned));
         let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-10 * (1.0 + b.abs()));
-        let (SecondMoments::Dense(a), SecondMoments::Dense(b)) = (&got.second, &expected.second) else { unreachable!() };
+        let (SecondMoments::Dense(a), SecondMoments::Dense(b)) = (&got.second, &expected.second) else {
+            unreachable!()
+        };
         assert!(close(&got.mean, &expected.mean) && close(a, b));
     }
 }

@@ -23,6 +23,10 @@ pub(super) fn decide(weight: &Weight, site: Site, choice: Choice) -> Decision {
         Weights::F16 => return plain(Store::F16, by, None),
         Weights::Codes { method, bits } => (method, bits),
     };
+    if site.left && !named {
+        let note = "kept at f16: the imported file leaves it in floats, and no entry names it";
+        return plain(Store::F16, by, Some(note.into()));
+    }
     let (_, inputs) = weight.matrix();
     if inputs <= FEW_INPUTS && !named {
         let note = format!("kept at f16: it has only {inputs} inputs per output, and no entry names it");

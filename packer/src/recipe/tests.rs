@@ -144,7 +144,7 @@ fn ends_and_what_is_hoisted_are_spared_unless_they_are_named() {
     for name in ["first", "time", "middle", "last"] {
         all.push(layer(DENOISER, name, &[96, 128], Storage::Linear));
     }
-    let site = |hoisted, end| Site { hoisted, end, imported: false };
+    let site = |hoisted, end| Site { hoisted, end, ..Site::default() };
     let sites = [site(false, Some(End::First)), site(true, None), site(false, None), site(false, Some(End::Last))];
     let of =
         |config: &str| Recipe::new(&all, &sites, Requests { denoiser: Some(config), ..Requests::default() }).unwrap();
@@ -159,4 +159,17 @@ fn ends_and_what_is_hoisted_are_spared_unless_they_are_named() {
     assert_eq!(stores(&of("w4a16")), ["mse-8/32", "mse-4/32", "mse-4/32", "mse-8/32"]);
     let file = File::new("ends.toml", "default = 'w3a8'\n[layers]\n'[tl]*' = 'w4a8'");
     assert_eq!(stores(&of(file.0.to_str().unwrap())), ["mse-8/8", "mse-4/8", "mse-3/8", "mse-4/8"]);
+}
+
+#[test]
+fn what_an_import_leaves_in_floats_is_codes_only_by_name() {
+    let weights: Weights =
+        ["a", "b"].into_iter().map(|name| layer(DENOISER, name, &[8, 100], Storage::Linear)).collect();
+    let site = Site { left: true, ..Site::default() };
+    let config = File::new("left.json", r#"{"default": "w4a8", "layers": {"b": "w4a8"}}"#);
+    let request = config.0.display().to_string();
+    let requests = Requests { denoiser: Some(&request), ..Requests::default() };
+    let recipe = Recipe::new(&weights, &[site; 2], requests).unwrap();
+    let bits: Vec<u8> = recipe.decisions.iter().map(|d| d.treatment.store.bits()).collect();
+    assert_eq!(bits, [16, 4]);
 }

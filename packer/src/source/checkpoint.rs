@@ -141,7 +141,9 @@ impl Checkpoint {
             }
         }
         let scales = self.tensors.keys().filter_map(|key| Some((float8::scaled(key)?, key.clone())));
-        let scales: Vec<_> = scales.filter(|(weight, _)| self.tensors.contains_key(weight)).collect();
+        // Those of integers are for who reads integers.
+        let floats = |weight: &str| self.tensors.get(weight).is_some_and(|place| place.view.dtype != Dtype::I8);
+        let scales: Vec<_> = scales.filter(|(weight, _)| floats(weight)).collect();
         for (weight, key) in scales {
             let Some(Place { file, view, .. }) = self.tensors.remove(&key) else { continue };
             let rows = self.tensors[&weight].view.shape.first().copied().unwrap_or(1);

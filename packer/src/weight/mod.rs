@@ -10,8 +10,8 @@
 //!
 //! What else a weight may become, and how it comes in:
 //!
-//! * *Smoothing* divides a channel of activations and multiplies the weight's input: a made vector of factors, a
-//!   [`Step::Scale`] on the norm before (`divide`) and one on the layer. Nothing is missing for it but the factors.
+//! * *Smoothing* ([`pass::fold`](crate::pass::fold)) divides a channel of activations and multiplies the weight's input: a made
+//!   vector of factors, a [`Step::Scale`] on what makes the activations (`divide`) and one on the layer.
 //! * *Ranges of activations* by timestep are made tensors `(rows, 3)` that a `Quantize` attribute points to.
 //! * *A low-rank branch*, `W = U V + rest` with the rest quantized, is two made weights `U` and `V`, two more linear
 //!   layers in the program, and a step `LowRank { up, down }` that subtracts `U V` here and adds it in `unpack`. `U` and

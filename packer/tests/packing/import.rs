@@ -85,7 +85,7 @@ fn activations_have_the_ranges_of_the_file() {
         ..Default::default()
     };
     let file = Checkpoint::open_file(&import("qdiffusion.pth"), &mut Vec::new()).unwrap();
-    for symmetric in [false, true] {
+    for symmetric in [None, Some(false), Some(true)] {
         let report = pack(&options(symmetric), &mut |_| ()).unwrap();
         let packed = Packed::open(scratch.path("m.aqt")).unwrap();
         let (mut fixed, mut free) = (0, 0);
@@ -101,17 +101,17 @@ fn activations_have_the_ranges_of_the_file() {
             let half = if line.meta.name.ends_with("_0") { "_0" } else { "" };
             let quantizer = format!("model.{}.act_quantizer{half}", layer(&line.meta.name));
             let number = |what: &str| file.read(&format!("{quantizer}.{what}")).unwrap()[0];
-            let zero = if symmetric { 128.0 } else { number("zero_point") };
+            let zero = if symmetric == Some(true) { 128.0 } else { number("zero_point") };
             assert_eq!(points, [0.0, number("delta"), zero], "{name}");
             fixed += 1;
         }
         assert!(fixed > 10 && free > 10, "{fixed} {free}");
     }
     let error = |options: &Options| pack(options, &mut |_| ()).unwrap_err().to_string();
-    assert!(error(&Options { import: None, ..options(false) }).contains("expected --import FILE, which has them"));
+    assert!(error(&Options { import: None, ..options(None) }).contains("expected --import FILE, which has them"));
     // Qua2SeDiMo's files hold weights alone.
-    let weights = Options { import: Some(import("qua2sedimo_mq.pt")), ..options(false) };
-    assert!(error(&weights).contains("--act-range import: expected a file with act_quantizer.delta"));
+    let weights = Options { import: Some(import("qua2sedimo_mq.pt")), ..options(None) };
+    assert!(error(&weights).contains("--act-range import: expected a file with act_quantizer.delta or act_func"));
 }
 
 #[test]
@@ -250,4 +250,45 @@ fn the_research_scripts_flags_say_the_same() {
         assert!(!done && error.starts_with("error: "), "{flags}: {error}");
     }
     assert!(!scratch.path("c.aqt").exists());
+}
+
+/// The weights of the packed DiT of `dit/d2` with `file` imported, or why there are none.
+fn viditq(scratch: &Scratch, config: &str, file: &str) -> packer::Result<BTreeMap<String, Dense>> {
+    try_pack(scratch, "dit/d2", config, file, false)?;
+    let out = scratch.path("w.safetensors");
+    unpack(&scratch.path("m.aqt"), &out, Some("transformer"), Float::F32).unwrap();
+    Ok(load(&out))
+}
+
+#[test]
+fn weights_are_those_of_vidit_qs_forward() {
+    let scratch = Scratch::new("viditq");
+    for (kind, config, file) in
+        [("int", "w8a8:min_max", "viditq_int_weight.pt"), ("ckpt", "w4a8:min_max", "viditq_ckpt.pth")]
+    {
+        let back = viditq(&scratch, config, file).unwrap();
+        let all = load(&import("viditq_expected.safetensors"));
+        let expected = all.iter().filter_map(|(key, t)| Some((key.strip_prefix(&format!("{kind}/"))?, t)));
+        let mut compared = 0;
+        for (layer, want) in expected {
+            assert_eq!(back[&format!("{layer}.weight")].values, want.values, "{kind} {layer}");
+            compared += 1;
+        }
+        assert_eq!(compared, 8);
+    }
+}
+
+#[test]
+fn what_vidit_q_did_to_weights_before_is_refused_if_it_cannot_be_undone() {
+    let scratch = Scratch::new("viditq-refused");
+    let error = |config, file| viditq(&scratch, config, file).unwrap_err().to_string();
+    let told = error("w8a8:min_max", "viditq_rotated.pt");
+    assert!(told.contains("expected this model's weights, neither smoothed nor rotated before"), "{told}");
+    let told = error("w4a8:min_max", "viditq_smoothed.pth");
+    assert!(told.contains("expected a layer that was not smoothed; --smooth"), "{told}");
+    let told = error("w4a8:min_max", "viditq_int_weight.pt");
+    assert!(told.contains("expected codes of 4 bits; of files with more, say so: --q-config w8a8"), "{told}");
+    let told = error("w3a8:min_max", "viditq_ckpt.pth");
+    assert!(told.contains("of 4, 6 and 8 bits") && told.contains("for 3 bits"), "{told}");
+    assert!(scratch.entries().is_empty());
 }

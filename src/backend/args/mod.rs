@@ -81,7 +81,7 @@ pub struct Codes {
     pub cols: usize,
     /// Number of scales.
     pub groups: usize,
-    /// 8 or 6.
+    /// 2 to 8.
     pub bits: u8,
 }
 

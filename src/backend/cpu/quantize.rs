@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn codes_are_within_half_a_step() {
         let mut rng = fastrand::Rng::with_seed(3);
-        for bits in [6, 8] {
+        for bits in [2, 4, 6, 8] {
             for len in [1, 15, 16, 17, 100] {
                 let x: Vec<f32> = (0..len).map(|_| rng.f32() * 7.0 - 1.5).collect();
                 let (low, high) = Scalar.run(Extent, (&x,));

@@ -151,6 +151,13 @@ fn quantize_gives_codes_of_its_own_spec() {
         let spec = spec(bits, QuantizeGrain::Row, QuantizeRange::Dynamic);
         refuse(&[quantize(SAMPLE, spec)], &format!("quantize bits: expected 6 or 8, got {bits}"));
     }
+    let in_curve = |bits| spec(bits, QuantizeGrain::Row, QuantizeRange::Curve(CURVE, CurveAxis::Timestep));
+    for bits in 2..=8 {
+        accept(&[quantize(SAMPLE, in_curve(bits))], &[2, 6, 10, 8], Kind::Codes(in_curve(bits)));
+    }
+    for bits in [1, 9] {
+        refuse(&[quantize(SAMPLE, in_curve(bits))], &format!("quantize bits: expected 2 to 8, got {bits}"));
+    }
     refuse(&[quantize(TIME, SAMPLE6)], "quantize grain: expected a value with samples, got [3]");
     let curve = |tensor| spec(8, QuantizeGrain::Row, QuantizeRange::Curve(tensor, CurveAxis::StepFraction));
     refuse(&[quantize(SAMPLE, curve(NO_TENSOR))], "curve: expected a tensor below 18, got 99");

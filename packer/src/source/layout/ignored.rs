@@ -1,5 +1,6 @@
 //! Tensors of a file that are no weights of its model.
 
+use super::Tensors;
 use super::pipeline::SCALE_FACTOR;
 use crate::source::settings::MARKS;
 
@@ -39,4 +40,12 @@ pub(super) fn ignored(key: &str) -> bool {
         || MARKS.contains(&key)
         || IGNORED_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
         || IGNORED_SUFFIXES.iter().any(|suffix| key.ends_with(suffix))
+}
+
+/// Whether a tensor of this name belongs to a quantizer that a network was trained with (TDQ): number of levels and step of a
+/// layer's weight, and all of the quantizers of activations.
+pub(super) fn quantizes(tensors: &dyn Tensors, key: &str) -> bool {
+    let of_layer = |layer: &str| tensors.shape(&format!("{layer}.n_lv")).is_some();
+    let of_weight = [".s", ".n_lv"].iter().any(|end| key.strip_suffix(end).is_some_and(of_layer));
+    of_weight || key.contains(".act_func.") || key.contains(".qsym.")
 }

@@ -2,7 +2,7 @@
 
 use super::autoencoder::Autoencoder;
 use super::elsewhere::{AUTOENCODER, ENCODER, Elsewhere, own};
-use super::ignored::ignored;
+use super::ignored::{ignored, quantizes};
 use super::known::unknown;
 use super::scheduler::{self, Betas};
 use super::text::TextEncoder;
@@ -262,7 +262,12 @@ pub fn recognise_without(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<
             || elsewhere.text && TEXTS.iter().any(|prefix| key.starts_with(prefix))
     };
     let empty = |key: &str| tensors.shape(key).is_some_and(|shape| shape.contains(&0));
-    let extra = keys.iter().filter(|key| !used.contains(**key) && !ignored(key) && !replaced(key) && !empty(key));
+    let quantizers: BTreeSet<String> = (keys.iter().filter(|key| quantizes(tensors, key)))
+        .flat_map(|key| [average_name(key), Some((*key).to_owned())])
+        .flatten()
+        .collect();
+    let extra = keys.iter().filter(|key| !used.contains(**key) && !quantizers.contains(**key));
+    let extra = extra.filter(|key| !ignored(key) && !replaced(key) && !empty(key));
     let extra: Vec<_> = extra.collect();
     if let Some(first) = extra.first() {
         let more = if extra.len() > 1 { format!(", and {} more", extra.len() - 1) } else { String::new() };
