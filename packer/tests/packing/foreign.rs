@@ -269,6 +269,7 @@ fn viditqs_first_files_are_read() {
         (&[("dynamic: True", "dynamic: False")], "must be false where dynamic is false"),
         (&[("sym: False", "symm: False")], "`quant.activation.quantizer.symm` is not known"),
         (&[("conditional: True", "timestep_wise: True")], "--act-intervals"),
+        (&[("sym: False", "timestep_wise: True")], "`quant.activation.quantizer.timestep_wise` must be false"),
         (&[("'remain_fp.txt'", "'gone.txt'")], "names gone.txt, which is not there"),
         (
             &[("enable: False", "enable: True"), ("alpha: 0.3", "alpha: much")],

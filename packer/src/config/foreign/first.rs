@@ -49,9 +49,7 @@ pub(super) fn read(path: &Path, file: &Fields) -> Result<QConfig, ConfigError> {
     let spec = LayerSpec { weights, activations };
     config.rules.push(Rule::new("quant", Pattern::Any, spec));
     config.default = default(spec);
-    if file.flag("timestep_wise")? == Some(true) {
-        return Err(file.fault("timestep_wise", "must be false: ranges by timestep come from --act-intervals"));
-    }
+    refuse_timestep_wise(file)?;
     if let Some(Raw::Text(checkpoint)) = file.map("resume_with_w_quantized")?.get("path") {
         let checkpoint = spec::shorten(checkpoint);
         config.notes.push(format!("resume_with_w_quantized: {checkpoint} is not read; weights are quantized here"));
@@ -72,6 +70,15 @@ pub(super) fn read(path: &Path, file: &Fields) -> Result<QConfig, ConfigError> {
     Ok(config)
 }
 
+/// Refuses levels or ranges for every timestep.
+fn refuse_timestep_wise(fields: &Fields) -> Result<(), ConfigError> {
+    match fields.flag("timestep_wise")? {
+        Some(true) => Err(fields
+            .fault("timestep_wise", "must be false: ranges by timestep come from --act-intervals, levels have none")),
+        _ => Ok(()),
+    }
+}
+
 /// What weights become.
 fn weights(weight: &Fields, notes: &mut Vec<String>) -> Result<Weights, ConfigError> {
     weight.refuse_others(&["optimization", "quantizer"])?;
@@ -84,7 +91,9 @@ fn weights(weight: &Fields, notes: &mut Vec<String>) -> Result<Weights, ConfigEr
         "scale_method",
         "round_mode",
         "sym",
+        "timestep_wise",
     ])?;
+    refuse_timestep_wise(&quantizer)?;
     if quantizer.word("per_group", &["channel", "group", "token"])?.is_some_and(|group| group != "channel") {
         return Err(quantizer.fault("per_group", "must be channel: a step per output channel"));
     }
@@ -130,6 +139,7 @@ fn activations(quantizer: &Fields, config: &mut QConfig) -> Result<Activations, 
         "softmax",
         "timestep_wise",
     ])?;
+    refuse_timestep_wise(quantizer)?;
     let Some(bits) = quantizer.int("n_bits")? else { return Ok(Activations::Float) };
     let activations = spec::activations(&bits.to_string()).map_err(|fault| width_fault(quantizer, "n_bits", fault))?;
     let symmetric = quantizer.flag("sym")?.unwrap_or(false);
