@@ -83,6 +83,15 @@ pub(super) struct Pack {
     #[arg(long, value_name = "GLOB", requires = "smooth")]
     pub(super) smooth_layers: Option<String>,
 
+    /// Rotate inputs of integer layers before they are quantized, and their weights, by Hadamard matrices of 8 to 256 channels
+    /// with signs: what is large in a few channels is spread over many
+    #[arg(long, requires = "precision")]
+    pub(super) rotate: bool,
+
+    /// Rotate inputs of layers that this glob matches, alone
+    #[arg(long, value_name = "GLOB", requires = "rotate")]
+    pub(super) rotate_layers: Option<String>,
+
     /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth, Qua2SeDiMo's
     /// *_mq.pt, ViDiT-Q's int_weight.pt or ckpt.pth, or a checkpoint of TDQ, which is MODEL, too. --q-config says how many bits they have, and by which method; activations are as it says
     #[arg(long, value_name = "FILE", visible_alias = "cali-ckpt", alias = "cali_ckpt")]

@@ -5,7 +5,7 @@ use super::inspect::decided_by;
 use super::research::Research;
 use super::table::{Table, bytes, percent};
 use super::{say, say_json, say_line};
-use crate::emit::{self, LayerLine, Options, Progress, Report, Smoothing};
+use crate::emit::{self, LayerLine, Layers, Options, Progress, Report, Smoothing};
 use crate::error::Result;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -26,7 +26,8 @@ pub(super) fn pack(args: &Pack, research: &Research) -> Result<()> {
         overrules: Overrules { prediction: args.prediction, scheduler_config: args.scheduler_config.clone() },
         calibration: args.calib.clone(),
         activation_ranges: args.activation_ranges(research)?,
-        smoothing: args.smooth.map(|rule| Smoothing { rule, layers: args.smooth_layers.clone() }),
+        smoothing: args.smooth.map(|rule| Smoothing { rule, layers: layers(&args.smooth_layers) }),
+        rotation: args.rotate.then(|| layers(&args.rotate_layers)),
         import: args.import.clone(),
         pruning: args.pruning(),
         split: args.split,
@@ -98,4 +99,9 @@ fn explained(report: &Report) -> String {
         table.row([name, method, bits, act, error, bytes, decided_by(&line.meta)]);
     }
     table.to_string()
+}
+
+/// The layers that a glob matches, all without one.
+fn layers(glob: &Option<String>) -> Layers {
+    glob.clone().map_or(Layers::All, Layers::Glob)
 }

@@ -56,6 +56,7 @@ mod types;
 
 pub use error::{ConfigError, SpecFault};
 pub use phases::{Phase, Phases};
+pub(crate) use rules::has_components;
 pub use schema::schema;
 pub use transforms::{Smoothing, SmoothingRule, Transforms};
 pub use types::{TensorTypes, tensor_names};
@@ -305,7 +306,6 @@ impl QConfig {
     /// If a layer is matched by nothing, a key matches no layer, two keys name the same layer with different values,
     /// or two equally literal globs disagree about a layer; if the file asks for what cannot be honoured.
     pub fn resolve(&self, layers: &[&str], aliases: &[(&str, &str)]) -> Result<Vec<Choice>, ConfigError> {
-        transforms::check(&self.origin, &self.transforms)?;
         resolve::resolve(self, layers, aliases, None)
     }
 

@@ -64,7 +64,7 @@ impl Rule {
 }
 
 /// Whether the components of `path` have those of `parts` in a row; a layer's name may or may not begin with `model`.
-fn has_components(path: &str, parts: &str) -> bool {
+pub(crate) fn has_components(path: &str, parts: &str) -> bool {
     let own: Vec<&str> = path.split('.').collect();
     let parts: Vec<&str> = parts.strip_prefix("model.").unwrap_or(parts).split('.').collect();
     let alike = |(own, part): (&&str, &&str)| match part.strip_prefix('[').and_then(|p| p.strip_suffix(']')) {

@@ -1,7 +1,5 @@
 //! What a configuration asks to be done to layers before they are quantized.
 
-use super::ConfigError;
-
 /// Changes of layers that leave the network what it is and suit quantization better.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Transforms {
@@ -29,26 +27,4 @@ pub struct Smoothing {
     pub alphas: Vec<(f64, Option<[u32; 2]>)>,
     /// Layers, by names or as regular expressions; all if there are none.
     pub layers: Vec<String>,
-}
-
-/// Refuses what cannot be honoured.
-///
-/// # Errors
-/// For the first thing of that kind, with the remedy.
-pub(super) fn check(origin: &str, transforms: &Transforms) -> Result<(), ConfigError> {
-    let refuse = |reason: String| Err(ConfigError::Syntax { origin: origin.into(), reason });
-    if let Some(smoothing) = transforms.smooth.first() {
-        let alphas: Vec<String> = smoothing.alphas.iter().map(|(alpha, _)| alpha.to_string()).collect();
-        return refuse(format!(
-            "smoothing (alpha {}) is not supported in a configuration yet; turn it off in the file, or take it out",
-            alphas.join(", ")
-        ));
-    }
-    if let Some(layers) = transforms.rotate.first() {
-        let layers = super::spec::shorten(layers);
-        return refuse(format!(
-            "rotation (`{layers}`) is not supported in a configuration yet; take it out of the file"
-        ));
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::pass::give_biases;
 use crate::quantize::{Moments, SmoothInput};
 use crate::recipe::{Decision, Recipe, Store};
-use crate::weight::{Channels, Misfit, Step, Weight, Weights};
+use crate::weight::{Channels, Misfit, Rotation, Step, Weight, Weights, signs};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
 use aquatint::raw::program::{Program, Tensor};
@@ -96,6 +96,9 @@ impl Known {
                         factors.iter_mut().for_each(|factor| *factor = factor.recip());
                     }
                     moments = moments.divided(&factors);
+                }
+                Step::Rotate { channels: Channels::Input, by: Rotation::Hadamard { size, seed } } => {
+                    moments = moments.rotated(&signs(*size as usize, *seed));
                 }
                 Step::ToFileOrder | Step::Interleave | Step::Scale { .. } | Step::Rotate { .. } => {}
             }

@@ -1,7 +1,8 @@
 //! What becomes of every weight, before any is read: for packing, and for people who ask.
 
+use super::Options;
 use super::imported::{Wanted, check_effect, knows, leaves, split};
-use super::{Options, PaperBytes};
+use super::size::PaperBytes;
 use crate::config::QConfig;
 use crate::error::Result;
 use crate::import::Imported;

@@ -8,16 +8,21 @@
 mod calibrated;
 mod decide;
 mod imported;
+mod layers;
 mod phases;
 mod pruned;
 mod ranges;
 mod report;
+mod size;
 mod smoothing;
 mod store;
+mod transform;
+mod turns;
 
 pub use crate::config::ActivationRanges;
 pub(crate) use decide::dims;
 pub use decide::{LayerPlan, PhaseChange, Plan, explain};
+pub use layers::Layers;
 pub use ranges::RangeSource;
 pub use report::{LayerLine, Progress, Report};
 pub use smoothing::Smoothing;
@@ -26,8 +31,8 @@ use crate::config::QConfig;
 use crate::error::Result;
 use crate::import::Imported;
 use crate::lower::{self, Lowered, Part};
-use crate::pass::{self, Starts};
-use crate::quantize::{Pruning, average_bits, quantized_bytes, raw_bytes};
+use crate::pass::{self, Layer, Starts};
+use crate::quantize::Pruning;
 use crate::recipe::{Recipe, Store, Treatment};
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
@@ -46,14 +51,14 @@ use decide::decide;
 use imported::in_file_order;
 use phases::PhaseWeights;
 use pruned::Pruned;
-use ranges::{curves, describe, imported_ranges};
+use ranges::fixed_ranges;
 use report::{line, sparsity_note};
+use size::PaperBytes;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use store::{Stored, store, store_imported};
-
-/// Bits per weight of the precision that average bits are relative to; the published sizes count 16.
-const PRECISION: u64 = 16;
+use transform::transform;
+use turns::Turns;
 
 /// What to pack.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +87,8 @@ pub struct Options {
     pub activation_ranges: Option<RangeSource>,
     /// Factors that inputs of the denoiser's layers are divided by, and their weights multiplied with.
     pub smoothing: Option<Smoothing>,
+    /// Layers of the denoiser whose inputs, where they become integers, and weights are rotated.
+    pub rotation: Option<Layers>,
     /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
     /// are as it has them.
     pub import: Option<PathBuf>,
@@ -124,7 +131,9 @@ impl Packing {
     /// # Errors
     /// If the model cannot be read or is not supported, or the output cannot be written.
     pub fn open(options: &Options) -> Result<Self> {
-        smoothing::check(options)?;
+        if options.smoothing.is_some() {
+            smoothing::check(options, false)?;
+        }
         check_target(&options.output, &inputs(options))?;
         let writer = Writer::create(&options.output)?;
         let model = decide::open(options)?;
@@ -152,46 +161,19 @@ impl Packing {
         if let Some(pruned) = &pruned {
             recipe.config += &format!(", {}", pruned.describe());
         }
-        let smoothed = match (&options.smoothing, &known) {
-            (Some(smoothing), Some(known)) => {
-                let graph = (&mut programs[..], &mut *weights, &mut recipe);
-                let model = (&self.model, &self.pipeline, pruned.as_ref());
-                Some(smoothing::smooth(smoothing, graph, model, known, progress)?)
-            }
-            _ => None,
-        };
-        phases.follow(weights);
-        let of_config = recipe.activation_ranges.map(RangeSource::Calibration);
-        let mut ranges = vec![QuantizeRange::Dynamic; self.weights.len()];
-        match (&options.activation_ranges.or(of_config), &known, &imported) {
-            (None | Some(RangeSource::Dynamic), ..) => {}
-            (Some(RangeSource::Calibration(wanted)), Some(known), _) => {
-                ranges = curves(wanted, known, &mut self.weights, &mut recipe)?;
-                recipe.config += &format!(", {}", describe(wanted));
-            }
-            (Some(RangeSource::Import { symmetric }), _, Some(imported)) => {
-                let model = (&self.model, &self.programs[..]);
-                ranges = imported_ranges(imported, model, &mut self.weights, &mut recipe, *symmetric)?;
-                recipe.config += ", activations in its ranges";
-            }
-            (Some(RangeSource::Calibration(_)), None, _) => {
-                let subject =
-                    if options.activation_ranges.is_some() { "--act-range" } else { "ranges that --q-config fixes" };
-                let expected = "--calib FILE: a calibration knows what ranges activations have";
-                return Err(Error::request(subject, expected, "none").into());
-            }
-            (Some(RangeSource::Import { .. }), _, None) => {
-                return Err(Error::request("--act-range import", "--import FILE, which has them", "none").into());
-            }
-        }
-        phases.check(&self.weights, &recipe, &ranges)?;
-        let attentions = self.use_codes(&recipe, &phases, &ranges)?;
+        let graph = (&mut programs[..], &mut *weights, &mut recipe);
+        let model = (&self.model, &self.pipeline, pruned.as_ref());
+        let (transformed, turns) = transform(options, graph, model, (known.as_ref(), &phases), progress)?;
+        let (known, imported) = (known.as_ref(), imported.as_ref());
+        let ranges = fixed_ranges(options, (known, imported), (&self.model, programs), weights, &mut recipe)?;
+        phases.check((&self.weights, &recipe), &ranges, &turns)?;
+        let attentions = self.use_codes(&recipe, &phases, &ranges, &turns)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
         for program in &self.programs {
             shape::infer(program, &types, &dims(&self.pipeline))?;
         }
-        let changes = Changes { known: known.as_ref(), imported: imported.as_ref(), pruned: pruned.as_ref() };
+        let changes = Changes { known, imported, pruned: pruned.as_ref() };
         let (layers, average_bits) = self.write_weights(&recipe, changes, progress)?;
         for (name, bytes) in &self.files {
             self.writer.bytes(name, bytes)?;
@@ -200,7 +182,7 @@ impl Packing {
         let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
         let sampler = &self.pipeline.sampler;
         let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
-        let notes = sampler.replaces.iter().map(replaced).chain(smoothed.map(|s| s.describe()));
+        let notes = sampler.replaces.iter().map(replaced).chain(transformed);
         let notes = notes.chain(sparsity_note(&layers)).chain(recipe.notes).collect();
         let steps = self.weights.iter().filter(|w| !w.steps.is_empty());
         let meta = Meta {
@@ -210,7 +192,7 @@ impl Packing {
                 config: recipe.config,
                 average_bits,
                 attention: (attentions > 0).then(|| "int8".into()),
-                calibration: known.as_ref().map(Known::meta).transpose()?,
+                calibration: known.map(Known::meta).transpose()?,
                 layers: layers.iter().map(|line| line.meta.clone()).collect(),
             },
             sources: sources.iter().map(|s| s.meta.clone()).collect(),
@@ -227,13 +209,21 @@ impl Packing {
 
     /// Lets programs make and use codes where `recipe` asks for integer activations; returns how many attentions work in
     /// codes.
-    fn use_codes(&mut self, recipe: &Recipe, phases: &PhaseWeights, ranges: &[QuantizeRange]) -> Result<usize> {
+    fn use_codes(
+        &mut self,
+        recipe: &Recipe,
+        phases: &PhaseWeights,
+        ranges: &[QuantizeRange],
+        turns: &Turns,
+    ) -> Result<usize> {
         let mut attentions = 0;
         for program in &mut self.programs {
             let denoiser = matches!(program.role, Role::Denoiser | Role::Refiner);
             let starts = if denoiser { phases.starts.clone() } else { Starts::default() };
             pass::assign(program, &starts, &|phase, weight| {
-                phases.layer(phase, weight, recipe.decisions[weight.0 as usize].treatment.activation_bits, ranges)
+                let bits = recipe.decisions[weight.0 as usize].treatment.activation_bits;
+                let layer = phases.layer(phase, weight, bits, ranges);
+                Layer { turn: turns.of(layer.weight), ..layer }
             });
             if self.options.int8_attention && denoiser {
                 attentions += pass::attend_in_codes(program);
@@ -371,37 +361,4 @@ fn elements(model: &Model, weights: &Weights, weight: &Weight, pruned: Option<&P
 fn aliases(weight: &Weight) -> (String, Vec<String>) {
     let names = weight.copies.iter().map(|key| format!("{}/{key}", weight.component));
     (weight.whole_name(), names.collect())
-}
-
-/// Bytes of the denoisers' layers by the paper's accounting, after and before.
-#[derive(Default)]
-struct PaperBytes {
-    quantized: u64,
-    raw: u64,
-}
-
-impl PaperBytes {
-    /// Counts a layer, as often as the checkpoint has it.
-    fn add(&mut self, weight: &Weight, store: Store) {
-        if Part::of(weight.component) == Part::Denoiser {
-            let copies = 1 + weight.copies.len() as u64;
-            self.quantized += copies * paper_bytes(weight, store);
-            self.raw += copies * raw_bytes(weight.len() as u64, PRECISION);
-        }
-    }
-
-    fn average_bits(&self) -> f64 {
-        average_bits(self.quantized, self.raw, PRECISION)
-    }
-}
-
-/// Bytes of one copy of a layer by the paper's accounting.
-fn paper_bytes(weight: &Weight, store: Store) -> u64 {
-    let (rows, cols) = weight.matrix();
-    let (rows, cols) = (rows as u64, cols as u64);
-    match store {
-        Store::F32 => raw_bytes(rows * cols, 32),
-        Store::F16 => raw_bytes(rows * cols, 16),
-        Store::Codes(method, bits) => quantized_bytes(rows, cols, method, bits, PRECISION),
-    }
 }

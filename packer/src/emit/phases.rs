@@ -1,6 +1,7 @@
 //! Weights that are other in some phases: each is stored once in every precision that it has.
 
 use super::calibrated::Known;
+use super::turns::Turns;
 use crate::error::Result;
 use crate::pass::{Layer, Starts};
 use crate::quantize::CodebookType;
@@ -75,6 +76,18 @@ impl PhaseWeights {
         }
     }
 
+    /// `layers`, weights of the first phase, and those of other phases that are theirs and have integer activations, too.
+    pub(super) fn with_variants(&self, layers: &[Tensor], recipe: &Recipe) -> Vec<Tensor> {
+        let integer = |tensor: &Tensor| recipe.decisions[tensor.0 as usize].treatment.activation_bits.is_some();
+        let of_layer = |((_, base), (tensor, _)): (&(usize, Tensor), &(Tensor, Option<u8>))| {
+            (layers.contains(base) && tensor != base && integer(tensor)).then_some(*tensor)
+        };
+        let mut all: Vec<Tensor> = self.layers.iter().filter_map(of_layer).chain(layers.iter().copied()).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// What the layer of `weight` is in a phase; in the first, and where nothing is other, it takes codes of `bits`.
     pub(super) fn layer(&self, phase: usize, weight: Tensor, bits: Option<u8>, ranges: &[QuantizeRange]) -> Layer {
         let (tensor, bits) = self.layers.get(&(phase, weight)).copied().unwrap_or((weight, bits));
@@ -83,18 +96,34 @@ impl PhaseWeights {
         Layer { bias, ..Layer::of(tensor, bits.map(|bits| (bits, range))) }
     }
 
-    /// Refuses ranges that are fixed for other bits than a phase has.
+    /// Refuses ranges that are fixed for other bits than a phase has, and floats in a phase for a weight whose inputs go through
+    /// something before they become codes in others.
     ///
     /// # Errors
     /// For the first such layer.
-    pub(super) fn check(&self, weights: &Weights, recipe: &Recipe, ranges: &[QuantizeRange]) -> Result<()> {
+    pub(super) fn check(
+        &self,
+        (weights, recipe): (&Weights, &Recipe),
+        ranges: &[QuantizeRange],
+        turns: &Turns,
+    ) -> Result<()> {
         for (&(phase, base), &(tensor, bits)) in &self.layers {
             let fixed = ranges.get(tensor.0 as usize).is_some_and(|range| *range != QuantizeRange::Dynamic);
             let own = recipe.decisions[tensor.0 as usize].treatment.activation_bits;
-            if let (true, Some(bits)) = (fixed && bits != own, bits) {
-                let what = format!("--act-range for {} in phase {phase}", weights[base].layer());
-                let expected = "the bits of its first phase, for which its range is fixed, or other weights";
-                return Err(Error::request(what, expected, bits).into());
+            let refuse = |option: &str, expected: &str, got: String| {
+                let what = format!("{option} for {} in phase {phase}", weights[base].layer());
+                Err(Error::request(what, expected, got).into())
+            };
+            match bits {
+                Some(bits) if fixed && Some(bits) != own => {
+                    let expected = "the bits of its first phase, for which its range is fixed, or other weights";
+                    return refuse("--act-range", expected, bits.to_string());
+                }
+                None if turns.of(tensor).is_some() => {
+                    let expected = "integer activations in all phases that have the same weights, or other weights";
+                    return refuse("--smooth or --rotate", expected, "floats".into());
+                }
+                _ => {}
             }
         }
         Ok(())

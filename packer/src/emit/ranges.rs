@@ -1,5 +1,6 @@
 //! Ranges of activations that are fixed when packing: curves over time, made from a calibration.
 
+use super::Options;
 use super::calibrated::Known;
 use crate::config::ActivationRanges;
 use crate::error::Result;
@@ -32,7 +33,7 @@ pub enum RangeSource {
 }
 
 /// The ranges in words, for META.
-pub(super) fn describe(ranges: &ActivationRanges) -> String {
+fn describe(ranges: &ActivationRanges) -> String {
     let rule = match ranges.rule {
         RangeRule::MinMax => "min-max",
         RangeRule::Mse => "mse",
@@ -50,12 +51,46 @@ pub(super) fn describe(ranges: &ActivationRanges) -> String {
     }
 }
 
+/// The range of each weight's input: fixed as `options` say, or the configuration that made `recipe`.
+///
+/// # Errors
+/// If nothing knows ranges of that kind, and those of making them.
+pub(super) fn fixed_ranges(
+    options: &Options,
+    (known, imported): (Option<&Known>, Option<&Imported>),
+    model: (&Model, &[Program]),
+    weights: &mut Weights,
+    recipe: &mut Recipe,
+) -> Result<Vec<QuantizeRange>> {
+    let of_config = recipe.activation_ranges.map(RangeSource::Calibration);
+    match (&options.activation_ranges.or(of_config), known, imported) {
+        (None | Some(RangeSource::Dynamic), ..) => Ok(vec![QuantizeRange::Dynamic; weights.len()]),
+        (Some(RangeSource::Calibration(wanted)), Some(known), _) => {
+            recipe.config += &format!(", {}", describe(wanted));
+            curves(wanted, known, weights, recipe)
+        }
+        (Some(RangeSource::Import { symmetric }), _, Some(imported)) => {
+            recipe.config += ", activations in its ranges";
+            imported_ranges(imported, model, weights, recipe, *symmetric)
+        }
+        (Some(RangeSource::Calibration(_)), None, _) => {
+            let subject =
+                if options.activation_ranges.is_some() { "--act-range" } else { "ranges that --q-config fixes" };
+            let expected = "--calib FILE: a calibration knows what ranges activations have";
+            Err(Error::request(subject, expected, "none").into())
+        }
+        (Some(RangeSource::Import { .. }), _, None) => {
+            Err(Error::request("--act-range import", "--import FILE, which has them", "none").into())
+        }
+    }
+}
+
 /// Makes the curves of all layers with integer activations whose inputs `known` has; returns the range of each weight's
 /// input. Layers that share an input share its curve.
 ///
 /// # Errors
 /// If there are more intervals than calls that were looked at.
-pub(super) fn curves(
+fn curves(
     ranges: &ActivationRanges,
     known: &Known,
     weights: &mut Weights,
@@ -95,7 +130,7 @@ pub(super) fn curves(
 ///
 /// # Errors
 /// If it has none, or ranges that codes cannot have.
-pub(super) fn imported_ranges(
+fn imported_ranges(
     imported: &Imported,
     (model, programs): (&Model, &[Program]),
     weights: &mut Weights,

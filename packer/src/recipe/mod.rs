@@ -20,7 +20,7 @@ mod decide;
 mod tests;
 mod types;
 
-use crate::config::{self, ActivationRanges, Activations, Choice, Decider, QConfig};
+use crate::config::{self, ActivationRanges, Activations, Choice, Decider, QConfig, Transforms};
 use crate::error::{Error, Result};
 use crate::lower::Part;
 use crate::pass::{Site, Starts};
@@ -156,6 +156,8 @@ pub struct Recipe {
     pub config: String,
     /// What of the configurations is taken otherwise or not at all.
     pub notes: Vec<String>,
+    /// What the denoisers' configuration asks to be done to layers before they are quantized.
+    pub transforms: Transforms,
     /// Ranges of activations that the denoisers' configuration fixes.
     pub activation_ranges: Option<ActivationRanges>,
 }
@@ -174,6 +176,7 @@ impl Recipe {
             changes: Vec::new(),
             config: String::new(),
             notes: Vec::new(),
+            transforms: Transforms::default(),
             activation_ranges: None,
         };
         let mut floats = Store::F16;
@@ -264,6 +267,7 @@ impl Recipe {
             let phases = config.phases();
             if part == Part::Denoiser {
                 self.activation_ranges = config.activation_ranges();
+                self.transforms = config.transforms().clone();
                 self.starts = Starts { axis: phases.axis, positions: phases.starts() };
             } else if !phases.later.is_empty() {
                 let expected = format!("none: the {component} does not run in steps");

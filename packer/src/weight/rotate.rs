@@ -105,7 +105,7 @@ fn hadamard(run: &mut [f64]) {
 }
 
 /// `n` signs drawn from `seed`; see [`Rotation::Hadamard`].
-fn signs(n: usize, seed: u64) -> Vec<f64> {
+pub fn signs(n: usize, seed: u64) -> Vec<f64> {
     let sign = |i: usize| {
         let mut z = seed.wrapping_add((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

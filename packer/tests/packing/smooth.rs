@@ -6,13 +6,13 @@ use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::exec::{Executor, PromptInputs};
 use aquatint::raw::format::{Packed, TensorView};
 use aquatint::raw::plan::Binding;
-use aquatint::raw::program::{Dims, InputKind, Op, Role};
+use aquatint::raw::program::{CurveAxis, Dims, InputKind, Op, Quantize, Role, Tensor};
 use packer::calibrate::{Calibration, Settings, calibrate};
-use packer::emit::{Options, Packing, Report, Smoothing, pack};
+use packer::emit::{ActivationRanges, Layers, Options, Packing, RangeSource, Report, Smoothing, pack};
 use packer::pass::{Fold, Obstacle, Smoothable, fold, smoothables};
 use packer::quantize::{
-    CodebookType, Method, Moments, Rule, SecondMoments, SmoothInput, SmoothLayer, SmoothRule, candidates, output_error,
-    search,
+    CodebookType, Method, Moments, RangeRule, Rule, SecondMoments, SmoothInput, SmoothLayer, SmoothRule, candidates,
+    output_error, search,
 };
 use packer::unpack::unpack;
 use packer::weight::Weights;
@@ -349,7 +349,7 @@ fn options(scratch: &Scratch, smoothing: Option<Smoothing>) -> Options {
 }
 
 fn searched(layers: Option<&str>) -> Option<Smoothing> {
-    Some(Smoothing { rule: SmoothRule::Search, layers: layers.map(str::to_owned) })
+    Some(Smoothing { rule: SmoothRule::Search, layers: layers.map_or(Layers::All, |glob| Layers::Glob(glob.into())) })
 }
 
 fn note<'a>(report: &'a Report, layer: &str) -> &'a str {
@@ -364,14 +364,14 @@ fn packing_smooths_and_says_so() {
     let pack = |smoothing| pack(&options(&scratch, smoothing), &mut |_| ());
     pack(None).unwrap();
     let before = run(&scratch.path("m.aqt"), [8, 8], 1);
-    let by_rule = Smoothing { rule: SmoothRule::SmoothQuant(0.5), layers: None };
+    let by_rule = Smoothing { rule: SmoothRule::SmoothQuant(0.5), layers: Layers::All };
     let report = pack(Some(by_rule)).unwrap();
     assert_ne!(run(&scratch.path("m.aqt"), [8, 8], 1), before);
     assert_eq!(report.notes.len(), 1);
-    let told = "6 inputs of layers are smoothed, 2 cannot be (the first: factors do not pass through an activation)";
+    let told = "8 inputs of layers are smoothed, 2 of them where they become codes";
     assert_eq!(report.notes[0], told);
     assert_eq!(note(&report, "transformer_blocks.1.ff.net.0.proj"), "smoothed");
-    assert_eq!(note(&report, "transformer_blocks.1.ff.net.2"), "");
+    assert_eq!(note(&report, "transformer_blocks.1.ff.net.2"), "smoothed");
     let packed = Packed::open(scratch.path("m.aqt")).unwrap();
     assert!(packed.meta().quantization.config.ends_with("smoothed by SmoothQuant's rule, alpha 0.5"));
     // The factors in the file are the rule's, of what the calibration has.
@@ -424,10 +424,127 @@ fn what_smoothing_does_not_go_with_is_refused() {
     assert_eq!(told, "--smooth: expected --calib FILE: a calibration knows how large activations are, got none");
     let told = error(Options { import: Some("x.pth".into()), ..with(None) });
     assert!(told.contains("--smooth: expected weights that are quantized here"), "{told}");
-    let told = error(with(Some("*.ff.net.2")));
-    assert!(told.contains("got 2 that cannot") && told.contains("pass through an activation"), "{told}");
     let told = error(with(Some("nothing")));
     assert!(told.contains("--smooth: expected layers that become codes") && told.ends_with("got none"), "{told}");
     assert!(error(with(Some("[a"))).contains("--smooth-layers: expected a glob of layers' paths"));
     assert_eq!(scratch.entries(), ["c.json", "c.safetensors"]);
+}
+
+/// What a layer's input is divided by where it becomes codes multiplies the weight back, and `unpack` gives the weight as it
+/// was: the activation in front of it lets no factors through.
+#[test]
+fn factors_that_fold_into_nothing_are_in_the_quantization() {
+    let scratch = Scratch::new("smooth-turned");
+    calibration(fixture("dit/d2"), scratch.path("c.safetensors"));
+    let only = Smoothing { rule: SmoothRule::SmoothQuant(0.5), layers: Layers::Glob("*.ff.net.2".into()) };
+    let report = pack(&eight_bits(&scratch, Some(only)), &mut |_| ()).unwrap();
+    assert_eq!(report.notes[0], "2 inputs of layers are smoothed, 2 of them where they become codes");
+    let packed = Packed::open(scratch.path("m.aqt")).unwrap();
+    let program = packed.program(Role::Denoiser).unwrap();
+    let floats = |Tensor(i): Tensor| {
+        let TensorView::F32(values) = packed.tensor(i as usize) else { panic!("floats") };
+        values.to_vec()
+    };
+    let turned: Vec<_> = program
+        .nodes
+        .iter()
+        .filter_map(|node| match node.op {
+            Op::Quantize(Quantize { turn: Some(turn), .. }) => Some((node.path.clone(), turn)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(turned.len(), 2);
+    let parameter = |name: &str| packed.tensors().iter().position(|t| t.name == name).map(|i| floats(Tensor(i as u32)));
+    for (path, turn) in turned {
+        assert!(path.ends_with("ff.net.2") && turn.block == 0, "{path}");
+        let factors = parameter(&format!("transformer/{path}.input_factors")).unwrap();
+        let inverse: Vec<f32> = factors.iter().map(|factor| factor.recip()).collect();
+        assert_eq!(floats(turn.factors), inverse);
+        assert!(factors.iter().any(|factor| (factor - 1.0).abs() > 0.1), "they are some");
+    }
+    restored(&scratch, "*.ff.net.2", 0.02);
+}
+
+/// A rotation changes codes and not what they stand for: the weight comes back, and outputs stay near the unrotated ones'.
+#[test]
+fn rotations_are_undone_by_the_weights() {
+    let scratch = Scratch::new("rotated");
+    calibration(fixture("dit/d2"), scratch.path("c.safetensors"));
+    let mut plain = eight_bits(&scratch, None);
+    let floats = {
+        let whole = Options { q_config: Some("f32".into()), calibration: None, ..plain.clone() };
+        pack(&whole, &mut |_| ()).unwrap();
+        run(&scratch.path("m.aqt"), [8, 8], 2)
+    };
+    let error = |options: &Options| {
+        pack(options, &mut |_| ()).unwrap();
+        let got = run(&scratch.path("m.aqt"), [8, 8], 2);
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let (off, all) = got.iter().zip(&floats).fold((0.0, 0.0), |(o, a), (x, y)| (o + square(x - y), a + square(*y)));
+        (off / all).sqrt()
+    };
+    let before = error(&plain);
+    plain.rotation = Some(Layers::All);
+    let after = error(&plain);
+    assert!(after != before && after < 3.0 * before + 1e-3, "{before} {after}");
+    restored(&scratch, "*", 0.02);
+    let packed = Packed::open(scratch.path("m.aqt")).unwrap();
+    assert!(packed.meta().quantization.config.ends_with("rotated"));
+    let program = packed.program(Role::Denoiser).unwrap();
+    let blocks: Vec<u32> = program
+        .nodes
+        .iter()
+        .filter_map(|node| match node.op {
+            Op::Quantize(Quantize { turn, .. }) => turn.map(|turn| turn.block),
+            _ => None,
+        })
+        .collect();
+    assert!(!blocks.is_empty() && blocks.iter().all(|block| block.is_power_of_two() && *block >= 8), "{blocks:?}");
+    // With smoothing, and without a calibration.
+    let both = Options { smoothing: searched(None), ..plain.clone() };
+    assert!(error(&both) < 3.0 * before + 1e-3);
+    let alone = Options { calibration: None, ..plain.clone() };
+    assert!(error(&alone) < 0.1);
+    let fixed = ActivationRanges {
+        rule: RangeRule::MinMax,
+        intervals: 1,
+        axis: CurveAxis::StepFraction,
+        symmetric: false,
+        momentum: None,
+    };
+    for (options, expected) in [
+        (
+            Options { activation_ranges: Some(RangeSource::Calibration(fixed)), ..plain },
+            "--rotate: expected --act-range dynamic",
+        ),
+        (Options { rotation: Some(Layers::Glob("nothing".into())), ..alone.clone() }, "or it has no effect"),
+        (Options { rotation: Some(Layers::Glob("[".into())), ..alone }, "--rotate-layers: expected a glob"),
+    ] {
+        let told = pack(&options, &mut |_| ()).unwrap_err().to_string();
+        assert!(told.contains(expected), "{told}");
+    }
+}
+
+/// [`options`] with 8 bits for weights and activations.
+fn eight_bits(scratch: &Scratch, smoothing: Option<Smoothing>) -> Options {
+    let options = options(scratch, smoothing);
+    let config = r#"{"default": "f16", "layers": {"*.attn1.*": "w8a8", "*.ff.*": "w8a8"}}"#;
+    std::fs::write(scratch.path("c.json"), config).unwrap();
+    options
+}
+
+/// Weights of layers that a glob matches come back from `m.aqt` within `most` of their size.
+fn restored(scratch: &Scratch, glob: &str, most: f64) {
+    unpack(&scratch.path("m.aqt"), &scratch.path("w.safetensors"), None, Float::F32).unwrap();
+    let (back, source) = (load(&scratch.path("w.safetensors")), load_component(&fixture("dit/d2").join("transformer")));
+    let glob = globset::Glob::new(&format!("{glob}.weight")).unwrap().compile_matcher();
+    let mut seen = 0;
+    for (name, weight) in source.iter().filter(|(name, w)| glob.is_match(name) && w.shape.len() == 2) {
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let off: f64 = weight.values.iter().zip(&back[name].values).map(|(a, b)| square(a - b)).sum();
+        let all: f64 = weight.values.iter().map(|&a| square(a)).sum();
+        assert!(off <= most * most * all, "{name}: {}", (off / all).sqrt());
+        seen += 1;
+    }
+    assert!(seen > 0);
 }
