@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Packs a model as each research project sets it up, and compares that with this project's own way of the same bits.
+
+    python tools/projects.py models/glyphs --plot models/projects.png --table projects.md
+
+For each model `packer calibrate` gathers sums over the inputs of its layers; every row is packed with them, evaluated
+against the f32 file on noise that calibration has not seen, image by image, and timed against plain W4A8 in turns.  The
+table is printed as Markdown; the plot has error of the network's calls and images read right, row by row.  `--keep DIR`
+keeps the files and the figures; figures found there are not measured again.  Needs matplotlib for the plot.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+
+from quality import CRITERIA, ROOT, criterion, run
+
+OURS = "this project"
+# ViDiT-Q's timestep-wise mixed precision: 8 bits in the first quarter of the steps, then 4, and 8 for the wider layers.
+STEPS = """default = "w8a8:min_max"
+[[phases]]
+from = 0.25
+default = "w4a8:min_max"
+[phases.layers]
+"*.ff.*" = "w8a8:min_max"
+"""
+# Qua2SeDiMo's kind of mix, 3 and 4 bits by layer.
+MIX = """default = "w4a{bits}:kmeans"
+[layers]
+"*.ff.*" = "w3a{bits}:kmeans"
+"*.attn*.to_out*" = "w3a{bits}:mse"
+"""
+INTERVALS = ["--act-intervals", "5"]
+# Project, setting, specification or configuration, what else packing is told, what `packer reconstruct` is told (or none).
+ROWS = [
+    (OURS, "W8A8", "w8a8:kmeans", [], None),
+    (OURS, "W4A8", "w4a8:kmeans", [], None),
+    (OURS, "W3A8", "w3a8:kmeans", [], None),
+    (OURS, "W6A6", "w6a6:kmeans", [], None),
+    (OURS, "W4A6", "w4a6:kmeans", [], None),
+    (OURS, "W4A6, smoothed", "w4a6:kmeans", ["--smooth", "search"], None),
+    (OURS, "W4A6, rotated", "w4a6:kmeans", ["--rotate"], None),
+    ("Q-Diffusion", "W4A8, AdaRound, fixed ranges", "w4a8:mse_80", ["--act-range", "mse"], ["--unit", "block"]),
+    ("Q-Diffusion", "W4A8, AdaRound, a range per token", "w4a8:mse_80", [], ["--unit", "block"]),
+    ("ViDiT-Q", "W8A8", "w8a8:min_max", [], None),
+    ("ViDiT-Q", "W6A6, scaled and rotated", "w6a6:min_max", ["--smooth", "viditq:0.5", "--rotate"], None),
+    ("ViDiT-Q", "W4A8, scaled and rotated", "w4a8:min_max", ["--smooth", "viditq:0.5", "--rotate"], None),
+    ("ViDiT-Q", "W4A8, mixed by step", STEPS, [], None),
+    ("TDQ", "W8A8, ranges by timestep", "w8a8:sym_max", ["--act-range", "min-max", "--act-axis", "timestep", "--act-sym", "--act-intervals", "10"], None),
+    ("TDQ", "W8A6, ranges by timestep", "w8a6:sym_max", ["--act-range", "min-max", "--act-axis", "timestep", "--act-sym", "--act-intervals", "10"], None),
+    ("the course", "W8A8, ranges by step", "w8a8:sym_mse", ["--act-range", "mse", *INTERVALS], None),
+    ("the course", "W8A8, ranges by step, 20 % pruned", "w8a8:sym_mse", ["--act-range", "mse", *INTERVALS, "--prune", "0.2"], None),
+    ("Qua2SeDiMo", "W3.x A8", MIX.format(bits=8), [], None),
+    ("Qua2SeDiMo", "W3.x A6", MIX.format(bits=6), [], None),
+]
+REFERENCE = "W4A8"
+
+
+def file_name(project, setting):
+    return "".join(c if c.isalnum() else "-" for c in f"{project} {setting}") + ".aqt"
+
+
+def times(aquatint, files, rounds):
+    """Median over rounds of the best call of each file, the files in turns."""
+    seconds = {file: [] for file in files}
+    for _ in range(rounds):
+        for file in files:
+            command = [str(aquatint), "bench", str(file), "--json", "--no-decode", "--repeat", "15", "--batch-size", "8"]
+            seconds[file].append(json.loads(subprocess.check_output(command))["denoiser"]["best"])
+    return {file.name: statistics.median(of) for file, of in seconds.items()}
+
+
+def measure(packer, aquatint, model, folder, images, scored, rounds):
+    """Packs `model` into `folder`; returns what evaluate reports of the files, and their times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = folder / "projects.json"
+    if report.exists():
+        return json.loads(report.read_text())
+    quiet, calib = ["--quiet"], folder / "calib.safetensors"
+    prompts = ["--prompts", model / "prompts.txt"] if (model / "prompts.txt").exists() else []
+    run(packer, model, "--q-config", "f32", "-o", folder / "f32.aqt", *quiet)
+    run(packer, "calibrate", model, "-o", calib, *prompts, *quiet)
+    files = []
+    for project, setting, spec, flags, rounding in ROWS:
+        file = folder / file_name(project, setting)
+        if "\n" in spec:
+            config = file.with_suffix(".toml")
+            config.write_text(spec)
+            spec = config
+        split = ["--split"] if project == "Q-Diffusion" and (model / "unet").exists() else []
+        if rounding is not None:
+            rounded = folder / "rounded.safetensors"
+            if not rounded.exists():
+                run(packer, "reconstruct", model, "--q-config", spec, "--calib", calib, *rounding, *split, *prompts, "-o", rounded, *quiet)
+            flags = [*flags, "--import", rounded]
+        run(packer, model, "--q-config", spec, "--calib", calib, *flags, *split, "-o", file, *quiet)
+        files.append(file)
+    scores = ["--classifier", model / "classifier.safetensors", "--score-n", scored] if scored else []
+    figures = folder / "figures.json"
+    run(packer, "evaluate", folder / "f32.aqt", *files, *prompts, *scores, "--n", images, "--json", figures, *quiet)
+    result = json.loads(figures.read_text()) | {"seconds": times(aquatint, files, rounds)}
+    report.write_text(json.dumps(result))
+    return result
+
+
+def rows(report):
+    """The figures of each row, in order."""
+    by_name = {file["name"]: file for file in report["files"]}
+    plain = report["seconds"][file_name(OURS, REFERENCE)]
+    for project, setting, *_ in ROWS:
+        name = file_name(project, setting)
+        yield project, setting, by_name[name], report["seconds"][name] / plain
+
+
+def table(model, report):
+    heads = ["project", "setting", "file", "eps error", "latents, median", "time of a call"]
+    reads = criterion(report) if report["files"][0]["reads"] else None
+    if reads:
+        heads.insert(5, CRITERIA[reads])
+    conditions = report["conditions"]
+    shown = model.relative_to(ROOT) if model.is_relative_to(ROOT) else model
+    lines = [
+        f"`{shown}`: {conditions['images']} images compared, {conditions['scored']} read, {conditions['sampler']} of"
+        f" {conditions['steps']} steps, guidance {conditions['guidance_scale']:g}; times against plain W4A8",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
+    ]
+    for project, setting, file, time in rows(report):
+        eps, middle = (file["figures"][key]["value"] for key in ("eps", "latents_median"))
+        cells = [project, setting, f"{file['bytes'] / 1e6:.2f} MB", f"{eps:.4f}", f"{middle:.3f}", f"{time:.2f}"]
+        if reads:
+            share = file["reads"][reads]["share"]
+            cells.insert(5, f"{100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(reports, target):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    figure, grid = plt.subplots(1, len(reports), figsize=(3.6 + 4.2 * len(reports), 0.3 * len(ROWS) + 1.2), dpi=110, sharey=True, squeeze=False)
+    for (model, report), axes in zip(reports.items(), grid[0]):
+        for at, (project, _, file, _) in enumerate(rows(report)):
+            eps = file["figures"]["eps"]
+            sides = [[eps["value"] - eps["low"]], [eps["high"] - eps["value"]]]
+            colour = "#1f6f8b" if project == OURS else "#b5651d"
+            axes.errorbar([eps["value"]], [at], xerr=sides, fmt="o", color=colour, markersize=5, capsize=2.5)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{model.name}: error of the network's calls")
+        axes.grid(axis="x", which="both", color="#e9e9e9")
+    names = [f"{project}: {setting}" for project, setting, *_ in ROWS]
+    grid[0][0].set_yticks(range(len(names)), names)
+    grid[0][0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(target)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", type=Path, help="model directories (default: models/glyphs, models/words)")
+    parser.add_argument("--packer", type=Path, default=ROOT / "target/release/packer", help="(default: %(default)s)")
+    parser.add_argument("--aquatint", type=Path, default=ROOT / "target/release/aquatint", help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, default=128, help="images compared (default: %(default)s)")
+    parser.add_argument("--score", type=int, default=2080, help="images read (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, help="the PNG to draw, such as models/projects.png")
+    parser.add_argument("--table", type=Path, help="write the table here, too")
+    parser.add_argument("--keep", type=Path, help="a folder for packed files and figures")
+    args = parser.parse_args()
+    known = [ROOT / "models" / name for name in ("glyphs", "words")]
+    models = args.models or [model for model in known if (model / "model_index.json").exists()]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.keep or Path(scratch)
+        reports = {}
+        for model in map(Path.resolve, models):
+            where = folder / model.name
+            reports[model] = measure(args.packer, args.aquatint, model, where, args.images, args.score, args.rounds)
+    text = "\n\n".join(table(model, report) for model, report in reports.items())
+    print(text)
+    if args.table:
+        args.table.write_text(text + "\n")
+    if args.plot:
+        plot(reports, args.plot)
+
+
+if __name__ == "__main__":
+    main()
