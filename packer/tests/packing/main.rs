@@ -17,6 +17,7 @@ mod quantizers;
 mod ranges;
 mod readme;
 mod refusals;
+mod reverse;
 mod rules;
 mod scheduler;
 mod settings;
