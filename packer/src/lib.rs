@@ -42,6 +42,7 @@ pub mod lower;
 pub mod pass;
 pub mod quantize;
 pub mod recipe;
+pub mod reconstruct;
 pub mod reverse;
 pub mod source;
 pub mod synth;

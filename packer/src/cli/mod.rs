@@ -6,6 +6,7 @@ mod evaluate;
 mod inspect;
 mod pack;
 mod page;
+mod reconstruct;
 mod table;
 
 use crate::emit::{ActivationRanges, RangeSource};
@@ -92,8 +93,8 @@ struct Pack {
     #[arg(long, alias = "a_sym", alias = "a-sym")]
     act_sym: bool,
 
-    /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth or Qua2SeDiMo's
-    /// *_mq.pt. --q-config says how many bits they have, and by which method; activations are as it says
+    /// Quantized weights to be used as they are: what `packer reconstruct` made, or a research project saved, Q-Diffusion's
+    /// ckpt.pth or Qua2SeDiMo's *_mq.pt. --q-config says how many bits they have, and by which method; activations are as it says
     #[arg(long, value_name = "FILE", visible_alias = "cali-ckpt", alias = "cali_ckpt")]
     import: Option<PathBuf>,
 
@@ -232,6 +233,9 @@ enum Command {
     },
     /// See what the inputs of a model's layers are like while the model makes images, so that it can be quantized for them.
     Calibrate(Box<calibrate::Calibrate>),
+    /// Train quantized weights so that blocks of the network, or single layers, make what they made before; packing takes them
+    /// with --import.
+    Reconstruct(Box<reconstruct::Reconstruct>),
     /// Configurations: what one makes of a model, and what they may hold.
     #[command(subcommand)]
     Config(config::Config),
@@ -289,6 +293,7 @@ pub fn main() -> ExitCode {
                 .map(|count| say_line(format!("{}: {count} tensors", output.display())))
         }
         (Some(Command::Calibrate(args)), _) => args.run(),
+        (Some(Command::Reconstruct(args)), _) => args.run(),
         (Some(Command::Config(config)), _) => config::run(&config),
         (Some(Command::Evaluate(args)), _) => evaluate::run(&args),
         (Some(Command::Synth { arch, output, seed }), _) => {

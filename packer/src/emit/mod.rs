@@ -9,10 +9,11 @@ mod calibrated;
 mod decide;
 mod imported;
 mod ranges;
+mod reconstructed;
 mod report;
 mod store;
 
-pub use decide::{LayerPlan, Plan, explain};
+pub use decide::{Coded, CodedLayer, LayerPlan, Plan, coded_layers, explain};
 pub use ranges::{ActivationRanges, RangeSource};
 pub use report::{LayerLine, Progress, Report};
 
@@ -23,6 +24,7 @@ use crate::lower::{self, Lowered, Part};
 use crate::pass;
 use crate::quantize::{average_bits, quantized_bytes, raw_bytes};
 use crate::recipe::{Decision, Recipe, Store, Treatment};
+use crate::reconstruct::Reconstruction;
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -39,6 +41,7 @@ use calibrated::Known;
 use decide::{decide, dims};
 use imported::in_file_order;
 use ranges::{curves, imported_ranges};
+use reconstructed::Reconstructed;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use store::{Stored, store, store_imported};
@@ -69,7 +72,7 @@ pub struct Options {
     /// Ranges of activations that are fixed when packing; where there are none, and without this, each row has its own while
     /// running.
     pub activation_ranges: Option<RangeSource>,
-    /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
+    /// A file of quantized weights that [`reconstruct`](crate::reconstruct) made, or that a research project saved: layers of the denoiser that become codes and that it has
     /// are as it has them.
     pub import: Option<PathBuf>,
     /// Whether shortcuts over skip connections become two products, each with levels of its own.
@@ -128,6 +131,10 @@ impl Packing {
         let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let known = options.calibration.as_ref().map(open).transpose()?;
+        let trained = options.import.as_ref().map(|path| Reconstruction::open(path)).transpose()?.flatten();
+        let trained = trained
+            .map(|file| Reconstructed::new(file, (&self.pipeline, &sources), programs, weights, &mut recipe))
+            .transpose()?;
         let mut ranges = vec![QuantizeRange::Dynamic; self.weights.len()];
         match (&options.activation_ranges, &known, &imported) {
             (None, ..) => {}
@@ -153,7 +160,8 @@ impl Packing {
         for program in &self.programs {
             shape::infer(program, &types, &dims(&self.pipeline))?;
         }
-        let (layers, average_bits) = self.write_weights(&recipe, (known.as_ref(), imported.as_ref()), progress)?;
+        let (layers, average_bits) =
+            self.write_weights(&recipe, (known.as_ref(), imported.as_ref(), trained.as_ref()), progress)?;
         for (name, bytes) in &self.files {
             self.writer.bytes(name, bytes)?;
         }
@@ -210,13 +218,13 @@ impl Packing {
     fn write_weights(
         &mut self,
         recipe: &Recipe,
-        (known, imported): (Option<&Known>, Option<&Imported>),
+        (known, imported, trained): From,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Vec<LayerLine>, f64)> {
         let total = self.weights.iter().map(|w| w.len() as u64).sum();
         let (mut done, mut size) = (0, PaperBytes::default());
         let mut layers = Vec::new();
-        let mut corrections: HashMap<usize, Vec<f64>> = HashMap::new();
+        let mut corrections = trained.map_or_else(HashMap::new, |trained| trained.corrections.clone());
         // Weights that were stored before their turn, because their biases come first.
         let mut early: HashMap<usize, Prepared> = HashMap::new();
         for (i, (weight, decision)) in self.weights.iter().zip(&recipe.decisions).enumerate() {
@@ -224,8 +232,10 @@ impl Packing {
             progress(Progress { name: &name, done, total });
             let prepare = |i: usize, corrections: &mut HashMap<usize, Vec<f64>>| -> Result<Prepared> {
                 let treatment = recipe.decisions[i].treatment;
-                let prepared = self.prepare(i, treatment, (known, imported), corrections.remove(&i))?;
-                if let (Some(bias), Some(output)) = (known.and_then(|k| k.bias_of(i)), &prepared.stored.calibrated) {
+                let prepared = self.prepare(i, treatment, (known, imported, trained), corrections.remove(&i))?;
+                if let (Some(bias), Some(output)) = (known.and_then(|k| k.bias_of(i)), &prepared.stored.calibrated)
+                    && !output.bias.is_empty()
+                {
                     corrections.insert(bias, output.bias.clone());
                 }
                 Ok(prepared)
@@ -252,7 +262,7 @@ impl Packing {
         &self,
         i: usize,
         treatment: Treatment,
-        (known, imported): (Option<&Known>, Option<&Imported>),
+        (known, imported, trained): From,
         correction: Option<Vec<f64>>,
     ) -> Result<Prepared> {
         let weight = &self.weights[Tensor(i as u32)];
@@ -270,6 +280,9 @@ impl Packing {
                 return Ok(Prepared { dims: elements.dims, stored });
             }
         }
+        if let Some(stored) = trained.map_or(Ok(None), |trained| trained.stored(weight, &elements, treatment))? {
+            return Ok(Prepared { dims: elements.dims, stored });
+        }
         let moments = known.map_or(Ok(None), |known| known.moments(i, weight))?;
         let mut stored = store(&name, &elements, treatment, moments.as_ref())?;
         if imported.is_some() && weight.quantizable() && matches!(treatment.store, Store::Codes(..)) {
@@ -278,6 +291,9 @@ impl Packing {
         Ok(Prepared { dims: elements.dims, stored })
     }
 }
+
+/// Where codes may come from.
+type From<'a> = (Option<&'a Known>, Option<&'a Imported>, Option<&'a Reconstructed>);
 
 /// A weight ready to be written.
 struct Prepared {

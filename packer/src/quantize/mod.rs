@@ -7,6 +7,7 @@
 //!
 //! [`quantize`] looks at the weights alone and rounds each to the nearest level. [`quantize_calibrated`] also knows what the
 //! layer's inputs are like ([`Moments`]) and chooses codes and levels for the least error of the layer's *output*.
+//! [`adaround`] learns in which direction each weight is rounded, for whoever trains it.
 //! Everything here is deterministic: the same weights give the same codes on any number
 //! of threads, because no sum's order depends on how the work was split.
 //!
@@ -15,6 +16,7 @@
 
 mod accounting;
 mod activation;
+pub mod adaround;
 pub mod feedback;
 mod identity;
 mod kmeans;

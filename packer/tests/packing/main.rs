@@ -1,6 +1,7 @@
 //! Tests of the packer, a module per subject.
 
 mod account;
+mod adaround;
 mod builders;
 mod calibrate;
 mod common;

@@ -1,0 +1,42 @@
+//! How a loss went.
+
+use serde::{Deserialize, Serialize};
+
+/// Points of a curve at most.
+const POINTS: usize = 120;
+
+/// A loss over the iterations of a training, and on all samples before and after.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Curve {
+    /// Of what the training began with, rounded.
+    pub begin: f64,
+    /// Of the result.
+    pub end: f64,
+    /// Means over as many equal parts of the iterations as there are, of what they trained on.
+    pub points: Vec<f64>,
+}
+
+impl Curve {
+    /// That of `losses`, one per iteration.
+    pub fn new(begin: f64, losses: &[f64], end: f64) -> Self {
+        let parts = POINTS.min(losses.len());
+        let part = |i: usize| &losses[losses.len() * i / parts..losses.len() * (i + 1) / parts];
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        Curve { begin, end, points: (0..parts).map(|i| mean(part(i))).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_equal_and_short_trainings_are_kept_whole() {
+        assert_eq!(Curve::new(3.0, &[2.0, 1.0], 0.5), Curve { begin: 3.0, end: 0.5, points: vec![2.0, 1.0] });
+        assert_eq!(Curve::new(1.0, &[], 1.0).points, [0.0; 0]);
+        let losses: Vec<f64> = (0..POINTS * 3).map(|i| i as f64).collect();
+        let points = Curve::new(0.0, &losses, 0.0).points;
+        assert_eq!((points.len(), points[0], points[POINTS - 1]), (POINTS, 1.0, (POINTS * 3 - 2) as f64));
+    }
+}
