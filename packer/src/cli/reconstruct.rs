@@ -158,7 +158,7 @@ impl Reconstruct {
 
     /// Says what was done.
     fn tell(&self, report: &Report) {
-        let mut table = Table::new(["unit", "layers", "loss, nearest", "loss", "of it"]);
+        let mut table = Table::new(["unit", "layers", "loss before", "after", "left"]);
         for unit in &report.record.units {
             let curve = &unit.curve;
             let [begin, end] = [curve.begin, curve.end].map(|loss| format!("{loss:.4e}"));

@@ -25,6 +25,11 @@ impl Curve {
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         Curve { begin, end, points: (0..parts).map(|i| mean(part(i))).collect() }
     }
+
+    /// Whether it was all for nothing: the result is worse than what training began with, or no number.
+    pub fn is_worse(&self) -> bool {
+        self.end.is_nan() || self.end > self.begin
+    }
 }
 
 #[cfg(test)]

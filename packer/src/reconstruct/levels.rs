@@ -149,3 +149,105 @@ impl Levels {
         Some((*tensor, Array::new(&bias.dims, moved.collect())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reverse::{Tape, Values, Wanted};
+    use aquatint::raw::codec::Bits;
+    use aquatint::raw::program::{Dim, Input, InputKind, Linear, Node, Op, Program, Role, Value};
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 + seed * 11) % 23) as f32 / 11.0 - 1.0).collect()
+    }
+
+    /// Levels of a matrix of 3 rows and 5 inputs, a codebook per row or one for all.
+    fn levels(grain: Grain, floats: bool) -> Levels {
+        let (rows, cols, bits) = (3, 5, Bits::ALL[0]);
+        let tables = if grain == Grain::Row { rows } else { 1 };
+        let count = tables * bits.levels();
+        let table = match floats {
+            true => TableValues::F16(numbers(count, 1).into_iter().map(f16::from_f32).collect()),
+            false => TableValues::I8(numbers(count, 1).into_iter().map(|v| (100.0 * v) as i8).collect()),
+        };
+        let codes = (0..rows * cols).map(|i| (i * 7 % 4) as u8).collect();
+        let (scale, offset) = (vec![0.5, 0.25, 0.75], vec![0.1, -0.3, 0.2]);
+        let matrix = QuantizedMatrix { bits, rows, cols, codes, table, grain, scale, offset };
+        Levels::new(Tensor(0), &[rows, cols], matrix, Some((Tensor(1), Array::new(&[rows], numbers(rows, 2)))))
+    }
+
+    fn program() -> Program {
+        let op = Op::Linear(Linear { bias: Some(Tensor(1)), ..Linear::default() });
+        let inputs = vec![Input { kind: InputKind::Sample, dims: vec![Dim::Batch] }];
+        let nodes = vec![Node { op, path: "layer".into(), wide: false }];
+        Program { role: Role::Denoiser, inputs, nodes, output: Value(1) }
+    }
+
+    /// A loss that is linear in the outputs, and the derivatives.
+    fn loss(levels: &Levels) -> (f64, Vec<Vec<f32>>) {
+        let (program, weights) = (program(), levels.current());
+        let find = |Tensor(i): Tensor| &weights[i as usize].1;
+        let inputs = Values::from([(Value(0), Array::new(&[4, 5], numbers(20, 3)))]);
+        let tape = Tape::run(&program, &[0], &inputs, &find).unwrap();
+        let slope = numbers(12, 4);
+        let y = &tape.value(Value(1)).values;
+        let loss = y.iter().zip(&slope).map(|(&y, &d)| f64::from(y) * f64::from(d)).sum();
+        let wanted = Wanted { tensors: levels.tensors().into_iter().collect(), ..Wanted::default() };
+        let back = tape.backward(Values::from([(Value(1), Array::new(&[4, 3], slope))]), &wanted);
+        (loss, levels.gradients(&back))
+    }
+
+    #[test]
+    fn derivatives_are_the_limits_of_differences() {
+        for (grain, floats) in [(Grain::Row, true), (Grain::Tensor, true), (Grain::Tensor, false), (Grain::Row, false)]
+        {
+            let mut levels = levels(grain, floats);
+            // Not where all that is learned is still 0.
+            for (seed, parameters) in levels.parameters().into_iter().enumerate() {
+                let learned = numbers(parameters.len(), seed + 5).into_iter().map(|v| 0.1 * v);
+                parameters.iter_mut().zip(learned).for_each(|(to, v)| *to = v);
+            }
+            let (_, gradients) = loss(&levels);
+            assert_eq!(gradients[2].is_empty(), !floats);
+            for (which, gradient) in gradients.iter().enumerate() {
+                for (i, &slope) in gradient.iter().enumerate() {
+                    let mut at = |by: f32| {
+                        levels.parameters()[which][i] += by;
+                        let loss = loss(&levels).0;
+                        levels.parameters()[which][i] -= by;
+                        loss
+                    };
+                    // The loss is a polynomial of low degree in each of them.
+                    let difference = (at(0.01) - at(-0.01)) / 0.02;
+                    let size = gradient.iter().fold(1f32, |m, v| m.max(v.abs()));
+                    assert!((difference as f32 - slope).abs() < 1e-3 * size, "{which} {i}: {difference} {slope}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_finished_is_what_was_trained_but_for_halves() {
+        for (grain, floats) in [(Grain::Row, true), (Grain::Tensor, false)] {
+            let mut levels = levels(grain, floats);
+            let begin = levels.begin();
+            assert_eq!(levels.hard(), begin);
+            for parameters in levels.parameters() {
+                parameters.iter_mut().enumerate().for_each(|(i, v)| *v = 0.02 * (i as f32 - 1.0));
+            }
+            let (soft, hard) = (levels.current(), levels.hard());
+            assert_ne!(hard[0].1, begin[0].1);
+            for (soft, hard) in soft.iter().zip(&hard) {
+                for (s, h) in soft.1.values.iter().zip(&hard.1.values) {
+                    // An entry of a table of halves has 11 bits.
+                    assert!((s - h).abs() < 1e-3, "{s} {h}");
+                }
+            }
+            assert!(floats || soft == hard);
+            let (matrix, gain) = levels.finish();
+            assert_eq!(matrix.codes, levels.matrix.codes);
+            let moved: Vec<f32> = numbers(3, 2).iter().zip(gain.unwrap()).map(|(bias, gain)| bias + gain).collect();
+            assert_eq!(moved, hard[1].1.values);
+        }
+    }
+}

@@ -27,6 +27,8 @@ mod partial;
 mod run;
 mod samples;
 mod segments;
+#[cfg(test)]
+mod tests;
 mod trainee;
 mod walk;
 

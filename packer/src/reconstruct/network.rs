@@ -5,8 +5,9 @@ use crate::reverse::Array;
 use crate::weight::{Storage, Weight, Weights};
 use aquatint::Result;
 use aquatint::error::Error;
-use aquatint::raw::format::{Packed, TensorView};
+use aquatint::raw::format::{Packed, TensorKind, TensorView};
 use aquatint::raw::mmap::FileBytes;
+use aquatint::raw::program::shape::TensorType;
 use aquatint::raw::program::{Program, Role, Tensor};
 use std::collections::BTreeSet;
 
@@ -48,6 +49,13 @@ impl<'m> Network<'m> {
     /// The name of a tensor of the file.
     pub(super) fn name(&self, tensor: Tensor) -> &str {
         &self.packed.tensors()[tensor.0 as usize].name
+    }
+
+    /// The types of all tensors.
+    pub(super) fn types(&self) -> Vec<TensorType> {
+        let made = self.weights.iter().skip(self.packed.tensors().len());
+        let made = made.map(|bias| TensorKind::F32.ty(&bias.dims()));
+        self.packed.tensors().iter().map(|tensor| tensor.ty()).chain(made).collect()
     }
 
     /// The bias that belongs to a weight alone.

@@ -18,12 +18,11 @@ impl Partial {
     /// The folder of the reconstruction of `output` that is `record`'s.
     ///
     /// # Errors
-    /// If there is work of another one, or none can be made.
+    /// If there is work of another one.
     pub(super) fn open(output: &Path, record: Record) -> Result<Self> {
         let mut name = output.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let partial = Partial { folder: output.with_file_name(name), record };
-        fs::create_dir_all(&partial.folder).map_err(Error::io("create", &partial.folder))?;
         partial.unit(0)?;
         Ok(partial)
     }
@@ -65,6 +64,7 @@ impl Partial {
     /// # Errors
     /// If it cannot be written.
     pub(super) fn keep(&self, unit: usize, name: &str, curve: Curve, layers: &[Layer]) -> Result<UnitRecord> {
+        fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let done = UnitRecord { name: name.to_owned(), layers: layers.len(), curve };
         let mut record = self.record.clone();
         record.units = vec![done.clone()];

@@ -6,6 +6,7 @@ use super::partial::Partial;
 use super::trainee::Trainee;
 use super::{Curve, Learned, Levels, Settings, Unit, layer, outcome, walk};
 use crate::calibrate::{self, Calibration, model::FloatModel, record::ModelRecord};
+use crate::config::QConfig;
 use crate::emit::{CodedLayer, Options, Progress, coded_layers};
 use crate::error::Result;
 use crate::quantize::{FeedbackOptions, Method, Moments, quantize, quantize_calibrated};
@@ -56,7 +57,8 @@ pub struct Report {
 /// Whatever is wrong with the model, the settings or the output, before anything appears at the output.
 pub fn reconstruct(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Report> {
     let begin = Instant::now();
-    let inputs = [Some(&settings.model), Some(&settings.calibration), settings.prompts.as_ref()];
+    let config = QConfig::file(&settings.q_config).map(Path::to_owned);
+    let inputs = [Some(&settings.model), Some(&settings.calibration), settings.prompts.as_ref(), config.as_ref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().map(|path| path.as_path()).collect();
     check_target(&settings.output, &inputs)?;
     check(settings)?;
@@ -218,8 +220,11 @@ impl Work<'_> {
         let misfit =
             |fault| Error::request(format!("--calib for {}", self.coded[&tensor].name), "moments of its inputs", fault);
         let trained = layer::train(&weight.values, nearest.clone(), &moments, &self.settings.training, &mut tell);
-        let Some((rounding, curve)) = trained.map_err(misfit)? else { return Err(stopped().into()) };
-        let matrix = rounding.harden();
+        let Some((rounding, mut curve)) = trained.map_err(misfit)? else { return Err(stopped().into()) };
+        let mut matrix = rounding.harden();
+        if curve.is_worse() {
+            (matrix, curve.end) = (nearest.clone(), curve.begin);
+        }
         let own = self.network.bias_of(tensor);
         let bias = own.map(|_| outcome::mean_error(&weight.values, &matrix, &moments));
         let known = Known { weight, nearest, moments: Some(moments) };

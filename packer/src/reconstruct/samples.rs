@@ -9,9 +9,8 @@ use aquatint::error::Error;
 use aquatint::pipeline::{ModelCall, Request, Session};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::exec::Seen;
-use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
-use aquatint::raw::program::shape::{self, Type};
+use aquatint::raw::program::shape::{self, TensorType, Type};
 use aquatint::raw::program::{Dims, Program, Role, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,15 +32,14 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Those of `program` at latents of `size` with prompts of `tokens`.
+    /// Those of `program`, whose tensors are of these types, at latents of `size` with prompts of `tokens`.
     ///
     /// # Errors
     /// If the program cannot take this size.
-    pub fn new(packed: &Packed<FileBytes>, program: &Program, size: [usize; 2], tokens: usize) -> Result<Self> {
-        let types: Vec<_> = packed.tensors().iter().map(|tensor| tensor.ty()).collect();
+    pub fn new(types: &[TensorType], program: &Program, size: [usize; 2], tokens: usize) -> Result<Self> {
         let of = |n| {
             let [height, width] = size;
-            shape::infer(program, &types, &Dims { batch: n, conditions: n, height, width, tokens })
+            shape::infer(program, types, &Dims { batch: n, conditions: n, height, width, tokens })
         };
         let (one, two) = (of(1)?, of(2)?);
         let alike = (0..one.len()).filter(|&i| one[i].dims() == two[i].dims());

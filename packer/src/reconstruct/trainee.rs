@@ -23,6 +23,8 @@ pub struct RoundedWeight {
     /// Rounded to the nearest level.
     nearest: QuantizedMatrix,
     rounding: Rounding,
+    /// Alpha before any training: as the nearest level has it.
+    begin: Vec<f32>,
 }
 
 impl Trainee {
@@ -32,7 +34,8 @@ impl Trainee {
     /// If these are not [uniform](crate::quantize::adaround::is_uniform).
     pub fn rounding(tensor: Tensor, weight: &Array, nearest: QuantizedMatrix) -> Self {
         let rounding = Rounding::new(&weight.values, nearest.clone());
-        Trainee::Rounding(RoundedWeight { tensor, dims: weight.dims.clone(), nearest, rounding })
+        let begin = rounding.alpha.clone();
+        Trainee::Rounding(RoundedWeight { tensor, dims: weight.dims.clone(), nearest, rounding, begin })
     }
 
     /// The tensors whose derivatives it learns from.
@@ -98,6 +101,14 @@ impl Trainee {
         match self {
             Trainee::Rounding(_) => training.rate,
             Trainee::Levels(_) => training.rate * 0.5 * (1.0 + (std::f32::consts::PI * done).cos()),
+        }
+    }
+
+    /// Forgets what was learned.
+    pub(super) fn reset(&mut self) {
+        match self {
+            Trainee::Rounding(RoundedWeight { rounding, begin, .. }) => rounding.alpha.clone_from(begin),
+            Trainee::Levels(levels) => levels.parameters().into_iter().for_each(|learned| learned.fill(0.0)),
         }
     }
 

@@ -5,6 +5,7 @@ use super::file::Layer;
 use super::run::{Event, Known, Work, stopped};
 use super::samples::{Calls, Samples, Shapes, last_readers};
 use super::segments::{Segment, segments};
+use super::trainee::Trainee;
 use super::{Curve, Settings};
 use crate::calibrate::{self, samples, states};
 use crate::error::Result;
@@ -105,7 +106,7 @@ fn begin(
     let (prompts, _) = states::encoded(&mut session, &request)?;
     let request = samples::with(&request, prompts);
     let tokens = tokens(&request)?;
-    let shapes = Shapes::new(packed, &work.network.program, request.latent_size, tokens)?;
+    let shapes = Shapes::new(&work.network.types(), &work.network.program, request.latent_size, tokens)?;
     let count = fitting(settings, shapes.most_alive(segments), &mut work.see)?;
     let see = &mut work.see;
     let states = Calls::run(&mut session, &request, calls, &mut |share| see(Event::Runs(share)))?;
@@ -180,7 +181,11 @@ fn unit(
     };
     let mut next = |iteration: usize| batch((number, iteration), inputs.count, settings.batch);
     let curve: Option<Curve> = block.train(&mut trainees, &settings.training, &mut next, &mut tell)?;
-    let curve = curve.ok_or_else(stopped)?;
+    let mut curve = curve.ok_or_else(stopped)?;
+    if curve.is_worse() {
+        trainees.values_mut().for_each(Trainee::reset);
+        curve.end = curve.begin;
+    }
     let mut layers = Vec::new();
     for (tensor, known) in &known {
         let (matrix, learned) = trainees[tensor].finish();

@@ -118,7 +118,7 @@ fn a_layer_objective_is_the_error_of_outputs() {
         rounding.alpha.iter().filter(|alpha| alpha.abs() < 11f32.ln()).count()
     };
     let [strong, none] = [undecided(1.0), undecided(0.0)];
-    assert!(strong == 0 && none > 0, "{strong} {none}");
+    assert!(10 * strong < none, "{strong} {none}");
     // Work ends when it should, and what does not fit is told.
     let ended = layer::train(&weights.values, nearest.clone(), &moments(x), &training, &mut |_| false);
     assert!(ended.unwrap().is_none());

@@ -17,6 +17,7 @@ mod pickles;
 mod quantizers;
 mod ranges;
 mod readme;
+mod reconstruct;
 mod refusals;
 mod reverse;
 mod rules;
