@@ -1,5 +1,6 @@
 //! How a loss went.
 
+use aquatint::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Points of a curve at most.
@@ -26,9 +27,21 @@ impl Curve {
         Curve { begin, end, points: (0..parts).map(|i| mean(part(i))).collect() }
     }
 
-    /// Whether it was all for nothing: the result is worse than what training began with, or no number.
+    /// Whether it was all for nothing: the result is worse than what training began with.
     pub fn is_worse(&self) -> bool {
-        self.end.is_nan() || self.end > self.begin
+        self.end > self.begin
+    }
+
+    /// Checks that the training of the unit called `name` kept to numbers.
+    ///
+    /// # Errors
+    /// The first loss that is none.
+    pub fn check(&self, name: &str) -> Result<()> {
+        let losses = [self.begin].into_iter().chain(self.points.iter().copied()).chain([self.end]);
+        match losses.into_iter().find(|loss| !loss.is_finite()) {
+            Some(loss) => Err(Error::request(format!("loss of {name}"), "finite numbers; try a smaller --lr", loss)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -42,6 +55,9 @@ mod tests {
         assert_eq!(Curve::new(1.0, &[], 1.0).points, [0.0; 0]);
         let losses: Vec<f64> = (0..POINTS * 3).map(|i| i as f64).collect();
         let points = Curve::new(0.0, &losses, 0.0).points;
+        let lost = Curve::new(1.0, &[1.0, f64::INFINITY], f64::NAN).check("block").unwrap_err();
+        assert_eq!(lost.to_string(), "loss of block: expected finite numbers; try a smaller --lr, got inf");
+        assert!(Curve::new(1.0, &[2.0], 3.0).check("block").is_ok());
         assert_eq!((points.len(), points[0], points[POINTS - 1]), (POINTS, 1.0, (POINTS * 3 - 2) as f64));
     }
 }

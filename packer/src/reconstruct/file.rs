@@ -169,15 +169,16 @@ impl Reconstruction {
             Error::request(format!("{} of reconstruction {}", record.name, self.path.display()), expected, got)
         };
         let sound = record.tables == 1 || record.tables == record.rows;
+        let bits = Bits::new(record.bits);
+        let entries = bits.and_then(|bits| record.tables.checked_mul(bits.levels()));
         let size = record.rows.checked_mul(record.cols);
-        let (Some(bits), Some(size), true) = (Bits::new(record.bits), size, sound) else {
+        let (Some(bits), Some(size), Some(entries), true) = (bits, size, entries, sound) else {
             return Err(refuse("rows, codes and codebooks that there are", &"others").into());
         };
         let codes = self.numbers::<u8>(record, "codes", size)?;
         if let Some(code) = codes.iter().find(|&&code| usize::from(code) >= bits.levels()) {
             return Err(refuse(&format!("codes below {}", bits.levels()), code).into());
         }
-        let entries = record.tables * bits.levels();
         let table = match record.int8 {
             true => TableValues::I8(self.numbers(record, "table", entries)?),
             false => TableValues::F16(

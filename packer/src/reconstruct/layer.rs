@@ -36,8 +36,8 @@ pub fn train(
     let all: Vec<usize> = (0..inputs).collect();
     let second = moments.block(&all, &all, true).mapv(|v| v as f32);
     let schedule = Schedule { iterations: training.iterations, weight: training.weight };
-    let begin = objective(&second, weights, &dense(&grid), rows).0;
     let mut rounding = Rounding::new(weights, grid);
+    let begin = objective(&second, weights, &dense(&rounding.harden()), rows).0;
     let mut adam = Adam::new(rounding.len());
     let mut losses = Vec::with_capacity(training.iterations);
     for count in 1..=training.iterations {

@@ -8,12 +8,12 @@
 //! ```
 //!
 //! Units are trained in the order in which the network runs them. In block reconstruction two streams of values go through it side
-//! by side ([`samples`]): the float one gives targets, and the quantized one, with all weights before as they have become,
+//! by side: the float one gives targets, and the quantized one, with all weights before as they have become,
 //! gives inputs, as BRECQ's and Q-Diffusion's "asym" has it. Only values that later segments read are kept, in memory of which
 //! there is a bound, and only one unit's weights are.
 //!
 //! What is done is in a folder beside the output, unit by unit; the same command goes on with it. The result is a file of the
-//! codec's own matrices ([`file`]), which `--import` packs bit for bit.
+//! codec's own matrices ([`file`](mod@file)), which `--import` packs bit for bit.
 
 mod adam;
 mod block;

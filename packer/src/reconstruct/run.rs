@@ -9,7 +9,8 @@ use crate::calibrate::{self, Calibration, model::FloatModel, record::ModelRecord
 use crate::config::QConfig;
 use crate::emit::{CodedLayer, Options, Progress, coded_layers};
 use crate::error::Result;
-use crate::quantize::{FeedbackOptions, Method, Moments, quantize, quantize_calibrated};
+use crate::quantize::adaround::Rounding;
+use crate::quantize::{Calibrated, FeedbackOptions, Method, Moments, quantize, quantize_calibrated};
 use crate::reverse::Array;
 use aquatint::error::Error;
 use aquatint::raw::codec::{QuantizedMatrix, TableValues};
@@ -180,6 +181,15 @@ pub(super) struct Known {
     pub(super) weight: Array,
     pub(super) nearest: QuantizedMatrix,
     pub(super) moments: Option<Moments>,
+    /// What packing with a calibration makes of it.
+    pub(super) calibrated: Option<Calibrated>,
+}
+
+impl Known {
+    /// The levels between which it is rounded: as packing with a calibration has them, a published rule's where it says so.
+    pub(super) fn grid(&self) -> QuantizedMatrix {
+        self.calibrated.as_ref().map_or(&self.nearest, |calibrated| &calibrated.matrix).clone()
+    }
 }
 
 impl Work<'_> {
@@ -210,8 +220,8 @@ impl Work<'_> {
 
     /// Trains one layer by moments.
     fn layer(&mut self, tensor: Tensor) -> Result<(Layer, Curve)> {
-        let Known { weight, nearest, moments } = self.known(tensor)?;
-        let moments = moments.expect("a layer that the calibration knows");
+        let known = self.known(tensor)?;
+        let moments = known.moments.as_ref().expect("a layer that the calibration knows");
         let (total, see, mut done) = (self.settings.training.iterations, &mut self.see, 0);
         let mut tell = |_| {
             done += 1;
@@ -219,15 +229,15 @@ impl Work<'_> {
         };
         let misfit =
             |fault| Error::request(format!("--calib for {}", self.coded[&tensor].name), "moments of its inputs", fault);
-        let trained = layer::train(&weight.values, nearest.clone(), &moments, &self.settings.training, &mut tell);
+        let trained = layer::train(&known.weight.values, known.grid(), moments, &self.settings.training, &mut tell);
         let Some((rounding, mut curve)) = trained.map_err(misfit)? else { return Err(stopped().into()) };
+        curve.check(&self.coded[&tensor].name)?;
         let mut matrix = rounding.harden();
         if curve.is_worse() {
-            (matrix, curve.end) = (nearest.clone(), curve.begin);
+            (matrix, curve.end) = (Rounding::new(&known.weight.values, known.grid()).harden(), curve.begin);
         }
         let own = self.network.bias_of(tensor);
-        let bias = own.map(|_| outcome::mean_error(&weight.values, &matrix, &moments));
-        let known = Known { weight, nearest, moments: Some(moments) };
+        let bias = own.map(|_| outcome::mean_error(&known.weight.values, &matrix, moments));
         Ok((self.finished(tensor, &known, matrix, bias), curve))
     }
 
@@ -240,29 +250,31 @@ impl Work<'_> {
         let weight = self.network.array(tensor)?;
         let rows = weight.dims[0];
         let cols = weight.values.len() / rows;
-        let nearest = quantize(&weight.values, rows, cols, *method, *bits, *codebook);
-        Ok(Known { nearest, moments: self.calibration.moments(name)?, weight })
+        let values = &weight.values;
+        let nearest = quantize(values, rows, cols, *method, *bits, *codebook);
+        let moments = self.calibration.moments(name)?;
+        let options = FeedbackOptions::default();
+        let chosen = moments
+            .as_ref()
+            .map(|moments| quantize_calibrated(values, rows, cols, *method, *bits, *codebook, moments, &options));
+        let misfit = |fault| Error::request(format!("--calib for {name}"), "moments of its inputs", fault);
+        let calibrated = chosen.transpose().map_err(misfit)?;
+        Ok(Known { nearest, moments, calibrated, weight })
     }
 
     /// A layer ready to be trained in its block, and what its bias has gained before.
     ///
     /// # Errors
-    /// If the calibration does not fit it.
+    /// If its bias cannot be read.
     pub(super) fn trainee(&self, tensor: Tensor, known: &Known) -> Result<(Trainee, Option<Vec<f32>>)> {
         if self.settings.learned == Learned::Rounding {
-            return Ok((Trainee::rounding(tensor, &known.weight, known.nearest.clone()), None));
+            return Ok((Trainee::rounding(tensor, &known.weight, known.grid()), None));
         }
-        let CodedLayer { name, method, bits, codebook } = &self.coded[&tensor];
         let own = self.network.bias_of(tensor);
-        let (matrix, gain) = match (&known.moments, own) {
-            (Some(moments), Some(_)) => {
-                let misfit = |fault| Error::request(format!("--calib for {name}"), "moments of its inputs", fault);
-                let (rows, cols) = (known.nearest.rows, known.nearest.cols);
-                let options = FeedbackOptions::default();
-                let values = &known.weight.values;
-                let chosen = quantize_calibrated(values, rows, cols, *method, *bits, *codebook, moments, &options);
-                let chosen = chosen.map_err(misfit)?;
-                (chosen.matrix, Some(chosen.bias.iter().map(|&v| v as f32).collect::<Vec<f32>>()))
+        // Codes are chosen for what is left when the mean error is in the bias.
+        let (matrix, gain) = match (&known.calibrated, own) {
+            (Some(chosen), Some(_)) => {
+                (chosen.matrix.clone(), Some(chosen.bias.iter().map(|&v| v as f32).collect::<Vec<f32>>()))
             }
             _ => (known.nearest.clone(), None),
         };

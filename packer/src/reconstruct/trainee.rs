@@ -28,12 +28,13 @@ pub struct RoundedWeight {
 }
 
 impl Trainee {
-    /// Learns directions of rounding of `weight`, on the levels of `nearest`.
+    /// Learns directions of rounding of `weight`, on the levels of `grid`, whose codes are not looked at.
     ///
     /// # Panics
     /// If these are not [uniform](crate::quantize::adaround::is_uniform).
-    pub fn rounding(tensor: Tensor, weight: &Array, nearest: QuantizedMatrix) -> Self {
-        let rounding = Rounding::new(&weight.values, nearest.clone());
+    pub fn rounding(tensor: Tensor, weight: &Array, grid: QuantizedMatrix) -> Self {
+        let rounding = Rounding::new(&weight.values, grid);
+        let nearest = rounding.harden();
         let begin = rounding.alpha.clone();
         Trainee::Rounding(RoundedWeight { tensor, dims: weight.dims.clone(), nearest, rounding, begin })
     }

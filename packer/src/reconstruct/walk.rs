@@ -182,6 +182,7 @@ fn unit(
     let mut next = |iteration: usize| batch((number, iteration), inputs.count, settings.batch);
     let curve: Option<Curve> = block.train(&mut trainees, &settings.training, &mut next, &mut tell)?;
     let mut curve = curve.ok_or_else(stopped)?;
+    curve.check(&segment.name)?;
     if curve.is_worse() {
         trainees.values_mut().for_each(Trainee::reset);
         curve.end = curve.begin;
