@@ -27,6 +27,7 @@
 //!   both write through [`weights`].
 //! * [`import`] reads weights that others have quantized, and [`multiquantizer`] writes such a file.
 //! * [`calibrate`] runs the float model, to know what the inputs of its layers are like.
+//! * [`reverse`] knows the derivatives of programs; [`reconstruct`] trains quantized weights with them.
 //! * [`account`] works out the numbers that papers publish.
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
 #![deny(unsafe_code, missing_docs)]
@@ -43,6 +44,8 @@ pub mod multiquantizer;
 pub mod pass;
 pub mod quantize;
 pub mod recipe;
+pub mod reconstruct;
+pub mod reverse;
 pub mod source;
 pub mod synth;
 pub mod unpack;

@@ -27,7 +27,7 @@ const PIECE: usize = 1 << 20;
 /// A safetensors file that holds sums of inputs, by their numbers.
 ///
 /// Tensors are read, not mapped: a calibration is larger than the model, and each tensor is needed once.
-pub(super) struct Store {
+pub(crate) struct Store {
     path: PathBuf,
     file: File,
     /// Where tensors begin.
@@ -201,13 +201,13 @@ pub(super) fn write(
 }
 
 /// `value` as JSON on one line.
-pub(super) fn json(target: &Path, value: &impl Serialize) -> Result<String> {
+pub(crate) fn json(target: &Path, value: &impl Serialize) -> Result<String> {
     let unsound = |e| Error::request(target.display().to_string(), "values JSON can hold", e);
     Ok(serde_json::to_string(value).map_err(unsound)?)
 }
 
 /// Writes what comes before the tensors of a safetensors file.
-pub(super) fn write_header(
+pub(crate) fn write_header(
     out: &mut WholeFile,
     target: &Path,
     (key, text): (&str, &str),

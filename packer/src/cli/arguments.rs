@@ -92,8 +92,8 @@ pub(super) struct Pack {
     #[arg(long, value_name = "GLOB", requires = "rotate")]
     pub(super) rotate_layers: Option<String>,
 
-    /// Quantized weights that a research project saved, to be used as they are: Q-Diffusion's ckpt.pth, Qua2SeDiMo's
-    /// *_mq.pt, ViDiT-Q's int_weight.pt or ckpt.pth, or a checkpoint of TDQ, which is MODEL, too. --q-config says how many bits they have, and by which method; activations are as it says
+    /// Quantized weights to be used as they are: what `packer reconstruct` or `packer multiquantizer` made, or a research
+    /// project saved: Q-Diffusion's ckpt.pth, Qua2SeDiMo's *_mq.pt, ViDiT-Q's int_weight.pt or ckpt.pth, or a checkpoint of TDQ, which is MODEL, too. --q-config says how many bits they have, and by which method; activations are as it says
     #[arg(long, value_name = "FILE", visible_alias = "cali-ckpt", alias = "cali_ckpt")]
     pub(super) import: Option<PathBuf>,
 

@@ -8,6 +8,7 @@ mod inspect;
 mod multiquantizer;
 mod pack;
 mod page;
+mod reconstruct;
 mod research;
 mod table;
 
@@ -90,6 +91,9 @@ enum Command {
     },
     /// See what the inputs of a model's layers are like while the model makes images, so that it can be quantized for them.
     Calibrate(Box<calibrate::Calibrate>),
+    /// Train quantized weights so that blocks of the network, or single layers, make what they made before; packing takes them
+    /// with --import.
+    Reconstruct(Box<reconstruct::Reconstruct>),
     /// Configurations: what one makes of a model, and what they may hold.
     #[command(subcommand)]
     Config(config::Config),
@@ -150,6 +154,7 @@ pub fn main() -> ExitCode {
                 .map(|count| say_line(format!("{}: {count} tensors", output.display())))
         }
         (Some(Command::Calibrate(args)), _) => args.run(),
+        (Some(Command::Reconstruct(args)), _) => args.run(),
         (Some(Command::Config(config)), _) => config::run(&config),
         (Some(Command::Evaluate(args)), _) => evaluate::run(&args),
         (Some(Command::Multiquantizer(args)), _) => args.run(),

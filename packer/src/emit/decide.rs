@@ -6,12 +6,16 @@ use super::size::PaperBytes;
 use crate::config::QConfig;
 use crate::error::Result;
 use crate::import::Imported;
-use crate::lower::{self, Lowered};
+use crate::lower::{self, Lowered, Part};
 use crate::pass::{self, Starts};
-use crate::recipe::{Change, Decision, Recipe, Requests};
+use crate::quantize::{CodebookType, Method};
+use crate::recipe::{Change, Decision, Recipe, Requests, Store};
+use crate::reconstruct::Reconstruction;
 use crate::source::diffusers::Model;
-use crate::weight::{Weight, Weights};
-use aquatint::raw::format::meta::PipelineMeta;
+use crate::weight::{Step, Weight, Weights};
+use aquatint::error::Error;
+use aquatint::raw::codec::Bits;
+use aquatint::raw::format::meta::{PipelineMeta, SourceMeta};
 use aquatint::raw::program::{Dims, Program, Tensor};
 use serde::Serialize;
 
@@ -43,7 +47,10 @@ pub(super) fn decide(
     pipeline: &PipelineMeta,
     options: &Options,
 ) -> Result<(Recipe, Option<Imported>)> {
-    let imported = options.import.as_ref().map(|path| Imported::open(path)).transpose()?;
+    let imported = match &options.import {
+        Some(path) if Reconstruction::open(path)?.is_none() => Some(Imported::open(path)?),
+        _ => None,
+    };
     // A fault in it is told where it is read for all layers.
     let config = options.q_config.as_deref().and_then(|arg| QConfig::parse(arg).ok());
     let wanted = Wanted { all: options.split, imported: imported.as_ref(), config: config.as_ref() };
@@ -67,6 +74,53 @@ pub(super) fn decide(
         recipe.config += &format!(", weights of {}", imported.describe());
     }
     Ok((recipe, imported))
+}
+
+/// A layer of a denoiser that becomes codes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CodedLayer {
+    /// Its weight's name in the packed file.
+    pub name: String,
+    /// How levels are chosen.
+    pub method: Method,
+    /// Width of a code.
+    pub bits: Bits,
+    /// The codebooks that codes get.
+    pub codebook: CodebookType,
+}
+
+/// The layers of a model's denoisers that become codes.
+#[derive(Clone, Debug)]
+pub struct Coded {
+    /// In the file's order.
+    pub layers: Vec<CodedLayer>,
+    /// The model.
+    pub pipeline: PipelineMeta,
+    /// What it is made from.
+    pub sources: Vec<SourceMeta>,
+}
+
+/// The layers of denoisers that packing as `options` say would make codes of. No weight is read and nothing is written.
+///
+/// # Errors
+/// As [`explain`]; a configuration that splits layers.
+pub fn coded_layers(options: &Options) -> Result<Coded> {
+    let model = open(options)?;
+    let Lowered { mut programs, mut weights, pipeline, .. } = lower::lower(&model)?;
+    let (recipe, _) = decide((&mut programs, &mut weights), &model, &pipeline, options)?;
+    let mut layers = Vec::new();
+    for (weight, decision) in weights.iter().zip(&recipe.decisions) {
+        let Store::Codes(method, bits) = decision.treatment.store else { continue };
+        if Part::of(weight.component) != Part::Denoiser {
+            continue;
+        }
+        if weight.steps.iter().any(|step| matches!(step, Step::Split { .. })) {
+            return Err(Error::request("--q-config", "a configuration that splits no layer", weight.layer()).into());
+        }
+        let codebook = decision.treatment.codebook;
+        layers.push(CodedLayer { name: weight.name(), method, bits, codebook });
+    }
+    Ok(Coded { layers, pipeline, sources: model.sources.iter().map(|s| s.meta.clone()).collect() })
 }
 
 /// What becomes of a layer.

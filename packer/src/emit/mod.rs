@@ -12,16 +12,18 @@ mod layers;
 mod phases;
 mod pruned;
 mod ranges;
+mod reconstructed;
 mod report;
 mod size;
 mod smoothing;
 mod store;
 mod transform;
 mod turns;
+mod write;
 
 pub use crate::config::ActivationRanges;
 pub(crate) use decide::dims;
-pub use decide::{LayerPlan, PhaseChange, Plan, explain};
+pub use decide::{Coded, CodedLayer, LayerPlan, PhaseChange, Plan, coded_layers, explain};
 pub use layers::Layers;
 pub use ranges::RangeSource;
 pub use report::{LayerLine, Progress, Report};
@@ -29,36 +31,34 @@ pub use smoothing::Smoothing;
 
 use crate::config::QConfig;
 use crate::error::Result;
-use crate::import::Imported;
-use crate::lower::{self, Lowered, Part};
+use crate::lower::{self, Lowered};
 use crate::pass::{self, Layer, Starts};
 use crate::quantize::Pruning;
-use crate::recipe::{Recipe, Store, Treatment};
+use crate::recipe::Recipe;
+use crate::reconstruct::Reconstruction;
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
-use crate::weight::{Elements, Misfit, Origin, Weight, Weights, step};
+use crate::weight::{Weight, Weights};
 use aquatint::error::Error;
 use aquatint::pipeline::{Plans, Prompts, Request};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::format::meta::{PipelineMeta, QuantizationMeta};
-use aquatint::raw::format::{Meta, Packed, TensorSpec, Writer};
-use aquatint::raw::program::{Program, QuantizeRange, Role, Tensor, shape};
+use aquatint::raw::format::{Meta, Packed, Writer};
+use aquatint::raw::program::{Program, QuantizeRange, Role, shape};
 use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
 use decide::decide;
-use imported::in_file_order;
 use phases::PhaseWeights;
 use pruned::Pruned;
 use ranges::fixed_ranges;
-use report::{line, sparsity_note};
-use size::PaperBytes;
-use std::collections::HashMap;
+use reconstructed::Reconstructed;
+use report::sparsity_note;
 use std::path::{Path, PathBuf};
-use store::{Stored, store, store_imported};
 use transform::transform;
 use turns::Turns;
+use write::Changes;
 
 /// What to pack.
 #[derive(Clone, Debug, Default)]
@@ -89,7 +89,8 @@ pub struct Options {
     pub smoothing: Option<Smoothing>,
     /// Layers of the denoiser whose inputs, where they become integers, and weights are rotated.
     pub rotation: Option<Layers>,
-    /// A file of quantized weights that a research project saved: layers of the denoiser that become codes and that it has
+    /// A file of quantized weights that [`reconstruct`](crate::reconstruct) made, or that a research project saved: layers of
+    /// the denoiser that become codes and that it has
     /// are as it has them.
     pub import: Option<PathBuf>,
     /// What of the denoiser's layers becomes 0 before anything is quantized, and stays 0 exactly.
@@ -154,6 +155,10 @@ impl Packing {
         let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let mut known = options.calibration.as_ref().map(open).transpose()?;
+        let trained = options.import.as_ref().map(|path| Reconstruction::open(path)).transpose()?.flatten();
+        let trained = trained
+            .map(|file| Reconstructed::new(file, (&self.pipeline, &sources), programs, weights, &mut recipe))
+            .transpose()?;
         if let Some(known) = &mut known {
             phases.give_biases(known, weights, &mut recipe);
         }
@@ -173,7 +178,7 @@ impl Packing {
         for program in &self.programs {
             shape::infer(program, &types, &dims(&self.pipeline))?;
         }
-        let changes = Changes { known, imported, pruned: pruned.as_ref() };
+        let changes = Changes { known, imported, trained: trained.as_ref(), pruned: pruned.as_ref() };
         let (layers, average_bits) = self.write_weights(&recipe, changes, progress)?;
         for (name, bytes) in &self.files {
             self.writer.bytes(name, bytes)?;
@@ -236,93 +241,6 @@ impl Packing {
         }
         Ok(attentions)
     }
-
-    /// Writes all weights in order; returns the layers' entries of the report, and the average bits of the denoisers.
-    fn write_weights(
-        &mut self,
-        recipe: &Recipe,
-        changes: Changes,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(Vec<LayerLine>, f64)> {
-        let (total, known) = (self.weights.iter().map(|w| w.len() as u64).sum(), changes.known);
-        let (mut done, mut size) = (0, PaperBytes::default());
-        let mut layers = Vec::new();
-        let mut corrections: HashMap<usize, Vec<f64>> = HashMap::new();
-        // Weights that were stored before their turn, because their biases come first.
-        let mut early: HashMap<usize, Prepared> = HashMap::new();
-        for (i, (weight, decision)) in self.weights.iter().zip(&recipe.decisions).enumerate() {
-            let name = weight.name();
-            progress(Progress { name: &name, done, total });
-            let prepare = |i: usize, corrections: &mut HashMap<usize, Vec<f64>>| -> Result<Prepared> {
-                let treatment = recipe.decisions[i].treatment;
-                let prepared = self.prepare(i, treatment, changes, corrections.remove(&i))?;
-                if let (Some(bias), Some(output)) = (known.and_then(|k| k.bias_of(i)), &prepared.stored.calibrated) {
-                    corrections.insert(bias, output.bias.clone());
-                }
-                Ok(prepared)
-            };
-            if let Some(later) = known.and_then(|k| k.weight_of(i)).filter(|&w| w > i) {
-                early.insert(later, prepare(later, &mut corrections)?);
-            }
-            let prepared = early.remove(&i).map_or_else(|| prepare(i, &mut corrections), Ok)?;
-            let Prepared { dims, stored } = prepared;
-            let count = dims.iter().map(|&n| n as u64).product();
-            self.writer.tensor(TensorSpec { name, dims, kind: stored.kind }, &stored.bytes)?;
-            done += count;
-            if !weight.quantizable() {
-                continue;
-            }
-            size.add(weight, decision.treatment.store);
-            layers.push(line(weight, decision, &stored, count));
-        }
-        Ok((layers, size.average_bits()))
-    }
-
-    /// Weight `i` as it is stored; a bias with what it must take up.
-    fn prepare(
-        &self,
-        i: usize,
-        treatment: Treatment,
-        Changes { known, imported, pruned }: Changes,
-        correction: Option<Vec<f64>>,
-    ) -> Result<Prepared> {
-        let weight = &self.weights[Tensor(i as u32)];
-        let name = weight.name();
-        let mut elements = elements(&self.model, &self.weights, weight, pruned)?;
-        for (to, by) in elements.values.iter_mut().zip(correction.iter().flatten()) {
-            *to = (f64::from(*to) + by) as f32;
-        }
-        if let (Some(imported), Store::Codes(method, bits)) = (imported, treatment.store)
-            && Part::of(weight.component) == Part::Denoiser
-        {
-            let model = &self.model.component(weight.component).weights;
-            if let Some(got) = imported.weight(model, weight, method, bits)? {
-                let stored = store_imported(&name, &elements, in_file_order(weight, got)?, treatment)?;
-                return Ok(Prepared { dims: elements.dims, stored });
-            }
-        }
-        let moments = known.map_or(Ok(None), |known| known.moments(i, &self.weights))?;
-        let sparse = pruned.is_some_and(|pruned| pruned.has(weight));
-        let mut stored = store(&name, &elements, treatment, moments.as_ref(), sparse)?;
-        if imported.is_some() && weight.quantizable() && matches!(treatment.store, Store::Codes(..)) {
-            stored.note = Some("not in the imported file by this method at this width: quantized here".into());
-        }
-        Ok(Prepared { dims: elements.dims, stored })
-    }
-}
-
-/// What changes weights on their way into the file.
-#[derive(Clone, Copy)]
-struct Changes<'a> {
-    known: Option<&'a Known>,
-    imported: Option<&'a Imported>,
-    pruned: Option<&'a Pruned>,
-}
-
-/// A weight ready to be written.
-struct Prepared {
-    dims: Vec<usize>,
-    stored: Stored,
 }
 
 /// Proves that META and programs agree, and that a run with the model's own settings can be planned: what a file must do
@@ -342,20 +260,6 @@ fn inputs(options: &Options) -> Vec<&Path> {
     let scheduler = options.overrules.scheduler_config.as_deref();
     let calibration = options.calibration.as_deref().into_iter().chain(options.import.as_deref());
     models.map(PathBuf::as_path).chain(configs).chain(scheduler).chain(calibration).collect()
-}
-
-/// The elements of `weight` in the file's order, pruned and after all its steps.
-fn elements(model: &Model, weights: &Weights, weight: &Weight, pruned: Option<&Pruned>) -> Result<Elements> {
-    let (dims, mut values) = match &weight.origin {
-        Origin::Checkpoint { key, dims } => (dims, model.component(weight.component).weights.read(key)?),
-        Origin::Made { dims, values, .. } => (dims, values.clone()),
-    };
-    if let Some(pruned) = pruned {
-        pruned.apply(weight, &mut values);
-    }
-    let source = Elements { dims: dims.clone(), values };
-    let misfit = |Misfit { expected, got }| Error::request(format!("steps of {}", weight.name()), expected, got);
-    Ok(step::apply(&weight.steps, source, &|name| weights.parameter(name)).map_err(misfit)?)
 }
 
 fn aliases(weight: &Weight) -> (String, Vec<String>) {

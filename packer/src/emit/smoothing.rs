@@ -3,7 +3,8 @@
 use super::calibrated::Known;
 use super::layers::{Layers, Matcher};
 use super::pruned::Pruned;
-use super::{Options, Progress, decide, elements};
+use super::write::elements;
+use super::{Options, Progress, decide};
 use crate::config;
 use crate::error::Result;
 use crate::lower::Part;

@@ -10,7 +10,7 @@ use crate::recipe::{Store, Treatment};
 use crate::weight::Elements;
 use crate::weights::halves;
 use aquatint::error::Error;
-use aquatint::raw::codec::layout;
+use aquatint::raw::codec::{QuantizedMatrix, layout};
 use aquatint::raw::format::{TensorKind, taps};
 use zerocopy::IntoBytes;
 
@@ -155,6 +155,21 @@ pub(super) fn store_imported(
     let exact_error = if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() };
     let stored = pack(name, dims, Measured { matrix, error, exact_error }, kind);
     Ok(Stored { note: note.or_else(|| Some("imported".into())), ..stored })
+}
+
+/// Stores the weight called `name` as `matrix`, of which it is known what part of its output's power the error makes, and
+/// that of the nearest levels.
+pub(super) fn store_trained(
+    name: &str,
+    weight: &Elements,
+    matrix: QuantizedMatrix,
+    kind: TensorKind,
+    errors: Option<(f64, f64)>,
+) -> Stored {
+    let error = relative_error(&weight.values, &matrix);
+    let calibrated = errors.map(|(error, nearest)| OutputError { error, nearest, bias: Vec::new() });
+    let stored = pack(name, &weight.dims, Measured { matrix, error, exact_error: error }, kind);
+    Stored { calibrated, note: Some("reconstructed".into()), ..stored }
 }
 
 /// The bytes of a quantized matrix, which the shape rules were told is of this kind.

@@ -8,8 +8,8 @@
 //! [`quantize`] looks at the weights alone and rounds each to the nearest level. [`quantize_calibrated`] also knows what the
 //! layer's inputs are like ([`Moments`]) and chooses codes and levels for the least error of the layer's *output*.
 //! [`quantize_sparse`] keeps zeros of pruned weights ([`Pruning`]), and so does [`quantize_calibrated`] if it is asked to.
-//! [`SmoothRule`] chooses factors that inputs are divided by before any of them. Everything here is deterministic: the same
-//! weights give the same codes on any number
+//! [`SmoothRule`] chooses factors that inputs are divided by before any of them, and [`adaround`] learns in which direction each
+//! weight is rounded, for whoever trains it. Everything here is deterministic: the same weights give the same codes on any number
 //! of threads, because no sum's order depends on how the work was split.
 //!
 //! The k-means of the paper is scikit-learn's (random starts, a local optimum); ours is the exact optimum in one
@@ -17,6 +17,7 @@
 
 mod accounting;
 mod activation;
+pub mod adaround;
 mod exact;
 pub mod feedback;
 mod identity;

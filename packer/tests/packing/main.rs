@@ -1,6 +1,7 @@
 //! Tests of the packer, a module per subject.
 
 mod account;
+mod adaround;
 mod builders;
 mod calibrate;
 mod common;
@@ -20,8 +21,10 @@ mod prune;
 mod quantizers;
 mod ranges;
 mod readme;
+mod reconstruct;
 mod refusals;
 mod research;
+mod reverse;
 mod rules;
 mod scheduler;
 mod settings;

@@ -2,6 +2,7 @@
 //! picture is SVG, names are escaped.
 
 mod chart;
+mod curves;
 
 use super::table::{bytes, percent};
 use crate::error::Result;
@@ -9,6 +10,7 @@ use aquatint::raw::format::meta::{CalibrationMeta, LayerMeta};
 use aquatint::raw::format::{Packed, TensorKind};
 use aquatint::raw::whole_file;
 use chart::{Bar, chart};
+pub(super) use curves::curves;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;

@@ -1,0 +1,251 @@
+//! The file of a reconstruction: safetensors with a [`Record`] in the metadata.
+//!
+//! Of the layer whose weight is called `NAME` in a packed file: `NAME.codes` (rows, inputs) u8, `NAME.scale` and
+//! `NAME.offset` of (rows) f32, `NAME.table` of (tables, levels) i8 or f16, and where its bias changes `NAME.bias` of (rows)
+//! f32, which is added to it. These are the codec's own matrices, in the order of the packed file: what is packed is bit for
+//! bit what was trained, whatever the method, where steps, zero points and alphas beside the float weights, as Q-Diffusion
+//! saves them, would be four times as large, know no codebooks and no biases, and have to be rounded once more.
+//!
+//! Unfinished work is a folder of such files, one per unit.
+
+use super::Curve;
+use crate::calibrate::record::ModelRecord;
+use crate::calibrate::store::{Store, json, write_header};
+use crate::error::Result;
+use aquatint::error::Error;
+use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::whole_file::WholeFile;
+use half::f16;
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use zerocopy::IntoBytes;
+
+/// The key of the record in the metadata.
+const RECORD: &str = "aquatint_reconstruction";
+/// The version of files that this program reads and writes.
+const VERSION: u32 = 1;
+
+/// What a file says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The version of the format.
+    pub version: u32,
+    /// Name and version of the program that wrote the file.
+    pub tool: String,
+    /// The model.
+    pub model: ModelRecord,
+    /// What was done, in words.
+    pub how: String,
+    /// A name for all that decides about the numbers.
+    pub identity: String,
+    /// What was trained together, in order.
+    pub units: Vec<UnitRecord>,
+    /// The layers, in order.
+    pub layers: Vec<LayerRecord>,
+}
+
+/// A layer or block.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitRecord {
+    /// Its module path.
+    pub name: String,
+    /// How many layers it has.
+    pub layers: usize,
+    /// The loss.
+    pub curve: Curve,
+}
+
+/// A layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerRecord {
+    /// Its weight's name in a packed file.
+    pub name: String,
+    /// Method and width, `mse-4`.
+    pub method: String,
+    /// Width of a code.
+    pub bits: u32,
+    /// Output channels.
+    pub rows: usize,
+    /// Inputs per output channel.
+    pub cols: usize,
+    /// Codebooks: 1, or as many as rows.
+    pub tables: usize,
+    /// Whether codebooks are integers.
+    pub int8: bool,
+    /// Whether its bias changes.
+    pub biased: bool,
+    /// What part of the power of its output the error makes, with its mean error in the bias if that changes; none if nothing is known of its
+    /// inputs.
+    pub output_error: Option<f64>,
+    /// The same if every weight had been rounded to the nearest level.
+    pub nearest_output_error: Option<f64>,
+}
+
+/// A layer as it becomes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// What is said of it.
+    pub record: LayerRecord,
+    /// The weight.
+    pub matrix: QuantizedMatrix,
+    /// What its bias gains.
+    pub bias: Option<Vec<f32>>,
+}
+
+impl Record {
+    /// That of no units yet.
+    pub fn new(model: ModelRecord, how: String, identity: String) -> Self {
+        let tool = concat!("packer ", env!("CARGO_PKG_VERSION")).into();
+        Record { version: VERSION, tool, model, how, identity, units: Vec::new(), layers: Vec::new() }
+    }
+}
+
+impl LayerRecord {
+    /// The tensors of the layer, in the file's order.
+    fn tensors(&self) -> Option<Vec<(String, Dtype, Vec<usize>)>> {
+        let levels = Bits::new(self.bits)?.levels();
+        let table = if self.int8 { Dtype::I8 } else { Dtype::F16 };
+        let mut tensors = vec![
+            ("codes", Dtype::U8, vec![self.rows, self.cols]),
+            ("scale", Dtype::F32, vec![self.rows]),
+            ("offset", Dtype::F32, vec![self.rows]),
+            ("table", table, vec![self.tables, levels]),
+        ];
+        tensors.extend(self.biased.then(|| ("bias", Dtype::F32, vec![self.rows])));
+        Some(tensors.into_iter().map(|(part, dtype, shape)| (format!("{}.{part}", self.name), dtype, shape)).collect())
+    }
+}
+
+/// A file, opened. Layers are read when they are asked for.
+pub struct Reconstruction {
+    path: PathBuf,
+    store: Store,
+    record: Record,
+}
+
+impl Reconstruction {
+    /// Opens the file at `path`; none if it is not one of these.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is one that is damaged or of another version.
+    pub fn open(path: &Path) -> Result<Option<Self>> {
+        // What is no safetensors file is another project's.
+        let Ok(store) = Store::open(path)? else { return Ok(None) };
+        let Some(text) = store.text(RECORD) else { return Ok(None) };
+        let refuse = |expected: String, got: &dyn std::fmt::Display| {
+            Error::request(format!("reconstruction {}", path.display()), expected, got)
+        };
+        let version = serde_json::from_str(text).ok().and_then(|v: serde_json::Value| v.get("version")?.as_u64());
+        if version != Some(u64::from(VERSION)) {
+            let got = version.map_or("none".into(), |v| format!("version {v}"));
+            return Err(refuse(format!("version {VERSION}, as packer reconstruct makes it"), &got).into());
+        }
+        let record = serde_json::from_str(text).map_err(|e| refuse("a sound record".into(), &e))?;
+        Ok(Some(Reconstruction { path: path.to_owned(), store, record }))
+    }
+
+    /// What the file says of itself.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The layer of this record of the file.
+    ///
+    /// # Errors
+    /// If the file does not have it whole, or codes that are none.
+    pub fn layer(&self, record: &LayerRecord) -> Result<Layer> {
+        let refuse = |expected: &str, got: &dyn std::fmt::Display| {
+            Error::request(format!("{} of reconstruction {}", record.name, self.path.display()), expected, got)
+        };
+        let sound = record.tables == 1 || record.tables == record.rows;
+        let bits = Bits::new(record.bits);
+        let entries = bits.and_then(|bits| record.tables.checked_mul(bits.levels()));
+        let size = record.rows.checked_mul(record.cols);
+        let (Some(bits), Some(size), Some(entries), true) = (bits, size, entries, sound) else {
+            return Err(refuse("rows, codes and codebooks that there are", &"others").into());
+        };
+        let codes = self.numbers::<u8>(record, "codes", size)?;
+        if let Some(code) = codes.iter().find(|&&code| usize::from(code) >= bits.levels()) {
+            return Err(refuse(&format!("codes below {}", bits.levels()), code).into());
+        }
+        let table = match record.int8 {
+            true => TableValues::I8(self.numbers(record, "table", entries)?),
+            false => TableValues::F16(
+                self.numbers::<u16>(record, "table", entries)?.into_iter().map(f16::from_bits).collect(),
+            ),
+        };
+        let scale = self.numbers::<f32>(record, "scale", record.rows)?;
+        let offset = self.numbers::<f32>(record, "offset", record.rows)?;
+        let bias = record.biased.then(|| self.numbers::<f32>(record, "bias", record.rows)).transpose()?;
+        let floats = scale.iter().chain(&offset).chain(bias.iter().flatten());
+        let halves = match &table {
+            TableValues::F16(entries) => entries.iter().find(|v| !v.is_finite()).map(|v| v.to_f32()),
+            TableValues::I8(_) => None,
+        };
+        if let Some(fault) = floats.copied().find(|v| !v.is_finite()).or(halves) {
+            return Err(refuse("finite numbers", &fault).into());
+        }
+        let grain = if record.tables == 1 { Grain::Tensor } else { Grain::Row };
+        let (rows, cols) = (record.rows, record.cols);
+        let matrix = QuantizedMatrix { bits, rows, cols, codes, table, grain, scale, offset };
+        Ok(Layer { record: record.clone(), matrix, bias })
+    }
+
+    fn numbers<T: zerocopy::FromBytes + IntoBytes + Clone>(
+        &self,
+        record: &LayerRecord,
+        part: &str,
+        count: usize,
+    ) -> Result<Vec<T>> {
+        let name = format!("{}.{part}", record.name);
+        let numbers = self.store.numbers::<T>(&name)?;
+        let got = numbers.as_ref().map_or("none".into(), |numbers| numbers.len().to_string());
+        numbers.filter(|numbers| numbers.len() == count).ok_or_else(|| {
+            Error::request(format!("{name} of reconstruction {}", self.path.display()), format!("{count} numbers"), got)
+                .into()
+        })
+    }
+}
+
+/// Writes `target`: `record` and its layers, which `layer` gives one after the other.
+///
+/// # Errors
+/// What `layer` returns, or if the file cannot be written; an older one at `target` stays as it was.
+pub fn write(target: &Path, record: &Record, mut layer: impl FnMut(usize) -> Result<Layer>) -> Result<()> {
+    let mut end = 0;
+    let mut infos = Vec::new();
+    for (name, dtype, shape) in record.layers.iter().flat_map(|layer| layer.tensors().expect("a width of codes")) {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        infos.push((name, TensorInfo { dtype, shape, data_offsets: (start, end) }));
+    }
+    let mut out = WholeFile::create(target)?;
+    write_header(&mut out, target, (RECORD, &json(target, record)?), infos)?;
+    for i in 0..record.layers.len() {
+        let Layer { matrix, bias, .. } = layer(i)?;
+        let halves: Vec<u16>;
+        let table = match &matrix.table {
+            TableValues::I8(entries) => entries.as_bytes(),
+            TableValues::F16(entries) => {
+                halves = entries.iter().map(|entry| entry.to_bits()).collect();
+                halves.as_bytes()
+            }
+        };
+        let parts = [matrix.codes.as_bytes(), matrix.scale.as_bytes(), matrix.offset.as_bytes(), table];
+        for bytes in parts.into_iter().chain(bias.as_ref().map(|bias| bias.as_bytes())) {
+            out.write_all(bytes).map_err(Error::io("write", target))?;
+        }
+    }
+    Ok(out.commit()?)
+}
