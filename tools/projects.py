@@ -9,13 +9,12 @@ table is printed as Markdown; the plot has error of the network's calls and imag
 keeps the files and the figures; figures found there are not measured again.  Needs matplotlib for the plot.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
-import tempfile
 from pathlib import Path
 
+import quality
 from quality import CRITERIA, ROOT, criterion, run
 
 OURS = "this project"
@@ -73,8 +72,9 @@ def times(aquatint, files, rounds):
     return {file.name: statistics.median(of) for file, of in seconds.items()}
 
 
-def measure(packer, aquatint, model, folder, images, scored, rounds):
+def measure(tools, model, folder, images, scored, rounds):
     """Packs `model` into `folder`; returns what evaluate reports of the files, and their times."""
+    packer, aquatint = tools
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "projects.json"
     if report.exists():
@@ -90,13 +90,12 @@ def measure(packer, aquatint, model, folder, images, scored, rounds):
             config = file.with_suffix(".toml")
             config.write_text(spec)
             spec = config
-        split = ["--split"] if project == "Q-Diffusion" and (model / "unet").exists() else []
         if rounding is not None:
             rounded = folder / "rounded.safetensors"
             if not rounded.exists():
-                run(packer, "reconstruct", model, "--q-config", spec, "--calib", calib, *rounding, *split, *prompts, "-o", rounded, *quiet)
+                run(packer, "reconstruct", model, "--q-config", spec, "--calib", calib, *rounding, *prompts, "-o", rounded, *quiet)
             flags = [*flags, "--import", rounded]
-        run(packer, model, "--q-config", spec, "--calib", calib, *flags, *split, "-o", file, *quiet)
+        run(packer, model, "--q-config", spec, "--calib", calib, *flags, "-o", file, *quiet)
         files.append(file)
     scores = ["--classifier", model / "classifier.safetensors", "--score-n", scored] if scored else []
     figures = folder / "figures.json"
@@ -164,29 +163,13 @@ def plot(reports, target):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", type=Path, help="model directories (default: models/glyphs, models/words)")
-    parser.add_argument("--packer", type=Path, default=ROOT / "target/release/packer", help="(default: %(default)s)")
+    parser = quality.arguments(__doc__)
     parser.add_argument("--aquatint", type=Path, default=ROOT / "target/release/aquatint", help="(default: %(default)s)")
-    parser.add_argument("--images", type=int, default=128, help="images compared (default: %(default)s)")
-    parser.add_argument("--score", type=int, default=2080, help="images read (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing (default: %(default)s)")
-    parser.add_argument("--plot", type=Path, help="the PNG to draw, such as models/projects.png")
-    parser.add_argument("--table", type=Path, help="write the table here, too")
-    parser.add_argument("--keep", type=Path, help="a folder for packed files and figures")
     args = parser.parse_args()
-    known = [ROOT / "models" / name for name in ("glyphs", "words")]
-    models = args.models or [model for model in known if (model / "model_index.json").exists()]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = args.keep or Path(scratch)
-        reports = {}
-        for model in map(Path.resolve, models):
-            where = folder / model.name
-            reports[model] = measure(args.packer, args.aquatint, model, where, args.images, args.score, args.rounds)
-    text = "\n\n".join(table(model, report) for model, report in reports.items())
-    print(text)
-    if args.table:
-        args.table.write_text(text + "\n")
+    tools = (args.packer, args.aquatint)
+    reports = quality.each(args, lambda model, folder: measure(tools, model, folder, args.images, args.score, args.rounds))
+    quality.tell(args, reports, table)
     if args.plot:
         plot(reports, args.plot)
 

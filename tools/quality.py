@@ -171,30 +171,43 @@ def plot(reports, ways, target):
     figure.savefig(target)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(doc):
+    """The arguments that measurements have in common."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, help="model directories (default: models/glyphs, models/words)")
     parser.add_argument("--packer", type=Path, default=ROOT / "target/release/packer", help="(default: %(default)s)")
     parser.add_argument("--images", type=int, default=128, help="images compared (default: %(default)s)")
     parser.add_argument("--score", type=int, default=2080, help="images read (default: %(default)s)")
-    parser.add_argument("--nearest-only", action="store_true", help="without calibration")
     parser.add_argument("--plot", type=Path, help="the PNG to draw, such as models/quality.png")
     parser.add_argument("--table", type=Path, help="write the table here, too")
     parser.add_argument("--keep", type=Path, help="a folder for packed files and figures")
-    args = parser.parse_args()
+    return parser
+
+
+def each(args, measure):
+    """What `measure(model, folder)` says of every model."""
     known = [ROOT / "models" / name for name in ("glyphs", "words")]
     models = args.models or [model for model in known if (model / "model_index.json").exists()]
-    ways = ["nearest"] if args.nearest_only else list(WAYS)
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
-        reports = {
-            model.resolve(): measure(args.packer, model, folder / model.resolve().name, ways, args.images, args.score)
-            for model in models
-        }
+        return {model: measure(model, folder / model.name) for model in map(Path.resolve, models)}
+
+
+def tell(args, reports, table):
+    """Prints the table of every model."""
     text = "\n\n".join(table(model, report) for model, report in reports.items())
     print(text)
     if args.table:
         args.table.write_text(text + "\n")
+
+
+def main():
+    parser = arguments(__doc__)
+    parser.add_argument("--nearest-only", action="store_true", help="without calibration")
+    args = parser.parse_args()
+    ways = ["nearest"] if args.nearest_only else list(WAYS)
+    reports = each(args, lambda model, folder: measure(args.packer, model, folder, ways, args.images, args.score))
+    tell(args, reports, table)
     if args.plot:
         plot(reports, ways, args.plot)
 

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::pass::give_biases;
 use crate::quantize::{Moments, SmoothInput};
 use crate::recipe::{Decision, Recipe, Store};
-use crate::weight::{Channels, Misfit, Rotation, Step, Weight, Weights, signs};
+use crate::weight::{Channels, Misfit, Rotation, Step, Weight, Weights, signs, turn};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
 use aquatint::raw::program::{Program, Tensor};
@@ -98,7 +98,8 @@ impl Known {
                     moments = moments.divided(&factors);
                 }
                 Step::Rotate { channels: Channels::Input, by: Rotation::Hadamard { size, seed } } => {
-                    moments = moments.rotated(&signs(*size as usize, *seed));
+                    let signs = signs(*size as usize, *seed);
+                    moments = moments.rotated(signs.len(), &|run| turn(run, &signs));
                 }
                 Step::ToFileOrder | Step::Interleave | Step::Scale { .. } | Step::Rotate { .. } => {}
             }

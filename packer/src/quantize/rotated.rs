@@ -4,19 +4,19 @@ use super::moments::{Moments, SecondMoments};
 use rayon::prelude::*;
 
 impl Moments {
-    /// The moments of `x R`, R being a diagonal of `signs` times the Hadamard matrix of as many rows over the root of their
-    /// number, once for every run of so many inputs of a linear layer: mean and second moments multiplied by R, on both
-    /// sides. In f64.
+    /// The moments of `x R`: `turn` multiplies a run of `block` inputs of a linear layer by R, and R is the same for each run.
+    /// The mean is multiplied by R, and second moments on both sides.
     ///
     /// # Panics
-    /// If inputs are no whole number of runs, signs no power of two, or the layer is a convolution.
+    /// If inputs are no whole number of runs, or the layer is a convolution.
     #[must_use]
-    pub fn rotated(&self, signs: &[f64]) -> Moments {
-        let (n, block) = (self.inputs(), signs.len());
-        assert!(block.is_power_of_two() && n.is_multiple_of(block), "runs of {block} of {n} inputs");
+    pub fn rotated(&self, block: usize, turn: &(dyn Fn(&mut [f64]) + Sync)) -> Moments {
+        let n = self.inputs();
+        assert!(n.is_multiple_of(block), "runs of {block} of {n} inputs");
+        let rotate = |values: &mut [f64]| values.chunks_exact_mut(block).for_each(turn);
         let SecondMoments::Dense(triangle) = &self.second else { unreachable!("linear layers are rotated") };
         let mut mean = self.mean.clone();
-        rotate(&mut mean, signs);
+        rotate(&mut mean);
         let mut square = vec![0.0; n * n];
         for (i, row) in (0..n).map(|i| (i, &triangle[i * (i + 1) / 2..][..=i])) {
             for (j, &v) in row.iter().enumerate() {
@@ -24,27 +24,11 @@ impl Moments {
             }
         }
         // Rows by R, then, as the matrix is symmetric, the rows of the transpose.
-        square.par_chunks_exact_mut(n).for_each(|row| rotate(row, signs));
+        square.par_chunks_exact_mut(n).for_each(&rotate);
         transpose(&mut square, n);
-        square.par_chunks_exact_mut(n).for_each(|row| rotate(row, signs));
+        square.par_chunks_exact_mut(n).for_each(&rotate);
         let second = SecondMoments::Dense((0..n).flat_map(|i| square[i * n..][..=i].to_vec()).collect());
         Moments { rows: self.rows, mean, second }
-    }
-}
-
-/// Multiplies each run of `values` by R.
-fn rotate(values: &mut [f64], signs: &[f64]) {
-    let unit = (signs.len() as f64).sqrt().recip();
-    for run in values.chunks_exact_mut(signs.len()) {
-        run.iter_mut().zip(signs).for_each(|(v, sign)| *v *= sign * unit);
-        let mut half = 1;
-        while half < run.len() {
-            for pair in run.chunks_exact_mut(2 * half) {
-                let (low, high) = pair.split_at_mut(half);
-                low.iter_mut().zip(high).for_each(|(a, b)| (*a, *b) = (*a + *b, *a - *b));
-            }
-            half *= 2;
-        }
     }
 }
 
@@ -89,7 +73,7 @@ mod tests {
                 (0..n).map(column).collect()
             })
             .collect();
-        let (got, expected) = (moments(&samples).rotated(&signs), moments(&turned));
+        let (got, expected) = (moments(&samples).rotated(8, &|run| crate::weight::turn(run, &signs)), moments(&turned));
         let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-10 * (1.0 + b.abs()));
         let (SecondMoments::Dense(a), SecondMoments::Dense(b)) = (&got.second, &expected.second) else {
             unreachable!()

@@ -26,7 +26,7 @@ pub mod step;
 
 pub use aquatint::raw::format::meta::{Channels, Rotation, Step};
 pub use list::Weights;
-pub use rotate::signs;
+pub use rotate::{signs, turn};
 pub use step::{Elements, Misfit};
 
 /// What follows the name of a layer that was split in the name of its second half, in configurations and in the file.

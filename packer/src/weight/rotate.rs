@@ -77,22 +77,24 @@ impl Matrix {
                 run.copy_from_slice(scratch);
             }
             Matrix::Hadamard(signs) => {
-                let length = (run.len() as f64).sqrt();
                 let sign = |run: &mut [f64]| run.iter_mut().zip(signs).for_each(|(v, s)| *v *= s);
                 if !back {
-                    sign(run);
+                    return turn(run, signs);
                 }
                 hadamard(run);
-                run.iter_mut().for_each(|v| *v /= length);
-                if back {
-                    sign(run);
-                }
+                sign(run);
             }
         }
     }
 }
 
-/// Multiplies `run` by the Hadamard matrix of its length, a power of two, in Sylvester's order.
+/// Multiplies `run` by a diagonal of `signs`, as many as it has numbers, and the Hadamard matrix over the root of their number.
+pub fn turn(run: &mut [f64], signs: &[f64]) {
+    run.iter_mut().zip(signs).for_each(|(v, sign)| *v *= sign);
+    hadamard(run);
+}
+
+/// Multiplies `run` by the Hadamard matrix of its length, a power of two, in Sylvester's order, over the root of its length.
 fn hadamard(run: &mut [f64]) {
     let mut half = 1;
     while half < run.len() {
@@ -102,6 +104,8 @@ fn hadamard(run: &mut [f64]) {
         }
         half *= 2;
     }
+    let length = (run.len() as f64).sqrt();
+    run.iter_mut().for_each(|v| *v /= length);
 }
 
 /// `n` signs drawn from `seed`; see [`Rotation::Hadamard`].

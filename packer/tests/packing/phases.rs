@@ -8,7 +8,7 @@ use aquatint::raw::format::Packed;
 use aquatint::raw::plan::Binding;
 use aquatint::raw::program::{CurveAxis, Dims, Role};
 use packer::calibrate::{Settings, calibrate};
-use packer::emit::{Options, Report, pack};
+use packer::emit::{Layers, Options, Report, pack};
 use std::path::Path;
 
 const CALLS: usize = 8;
@@ -27,6 +27,11 @@ fn options(scratch: &Scratch, config: &str, calibrated: bool, name: &str) -> Opt
 
 fn packed(scratch: &Scratch, config: &str, calibrated: bool, name: &str) -> Report {
     pack(&options(scratch, config, calibrated, name), &mut |_| ()).unwrap()
+}
+
+fn rotated(scratch: &Scratch, config: &str, (calibrated, rotated): (bool, bool), name: &str) {
+    let rotation = rotated.then_some(Layers::All);
+    pack(&Options { rotation, ..options(scratch, config, calibrated, name) }, &mut |_| ()).unwrap();
 }
 
 /// What the denoiser of a file makes of one input at each call of a run, calls in this order.
@@ -87,25 +92,25 @@ fn calibration(scratch: &Scratch) {
     calibrate(&settings, &mut |_| true).unwrap();
 }
 
-/// Every call is, to the bit, that of a file in which its phase's precision holds all the time: weights, and what biases
-/// take up of their errors.
+/// Every call is, to the bit, that of a file in which its phase's precision holds all the time: weights, what biases take up of
+/// their errors, and rotations of what becomes codes, which floats of another phase are spared.
 #[test]
 fn each_phase_is_as_if_packed_alone() {
     let scratch = Scratch::new("phases");
     calibration(&scratch);
-    for calibrated in [false, true] {
-        packed(&scratch, &phased(["from = 0.25", "from = 0.5", "from = 0.75"]), calibrated, "all");
+    for how in [(false, false), (true, false), (false, true), (true, true)] {
+        rotated(&scratch, &phased(["from = 0.25", "from = 0.5", "from = 0.75"]), how, "all");
         let all: Vec<usize> = (0..CALLS).collect();
         let mut single = Vec::new();
         for (phase, config) in [FIRST.to_owned(), alone(0), alone(1), alone(2)].into_iter().enumerate() {
             let name = format!("alone{phase}");
-            packed(&scratch, &config, calibrated, &name);
+            rotated(&scratch, &config, how, &name);
             single.push(calls(&scratch.path(&format!("{name}.aqt")), &all));
         }
         assert!((1..4).all(|phase| single[phase] != single[0]), "phases matter");
         let order = [0, 1, 2, 3, 4, 5, 6, 7, 0, 5, 3];
         for (call, got) in order.into_iter().zip(calls(&scratch.path("all.aqt"), &order)) {
-            assert!(got == single[call / 2][call], "call {call}, calibrated {calibrated}");
+            assert!(got == single[call / 2][call], "call {call}, calibrated and rotated {how:?}");
         }
     }
 }
