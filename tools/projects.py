@@ -42,8 +42,8 @@ ROWS = [
     (OURS, "W4A6", "w4a6:kmeans", [], None),
     (OURS, "W4A6, smoothed", "w4a6:kmeans", ["--smooth", "search"], None),
     (OURS, "W4A6, rotated", "w4a6:kmeans", ["--rotate"], None),
-    ("Q-Diffusion", "W4A8, AdaRound, fixed ranges", "w4a8:mse_80", ["--act-range", "mse"], ["--unit", "block"]),
-    ("Q-Diffusion", "W4A8, AdaRound, a range per token", "w4a8:mse_80", [], ["--unit", "block"]),
+    ("Q-Diffusion", "W4A8, AdaRound, fixed ranges", "w4a8:mse_80", ["--act-range", "mse"], ["--unit", "block", "--iters", "200"]),
+    ("Q-Diffusion", "W4A8, AdaRound, a range per token", "w4a8:mse_80", [], ["--unit", "block", "--iters", "200"]),
     ("ViDiT-Q", "W8A8", "w8a8:min_max", [], None),
     ("ViDiT-Q", "W6A6, scaled and rotated", "w6a6:min_max", ["--smooth", "viditq:0.5", "--rotate"], None),
     ("ViDiT-Q", "W4A8, scaled and rotated", "w4a8:min_max", ["--smooth", "viditq:0.5", "--rotate"], None),
@@ -72,18 +72,12 @@ def times(aquatint, files, rounds):
     return {file.name: statistics.median(of) for file, of in seconds.items()}
 
 
-def measure(tools, model, folder, images, scored, rounds):
-    """Packs `model` into `folder`; returns what evaluate reports of the files, and their times."""
-    packer, aquatint = tools
-    folder.mkdir(parents=True, exist_ok=True)
-    report = folder / "projects.json"
-    if report.exists():
-        return json.loads(report.read_text())
+def pack(packer, model, folder, prompts):
+    """Packs every row into `folder`; returns the files, that of floats first."""
     quiet, calib = ["--quiet"], folder / "calib.safetensors"
-    prompts = ["--prompts", model / "prompts.txt"] if (model / "prompts.txt").exists() else []
-    run(packer, model, "--q-config", "f32", "-o", folder / "f32.aqt", *quiet)
+    files = [folder / "f32.aqt"]
+    run(packer, model, "--q-config", "f32", "-o", files[0], *quiet)
     run(packer, "calibrate", model, "-o", calib, *prompts, *quiet)
-    files = []
     for project, setting, spec, flags, rounding in ROWS:
         file = folder / file_name(project, setting)
         if "\n" in spec:
@@ -93,25 +87,38 @@ def measure(tools, model, folder, images, scored, rounds):
         if rounding is not None:
             rounded = folder / "rounded.safetensors"
             if not rounded.exists():
-                run(packer, "reconstruct", model, "--q-config", spec, "--calib", calib, *rounding, *prompts, "-o", rounded, *quiet)
+                made = ["--calib", calib, *rounding, *prompts, "-o", rounded, *quiet]
+                run(packer, "reconstruct", model, "--q-config", spec, *made)
             flags = [*flags, "--import", rounded]
         run(packer, model, "--q-config", spec, "--calib", calib, *flags, "-o", file, *quiet)
         files.append(file)
-    scores = ["--classifier", model / "classifier.safetensors", "--score-n", scored] if scored else []
-    figures = folder / "figures.json"
-    run(packer, "evaluate", folder / "f32.aqt", *files, *prompts, *scores, "--n", images, "--json", figures, *quiet)
-    result = json.loads(figures.read_text()) | {"seconds": times(aquatint, files, rounds)}
-    report.write_text(json.dumps(result))
-    return result
+    return files
+
+
+def measure(tools, model, folder, images, scored, rounds):
+    """Packs `model` into `folder`; returns what evaluate reports of the files, and their times."""
+    packer, aquatint = tools
+    folder.mkdir(parents=True, exist_ok=True)
+    figures, seconds = folder / "figures.json", folder / "times.json"
+    if not figures.exists():
+        prompts = ["--prompts", model / "prompts.txt"] if (model / "prompts.txt").exists() else []
+        files = pack(packer, model, folder, prompts)
+        scores = ["--classifier", model / "classifier.safetensors", "--score-n", scored] if scored else []
+        run(packer, "evaluate", *files, *prompts, *scores, "--n", images, "--json", figures, "--quiet")
+    if rounds and not seconds.exists():
+        files = [folder / file_name(project, setting) for project, setting, *_ in ROWS]
+        seconds.write_text(json.dumps(times(aquatint, files, rounds)))
+    known = json.loads(seconds.read_text()) if seconds.exists() else {}
+    return json.loads(figures.read_text()) | {"seconds": known}
 
 
 def rows(report):
     """The figures of each row, in order."""
     by_name = {file["name"]: file for file in report["files"]}
-    plain = report["seconds"][file_name(OURS, REFERENCE)]
+    plain = report["seconds"].get(file_name(OURS, REFERENCE))
     for project, setting, *_ in ROWS:
         name = file_name(project, setting)
-        yield project, setting, by_name[name], report["seconds"][name] / plain
+        yield project, setting, by_name[name], plain and report["seconds"][name] / plain
 
 
 def table(model, report):
@@ -130,7 +137,7 @@ def table(model, report):
     ]
     for project, setting, file, time in rows(report):
         eps, middle = (file["figures"][key]["value"] for key in ("eps", "latents_median"))
-        cells = [project, setting, f"{file['bytes'] / 1e6:.2f} MB", f"{eps:.4f}", f"{middle:.3f}", f"{time:.2f}"]
+        cells = [project, setting, f"{file['bytes'] / 1e6:.2f} MB", f"{eps:.4f}", f"{middle:.3f}", f"{time:.2f}" if time else ""]
         if reads:
             share = file["reads"][reads]["share"]
             cells.insert(5, f"{100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})")
@@ -165,7 +172,7 @@ def plot(reports, target):
 def main():
     parser = quality.arguments(__doc__)
     parser.add_argument("--aquatint", type=Path, default=ROOT / "target/release/aquatint", help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing, 0 for none (default: %(default)s)")
     args = parser.parse_args()
     tools = (args.packer, args.aquatint)
     reports = quality.each(args, lambda model, folder: measure(tools, model, folder, args.images, args.score, args.rounds))
