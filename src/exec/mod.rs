@@ -31,8 +31,8 @@ mod time;
 
 pub use moment::Moment;
 pub use observe::{Seen, SeenCodes};
-pub(crate) use prompt::table_rows;
 pub use prompt::PromptInputs;
+pub(crate) use prompt::table_rows;
 pub use time::Timed;
 
 use crate::backend::args::{ModelInputArgs, SamplerStepArgs, Slot};

@@ -503,7 +503,7 @@ fn turned(x: &mut Array, factors: &Array, block: usize) {
         for run in row.chunks_exact_mut(block) {
             let before = run.to_vec();
             for (i, v) in run.iter_mut().enumerate() {
-                let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 *v = before.iter().enumerate().map(|(j, b)| sign(j) * b).sum();
             }
         }

@@ -24,9 +24,9 @@ impl Moments {
             }
         }
         // Rows by R, then, as the matrix is symmetric, the rows of the transpose.
-        square.par_chunks_exact_mut(n).for_each(&rotate);
+        square.par_chunks_exact_mut(n).for_each(rotate);
         transpose(&mut square, n);
-        square.par_chunks_exact_mut(n).for_each(&rotate);
+        square.par_chunks_exact_mut(n).for_each(rotate);
         let second = SecondMoments::Dense((0..n).flat_map(|i| square[i * n..][..=i].to_vec()).collect());
         Moments { rows: self.rows, mean, second }
     }
@@ -65,7 +65,7 @@ mod tests {
         let turned: Vec<Vec<f64>> = samples
             .iter()
             .map(|x| {
-                let entry = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let entry = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let column = |c: usize| {
                     let first = c / 8 * 8;
                     (0..8).map(|i| x[first + i] * signs[i] * entry(i, c - first)).sum::<f64>() / 8f64.sqrt()

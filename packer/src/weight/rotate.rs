@@ -155,7 +155,7 @@ mod tests {
         let signs = signs(n as usize, seed);
         for (i, row) in dense(&matrix).chunks_exact(n as usize).enumerate() {
             for (j, &got) in row.iter().enumerate() {
-                let h = if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let h = if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 assert_eq!(got, (signs[i] * h / (n as f64).sqrt()) as f32, "({i}, {j})");
             }
         }

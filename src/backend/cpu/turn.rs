@@ -70,9 +70,9 @@ mod tests {
             let mut y = vec![f32::NAN; cols];
             Scalar.run(TurnRow, (&x, &f, block, &mut y));
             for (i, &y) in y.iter().enumerate() {
-                let first = if block == 0 { i } else { i / block * block };
-                let sign = |j: usize| if (j & (i - first)).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
-                let expected: f32 = (0..block.max(1)).map(|j| sign(j) * x[first + j] * f[first + j]).sum();
+                let run = i.checked_div(block).map_or(i..i + 1, |run| run * block..(run + 1) * block);
+                let sign = |j: usize| if (j & (i - run.start)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+                let expected: f32 = run.clone().enumerate().map(|(j, at)| sign(j) * x[at] * f[at]).sum();
                 assert_eq!(y, expected, "{block} {cols} {i}");
             }
         }

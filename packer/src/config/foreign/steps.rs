@@ -95,8 +95,11 @@ fn ranges<'a>(file: &Fields<'a>) -> Result<Vec<StepRange<'a>>, ConfigError> {
     Ok(ranges.into_iter().map(|(_, range)| range).collect())
 }
 
+/// Entries, and the rules after them.
+type Deciders = (Vec<(String, LayerSpec)>, Vec<Rule>);
+
 /// What decides about layers during a range.
-fn layers(file: &Fields, range: &StepRange) -> Result<(Vec<(String, LayerSpec)>, Vec<Rule>), ConfigError> {
+fn layers(file: &Fields, range: &StepRange) -> Result<Deciders, ConfigError> {
     let rules = range.kept.iter().map(|part| Rule::new(part, Pattern::Part((*part).to_owned()), FLOAT)).collect();
     let entry = |(layer, bits): &(&str, u8)| {
         let spec = match bits {
