@@ -68,6 +68,29 @@ fn a_table_says_which_differences_are_noise() {
     assert_eq!(json["files"][1]["curve"].as_array().expect("a list").len(), 2);
 }
 
+/// Weights that the packer stored again for another part of the run are no other layers.
+#[test]
+fn files_with_phases_are_compared_as_the_model_that_they_are() {
+    letters();
+    std::fs::write(folder().join("phases.toml"), "default = \"w4a8\"\n[[phases]]\nfrom = 0.5\ndefault = \"w8a8\"\n")
+        .expect("written");
+    for (config, file) in [("phases.toml", "phases.aqt"), ("w4a8", "four.aqt")] {
+        let mut packer = Command::new(env!("CARGO_BIN_EXE_packer"));
+        let args = ["--q-config", config, "-o", file, "--quiet"];
+        let packer = packer.current_dir(folder()).arg(repository("models/glyphs")).args(args);
+        assert!(packer.status().expect("the program starts").success());
+    }
+    let output = evaluate(&["glyphs-f32.aqt", "four.aqt", "phases.aqt", "--n", "1", "--steps", "4", "--json", "-"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let error = |file: usize, call: usize| json["files"][file]["curve"][call]["eps"].as_f64().expect("a number");
+    // Until then they are the same; the second half of the calls is in 8 bits.
+    for call in 0..4 {
+        let ratio = error(2, call) / error(1, call);
+        assert!(if call < 2 { ratio == 1.0 } else { ratio < 0.6 }, "call {call}: {ratio}");
+    }
+}
+
 #[test]
 fn json_goes_to_standard_output_too_and_the_reference_is_named() {
     letters();
