@@ -87,8 +87,9 @@ fn print(plan: &Plan) {
         format!("{method}: {layers} layers, {:.2} M weights", *weights as f64 / 1e6)
     });
     say_line(format!(
-        "{}; average bits of the denoiser {:.2}",
+        "{}; average bits of the denoiser{} {:.2}",
         kinds.collect::<Vec<_>>().join(", "),
+        if plan.changes.is_empty() { "" } else { " in the first phase" },
         plan.average_bits
     ));
 }

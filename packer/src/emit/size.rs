@@ -16,7 +16,7 @@ pub(super) struct PaperBytes {
 }
 
 impl PaperBytes {
-    /// Counts a layer, as often as the checkpoint has it.
+    /// Counts a layer, as often as the checkpoint has it; a weight that is stored again for another phase counts as a layer.
     pub(super) fn add(&mut self, weight: &Weight, store: Store) {
         if Part::of(weight.component) == Part::Denoiser {
             let copies = 1 + weight.copies.len() as u64;
