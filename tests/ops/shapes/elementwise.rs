@@ -181,7 +181,7 @@ fn factors_and_rotations_fit_the_row() {
     let sample = spec(8, QuantizeGrain::Sample, QuantizeRange::Dynamic);
     refuse(
         &[turned(SAMPLE, sample, V8, 0)],
-        "quantize grain: expected one scale per row, as there are factors, got sample",
+        "quantize grain: expected one scale per row, as there are factors, got \"sample\"",
     );
 }
 
