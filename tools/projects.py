@@ -95,7 +95,7 @@ def pack(packer, model, folder, prompts):
     return files
 
 
-def measure(tools, model, folder, images, scored, rounds):
+def measure(tools, model, folder, args):
     """Packs `model` into `folder`; returns what evaluate reports of the files, and their times."""
     packer, aquatint = tools
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,11 +103,12 @@ def measure(tools, model, folder, images, scored, rounds):
     if not figures.exists():
         prompts = ["--prompts", model / "prompts.txt"] if (model / "prompts.txt").exists() else []
         files = pack(packer, model, folder, prompts)
-        scores = ["--classifier", model / "classifier.safetensors", "--score-n", scored] if scored else []
-        run(packer, "evaluate", *files, *prompts, *scores, "--n", images, "--json", figures, "--quiet")
-    if rounds and not seconds.exists():
+        scores = ["--classifier", model / "classifier.safetensors", "--score-n", args.score] if args.score else []
+        at = ["--at", args.at] if args.at else []
+        run(packer, "evaluate", *files, *prompts, *scores, *at, "--n", args.images, "--json", figures, "--quiet")
+    if args.rounds and not seconds.exists():
         files = [folder / file_name(project, setting) for project, setting, *_ in ROWS]
-        seconds.write_text(json.dumps(times(aquatint, files, rounds)))
+        seconds.write_text(json.dumps(times(aquatint, files, args.rounds)))
     known = json.loads(seconds.read_text()) if seconds.exists() else {}
     return json.loads(figures.read_text()) | {"seconds": known}
 
@@ -173,9 +174,10 @@ def main():
     parser = quality.arguments(__doc__)
     parser.add_argument("--aquatint", type=Path, default=ROOT / "target/release/aquatint", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing, 0 for none (default: %(default)s)")
+    parser.add_argument("--at", help="network calls that are looked at, such as 2,13,25 (default: all)")
     args = parser.parse_args()
     tools = (args.packer, args.aquatint)
-    reports = quality.each(args, lambda model, folder: measure(tools, model, folder, args.images, args.score, args.rounds))
+    reports = quality.each(args, lambda model, folder: measure(tools, model, folder, args))
     quality.tell(args, reports, table)
     if args.plot:
         plot(reports, args.plot)
