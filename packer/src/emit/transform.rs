@@ -50,6 +50,9 @@ pub(super) fn transform(
         if options.activation_ranges.is_some() || recipe.activation_ranges.is_some() {
             return refuse("--act-range dynamic: what was seen is of inputs that are not rotated", "fixed ranges");
         }
+        if options.pruning.is_some() {
+            return refuse("no --prune: a rotation mixes the zeros with other weights", "both");
+        }
         let count = turns.rotate(&layers, weights, recipe)?;
         notes.push(format!("inputs of {count} layers are rotated in runs of channels"));
         recipe.config += &format!(", rotated{}", layers.describe());

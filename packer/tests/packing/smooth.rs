@@ -11,8 +11,8 @@ use packer::calibrate::{Calibration, Settings, calibrate};
 use packer::emit::{ActivationRanges, Layers, Options, Packing, RangeSource, Report, Smoothing, pack};
 use packer::pass::{Fold, Obstacle, Smoothable, fold, smoothables};
 use packer::quantize::{
-    CodebookType, Method, Moments, RangeRule, Rule, SecondMoments, SmoothInput, SmoothLayer, SmoothRule, candidates,
-    output_error, search,
+    CodebookType, Method, Moments, Pruning, RangeRule, Rule, SecondMoments, SmoothInput, SmoothLayer, SmoothRule,
+    candidates, output_error, search,
 };
 use packer::unpack::unpack;
 use packer::weight::Weights;
@@ -517,6 +517,7 @@ fn rotations_are_undone_by_the_weights() {
             Options { activation_ranges: Some(RangeSource::Calibration(fixed)), ..plain },
             "--rotate: expected --act-range dynamic",
         ),
+        (Options { pruning: Some(Pruning::Layer(0.2)), ..alone.clone() }, "--rotate: expected no --prune"),
         (Options { rotation: Some(Layers::Glob("nothing".into())), ..alone.clone() }, "or it has no effect"),
         (Options { rotation: Some(Layers::Glob("[".into())), ..alone }, "--rotate-layers: expected a glob"),
     ] {
