@@ -118,6 +118,28 @@ fn decoders<I: Isa>(isa: I) {
     }
 }
 
+fn rotations<I: Isa>(isa: I) {
+    let mut rng = Rng::with_seed(5);
+    for (block, cols) in [(0, 5), (8, 8), (8, 24), (16, 48), (32, 32), (64, 192), (128, 1152), (256, 512), (512, 512)] {
+        // Small integers, so that sums are exact in any order.
+        let whole = |rng: &mut Rng| f32::from(rng.i8(-9..9));
+        let (x, f): (Vec<f32>, Vec<f32>) = (0..cols).map(|_| (whole(&mut rng), whole(&mut rng))).unzip();
+        let mut y = vec![f32::NAN; cols];
+        isa.turn(&x, &f, block, &mut y);
+        for (i, &y) in y.iter().enumerate() {
+            let run = i.checked_div(block).map_or(i..i + 1, |run| run * block..(run + 1) * block);
+            let sign = |j: usize| if (j & (i - run.start)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+            let expected: f32 = run.clone().enumerate().map(|(j, at)| sign(j) * x[at] * f[at]).sum();
+            assert_eq!(y, expected, "{} {block} {cols} {i}", I::NAME);
+        }
+        let (x, f) = (normals(&mut rng, cols), normals(&mut rng, cols));
+        let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
+        isa.turn(&x, &f, block, &mut got);
+        Scalar.turn(&x, &f, block, &mut want);
+        assert_eq!(got, want, "{}: sums in another order for {block}", I::NAME);
+    }
+}
+
 macro_rules! kernel_suite {
     ($tier:ident, $isa:expr) => {
         mod $tier {
@@ -136,6 +158,11 @@ macro_rules! kernel_suite {
             #[test]
             fn decoders_look_up_every_code() {
                 $isa.into_iter().for_each(decoders);
+            }
+
+            #[test]
+            fn rotations_are_products_with_the_matrix() {
+                $isa.into_iter().for_each(rotations);
             }
 
             #[test]
@@ -168,6 +195,14 @@ fn wrong_lengths_panic<I: Isa>(isa: I) {
     };
     assert!(!tile(MR, 5, 160, 2), "right lengths");
     assert!(tile(MR + 1, 5, 160, 2) && tile(MR, 4, 160, 2) && tile(MR, 5, 159, 2) && tile(MR, 5, 160, 3));
+
+    let turn = |x: usize, factors: usize, block: usize, y: usize| {
+        let ones = [1f32; 32];
+        panics(&|| isa.turn(&ones[..x], &ones[..factors], block, &mut [0.0; 32][..y]))
+    };
+    assert!(!turn(32, 32, 16, 32) && !turn(5, 5, 0, 5), "right lengths");
+    assert!(turn(31, 32, 16, 32) && turn(32, 31, 16, 32) && turn(32, 32, 16, 16), "lengths that differ");
+    assert!(turn(24, 24, 16, 24) && turn(24, 24, 12, 24) && turn(24, 24, 4, 24), "runs");
 
     let codec = Codec { bits: Bits::new(4).unwrap(), grain: Grain::Row, int8: true, identity: false };
     let mut rng = Rng::with_seed(4);

@@ -21,7 +21,6 @@ mod resample;
 mod sampler;
 mod scratch;
 pub mod simd;
-mod turn;
 mod vector_quantize;
 
 pub use arena::Arena;

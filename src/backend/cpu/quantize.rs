@@ -7,7 +7,6 @@
 use super::arena::{Arena, CodesMut, Reads};
 use super::math::{LANES, greater, greatest, least, lesser};
 use super::simd::{Isa, vectorized};
-use super::turn::TurnRow;
 use crate::backend::args::{QuantizeArgs, QuantizeTo};
 use crate::program::QuantizeGrain;
 use rayon::prelude::*;
@@ -91,7 +90,7 @@ pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, args: &QuantizeArgs, factors:
     let rows_per_group = args.y.codes.rows / args.y.codes.groups;
     if let Some(factors) = factors {
         // The shape rules let it through with a scale per row only.
-        let turned = |row: usize, y: &mut [f32]| isa.run(TurnRow, (&x[row * cols..][..cols], factors, args.block, y));
+        let turned = |row: usize, y: &mut [f32]| isa.turn(&x[row * cols..][..cols], factors, args.block, y);
         return quantize_rows(isa, &args.y, &ranges, out, Made(turned), cols * 4);
     }
     if args.y.grain == QuantizeGrain::Row {

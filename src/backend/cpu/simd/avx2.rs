@@ -11,8 +11,8 @@ pub use imp::Avx2;
 #[cfg(target_arch = "x86_64")]
 mod imp {
     use super::super::{
-        GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, clear_tail, gather_tables, panel_len,
-        scalar::Scalar,
+        GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, check_turn, clear_tail, gather_tables,
+        hadamard, panel_len, scalar::Scalar,
     };
     use crate::codec::layout::{PackedMatrix, UNIT_BYTES, units};
     use std::arch::x86_64::*;
@@ -80,6 +80,12 @@ mod imp {
             // and the panel is `GROUP * panel_len(cols)` long.
             unsafe { decode(matrix, block, &tables, panel) };
             clear_tail(matrix.layout.cols, panel);
+        }
+
+        fn turn(self, x: &[f32], factors: &[f32], block: usize, y: &mut [f32]) {
+            check_turn(x, factors, block, y);
+            // SAFETY: building an `Avx2` means that the processor has AVX2 and FMA.
+            unsafe { hadamard::turn(x, factors, block, y) };
         }
 
         fn spin_i8(self, rounds: usize) -> usize {

@@ -8,14 +8,14 @@ pub use imp::Avx512;
 #[cfg(target_arch = "x86_64")]
 mod imp {
     use super::super::{
-        GROUP, GROUPS, Isa, MR, Tile, Vectorized, check_decode, check_f32, check_i8, clear_tail, gather_tables,
-        panel_len, scalar::Scalar,
+        GROUP, GROUPS, Isa, MR, Tile, Vectorized, check_decode, check_f32, check_i8, check_turn, clear_tail,
+        gather_tables, hadamard, panel_len, scalar::Scalar,
     };
     use crate::codec::layout::{PackedMatrix, UNIT_BYTES, units};
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
+    /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, and what the AVX2 tier needs.
     #[derive(Clone, Copy, Debug)]
     pub struct Avx512(());
 
@@ -27,6 +27,7 @@ mod imp {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
             has.then_some(Avx512(()))
@@ -94,6 +95,12 @@ mod imp {
                 }
             }
             clear_tail(matrix.layout.cols, panel);
+        }
+
+        fn turn(self, x: &[f32], factors: &[f32], block: usize, y: &mut [f32]) {
+            check_turn(x, factors, block, y);
+            // SAFETY: building an `Avx512` means that the processor has AVX2 and FMA.
+            unsafe { hadamard::turn(x, factors, block, y) };
         }
 
         fn spin_i8(self, rounds: usize) -> usize {

@@ -8,6 +8,8 @@
 
 pub mod avx2;
 pub mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod hadamard;
 pub mod scalar;
 pub mod tiles;
 
@@ -101,6 +103,14 @@ pub trait Isa: Copy + Send + Sync + 'static + Into<super::Tier> {
     /// If the matrix has `f16` codebooks, the block does not exist, or `panel` is not `16 * panel_len(cols)` long.
     fn decode(self, matrix: &PackedMatrix<'_>, block: usize, panel: &mut [i8]);
 
+    /// `y = x * factors`, then runs of `block` channels, if it is not 0, by the Hadamard matrix in Sylvester's order: sums
+    /// and differences of channels 1 apart, then 2, up to `block / 2`, so that equal rows give equal numbers on every
+    /// tier. `block` is a power of two, at least 8.
+    ///
+    /// # Panics
+    /// If a length is wrong.
+    fn turn(self, x: &[f32], factors: &[f32], block: usize, y: &mut [f32]);
+
     /// Multiplies and adds in registers alone, `rounds` times 24 vectors, and returns the number of operations
     /// (a multiply and an add count as two): this instruction set's peak, for benches to compare with.
     fn spin_i8(self, rounds: usize) -> usize;
@@ -127,6 +137,13 @@ fn check_f32(rows: &[&[f32]], len: usize, panel: &[f32], groups: usize) -> (usiz
     assert!(rows.iter().all(|r| r.len() >= len), "a row is shorter than {len}");
     assert!(panel.len() >= groups * group, "panel of {} floats for {groups} groups of {group}", panel.len());
     (taps, group)
+}
+
+/// Checks the lengths that rotations rely on.
+fn check_turn(x: &[f32], factors: &[f32], block: usize, y: &[f32]) {
+    assert!(x.len() == y.len() && factors.len() == y.len(), "{} values, {} factors", x.len(), factors.len());
+    let runs = block == 0 || block.is_power_of_two() && block >= 8 && y.len().is_multiple_of(block);
+    assert!(runs, "runs of {block} in {} channels", y.len());
 }
 
 /// Checks what the decoders rely on; returns the integer codebooks.

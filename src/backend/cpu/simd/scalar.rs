@@ -1,6 +1,8 @@
 //! The portable tier, and the definition of what the others must compute.
 
-use super::{GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, clear_tail, panel_len};
+use super::{
+    GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, check_turn, clear_tail, panel_len,
+};
 use crate::codec::layout::PackedMatrix;
 use std::hint::black_box;
 
@@ -68,6 +70,23 @@ impl Isa for Scalar {
         }
         debug_assert_eq!(panel.len(), GROUP * panel_len(cols));
         clear_tail(cols, panel);
+    }
+
+    fn turn(self, x: &[f32], factors: &[f32], block: usize, y: &mut [f32]) {
+        check_turn(x, factors, block, y);
+        for ((y, x), f) in y.iter_mut().zip(x).zip(factors) {
+            *y = x * f;
+        }
+        let mut half = 1;
+        while half < block {
+            for pair in y.chunks_exact_mut(2 * half) {
+                let (low, high) = pair.split_at_mut(half);
+                for (a, b) in low.iter_mut().zip(high) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            half *= 2;
+        }
     }
 
     fn spin_i8(self, rounds: usize) -> usize {
