@@ -102,6 +102,7 @@ impl<'a> Tape<'a> {
             Op::Pointwise(op) => (layout::pointwise(op, self), None),
             Op::Add(op) => (layout::add(op, self), None),
             Op::Concat(op) => (layout::concat(op, self), None),
+            Op::Slice(op) => (layout::slice(op, self), None),
             Op::Patchify(op) => (layout::patchify(self.value(op.x), op.patch as usize), None),
             Op::Unpatchify(op) => (layout::unpatchify(self.value(op.x), op.patch as usize), None),
             Op::Resample(op) => (layout::resample(op, self), None),
@@ -144,6 +145,7 @@ impl<'a> Tape<'a> {
                 Op::Pointwise(op) => layout::pointwise_backward(op, self, dy, &mut back),
                 Op::Add(op) => layout::add_backward(op, self, dy, &mut back),
                 Op::Concat(op) => layout::concat_backward(op, self, dy, &mut back),
+                Op::Slice(op) => layout::slice_backward(op, self, dy, &mut back),
                 Op::Patchify(op) => back.add(op.x, layout::unpatchify(&dy, op.patch as usize)),
                 Op::Unpatchify(op) => back.add(op.x, layout::patchify(&dy, op.patch as usize)),
                 Op::Resample(op) => layout::resample_backward(op, self, dy, &mut back),
@@ -182,6 +184,7 @@ pub fn has_rule(op: &Op) -> bool {
         | Op::Pointwise(_)
         | Op::Add(_)
         | Op::Concat(_)
+        | Op::Slice(_)
         | Op::Patchify(_)
         | Op::Unpatchify(_)
         | Op::Resample(_) => true,
