@@ -53,7 +53,7 @@ pub(super) fn decide(
     };
     // A fault in it is told where it is read for all layers.
     let config = options.q_config.as_deref().and_then(|arg| QConfig::parse(arg).ok());
-    let wanted = Wanted { all: options.split, imported: imported.as_ref(), config: config.as_ref() };
+    let wanted = Wanted { kinds: &options.split, imported: imported.as_ref(), config: config.as_ref() };
     split(programs, weights, model, &dims(pipeline), wanted)?;
     let mut sites = pass::sites(programs, weights.len());
     for (site, weight) in sites.iter_mut().zip(weights.iter()) {

@@ -24,6 +24,7 @@ mod write;
 pub use crate::config::ActivationRanges;
 pub(crate) use decide::dims;
 pub use decide::{Coded, CodedLayer, LayerPlan, PhaseChange, Plan, coded_layers, explain};
+pub(crate) use imported::check_split;
 pub use layers::Layers;
 pub use ranges::RangeSource;
 pub use report::{LayerLine, Progress, Report};
@@ -32,7 +33,7 @@ pub use smoothing::Smoothing;
 use crate::config::QConfig;
 use crate::error::Result;
 use crate::lower::{self, Lowered};
-use crate::pass::{self, Layer, Starts};
+use crate::pass::{self, Layer, Split, Starts};
 use crate::quantize::Pruning;
 use crate::recipe::Recipe;
 use crate::reconstruct::Reconstruction;
@@ -95,8 +96,8 @@ pub struct Options {
     pub import: Option<PathBuf>,
     /// What of the denoiser's layers becomes 0 before anything is quantized, and stays 0 exactly.
     pub pruning: Option<Pruning>,
-    /// Whether shortcuts over skip connections become two products, each with levels of its own.
-    pub split: bool,
+    /// Layers over two values side by side that become two products, each with levels of its own.
+    pub split: Vec<Split>,
     /// Settings of the sampler that the model's files say otherwise, or do not say.
     pub overrules: Overrules,
     /// Whether the denoisers' attentions between integer layers work in 8-bit codes too.
