@@ -141,7 +141,7 @@ pub(super) struct Pack {
 }
 
 /// Of a range so far, hundredths that stay when a call is seen: Q-Diffusion's `running_stat`.
-const MOMENTUM: u8 = 95;
+pub(super) const MOMENTUM: u8 = 95;
 
 /// What a fraction to prune is taken of.
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -6,6 +6,7 @@ use crate::import::{Imported, ImportedWeight, RowGrid};
 use crate::lower::Part;
 use crate::pass::{self, Halves, Site, Split};
 use crate::recipe::{Recipe, Store};
+use crate::reconstruct::Reconstruction;
 use crate::source::diffusers::Model;
 use crate::weight::{Elements, Misfit, Step, Weight, Weights, step};
 use aquatint::error::Error;
@@ -18,6 +19,8 @@ pub(super) struct Wanted<'a> {
     pub(super) kinds: &'a [Split],
     /// Those that have two quantizers here.
     pub(super) imported: Option<&'a Imported>,
+    /// Those whose halves were trained apart.
+    pub(super) trained: Option<&'a Reconstruction>,
     /// Those whose second half an entry is for.
     pub(super) config: Option<&'a QConfig>,
 }
@@ -31,14 +34,15 @@ pub(super) fn split(
     weights: &mut Weights,
     model: &Model,
     dims: &Dims,
-    Wanted { kinds, imported, config }: Wanted,
+    Wanted { kinds, imported, trained, config }: Wanted,
 ) -> Result<()> {
     let wanted = |weights: &Weights, tensor: Tensor, split: Split| {
         let weight = &weights[tensor];
         let own = || &model.component(weight.component).weights;
         let named = || config.is_some_and(|config| config.splits(&weight.layer()));
         let has_two = || imported.is_some_and(|i| i.is_split(own(), weight));
-        Part::of(weight.component) == Part::Denoiser && (kinds.contains(&split) || named() || has_two())
+        let has_half = || trained.is_some_and(|trained| trained.is_split(&weight.name()));
+        Part::of(weight.component) == Part::Denoiser && (kinds.contains(&split) || named() || has_two() || has_half())
     };
     let halves = pass::split_layers(programs, weights, dims, &wanted)?;
     check_split(kinds, &halves)
