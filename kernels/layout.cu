@@ -75,3 +75,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) concat(const __grid_consta
         store(y_at, to, args.y.half, load(x_at, from, x.half));
     }
 }
+
+struct SliceArgs {
+    u64 calls;
+    Floats x;
+    Floats y;
+    u32 first; // column of x
+    u32 pad;
+};
+static_assert(sizeof(SliceArgs) == 80, "SliceArgs");
+
+// Columns of x from `first` on, as many as y has. Grid: elements of y / 256, or elements / (256 * 8) if all three numbers
+// of columns are multiples of 8; rounded up.
+extern "C" __global__ void __launch_bounds__(THREADS) slice(const __grid_constant__ SliceArgs args) {
+    const u32 cols = args.y.cols, step = (args.x.cols | cols | args.first) % RUN == 0 ? RUN : 1;
+    const u64 to = (static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x) * step;
+    if (to >= static_cast<u64>(args.y.rows) * cols) return;
+    const u64 from = to / cols * args.x.cols + args.first + to % cols;
+    const u64 x = place(args.x.at, args.x.stride, args.calls), y = place(args.y.at, args.y.stride, args.calls);
+    if (step == RUN) {
+        float v[RUN];
+        load_run(x, from, args.x.half, v);
+        store_run(y, to, args.y.half, v);
+    } else {
+        store(y, to, args.y.half, load(x, from, args.x.half));
+    }
+}

@@ -59,6 +59,7 @@ fn tabulates(op: &Op, rates: &[Rate]) -> bool {
         Op::LayerNorm(op) => table(op.x) && op.modulation.is_none(),
         Op::Quantize(op) => table(op.x) && op.spec.grain == QuantizeGrain::Row,
         Op::Pointwise(op) => table(op.x),
+        Op::Slice(op) => table(op.x),
         Op::Add(op) => table(op.a),
         Op::Embedding(op) => table(op.index),
         Op::TimestepEmbedding(op) => table(op.t),

@@ -5,7 +5,7 @@
 //! and zero points (2, outputs, 1, ..), for `kmeans` and `kmeans_all` the weights as they become; and
 //! `model.L.weight_quantizer.loss_dict.<method>-<bits>`, f16 (1). `L` is the layer's path in the model's own file.
 //!
-//! Of a split shortcut over a skip connection both halves are quantized, the second as `weight_quantizer_0`.
+//! Of a split layer over a skip connection both halves are quantized, the second as `weight_quantizer_0`.
 //!
 //! Losses are the project's: of `mse` and `kmeans` the sum over output channels of the mean |w - q|^2.4, of `kmeans_all` the
 //! sum over inputs in the mean over everything else, so the two are not comparable; beyond f16 they are its largest number.
@@ -13,7 +13,7 @@
 use crate::emit;
 use crate::error::Result;
 use crate::lower::{self, Lowered, Part};
-use crate::pass;
+use crate::pass::{self, Split};
 use crate::quantize::{Exact, Method, Rule, exact, power_loss, quantized_bytes, raw_bytes};
 use crate::source::Checkpoint;
 use crate::source::diffusers::Model;
@@ -43,8 +43,8 @@ pub struct Settings {
     /// Type of weights and parameters. With f16, weights are rounded first, and `mse` works in f16 arithmetic, as the project's code
     /// does on such weights.
     pub float: Float,
-    /// Whether shortcuts over skip connections are split.
-    pub split: bool,
+    /// Layers over two values side by side whose halves are quantized apart.
+    pub split: Vec<Split>,
     /// The safetensors file.
     pub output: PathBuf,
 }
@@ -102,12 +102,11 @@ pub fn multiquantize(settings: &Settings, progress: &mut dyn FnMut(&str, u64, u6
     check_target(&settings.output, &[&settings.model])?;
     let model = Model::open(&settings.model)?;
     let Lowered { mut programs, mut weights, pipeline, .. } = lower::lower(&model)?;
-    let wanted = |weights: &Weights, tensor| settings.split && Part::of(weights[tensor].component) == Part::Denoiser;
-    let halves = pass::split_shortcuts(&mut programs, &mut weights, &emit::dims(&pipeline), &wanted)?;
-    if settings.split && halves.is_empty() {
-        let expected = "a denoiser with shortcuts over skip connections, or it has no effect";
-        return Err(Error::request("--split", expected, "none").into());
-    }
+    let wanted = |weights: &Weights, tensor, split| {
+        settings.split.contains(&split) && Part::of(weights[tensor].component) == Part::Denoiser
+    };
+    let halves = pass::split_layers(&mut programs, &mut weights, &emit::dims(&pipeline), &wanted)?;
+    emit::check_split(&settings.split, &halves)?;
     let denoiser = |w: &&Weight| Part::of(w.component) == Part::Denoiser && w.quantizable() && !w.is_made();
     let layers = weights.iter().filter(denoiser).map(|w| layer(&model, w)).collect::<Result<Vec<_>>>()?;
     let kinds: Vec<(Method, Bits)> =

@@ -26,6 +26,7 @@ impl<T> OpArgs<T> {
             | OpArgs::Pointwise(_)
             | OpArgs::Add(_)
             | OpArgs::Concat(_)
+            | OpArgs::Slice(_)
             | OpArgs::Quantize { .. }
             | OpArgs::VectorQuantize { .. }
             | OpArgs::Resample(_)
@@ -53,6 +54,7 @@ impl<T> OpArgs<T> {
             OpArgs::Pointwise(a) => a.x.bytes() + a.y.bytes(),
             OpArgs::Add(a) => a.a.bytes() + a.b.bytes() + a.y.bytes(),
             OpArgs::Concat(a) => 2 * a.y.bytes(),
+            OpArgs::Slice(a) => 2 * a.y.bytes(),
             OpArgs::Quantize { args: a, .. } => a.x.bytes() + a.y.codes.bytes(),
             OpArgs::VectorQuantize { args: a, .. } => a.x.bytes() + a.y.bytes(),
             OpArgs::Resample(a) => a.x.bytes() + a.y.bytes(),

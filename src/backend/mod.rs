@@ -148,6 +148,8 @@ pub trait Backend: MemoryRules {
     fn add(&self, arena: &mut Self::Arena, args: &AddArgs);
     /// See [`Op::Concat`](crate::program::Op::Concat).
     fn concat(&self, arena: &mut Self::Arena, args: &ConcatArgs);
+    /// See [`Op::Slice`](crate::program::Op::Slice).
+    fn slice(&self, arena: &mut Self::Arena, args: &SliceArgs);
     /// See [`Op::Quantize`](crate::program::Op::Quantize).
     fn quantize(&self, arena: &mut Self::Arena, args: &QuantizeArgs, factors: Option<&Self::Weight<'_>>);
     /// See [`Op::VectorQuantize`](crate::program::Op::VectorQuantize).

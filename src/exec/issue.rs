@@ -14,6 +14,7 @@ pub(super) fn issue<B: Backend>(backend: &B, arena: &mut B::Arena, op: &OpArgs<B
         OpArgs::Pointwise(args) => backend.pointwise(arena, args),
         OpArgs::Add(args) => backend.add(arena, args),
         OpArgs::Concat(args) => backend.concat(arena, args),
+        OpArgs::Slice(args) => backend.slice(arena, args),
         OpArgs::Quantize { args, factors } => backend.quantize(arena, args, factors.as_ref()),
         OpArgs::VectorQuantize { args, table } => backend.vector_quantize(arena, args, table),
         OpArgs::Resample(args) => backend.resample(arena, args),

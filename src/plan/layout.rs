@@ -1,9 +1,9 @@
 //! Arguments of ops that move numbers.
 
 use super::site::{Arguments, Site};
-use crate::backend::args::{ConcatArgs, OpArgs, PatchArgs};
+use crate::backend::args::{ConcatArgs, OpArgs, PatchArgs, SliceArgs};
 use crate::program::shape::Type;
-use crate::program::{Concat, Patchify, Tensor, Unpatchify, Value};
+use crate::program::{Concat, Patchify, Slice, Tensor, Unpatchify, Value};
 
 impl Arguments for Patchify {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
@@ -27,5 +27,11 @@ fn patch(at: &Site<'_>, x: Value, pixels: &Type, patch: u32, inverse: bool) -> O
 impl Arguments for Concat {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
         OpArgs::Concat(ConcatArgs { a: at.floats(self.a), b: at.floats(self.b), y: at.y() })
+    }
+}
+
+impl Arguments for Slice {
+    fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
+        OpArgs::Slice(SliceArgs { x: at.floats(self.x), y: at.y(), first: self.first as usize })
     }
 }

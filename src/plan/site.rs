@@ -33,6 +33,7 @@ pub fn args(op: &Op, at: &Site<'_>) -> OpArgs<Tensor> {
         Op::Patchify(op) => op.args(at),
         Op::Unpatchify(op) => op.args(at),
         Op::Concat(op) => op.args(at),
+        Op::Slice(op) => op.args(at),
     }
 }
 

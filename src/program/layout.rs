@@ -92,3 +92,36 @@ impl Operation for Concat {
         Ok(a.with_cols(cols))
     }
 }
+
+/// Some columns of `x`, side by side there: `(.., d) -> (.., count)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Slice {
+    /// `(.., d)`, d at least `first + count`.
+    pub x: Value,
+    /// The first column.
+    pub first: u32,
+    /// How many there are.
+    pub count: u32,
+}
+
+impl Operation for Slice {
+    const CODE: u16 = 19;
+    const NAME: &'static str = "slice";
+
+    fn visit(&mut self, v: &mut impl Visit) {
+        v.value("x", &mut self.x);
+        v.number("first column", &mut self.first);
+        v.number("columns", &mut self.count);
+    }
+
+    fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
+        let x = rule.float("x", self.x)?;
+        let (first, count) = (self.first as usize, self.count as usize);
+        match first.checked_add(count) {
+            Some(end) if count > 0 && end <= x.cols() => Ok(x.with_cols(count)),
+            _ => {
+                rule.err("columns", format!("some of the {} that x has", x.cols()), format!("{count} from {first} on"))
+            }
+        }
+    }
+}

@@ -32,7 +32,7 @@ mod visit;
 pub use attention::{Attend, Attention};
 pub use conv::{Conv2d, ConvStride};
 pub use embed::{Embedding, Parameter, PositionEmbedding, TimestepEmbedding};
-pub use layout::{Concat, Patchify, Unpatchify};
+pub use layout::{Concat, Patchify, Slice, Unpatchify};
 pub use linear::{GatedLinear, Linear};
 pub use norm::{GroupNorm, LayerNorm, Modulation};
 pub use numbered::Numbered;

@@ -12,7 +12,7 @@ use super::shape::{Rule, Type};
 use super::visit::{Field, Visit};
 use super::{
     Add, Attention, Concat, Conv2d, Embedding, GatedLinear, GroupNorm, LayerNorm, Linear, Parameter, Patchify,
-    Pointwise, PositionEmbedding, Quantize, Resample, TimestepEmbedding, Unpatchify, VectorQuantize,
+    Pointwise, PositionEmbedding, Quantize, Resample, Slice, TimestepEmbedding, Unpatchify, VectorQuantize,
 };
 use crate::error::Result;
 
@@ -121,6 +121,7 @@ macro_rules! ops {
 ops! {
     Linear Conv2d Attention LayerNorm GroupNorm Pointwise Add Quantize Embedding TimestepEmbedding PositionEmbedding
     Patchify Unpatchify Concat GatedLinear VectorQuantize Resample Parameter
+    Slice
 }
 
 impl Op {

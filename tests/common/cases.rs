@@ -5,8 +5,8 @@ use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, inputs, normal, normals};
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use aquatint::raw::program::{
     Act, Add, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Embedding, Linear, Op, Patchify, Pointwise,
-    PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, TimestepEmbedding, Unpatchify,
-    Value,
+    PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Slice, Tensor, TimestepEmbedding,
+    Unpatchify, Value,
 };
 use fastrand::Rng;
 use half::f16;
@@ -423,6 +423,14 @@ pub fn elementwise() -> Vec<Case> {
         let back = b.op(Op::Concat(Concat { a: y, b: SAMPLE }));
         b.op(Op::Concat(Concat { a: SAMPLE, b: back }));
         cases.push(case(name, b, inputs([n, h, w, d], || normal(rng)), Check::Close { k: d, gain: 1.0 }));
+        // First, middle and last columns.
+        for (first, count) in [(0, d.div_ceil(2)), (d / 3, d.div_ceil(3)), (d - d.min(8), d.min(8))] {
+            let name = format!("slice {n}x{h}x{w}x{d} from {first}, {count}");
+            let rng = &mut rng_of(&name);
+            let mut b = Build::new(d);
+            b.op(Op::Slice(Slice { x: SAMPLE, first: first as u32, count: count as u32 }));
+            cases.push(case(name, b, inputs([n, h, w, d], || normal(rng)), Check::Exact));
+        }
     }
     for half in [false, true] {
         let rng = &mut rng_of("embedding");

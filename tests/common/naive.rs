@@ -8,7 +8,7 @@ use aquatint::raw::codec::QuantizedMatrix;
 use aquatint::raw::program::{
     Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
     LayerNorm, Linear, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain,
-    QuantizeRange, QuantizeSpec, Resample, Resampling, Tensor, TimestepEmbedding, Turn, Unpatchify, Value,
+    QuantizeRange, QuantizeSpec, Resample, Resampling, Slice, Tensor, TimestepEmbedding, Turn, Unpatchify, Value,
     VectorQuantize,
 };
 
@@ -185,6 +185,12 @@ impl Scope<'_> {
                     &dims,
                     |i| if i % d < a.cols() { a.row(i / d)[i % d] } else { b.row(i / d)[i % d - a.cols()] },
                 )
+            }
+            Op::Slice(Slice { x, first, count }) => {
+                let (x, first, count) = (self.value(x), first as usize, count as usize);
+                let mut dims = x.dims.clone();
+                *dims.last_mut().expect("axes") = count;
+                Array::new(&dims, |i| x.row(i / count)[first + i % count])
             }
             Op::Quantize(Quantize { x, spec, turn }) => {
                 let mut x = self.value(x).clone();

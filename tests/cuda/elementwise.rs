@@ -67,6 +67,23 @@ fn patches_go_where_the_cpu_puts_them() {
 }
 
 #[test]
+fn columns_are_those_that_are_asked_for() {
+    let rng = &mut Rng::with_seed(13);
+    for (rows, cols, first, count) in [(1, 2, 1, 1), (3, 7, 2, 5), (5, 48, 16, 24), (5, 48, 4, 8), (9, 130, 65, 65)] {
+        for (from, to) in ELEMENTS.into_iter().flat_map(|a| ELEMENTS.map(|b| (a, b))) {
+            let data = rounded(normals(rng, rows * cols), from);
+            let mut space = Space::default();
+            let (x, y) = (space.floats(rows, cols, from), space.floats(rows, count, to));
+            let mut cuda = cuda(&space, &[0.0]);
+            cuda.put(&x, &data);
+            cuda.backend.slice(&mut cuda.arena, &SliceArgs { x, y, first });
+            let want = data.chunks(cols).flat_map(|row| &row[first..first + count]).copied().collect();
+            assert_eq!(cuda.get(&y), rounded(want, to), "{rows} x {cols} {from:?}, {count} from {first} as {to:?}");
+        }
+    }
+}
+
+#[test]
 fn embeddings_are_the_cpus() {
     let rng = &mut Rng::with_seed(9);
     let mut space = Space::default();

@@ -7,7 +7,7 @@ use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
     GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Node, Op, Parameter, Patchify, Pointwise,
     PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, Role,
-    Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
+    Slice, Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
 };
 use common::tiny::{self, AlignedBytes, build, first_word, split};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -79,6 +79,7 @@ fn ops() -> Vec<Op> {
     let mut ops = vec![
         Op::VectorQuantize(VectorQuantize { x: X, table: ROWS }),
         Op::Concat(Concat { a: FIRST, b: X }),
+        Op::Slice(Slice { x: X, first: 3, count: 5 }),
         group_norm(None),
         group_norm(Some(Modulation { value: POOLED, scale: 11, shift: 1_000_000 })),
         Op::Parameter(Parameter { tensor: KERNEL }),

@@ -163,6 +163,7 @@ fn look(op: &Op) -> Option<(Tensor, Look)> {
         | Op::Patchify(_)
         | Op::Unpatchify(_)
         | Op::Concat(_)
+        | Op::Slice(_)
         | Op::VectorQuantize(_)
         | Op::Resample(_)
         | Op::Parameter(_) => None,

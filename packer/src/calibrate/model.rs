@@ -1,7 +1,7 @@
 //! The float model: packed as f32 beside the output, or a packed file that is all f32 already.
 
 use super::Settings;
-use crate::emit::{self, Options, Progress};
+use crate::emit::{Options, Packing, Progress};
 use crate::error::Result;
 use aquatint::error::Error;
 use aquatint::raw::format::{MAGIC, Packed, TensorKind};
@@ -26,6 +26,18 @@ impl FloatModel {
     /// # Errors
     /// Those of packing; [`Error::Request`] if a packed file holds anything but f32.
     pub fn open(settings: &Settings, progress: &mut dyn FnMut(Progress)) -> Result<Self> {
+        Self::open_after(settings, &|_| Ok(()), progress)
+    }
+
+    /// [`open`](Self::open), of a model that is no packed file with what `prepare` makes of it before it is packed.
+    ///
+    /// # Errors
+    /// As there; those of `prepare`.
+    pub fn open_after(
+        settings: &Settings,
+        prepare: &dyn Fn(&mut Packing) -> Result<()>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
         if is_packed(&settings.model) {
             let packed = Packed::open(&settings.model)?;
             check(&packed, &settings.model)?;
@@ -43,7 +55,9 @@ impl FloatModel {
             output: folder.temporary().join("model.aqt"),
             ..Options::default()
         };
-        emit::pack(&options, progress)?;
+        let mut packing = Packing::open(&options)?;
+        prepare(&mut packing)?;
+        packing.write(progress)?;
         Ok(FloatModel { packed: Packed::open(&options.output)?, _folder: Some(folder) })
     }
 }

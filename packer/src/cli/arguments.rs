@@ -1,9 +1,10 @@
 //! Arguments of packing, and what they mean together.
 
 use super::research::Research;
-use super::{parse_prediction, parse_smooth};
+use super::{parse_prediction, parse_smooth, parse_split};
 use crate::emit::{ActivationRanges, RangeSource};
 use crate::error::Result;
+use crate::pass::Split;
 use crate::quantize::{Pruning, RangeRule, SmoothRule};
 use aquatint::raw::program::CurveAxis;
 use aquatint::sampler::Prediction;
@@ -108,9 +109,11 @@ pub(super) struct Pack {
     #[arg(long, value_name = "FRACTION")]
     pub(super) prune_structured: Option<f64>,
 
-    /// Quantize the two inputs of shortcuts over skip connections apart, as Q-Diffusion does
-    #[arg(long)]
-    pub(super) split: bool,
+    /// Quantize layers over skip connections in two halves of their inputs: shortcut, as Q-Diffusion does; conv (3x3 convolutions
+    /// behind a norm, at as many inputs as outputs) and linear (behind a norm), as Qua2SeDiMo does for SDXL and Hunyuan-DiT [without a
+    /// value: shortcut]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "shortcut", value_delimiter = ',', value_name = "KIND,..", value_parser = parse_split)]
+    pub(super) split: Vec<Split>,
     /// Compute the denoiser's self-attention in 8 bits wherever the layers around it have quantized activations. Faster on
     /// CPUs; changes results about as much as 8-bit activations do.
     #[arg(long)]
@@ -138,7 +141,7 @@ pub(super) struct Pack {
 }
 
 /// Of a range so far, hundredths that stay when a call is seen: Q-Diffusion's `running_stat`.
-const MOMENTUM: u8 = 95;
+pub(super) const MOMENTUM: u8 = 95;
 
 /// What a fraction to prune is taken of.
 #[derive(Clone, Copy, Debug, ValueEnum)]

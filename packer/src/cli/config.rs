@@ -1,10 +1,11 @@
 //! `packer config`: what there is to know of configurations.
 
 use super::table::Table;
-use super::{say, say_json, say_line};
+use super::{parse_split, say, say_json, say_line};
 use crate::config::schema;
 use crate::emit::{LayerPlan, Options, PhaseChange, Plan, explain};
 use crate::error::Result;
+use crate::pass::Split;
 use clap::{Args, Subcommand};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,9 +30,9 @@ pub(super) struct Explain {
     /// Quantized weights that a research project saved
     #[arg(long, value_name = "FILE")]
     import: Option<PathBuf>,
-    /// Quantize the two inputs of shortcuts over skip connections apart
-    #[arg(long)]
-    split: bool,
+    /// Quantize layers over skip connections in two halves of their inputs: shortcut, conv, linear [without a value: shortcut]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "shortcut", value_delimiter = ',', value_name = "KIND,..", value_parser = parse_split)]
+    split: Vec<Split>,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
@@ -49,7 +50,7 @@ fn explained(args: &Explain) -> Result<()> {
         model: args.model.clone(),
         q_config: Some(args.config.clone()),
         import: args.import.clone(),
-        split: args.split,
+        split: args.split.clone(),
         ..Options::default()
     };
     let plan = explain(&options)?;

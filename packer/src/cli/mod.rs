@@ -13,6 +13,7 @@ mod research;
 mod table;
 
 use crate::error::Result;
+use crate::pass::Split;
 use crate::quantize::SmoothRule;
 use crate::source::settings;
 use crate::synth::{MODELS, SynthModel};
@@ -50,6 +51,10 @@ fn parse_smooth(text: &str) -> std::result::Result<SmoothRule, &'static str> {
         None => alpha(text).map(SmoothRule::SmoothQuant),
     };
     rule.ok_or("a number from 0 to 1, viditq: and such a number, or search is expected")
+}
+
+fn parse_split(text: &str) -> std::result::Result<Split, &'static str> {
+    Split::parse(text).ok_or("shortcut, conv or linear is expected")
 }
 
 fn parse_prediction(text: &str) -> std::result::Result<Prediction, &'static str> {

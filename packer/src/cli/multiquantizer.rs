@@ -2,9 +2,10 @@
 
 use super::pack::bar;
 use super::table::Table;
-use super::{Dtype, say, say_json, say_line};
+use super::{Dtype, parse_split, say, say_json, say_line};
 use crate::error::Result;
 use crate::multiquantizer::{Row, Settings, multiquantize};
+use crate::pass::Split;
 use crate::quantize::Method;
 use aquatint::raw::codec::Bits;
 use clap::Args;
@@ -24,9 +25,10 @@ pub(super) struct Multiquantizer {
     /// Type of weights and parameters; with f16 everything is as the project's code has it on such weights.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
-    /// Quantize the two inputs of shortcuts over skip connections apart, as the project does for Stable Diffusion 1.5.
-    #[arg(long)]
-    split: bool,
+    /// Quantize layers over skip connections in two halves of their inputs, as the project does: shortcut of Stable Diffusion
+    /// 1.5, conv of SDXL, linear of Hunyuan-DiT [without a value: shortcut]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "shortcut", value_delimiter = ',', value_name = "KIND,..", value_parser = parse_split)]
+    split: Vec<Split>,
     /// The file to write; --import reads it.
     #[arg(short, long, value_name = "M.safetensors")]
     output: PathBuf,
@@ -55,7 +57,7 @@ impl Multiquantizer {
             methods: self.methods.clone(),
             bits: self.bits.clone(),
             float: self.dtype.into(),
-            split: self.split,
+            split: self.split.clone(),
             output: self.output.clone(),
         };
         let bar = bar(self.quiet);

@@ -30,7 +30,7 @@ pub(super) fn pack(args: &Pack, research: &Research) -> Result<()> {
         rotation: args.rotate.then(|| layers(&args.rotate_layers)),
         import: args.import.clone(),
         pruning: args.pruning(),
-        split: args.split,
+        split: args.split.clone(),
         int8_attention: args.int8_attention,
         output: args.output.clone(),
     };

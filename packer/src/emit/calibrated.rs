@@ -87,7 +87,10 @@ impl Known {
         let Some(mut moments) = self.file.moments(&weight.whole_name())? else { return Ok(None) };
         for step in &weight.steps {
             match step {
-                Step::Split { first, count, .. } => moments = moments.part(*first as usize..(first + count) as usize),
+                Step::Split { first, count, .. } => {
+                    let all = weight.source_dims()[1];
+                    moments = moments.part(*first as usize..(first + count) as usize, all);
+                }
                 // What multiplies inputs of a weight divides what is multiplied by them.
                 Step::Scale { channels: Channels::Input, by, divide } => {
                     let misfit = |Misfit { expected, got }| Error::request(weight.name(), expected, got);

@@ -3,21 +3,21 @@
 use super::Options;
 use super::imported::{Wanted, check_effect, knows, leaves, split};
 use super::size::PaperBytes;
-use crate::config::QConfig;
+use crate::config::{ActivationRanges, QConfig};
 use crate::error::Result;
 use crate::import::Imported;
 use crate::lower::{self, Lowered, Part};
 use crate::pass::{self, Starts};
 use crate::quantize::{CodebookType, Method};
-use crate::recipe::{Change, Decision, Recipe, Requests, Store};
+use crate::recipe::{Change, Decision, Recipe, Requests, Store, Treatment};
 use crate::reconstruct::Reconstruction;
 use crate::source::diffusers::Model;
 use crate::weight::{Step, Weight, Weights};
-use aquatint::error::Error;
 use aquatint::raw::codec::Bits;
 use aquatint::raw::format::meta::{PipelineMeta, SourceMeta};
 use aquatint::raw::program::{Dims, Program, Tensor};
 use serde::Serialize;
+use std::ops::Range;
 
 /// Opens the model that `options` name, with its refiner.
 ///
@@ -47,13 +47,19 @@ pub(super) fn decide(
     pipeline: &PipelineMeta,
     options: &Options,
 ) -> Result<(Recipe, Option<Imported>)> {
+    let trained = options.import.as_ref().map(|path| Reconstruction::open(path)).transpose()?.flatten();
     let imported = match &options.import {
-        Some(path) if Reconstruction::open(path)?.is_none() => Some(Imported::open(path)?),
+        Some(path) if trained.is_none() => Some(Imported::open(path)?),
         _ => None,
     };
     // A fault in it is told where it is read for all layers.
     let config = options.q_config.as_deref().and_then(|arg| QConfig::parse(arg).ok());
-    let wanted = Wanted { all: options.split, imported: imported.as_ref(), config: config.as_ref() };
+    let wanted = Wanted {
+        kinds: &options.split,
+        imported: imported.as_ref(),
+        trained: trained.as_ref(),
+        config: config.as_ref(),
+    };
     split(programs, weights, model, &dims(pipeline), wanted)?;
     let mut sites = pass::sites(programs, weights.len());
     for (site, weight) in sites.iter_mut().zip(weights.iter()) {
@@ -87,6 +93,39 @@ pub struct CodedLayer {
     pub bits: Bits,
     /// The codebooks that codes get.
     pub codebook: CodebookType,
+    /// What it is of another layer, if it is one of two halves.
+    pub half: Option<Half>,
+    /// Bits of its input, if that becomes codes, too.
+    pub activation_bits: Option<u8>,
+}
+
+/// One of two halves of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Half {
+    /// The whole weight's name, as it would be in the packed file.
+    pub whole: String,
+    /// The input channels that are meant.
+    pub inputs: Range<usize>,
+    /// How many there are in the whole.
+    pub of: usize,
+}
+
+impl Half {
+    fn of(weight: &Weight) -> Option<Half> {
+        weight.steps.iter().find_map(|step| match step {
+            Step::Split { whole, first, count } => {
+                let inputs = *first as usize..(first + count) as usize;
+                Some(Half { whole: whole.clone(), inputs, of: weight.source_dims()[1] })
+            }
+            _ => None,
+        })
+    }
+
+    /// The places of its `cols` inputs per output, some of each tap, among those of the whole.
+    pub fn columns(&self, cols: usize) -> Vec<usize> {
+        let taps = 0..cols / self.inputs.len();
+        taps.flat_map(|tap| self.inputs.clone().map(move |channel| tap * self.of + channel)).collect()
+    }
 }
 
 /// The layers of a model's denoisers that become codes.
@@ -94,6 +133,8 @@ pub struct CodedLayer {
 pub struct Coded {
     /// In the file's order.
     pub layers: Vec<CodedLayer>,
+    /// Ranges of activations that the configuration fixes.
+    pub activation_ranges: Option<ActivationRanges>,
     /// The model.
     pub pipeline: PipelineMeta,
     /// What it is made from.
@@ -103,7 +144,7 @@ pub struct Coded {
 /// The layers of denoisers that packing as `options` say would make codes of. No weight is read and nothing is written.
 ///
 /// # Errors
-/// As [`explain`]; a configuration that splits layers.
+/// As [`explain`].
 pub fn coded_layers(options: &Options) -> Result<Coded> {
     let model = open(options)?;
     let Lowered { mut programs, mut weights, pipeline, .. } = lower::lower(&model)?;
@@ -114,13 +155,22 @@ pub fn coded_layers(options: &Options) -> Result<Coded> {
         if Part::of(weight.component) != Part::Denoiser {
             continue;
         }
-        if weight.steps.iter().any(|step| matches!(step, Step::Split { .. })) {
-            return Err(Error::request("--q-config", "a configuration that splits no layer", weight.layer()).into());
-        }
-        let codebook = decision.treatment.codebook;
-        layers.push(CodedLayer { name: weight.name(), method, bits, codebook });
+        let Treatment { codebook, activation_bits, .. } = decision.treatment;
+        layers.push(CodedLayer {
+            name: weight.name(),
+            method,
+            bits,
+            codebook,
+            half: Half::of(weight),
+            activation_bits,
+        });
     }
-    Ok(Coded { layers, pipeline, sources: model.sources.iter().map(|s| s.meta.clone()).collect() })
+    Ok(Coded {
+        layers,
+        activation_ranges: recipe.activation_ranges,
+        pipeline,
+        sources: model.sources.iter().map(|s| s.meta.clone()).collect(),
+    })
 }
 
 /// What becomes of a layer.

@@ -4,48 +4,63 @@ use crate::config::QConfig;
 use crate::error::Result;
 use crate::import::{Imported, ImportedWeight, RowGrid};
 use crate::lower::Part;
-use crate::pass::{self, Site};
+use crate::pass::{self, Halves, Site, Split};
 use crate::recipe::{Recipe, Store};
+use crate::reconstruct::Reconstruction;
 use crate::source::diffusers::Model;
 use crate::weight::{Elements, Misfit, Step, Weight, Weights, step};
 use aquatint::error::Error;
 use aquatint::raw::program::{Dims, Program, Tensor};
 
-/// What is to be split of the shortcuts over skip connections.
+/// What is to be split of the layers over two values side by side.
 #[derive(Clone, Copy)]
 pub(super) struct Wanted<'a> {
-    /// All of them.
-    pub(super) all: bool,
+    /// All of these kinds.
+    pub(super) kinds: &'a [Split],
     /// Those that have two quantizers here.
     pub(super) imported: Option<&'a Imported>,
+    /// Those whose halves were trained apart.
+    pub(super) trained: Option<&'a Reconstruction>,
     /// Those whose second half an entry is for.
     pub(super) config: Option<&'a QConfig>,
 }
 
-/// Splits the shortcuts over skip connections of the denoisers that are `wanted`.
+/// Splits the layers over two values side by side of the denoisers that are wanted.
 ///
 /// # Errors
-/// If all are to be and there are none.
+/// If there are none of a kind of which all are to be.
 pub(super) fn split(
     programs: &mut [Program],
     weights: &mut Weights,
     model: &Model,
     dims: &Dims,
-    Wanted { all, imported, config }: Wanted,
+    Wanted { kinds, imported, trained, config }: Wanted,
 ) -> Result<()> {
-    let wanted = |weights: &Weights, tensor: Tensor| {
+    let wanted = |weights: &Weights, tensor: Tensor, split: Split| {
         let weight = &weights[tensor];
         let own = || &model.component(weight.component).weights;
         let named = || config.is_some_and(|config| config.splits(&weight.layer()));
         let has_two = || imported.is_some_and(|i| i.is_split(own(), weight));
-        Part::of(weight.component) == Part::Denoiser && (all || named() || has_two())
+        let has_half = || trained.is_some_and(|trained| trained.is_split(&weight.name()));
+        Part::of(weight.component) == Part::Denoiser && (kinds.contains(&split) || named() || has_two() || has_half())
     };
-    let halves = pass::split_shortcuts(programs, weights, dims, &wanted)?;
-    if all && halves.is_empty() {
-        let expected = "a denoiser with shortcuts over skip connections, or it has no effect";
-        return Err(Error::request("--split", expected, "none").into());
+    let halves = pass::split_layers(programs, weights, dims, &wanted)?;
+    check_split(kinds, &halves)
+}
+
+/// Refuses kinds of layers to split of which there are none among `halves`.
+///
+/// # Errors
+/// For the first of them.
+pub(crate) fn check_split(kinds: &[Split], halves: &[Halves]) -> Result<()> {
+    match kinds.iter().find(|kind| !halves.iter().any(|halves| halves.split == **kind)) {
+        Some(kind) => {
+            let option = if *kind == Split::Shortcut { "--split".into() } else { format!("--split={kind}") };
+            let expected = format!("a denoiser with {}, or it has no effect", kind.layers());
+            Err(Error::request(option, expected, "none").into())
+        }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether `imported` has the layer with this weight.

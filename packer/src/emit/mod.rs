@@ -23,7 +23,8 @@ mod write;
 
 pub use crate::config::ActivationRanges;
 pub(crate) use decide::dims;
-pub use decide::{Coded, CodedLayer, LayerPlan, PhaseChange, Plan, coded_layers, explain};
+pub use decide::{Coded, CodedLayer, Half, LayerPlan, PhaseChange, Plan, coded_layers, explain};
+pub(crate) use imported::check_split;
 pub use layers::Layers;
 pub use ranges::RangeSource;
 pub use report::{LayerLine, Progress, Report};
@@ -32,7 +33,7 @@ pub use smoothing::Smoothing;
 use crate::config::QConfig;
 use crate::error::Result;
 use crate::lower::{self, Lowered};
-use crate::pass::{self, Layer, Starts};
+use crate::pass::{self, Layer, Split, Starts};
 use crate::quantize::Pruning;
 use crate::recipe::Recipe;
 use crate::reconstruct::Reconstruction;
@@ -82,8 +83,8 @@ pub struct Options {
     /// Statistics of the inputs of layers, as [`calibrate`](crate::calibrate) makes them: where they are known, codes are chosen
     /// for the layer's output; elsewhere weights are rounded to the nearest level.
     pub calibration: Option<PathBuf>,
-    /// Ranges of activations that are fixed when packing; without this those that `q_config` fixes. Where there are none, each
-    /// row has its own while running.
+    /// Ranges of activations that are fixed when packing; without this those that `import` has learned, or that `q_config` fixes.
+    /// Where there are none, each row has its own while running.
     pub activation_ranges: Option<RangeSource>,
     /// Factors that inputs of the denoiser's layers are divided by, and their weights multiplied with.
     pub smoothing: Option<Smoothing>,
@@ -95,8 +96,8 @@ pub struct Options {
     pub import: Option<PathBuf>,
     /// What of the denoiser's layers becomes 0 before anything is quantized, and stays 0 exactly.
     pub pruning: Option<Pruning>,
-    /// Whether shortcuts over skip connections become two products, each with levels of its own.
-    pub split: bool,
+    /// Layers over two values side by side that become two products, each with levels of its own.
+    pub split: Vec<Split>,
     /// Settings of the sampler that the model's files say otherwise, or do not say.
     pub overrules: Overrules,
     /// Whether the denoisers' attentions between integer layers work in 8-bit codes too.
@@ -170,7 +171,11 @@ impl Packing {
         let model = (&self.model, &self.pipeline, pruned.as_ref());
         let (transformed, turns) = transform(options, graph, model, (known.as_ref(), &phases), progress)?;
         let (known, imported) = (known.as_ref(), imported.as_ref());
-        let ranges = fixed_ranges(options, (known, imported), (&self.model, programs), weights, &mut recipe)?;
+        let learned = trained.as_ref().filter(|file| file.has_ranges() && options.activation_ranges.is_none());
+        let ranges = match learned {
+            Some(file) => file.ranges(weights, &mut recipe)?,
+            None => fixed_ranges(options, (known, imported), (&self.model, programs), weights, &mut recipe)?,
+        };
         phases.check((&self.weights, &recipe), &ranges, &turns)?;
         let attentions = self.use_codes(&recipe, &phases, &ranges, &turns)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.

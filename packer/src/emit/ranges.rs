@@ -6,16 +6,13 @@ use crate::config::ActivationRanges;
 use crate::error::Result;
 use crate::import::{Imported, ImportedRange};
 use crate::lower::Part;
-use crate::quantize::{MovingRange, RangeRule};
+use crate::quantize::{Intervals, MovingRange, RangeRule};
 use crate::recipe::Recipe;
 use crate::source::diffusers::Model;
 use crate::weight::Weights;
 use aquatint::error::Error;
 use aquatint::raw::program::{CurveAxis, InputKind, Op, Program, QuantizeRange, Role, Tensor};
 use std::collections::HashMap;
-
-/// Timesteps that models are trained on, in the intervals of [`CurveAxis::Timestep`].
-const TIMESTEPS: f32 = 1000.0;
 
 /// Where ranges of activations come from that are fixed when packing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,25 +189,15 @@ fn points(ranges: &ActivationRanges, known: &Known, inputs: &[usize], bits: u8) 
             format!("1 to {}, the calls that were looked at; more of --cali-st allow more", of_calls.len().max(1));
         return Err(Error::request("--act-intervals", expected, count).into());
     }
-    // Steps in runs of equal length, the last perhaps shorter; see the course's `step_index // ceil(T / k)`.
-    let steps = all.div_ceil(count).max(1);
-    let moving = MovingRange::new(ranges.rule, bits, ranges.symmetric, ranges.momentum);
-    let mut intervals = vec![moving; count];
+    let time = Intervals { count, axis: ranges.axis, calls: all };
+    let mut intervals = vec![MovingRange::new(ranges.rule, bits, ranges.symmetric, ranges.momentum); count];
     for call in &of_calls {
-        let interval = match ranges.axis {
-            CurveAxis::StepFraction => call.index / steps,
-            CurveAxis::Timestep => (call.timestep / TIMESTEPS * count as f32) as usize,
-        };
-        intervals[interval.min(count - 1)].see(&call.seen);
+        intervals[time.of(call.index, call.timestep)].see(&call.seen);
     }
-    let position = |interval: usize| match ranges.axis {
-        CurveAxis::StepFraction => (interval * steps) as f32 / all.max(1) as f32,
-        CurveAxis::Timestep => interval as f32 * TIMESTEPS / count as f32,
-    };
     // An interval that no call was looked at in has the range of the one before.
     let points = intervals.iter().enumerate().filter_map(|(i, range)| {
         let (scale, zero) = range.scale_and_zero()?;
-        Some([position(i), scale, zero])
+        Some([time.position(i), scale, zero])
     });
     Ok(points.collect())
 }

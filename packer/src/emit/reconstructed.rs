@@ -3,16 +3,17 @@
 use super::store::{Stored, store_trained};
 use crate::calibrate::record::ModelRecord;
 use crate::error::Result;
+use crate::lower::Part;
 use crate::pass::give_biases;
 use crate::recipe::{Recipe, Store, Treatment};
 use crate::reconstruct::Reconstruction;
-use crate::reconstruct::file::LayerRecord;
+use crate::reconstruct::file::{ActivationRecord, LayerRecord};
 use crate::weight::{Elements, Weight, Weights};
 use aquatint::error::Error;
 use aquatint::raw::codec::Grain;
 use aquatint::raw::format::TensorKind;
 use aquatint::raw::format::meta::{PipelineMeta, SourceMeta};
-use aquatint::raw::program::{Program, Tensor};
+use aquatint::raw::program::{Program, QuantizeRange, Tensor};
 use std::collections::{BTreeMap, HashMap};
 
 /// The layers of a reconstruction that are packed.
@@ -81,6 +82,50 @@ impl Reconstructed {
         }
         recipe.config += &format!(", reconstructed ({})", file.record().how);
         Ok(Reconstructed { file, records, corrections })
+    }
+
+    /// Whether it has ranges of activations.
+    pub(super) fn has_ranges(&self) -> bool {
+        self.file.record().layers.iter().any(|layer| layer.activations.is_some())
+    }
+
+    /// Makes the curves of ranges that were learned; returns the range of each weight's input. Equal curves are one tensor. A layer
+    /// with integer activations that has none keeps the range of each row.
+    ///
+    /// # Errors
+    /// If the file is damaged, or has curves for codes of another width.
+    pub(super) fn ranges(&self, weights: &mut Weights, recipe: &mut Recipe) -> Result<Vec<QuantizeRange>> {
+        let mut made: Vec<(&'static str, ActivationRecord, Vec<[f32; 3]>, Tensor)> = Vec::new();
+        let mut of_weight = vec![QuantizeRange::Dynamic; weights.len()];
+        for (i, of_weight) in of_weight.iter_mut().enumerate() {
+            let weight = &weights[Tensor(i as u32)];
+            let Some(asked) = recipe.decisions[i].treatment.activation_bits else { continue };
+            if Part::of(weight.component) != Part::Denoiser {
+                continue;
+            }
+            let record = self.records.get(&weight.name()).map(|&record| &self.file.record().layers[record]);
+            let Some((record, curve)) = record.and_then(|record| Some((record, record.activations?))) else {
+                recipe.decisions[i].add_note("activations in the range of each row: none was learned for them");
+                continue;
+            };
+            if curve.bits != asked {
+                let subject = format!("--import {}: activations of {}", self.file.path().display(), record.name);
+                return Err(Error::request(subject, format!("{asked} bits"), curve.bits).into());
+            }
+            let points = self.file.activations(record)?.unwrap_or_default();
+            let (component, key) = (weight.component, format!("{}.activation_range", weight.layer_in_file()));
+            let known = made.iter().find(|(of, other, p, _)| (*of, other, p) == (component, &curve, &points));
+            let tensor = known.map(|(.., tensor)| *tensor).unwrap_or_else(|| {
+                let values = points.iter().flatten().copied().collect();
+                let tensor = weights.make(component, key, &[points.len(), 3], values);
+                made.push((component, curve, points, tensor));
+                tensor
+            });
+            *of_weight = QuantizeRange::Curve(tensor, curve.axis());
+        }
+        recipe.extend(weights.len());
+        of_weight.resize(weights.len(), QuantizeRange::Dynamic);
+        Ok(of_weight)
     }
 
     /// The weight as it is stored, if the file has it.

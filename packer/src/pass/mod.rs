@@ -1,6 +1,6 @@
 //! Passes over programs and weights. They see ops and tensors' attributes, never a model.
 //!
-//! [`sites`] tells where weights are used, [`give_biases`] makes biases to be corrected, and [`split_shortcuts`] makes two
+//! [`sites`] tells where weights are used, [`give_biases`] makes biases to be corrected, and [`split_layers`] makes two
 //! products of one; [`smoothables`] and [`fold`] move factors from activations to weights. The other passes here give
 //! integer layers their codes and need programs only. A pass that reworks weights (smoothing, a
 //! rotation, a split) takes the [`Weights`](crate::weight::Weights) beside the program and runs before them, between
@@ -22,4 +22,4 @@ pub use biases::give_biases;
 pub use fuse::fuse;
 pub use sites::{End, Site, product, sites};
 pub use smooth::{Fold, Obstacle, Rows, Smoothable, fold, smoothables};
-pub use split::split_shortcuts;
+pub use split::{Halves, Split, split_layers};

@@ -1,5 +1,10 @@
 //! Ranges of activations that are fixed before anything runs: scale and zero point from what a calibration saw.
 
+use aquatint::raw::program::CurveAxis;
+
+/// Timesteps that models are trained on, in the intervals of [`CurveAxis::Timestep`].
+const TIMESTEPS: f32 = 1000.0;
+
 /// Bins of a histogram.
 pub const BINS: usize = 64;
 /// Power of two at which the first bin begins; each covers half an octave.
@@ -49,6 +54,17 @@ const PARTS: usize = 16;
 const POWER: f64 = 2.4;
 
 impl SeenRange {
+    /// That of `values`; none if there are none.
+    pub fn of(values: &[f32]) -> Option<SeenRange> {
+        let first = *values.first()?;
+        let mut seen = SeenRange { low: first, high: first, bins: [0; BINS] };
+        for &v in values {
+            (seen.low, seen.high) = (seen.low.min(v), seen.high.max(v));
+            seen.bins[bin(v)] += 1;
+        }
+        Some(seen)
+    }
+
     /// What was seen of both.
     #[must_use]
     pub fn and(&self, other: &SeenRange) -> SeenRange {
@@ -127,6 +143,42 @@ fn scale_and_zero([low, high]: [f64; 2], bits: u8, symmetric: bool) -> (f32, f32
     (scale as f32, (-low / scale).round_ties_even() as f32)
 }
 
+/// A run cut into intervals of time, each with a range of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intervals {
+    /// How many.
+    pub count: usize,
+    /// What time is.
+    pub axis: CurveAxis,
+    /// Calls of the run.
+    pub calls: usize,
+}
+
+impl Intervals {
+    /// Calls in an interval of steps: runs of equal length, the last perhaps shorter; see the course's
+    /// `step_index // ceil(T / k)`.
+    fn steps(&self) -> usize {
+        self.calls.div_ceil(self.count).max(1)
+    }
+
+    /// The interval of call `index`, at which the network receives `timestep`.
+    pub fn of(&self, index: usize, timestep: f32) -> usize {
+        let interval = match self.axis {
+            CurveAxis::StepFraction => index / self.steps(),
+            CurveAxis::Timestep => (timestep / TIMESTEPS * self.count as f32) as usize,
+        };
+        interval.min(self.count - 1)
+    }
+
+    /// Where an interval begins on the axis.
+    pub fn position(&self, interval: usize) -> f32 {
+        match self.axis {
+            CurveAxis::StepFraction => (interval * self.steps()) as f32 / self.calls.max(1) as f32,
+            CurveAxis::Timestep => interval as f32 * TIMESTEPS / self.count as f32,
+        }
+    }
+}
+
 /// A range that calls of a run make one after another.
 #[derive(Clone, Debug)]
 pub struct MovingRange {
@@ -171,10 +223,7 @@ mod tests {
     use super::*;
 
     fn seen(values: &[f32]) -> SeenRange {
-        let mut bins = [0; BINS];
-        values.iter().for_each(|&v| bins[bin(v)] += 1);
-        let (low, high) = values.iter().fold((f32::MAX, f32::MIN), |(l, h), &v| (l.min(v), h.max(v)));
-        SeenRange { low, high, bins }
+        SeenRange::of(values).unwrap()
     }
 
     #[test]

@@ -138,12 +138,30 @@ impl Moments {
         }
     }
 
-    /// The moments of these inputs alone, as those of a linear layer.
+    /// The moments of these of `of` channels alone.
+    ///
+    /// # Panics
+    /// If inputs are no whole number of times as many as channels, or there are no such channels.
     #[must_use]
-    pub fn part(&self, inputs: Range<usize>) -> Moments {
-        let entries = inputs.clone().flat_map(|i| (inputs.start..=i).map(move |j| (i, j)));
-        let second = SecondMoments::Dense(entries.map(|(i, j)| self.at(i, j)).collect());
-        Moments { rows: self.rows, mean: self.mean[inputs].to_vec(), second }
+    pub fn part(&self, channels: Range<usize>, of: usize) -> Moments {
+        assert!(of > 0 && self.inputs().is_multiple_of(of), "{of} channels of {} inputs", self.inputs());
+        let taps = 0..self.inputs() / of;
+        let inputs: Vec<usize> = taps.flat_map(|tap| channels.clone().map(move |c| tap * of + c)).collect();
+        let these = |means: &[f64]| inputs.iter().map(|&i| means[i]).collect();
+        let second = match &self.second {
+            SecondMoments::Dense(_) => {
+                let entries = (0..inputs.len()).flat_map(|i| (0..=i).map(move |j| (i, j)));
+                SecondMoments::Dense(entries.map(|(i, j)| self.at(inputs[i], inputs[j])).collect())
+            }
+            SecondMoments::Toeplitz { channels: all, kernel, lags, centre } => {
+                assert_eq!(of, *all, "as many channels");
+                let pairs =
+                    lags.chunks_exact(of * of).flat_map(|lag| channels.clone().map(move |a| &lag[a * of..][..of]));
+                let lags = pairs.flat_map(|row| &row[channels.clone()]).copied().collect();
+                SecondMoments::Toeplitz { channels: channels.len(), kernel: *kernel, lags, centre: these(centre) }
+            }
+        };
+        Moments { rows: self.rows, mean: these(&self.mean), second }
     }
 
     /// The moments of the same inputs divided by factors, one per channel: an input of a convolution has that of its channel.
@@ -247,6 +265,27 @@ mod tests {
             }
             assert_eq!(got, expected, "{kernel:?}");
             assert!(expected.iter().any(|&v| v != 0.0));
+        }
+    }
+
+    #[test]
+    fn channels_alone_have_their_moments() {
+        for channels in [0..2, 1..3, 2..3] {
+            let at = plane(5, 6, 3);
+            let all = toeplitz(&at, 12, 3, [3, 2]);
+            let first = channels.start;
+            let own = toeplitz(&|y, x, c| at(y, x, c + first), 12, channels.len(), [3, 2]);
+            assert_eq!(all.part(channels.clone(), 3), own);
+            // The same of all pairs of inputs.
+            let inputs: Vec<usize> = (0..18).collect();
+            let whole = all.block(&inputs, &inputs, false);
+            let triangle = (0..18).flat_map(|i| (0..=i).map(move |j| (i, j))).map(|at| whole[at]).collect();
+            let mean: Vec<f64> = (0..18).map(f64::from).collect();
+            let dense = Moments { rows: 1.0, mean, second: SecondMoments::Dense(triangle) }.part(channels.clone(), 3);
+            let own: Vec<usize> = (0..own.inputs()).collect();
+            assert_eq!(dense.block(&own, &own, false), all.part(channels.clone(), 3).block(&own, &own, false));
+            assert_eq!(dense.mean[..channels.len()], [0.0, 1.0, 2.0][channels.clone()]);
+            assert_eq!(dense.mean[channels.len()], 3.0 + first as f64);
         }
     }
 

@@ -10,9 +10,10 @@ use aquatint::raw::codec::QuantizedMatrix;
 use aquatint::raw::program::{Program, Tensor, Value};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Samples that are run together where nothing is trained.
-pub(super) const CHUNK: usize = 16;
+const CHUNK: usize = 16;
 
 /// A block, what it is given and what it should make.
 pub struct Block<'a> {
@@ -81,7 +82,7 @@ impl Block<'_> {
     }
 
     /// Inputs and target of these samples.
-    fn part(&self, which: &[usize]) -> (Values, Array) {
+    pub(super) fn part(&self, which: &[usize]) -> (Values, Array) {
         (part(self.inputs, self.shared, which), self.target.samples(which))
     }
 
@@ -106,9 +107,8 @@ pub(super) fn run<'w>(
     weights: &dyn Fn(Tensor) -> &'w Array,
 ) -> Result<Array> {
     let mut all: Option<Array> = None;
-    for first in (0..samples).step_by(CHUNK) {
-        let which: Vec<usize> = (first..samples.min(first + CHUNK)).collect();
-        let inputs = part(inputs, shared, &which);
+    for which in chunks(samples) {
+        let inputs = part(inputs, shared, &which.collect::<Vec<_>>());
         let find = |tensor: Tensor| -> &Array { weights(tensor) };
         let tape = Tape::run(program, nodes, &inputs, &find)?;
         let y = tape.into_values().remove(&output).expect("the output of these nodes");
@@ -123,7 +123,13 @@ pub(super) fn run<'w>(
     Ok(all.expect("one sample at least"))
 }
 
-fn part(inputs: &Values, shared: &BTreeSet<Value>, which: &[usize]) -> Values {
+/// All of `samples`, in runs that are worked on together.
+pub(super) fn chunks(samples: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..samples).step_by(CHUNK).map(move |first| first..samples.min(first + CHUNK))
+}
+
+/// The inputs of these samples.
+pub(super) fn part(inputs: &Values, shared: &BTreeSet<Value>, which: &[usize]) -> Values {
     let of = |(&value, array): (&Value, &Array)| match shared.contains(&value) {
         true => (value, array.clone()),
         false => (value, array.samples(which)),

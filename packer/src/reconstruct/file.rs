@@ -2,7 +2,8 @@
 //!
 //! Of the layer whose weight is called `NAME` in a packed file: `NAME.codes` (rows, inputs) u8, `NAME.scale` and
 //! `NAME.offset` of (rows) f32, `NAME.table` of (tables, levels) i8 or f16, and where its bias changes `NAME.bias` of (rows)
-//! f32, which is added to it. These are the codec's own matrices, in the order of the packed file: what is packed is bit for
+//! f32, which is added to it; where its activations have steps, `NAME.activation` of (points, 3) f32: the position in time from
+//! which each point holds, scale and zero point. These are the codec's own matrices, in the order of the packed file: what is packed is bit for
 //! bit what was trained, whatever the method, where steps, zero points and alphas beside the float weights, as Q-Diffusion
 //! saves them, would be four times as large, know no codebooks and no biases, and have to be rounded once more.
 //!
@@ -12,8 +13,10 @@ use super::Curve;
 use crate::calibrate::record::ModelRecord;
 use crate::calibrate::store::{Store, json, write_header};
 use crate::error::Result;
+use crate::weight::SECOND_HALF;
 use aquatint::error::Error;
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
+use aquatint::raw::program::CurveAxis;
 use aquatint::raw::whole_file::WholeFile;
 use half::f16;
 use safetensors::Dtype;
@@ -58,6 +61,9 @@ pub struct UnitRecord {
     pub layers: usize,
     /// The loss.
     pub curve: Curve,
+    /// The loss while steps of activations were learned, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<Curve>,
 }
 
 /// A layer.
@@ -85,6 +91,28 @@ pub struct LayerRecord {
     pub output_error: Option<f64>,
     /// The same if every weight had been rounded to the nearest level.
     pub nearest_output_error: Option<f64>,
+    /// The curve of its input's range, if that was learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<ActivationRecord>,
+}
+
+/// The curve of the range of a layer's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActivationRecord {
+    /// Width of a code.
+    pub bits: u8,
+    /// How many points it has.
+    pub points: usize,
+    /// Whether positions are timesteps, not fractions of the sampler's steps.
+    pub timesteps: bool,
+}
+
+impl ActivationRecord {
+    /// What positions count.
+    pub fn axis(&self) -> CurveAxis {
+        if self.timesteps { CurveAxis::Timestep } else { CurveAxis::StepFraction }
+    }
 }
 
 /// A layer as it becomes.
@@ -96,6 +124,8 @@ pub struct Layer {
     pub matrix: QuantizedMatrix,
     /// What its bias gains.
     pub bias: Option<Vec<f32>>,
+    /// Rows of position, scale and zero point of its input's range.
+    pub activations: Option<Vec<[f32; 3]>>,
 }
 
 impl Record {
@@ -118,6 +148,7 @@ impl LayerRecord {
             ("table", table, vec![self.tables, levels]),
         ];
         tensors.extend(self.biased.then(|| ("bias", Dtype::F32, vec![self.rows])));
+        tensors.extend(self.activations.map(|curve| ("activation", Dtype::F32, vec![curve.points, 3])));
         Some(tensors.into_iter().map(|(part, dtype, shape)| (format!("{}.{part}", self.name), dtype, shape)).collect())
     }
 }
@@ -160,6 +191,15 @@ impl Reconstruction {
         &self.path
     }
 
+    /// Whether the layer whose whole weight is called `name` in a packed file was trained in halves.
+    pub fn is_split(&self, name: &str) -> bool {
+        let layer = name.strip_suffix(".weight").unwrap_or(name);
+        self.record
+            .layers
+            .iter()
+            .any(|half| half.name.strip_prefix(layer).is_some_and(|end| end.starts_with(SECOND_HALF)))
+    }
+
     /// The layer of this record of the file.
     ///
     /// # Errors
@@ -188,6 +228,7 @@ impl Reconstruction {
         let scale = self.numbers::<f32>(record, "scale", record.rows)?;
         let offset = self.numbers::<f32>(record, "offset", record.rows)?;
         let bias = record.biased.then(|| self.numbers::<f32>(record, "bias", record.rows)).transpose()?;
+        let activations = self.activations(record)?;
         let floats = scale.iter().chain(&offset).chain(bias.iter().flatten());
         let halves = match &table {
             TableValues::F16(entries) => entries.iter().find(|v| !v.is_finite()).map(|v| v.to_f32()),
@@ -199,7 +240,36 @@ impl Reconstruction {
         let grain = if record.tables == 1 { Grain::Tensor } else { Grain::Row };
         let (rows, cols) = (record.rows, record.cols);
         let matrix = QuantizedMatrix { bits, rows, cols, codes, table, grain, scale, offset };
-        Ok(Layer { record: record.clone(), matrix, bias })
+        Ok(Layer { record: record.clone(), matrix, bias, activations })
+    }
+
+    /// The curve of the range of the input of the layer of this record, if it has one.
+    ///
+    /// # Errors
+    /// If it is none that codes can have.
+    pub fn activations(&self, record: &LayerRecord) -> Result<Option<Vec<[f32; 3]>>> {
+        let Some(ActivationRecord { bits, points, timesteps }) = record.activations else { return Ok(None) };
+        let numbers = self.numbers::<f32>(record, "activation", points.saturating_mul(3))?;
+        let points: Vec<[f32; 3]> = numbers.chunks_exact(3).map(|point| [point[0], point[1], point[2]]).collect();
+        let most = if timesteps { f32::INFINITY } else { 1.0 };
+        let sound = |&[position, scale, zero]: &[f32; 3]| {
+            (0.0..=most).contains(&position)
+                && position.is_finite()
+                && scale > 0.0
+                && scale.is_finite()
+                && zero.is_finite()
+        };
+        let ascending = points.windows(2).all(|pair| pair[0][0] < pair[1][0]);
+        if points.is_empty() || !points.iter().all(sound) || !ascending || !(2..=8).contains(&bits) {
+            let subject = format!("{}.activation of reconstruction {}", record.name, self.path.display());
+            return Err(Error::request(
+                subject,
+                "ascending positions with a positive step each",
+                format!("{points:?}"),
+            )
+            .into());
+        }
+        Ok(Some(points))
     }
 
     fn numbers<T: zerocopy::FromBytes + IntoBytes + Clone>(
@@ -233,7 +303,7 @@ pub fn write(target: &Path, record: &Record, mut layer: impl FnMut(usize) -> Res
     let mut out = WholeFile::create(target)?;
     write_header(&mut out, target, (RECORD, &json(target, record)?), infos)?;
     for i in 0..record.layers.len() {
-        let Layer { matrix, bias, .. } = layer(i)?;
+        let Layer { matrix, bias, activations, .. } = layer(i)?;
         let halves: Vec<u16>;
         let table = match &matrix.table {
             TableValues::I8(entries) => entries.as_bytes(),
@@ -243,7 +313,8 @@ pub fn write(target: &Path, record: &Record, mut layer: impl FnMut(usize) -> Res
             }
         };
         let parts = [matrix.codes.as_bytes(), matrix.scale.as_bytes(), matrix.offset.as_bytes(), table];
-        for bytes in parts.into_iter().chain(bias.as_ref().map(|bias| bias.as_bytes())) {
+        let more = [bias.as_ref().map(|bias| bias.as_bytes()), activations.as_ref().map(|points| points.as_bytes())];
+        for bytes in parts.into_iter().chain(more.into_iter().flatten()) {
             out.write_all(bytes).map_err(Error::io("write", target))?;
         }
     }

@@ -63,9 +63,15 @@ impl Partial {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(super) fn keep(&self, unit: usize, name: &str, curve: Curve, layers: &[Layer]) -> Result<UnitRecord> {
+    pub(super) fn keep(
+        &self,
+        unit: usize,
+        name: &str,
+        (curve, activations): (Curve, Option<Curve>),
+        layers: &[Layer],
+    ) -> Result<UnitRecord> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
-        let done = UnitRecord { name: name.to_owned(), layers: layers.len(), curve };
+        let done = UnitRecord { name: name.to_owned(), layers: layers.len(), curve, activations };
         let mut record = self.record.clone();
         record.units = vec![done.clone()];
         record.layers = layers.iter().map(|layer| layer.record.clone()).collect();

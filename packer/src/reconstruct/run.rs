@@ -1,22 +1,22 @@
 //! The work of a reconstruction, unit by unit.
 
-use super::file::{Layer, LayerRecord, Record, UnitRecord};
+use super::file::{Layer, Record, UnitRecord};
+use super::known::Known;
 use super::network::Network;
 use super::partial::Partial;
-use super::trainee::Trainee;
-use super::{Curve, Learned, Levels, Settings, Unit, layer, outcome, walk};
+use super::{Activations, Curve, Learned, Settings, Unit, layer, outcome, walk};
 use crate::calibrate::{self, Calibration, model::FloatModel, record::ModelRecord};
 use crate::config::QConfig;
-use crate::emit::{CodedLayer, Options, Progress, coded_layers};
+use crate::emit::{self, ActivationRanges, CodedLayer, Options, Packing, Progress, coded_layers};
 use crate::error::Result;
+use crate::pass;
 use crate::quantize::adaround::Rounding;
-use crate::quantize::{Calibrated, FeedbackOptions, Method, Moments, quantize, quantize_calibrated};
-use crate::reverse::Array;
+use crate::quantize::{Method, RangeRule};
+use crate::weight::Weights;
 use aquatint::error::Error;
-use aquatint::raw::codec::{QuantizedMatrix, TableValues};
-use aquatint::raw::program::Tensor;
+use aquatint::raw::program::{CurveAxis, Tensor};
 use aquatint::raw::whole_file::check_target;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
@@ -68,6 +68,7 @@ pub fn reconstruct(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) 
         donors: settings.donors.clone(),
         overrules: settings.overrules.clone(),
         q_config: Some(settings.q_config.clone()),
+        split: settings.split.clone(),
         ..Options::default()
     };
     let coded = coded_layers(&options)?;
@@ -79,9 +80,18 @@ pub fn reconstruct(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) 
         prompts: settings.prompts.clone(),
         ..calibrate::Settings::new(settings.model.clone(), settings.output.clone())
     };
-    let float = FloatModel::open(&of_calibration, &mut |progress| {
+    // Halves of layers are layers of the float model, too.
+    let wholes: BTreeSet<&str> =
+        coded.layers.iter().filter_map(|layer| Some(layer.half.as_ref()?.whole.as_str())).collect();
+    let split = |packing: &mut Packing| {
+        let wanted = |weights: &Weights, tensor: Tensor, _| wholes.contains(&*weights[tensor].whole_name());
+        let dims = emit::dims(&coded.pipeline);
+        pass::split_layers(&mut packing.programs, &mut packing.weights, &dims, &wanted).map(|_| ())
+    };
+    let float = FloatModel::open_after(&of_calibration, &split, &mut |progress| {
         see(Event::Packing(progress));
     })?;
+    let (of_config, calls) = (coded.activation_ranges, calibration.record().run.chosen.len());
     let by_name: BTreeMap<&str, &CodedLayer> = coded.layers.iter().map(|layer| (layer.name.as_str(), layer)).collect();
     let network = Network::new(&float.packed, &|name| by_name.contains_key(name))?;
     let coded: BTreeMap<Tensor, CodedLayer> = network
@@ -90,6 +100,7 @@ pub fn reconstruct(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) 
         .map(|tensor| (tensor, by_name[network.name(tensor)].clone()))
         .collect();
     check_methods(settings, &coded)?;
+    let ranges = settings.activations.map(|wanted| starting_ranges(&wanted, of_config, &coded, calls)).transpose()?;
     let model =
         ModelRecord::of_sources(&float.packed.meta().pipeline, &float.packed.meta().sources, &components(&coded));
     let hashes = (float.packed.hash(), calibration.summary()?.xxh3);
@@ -98,7 +109,7 @@ pub fn reconstruct(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) 
     if partial.unit(0)?.is_some() {
         see(Event::Resumed(partial.folder()));
     }
-    let mut work = Work { settings, network, calibration: &calibration, coded, partial, see };
+    let mut work = Work { settings, network, calibration: &calibration, coded, ranges, partial, see };
     let (units, samples) = match settings.unit {
         Unit::Layer => (work.layers()?, 0),
         Unit::Block => walk::walk(&mut work, &float.packed, &of_calibration)?,
@@ -117,11 +128,57 @@ fn check(settings: &Settings) -> Result<()> {
     if !(training.rate.is_finite() && training.rate > 0.0) {
         return Err(Error::request("lr", "a positive number", training.rate).into());
     }
-    if settings.unit == Unit::Layer && settings.learned == Learned::Levels {
-        let expected = "--unit block: of single layers --calib finds the best levels without any training";
-        return Err(Error::request("--learn levels", expected, "--unit layer").into());
+    if let Some(Activations { training, .. }) = settings.activations {
+        if training.iterations == 0 {
+            return Err(Error::request("act-iters", "at least 1", 0).into());
+        }
+        if !(training.rate.is_finite() && training.rate > 0.0) {
+            return Err(Error::request("act-lr", "a positive number", training.rate).into());
+        }
     }
-    Ok(())
+    let refuse = |what: &str, expected: &str, got: &str| Err(Error::request(what, expected, got).into());
+    let steps = settings.activations.is_some();
+    match (settings.unit, settings.learned) {
+        (_, Learned::Nothing) if !steps => refuse("--learn", "rounding, levels or activations", "nothing"),
+        (Unit::Layer, _) if steps => {
+            let expected = "--unit block: moments of inputs do not tell what codes make of them";
+            refuse("--learn activations", expected, "--unit layer")
+        }
+        (Unit::Layer, Learned::Levels) => {
+            let expected = "--unit block: of single layers --calib finds the best levels without any training";
+            refuse("--learn levels", expected, "--unit layer")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What ranges of activations begin as: as `wanted`, as the configuration has them, or one range by extremes.
+///
+/// # Errors
+/// If no layer has integer activations, or there are more intervals than calls.
+fn starting_ranges(
+    wanted: &Activations,
+    of_config: Option<ActivationRanges>,
+    coded: &BTreeMap<Tensor, CodedLayer>,
+    calls: usize,
+) -> Result<ActivationRanges> {
+    if coded.values().all(|layer| layer.activation_bits.is_none()) {
+        let expected = "a configuration with integer activations, such as w4a8";
+        return Err(Error::request("--learn activations", expected, "floats alone").into());
+    }
+    let plain = ActivationRanges {
+        rule: RangeRule::MinMax,
+        intervals: 1,
+        axis: CurveAxis::StepFraction,
+        symmetric: false,
+        momentum: None,
+    };
+    let ranges = wanted.ranges.or(of_config).unwrap_or(plain);
+    if ranges.intervals == 0 || ranges.intervals > calls.max(1) {
+        let expected = format!("1 to {}, the calls that the calibration looked at", calls.max(1));
+        return Err(Error::request("--act-intervals", expected, ranges.intervals).into());
+    }
+    Ok(ranges)
 }
 
 /// Refuses layers that cannot be trained.
@@ -150,17 +207,25 @@ fn components(coded: &BTreeMap<Tensor, CodedLayer>) -> Vec<&str> {
 /// What is done, in words.
 fn how(settings: &Settings) -> String {
     let unit = if settings.unit == Unit::Block { "block" } else { "layer" };
-    let learned = if settings.learned == Learned::Levels { "levels" } else { "rounding" };
-    format!("{learned} by {unit}, {} iterations", settings.training.iterations)
+    let learned = match settings.learned {
+        Learned::Rounding => Some("rounding"),
+        Learned::Levels => Some("levels"),
+        Learned::Nothing => None,
+    };
+    let weights = learned.map(|learned| format!("{learned} by {unit}, {} iterations", settings.training.iterations));
+    let steps = settings
+        .activations
+        .map(|activations| format!("steps of activations by {unit}, {} iterations", activations.training.iterations));
+    weights.into_iter().chain(steps).collect::<Vec<_>>().join("; ")
 }
 
 /// A name for all that decides about the numbers.
 fn identity(settings: &Settings, coded: &BTreeMap<Tensor, CodedLayer>, hashes: &(u128, String)) -> String {
-    let Settings { unit, learned, training, batch, samples, memory, .. } = settings;
+    let Settings { unit, learned, training, activations, batch, samples, memory, .. } = settings;
     let prompts = settings.prompts.as_ref().map(std::fs::read);
     let version = env!("CARGO_PKG_VERSION");
     let all = format!(
-        "{version} {hashes:?} {coded:?} {unit:?} {learned:?} {training:?} {batch} {samples} {memory} {prompts:?}"
+        "{version} {hashes:?} {coded:?} {unit:?} {learned:?} {training:?} {activations:?} {batch} {samples} {memory} {prompts:?}"
     );
     format!("{:032x}", xxh3_128(all.as_bytes()))
 }
@@ -172,152 +237,81 @@ pub(super) struct Work<'a> {
     pub(super) calibration: &'a Calibration,
     /// The layers that become codes.
     pub(super) coded: BTreeMap<Tensor, CodedLayer>,
+    /// What ranges of activations begin as, if they are learned.
+    pub(super) ranges: Option<ActivationRanges>,
     pub(super) partial: Partial,
     pub(super) see: &'a mut dyn FnMut(Event<'_>) -> bool,
 }
 
-/// What is known of a layer before it is trained.
-pub(super) struct Known {
-    pub(super) weight: Array,
-    pub(super) nearest: QuantizedMatrix,
-    pub(super) moments: Option<Moments>,
-    /// What packing with a calibration makes of it.
-    pub(super) calibrated: Option<Calibrated>,
-}
-
-impl Known {
-    /// The levels between which it is rounded: as packing with a calibration has them, a published rule's where it says so.
-    pub(super) fn grid(&self) -> QuantizedMatrix {
-        self.calibrated.as_ref().map_or(&self.nearest, |calibrated| &calibrated.matrix).clone()
-    }
-}
-
 impl Work<'_> {
-    /// Trains all layers one by one; returns how many units there are.
+    /// Trains all layers one by one, halves of one together; returns how many units there are.
     fn layers(&mut self) -> Result<usize> {
-        let layers: Vec<(Tensor, String)> = self.coded.iter().map(|(&t, layer)| (t, layer.name.clone())).collect();
-        let (known, unknown): (Vec<_>, Vec<_>) = layers.into_iter().partition(|(_, name)| self.calibration.knows(name));
-        for (_, name) in unknown {
+        let mut layers: Vec<(String, Vec<Tensor>)> = Vec::new();
+        for (&tensor, layer) in &self.coded {
+            let name = layer.half.as_ref().map_or(&layer.name, |half| &half.whole);
+            match layers.iter_mut().find(|(other, _)| other == name) {
+                Some((_, halves)) => halves.push(tensor),
+                None => layers.push((name.clone(), vec![tensor])),
+            }
+        }
+        let (known, unknown): (Vec<_>, Vec<_>) = layers.into_iter().partition(|(name, _)| self.calibration.knows(name));
+        for (name, _) in unknown {
             (self.see)(Event::Note(format!("{name} stays as it is: the calibration does not know its inputs")));
         }
         if known.is_empty() {
             return Err(Error::request("--calib", "moments of the inputs of layers that become codes", "none").into());
         }
-        for (unit, (tensor, name)) in known.iter().enumerate() {
+        for (unit, (name, tensors)) in known.iter().enumerate() {
             let path = name.trim_end_matches(".weight");
             let path = path.split_once('/').map_or(path, |(_, path)| path);
             if !(self.see)(Event::Unit(unit, known.len(), path)) {
                 return Err(stopped().into());
             }
             if self.partial.unit(unit)?.is_none() {
-                let (layer, curve) = self.layer(*tensor)?;
-                let done = self.partial.keep(unit, path, curve, &[layer])?;
+                let (layers, curve) = self.layer(name, tensors)?;
+                let done = self.partial.keep(unit, path, (curve, None), &layers)?;
                 (self.see)(Event::Done(&done));
             }
         }
         Ok(known.len())
     }
 
-    /// Trains one layer by moments.
-    fn layer(&mut self, tensor: Tensor) -> Result<(Layer, Curve)> {
-        let known = self.known(tensor)?;
-        let moments = known.moments.as_ref().expect("a layer that the calibration knows");
+    /// Trains the layer whose whole weight is called `name`, all of it or the halves that there are, by moments.
+    fn layer(&mut self, name: &str, tensors: &[Tensor]) -> Result<(Vec<Layer>, Curve)> {
+        let known = tensors.iter().map(|&tensor| self.known(tensor)).collect::<Result<Vec<_>>>()?;
+        let moments = self.calibration.moments(name)?.expect("a layer that the calibration knows");
+        let part = |(known, tensor): (&Known, &Tensor)| {
+            let grid = known.grid();
+            let whole = || (0..moments.inputs()).collect();
+            let inputs = self.coded[tensor].half.as_ref().map_or_else(whole, |half| half.columns(grid.cols));
+            (grid, inputs)
+        };
+        let parts: Vec<_> = known.iter().zip(tensors).map(part).collect();
+        let parts = known.iter().zip(parts).map(|(known, (grid, inputs))| {
+            let weights = &known.weight.values;
+            layer::Part { weights, grid, inputs }
+        });
         let (total, see, mut done) = (self.settings.training.iterations, &mut self.see, 0);
         let mut tell = |_| {
             done += 1;
             see(Event::Iteration(done, total))
         };
-        let misfit =
-            |fault| Error::request(format!("--calib for {}", self.coded[&tensor].name), "moments of its inputs", fault);
-        let trained = layer::train(&known.weight.values, known.grid(), moments, &self.settings.training, &mut tell);
-        let Some((rounding, mut curve)) = trained.map_err(misfit)? else { return Err(stopped().into()) };
-        curve.check(&self.coded[&tensor].name)?;
-        let mut matrix = rounding.harden();
-        if curve.is_worse() {
-            (matrix, curve.end) = (Rounding::new(&known.weight.values, known.grid()).harden(), curve.begin);
-        }
-        let own = self.network.bias_of(tensor);
-        let bias = own.map(|_| outcome::mean_error(&known.weight.values, &matrix, moments));
-        Ok((self.finished(tensor, &known, matrix, bias), curve))
-    }
-
-    /// What is known of a layer.
-    ///
-    /// # Errors
-    /// If the calibration is damaged.
-    pub(super) fn known(&self, tensor: Tensor) -> Result<Known> {
-        let CodedLayer { name, method, bits, codebook } = &self.coded[&tensor];
-        let weight = self.network.array(tensor)?;
-        let rows = weight.dims[0];
-        let cols = weight.values.len() / rows;
-        let values = &weight.values;
-        let nearest = quantize(values, rows, cols, *method, *bits, *codebook);
-        let moments = self.calibration.moments(name)?;
-        let options = FeedbackOptions::default();
-        let chosen = moments
-            .as_ref()
-            .map(|moments| quantize_calibrated(values, rows, cols, *method, *bits, *codebook, moments, &options));
         let misfit = |fault| Error::request(format!("--calib for {name}"), "moments of its inputs", fault);
-        let calibrated = chosen.transpose().map_err(misfit)?;
-        Ok(Known { nearest, moments, calibrated, weight })
-    }
-
-    /// A layer ready to be trained in its block, and what its bias has gained before.
-    ///
-    /// # Errors
-    /// If its bias cannot be read.
-    pub(super) fn trainee(&self, tensor: Tensor, known: &Known) -> Result<(Trainee, Option<Vec<f32>>)> {
-        if self.settings.learned == Learned::Rounding {
-            return Ok((Trainee::rounding(tensor, &known.weight, known.grid()), None));
+        let trained = layer::train(parts.collect(), &moments, &self.settings.training, &mut tell);
+        let Some((roundings, mut curve)) = trained.map_err(misfit)? else { return Err(stopped().into()) };
+        curve.check(name)?;
+        let worse = curve.is_worse();
+        if worse {
+            curve.end = curve.begin;
         }
-        let own = self.network.bias_of(tensor);
-        // Codes are chosen for what is left when the mean error is in the bias.
-        let (matrix, gain) = match (&known.calibrated, own) {
-            (Some(chosen), Some(_)) => {
-                (chosen.matrix.clone(), Some(chosen.bias.iter().map(|&v| v as f32).collect::<Vec<f32>>()))
-            }
-            _ => (known.nearest.clone(), None),
-        };
-        let bias = match own {
-            None => None,
-            Some(bias) => {
-                let mut array = self.network.array(bias)?;
-                array.values.iter_mut().zip(gain.iter().flatten()).for_each(|(bias, gain)| *bias += gain);
-                Some((bias, array))
-            }
-        };
-        Ok((Trainee::Levels(Levels::new(tensor, &known.weight.dims, matrix, bias)), gain))
-    }
-
-    /// A layer with what there is to say of it.
-    pub(super) fn finished(
-        &self,
-        tensor: Tensor,
-        known: &Known,
-        matrix: QuantizedMatrix,
-        bias: Option<Vec<f32>>,
-    ) -> Layer {
-        let CodedLayer { name, method, bits, .. } = &self.coded[&tensor];
-        let (table, int8) = match &matrix.table {
-            TableValues::I8(entries) => (entries.len(), true),
-            TableValues::F16(entries) => (entries.len(), false),
-        };
-        let errors = known.moments.as_ref().and_then(|moments| {
-            outcome::output_errors(&known.weight.values, (&matrix, bias.as_deref()), &known.nearest, moments)
-        });
-        let record = LayerRecord {
-            name: name.clone(),
-            method: format!("{method}-{bits}"),
-            bits: u32::from(bits.get()),
-            rows: matrix.rows,
-            cols: matrix.cols,
-            tables: table / bits.levels(),
-            int8,
-            biased: bias.is_some(),
-            output_error: errors.map(|[error, _]| error),
-            nearest_output_error: errors.map(|[_, nearest]| nearest),
-        };
-        Layer { record, matrix, bias }
+        let mut layers = Vec::new();
+        for ((&tensor, known), rounding) in tensors.iter().zip(&known).zip(roundings) {
+            let matrix = if worse { Rounding::new(&known.weight.values, known.grid()) } else { rounding }.harden();
+            let own = self.network.bias_of(tensor).zip(known.moments.as_ref());
+            let bias = own.map(|(_, moments)| outcome::mean_error(&known.weight.values, &matrix, moments));
+            layers.push(self.finished(tensor, known, matrix, bias));
+        }
+        Ok((layers, curve))
     }
 }
 

@@ -23,6 +23,10 @@ pub struct Samples {
     pub values: Values,
     /// Those that all samples have in common.
     pub shared: BTreeSet<Value>,
+    /// Of which call each sample is: its number in the run, and the timestep that the network received.
+    pub times: Vec<(usize, f32)>,
+    /// Calls of the run.
+    pub calls: usize,
 }
 
 /// The axes of values of one sample, and which of them all samples have in common.
@@ -123,7 +127,7 @@ impl Calls<'_> {
         count: usize,
     ) -> Result<Samples> {
         let places = places(program, segments)?;
-        let mut samples = Samples { count: 0, values: Values::new(), shared: BTreeSet::new() };
+        let mut samples = Samples { calls: self.states.calls.len(), ..Samples::default() };
         for image in 0..self.request.prompts.len() {
             for (place, &index) in self.states.chosen.iter().enumerate() {
                 let call = self.states.calls[index];
@@ -142,6 +146,7 @@ impl Calls<'_> {
                     Ok(())
                 })?;
                 samples.count += wanted;
+                samples.times.extend(std::iter::repeat_n((index, call.moment.timestep), wanted));
             }
         }
         if samples.count == 0 {

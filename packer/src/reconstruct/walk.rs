@@ -1,12 +1,14 @@
 //! Block reconstruction through a whole network: two streams of values, side by side.
 
+use super::activations;
 use super::block::{self, Block};
-use super::file::Layer;
-use super::run::{Event, Known, Work, stopped};
+use super::file::{ActivationRecord, Layer};
+use super::known::Known;
+use super::run::{Event, Work, stopped};
 use super::samples::{Calls, Samples, Shapes, last_readers};
 use super::segments::{Segment, segments};
 use super::trainee::Trainee;
-use super::{Curve, Settings};
+use super::{Activations, Curve, Learned, Settings};
 use crate::calibrate::{self, samples, states};
 use crate::error::Result;
 use crate::reverse::Array;
@@ -16,7 +18,7 @@ use aquatint::pipeline::{NoiseSource, Request, Session};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
-use aquatint::raw::program::{Program, Tensor};
+use aquatint::raw::program::{CurveAxis, Program, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Trains all units; returns how many there are, and the samples that they were trained on.
@@ -55,7 +57,12 @@ pub(super) fn walk(
             let kept = work.partial.unit(units)?;
             let layers = match kept {
                 Some((_, layers)) => layers,
-                None => unit(work, (units, segment), (&program, &weights), (&quantized, &target), &done)?,
+                None => {
+                    let (float, quantized, target, weights) = (&float, &quantized, &target, weights.clone());
+                    let (number, program, shapes) = (units, &program, &shapes);
+                    let own = Training { number, segment, program, shapes, weights, float, quantized, target };
+                    unit(work, own, &done)?
+                }
             };
             let own: Vec<Tensor> = segment.layers.iter().copied().filter(|t| !done.contains_key(t)).collect();
             done.extend(own.into_iter().zip(layers));
@@ -143,62 +150,129 @@ fn tokens(request: &Request) -> Result<usize> {
     }
 }
 
+/// A segment that is trained, and what it is given.
+struct Training<'a> {
+    number: usize,
+    segment: &'a Segment,
+    program: &'a Program,
+    shapes: &'a Shapes,
+    /// The float weights of its nodes, those of layers that are done as they have become.
+    weights: BTreeMap<Tensor, Array>,
+    float: &'a Samples,
+    quantized: &'a Samples,
+    /// What the float network makes of its samples.
+    target: &'a Array,
+}
+
 /// Trains the layers of a segment that are not `done`, and keeps them.
-fn unit(
-    work: &mut Work<'_>,
-    (number, segment): (usize, &Segment),
-    (program, weights): (&Program, &BTreeMap<Tensor, Array>),
-    (inputs, target): (&Samples, &Array),
-    done: &BTreeMap<Tensor, Layer>,
-) -> Result<Vec<Layer>> {
-    let settings = work.settings;
-    let (mut trainees, mut known, mut gains) = (BTreeMap::new(), Vec::<(Tensor, Known)>::new(), BTreeMap::new());
-    for &tensor in segment.layers.iter().filter(|t| !done.contains_key(t)) {
-        let own = work.known(tensor)?;
-        let (trainee, gain) = work.trainee(tensor, &own)?;
-        gains.insert(tensor, gain);
-        trainees.insert(tensor, trainee);
-        known.push((tensor, own));
-    }
-    let mut weights = weights.clone();
+fn unit(work: &mut Work<'_>, mut unit: Training<'_>, done: &BTreeMap<Tensor, Layer>) -> Result<Vec<Layer>> {
     for (&tensor, layer) in done {
-        replace(work, &mut weights, tensor, layer);
+        replace(work, &mut unit.weights, tensor, layer);
     }
-    let find = |tensor: Tensor| &weights[&tensor];
+    let tensors: Vec<Tensor> = unit.segment.layers.iter().copied().filter(|t| !done.contains_key(t)).collect();
+    let (mut layers, curve) = train_weights(work, &mut unit, &tensors)?;
+    let activations = train_steps(work, &unit, &tensors, &mut layers)?;
+    let record = work.partial.keep(unit.number, &unit.segment.name, (curve, activations), &layers)?;
+    (work.see)(Event::Done(&record));
+    Ok(layers)
+}
+
+/// Trains weights of a segment, which become in `unit` what they are then.
+fn train_weights(work: &mut Work<'_>, unit: &mut Training<'_>, tensors: &[Tensor]) -> Result<(Vec<Layer>, Curve)> {
+    let settings = work.settings;
+    let nothing = settings.learned == Learned::Nothing;
+    let (mut trainees, mut known) = (BTreeMap::new(), Vec::<(Tensor, Known, Option<Vec<f32>>)>::new());
+    let mut layers = Vec::new();
+    for &tensor in tensors {
+        let own = work.known(tensor)?;
+        if nothing {
+            let (matrix, gain) = work.chosen(tensor, &own);
+            layers.push(work.finished(tensor, &own, matrix, gain));
+        } else {
+            let (trainee, gain) = work.trainee(tensor, &own)?;
+            trainees.insert(tensor, trainee);
+            known.push((tensor, own, gain));
+        }
+    }
+    for (&tensor, layer) in tensors.iter().zip(&layers) {
+        replace(work, &mut unit.weights, tensor, layer);
+    }
+    let find = |tensor: Tensor| &unit.weights[&tensor];
     let block = Block {
-        program,
-        nodes: &segment.nodes,
-        output: segment.output,
-        inputs: &inputs.values,
-        shared: &inputs.shared,
-        target,
+        program: unit.program,
+        nodes: &unit.segment.nodes,
+        output: unit.segment.output,
+        inputs: &unit.quantized.values,
+        shared: &unit.quantized.shared,
+        target: unit.target,
         weights: &find,
     };
-    let (total, see, mut count) = (settings.training.iterations, &mut work.see, 0);
+    let iterations = if nothing { 0 } else { settings.training.iterations };
+    let training = super::Training { iterations, ..settings.training };
+    let (see, mut count) = (&mut work.see, 0);
     let mut tell = |_| {
         count += 1;
-        see(Event::Iteration(count, total))
+        see(Event::Iteration(count, iterations))
     };
-    let mut next = |iteration: usize| batch((number, iteration), inputs.count, settings.batch);
-    let curve: Option<Curve> = block.train(&mut trainees, &settings.training, &mut next, &mut tell)?;
+    let mut next = |iteration: usize| batch((unit.number, iteration), unit.quantized.count, settings.batch);
+    let curve: Option<Curve> = block.train(&mut trainees, &training, &mut next, &mut tell)?;
     let mut curve = curve.ok_or_else(stopped)?;
-    curve.check(&segment.name)?;
+    curve.check(&unit.segment.name)?;
     if curve.is_worse() {
         trainees.values_mut().for_each(Trainee::reset);
         curve.end = curve.begin;
     }
-    let mut layers = Vec::new();
-    for (tensor, known) in &known {
+    for (tensor, known, gain) in &known {
         let (matrix, learned) = trainees[tensor].finish();
         let bias = learned.map(|learned| {
-            let before = gains[tensor].clone().unwrap_or_else(|| vec![0.0; learned.len()]);
+            let before = gain.clone().unwrap_or_else(|| vec![0.0; learned.len()]);
             learned.iter().zip(before).map(|(gain, before)| gain + before).collect()
         });
-        layers.push(work.finished(*tensor, known, matrix, bias));
+        let layer = work.finished(*tensor, known, matrix, bias);
+        replace(work, &mut unit.weights, *tensor, &layer);
+        layers.push(layer);
     }
-    let record = work.partial.keep(number, &segment.name, curve, &layers)?;
-    (work.see)(Event::Done(&record));
-    Ok(layers)
+    Ok((layers, curve))
+}
+
+/// Trains steps of the activations of a segment, if any are to be, on the float network's samples; puts them to `layers`, those of
+/// `tensors`.
+fn train_steps(
+    work: &mut Work<'_>,
+    unit: &Training<'_>,
+    tensors: &[Tensor],
+    layers: &mut [Layer],
+) -> Result<Option<Curve>> {
+    let settings = work.settings;
+    let (Some(ranges), Some(Activations { training, .. })) = (&work.ranges, &settings.activations) else {
+        return Ok(None);
+    };
+    let bits = |tensor: Tensor| work.coded[&tensor].activation_bits;
+    let of_layer = |tensor: Tensor| bits(tensor).filter(|_| tensors.contains(&tensor));
+    let first = Tensor(work.network.types().len() as u32);
+    let shared = |value| unit.shapes.is_shared(value);
+    let coded = activations::coded(unit.program, unit.segment, &of_layer, &shared, first);
+    if coded.is_empty() {
+        return Ok(None);
+    }
+    let (see, mut count) = (&mut work.see, 0);
+    let mut tell = |_| {
+        count += 1;
+        see(Event::Iteration(count, training.iterations))
+    };
+    let mut next = |iteration: usize| batch((unit.number, iteration), unit.float.count, settings.batch);
+    let samples = (unit.float, unit.target, &unit.weights);
+    let network = (unit.program, unit.segment);
+    let trained = activations::train(network, &coded, (ranges, training), samples, &mut next, &mut tell)?;
+    let (learned, curve) = trained.ok_or_else(stopped)?;
+    curve.check(&unit.segment.name)?;
+    for (&tensor, layer) in tensors.iter().zip(layers) {
+        let (Some(points), Some(bits)) = (learned.get(&tensor), work.coded[&tensor].activation_bits) else { continue };
+        let timesteps = ranges.axis == CurveAxis::Timestep;
+        layer.record.activations = Some(ActivationRecord { bits, points: points.len(), timesteps });
+        layer.activations = Some(points.clone());
+    }
+    Ok(Some(curve))
 }
 
 /// Puts a layer as it has become in place of the float one, where that is.

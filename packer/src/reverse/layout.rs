@@ -4,7 +4,7 @@ use super::Tape;
 use super::act::{activate, chain};
 use super::array::{Array, Cotangents};
 use super::linear::{add_cyclic, sum_cyclic};
-use aquatint::raw::program::{Add, Concat, Pointwise, Resample, Resampling};
+use aquatint::raw::program::{Add, Concat, Pointwise, Resample, Resampling, Slice};
 
 pub(super) fn pointwise(op: &Pointwise, tape: &Tape) -> Array {
     let mut y = tape.value(op.x).clone();
@@ -50,6 +50,22 @@ pub(super) fn concat_backward(op: &Concat, tape: &Tape, dy: Array, back: &mut Co
         let part = rows.flat_map(|row| &row[first..first + like.cols()]).copied().collect();
         back.add(value, Array::new(&like.dims, part));
     }
+}
+
+pub(super) fn slice(op: &Slice, tape: &Tape) -> Array {
+    let (x, first, count) = (tape.value(op.x), op.first as usize, op.count as usize);
+    let rows = x.values.chunks_exact(x.cols());
+    Array::new(&x.dims_with(count), rows.flat_map(|row| &row[first..first + count]).copied().collect())
+}
+
+pub(super) fn slice_backward(op: &Slice, tape: &Tape, dy: Array, back: &mut Cotangents) {
+    let (first, count) = (op.first as usize, op.count as usize);
+    let mut dx = Array::zeros(&tape.value(op.x).dims);
+    let cols = dx.cols();
+    for (dx, dy) in dx.values.chunks_exact_mut(cols).zip(dy.values.chunks_exact(count)) {
+        dx[first..first + count].copy_from_slice(dy);
+    }
+    back.add(op.x, dx);
 }
 
 /// `(n, h, w, c) -> (n, h / p, w / p, p * p * c)`.

@@ -7,7 +7,8 @@
 //! A [`Tape`] holds what the nodes of one run made; [`Tape::backward`] goes through them the other way (reverse-mode
 //! differentiation: Griewank & Walther, Evaluating Derivatives, chapter 3). Each op's rules stand in the file of its family,
 //! forward and backward side by side. The ops that have rules are those that stand between the weights of a network's
-//! blocks; of others, and of codes, there are none, and a program that has them is refused.
+//! blocks; of others there are none, and a program that has them is refused. Codes are floats again at once, and have rules where
+//! their range is fixed: the curve's tensor is, in a run, (samples, 2), the scale and zero point at the time of each sample.
 //!
 //! Everything is f32, as in the training that this serves; sums over rows that could lose digits are of f64. No result
 //! depends on the number of threads: work is cut into pieces of fixed size, and partial sums are added in their order.
@@ -20,6 +21,7 @@ mod layout;
 mod linear;
 mod norm;
 mod product;
+mod quantize;
 
 pub use array::{Array, Cotangents, Values};
 pub(crate) use product::product;
@@ -102,12 +104,16 @@ impl<'a> Tape<'a> {
             Op::Pointwise(op) => (layout::pointwise(op, self), None),
             Op::Add(op) => (layout::add(op, self), None),
             Op::Concat(op) => (layout::concat(op, self), None),
+            Op::Slice(op) => (layout::slice(op, self), None),
             Op::Patchify(op) => (layout::patchify(self.value(op.x), op.patch as usize), None),
             Op::Unpatchify(op) => (layout::unpatchify(self.value(op.x), op.patch as usize), None),
             Op::Resample(op) => (layout::resample(op, self), None),
+            Op::Quantize(op) => match quantize::curve(op) {
+                Some(tensor) => (quantize::forward(op, tensor, self), None),
+                None => return Err(no_rule(self.program, node)),
+            },
             Op::LayerNorm(_)
             | Op::GroupNorm(_)
-            | Op::Quantize(_)
             | Op::Embedding(_)
             | Op::TimestepEmbedding(_)
             | Op::PositionEmbedding(_)
@@ -144,11 +150,15 @@ impl<'a> Tape<'a> {
                 Op::Pointwise(op) => layout::pointwise_backward(op, self, dy, &mut back),
                 Op::Add(op) => layout::add_backward(op, self, dy, &mut back),
                 Op::Concat(op) => layout::concat_backward(op, self, dy, &mut back),
+                Op::Slice(op) => layout::slice_backward(op, self, dy, &mut back),
                 Op::Patchify(op) => back.add(op.x, layout::unpatchify(&dy, op.patch as usize)),
                 Op::Unpatchify(op) => back.add(op.x, layout::patchify(&dy, op.patch as usize)),
                 Op::Resample(op) => layout::resample_backward(op, self, dy, &mut back),
-                Op::Quantize(_)
-                | Op::Embedding(_)
+                Op::Quantize(op) => {
+                    let tensor = quantize::curve(op).expect("refused on the way forward");
+                    quantize::backward(op, tensor, self, dy, &mut back);
+                }
+                Op::Embedding(_)
                 | Op::TimestepEmbedding(_)
                 | Op::PositionEmbedding(_)
                 | Op::VectorQuantize(_)
@@ -182,13 +192,14 @@ pub fn has_rule(op: &Op) -> bool {
         | Op::Pointwise(_)
         | Op::Add(_)
         | Op::Concat(_)
+        | Op::Slice(_)
         | Op::Patchify(_)
         | Op::Unpatchify(_)
         | Op::Resample(_) => true,
         Op::LayerNorm(op) => op.quantize.is_none(),
         Op::GroupNorm(op) => op.quantize.is_none(),
-        Op::Quantize(_)
-        | Op::Embedding(_)
+        Op::Quantize(op) => quantize::curve(op).is_some(),
+        Op::Embedding(_)
         | Op::TimestepEmbedding(_)
         | Op::PositionEmbedding(_)
         | Op::VectorQuantize(_)

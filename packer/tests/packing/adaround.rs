@@ -34,6 +34,19 @@ fn moments(x: &Dense) -> Moments {
     Moments { rows: n as f64, mean, second: SecondMoments::Dense(second) }
 }
 
+/// Trains a layer that is one product.
+fn train(
+    weights: &Dense,
+    grid: &QuantizedMatrix,
+    moments: &Moments,
+    training: &Training,
+    see: &mut dyn FnMut(f64) -> bool,
+) -> Result<Option<(Rounding, Curve)>, String> {
+    let part = layer::Part { weights: &weights.values, grid: grid.clone(), inputs: (0..moments.inputs()).collect() };
+    let trained = layer::train(vec![part], moments, training, see)?;
+    Ok(trained.map(|(mut roundings, curve)| (roundings.remove(0), curve)))
+}
+
 /// Alphas move by a rate per step, so that is what errors of theirs are measured in: where a derivative is nearly 0, a step
 /// goes anywhere. What is asked for is that all but a few end within half a step.
 fn assert_alphas(got: &[f32], expected: &[f32], rate: f32, what: &str) {
@@ -61,18 +74,12 @@ fn directions_of_layers_are_those_of_torch() {
             let of = |key: &str| at(&format!("{which}/{key}"));
             let training = Training { iterations, rate, weight: Schedule::WEIGHT };
             let mut losses = Vec::new();
-            let (rounding, curve) = layer::train(
-                &weights.values,
-                grid(weights, bits, at("step"), at("zero")),
-                &moments(at("x")),
-                &training,
-                &mut |loss| {
-                    losses.push(loss);
-                    true
-                },
-            )
-            .unwrap()
-            .unwrap();
+            let grid = grid(weights, bits, at("step"), at("zero"));
+            let mut see = |loss| {
+                losses.push(loss);
+                true
+            };
+            let (rounding, curve) = train(weights, &grid, &moments(at("x")), &training, &mut see).unwrap().unwrap();
             for (i, (&got, &expected)) in losses.iter().zip(&of("losses").values).enumerate() {
                 let expected = f64::from(expected);
                 assert!((got - expected).abs() <= 2e-3 * expected + 1e-9, "{what}, {i}: {got}, torch has {expected}");
@@ -102,8 +109,7 @@ fn a_layer_objective_is_the_error_of_outputs() {
         outputs.sum::<f64>() / x.shape[0] as f64
     };
     let training = Training { iterations: 400, rate: 2e-2, weight: Schedule::WEIGHT };
-    let trained =
-        layer::train(&weights.values, nearest.clone(), &moments(x), &training, &mut |_| true).unwrap().unwrap();
+    let trained = train(weights, &nearest, &moments(x), &training, &mut |_| true).unwrap().unwrap();
     let (rounding, curve) = trained;
     let near = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-4 * expected, "{got} {expected}");
     near(curve.begin, error(&nearest));
@@ -112,7 +118,7 @@ fn a_layer_objective_is_the_error_of_outputs() {
     // It is the regularizer that makes directions certain.
     let undecided = |weight: f32| {
         let training = Training { weight, ..training };
-        let trained = layer::train(&weights.values, nearest.clone(), &moments(x), &training, &mut |_| true);
+        let trained = train(weights, &nearest, &moments(x), &training, &mut |_| true);
         let (rounding, _) = trained.unwrap().unwrap();
         // Where the stretched sigmoid is neither 0 nor 1.
         rounding.alpha.iter().filter(|alpha| alpha.abs() < 11f32.ln()).count()
@@ -120,11 +126,49 @@ fn a_layer_objective_is_the_error_of_outputs() {
     let [strong, none] = [undecided(1.0), undecided(0.0)];
     assert!(10 * strong < none, "{strong} {none}");
     // Work ends when it should, and what does not fit is told.
-    let ended = layer::train(&weights.values, nearest.clone(), &moments(x), &training, &mut |_| false);
+    let ended = train(weights, &nearest, &moments(x), &training, &mut |_| false);
     assert!(ended.unwrap().is_none());
     let other = moments(&all["layer/b/x"]);
-    let error = layer::train(&weights.values, nearest, &other, &training, &mut |_| true).unwrap_err();
+    let error = train(weights, &nearest, &other, &training, &mut |_| true).unwrap_err();
     assert_eq!(error, "moments of 9 inputs for 91 weights of 7 outputs");
+}
+
+#[test]
+fn halves_are_trained_for_their_sum() {
+    let all = fixture();
+    let (weights, x) = (&all["layer/a/w"], &all["layer/a/x"]);
+    let whole = grid(weights, 3, &all["layer/a/step"], &all["layer/a/zero"]);
+    let training = Training { iterations: 60, rate: 2e-2, weight: Schedule::WEIGHT };
+    let (rounding, curve) = train(weights, &whole, &moments(x), &training, &mut |_| true).unwrap().unwrap();
+    // The same weights on the same levels, in two products of inputs that lie anywhere.
+    let halves = [vec![1, 2, 5, 9], vec![0, 3, 4, 6, 7, 8, 10, 11, 12]];
+    let of = |row: &[f32], inputs: &[usize]| inputs.iter().map(|&i| row[i]).collect::<Vec<f32>>();
+    let columns = |values: &[f32], inputs: &[usize]| -> Vec<f32> {
+        values.chunks_exact(whole.cols).flat_map(|row| of(row, inputs)).collect()
+    };
+    let values = halves.each_ref().map(|inputs| columns(&weights.values, inputs));
+    let parts = halves.iter().zip(&values).map(|(inputs, weights)| {
+        let codes = vec![0; weights.len()];
+        layer::Part {
+            weights,
+            grid: QuantizedMatrix { cols: inputs.len(), codes, ..whole.clone() },
+            inputs: inputs.clone(),
+        }
+    });
+    let (parts, own) = layer::train(parts.collect(), &moments(x), &training, &mut |_| true).unwrap().unwrap();
+    assert!((own.begin - curve.begin).abs() < 1e-5 * curve.begin && (own.end - curve.end).abs() < 1e-2 * curve.end);
+    for (part, inputs) in parts.iter().zip(&halves) {
+        assert_alphas(&part.alpha, &columns(&rounding.alpha, inputs), training.rate, "halves");
+    }
+    // Each for itself would be another thing.
+    let alone = layer::Part {
+        weights: &values[0],
+        grid: QuantizedMatrix { cols: 4, codes: vec![0; 28], ..whole.clone() },
+        inputs: halves[0].clone(),
+    };
+    let (alone, _) = layer::train(vec![alone], &moments(x), &training, &mut |_| true).unwrap().unwrap();
+    let far = alone[0].alpha.iter().zip(&parts[0].alpha).filter(|(a, b)| (**a - **b).abs() > training.rate).count();
+    assert!(far * 5 > alone[0].len(), "{far}");
 }
 
 /// The block of the fixture.

@@ -5,6 +5,7 @@ use aquatint::options::SamplingOptions;
 use aquatint::pipeline::NoiseSource;
 use aquatint::raw::format::{Meta, Packed};
 use packer::calibrate::{Calibration, Event, Settings, Shard, calibrate, merge};
+use packer::pass::Split;
 use packer::quantize::{Moments, SecondMoments};
 use std::collections::BTreeMap;
 use std::fs;
@@ -494,13 +495,20 @@ fn unfinished_work_of_other_settings_is_refused() {
 }
 
 #[test]
-fn halves_of_a_split_shortcut_are_calibrated_each_with_its_own_inputs() {
+fn halves_of_a_split_layer_are_calibrated_each_with_its_own_inputs() {
     let scratch = Scratch::new("split-calibrated");
     let case = &CASES[3];
     let settings = case.settings(&scratch, "c.safetensors");
     run(&settings);
-    let config = scratch.path("shortcuts.toml");
-    fs::write(&config, "default = \"f16\"\n[layers]\n\"up_blocks.*conv_shortcut\" = \"w3a8\"\n").expect("room");
+    for (split, layer) in [(Split::Shortcut, "conv_shortcut"), (Split::Conv, "conv1")] {
+        halves_are_calibrated(&scratch, case, &settings, split, layer);
+    }
+}
+
+fn halves_are_calibrated(scratch: &Scratch, case: &Case, settings: &Settings, split: Split, layer: &str) {
+    let config = scratch.path("halves.toml");
+    let text = format!("default = \"f16\"\n[layers]\n\"up_blocks.*{layer}\" = \"w3a8\"\n");
+    fs::write(&config, text).expect("room");
     let pack = |split| {
         let options = packer::emit::Options {
             model: fixture(case.model),
@@ -512,13 +520,12 @@ fn halves_of_a_split_shortcut_are_calibrated_each_with_its_own_inputs() {
         };
         packer::emit::pack(&options, &mut |_| ()).expect("it packs").layers
     };
-    let (whole, halves) = (pack(false), pack(true));
+    let (whole, halves) = (pack(Vec::new()), pack(vec![split]));
     assert_eq!(halves.len(), whole.len() + 6);
-    let shortcuts = halves
-        .iter()
-        .filter(|line| line.meta.name.starts_with("unet/up_blocks") && line.meta.name.contains("shortcut"));
+    let lines =
+        halves.iter().filter(|line| line.meta.name.starts_with("unet/up_blocks") && line.meta.name.contains(layer));
     let mut count = 0;
-    for line in shortcuts {
+    for line in lines {
         let (Some(error), Some(nearest)) = (line.meta.output_error, line.meta.nearest_output_error) else {
             panic!("{:?} is not calibrated", line.meta);
         };

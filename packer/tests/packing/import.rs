@@ -2,7 +2,9 @@
 
 use crate::common::{Dense, Scratch, fixture, load};
 use aquatint::raw::format::{Packed, TensorView};
+use aquatint::raw::program::{Node, Op, Role};
 use packer::emit::{Options, RangeSource, Report, pack};
+use packer::pass::Split;
 use packer::source::layout::{self, Elsewhere, Entry};
 use packer::source::settings::Overrules;
 use packer::source::{Checkpoint, view::Part};
@@ -31,7 +33,7 @@ fn try_pack(scratch: &Scratch, model: &str, config: &str, file: &str, split: boo
         model: fixture(model),
         q_config: Some(config),
         import: Some(import(file)),
-        split,
+        split: if split { vec![Split::Shortcut] } else { Vec::new() },
         output: scratch.path("m.aqt"),
         ..Default::default()
     };
@@ -158,12 +160,71 @@ fn weights_are_those_of_qua2sedimos_forward() {
 }
 
 #[test]
+fn convolutions_over_skip_connections_are_split_where_a_file_splits_them() {
+    let scratch = Scratch::new("conv");
+    let config = "imports/qua2sedimo_conv.json";
+    let report = try_pack(&scratch, "sd/v1", config, "qua2sedimo_conv_mq.pt", false).unwrap();
+    let seconds: Vec<&str> =
+        report.layers.iter().map(|line| &line.meta.name[..]).filter(|name| name.ends_with("_0")).collect();
+    let expected_seconds = [0, 1].map(|i| format!("unet/up_blocks.2.resnets.{i}.conv1.weight_quantizer_0"));
+    assert_eq!(seconds, expected_seconds);
+    let back = unpacked(&scratch);
+    for (key, tensor) in expected("conv") {
+        assert_eq!(back[&format!("{key}.weight")].values, tensor.values, "{key}");
+    }
+    // Who asks for other halves than the file has is told.
+    let whole = Options {
+        model: fixture("sd/v1"),
+        q_config: Some("w4a16".into()),
+        import: Some(import("qdiffusion.pth")),
+        split: vec![Split::Conv],
+        output: scratch.path("n.aqt"),
+        ..Default::default()
+    };
+    let error = pack(&whole, &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("conv1") && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn each_kind_of_layer_is_split_by_its_name() {
+    let scratch = Scratch::new("kinds");
+    let of = |split: &[Split]| Options {
+        model: fixture("sd/v1"),
+        q_config: Some("w4a8".into()),
+        split: split.to_vec(),
+        output: scratch.path("m.aqt"),
+        ..Default::default()
+    };
+    let seconds = |split: &[Split]| -> Vec<String> {
+        let plan = packer::emit::explain(&of(split)).unwrap();
+        plan.layers.into_iter().map(|layer| layer.name).filter(|name| name.ends_with("_0")).collect()
+    };
+    let (shortcuts, convs) = (seconds(&[Split::Shortcut]), seconds(&[Split::Conv]));
+    assert!(shortcuts.len() == 6 && shortcuts.iter().all(|name| name.contains("conv_shortcut")));
+    assert!(convs.len() == 6 && convs.iter().all(|name| name.contains("conv1")));
+    assert_eq!(seconds(&[Split::Shortcut, Split::Conv]).len(), 12);
+    // Each half has codes and a range of its own, and the model is packed, proved and run.
+    pack(&of(&[Split::Conv]), &mut |_| ()).unwrap();
+    let packed = Packed::open(&scratch.path("m.aqt")).unwrap();
+    let program = packed.program(Role::Denoiser).unwrap();
+    let ops = |name: &str| program.nodes.iter().filter(|node| node.op.name() == name).count();
+    assert_eq!(ops("slice"), 12);
+    let sliced = |node: &&Node| match node.op {
+        Op::Quantize(op) => program.node_of(op.x).is_some_and(|x| program.nodes[x].op.name() == "slice"),
+        _ => false,
+    };
+    assert_eq!(program.nodes.iter().filter(sliced).count(), 12);
+    let error = packer::emit::explain(&of(&[Split::Linear])).unwrap_err().to_string();
+    assert!(error.contains("--split=linear: expected a denoiser with linear layers over norms"), "{error}");
+}
+
+#[test]
 fn shortcuts_are_split_on_request_and_come_back_whole() {
     let scratch = Scratch::new("split");
     let options = Options {
         model: fixture("sd/v1"),
         q_config: Some("w8a16".into()),
-        split: true,
+        split: vec![Split::Shortcut],
         output: scratch.path("m.aqt"),
         ..Default::default()
     };
@@ -177,7 +238,7 @@ fn shortcuts_are_split_on_request_and_come_back_whole() {
     }
     // A configuration that names second halves has them split.
     let config = import("qua2sedimo.json").display().to_string();
-    let named = Options { q_config: Some(config), split: false, ..options.clone() };
+    let named = Options { q_config: Some(config), split: Vec::new(), ..options.clone() };
     let plan = packer::emit::explain(&named).unwrap();
     let halves: Vec<_> = plan.layers.iter().filter(|layer| layer.name.ends_with("_0")).collect();
     assert_eq!(halves.iter().map(|layer| &layer.method[..]).collect::<Vec<_>>(), ["kmeans-3", "mse-3"]);

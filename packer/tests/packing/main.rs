@@ -30,6 +30,7 @@ mod scheduler;
 mod settings;
 mod smooth;
 mod steps;
+mod steps_of_activations;
 mod tdq;
 mod tokenizer;
 mod torch;

@@ -4,6 +4,7 @@ use crate::common::{Scratch, fixture, load, load_component};
 use aquatint::raw::codec::Bits;
 use packer::emit::{Options, pack};
 use packer::multiquantizer::{Row, Settings, multiquantize};
+use packer::pass::Split;
 use packer::quantize::{Method, exact};
 use packer::unpack::unpack;
 use packer::weights::Float;
@@ -17,7 +18,7 @@ fn settings(scratch: &Scratch, float: Float) -> Settings {
         methods: METHODS.to_vec(),
         bits: vec![Bits::ALL[2], Bits::ALL[1]],
         float,
-        split: false,
+        split: Vec::new(),
         output: scratch.path("mq.safetensors"),
     }
 }
@@ -112,13 +113,14 @@ fn an_import_has_the_layers_as_they_are() {
 }
 
 #[test]
-fn halves_of_split_shortcuts_are_quantized_apart() {
+fn halves_of_split_layers_are_quantized_apart() {
     let scratch = Scratch::new("mq-split");
-    let settings = Settings { model: fixture("sd/v1"), split: true, ..settings(&scratch, Float::F32) };
+    let split = vec![Split::Shortcut, Split::Conv];
+    let settings = Settings { model: fixture("sd/v1"), split, ..settings(&scratch, Float::F32) };
     let rows = multiquantize(&settings, &mut |_, _, _| ()).unwrap();
     let (made, source) = (load(&settings.output), load_component(&fixture("sd/v1/unet")));
     let halves: Vec<&Row> = rows.iter().filter(|row| row.layer.ends_with(".weight_quantizer_0")).collect();
-    assert_eq!(halves.len(), 6 * 6, "six shortcuts over skip connections");
+    assert_eq!(halves.len(), 12 * 6, "six shortcuts over skip connections, and six convolutions");
     for second in halves {
         let path = second.layer.strip_suffix(".weight_quantizer_0").unwrap();
         let first = rows.iter().find(|row| row.layer == path && row.method == second.method).unwrap();
@@ -130,9 +132,11 @@ fn halves_of_split_shortcuts_are_quantized_apart() {
             let (a, b) = (part(""), part("_0"));
             let (rows, cols, at) = (whole.shape[0], whole.shape[1], a.shape[1]);
             assert_eq!(at + b.shape[1], cols);
-            for (half, inputs) in [(a, 0..at), (b, at..cols)] {
+            let taps: usize = whole.shape[2..].iter().product();
+            assert!(taps == 1 || at == rows);
+            for (half, inputs) in [(a, 0..at * taps), (b, at * taps..cols * taps)] {
                 let part: Vec<f32> =
-                    whole.values.chunks_exact(cols).flat_map(|row| row[inputs.clone()].to_vec()).collect();
+                    whole.values.chunks_exact(cols * taps).flat_map(|row| row[inputs.clone()].to_vec()).collect();
                 let alone = exact(&part, rows, inputs.len(), Method::KMeansRow, Bits::ALL[2]);
                 assert_eq!(half.values, alone.values, "{path}: inputs {inputs:?}");
             }
@@ -147,7 +151,7 @@ fn halves_of_split_shortcuts_are_quantized_apart() {
     };
     let report = pack(&options, &mut |_| ()).unwrap();
     let imported = |line: &packer::emit::LayerLine| line.meta.note.as_ref().is_some_and(|n| n.starts_with("imported"));
-    assert_eq!(report.layers.iter().filter(|l| l.meta.name.ends_with("_0") && imported(l)).count(), 6);
+    assert_eq!(report.layers.iter().filter(|l| l.meta.name.ends_with("_0") && imported(l)).count(), 12);
 }
 
 #[test]
@@ -161,7 +165,7 @@ fn what_cannot_be_is_refused() {
             "--methods: expected mse, kmeans or kmeans_all, got lloyd",
         ),
         (Settings { methods: Vec::new(), ..settings.clone() }, "--methods: expected one at least"),
-        (Settings { split: true, ..settings.clone() }, "--split: expected a denoiser with shortcuts"),
+        (Settings { split: vec![Split::Shortcut], ..settings.clone() }, "--split: expected a denoiser with shortcuts"),
         (Settings { bits: vec![Bits::ALL[0]; 2], ..settings.clone() }, "--bits: expected each width once"),
         (Settings { output: scratch.path("no/where.safetensors"), ..settings.clone() }, "where.safetensors"),
         (

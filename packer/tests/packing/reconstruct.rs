@@ -2,9 +2,15 @@
 
 use crate::common::{Scratch, fixture, load, pack_as};
 use aquatint::options::SamplingOptions;
+use aquatint::raw::format::{Packed, TensorView};
+use aquatint::raw::program::{CurveAxis, Op, QuantizeRange, Role};
 use packer::calibrate::{self, calibrate};
-use packer::emit::{Options, Report, pack};
-use packer::reconstruct::{Event, Learned, Reconstruction, Settings, Training, Unit, reconstruct};
+use packer::emit::{ActivationRanges, Options, RangeSource, Report, pack};
+use packer::pass::Split;
+use packer::quantize::RangeRule;
+use packer::reconstruct::{
+    Activations, Event, Learned, Reconstruction, Settings, StepTraining, Training, Unit, reconstruct,
+};
 use packer::unpack::unpack;
 use packer::weights::Float;
 use std::collections::BTreeMap;
@@ -67,21 +73,24 @@ fn assert_packed(scratch: &Scratch, name: &str, component: &str, config: &str, f
         let layer = reconstruction.layer(record).unwrap();
         let key = record.name.split_once('/').unwrap().1;
         let matrix = &layer.matrix;
-        // Taps of a convolution, and values and gates of a gated layer, lie in another order in the file.
-        let shape = &got[key].shape;
-        let inner: usize = shape.get(2..).map_or(1, |taps| taps.iter().product());
+        // Taps of a convolution, and values and gates of a gated layer, lie in another order in the file, and halves of a layer
+        // side by side.
+        let whole = &got[&key.replace(".weight_quantizer_0", "")];
+        let inner: usize = whole.shape.get(2..).map_or(1, |taps| taps.iter().product());
+        let (all, own) = (whole.shape[1], matrix.cols / inner);
+        let first = if key.contains("_quantizer_0") { all - own } else { 0 };
         let interleaved = key.ends_with("ff.net.0.proj.weight") && component == "unet";
         let source = |r: usize| if interleaved { r / 2 + r % 2 * (matrix.rows / 2) } else { r };
         for (r, c) in (0..matrix.rows).flat_map(|r| (0..matrix.cols).map(move |c| (r, c))) {
-            let (tap, channel) = (c / shape[1], c % shape[1]);
-            let value = got[key].values[source(r) * matrix.cols + channel * inner + tap];
+            let (tap, channel) = (c / own, first + c % own);
+            let value = whole.values[(source(r) * all + channel) * inner + tap];
             assert_eq!(value, matrix.weight(r, c), "{key} {r} {c}");
         }
         let line = lines[record.name.trim_end_matches(".weight")];
         assert_eq!((&line.meta.method, line.meta.note.as_deref()), (&record.method, Some("reconstructed")), "{key}");
         assert_eq!(line.meta.output_error, record.output_error, "{key}");
         let Some(gain) = &layer.bias else { continue };
-        let bias = key.replace(".weight", ".bias");
+        let bias = format!("{}.bias", key.trim_end_matches(".weight"));
         let before = float.get(&bias).map_or_else(|| vec![0.0; gain.len()], |bias| bias.values.clone());
         let Some(bias) = got.get(&bias) else { continue };
         for (r, gain) in gain.iter().enumerate() {
@@ -124,6 +133,151 @@ fn what_is_packed_is_what_was_trained() {
 }
 
 #[test]
+fn halves_of_split_layers_are_trained_for_their_sum() {
+    let scratch = Scratch::new("halves");
+    calibrated(&scratch, "sd/v1", Some("a cat\na dog\na cat on a dog\n"));
+    for unit in [Unit::Layer, Unit::Block] {
+        let mut settings = settings(&scratch, "sd/v1", "w4a8", unit);
+        settings.split = vec![Split::Shortcut, Split::Conv];
+        settings.training.iterations = 30;
+        let report = reconstruct(&settings, &mut |_| true).unwrap();
+        let (units, layers) = (&report.record.units, &report.record.layers);
+        assert_eq!(layers.iter().filter(|layer| layer.name.contains(".weight_quantizer_0")).count(), 12);
+        if unit == Unit::Layer {
+            assert_eq!(units.len(), layers.len() - 12);
+            assert_eq!(units.iter().filter(|unit| unit.layers == 2).count(), 12);
+        }
+        let better = units.iter().filter(|unit| unit.curve.end < unit.curve.begin).count();
+        assert!(better * 10 >= units.len() * 8, "{unit:?}: {better} of {}", units.len());
+        // What is packed is split where the file's layers are.
+        assert_packed(&scratch, "sd/v1", "unet", "w4a8", &settings.output);
+    }
+}
+
+/// Points of the curves of ranges, by the names of the weights whose inputs they are of.
+fn packed_ranges(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let packed = Packed::open(path).unwrap();
+    let program = packed.program(Role::Denoiser).unwrap();
+    let mut found = BTreeMap::new();
+    for node in &program.nodes {
+        let (weight, x) = match node.op {
+            Op::Linear(op) => (op.weight, op.x),
+            Op::GatedLinear(op) => (op.weight, op.x),
+            Op::Conv2d(op) => (op.weight, op.x),
+            _ => continue,
+        };
+        let codes = program.node_of(x).and_then(|x| program.nodes[x].op.quantizes());
+        let Some(QuantizeRange::Curve(curve, axis)) = codes.map(|codes| codes.range) else { continue };
+        assert_eq!(axis, CurveAxis::StepFraction);
+        let TensorView::F32(points) = packed.tensor(curve.0 as usize) else { panic!("floats") };
+        found.insert(packed.tensors()[weight.0 as usize].name.clone(), points.to_vec());
+    }
+    found
+}
+
+#[test]
+fn steps_of_activations_are_learned_and_packed() {
+    let scratch = Scratch::new("activations");
+    let calibration = calibrated(&scratch, "sd/v1", Some("a cat\na dog\na cat on a dog\n"));
+    let training = StepTraining { iterations: 40, rate: 0.02 };
+    let by_steps = ActivationRanges {
+        rule: RangeRule::MinMax,
+        intervals: 3,
+        axis: CurveAxis::StepFraction,
+        symmetric: false,
+        momentum: None,
+    };
+    for (learned, ranges) in [(Learned::Rounding, Some(by_steps)), (Learned::Nothing, None)] {
+        let mut settings = settings(&scratch, "sd/v1", "w4a6", Unit::Block);
+        (settings.learned, settings.training.iterations) = (learned, 20);
+        settings.activations = Some(Activations { ranges, training });
+        settings.split = vec![Split::Shortcut];
+        let report = reconstruct(&settings, &mut |_| true).unwrap();
+        let curves: Vec<_> = report.record.units.iter().filter_map(|unit| unit.activations.as_ref()).collect();
+        assert!(curves.len() > 10 && curves.iter().all(|curve| curve.end <= curve.begin && curve.points.len() == 40));
+        // Less is lost than by extremes.
+        let better = |by: f64| curves.iter().filter(|curve| curve.end < by * curve.begin).count();
+        assert!(better(1.0) * 10 >= curves.len() * 7, "{} of {}", better(1.0), curves.len());
+        assert!(better(0.98) * 5 >= curves.len() * 2, "{} of {}", better(0.98), curves.len());
+        let file = Reconstruction::open(&settings.output).unwrap().unwrap();
+        let intervals = ranges.map_or(1, |ranges| ranges.intervals);
+        assert_packed(&scratch, "sd/v1", "unet", "w4a6", &settings.output);
+        let packed = packed_ranges(&scratch.path("m.aqt"));
+        let mut halves = Vec::new();
+        for record in &file.record().layers {
+            let layer = file.layer(record).unwrap();
+            let Some(points) = layer.activations else { continue };
+            assert_eq!(points.len(), intervals);
+            assert_eq!(packed[&record.name], points.concat(), "{}", record.name);
+            if record.name.contains("resnets.0.conv_shortcut") && record.name.contains("up_blocks") {
+                halves.push(points[0][1]);
+            }
+        }
+        assert_eq!(packed.len(), file.record().layers.iter().filter(|layer| layer.activations.is_some()).count());
+        assert!(halves.len() == 6 && halves.windows(2).all(|pair| pair[0] != pair[1]), "{halves:?}");
+        // Whoever asks for other ranges gets them.
+        let dynamic = Options {
+            model: fixture("sd/v1"),
+            q_config: Some(all_layers(&scratch, "w4a6")),
+            import: Some(settings.output.clone()),
+            activation_ranges: Some(RangeSource::Dynamic),
+            output: scratch.path("d.aqt"),
+            ..Options::default()
+        };
+        pack(&dynamic, &mut |_| ()).unwrap();
+        assert!(packed_ranges(&dynamic.output).is_empty());
+        let narrow = Options { activation_bits: Some(8), activation_ranges: None, ..dynamic.clone() };
+        let error = pack(&narrow, &mut |_| ()).unwrap_err().to_string();
+        assert!(error.contains("activations of unet/") && error.contains("expected 8 bits, got 6"), "{error}");
+        if learned == Learned::Nothing {
+            // Weights are those of packing with the calibration.
+            let plain = Options {
+                import: None,
+                calibration: Some(calibration.clone()),
+                split: vec![Split::Shortcut],
+                ..dynamic
+            };
+            let by_name = |report: Report| -> BTreeMap<String, f64> {
+                report.layers.into_iter().map(|line| (line.meta.name, line.meta.error)).collect()
+            };
+            let plain = by_name(pack(&plain, &mut |_| ()).unwrap());
+            let own = by_name(import(&scratch, "sd/v1", "w4a6", &settings.output).unwrap());
+            for record in &file.record().layers {
+                let name = record.name.trim_end_matches(".weight");
+                assert!((plain[name] - own[name]).abs() <= 1e-9 + 1e-6 * plain[name], "{name}");
+            }
+        }
+    }
+    let told = |change: &dyn Fn(&mut Settings)| {
+        let mut settings = settings(&scratch, "sd/v1", "w4a8", Unit::Block);
+        settings.activations = Some(Activations { ranges: Some(by_steps), training });
+        change(&mut settings);
+        let told = reconstruct(&settings, &mut |_| true).unwrap_err().to_string();
+        assert_eq!(told.lines().count(), 1);
+        told
+    };
+    for (told, expected) in [
+        (
+            told(&|s| s.q_config = "w4a16".into()),
+            "--learn activations: expected a configuration with integer activations",
+        ),
+        (told(&|s| s.unit = Unit::Layer), "--learn activations: expected --unit block"),
+        (told(&|s| s.activations.as_mut().unwrap().training.iterations = 0), "act-iters: expected at least 1"),
+        (told(&|s| s.activations.as_mut().unwrap().training.rate = 0.0), "act-lr: expected a positive number"),
+        (
+            told(&|s| {
+                s.activations =
+                    Some(Activations { ranges: Some(ActivationRanges { intervals: 4, ..by_steps }), training })
+            }),
+            "--act-intervals: expected 1 to 3",
+        ),
+        (told(&|s| (s.learned, s.activations) = (Learned::Nothing, None)), "--learn: expected rounding, levels or"),
+    ] {
+        assert!(told.contains(expected), "{told}");
+    }
+}
+
+#[test]
 fn codebooks_are_trained_for_the_codes_of_error_feedback() {
     let scratch = Scratch::new("levels");
     calibrated(&scratch, "dit/d2", None);
@@ -160,9 +314,13 @@ fn codebooks_are_trained_for_the_codes_of_error_feedback() {
 fn work_that_ended_is_gone_on_with_to_the_same_bytes() {
     let scratch = Scratch::new("resumed");
     calibrated(&scratch, "dit/d2", None);
-    for unit in [Unit::Layer, Unit::Block] {
-        let mut settings = settings(&scratch, "dit/d2", "w3a16", unit);
-        settings.training.iterations = 10;
+    let training = StepTraining { iterations: 10, rate: 0.02 };
+    let steps = Some(Activations { ranges: None, training });
+    for (unit, config, activations) in
+        [(Unit::Layer, "w3a16", None), (Unit::Block, "w3a16", None), (Unit::Block, "w3a8", steps)]
+    {
+        let mut settings = settings(&scratch, "dit/d2", config, unit);
+        (settings.training.iterations, settings.activations) = (10, activations);
         reconstruct(&settings, &mut |_| true).unwrap();
         let whole = fs::read(&settings.output).unwrap();
         fs::remove_file(&settings.output).unwrap();

@@ -68,6 +68,9 @@ fn what_packing_cannot_do_is_refused_with_the_remedy() {
         (&["--resume"], "error: the following required arguments"),
         (&["--quant_mode", "squant"], "error: invalid value 'squant'"),
         (&["--split"], "error: --split: expected a denoiser with shortcuts"),
+        (&["--split=shortcut,conv"], "error: --split: expected a denoiser with shortcuts"),
+        (&["--split=conv"], "error: --split=conv: expected a denoiser with 3x3 convolutions over norms"),
+        (&["--split=all"], "shortcut, conv or linear is expected"),
         (&["--cali_ckpt", "none.pth"], "none.pth"),
     ] {
         let done = run(&scratch.0, &[&["--weight_bit", "8"], flags].concat());

@@ -4,7 +4,7 @@ use crate::common::load;
 use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, Dim, Embedding, GatedLinear, GroupNorm, Input,
     InputKind, LayerNorm, Linear, Modulation, Node, Op, Patchify, Pointwise, Program, QuantizeSpec, Resample,
-    Resampling, Role, Tensor, Unpatchify, Value,
+    Resampling, Role, Slice, Tensor, Unpatchify, Value,
 };
 use packer::reverse::{Array, Tape, Values, Wanted, has_rule};
 use std::collections::BTreeMap;
@@ -114,6 +114,7 @@ fn composed() -> Vec<(String, Vec<Op>)> {
         ("group_norm/modulated", vec![Op::GroupNorm(group)]),
         ("add/cyclic", vec![Op::Add(sum)]),
         ("concat", vec![Op::Concat(concat)]),
+        ("slice", vec![Op::Slice(Slice { x: Value(0), first: 2, count: 3 })]),
         ("block/dit", dit(6)),
         ("block/resnet", resnet()),
     ]

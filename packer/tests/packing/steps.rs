@@ -9,7 +9,7 @@ use aquatint::raw::plan::Binding;
 use aquatint::raw::program::{Act, Attention, Dims, GatedLinear, LayerNorm, Linear, Op, Program, Role, Tensor, Value};
 use packer::emit::{Options, Packing};
 use packer::lower::UNET;
-use packer::pass::split_shortcuts;
+use packer::pass::{Split, split_layers};
 use packer::unpack::unpack;
 use packer::weight::{Channels, Rotation, Step, Weights};
 use packer::weights::Float;
@@ -214,15 +214,19 @@ fn rotations_cancel_and_come_back() {
 #[test]
 fn a_layer_over_two_values_may_be_split_and_is_joined_again() {
     let plain = outcome("split-none", &|_, _| ());
-    let halves = outcome("split", &|program, weights| {
-        let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens: 7 };
-        let split = split_shortcuts(std::slice::from_mut(program), weights, &dims, &|_, _| true).unwrap();
-        assert_eq!(split.len(), 6, "two blocks in each of three levels");
-    });
-    assert!(halves.steps.keys().any(|name| name.ends_with("conv_shortcut.weight_quantizer_0.weight")));
-    let error = relative(&halves.sample, &plain.sample);
-    assert!(error < ROUNDING, "{error:e}");
-    assert_eq!(units(&halves.weights, &source()), 0);
+    for (kind, layer) in [(Split::Shortcut, "conv_shortcut"), (Split::Conv, "conv1")] {
+        let halves = outcome(&format!("split-{kind}"), &|program, weights| {
+            let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens: 7 };
+            let wanted = |_: &Weights, _, split| split == kind;
+            let split = split_layers(std::slice::from_mut(program), weights, &dims, &wanted).unwrap();
+            assert_eq!(split.len(), 6, "two blocks in each of three levels");
+        });
+        let second = format!("{layer}.weight_quantizer_0.weight");
+        assert!(halves.steps.keys().any(|name| name.ends_with(&second)));
+        let error = relative(&halves.sample, &plain.sample);
+        assert!(error < ROUNDING, "{kind}: {error:e}");
+        assert_eq!(units(&halves.weights, &source()), 0);
+    }
 }
 
 #[test]

@@ -101,6 +101,14 @@ pub struct ConcatArgs {
     pub y: Floats,
 }
 
+/// Columns of `x` from `first` on, as many as `y` has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SliceArgs {
+    pub x: Floats,
+    pub y: Floats,
+    pub first: usize,
+}
+
 /// Float to codes. `workspace` is as large as `Backend::workspace` asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QuantizeArgs {

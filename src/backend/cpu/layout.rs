@@ -1,7 +1,7 @@
 //! Ops that only move data.
 
 use super::arena::Arena;
-use crate::backend::args::{ConcatArgs, PatchArgs};
+use crate::backend::args::{ConcatArgs, PatchArgs, SliceArgs};
 use rayon::prelude::*;
 
 /// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
@@ -33,4 +33,13 @@ pub fn concat(arena: &mut Arena, args: &ConcatArgs) {
         y[..a.len()].copy_from_slice(a);
         y[a.len()..].copy_from_slice(b);
     });
+}
+
+/// See [`Op::Slice`](crate::program::Op::Slice).
+pub fn slice(arena: &mut Arena, args: &SliceArgs) {
+    let (out, reads) = arena.write_floats(&args.y);
+    let x = reads.floats(&args.x).par_chunks_exact(args.x.cols);
+    let (first, count) = (args.first, args.y.cols);
+    let rows = out.par_chunks_exact_mut(count).zip(x).with_min_len(64);
+    rows.for_each(|(y, x)| y.copy_from_slice(&x[first..first + count]));
 }

@@ -153,6 +153,7 @@ impl MemoryRules for Cpu {
             | OpArgs::Pointwise(_)
             | OpArgs::Add(_)
             | OpArgs::Concat(_)
+            | OpArgs::Slice(_)
             | OpArgs::Quantize { .. }
             | OpArgs::VectorQuantize { .. }
             | OpArgs::Resample(_)
@@ -287,6 +288,10 @@ impl Backend for Cpu {
         layout::concat(arena, args);
     }
 
+    fn slice(&self, arena: &mut Arena, args: &SliceArgs) {
+        layout::slice(arena, args);
+    }
+
     fn quantize(&self, arena: &mut Arena, args: &QuantizeArgs, factors: Option<&TensorView>) {
         with_isa!(self.tier, isa => quantize::quantize(isa, arena, args, factors.map(floats)));
     }
@@ -350,6 +355,7 @@ pub fn scratch_bytes<T>(op: &OpArgs<T>) -> usize {
         OpArgs::Pointwise(_)
         | OpArgs::Add(_)
         | OpArgs::Concat(_)
+        | OpArgs::Slice(_)
         | OpArgs::Resample(_)
         | OpArgs::Parameter { .. }
         | OpArgs::Embedding { .. }

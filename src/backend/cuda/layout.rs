@@ -13,6 +13,9 @@ structs! {
 
     /// Two matrices side by side.
     ConcatArgs, 104 { calls: u64, a: Floats, b: Floats, y: Floats }
+
+    /// Some columns of a matrix.
+    SliceArgs, 80 { calls: u64, x: Floats, y: Floats, first: u32, pad: u32 }
 }
 
 /// Threads per block.
@@ -44,5 +47,15 @@ pub fn concat(frame: &Frame, args: &args::ConcatArgs, issue: &mut impl FnMut(Lau
     let grid = [(args.y.rows * args.y.cols).div_ceil(BLOCK as usize * run) as u32, 1, 1];
     let (a, b, y) = (frame.floats(&args.a), frame.floats(&args.b), frame.floats(&args.y));
     let args = ConcatArgs { calls: frame.calls, a, b, y };
+    issue(Launch { kernel, grid, block: BLOCK, shared: 0, args: args.as_bytes() });
+}
+
+/// See [`Op::Slice`](crate::program::Op::Slice).
+pub fn slice(frame: &Frame, args: &args::SliceArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let kernel = Kernel { module: "layout", entry: "slice" };
+    let run = if (args.x.cols | args.y.cols | args.first).is_multiple_of(8) { 8 } else { 1 };
+    let grid = [(args.y.rows * args.y.cols).div_ceil(BLOCK as usize * run) as u32, 1, 1];
+    let (x, y) = (frame.floats(&args.x), frame.floats(&args.y));
+    let args = SliceArgs { calls: frame.calls, x, y, first: args.first as u32, pad: 0 };
     issue(Launch { kernel, grid, block: BLOCK, shared: 0, args: args.as_bytes() });
 }

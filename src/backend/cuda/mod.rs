@@ -362,6 +362,10 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         layout::concat(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
+    fn slice(&self, arena: &mut Arena<D>, args: &SliceArgs) {
+        layout::slice(&arena.frame(), args, &mut |launch| self.issue(launch));
+    }
+
     fn quantize(&self, arena: &mut Arena<D>, args: &QuantizeArgs, factors: Option<&DeviceTensor<'_>>) {
         quantize::quantize(&arena.frame(), args, factors, &mut |launch| self.issue(launch));
     }

@@ -39,6 +39,7 @@ impl MemoryRules for CudaSizing {
             | OpArgs::Pointwise(_)
             | OpArgs::Add(_)
             | OpArgs::Concat(_)
+            | OpArgs::Slice(_)
             | OpArgs::VectorQuantize { .. }
             | OpArgs::Resample(_)
             | OpArgs::Parameter { .. }

@@ -2,8 +2,8 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, Resample, TimestepEmbedding, Turn,
-    Unpatchify,
+    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, Resample, Slice, TimestepEmbedding,
+    Turn, Unpatchify,
 };
 
 fn layer_norm(
@@ -266,4 +266,17 @@ fn unpatchify_undoes_patchify() {
     }
     refuse(&[unpatchify(TABLE, 1)], "x: expected (n, h, w, c), got [3, 9]");
     refuse(&[unpatchify(LABELS, 1)], "x: expected float elements, got Index");
+}
+
+#[test]
+fn a_slice_has_columns_that_there_are() {
+    let slice = |x, first, count| Op::Slice(Slice { x, first, count });
+    accept(&[slice(SAMPLE, 0, 8)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[slice(SAMPLE, 5, 3)], &[2, 6, 10, 3], Kind::Float);
+    accept(&[slice(TABLE, 8, 1)], &[3, 1], Kind::Float);
+    let message = "columns: expected some of the 8 that x has, got";
+    refuse(&[slice(SAMPLE, 5, 4)], &format!("{message} 4 from 5 on"));
+    refuse(&[slice(SAMPLE, 8, 0)], &format!("{message} 0 from 8 on"));
+    refuse(&[slice(SAMPLE, u32::MAX, u32::MAX)], &format!("{message} {0} from {0} on", u32::MAX));
+    refuse(&[slice(LABELS, 0, 1)], "x: expected float elements, got Index");
 }
