@@ -41,7 +41,7 @@ pub enum QuantizeRange {
 /// How activations become integer codes: `x = scale * (q - zero)`, `q` in `0..2^bits`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuantizeSpec {
-    /// 8 or 6, in the range of a curve 2 to 8; stored as bytes either way.
+    /// 2 to 8; stored as bytes whatever they are.
     pub bits: u8,
     /// What shares a scale.
     pub grain: QuantizeGrain,

@@ -312,12 +312,8 @@ impl Rule<'_> {
     /// The type of `y` once it is quantized, if it is.
     pub fn quantized(&self, y: Type, quantize: Option<QuantizeSpec>) -> Result<Type> {
         let Some(spec) = quantize else { return Ok(y) };
-        let (fits, expected) = match spec.range {
-            QuantizeRange::Dynamic => (matches!(spec.bits, 6 | 8), "6 or 8"),
-            QuantizeRange::Curve(..) => ((2..=8).contains(&spec.bits), "2 to 8"),
-        };
-        if !fits {
-            return self.err("quantize bits", expected, spec.bits);
+        if !(2..=8).contains(&spec.bits) {
+            return self.err("quantize bits", "2 to 8", spec.bits);
         }
         if spec.grain == QuantizeGrain::Sample && y.rank() < 2 {
             return self.err("quantize grain", "a value with samples", y.dims());

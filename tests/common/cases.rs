@@ -218,7 +218,7 @@ pub fn linear_exact() -> Vec<Case> {
     let mut cases = Vec::new();
     for (which, codec) in Codec::all(true).iter().enumerate() {
         for (i, &([n, h, w], k, o)) in MATRICES.iter().enumerate() {
-            let (bits, fixed) = ([8, 6][(i + which) % 2], (i + which) % 3 == 0);
+            let (bits, fixed) = ([8, 6, 4, 2][(i + which) % 4], (i + which) % 3 == 0);
             let name = format!("exact {codec:?} a{bits} fixed {fixed} {:?}x{k}x{o}", [n, h, w]);
             let rng = &mut rng_of(&name);
             let mut b = Build::new(k);
@@ -252,7 +252,7 @@ pub fn linear_quantized() -> Vec<Case> {
     let mut cases = Vec::new();
     for (which, codec) in Codec::all(true).iter().enumerate() {
         for (bits, grain, mean) in
-            [(8, QuantizeGrain::Row, 0.0), (6, QuantizeGrain::Row, 1000.0), (8, QuantizeGrain::Sample, -50.0)]
+            [(8, QuantizeGrain::Row, 0.0), (4, QuantizeGrain::Row, 1000.0), (8, QuantizeGrain::Sample, -50.0)]
         {
             let (c, o) = ([3, 4, 20][which % 3], [7, 50, 33][which % 3]);
             let name = format!("patch linear {codec:?} a{bits} {grain:?} mean {mean} {c}x{o}");
@@ -351,7 +351,7 @@ pub fn conv() -> Vec<Case> {
                         Columns { value: b.op(Op::Embedding(Embedding { index: LABELS, table })), offset: 3 }
                     });
                     let coded_input = matches!(kind, "exact" | "dynamic");
-                    let spec = dynamic([8, 6][which % 2], QuantizeGrain::Sample);
+                    let spec = dynamic([8, 6, 4][which % 3], QuantizeGrain::Sample);
                     let x =
                         if coded_input { b.op(Op::Quantize(Quantize { x: SAMPLE, spec, turn: None })) } else { SAMPLE };
                     let numbers = whole(rng, o);

@@ -71,7 +71,7 @@ pub struct Options {
     pub donors: Donors,
     /// Quantization of the denoisers: a file or a specification; f16 if absent.
     pub q_config: Option<String>,
-    /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 6 or 8.
+    /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 2 to 8.
     pub activation_bits: Option<u8>,
     /// Types of tensors by stable-diffusion.cpp's rules, `PATTERN=TYPE,..`: they go before all other requests.
     pub tensor_types: Option<String>,

@@ -127,6 +127,44 @@ fn layers_that_share_an_input_share_its_curve_and_the_model_runs() {
 }
 
 #[test]
+fn four_bits_are_codes_as_any_others() {
+    let scratch = Scratch::new("ranges-four");
+    let path = calibration(&scratch);
+    let layer = "transformer/transformer_blocks.0.ff.net.2";
+    let input = Calibration::open(&path).unwrap().record().layers[&format!("{layer}.weight")][0];
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let calls = tensors.tensor(&format!("inputs.{input}.calls")).unwrap();
+    let calls: Vec<f32> = calls.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let greatest = calls.iter().fold(0f32, |most, v| most.max(v.abs()));
+
+    let once = ActivationRanges { intervals: 1, symmetric: true, ..RULE };
+    let options = options(&scratch, once);
+    let config = options.q_config.clone().unwrap();
+    let layers = r#"{"default": "f16", "layers": {"*.attn1.*": "w8a4", "*.ff.*": "w8a4"}}"#;
+    std::fs::write(config, layers).unwrap();
+    for range in [options.activation_ranges, None] {
+        let report = pack(&Options { activation_ranges: range, ..options.clone() }, &mut |_| ()).unwrap();
+        assert!(report.layers.iter().filter(|line| line.meta.activation_bits == 4).count() == 12);
+        let packed = Packed::open(scratch.path("m.aqt")).unwrap();
+        let denoiser = packed.program(Role::Denoiser).unwrap();
+        let specs: Vec<_> = denoiser.nodes.iter().filter_map(|node| node.op.quantizes()).collect();
+        assert!(!specs.is_empty() && specs.iter().all(|spec| spec.bits == 4));
+        assert!(specs.iter().all(|spec| (spec.range == QuantizeRange::Dynamic) == range.is_none()));
+        if range.is_some() {
+            // TDQ's grid of 4 bits: 7 steps to either side of the middle one.
+            assert_eq!(curve(&packed, layer), [0.0, greatest / 7.0, 8.0]);
+        }
+        let model = aquatint::Model::new(&packed).unwrap();
+        let mut request = aquatint::pipeline::Request::new(&model, aquatint::pipeline::Prompts::Classes(vec![0, 3]));
+        request.steps = 3;
+        let cpu = aquatint::raw::backend::cpu::Cpu::best();
+        let output = aquatint::pipeline::Session::new(&model, &cpu).run(request).unwrap();
+        assert!(output.latents.iter().all(|v| v.is_finite()));
+    }
+}
+
+#[test]
 fn ranges_that_nothing_tells_are_refused() {
     let scratch = Scratch::new("ranges-refused");
     calibration(&scratch);
