@@ -3,7 +3,9 @@
 //! The one place that knows which operands an op accepts. The packer runs it before it writes a file, `verify` runs it
 //! over a file, and `bind` runs it with the caller's dims; a back end may therefore trust every length it is given.
 
-use super::{Dims, Input, InputKind, Modulation, Program, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, Value};
+use super::{
+    Dims, Input, InputKind, Modulation, Program, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Tensor, Value,
+};
 use crate::error::{Error, Result};
 
 /// Most axes of a value: `(n, f, h, w, c)`, frames of video among them. Ops that compute take at most four: networks
@@ -318,8 +320,11 @@ impl Rule<'_> {
         if spec.grain == QuantizeGrain::Sample && y.rank() < 2 {
             return self.err("quantize grain", "a value with samples", y.dims());
         }
-        if let QuantizeRange::Curve(tensor, _) = spec.range {
-            let t = self.tensor("curve", tensor)?;
+        if let QuantizeRange::Curve(RangeCurve { points, top, .. }) = spec.range {
+            if u32::from(top) >= 1 << spec.bits {
+                return self.err("quantize top", format!("a code of {} bits", spec.bits), top);
+            }
+            let t = self.tensor("curve", points)?;
             if !t.f32 || t.dims.len() != 2 || t.dims[1] != 3 || t.dims[0] == 0 {
                 return self.err("curve", "f32 [points, 3]", &t.dims);
             }

@@ -5,8 +5,8 @@ use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, inputs, normal, normals};
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use aquatint::raw::program::{
     Act, Add, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Embedding, Linear, Op, Patchify, Pointwise,
-    PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, TimestepEmbedding, Unpatchify,
-    Value,
+    PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Tensor, TimestepEmbedding,
+    Unpatchify, Value,
 };
 use fastrand::Rng;
 use half::f16;
@@ -223,8 +223,10 @@ pub fn linear_exact() -> Vec<Case> {
             let rng = &mut rng_of(&name);
             let mut b = Build::new(k);
             let range = if fixed {
-                let curve = b.f32(&[1, 3], &[0.0, 0.5, [3.0, -300.0, 200.0][i % 3]]);
-                QuantizeRange::Curve(curve, CurveAxis::Timestep)
+                // Zero on a code, and between two; a last code, and all of them.
+                let points = b.f32(&[1, 3], &[0.0, 0.5, [3.0, -300.25, 200.5][i % 3]]);
+                let top = if i % 2 == 0 { 0 } else { ((1u16 << bits) - 2) as u8 };
+                QuantizeRange::Curve(RangeCurve { points, axis: CurveAxis::Timestep, top })
             } else {
                 QuantizeRange::Dynamic
             };

@@ -70,7 +70,7 @@ pub fn turned() -> Vec<Case> {
             let levels = f64::from((1u16 << bits) - 1);
             let step = 40.0 / levels;
             let range = match fixed {
-                true => QuantizeRange::Curve(b.f32(&[1, 3], &[0.0, step as f32, 120.0]), CurveAxis::Timestep),
+                true => QuantizeRange::curve(b.f32(&[1, 3], &[0.0, step as f32, 120.0]), CurveAxis::Timestep),
                 false => QuantizeRange::Dynamic,
             };
             let spec = QuantizeSpec { range, ..dynamic(bits, QuantizeGrain::Row) };
@@ -151,7 +151,7 @@ pub fn group_norm() -> Vec<Case> {
                     let bias = b.f32(&[c], &normals(rng, c));
                     let curve = b.f32(&[1, 3], &[0.0, 0.0625, 100.0]);
                     let range =
-                        if fixed { QuantizeRange::Curve(curve, CurveAxis::Timestep) } else { QuantizeRange::Dynamic };
+                        if fixed { QuantizeRange::curve(curve, CurveAxis::Timestep) } else { QuantizeRange::Dynamic };
                     let quantize = grain.map(|grain| QuantizeSpec { range, ..dynamic(8, grain) });
                     let y = b.op(Op::GroupNorm(GroupNorm {
                         x: SAMPLE,

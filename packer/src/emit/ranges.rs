@@ -11,7 +11,7 @@ use crate::recipe::Recipe;
 use crate::source::diffusers::Model;
 use crate::weight::Weights;
 use aquatint::error::Error;
-use aquatint::raw::program::{CurveAxis, InputKind, Op, Program, QuantizeRange, Role, Tensor};
+use aquatint::raw::program::{CurveAxis, InputKind, Op, Program, QuantizeRange, RangeCurve, Role, Tensor};
 use std::collections::HashMap;
 
 /// Timesteps that models are trained on, in the intervals of [`CurveAxis::Timestep`].
@@ -118,7 +118,7 @@ fn curves(
                 tensor
             }
         };
-        *of_weight = QuantizeRange::Curve(tensor, ranges.axis);
+        *of_weight = QuantizeRange::curve(tensor, ranges.axis);
     }
     recipe.extend(weights.len());
     of_weight.resize(weights.len(), QuantizeRange::Dynamic);
@@ -152,17 +152,16 @@ fn imported_ranges(
             continue;
         };
         recipe.decisions[i].treatment.activation_bits = Some(range.bits);
-        range.note.iter().for_each(|note| recipe.decisions[i].add_note(note));
         let (component, key) = (weight.component, format!("{}.activation_range", weight.layer_in_file()));
         let known = made.iter().find(|(of, other, _)| *of == component && *other == range).map(|(.., tensor)| *tensor);
-        let axis = range.axis;
+        let (axis, top) = (range.axis, range.top);
         let tensor = known.unwrap_or_else(|| {
             let values = range.points.iter().flatten().copied().collect();
             let tensor = weights.make(component, key, &[range.points.len(), 3], values);
             made.push((component, range, tensor));
             tensor
         });
-        *of_weight = QuantizeRange::Curve(tensor, axis);
+        *of_weight = QuantizeRange::Curve(RangeCurve { points: tensor, axis, top });
     }
     if of_weight.iter().all(|range| *range == QuantizeRange::Dynamic) {
         let expected = "a file with act_quantizer.delta or act_func of layers with integer activations";

@@ -103,8 +103,8 @@ pub struct ImportedRange {
     pub axis: CurveAxis,
     /// Rows `(position, scale, zero)`.
     pub points: Vec<[f32; 3]>,
-    /// What a person should know of it.
-    pub note: Option<String>,
+    /// The greatest code; 0 for all of the bits.
+    pub top: u8,
 }
 
 /// A layer's weight as it becomes, in the checkpoint's order.
@@ -231,7 +231,8 @@ impl Imported {
             return Err(Error::request(what, "a positive step", scale).into());
         }
         let zero = if middle == Some(true) { f32::from(1u16 << (bits - 1)) } else { zero };
-        Ok(Some(ImportedRange { bits, axis: CurveAxis::StepFraction, points: vec![[0.0, scale, zero]], note: None }))
+        let points = vec![[0.0, scale, zero]];
+        Ok(Some(ImportedRange { bits, axis: CurveAxis::StepFraction, points, top: 0 }))
     }
 
     /// Layer `layer` of a file of TDQ, for a model that has its weight under `source`.

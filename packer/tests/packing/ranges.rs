@@ -3,7 +3,7 @@
 use crate::common::{Scratch, fixture};
 use aquatint::options::SamplingOptions;
 use aquatint::raw::format::{Packed, TensorView};
-use aquatint::raw::program::{CurveAxis, Op, Quantize, QuantizeRange, Role};
+use aquatint::raw::program::{CurveAxis, Op, Quantize, QuantizeRange, RangeCurve, Role};
 use packer::calibrate::{Calibration, Settings, calibrate};
 use packer::emit::{ActivationRanges, Options, RangeSource, pack};
 use packer::quantize::RangeRule;
@@ -107,7 +107,10 @@ fn layers_that_share_an_input_share_its_curve_and_the_model_runs() {
     assert!(packed.meta().quantization.config.ends_with("activations in ranges by min-max over 3 intervals of steps"));
     let denoiser = packed.program(Role::Denoiser).unwrap();
     for spec in denoiser.nodes.iter().filter_map(|node| node.op.quantizes()) {
-        assert!(matches!(spec.range, QuantizeRange::Curve(_, CurveAxis::StepFraction)), "{spec:?}");
+        assert!(
+            matches!(spec.range, QuantizeRange::Curve(RangeCurve { axis: CurveAxis::StepFraction, .. })),
+            "{spec:?}"
+        );
     }
     assert!(
         !denoiser

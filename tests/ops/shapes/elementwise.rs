@@ -2,8 +2,8 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, Resample, TimestepEmbedding, Turn,
-    Unpatchify,
+    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, RangeCurve, Resample,
+    TimestepEmbedding, Turn, Unpatchify,
 };
 
 fn layer_norm(
@@ -137,7 +137,7 @@ fn add_repeats_rows_of_the_second_operand() {
 
 #[test]
 fn quantize_gives_codes_of_its_own_spec() {
-    for range in [QuantizeRange::Dynamic, QuantizeRange::Curve(CURVE, CurveAxis::Timestep)] {
+    for range in [QuantizeRange::Dynamic, QuantizeRange::curve(CURVE, CurveAxis::Timestep)] {
         for (bits, grain) in [(6, QuantizeGrain::Row), (8, QuantizeGrain::Sample)] {
             let spec = spec(bits, grain, range);
             accept(&[quantize(SAMPLE, spec)], &[2, 6, 10, 8], Kind::Codes(spec));
@@ -147,7 +147,7 @@ fn quantize_gives_codes_of_its_own_spec() {
     refuse(&[quantize(LABELS, ROW8)], "x: expected float elements, got Index");
     let twice = "x: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), quantize(LAST, ROW8)], twice);
-    for range in [QuantizeRange::Dynamic, QuantizeRange::Curve(CURVE, CurveAxis::Timestep)] {
+    for range in [QuantizeRange::Dynamic, QuantizeRange::curve(CURVE, CurveAxis::Timestep)] {
         let spec = |bits| spec(bits, QuantizeGrain::Row, range);
         for bits in 2..=8 {
             accept(&[quantize(SAMPLE, spec(bits))], &[2, 6, 10, 8], Kind::Codes(spec(bits)));
@@ -157,7 +157,18 @@ fn quantize_gives_codes_of_its_own_spec() {
         }
     }
     refuse(&[quantize(TIME, SAMPLE6)], "quantize grain: expected a value with samples, got [3]");
-    let curve = |tensor| spec(8, QuantizeGrain::Row, QuantizeRange::Curve(tensor, CurveAxis::StepFraction));
+    let ends = |bits, top| {
+        let range = RangeCurve { points: CURVE, axis: CurveAxis::Timestep, top };
+        spec(bits, QuantizeGrain::Row, QuantizeRange::Curve(range))
+    };
+    for (bits, top) in [(8, 252), (8, 255), (4, 12), (4, 15), (2, 1)] {
+        accept(&[quantize(SAMPLE, ends(bits, top))], &[2, 6, 10, 8], Kind::Codes(ends(bits, top)));
+    }
+    for (bits, top) in [(4, 16), (2, 255)] {
+        let message = format!("quantize top: expected a code of {bits} bits, got {top}");
+        refuse(&[quantize(SAMPLE, ends(bits, top))], &message);
+    }
+    let curve = |tensor| spec(8, QuantizeGrain::Row, QuantizeRange::curve(tensor, CurveAxis::StepFraction));
     refuse(&[quantize(SAMPLE, curve(NO_TENSOR))], "curve: expected a tensor below 18, got 99");
     refuse(&[quantize(SAMPLE, curve(W))], "curve: expected f32 [points, 3], got [5, 8]");
     refuse(&[quantize(SAMPLE, curve(V8))], "curve: expected f32 [points, 3], got [8]");
