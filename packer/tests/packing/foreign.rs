@@ -177,7 +177,10 @@ fn a_files_ranges_take_effect_and_flags_win() {
     let denoiser: Vec<_> = plan.layers.iter().filter(|l| l.name.starts_with("transformer/")).collect();
     assert!(denoiser.len() > 16 && denoiser.iter().all(|l| l.method == "sym_max-8" && l.activation_bits == 8));
     let rule = denoiser[0].range.clone().unwrap();
-    assert!(rule.contains("by mse") && rule.contains("intervals of steps") && rule.ends_with(" of --calib"), "{rule}");
+    assert!(
+        rule.contains("by min-max") && rule.contains("intervals of steps") && rule.ends_with(" of --calib"),
+        "{rule}"
+    );
     assert!(plan.layers.iter().filter(|l| l.activation_bits == 32).all(|l| l.range.is_none()));
     let own = Options { q_config: Some("w8a8".into()), ..options.clone() };
     let own = explain(&own).unwrap().layers;
