@@ -91,7 +91,7 @@ impl Layer {
         let (rows, results) = (side.pow(2), self.side().pow(2));
         let slot = |at| Slot { at, stride: 0 };
         let x = Floats { slot: slot(0), rows, cols: inputs, element: Element::F32 };
-        let codes = Codes { slot: slot(x.bytes().next_multiple_of(64)), rows, cols: inputs, groups: 1, bits: 8 };
+        let codes = Codes { slot: slot(x.bytes().next_multiple_of(64)), rows, cols: inputs, groups: 1, top: 255 };
         let y_at = (codes.slot.at + codes.bytes()).next_multiple_of(64);
         let y = Floats { slot: slot(y_at), rows: results, cols: outputs, element: Element::F32 };
         let args = Conv2dArgs {

@@ -56,7 +56,7 @@ impl Layer {
         let (rows, k, n) = (self.rows, self.k, self.n);
         let slot = |at| Slot { at, stride: 0 };
         let x = Floats { slot: slot(0), rows, cols: k, element: Element::F32 };
-        let codes = Codes { slot: slot(x.bytes().next_multiple_of(64)), rows, cols: k, groups: rows, bits: 8 };
+        let codes = Codes { slot: slot(x.bytes().next_multiple_of(64)), rows, cols: k, groups: rows, top: 255 };
         let y = Floats {
             slot: slot((codes.slot.at + codes.bytes()).next_multiple_of(64)),
             rows,

@@ -39,7 +39,7 @@ struct Codes {
     u32 cols;
     u32 row_bytes; // a multiple of 16
     u32 groups;
-    u32 bits;
+    u32 top; // the greatest code
     u32 pad;
 };
 static_assert(sizeof(Codes) == 64, "Codes");

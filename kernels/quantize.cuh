@@ -16,26 +16,24 @@ struct Range {
     float zero;
 };
 
-DEVICE float top_code(u32 bits) { return static_cast<float>((1u << bits) - 1); }
-
 // The range of values from `low` to `high`. Equal values are their own scale; a step finer than f32 resolves at this
 // distance from 0 would push the zero point beyond what `code_of` rounds exactly.
-DEVICE Range dynamic_range(float low, float high, u32 bits) {
+DEVICE Range dynamic_range(float low, float high, float top) {
     float scale;
     if (high == low) {
         scale = high == 0.0f ? 1.0f : fabsf(high);
     } else {
-        float step = __fdiv_rn(__fsub_rn(high, low), top_code(bits));
+        float step = __fdiv_rn(__fsub_rn(high, low), top);
         scale = fmaxf(step, __fdiv_rn(fmaxf(fabsf(high), fabsf(low)), FURTHEST));
     }
     return {scale, rintf(__fdiv_rn(-low, scale))};
 }
 
-// The code of `v`, plus CODE_BIAS. Two roundings, as in the definition: first the value, then the sum, which is exact
-// within the clamp.
-DEVICE u32 biased_code(float v, float inverse, float zero, float top) {
-    float q = fmaxf(fminf(__fmul_rn(v, inverse), FURTHEST), -FURTHEST);
-    q = __fadd_rn(__fsub_rn(__fadd_rn(q, ROUND), ROUND), zero);
+// The code of `v`, plus CODE_BIAS; the zero point is `whole + rest`. Two roundings, as in the definition: first the value,
+// then the sum, which is exact within the clamp.
+DEVICE u32 biased_code(float v, float inverse, float whole, float rest, float top) {
+    float q = __fadd_rn(fmaxf(fminf(__fmul_rn(v, inverse), FURTHEST), -FURTHEST), rest);
+    q = __fadd_rn(__fsub_rn(__fadd_rn(q, ROUND), ROUND), whole);
     return __float_as_uint(__fadd_rn(fmaxf(fminf(q, top), 0.0f), ROUND));
 }
 constexpr u32 CODE_BIAS = 0x4b400000; // ROUND's bits
@@ -100,7 +98,7 @@ struct Encoder {
                 }
             }
             team_extent<TEAM, 10>(low, high);
-            range = dynamic_range(low, high, to.bits);
+            range = dynamic_range(low, high, static_cast<float>(to.top));
         }
         group = of;
         if (member<TEAM>() == 0 && index % rows_per_group == 0) {
@@ -108,13 +106,14 @@ struct Encoder {
             global<float>(codes + to.zero_at)[of] = range.zero;
         }
 
-        float inverse = __fdiv_rn(1.0f, range.scale), top = top_code(to.bits);
+        float inverse = __fdiv_rn(1.0f, range.scale), top = static_cast<float>(to.top);
+        float whole = rintf(range.zero), rest = __fsub_rn(range.zero, whole);
         u64 at = codes + static_cast<u64>(index) * to.row_bytes;
         i32 sum = 0;
         row.each([&](float (&v)[RUN], Columns c) {
             u32 q[RUN];
             c.each([&](u32 k) {
-                q[k] = biased_code(v[k], inverse, range.zero, top);
+                q[k] = biased_code(v[k], inverse, whole, rest, top);
                 sum += static_cast<i32>(q[k] - CODE_BIAS);
             });
             if (c.packed()) {

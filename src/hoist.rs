@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_scale_that_changes_with_time_keeps_its_node_from_the_prompt() {
         use crate::program::CurveAxis;
-        let range = QuantizeRange::Curve(Tensor(1), CurveAxis::StepFraction);
+        let range = QuantizeRange::curve(Tensor(1), CurveAxis::StepFraction);
         let spec = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range };
         let p = program(vec![
             Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }), // 3: prompt

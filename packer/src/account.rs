@@ -36,6 +36,10 @@ pub struct Size {
 pub struct Account {
     /// The denoiser, or the refiner.
     pub network: &'static str,
+    /// The phase of its program that is meant; 0 where there is one.
+    pub phase: usize,
+    /// The share of a run that the phase holds.
+    pub share: f64,
     /// By the precision before.
     pub sizes: [Size; 2],
     /// Multiply-adds of all layers.
@@ -63,7 +67,7 @@ struct Layer {
     activation_bits: u64,
 }
 
-/// The accounts of the denoisers of a packed file.
+/// The accounts of the denoisers of a packed file, one for each phase.
 ///
 /// # Errors
 /// If the shapes of a program do not fit.
@@ -73,7 +77,9 @@ pub fn accounts<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<Vec<Account>> {
     let layers = layers(packed);
     let types: Vec<TensorType> = packed.tensors().iter().map(|t| t.ty()).collect();
     let networks = packed.programs().iter().filter(|p| matches!(p.role, Role::Denoiser | Role::Refiner));
-    networks.map(|program| account(program, &types, &dims, &layers)).collect()
+    let each = networks.flat_map(|program| program.phases.shares().into_iter().enumerate().map(move |p| (program, p)));
+    let one = |(program, phase): (&Program, (usize, f64))| account(program, phase, (&types, &layers), &dims);
+    each.map(one).collect()
 }
 
 /// The layers of the denoisers, by their weights.
@@ -99,7 +105,13 @@ fn layers<D: AsRef<[u8]>>(packed: &Packed<D>) -> HashMap<Tensor, Layer> {
     packed.tensors().iter().enumerate().filter_map(layer).collect()
 }
 
-fn account(program: &Program, types: &[TensorType], dims: &Dims, layers: &HashMap<Tensor, Layer>) -> Result<Account> {
+fn account(
+    program: &Program,
+    (phase, share): (usize, f64),
+    (types, layers): (&[TensorType], &HashMap<Tensor, Layer>),
+    dims: &Dims,
+) -> Result<Account> {
+    let program = &*program.in_phase(phase);
     let values = shape::infer(program, types, dims)?;
     let (mut layer_macs, mut attention_macs, mut bit_operations, mut published) = (0, 0, 0.0, 0u128);
     let mut used: Vec<Tensor> = Vec::new();
@@ -143,6 +155,8 @@ fn account(program: &Program, types: &[TensorType], dims: &Dims, layers: &HashMa
     };
     Ok(Account {
         network: program.role.name(),
+        phase,
+        share,
         sizes: [16, 32].map(size),
         layer_macs,
         attention_macs,

@@ -1,23 +1,26 @@
 //! `aquatint bench`: where the time goes.
 
+mod times;
+
 use super::device::{Choice, with_backend, with_threads};
 use super::{Device, model, say, say_json};
 use aquatint::model::Model;
 use aquatint::options::MAX_IMAGES;
-use aquatint::pipeline::{Event, Prompts, Request, Session, TABLE_BYTES};
+use aquatint::pipeline::{Event, Plans, Prompts, Request, Session, TABLE_BYTES};
 use aquatint::raw::backend::Backend;
 use aquatint::raw::backend::args::{Conv2dArgs, Input, LinearArgs, OpArgs};
 use aquatint::raw::backend::cuda::device::{self, WeightPath};
 use aquatint::raw::backend::cuda::driver::Driver;
-use aquatint::raw::exec::{Executor, PromptInputs};
+use aquatint::raw::exec::{Executor, Moment, PromptInputs};
 use aquatint::raw::plan::Binding;
-use aquatint::raw::program::{Dims, InputKind, Program, Role};
+use aquatint::raw::program::{CurveAxis, Dims, InputKind, Phases, Program, Role};
 use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
+use times::{PhaseTimes, Times, Work, slowest_first};
 
 /// Time loading, steps and decoding, op by op.
 #[derive(Args)]
@@ -44,44 +47,8 @@ pub struct Bench {
 /// Calls that are queued on a device before one whose ops are timed.
 const AHEAD: usize = 3;
 
-/// Times of one program.
-struct Times {
-    bind: f64,
-    /// The first call, which touches the weights and fills tables.
-    first: f64,
-    /// The other calls, fastest first.
-    calls: Vec<f64>,
-    /// What each kind of op took in one more call, slowest first.
-    ops: Vec<(String, Work)>,
-    /// What every op's time holds beside the op: the time between two marks.
-    mark: f64,
-}
-
-/// What ops of a kind did together in one call.
-#[derive(Clone, Copy, Default)]
-struct Work {
-    seconds: f64,
-    /// Arithmetic operations of matrix products.
-    operations: f64,
-    /// Bytes of operands and results, weights not counted.
-    bytes: f64,
-}
-
-impl Work {
-    /// How fast that was, in the unit that bounds it.
-    fn rate(&self) -> String {
-        match self.operations {
-            0.0 => format!("{:8.1} GB/s", self.bytes / self.seconds / 1e9),
-            operations => format!("{:8.2} TOP/s", operations / self.seconds / 1e12),
-        }
-    }
-}
-
-impl Times {
-    fn median(&self) -> f64 {
-        self.calls[self.calls.len() / 2]
-    }
-}
+/// Timesteps that models are trained on.
+const LAST_TIMESTEP: f32 = 1000.0;
 
 impl Bench {
     /// Runs the command.
@@ -121,20 +88,11 @@ impl Bench {
         let undecoded = self.no_decode || !model.decoder;
         let decoder = if undecoded { None } else { Some(self.time(backend, model, Role::VaeDecoder, 1, ahead)?) };
         if self.json {
-            let show = |t: &Times| {
-                let ops: BTreeMap<_, _> = t.ops.iter().map(|(op, w)| (op, w.seconds)).collect();
-                let work: BTreeMap<_, _> =
-                    t.ops.iter().map(|(op, w)| (op, json!({ "operations": w.operations, "bytes": w.bytes }))).collect();
-                json!({
-                    "bind": t.bind, "first": t.first, "median": t.median(), "best": t.calls[0],
-                    "ops": ops, "work": work, "mark": t.mark,
-                })
-            };
             say_json(&json!({
                 "device": name, "open_seconds": open, "batch": self.batch_size,
                 "step_seconds": step,
                 "uploads": uploads.iter().map(|(path, rate)| (format!("{path:?}"), json!(rate))).collect::<serde_json::Map<_, _>>(),
-                "denoiser": show(&denoiser), "decoder": decoder.as_ref().map(show),
+                "denoiser": denoiser.json(), "decoder": decoder.as_ref().map(Times::json),
                 "ceilings": ceilings.map(|c| json!({ "int8": c.int8, "f16": c.f16, "bandwidth": c.bandwidth })),
             }));
             return Ok(());
@@ -153,25 +111,10 @@ impl Bench {
             if self.images() == 1 { "" } else { "s" },
             step * 1e3
         ));
-        let what = format!("denoiser call, batch {}", self.batch_size);
-        for (what, t) in [(what.as_str(), Some(&denoiser)), ("decoder call, batch 1", decoder.as_ref())] {
-            let Some(t) = t else { continue };
-            say(format_args!(
-                "{what}: median {:.2} ms, best {:.2} ms of {}; bind {:.2} ms, first call {:.2} ms",
-                t.median() * 1e3,
-                t.calls[0] * 1e3,
-                t.calls.len(),
-                t.bind * 1e3,
-                t.first * 1e3
-            ));
-            let total: f64 = t.ops.iter().map(|(_, w)| w.seconds).sum();
-            for (op, w) in &t.ops {
-                let (ms, share) = (w.seconds * 1e3, 100.0 * w.seconds / total);
-                say(format_args!("  {op:<22} {ms:9.3} ms  {share:5.1} %  {}", w.rate()));
-            }
-            if ahead > 0 {
-                say(format_args!("  each op's time holds a mark's, {:.2} us", t.mark * 1e6));
-            }
+        let axis = model.packed().program(Role::Denoiser)?.phases.axis.name();
+        denoiser.print(&format!("denoiser call, batch {}", self.batch_size), axis, ahead > 0);
+        if let Some(decoder) = &decoder {
+            decoder.print("decoder call, batch 1", axis, ahead > 0);
         }
         Ok(())
     }
@@ -234,10 +177,54 @@ impl Bench {
         if let Some(tokens) = random(InputKind::Tokens) {
             executor.set_tokens(&vec![0; tokens.len()])?;
         }
-        executor.set_timesteps((0..self.repeat + 1).map(|i| (999 - i * 7 % 900) as f32))?;
         if let Some(sample) = sample {
             executor.write_sample(&sample)?;
         }
+        let shares = self.shares(backend, model, &executor.program().phases, role)?;
+        let phases = shares.into_iter().enumerate().map(|(i, share)| self.time_phase(&mut executor, (i, share), ahead));
+        Ok(Times { bind, phases: phases.collect::<Result<_>>()? })
+    }
+
+    /// The share of the calls of a run, by the model's own sampler, that each phase of the program of `role` holds.
+    fn shares<B: Backend>(
+        &self,
+        backend: &B,
+        model: &Model<'_, model::Bytes>,
+        phases: &Phases,
+        role: Role,
+    ) -> Result<Vec<f64>> {
+        let mut shares = vec![0.0; phases.count()];
+        if shares.len() == 1 {
+            return Ok(vec![1.0]);
+        }
+        let plans = Plans::new(backend, model, &Request::new(model, Prompts::blank(model, 1)))?;
+        let own: Vec<usize> =
+            plans.calls().filter(|call| call.0 == role).map(|(_, moment)| phases.at(moment.on(phases.axis))).collect();
+        own.iter().for_each(|&phase| shares[phase] += 1.0 / own.len() as f64);
+        Ok(shares)
+    }
+
+    /// Times calls in phase `phase`, which holds `share` of a run's.
+    fn time_phase<B: Backend>(
+        &self,
+        executor: &mut Executor<'_, B>,
+        (phase, share): (usize, f64),
+        ahead: usize,
+    ) -> Result<PhaseTimes> {
+        let Phases { axis, starts, .. } = &executor.program().phases;
+        let from = starts.get(phase).copied().unwrap_or(0.0);
+        let to = starts.get(phase + 1).copied().unwrap_or(LAST_TIMESTEP.max(from + 1.0));
+        let calls = self.repeat + 1;
+        let moment = |i: usize| match (starts.len(), axis) {
+            (0 | 1, _) => Moment { timestep: (999 - i * 7 % 900) as f32, fraction: i as f32 / calls as f32 },
+            (_, CurveAxis::StepFraction) => Moment { timestep: (999 - i * 7 % 900) as f32, fraction: from },
+            (_, CurveAxis::Timestep) => {
+                let timestep = from + (to - from) * (1 + i * 7 % 900) as f32 / 1000.0;
+                Moment { timestep, fraction: i as f32 / calls as f32 }
+            }
+        };
+        let moments: Vec<Moment> = (0..calls).map(moment).collect();
+        executor.set_moments(moments.into_iter())?;
         let begin = Instant::now();
         executor.call(0)?;
         executor.parts().0.wait()?;
@@ -263,9 +250,7 @@ impl Bench {
             work.operations += timed.op.operations();
             work.bytes += timed.op.bytes();
         })?;
-        let mut ops: Vec<_> = by_op.into_iter().collect();
-        ops.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
-        Ok(Times { bind, first, calls, ops, mark })
+        Ok(PhaseTimes { from, share, first, calls, ops: slowest_first(by_op.into_iter()), mark })
     }
 }
 

@@ -40,7 +40,7 @@ use crate::backend::{Backend, Call, MemoryRules};
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
 use crate::plan::{self, Binding, Plan, Planned};
-use crate::program::{InputKind, Program, QuantizeRange, Rate, Role, Tensor};
+use crate::program::{InputKind, Program, QuantizeRange, RangeCurve, Rate, Role, Tensor};
 use issue::issue;
 use moment::Curve;
 
@@ -123,8 +123,8 @@ impl<'m, B: Backend> Executor<'m, B> {
             }
             let mut curves = Vec::new();
             for curve in &planned.curves {
-                if let QuantizeRange::Curve(tensor, axis) = curve.range
-                    && let TensorView::F32(points) = packed.tensor(tensor.0 as usize)
+                if let QuantizeRange::Curve(RangeCurve { points, axis, .. }) = curve.range
+                    && let TensorView::F32(points) = packed.tensor(points.0 as usize)
                 {
                     curves.push((Curve { axis, points }, curve.at));
                 }

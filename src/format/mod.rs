@@ -51,8 +51,8 @@
 //!   *none*, that is 0.
 //! * *number*: itself. *float*: the bits of an IEEE 754 binary32. *flag*: 0 or 1.
 //! * Anything else: a number from the table of this name.
-//! * What belongs to something absent is 0: the first column of a gate that is not there, and grain, range and curve where
-//!   the bits of a quantization are 0, which says that the result is not quantized.
+//! * What belongs to something absent is 0: the first column of a gate that is not there, and grain, range, curve and top
+//!   where the bits of a quantization are 0, which says that the result is not quantized.
 //!
 //! *Variants* follow the node that they are of in NODES: what it is in the phases whose bits they have, bit i for phase i. A
 //! variant makes the same value, has words like any node, and neither flags nor a path.

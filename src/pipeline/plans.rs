@@ -6,6 +6,7 @@ use super::request::{DECODE_BYTES, Request, Stage};
 use super::{init, texts, tiles};
 use crate::backend::MemoryRules;
 use crate::error::{Error, Result};
+use crate::exec::Moment;
 use crate::model::Model;
 use crate::plan::{Binding, Plan};
 use crate::program::{Dims, Role};
@@ -35,6 +36,12 @@ pub struct Plans {
 }
 
 impl Plans {
+    /// The calls of the step loop in order: the network, and when it is called.
+    pub fn calls(&self) -> impl Iterator<Item = (Role, Moment)> {
+        let rows = self.stages.iter().flat_map(|stage| stage.table.rows.iter().map(|row| (stage.role, row)));
+        rows.map(|(role, row)| (role, Moment { timestep: row.timestep, fraction: row.fraction }))
+    }
+
     /// The plans of all programs that `request` runs, without running anything.
     ///
     /// # Errors

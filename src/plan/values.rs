@@ -147,7 +147,7 @@ pub fn codes_of(ty: &Type, q: &QuantizeSpec, slot: Slot) -> Codes {
         QuantizeGrain::Row => ty.rows(),
         QuantizeGrain::Sample => ty.dims()[0],
     };
-    Codes { slot, rows: ty.rows(), cols: ty.cols(), groups, bits: q.bits }
+    Codes { slot, rows: ty.rows(), cols: ty.cols(), groups, top: q.top() }
 }
 
 #[cfg(test)]

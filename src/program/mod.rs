@@ -40,7 +40,9 @@ pub(crate) use numbered::numbered;
 pub use op::{Act, Columns, Op, Tensor, Value};
 pub use phases::{MAX_PHASES, Phases, Variant};
 pub use pointwise::{Add, Pointwise};
-pub use quantize::{CurveAxis, MAX_TURN, MIN_TURN, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Turn};
+pub use quantize::{
+    CurveAxis, MAX_TURN, MIN_TURN, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Turn,
+};
 pub use resample::{Resample, Resampling};
 pub use vector_quantize::VectorQuantize;
 #[cfg(test)]

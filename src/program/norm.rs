@@ -45,6 +45,7 @@ impl Operation for LayerNorm {
         v.float("eps", &mut self.eps);
         v.modulation(&mut self.modulation);
         v.optional_quantize(&mut self.quantize);
+        v.quantize_top(self.quantize.as_mut());
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
@@ -94,6 +95,7 @@ impl Operation for GroupNorm {
         v.modulation(&mut self.modulation);
         v.choice("act", &mut self.act);
         v.optional_quantize(&mut self.quantize);
+        v.quantize_top(self.quantize.as_mut());
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {

@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn curves_are_tensors() {
         use crate::program::{CurveAxis, QuantizeRange};
-        let range = QuantizeRange::Curve(Tensor(9), CurveAxis::Timestep);
+        let range = QuantizeRange::curve(Tensor(9), CurveAxis::Timestep);
         let spec = QuantizeSpec { range, ..Default::default() };
         let norm =
             Op::from(GroupNorm { weight: Tensor(1), bias: Tensor(2), quantize: Some(spec), ..Default::default() });

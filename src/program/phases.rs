@@ -7,6 +7,9 @@
 use super::{CurveAxis, Op, Program};
 use std::borrow::Cow;
 
+/// Timesteps that models are trained on.
+const TIMESTEPS: f32 = 1000.0;
+
 /// Most phases of a program: each has a bit in a node's record.
 pub const MAX_PHASES: usize = 32;
 
@@ -47,6 +50,23 @@ impl Phases {
         nodes.dedup();
         let (count, axis) = (self.starts.len(), self.axis.name());
         Some(format!("{count} phases by {axis}, from {} and {last} on; {} nodes vary", first.join(", "), nodes.len()))
+    }
+
+    /// The share of a run that each holds: of its steps, or of the timesteps that models are trained on, of which samplers take
+    /// about as many everywhere.
+    pub fn shares(&self) -> Vec<f64> {
+        let end = match self.axis {
+            CurveAxis::StepFraction => 1.0,
+            CurveAxis::Timestep => TIMESTEPS,
+        };
+        if self.starts.len() < 2 {
+            return vec![1.0];
+        }
+        let within: Vec<f32> = self.starts.iter().map(|start| start.clamp(0.0, end)).collect();
+        // The first also holds before its start.
+        let from = |i: usize| if i == 0 { 0.0 } else { within[i] };
+        let to = |i: usize| within.get(i + 1).copied().unwrap_or(end);
+        (0..within.len()).map(|i| f64::from(to(i) - from(i)) / f64::from(end)).collect()
     }
 
     /// The phase at a position on the axis.
@@ -124,6 +144,14 @@ mod tests {
         let expected = [pointwise(1, Act::Silu), pointwise(0, Act::QuickGelu), pointwise(1, Act::GeluErf)];
         assert_eq!([0, 1, 2].map(last), expected);
         assert_eq!([0, 1, 2].map(|p| program.in_phase(p).needed()), [[true, true], [false, true], [true, true]]);
+        assert_eq!(phases.shares(), [0.25, 0.25, 0.5]);
+        let far = Phases { starts: vec![0.0, 900.0, 1200.0], ..phases.clone() };
+        assert!(
+            far.shares().iter().zip([0.9, 0.1, 0.0]).all(|(got, want)| (got - want).abs() < 1e-7),
+            "a run ends sooner"
+        );
+        let steps = Phases { axis: CurveAxis::StepFraction, starts: vec![0.0, 0.25], variants: Vec::new() };
+        assert_eq!((steps.shares(), Phases::default().shares()), (vec![0.25, 0.75], vec![1.0]));
         let told = phases.describe().unwrap();
         assert_eq!(told, "3 phases by timestep, from 0, 250 and 500 on; 1 nodes vary");
         assert_eq!((program.ops().count(), program.in_phase(2).phases.count(), phases.count()), (4, 1, 3));

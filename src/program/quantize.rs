@@ -33,20 +33,49 @@ numbered! {
 pub enum QuantizeRange {
     /// From the minimum and maximum of what shares them, when it is computed.
     Dynamic,
-    /// From a curve over time: an f32 tensor of rows `(position, scale, zero)`, positions ascending. Row `i` holds
-    /// from its position up to the next one's; the first row also holds before.
-    Curve(Tensor, CurveAxis),
+    /// From a curve over time.
+    Curve(RangeCurve),
 }
 
-/// How activations become integer codes: `x = scale * (q - zero)`, `q` in `0..2^bits`.
+impl QuantizeRange {
+    /// From the curve `points`, all codes of its bits.
+    pub fn curve(points: Tensor, axis: CurveAxis) -> Self {
+        QuantizeRange::Curve(RangeCurve { points, axis, top: 0 })
+    }
+}
+
+/// Scales and zero points over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RangeCurve {
+    /// f32, rows `(position, scale, zero)`, positions ascending. Row `i` holds from its position up to the next one's;
+    /// the first row also holds before. A zero point may be any real number: 0 is then between two codes.
+    pub points: Tensor,
+    /// What positions count.
+    pub axis: CurveAxis,
+    /// The greatest code, below `2^bits`; 0 for `2^bits - 1`. Trained quantizers use an odd number of codes (TDQ §4).
+    pub top: u8,
+}
+
+/// How activations become integer codes: `x = scale * (q - zero)`, `q` from 0 to [`top`](Self::top). With `zero` in its
+/// whole part and what is left of at most a half, `q = clamp(round(x / scale + rest) + whole, 0, top)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuantizeSpec {
-    /// 8 or 6, in the range of a curve 2 to 8; stored as bytes either way.
+    /// 2 to 8; stored as bytes whatever they are.
     pub bits: u8,
     /// What shares a scale.
     pub grain: QuantizeGrain,
     /// Where the scale comes from.
     pub range: QuantizeRange,
+}
+
+impl QuantizeSpec {
+    /// The greatest code.
+    pub fn top(&self) -> u8 {
+        match self.range {
+            QuantizeRange::Curve(RangeCurve { top: top @ 1.., .. }) => top,
+            QuantizeRange::Curve(_) | QuantizeRange::Dynamic => ((1u32 << self.bits.min(8)) - 1) as u8,
+        }
+    }
 }
 
 impl Default for QuantizeSpec {
@@ -95,6 +124,7 @@ impl Operation for Quantize {
         let (mut factors, mut block) = (self.turn.map(|turn| turn.factors), self.turn.map_or(0, |turn| turn.block));
         v.optional_tensor("factors", &mut factors);
         v.number("block", &mut block);
+        v.quantize_top(Some(&mut self.spec));
         self.turn = factors.map(|factors| Turn { factors, block });
     }
 

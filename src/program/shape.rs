@@ -3,7 +3,9 @@
 //! The one place that knows which operands an op accepts. The packer runs it before it writes a file, `verify` runs it
 //! over a file, and `bind` runs it with the caller's dims; a back end may therefore trust every length it is given.
 
-use super::{Dims, Input, InputKind, Modulation, Program, QuantizeGrain, QuantizeRange, QuantizeSpec, Tensor, Value};
+use super::{
+    Dims, Input, InputKind, Modulation, Program, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Tensor, Value,
+};
 use crate::error::{Error, Result};
 
 /// Most axes of a value: `(n, f, h, w, c)`, frames of video among them. Ops that compute take at most four: networks
@@ -312,18 +314,17 @@ impl Rule<'_> {
     /// The type of `y` once it is quantized, if it is.
     pub fn quantized(&self, y: Type, quantize: Option<QuantizeSpec>) -> Result<Type> {
         let Some(spec) = quantize else { return Ok(y) };
-        let (fits, expected) = match spec.range {
-            QuantizeRange::Dynamic => (matches!(spec.bits, 6 | 8), "6 or 8"),
-            QuantizeRange::Curve(..) => ((2..=8).contains(&spec.bits), "2 to 8"),
-        };
-        if !fits {
-            return self.err("quantize bits", expected, spec.bits);
+        if !(2..=8).contains(&spec.bits) {
+            return self.err("quantize bits", "2 to 8", spec.bits);
         }
         if spec.grain == QuantizeGrain::Sample && y.rank() < 2 {
             return self.err("quantize grain", "a value with samples", y.dims());
         }
-        if let QuantizeRange::Curve(tensor, _) = spec.range {
-            let t = self.tensor("curve", tensor)?;
+        if let QuantizeRange::Curve(RangeCurve { points, top, .. }) = spec.range {
+            if u32::from(top) >= 1 << spec.bits {
+                return self.err("quantize top", format!("a code of {} bits", spec.bits), top);
+            }
+            let t = self.tensor("curve", points)?;
             if !t.f32 || t.dims.len() != 2 || t.dims[1] != 3 || t.dims[0] == 0 {
                 return self.err("curve", "f32 [points, 3]", &t.dims);
             }

@@ -4,7 +4,7 @@
 //! the iterators of [`Op`](super::Op), the encoder and decoder of the file, and the specification's table of ops.
 
 use super::numbered::numbered;
-use super::{Columns, CurveAxis, Modulation, Numbered, QuantizeRange, QuantizeSpec, Tensor, Value};
+use super::{Columns, CurveAxis, Modulation, Numbered, QuantizeRange, QuantizeSpec, RangeCurve, Tensor, Value};
 
 /// One field of an op: one word of the file.
 #[derive(Debug)]
@@ -170,21 +170,42 @@ pub trait Visit {
         let (mut bits, mut grain) = (u32::from(spec.bits), spec.grain);
         let (mut range, mut curve) = match spec.range {
             QuantizeRange::Dynamic => (Range::Dynamic, None),
-            QuantizeRange::Curve(tensor, CurveAxis::Timestep) => (Range::TimestepCurve, Some(tensor)),
-            QuantizeRange::Curve(tensor, CurveAxis::StepFraction) => (Range::StepFractionCurve, Some(tensor)),
+            QuantizeRange::Curve(RangeCurve { points, axis, .. }) => match axis {
+                CurveAxis::Timestep => (Range::TimestepCurve, Some(points)),
+                CurveAxis::StepFraction => (Range::StepFractionCurve, Some(points)),
+            },
+        };
+        let top = match spec.range {
+            QuantizeRange::Curve(RangeCurve { top, .. }) => top,
+            QuantizeRange::Dynamic => 0,
         };
         self.number("quantize bits", &mut bits);
         self.choice("quantize grain", &mut grain);
         self.choice("quantize range", &mut range);
         self.optional_tensor("quantize curve", &mut curve);
         // A range without its curve becomes another one, which a strict reader finds out when it writes again.
+        let of = |points, axis| QuantizeRange::Curve(RangeCurve { points, axis, top });
         let range = match (range, curve) {
-            (Range::TimestepCurve, Some(tensor)) => QuantizeRange::Curve(tensor, CurveAxis::Timestep),
-            (Range::StepFractionCurve, Some(tensor)) => QuantizeRange::Curve(tensor, CurveAxis::StepFraction),
+            (Range::TimestepCurve, Some(points)) => of(points, CurveAxis::Timestep),
+            (Range::StepFractionCurve, Some(points)) => of(points, CurveAxis::StepFraction),
             (Range::Dynamic, _) | (_, None) => QuantizeRange::Dynamic,
         };
         let bits = u8::try_from(bits).unwrap_or(u8::MAX);
         *quantize = (bits != 0).then_some(QuantizeSpec { bits, grain, range });
+    }
+
+    /// The greatest code of a result that is quantized in the range of a curve; 0 is read and shown elsewhere. It is an op's
+    /// last field.
+    fn quantize_top(&mut self, quantize: Option<&mut QuantizeSpec>) {
+        let curve = quantize.and_then(|spec| match &mut spec.range {
+            QuantizeRange::Curve(curve) => Some(curve),
+            QuantizeRange::Dynamic => None,
+        });
+        let mut top = curve.as_ref().map_or(0, |curve| u32::from(curve.top));
+        self.number("quantize top", &mut top);
+        if let Some(curve) = curve {
+            curve.top = u8::try_from(top).unwrap_or(u8::MAX);
+        }
     }
 
     /// How the result is quantized. 0 bits are read as the default ones.

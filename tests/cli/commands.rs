@@ -504,7 +504,42 @@ fn reports_are_json() {
         assert!(times["ops"].as_object().is_some_and(|ops| !ops.is_empty()), "{times}");
     }
     let bench = json(&dir, &["bench", file, "--json", "--repeat", "1", "--no-decode"]);
-    assert!(bench["decoder"].is_null());
+    assert!(bench["decoder"].is_null() && bench["denoiser"]["phases"].is_null());
+}
+
+/// Each phase of a file is timed; a call of a run takes their mean, by how many calls each holds.
+#[test]
+fn bench_times_every_phase() {
+    let dir = directory("bench-phases");
+    let phased = "default = \"w4a8\"\n[[phases]]\nFROM\ndefault = \"f16\"\n";
+    for (from, starts, shares) in
+        [("from = 0.75", [0.0, 0.75], [0.75, 0.25]), ("from_timestep = 500", [0.0, 500.0], [0.5, 0.5])]
+    {
+        let config = dir.join("phases.toml");
+        fs::write(&config, phased.replace("FROM", from)).expect("a configuration");
+        let file = dir.join("m.aqt");
+        let options = packer::emit::Options {
+            model: fixture(""),
+            q_config: Some(config.to_str().expect("a name in UTF-8").to_owned()),
+            output: file.clone(),
+            ..Default::default()
+        };
+        packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
+        let bench = json(&dir, &["bench", file.to_str().unwrap(), "--json", "--repeat", "2", "--no-decode"]);
+        let phases = bench["denoiser"]["phases"].as_array().expect("phases");
+        let number = |of: &serde_json::Value, name: &str| of[name].as_f64().expect("a number");
+        let mut mean = 0.0;
+        for ((phase, from), share) in phases.iter().zip(starts).zip(shares) {
+            assert_eq!(number(phase, "from"), from);
+            assert!((number(phase, "share") - share).abs() < 0.05, "{phase}");
+            mean += number(phase, "share") * number(phase, "median");
+        }
+        assert_eq!(phases.len(), 2);
+        assert!((mean / number(&bench["denoiser"], "median") - 1.0).abs() < 1e-9, "{bench}");
+        // Integer layers in the first phase, none in the second.
+        let codes = |phase: &serde_json::Value| phase["ops"].as_object().unwrap().contains_key("linear (codes)");
+        assert!(codes(&phases[0]) && !codes(&phases[1]), "{bench}");
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ use super::{Build, Codec, LABELS, SAMPLE, TIMESTEP, inputs, normal, normals};
 use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use aquatint::raw::program::{
     Act, Add, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Embedding, Linear, Op, Patchify, Pointwise,
-    PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Slice, Tensor, TimestepEmbedding,
-    Unpatchify, Value,
+    PositionEmbedding, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Slice, Tensor,
+    TimestepEmbedding, Unpatchify, Value,
 };
 use fastrand::Rng;
 use half::f16;
@@ -218,13 +218,15 @@ pub fn linear_exact() -> Vec<Case> {
     let mut cases = Vec::new();
     for (which, codec) in Codec::all(true).iter().enumerate() {
         for (i, &([n, h, w], k, o)) in MATRICES.iter().enumerate() {
-            let (bits, fixed) = ([8, 6][(i + which) % 2], (i + which) % 3 == 0);
+            let (bits, fixed) = ([8, 6, 4, 2][(i + which) % 4], (i + which) % 3 == 0);
             let name = format!("exact {codec:?} a{bits} fixed {fixed} {:?}x{k}x{o}", [n, h, w]);
             let rng = &mut rng_of(&name);
             let mut b = Build::new(k);
             let range = if fixed {
-                let curve = b.f32(&[1, 3], &[0.0, 0.5, [3.0, -300.0, 200.0][i % 3]]);
-                QuantizeRange::Curve(curve, CurveAxis::Timestep)
+                // Zero on a code, and between two; a last code, and all of them.
+                let points = b.f32(&[1, 3], &[0.0, 0.5, [3.0, -300.25, 200.5][i % 3]]);
+                let top = if i % 2 == 0 { 0 } else { ((1u16 << bits) - 2) as u8 };
+                QuantizeRange::Curve(RangeCurve { points, axis: CurveAxis::Timestep, top })
             } else {
                 QuantizeRange::Dynamic
             };
@@ -252,7 +254,7 @@ pub fn linear_quantized() -> Vec<Case> {
     let mut cases = Vec::new();
     for (which, codec) in Codec::all(true).iter().enumerate() {
         for (bits, grain, mean) in
-            [(8, QuantizeGrain::Row, 0.0), (6, QuantizeGrain::Row, 1000.0), (8, QuantizeGrain::Sample, -50.0)]
+            [(8, QuantizeGrain::Row, 0.0), (4, QuantizeGrain::Row, 1000.0), (8, QuantizeGrain::Sample, -50.0)]
         {
             let (c, o) = ([3, 4, 20][which % 3], [7, 50, 33][which % 3]);
             let name = format!("patch linear {codec:?} a{bits} {grain:?} mean {mean} {c}x{o}");
@@ -351,7 +353,7 @@ pub fn conv() -> Vec<Case> {
                         Columns { value: b.op(Op::Embedding(Embedding { index: LABELS, table })), offset: 3 }
                     });
                     let coded_input = matches!(kind, "exact" | "dynamic");
-                    let spec = dynamic([8, 6][which % 2], QuantizeGrain::Sample);
+                    let spec = dynamic([8, 6, 4][which % 3], QuantizeGrain::Sample);
                     let x =
                         if coded_input { b.op(Op::Quantize(Quantize { x: SAMPLE, spec, turn: None })) } else { SAMPLE };
                     let numbers = whole(rng, o);

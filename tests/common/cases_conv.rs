@@ -19,7 +19,7 @@ pub fn conv_sized() -> Vec<Case> {
                 let kernel = b.f32(&[c, 3, 3, c], &kernel);
                 let down = Conv2d { x: SAMPLE, weight: kernel, sampling: ConvStride::Down, ..Conv2d::default() };
                 let mut x = b.op(Op::Conv2d(down));
-                let spec = dynamic([8, 6][i % 2], QuantizeGrain::Sample);
+                let spec = dynamic([8, 6, 3][i % 3], QuantizeGrain::Sample);
                 if kind != "f32" {
                     x = b.op(Op::Quantize(Quantize { x, spec, turn: None }));
                 }

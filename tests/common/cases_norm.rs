@@ -9,9 +9,10 @@ use aquatint::raw::program::{
 
 /// Quantization alone: every grain and width, constant groups, groups with a narrow range far from zero.
 pub fn quantize() -> Vec<Case> {
+    use QuantizeGrain::{Row, Sample};
     let mut cases = Vec::new();
     for [n, h, w, d] in [[1, 1, 1, 1], [2, 3, 1, 5], [3, 1, 7, 16], [2, 9, 9, 33]] {
-        for (bits, grain) in [(8, QuantizeGrain::Row), (6, QuantizeGrain::Row), (8, QuantizeGrain::Sample)] {
+        for (bits, grain) in [(8, Row), (6, Row), (4, Row), (2, Row), (8, Sample), (3, Sample)] {
             for (mean, spread) in [(0.0, 1.0), (500.0, 0.5), (-3e4, 4.0), (7.25, 0.0), (0.0, 0.0), (1e-3, 1e-7)] {
                 let name = format!("quantize a{bits} {grain:?} {:?} mean {mean} spread {spread}", [n, h, w, d]);
                 let rng = &mut rng_of(&name);
@@ -53,7 +54,7 @@ pub fn turned() -> Vec<Case> {
         (9216, 256),
     ];
     for (i, (d, block)) in shapes.into_iter().enumerate() {
-        for (j, (bits, fixed)) in [(8, false), (6, false), (8, true)].into_iter().enumerate() {
+        for (j, (bits, fixed)) in [(8, false), (5, false), (8, true)].into_iter().enumerate() {
             if d > 2000 && j > 0 {
                 continue;
             }
@@ -69,7 +70,7 @@ pub fn turned() -> Vec<Case> {
             let levels = f64::from((1u16 << bits) - 1);
             let step = 40.0 / levels;
             let range = match fixed {
-                true => QuantizeRange::Curve(b.f32(&[1, 3], &[0.0, step as f32, 120.0]), CurveAxis::Timestep),
+                true => QuantizeRange::curve(b.f32(&[1, 3], &[0.0, step as f32, 120.0]), CurveAxis::Timestep),
                 false => QuantizeRange::Dynamic,
             };
             let spec = QuantizeSpec { range, ..dynamic(bits, QuantizeGrain::Row) };
@@ -92,7 +93,7 @@ pub fn layer_norm() -> Vec<Case> {
         [[1, 1, 1, 2], [2, 1, 3, 5], [3, 4, 4, 16], [2, 5, 9, 72], [3, 1, 2, 1152]].into_iter().enumerate()
     {
         for (affine, modulated) in [(false, false), (true, false), (false, true), (true, true)] {
-            for quantize in [None, Some(8), Some(6)] {
+            for quantize in [None, Some(8), Some(4)] {
                 for (mean, spread) in [(0.0, 1.0), (1000.0, 2.0)] {
                     let name = format!("layer norm {:?} {affine} {modulated} {quantize:?} mean {mean}", [n, h, w, d]);
                     let rng = &mut rng_of(&name);
@@ -150,7 +151,7 @@ pub fn group_norm() -> Vec<Case> {
                     let bias = b.f32(&[c], &normals(rng, c));
                     let curve = b.f32(&[1, 3], &[0.0, 0.0625, 100.0]);
                     let range =
-                        if fixed { QuantizeRange::Curve(curve, CurveAxis::Timestep) } else { QuantizeRange::Dynamic };
+                        if fixed { QuantizeRange::curve(curve, CurveAxis::Timestep) } else { QuantizeRange::Dynamic };
                     let quantize = grain.map(|grain| QuantizeSpec { range, ..dynamic(8, grain) });
                     let y = b.op(Op::GroupNorm(GroupNorm {
                         x: SAMPLE,

@@ -30,7 +30,7 @@ pub fn group_norm_modulated() -> Vec<Case> {
                 let value = b.op(Op::Embedding(Embedding { index: LABELS, table }));
                 let curve = b.f32(&[1, 3], &[0.0, 0.0625, 100.0]);
                 let range =
-                    if fixed { QuantizeRange::Curve(curve, CurveAxis::Timestep) } else { QuantizeRange::Dynamic };
+                    if fixed { QuantizeRange::curve(curve, CurveAxis::Timestep) } else { QuantizeRange::Dynamic };
                 let quantize = grain.map(|grain| QuantizeSpec { range, ..dynamic(8, grain) });
                 // Scale before shift, and shift before scale.
                 let (scale, shift) = if i % 2 == 0 { (1, c as u32 + 3) } else { (c as u32 + 2, 0) };

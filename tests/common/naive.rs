@@ -8,8 +8,8 @@ use aquatint::raw::codec::QuantizedMatrix;
 use aquatint::raw::program::{
     Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
     LayerNorm, Linear, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain,
-    QuantizeRange, QuantizeSpec, Resample, Resampling, Slice, Tensor, TimestepEmbedding, Turn, Unpatchify, Value,
-    VectorQuantize,
+    QuantizeRange, QuantizeSpec, RangeCurve, Resample, Resampling, Slice, Tensor, TimestepEmbedding, Turn, Unpatchify,
+    Value, VectorQuantize,
 };
 
 /// A dense array of real numbers, row-major.
@@ -153,12 +153,12 @@ impl Scope<'_> {
         let Some(spec) = spec else { return y };
         let fixed = match spec.range {
             QuantizeRange::Dynamic => None,
-            QuantizeRange::Curve(t, axis) => {
+            QuantizeRange::Curve(RangeCurve { points, axis, .. }) => {
                 let at = if axis == CurveAxis::Timestep { self.inputs.timestep } else { self.inputs.fraction };
-                Some(curve(self.tensor(t), at.into()))
+                Some(curve(self.tensor(points), at.into()))
             }
         };
-        quantize(&y, spec.bits, spec.grain, fixed)
+        quantize(&y, spec.top(), spec.grain, fixed)
     }
 
     fn apply(&self, op: &Op) -> Array {
@@ -471,15 +471,15 @@ fn attention(q: &Array, k: &Array, v: &Array, heads: usize, scale: f64, causal: 
     out
 }
 
-/// Real numbers to codes and back: `delta = (max - min) / (2^b - 1)`, `zero = round(-min / delta)`,
-/// `q = clamp(round(x / delta) + zero, 0, 2^b - 1)`. A group of equal values is represented exactly. With `fixed`,
-/// delta and zero are given.
-pub fn quantize(x: &Array, bits: u8, grain: QuantizeGrain, fixed: Option<(f64, f64)>) -> Array {
+/// Real numbers to codes and back: `delta = (max - min) / top`, `zero = round(-min / delta)`,
+/// `q = clamp(round(x / delta) + zero, 0, top)`. A group of equal values is represented exactly. With `fixed`, delta and zero
+/// are given; of a zero between whole numbers, what is beside the nearest is added before rounding.
+pub fn quantize(x: &Array, top: u8, grain: QuantizeGrain, fixed: Option<(f64, f64)>) -> Array {
     let group = match grain {
         QuantizeGrain::Row => x.cols(),
         QuantizeGrain::Sample => x.data.len() / x.dims[0],
     };
-    let top = f64::from((1u32 << bits) - 1);
+    let top = f64::from(top);
     let mut y = x.clone();
     for group in y.data.chunks_exact_mut(group) {
         let low = group.iter().copied().fold(f64::INFINITY, f64::min);
@@ -490,7 +490,8 @@ pub fn quantize(x: &Array, bits: u8, grain: QuantizeGrain, fixed: Option<(f64, f
         let delta = (high - low) / top;
         let (delta, zero) = fixed.unwrap_or((delta, (-low / delta).round_ties_even()));
         for v in group {
-            let q = ((*v / delta).round_ties_even() + zero).round_ties_even().clamp(0.0, top);
+            let whole = zero.round_ties_even();
+            let q = ((*v / delta + (zero - whole)).round_ties_even() + whole).clamp(0.0, top);
             *v = delta * (q - zero);
         }
     }

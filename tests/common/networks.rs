@@ -102,7 +102,7 @@ pub fn curve_over_prompt() -> Build {
     let (table, w) = (weight(&mut b, rng, 6, 24), codes(&mut b, rng, &[d, 24]));
     let curve = b.f32(&[2, 3], &[0.0, 0.015625, 100.0, 500.0, 0.0625, 128.0]);
     let class = b.op(Op::Embedding(Embedding { index: LABELS, table }));
-    let range = QuantizeRange::Curve(curve, CurveAxis::Timestep);
+    let range = QuantizeRange::curve(curve, CurveAxis::Timestep);
     let q = b.op(Op::Quantize(Quantize {
         x: class,
         spec: QuantizeSpec { range, ..dynamic(8, QuantizeGrain::Row) },

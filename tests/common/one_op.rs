@@ -26,8 +26,8 @@ impl Space {
         Floats { slot: self.slot(rows * cols * element.bytes()), rows, cols, element }
     }
 
-    pub fn codes(&mut self, rows: usize, cols: usize, groups: usize, bits: u8) -> Codes {
-        let codes = Codes { slot: Slot::default(), rows, cols, groups, bits };
+    pub fn codes(&mut self, rows: usize, cols: usize, groups: usize, top: u8) -> Codes {
+        let codes = Codes { slot: Slot::default(), rows, cols, groups, top };
         Codes { slot: self.slot(codes.bytes()), ..codes }
     }
 }

@@ -283,7 +283,7 @@ fn denoiser(writer: &mut Writer) -> Program {
     let x = b.op("block.out", Op::Linear(Linear { x: a, weight, bias: None, act: Act::None, gate, residual: Some(x) }));
     b.program.nodes.last_mut().expect("one was just made").wide = true;
 
-    let range = QuantizeRange::Curve(b.curve("block.norm2.curve", [0.0, 500.0]), CurveAxis::Timestep);
+    let range = QuantizeRange::curve(b.curve("block.norm2.curve", [0.0, 500.0]), CurveAxis::Timestep);
     let (weight, bias) = (Some(b.f32("block.norm2.weight", &[8])), Some(b.f32("block.norm2.bias", &[8])));
     let quantize = Some(QuantizeSpec { range, ..rows });
     let h = b.op("block.norm2", Op::LayerNorm(LayerNorm { x, weight, bias, eps: 1e-5, modulation: None, quantize }));
@@ -291,7 +291,7 @@ fn denoiser(writer: &mut Writer) -> Program {
     let bias = Some(b.f32("block.fc1.bias", &[16]));
     let fc1 = Op::Linear(Linear { x: h, weight, bias, act: Act::GeluTanh, gate: None, residual: None });
     let h = b.op("block.fc1", fc1);
-    let range = QuantizeRange::Curve(b.curve("block.fc2.curve", [0.0, 0.5]), CurveAxis::StepFraction);
+    let range = QuantizeRange::curve(b.curve("block.fc2.curve", [0.0, 0.5]), CurveAxis::StepFraction);
     let h = b
         .op("block.fc2.in", Op::Quantize(Quantize { x: h, spec: QuantizeSpec { bits: 6, range, ..rows }, turn: None }));
     let weight = b.codes("block.fc2.weight", &[8, 16], (width(3), Grain::Row, true));
@@ -337,7 +337,7 @@ fn decoder(writer: &mut Writer) -> Program {
         }),
     );
     let (weight, bias) = (b.f32("norm2.weight", &[8]), b.f32("norm2.bias", &[8]));
-    let range = QuantizeRange::Curve(b.curve("norm2.curve", [0.0, 1.0]), CurveAxis::StepFraction);
+    let range = QuantizeRange::curve(b.curve("norm2.curve", [0.0, 1.0]), CurveAxis::StepFraction);
     let quantize = Some(QuantizeSpec { range, ..samples });
     let h = b.op(
         "norm2",

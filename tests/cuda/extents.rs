@@ -69,7 +69,7 @@ fn operands_lie_in_the_arena() {
     refused(&["2048 bytes at 2112 of an arena of 4096"], over(floats(at(BYTES / 2 + 64), 8, 64)));
     refused(&["2304 bytes at 2048 of an arena of 4096"], over(floats(at(BYTES / 2), 9, 64)));
     refused(&["an arena of 4096"], over(floats(at(usize::MAX - 63), 8, 64)));
-    let codes = Codes { slot: at(BYTES - 256), rows: 8, cols: 16, groups: 8, bits: 8 };
+    let codes = Codes { slot: at(BYTES - 256), rows: 8, cols: 16, groups: 8, top: 255 };
     refused(&["288 bytes at 3840 of an arena of 4096"], |device, arena| {
         let y = QuantizeTo { codes, grain: QuantizeGrain::Row, fixed: None };
         device.quantize(

@@ -12,31 +12,32 @@ use fastrand::Rng;
 /// How a result may be quantized.
 #[derive(Clone, Copy, Debug)]
 struct Way {
-    bits: u8,
+    /// The greatest code.
+    top: u8,
     grain: QuantizeGrain,
     fixed: bool,
 }
 
 const WAYS: [Way; 5] = [
-    Way { bits: 8, grain: QuantizeGrain::Row, fixed: false },
-    Way { bits: 6, grain: QuantizeGrain::Row, fixed: true },
-    Way { bits: 6, grain: QuantizeGrain::Sample, fixed: false },
-    Way { bits: 8, grain: QuantizeGrain::Sample, fixed: true },
-    Way { bits: 4, grain: QuantizeGrain::Row, fixed: true },
+    Way { top: 255, grain: QuantizeGrain::Row, fixed: false },
+    Way { top: 63, grain: QuantizeGrain::Row, fixed: true },
+    Way { top: 63, grain: QuantizeGrain::Sample, fixed: false },
+    Way { top: 252, grain: QuantizeGrain::Sample, fixed: true },
+    Way { top: 12, grain: QuantizeGrain::Row, fixed: true },
 ];
 
 /// Room for codes and their fixed range.
 fn quantize_to(space: &mut Space, way: Way, samples: usize, rows: usize, cols: usize) -> QuantizeTo {
     let groups = if way.grain == QuantizeGrain::Row { rows } else { samples };
-    let codes = space.codes(rows, cols, groups, way.bits);
+    let codes = space.codes(rows, cols, groups, way.top);
     let fixed = way.fixed.then(|| RangeTable { table: space.slot(rows * 8), rows_per_entry: rows / samples });
     QuantizeTo { codes, grain: way.grain, fixed }
 }
 
-/// Scales and zero points for `quantize_to`.
+/// Scales and zero points for `quantize_to`; zero points lie between codes.
 fn put_fixed<B: Backend>(bench: &mut Bench<B>, to: &QuantizeTo, samples: usize) {
     if let Some(fixed) = to.fixed {
-        let table: Vec<f32> = (0..samples).flat_map(|i| [0.02 + 0.01 * i as f32, 100.0 - 30.0 * i as f32]).collect();
+        let table: Vec<f32> = (0..samples).flat_map(|i| [0.02 + 0.01 * i as f32, 100.25 - 30.5 * i as f32]).collect();
         bench.backend.write_f32(&mut bench.arena, fixed.table.at, &table).unwrap();
     }
 }
@@ -86,7 +87,7 @@ fn codes_are_the_cpus() {
 fn samples_of_many_blocks_have_one_range() {
     let rng = &mut Rng::with_seed(2);
     for (rows, cols) in [(2 * 140, 72), (2 * 331, 51)] {
-        let way = Way { bits: 8, grain: QuantizeGrain::Sample, fixed: false };
+        let way = Way { top: 255, grain: QuantizeGrain::Sample, fixed: false };
         let data = normals(rng, rows * cols);
         let mut space = Space::default();
         let x = space.floats(rows, cols, Element::F32);

@@ -6,8 +6,8 @@ use aquatint::raw::format::{Packed, TensorKind, TensorSpec, Writer};
 use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
     GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Node, Op, Parameter, Patchify, Pointwise,
-    PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, Role,
-    Slice, Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
+    PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Resample, Resampling,
+    Role, Slice, Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
 };
 use common::tiny::{self, AlignedBytes, build, first_word, split};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -65,7 +65,7 @@ const SIZES: Value = Value(4);
 const FIRST: Value = Value(5);
 
 fn group_norm(modulation: Option<Modulation>) -> Op {
-    let range = QuantizeRange::Curve(CURVE, CurveAxis::StepFraction);
+    let range = QuantizeRange::Curve(RangeCurve { points: CURVE, axis: CurveAxis::StepFraction, top: 62 });
     let quantize = Some(QuantizeSpec { bits: 6, grain: QuantizeGrain::Sample, range });
     Op::GroupNorm(GroupNorm { x: X, weight: V8, bias: V8, groups: 4, eps: 0.25, modulation, act: Act::Silu, quantize })
 }
@@ -179,7 +179,9 @@ fn words_are_those_of_the_specification() {
     let linear = Linear { x: X, weight: SQUARE, bias: None, act: Act::None, gate, residual: None };
     let per_condition = Attend { per_condition: true, ..Attend::default() };
     let spec =
-        QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Curve(CURVE, CurveAxis::Timestep) };
+        QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::curve(CURVE, CurveAxis::Timestep) };
+    let range = QuantizeRange::Curve(RangeCurve { points: CURVE, axis: CurveAxis::Timestep, top: 252 });
+    let ends = QuantizeSpec { range, ..spec };
     let modulation = Some(Modulation { value: POOLED, scale: 0, shift: 0 });
     let norm = LayerNorm { x: X, weight: None, bias: None, eps: 0.0, modulation: None, quantize: None };
     let cases: &[(Op, &[u32])] = &[
@@ -191,7 +193,9 @@ fn words_are_those_of_the_specification() {
         (norm.into(), &[1]),
         (LayerNorm { modulation, ..norm }.into(), &[1, 0, 0, 0, 4]),
         (LayerNorm { quantize: Some(spec), ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 8, 0, 1, 2]),
+        (LayerNorm { quantize: Some(ends), ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 8, 0, 1, 2, 252]),
         (Quantize { x: X, spec, turn: None }.into(), &[1, 8, 0, 1, 2]),
+        (Quantize { x: X, spec: ends, turn: None }.into(), &[1, 8, 0, 1, 2, 0, 0, 252]),
         (
             Quantize { x: X, turn: Some(Turn { factors: V8, block: 8 }), ..Default::default() }.into(),
             &[1, 8, 0, 0, 0, 1, 8],

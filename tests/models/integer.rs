@@ -32,12 +32,13 @@ const BOUND: f64 = 1e-3;
 /// Most codes of a run that may differ from the simulation's on equal input: f32 resolves ties to about 1e-4 steps.
 const FLIPS: f64 = 2e-4;
 const VARIANTS: [&str; 3] = ["d2", "d3odd", "d1p1"];
-const CONFIGS: [&str; 7] = [
+const CONFIGS: [&str; 8] = [
     r#"{"*": "w8a8"}"#,
     r#"{"*": "w4a8"}"#,
     r#"{"*": "w4a8:kmeans"}"#,
     r#"{"*": "w3a8:kmeans_all"}"#,
     r#"{"*": "w4a6"}"#,
+    r#"{"*": "w8a4"}"#,
     r#"{"*": "w6a8"}"#,
     r#"{"*": "w4a8", "*.attn1.*": "w6a6", "*.ff.net.2": "w3a8:kmeans", "*norm1*": "w8a16", "proj_out_2": "f16"}"#,
 ];
@@ -219,8 +220,9 @@ fn check(model: &Model, floating: &Model, role: Role, latent: [usize; 2], what: 
 fn the_integer_denoiser_equals_its_simulation() {
     let agreed = VARIANTS.into_iter().flat_map(|variant| CONFIGS.map(|config| (variant, config)));
     let agreed = agreed.map(|(variant, config)| {
-        let [model, floating] = [config, &config.replace("a8", "a16").replace("a6", "a16")]
-            .map(|config| packed(variant, config, r#"{"*": "f32"}"#));
+        let [model, floating] =
+            [config, &["a8", "a6", "a4"].iter().fold(config.to_owned(), |all, bits| all.replace(bits, "a16"))]
+                .map(|config| packed(variant, config, r#"{"*": "f32"}"#));
         check(&model, &floating, Role::Denoiser, [6, 8], &format!("{variant} {config}"))
     });
     assert!(share(agreed) >= 0.5, "half of the free runs are within {BOUND:e}");

@@ -110,7 +110,7 @@ fn curves_follow_timestep_and_step_fraction() {
             let at = |t: f32| if axis == Timestep { t } else { t / 1000.0 };
             #[rustfmt::skip]
             let points = [at(200.0), 0.03125, 120.0, at(400.0), 0.0625, 128.0, at(600.0), 0.015625, 100.0];
-            QuantizeRange::Curve(b.f32(&[3, 3], &points), axis)
+            QuantizeRange::curve(b.f32(&[3, 3], &points), axis)
         });
         let model = build.open([2, 3]);
         let all: Vec<usize> = (0..TIMESTEPS.len()).collect();

@@ -6,6 +6,7 @@ mod exec;
 mod image;
 mod kernels;
 mod oracle;
+mod outliers;
 mod pictures;
 mod rng;
 mod sampler_ops;

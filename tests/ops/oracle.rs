@@ -230,16 +230,19 @@ fn tokens_and_numbers_by_hand() {
 #[test]
 fn quantization_by_hand() {
     let x = Array { dims: vec![2, 2], data: vec![0.0, 63.0, -6.3, 0.06] };
-    let rows = naive::quantize(&x, 6, QuantizeGrain::Row, None);
+    let rows = naive::quantize(&x, 63, QuantizeGrain::Row, None);
     // Steps 1 and 6.36 / 63; the second zero point is 62.4, rounded to 62, so -62.4 becomes code 0, which is -62.
     let step = 6.36 / 63.0;
     assert_eq!(rows.data[..2], [0.0, 63.0]);
     assert!((rows.data[2] + 62.0 * step).abs() < 1e-12 && (rows.data[3] - step).abs() < 1e-12, "{:?}", rows.data);
-    assert_eq!(naive::quantize(&x, 8, QuantizeGrain::Row, Some((0.5, 3.0))).data, [0.0, 63.0, -1.5, 0.0]);
+    assert_eq!(naive::quantize(&x, 255, QuantizeGrain::Row, Some((0.5, 3.0))).data, [0.0, 63.0, -1.5, 0.0]);
+    // Zero between two codes, of which the last is 4: -1.5, -0.5, 0.5, 1.5 and 2.5.
+    let few = Array { dims: vec![2, 2], data: vec![0.1, 9.0, -6.3, -0.9] };
+    assert_eq!(naive::quantize(&few, 4, QuantizeGrain::Row, Some((1.0, 1.5))).data, [0.5, 2.5, -1.5, -0.5]);
     let x = Array { dims: vec![1, 2, 2], data: vec![-1.0, 254.0, 0.4, 0.6] };
-    assert_eq!(naive::quantize(&x, 8, QuantizeGrain::Sample, None).data, [-1.0, 254.0, 0.0, 1.0]);
+    assert_eq!(naive::quantize(&x, 255, QuantizeGrain::Sample, None).data, [-1.0, 254.0, 0.0, 1.0]);
     let x = Array { dims: vec![1, 2], data: vec![7.1, 7.1] };
-    assert_eq!(naive::quantize(&x, 8, QuantizeGrain::Row, None), x);
+    assert_eq!(naive::quantize(&x, 255, QuantizeGrain::Row, None), x);
 }
 
 #[test]

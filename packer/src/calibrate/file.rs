@@ -1,10 +1,11 @@
 //! The calibration file: safetensors with a [`Record`] in the metadata.
 //!
 //! Of input `i`, in this order, f64 unless otherwise said: `inputs.i.totals` of (5), `.sum` of (K), `.walk` of (K) where
-//! moments are kept by displacement and else of (0), `.second` of (K (K + 1) / 2) or (displacements, channels, channels), `.bins` of (calls, 64) u64, `.range` of (2, channels) f32, the
-//! least and the greatest of each, and `.calls` of (2, calls) f32.
+//! moments are kept by displacement and else of (0), `.second` of (K (K + 1) / 2) or (displacements, channels, channels), `.bins` of (calls, 64) u64, and `.range` of (2, calls, channels) f32,
+//! the least and the greatest of each channel at each call.
 //! All are sums, or extremes, over rows, so that files of different samples are added.
 
+use super::ranges::{greatest, least};
 use super::record::{ModelRecord, Record, Second, VERSION, When};
 use super::store::{self, Store};
 use super::sums::Sums;
@@ -13,6 +14,7 @@ use crate::quantize::{BINS, Moments, SecondMoments, SeenRange};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The key of the record in the metadata.
@@ -27,6 +29,45 @@ pub struct CallRange {
     pub timestep: f32,
     /// The values.
     pub seen: SeenRange,
+    /// Least of each channel.
+    pub low: Vec<f32>,
+    /// Greatest of each channel.
+    pub high: Vec<f32>,
+}
+
+impl CallRange {
+    /// Leaves channels `of` alone. The histogram stays that of all.
+    pub(crate) fn keep(&mut self, of: Range<usize>) {
+        (self.low, self.high) = (self.low[of.clone()].to_vec(), self.high[of].to_vec());
+        (self.seen.low, self.seen.high) = (least(&self.low), greatest(&self.high));
+    }
+
+    /// Divides channels by `factors`, which are positive. The histogram stays that of what was before.
+    pub(crate) fn divide(&mut self, factors: &[f32]) {
+        for (channels, factor) in self.low.iter_mut().zip(&mut self.high).zip(factors) {
+            (*channels.0, *channels.1) = (*channels.0 / factor, *channels.1 / factor);
+        }
+        (self.seen.low, self.seen.high) = (least(&self.low), greatest(&self.high));
+    }
+
+    /// Takes what was seen at the same call elsewhere.
+    pub(crate) fn join(&mut self, other: &CallRange) {
+        self.seen = self.seen.and(&other.seen);
+        join(&mut self.low, &other.low, f32::min);
+        join(&mut self.high, &other.high, f32::max);
+    }
+}
+
+fn join(all: &mut [f32], other: &[f32], which: fn(f32, f32) -> f32) {
+    all.iter_mut().zip(other).for_each(|(a, b)| *a = which(*a, *b));
+}
+
+/// The least and the greatest of each channel over all calls.
+pub(super) fn extremes(sums: &Sums, channels: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut all = (vec![f32::INFINITY; channels], vec![f32::NEG_INFINITY; channels]);
+    sums.low.chunks_exact(channels.max(1)).for_each(|low| join(&mut all.0, low, f32::min));
+    sums.high.chunks_exact(channels.max(1)).for_each(|high| join(&mut all.1, high, f32::max));
+    all
 }
 
 /// What was seen of the channels of an input, over all calls.
@@ -177,13 +218,15 @@ impl Calibration {
         let Some(inputs) = self.record.layers.get(tensor) else { return Ok(None) };
         let mut all: Option<(Extremes, f64)> = None;
         for &input in inputs {
-            let Sums { low, high, groups, squared_ranges, .. } = self.sums(input)?;
+            let sums = self.sums(input)?;
+            let (low, high) = extremes(&sums, self.record.inputs[input].channels);
+            let Sums { groups, squared_ranges, .. } = sums;
             let own = (Extremes { low, high, squared_range: squared_ranges }, groups);
             all = Some(match all {
                 None => own,
                 Some((mut all, before)) => {
-                    all.low.iter_mut().zip(&own.0.low).for_each(|(a, b)| *a = a.min(*b));
-                    all.high.iter_mut().zip(&own.0.high).for_each(|(a, b)| *a = a.max(*b));
+                    join(&mut all.low, &own.0.low, f32::min);
+                    join(&mut all.high, &own.0.high, f32::max);
                     all.squared_range += squared_ranges;
                     (all, before + groups)
                 }
@@ -208,8 +251,9 @@ impl Calibration {
         let mut calls: BTreeMap<usize, CallRange> = BTreeMap::new();
         for &input in inputs {
             let sums = self.sums(input)?;
-            for (i, (&low, &high)) in sums.call_low.iter().zip(&sums.call_high).enumerate().filter(|(_, (l, h))| l <= h)
-            {
+            let channels = self.record.inputs[input].channels.max(1);
+            let of_calls = sums.low.chunks_exact(channels).zip(sums.high.chunks_exact(channels));
+            for (i, (low, high)) in of_calls.enumerate().filter(|(_, (low, high))| least(low) <= greatest(high)) {
                 let index = match self.record.inputs[input].when {
                     When::Prompt => 0,
                     When::Call => i,
@@ -217,12 +261,9 @@ impl Calibration {
                 };
                 let bins = std::array::from_fn(|bin| sums.bins[i * BINS + bin]);
                 let timestep = run.calls.get(index).map_or(0.0, |call| call.timestep);
-                let seen = SeenRange { low, high, bins };
-                calls.entry(index).and_modify(|call| call.seen = call.seen.and(&seen)).or_insert(CallRange {
-                    index,
-                    timestep,
-                    seen,
-                });
+                let seen = SeenRange { low: least(low), high: greatest(high), bins };
+                let own = CallRange { index, timestep, seen, low: low.to_vec(), high: high.to_vec() };
+                calls.entry(index).and_modify(|call| call.join(&own)).or_insert(own);
             }
         }
         Ok((calls.into_values().collect(), run.calls.len()))
@@ -262,12 +303,8 @@ impl Sums {
         self.add_moments(other);
         self.groups += other.groups;
         self.squared_ranges += other.squared_ranges;
-        let least = |a: &mut [f32], b: &[f32]| a.iter_mut().zip(b).for_each(|(a, b)| *a = a.min(*b));
-        let greatest = |a: &mut [f32], b: &[f32]| a.iter_mut().zip(b).for_each(|(a, b)| *a = a.max(*b));
-        least(&mut self.low, &other.low);
-        least(&mut self.call_low, &other.call_low);
-        greatest(&mut self.high, &other.high);
-        greatest(&mut self.call_high, &other.call_high);
+        join(&mut self.low, &other.low, f32::min);
+        join(&mut self.high, &other.high, f32::max);
         self.bins.iter_mut().zip(&other.bins).for_each(|(a, b)| *a = a.saturating_add(*b));
     }
 }

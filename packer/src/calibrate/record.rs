@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The version of files that this program reads and writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// How weights' files are named.
 const WEIGHTS: [&str; 5] = ["safetensors", "bin", "pt", "pth", "ckpt"];

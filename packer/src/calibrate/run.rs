@@ -206,7 +206,8 @@ impl<'m> Work<'_, 'm> {
                 return Err(Error::request(format!("calibration of {}", name()), "finite sums", fault).into());
             }
             rows[index] = sums.rows;
-            constant += usize::from(sums.low.iter().zip(&sums.high).any(|(low, high)| low == high));
+            let (low, high) = file::extremes(&sums, self.outline.inputs.list[index].rows.channels());
+            constant += usize::from(low.iter().zip(&high).any(|(low, high)| low == high));
             Ok(sums)
         })?;
         if constant > 0 {

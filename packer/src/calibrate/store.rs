@@ -125,24 +125,10 @@ impl Store {
             Ok::<_, crate::Error>((first, second))
         };
         let [weight, rows, pixels, groups, squared_ranges] = doubles("totals")?[..] else { unreachable!("checked") };
-        let ((low, high), (call_low, call_high)) = (halves("range")?, halves("calls")?);
+        let (low, high) = halves("range")?;
         let bins = self.numbers(&name("bins"))?.unwrap_or_default();
         let (sum, walk, second) = (doubles("sum")?, doubles("walk")?, doubles("second")?);
-        Ok(Sums {
-            weight,
-            rows,
-            pixels,
-            groups,
-            squared_ranges,
-            sum,
-            walk,
-            second,
-            low,
-            high,
-            call_low,
-            call_high,
-            bins,
-        })
+        Ok(Sums { weight, rows, pixels, groups, squared_ranges, sum, walk, second, low, high, bins })
     }
 }
 
@@ -150,7 +136,7 @@ impl Store {
 type Shape = (&'static str, Dtype, Vec<usize>);
 
 /// The tensors of an input in the file's order; none if they are larger than any memory.
-fn shapes(input: &InputRecord) -> Option<[Shape; 7]> {
+fn shapes(input: &InputRecord) -> Option<[Shape; 6]> {
     let (k, channels) = (input.inputs()?, input.channels);
     let second = match input.second {
         Second::Dense => vec![k.checked_mul(k.checked_add(1)?)? / 2],
@@ -167,8 +153,7 @@ fn shapes(input: &InputRecord) -> Option<[Shape; 7]> {
         ("walk", Dtype::F64, vec![if input.second == Second::Toeplitz { k } else { 0 }]),
         ("second", Dtype::F64, second),
         ("bins", Dtype::U64, vec![input.calls, BINS]),
-        ("range", Dtype::F32, vec![2, channels]),
-        ("calls", Dtype::F32, vec![2, input.calls]),
+        ("range", Dtype::F32, vec![2, input.calls, channels]),
     ])
 }
 
@@ -230,7 +215,7 @@ pub(super) fn write_sums(out: &mut WholeFile, target: &Path, sums: &Sums) -> Res
     let totals = [sums.weight, sums.rows, sums.pixels, sums.groups, sums.squared_ranges];
     let numbers = [&sums.sum, &sums.walk, &sums.second].map(|numbers| numbers.as_bytes());
     let parts = [totals.as_bytes()].into_iter().chain(numbers).chain([sums.bins.as_bytes()]);
-    let floats = [&sums.low, &sums.high, &sums.call_low, &sums.call_high].map(|floats| floats.as_bytes());
+    let floats = [&sums.low, &sums.high].map(|floats| floats.as_bytes());
     for bytes in parts.chain(floats) {
         out.write_all(bytes).map_err(Error::io("write", target))?;
     }

@@ -37,7 +37,7 @@ pub(super) struct Pack {
     #[arg(long, alias = "quant_act", requires = "precision")]
     pub(super) quant_act: bool,
     /// Bits of quantized activations.
-    #[arg(long, alias = "act_bit", requires = "quant_act", default_value = "8", value_parser = ["6", "8"], value_name = "BITS")]
+    #[arg(long, alias = "act_bit", requires = "quant_act", default_value = "8", value_parser = ["2", "3", "4", "5", "6", "7", "8"], value_name = "BITS")]
     pub(super) act_bit: String,
     /// Types of weights by names of tensors, as stable-diffusion.cpp has it: PATTERN=TYPE,.. with regular expressions, the first
     /// that is found decides, before all configurations. Types are f32, f16, q8_0, q5_0, q4_0, q6_K .. q2_K and the like

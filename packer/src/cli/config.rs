@@ -62,12 +62,13 @@ fn explained(args: &Explain) -> Result<()> {
 }
 
 fn print(plan: &Plan) {
-    let mut table = Table::new(["layer", "weights", "act", "number", "decided by"]);
+    let mut table = Table::new(["layer", "weights", "act", "range", "number", "decided by"]);
     let mut kinds: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
-    for LayerPlan { name, method, activation_bits, decided_by, weights, .. } in &plan.layers {
+    for LayerPlan { name, method, activation_bits, range, decided_by, weights, .. } in &plan.layers {
         let act = if *activation_bits == 32 { "-".into() } else { activation_bits.to_string() };
         let by = decided_by.clone().unwrap_or_else(|| "-".into());
-        table.row([name.clone(), method.clone(), act, weights.to_string(), by]);
+        let range = range.clone().unwrap_or_else(|| "-".into());
+        table.row([name.clone(), method.clone(), act, range, weights.to_string(), by]);
         let kind = kinds.entry(method).or_default();
         *kind = (kind.0 + 1, kind.1 + weights);
     }
@@ -75,7 +76,8 @@ fn print(plan: &Plan) {
         let act = if layer.activation_bits == 32 { "-".into() } else { layer.activation_bits.to_string() };
         let by = layer.decided_by.clone().unwrap_or_else(|| "-".into());
         let name = format!("{} from {axis} {from}", layer.name);
-        table.row([name, layer.method.clone(), act, layer.weights.to_string(), by]);
+        let range = layer.range.clone().unwrap_or_else(|| "-".into());
+        table.row([name, layer.method.clone(), act, range, layer.weights.to_string(), by]);
     }
     say(table);
     for layer in plan.layers.iter().chain(plan.changes.iter().map(|change| &change.layer)) {
@@ -90,7 +92,7 @@ fn print(plan: &Plan) {
     say_line(format!(
         "{}; average bits of the denoiser{} {:.2}",
         kinds.collect::<Vec<_>>().join(", "),
-        if plan.changes.is_empty() { "" } else { " in the first phase" },
+        if plan.changes.is_empty() { "" } else { " over a run" },
         plan.average_bits
     ));
 }

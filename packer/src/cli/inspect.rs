@@ -108,10 +108,16 @@ fn print_model<D: AsRef<[u8]>>(packed: &Packed<D>, file: &Path) {
 
 /// What papers publish of a model, a line per network.
 fn print_accounts<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
-    for Account { network, layer_macs, attention_macs, bit_operations, .. } in accounts(packed)? {
+    for Account { network, phase, share, sizes, layer_macs, attention_macs, bit_operations, .. } in accounts(packed)? {
         let giga = |n: u64| n as f64 / 1e9;
+        let phase = match share {
+            1.0 => String::new(),
+            share => {
+                format!(" in phase {phase}, {:.1} % of a run, of {:.2} bits", 100.0 * share, sizes[0].average_bits)
+            }
+        };
         say_line(format!(
-            "one call  {network}: {:.3} G multiply-adds of layers, {:.3} G of attention; {:.3} T bit operations",
+            "one call  {network}{phase}: {:.3} G multiply-adds of layers, {:.3} G of attention; {:.3} T bit operations",
             giga(layer_macs),
             2.0 * giga(attention_macs),
             bit_operations / 1e12

@@ -1,7 +1,7 @@
 //! Which layer gets which precision: `--q-config FILE|SPEC`.
 //!
 //! A SPEC is one precision for every layer: `f32`, `f16`, or `w<bits>a<bits>` with an optional method, as in `w4a8`,
-//! `w3a16` or `w4a8:kmeans`; the method is `mse` if none is named.
+//! `w3a16` or `w4a8:kmeans`; the method is `mse` if none is named. Activations have 2 to 8 bits, or are floats (16).
 //!
 //! A FILE is JSON, TOML, YAML or a pickle (by extension), either the map from layers to values itself, or:
 //!
@@ -88,7 +88,7 @@ pub enum Weights {
 pub enum Activations {
     /// Stays floating point (`a16`).
     Float,
-    /// Quantized while running to integers of 8 or 6 bits.
+    /// Quantized while running to integers of 2 to 8 bits.
     Int(u8),
 }
 

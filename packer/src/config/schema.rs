@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 /// Spellings of methods that are read besides their names.
 const ALIASES: [&str; 4] = ["uaq", "kmeans_c", "kmeans_a", "gauss"];
 /// Bits of activations, 16 for floats.
-const ACTIVATIONS: [u8; 3] = [6, 8, 16];
+const ACTIVATIONS: [u8; 8] = [2, 3, 4, 5, 6, 7, 8, 16];
 
 /// The schema of a configuration file in JSON, YAML or TOML.
 pub fn schema() -> Value {
@@ -113,6 +113,7 @@ mod tests {
         for method in Rule::ALL.into_iter().map(Method::Uniform).chain(Method::ALL) {
             for bits in Bits::ALL {
                 assert!(once.contains(&format!("{method}-{bits}")) && once.contains(&format!("w{bits}a8:{method}")));
+                assert!(once.contains(&format!("w{bits}a4:{method}")));
             }
         }
         for other in ALIASES {

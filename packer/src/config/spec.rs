@@ -9,7 +9,7 @@ const VALUE: &str = "f32, f16, <method>-<bits> such as kmeans-4, or w<bits>a<bit
 const BITS: &str = "2, 3, 4, 5, 6 or 8";
 const METHOD: &str = "mse (or uaq), kmeans (or kmeans_c), kmeans_all (or kmeans_a), lloyd (or gauss), or another \
                       project's mse_f16, mse_80, max, max_scale, min_max, sym_max, sym_max_scale, sym_mse";
-const ACTIVATIONS: &str = "6, 8, or 16 for floating point";
+const ACTIVATIONS: &str = "2 to 8, or 16 for floating point";
 
 fn fault(what: &'static str, expected: &'static str, got: &str) -> SpecFault {
     // A value may be any text of the file: keep the message readable.
@@ -39,11 +39,10 @@ fn weight_bits(text: &str) -> Result<Bits, SpecFault> {
     number("weight bits", BITS, text, Bits::new)
 }
 
-/// `6`, `8` or `16`, without or with an `a` before it.
+/// `2` to `8` or `16`, without or with an `a` before it.
 pub(super) fn activations(text: &str) -> Result<Activations, SpecFault> {
     let make = |bits| match bits {
-        6 => Some(Activations::Int(6)),
-        8 => Some(Activations::Int(8)),
+        2..=8 => Some(Activations::Int(bits as u8)),
         16 => Some(Activations::Float),
         _ => None,
     };

@@ -28,3 +28,10 @@ pub struct Smoothing {
     /// Layers, by names or as regular expressions; all if there are none.
     pub layers: Vec<String>,
 }
+
+impl Smoothing {
+    /// Whether there are several ranges of timesteps, each with greatest magnitudes of its own.
+    pub fn is_timed(&self) -> bool {
+        self.alphas.len() > 1 && self.alphas.iter().any(|(_, range)| range.is_some())
+    }
+}

@@ -134,17 +134,62 @@ impl Known {
         Ok(SmoothInput { moments, low, high, squared_range })
     }
 
+    /// [`smooth_input`](Self::smooth_input) with the extremes of calls at timesteps that are `within` a range alone.
+    ///
+    /// # Errors
+    /// As there, and if no such call was looked at.
+    pub(super) fn smooth_input_at(
+        &self,
+        i: usize,
+        weights: &Weights,
+        within: &dyn Fn(f32) -> bool,
+    ) -> Result<SmoothInput> {
+        let mut input = self.smooth_input(i, weights)?;
+        let weight = &weights[Tensor(i as u32)];
+        let name = weight.whole_name();
+        let (calls, _) = self.ranges(self.inputs(&name).unwrap_or_default(), weight, weights)?;
+        let mut calls = calls.into_iter().filter(|call| within(call.timestep));
+        let Some(mut seen) = calls.next() else {
+            let expected = "calls in every range of timesteps; more of --cali-st look at more";
+            return Err(Error::request(format!("--calib for {name}"), expected, "a range without").into());
+        };
+        calls.for_each(|call| seen.join(&call));
+        (input.low, input.high) = (seen.low, seen.high);
+        Ok(input)
+    }
+
     /// The inputs of the layers whose weight is called `name` in the file, if they are known.
     pub(super) fn inputs(&self, name: &str) -> Option<&[usize]> {
         self.file.record().layers.get(name).map(Vec::as_slice)
     }
 
-    /// What was seen of `inputs` at each call that was looked at, in order, and how many calls a run has.
+    /// What was seen of `inputs`, those of the layer of `weight`, at each call that was looked at, in order, and how many calls
+    /// a run has. Where they are divided by factors, that is what is left of each channel; histograms are of what was before.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub(super) fn ranges(&self, inputs: &[usize]) -> Result<(Vec<CallRange>, usize)> {
-        self.file.ranges(inputs)
+    pub(super) fn ranges(
+        &self,
+        inputs: &[usize],
+        weight: &Weight,
+        weights: &Weights,
+    ) -> Result<(Vec<CallRange>, usize)> {
+        let (mut calls, all) = self.file.ranges(inputs)?;
+        if !weight.steps.iter().any(|step| input_factors(step).is_some()) {
+            return Ok((calls, all));
+        }
+        for step in &weight.steps {
+            if let Step::Split { first, count, .. } = step {
+                let half = *first as usize..(first + count) as usize;
+                calls.iter_mut().for_each(|call| call.keep(half.clone()));
+            }
+            if let Some(by) = input_factors(step) {
+                let misfit = |Misfit { expected, got }| Error::request(weight.name(), expected, got);
+                let factors = weights.parameter(by).map_err(misfit)?.values;
+                calls.iter_mut().for_each(|call| call.divide(&factors));
+            }
+        }
+        Ok((calls, all))
     }
 
     /// The bias that takes up the mean error of weight `i`.
@@ -163,5 +208,13 @@ impl Known {
     /// If it cannot be read.
     pub(super) fn meta(&self) -> Result<CalibrationMeta> {
         self.file.summary()
+    }
+}
+
+/// The factors that inputs are divided by where `step` multiplies a weight with them.
+pub(super) fn input_factors(step: &Step) -> Option<&str> {
+    match step {
+        Step::Scale { channels: Channels::Input, by, divide: false } => Some(by),
+        _ => None,
     }
 }

@@ -2,7 +2,8 @@
 
 use super::Options;
 use super::imported::{Wanted, check_effect, knows, leaves, split};
-use super::size::PaperBytes;
+use super::ranges::rule_of;
+use super::size::average_bits;
 use crate::config::{ActivationRanges, QConfig};
 use crate::error::Result;
 use crate::import::Imported;
@@ -182,6 +183,8 @@ pub struct LayerPlan {
     pub method: String,
     /// Bits of its activations; 32 for floats.
     pub activation_bits: u8,
+    /// Where the range of their codes comes from; none for floats.
+    pub range: Option<String>,
     /// What in the configuration decided.
     pub decided_by: Option<String>,
     /// Why it is not as that asks, if it is not.
@@ -222,24 +225,28 @@ pub fn explain(options: &Options) -> Result<Plan> {
     let model = open(options)?;
     let Lowered { mut programs, mut weights, pipeline, .. } = lower::lower(&model)?;
     let (recipe, _) = decide((&mut programs, &mut weights), &model, &pipeline, options)?;
-    let (mut layers, mut size) = (Vec::new(), PaperBytes::default());
+    let mut layers = Vec::new();
     for (weight, decision) in weights.iter().zip(&recipe.decisions).filter(|(weight, _)| weight.quantizable()) {
-        size.add(weight, decision.treatment.store);
-        layers.push(layer(weight, decision));
+        layers.push(layer((options, &recipe), weight, decision));
     }
+    let average_bits = average_bits(&weights, &recipe.starts, &|phase, Tensor(i)| {
+        let changed = recipe.changes.iter().find(|change| (change.phase, change.weight) == (phase, i as usize));
+        changed.map_or(&recipe.decisions[i as usize], |change| &change.decision).treatment.store
+    });
     let Starts { axis, positions } = &recipe.starts;
     let changes = recipe.changes.iter().map(|Change { weight, phase, decision }| {
-        let layer = layer(&weights[Tensor(*weight as u32)], decision);
+        let layer = layer((options, &recipe), &weights[Tensor(*weight as u32)], decision);
         PhaseChange { from: positions[*phase], axis: axis.name(), layer }
     });
-    Ok(Plan { layers, changes: changes.collect(), average_bits: size.average_bits(), notes: recipe.notes })
+    Ok(Plan { layers, changes: changes.collect(), average_bits, notes: recipe.notes })
 }
 
-fn layer(weight: &Weight, decision: &Decision) -> LayerPlan {
+fn layer((options, recipe): (&Options, &Recipe), weight: &Weight, decision: &Decision) -> LayerPlan {
     LayerPlan {
         name: format!("{}/{}", weight.component, weight.layer()),
         method: decision.treatment.store.name(),
         activation_bits: decision.treatment.activation_bits.unwrap_or(32),
+        range: rule_of(options, recipe, weight, decision.treatment.activation_bits),
         decided_by: decision.by.as_ref().map(ToString::to_string),
         note: decision.note.clone(),
         weights: weight.len() as u64,

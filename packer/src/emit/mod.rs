@@ -17,6 +17,7 @@ mod report;
 mod size;
 mod smoothing;
 mod store;
+mod timed;
 mod transform;
 mod turns;
 mod write;
@@ -56,7 +57,9 @@ use pruned::Pruned;
 use ranges::fixed_ranges;
 use reconstructed::Reconstructed;
 use report::sparsity_note;
+use size::average_bits;
 use std::path::{Path, PathBuf};
+use timed::Timed;
 use transform::transform;
 use turns::Turns;
 use write::Changes;
@@ -72,7 +75,7 @@ pub struct Options {
     pub donors: Donors,
     /// Quantization of the denoisers: a file or a specification; f16 if absent.
     pub q_config: Option<String>,
-    /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 6 or 8.
+    /// Bits of the activations of the denoiser's layers whose weights are codes, whatever `q_config` says of them: 2 to 8.
     pub activation_bits: Option<u8>,
     /// Types of tensors by stable-diffusion.cpp's rules, `PATTERN=TYPE,..`: they go before all other requests.
     pub tensor_types: Option<String>,
@@ -134,7 +137,7 @@ impl Packing {
     /// If the model cannot be read or is not supported, or the output cannot be written.
     pub fn open(options: &Options) -> Result<Self> {
         if options.smoothing.is_some() {
-            smoothing::check(options, false)?;
+            smoothing::check(options, None)?;
         }
         check_target(&options.output, &inputs(options))?;
         let writer = Writer::create(&options.output)?;
@@ -153,6 +156,10 @@ impl Packing {
         let (programs, weights) = (&mut self.programs, &mut self.weights);
         let (mut recipe, imported) = decide((programs, weights), &self.model, &self.pipeline, options)?;
         let mut phases = PhaseWeights::make(weights, &mut recipe)?;
+        let timed = Timed::new(options, &recipe)?;
+        if let Some(timed) = &timed {
+            timed.vary(options, &mut phases, (weights, &mut recipe))?;
+        }
         let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let mut known = options.calibration.as_ref().map(open).transpose()?;
@@ -169,7 +176,8 @@ impl Packing {
         }
         let graph = (&mut programs[..], &mut *weights, &mut recipe);
         let model = (&self.model, &self.pipeline, pruned.as_ref());
-        let (transformed, turns) = transform(options, graph, model, (known.as_ref(), &phases), progress)?;
+        let (transformed, turns) =
+            transform(options, graph, model, (known.as_ref(), &phases, timed.as_ref()), progress)?;
         let (known, imported) = (known.as_ref(), imported.as_ref());
         let learned = trained.as_ref().filter(|file| file.has_ranges() && options.activation_ranges.is_none());
         let ranges = match learned {
@@ -184,7 +192,10 @@ impl Packing {
             shape::infer(program, &types, &dims(&self.pipeline))?;
         }
         let changes = Changes { known, imported, trained: trained.as_ref(), pruned: pruned.as_ref() };
-        let (layers, average_bits) = self.write_weights(&recipe, changes, progress)?;
+        let average_bits = average_bits(&self.weights, &recipe.starts, &|phase, weight| {
+            recipe.decisions[phases.weight(phase, weight).0 as usize].treatment.store
+        });
+        let layers = self.write_weights(&recipe, changes, progress)?;
         for (name, bytes) in &self.files {
             self.writer.bytes(name, bytes)?;
         }

@@ -51,6 +51,28 @@ impl PhaseWeights {
         Ok(PhaseWeights { starts, layers, biases: HashMap::new() })
     }
 
+    /// Lets `layers` be weights of their own in each of the phases that begin at `starts`, in their own precision; there are no
+    /// other phases. Their decisions go to `recipe`.
+    pub(super) fn repeat(&mut self, starts: &Starts, layers: &[Tensor], weights: &mut Weights, recipe: &mut Recipe) {
+        self.starts = starts.clone();
+        for (phase, &layer) in (1..starts.positions.len()).flat_map(|phase| layers.iter().map(move |l| (phase, l))) {
+            let decision = recipe.decisions[layer.0 as usize].clone();
+            let bits = decision.treatment.activation_bits;
+            recipe.decisions.push(decision);
+            self.layers.insert((phase, layer), (weights.vary(layer, phase), bits));
+        }
+    }
+
+    /// Whether the layer of `weight` is another one in a phase than in the first.
+    pub(super) fn has(&self, phase: usize, weight: Tensor) -> bool {
+        self.layers.contains_key(&(phase, weight))
+    }
+
+    /// The weight of a layer in a phase, by that of the first.
+    pub(super) fn weight(&self, phase: usize, weight: Tensor) -> Tensor {
+        self.layers.get(&(phase, weight)).map_or(weight, |&(tensor, _)| tensor)
+    }
+
     /// Gives weights of phases that `known` has the inputs of biases of their own, as their mean errors differ.
     pub(super) fn give_biases(&mut self, known: &mut Known, weights: &mut Weights, recipe: &mut Recipe) {
         let mut all: Vec<_> = self.layers.iter().map(|((phase, base), (tensor, _))| (*tensor, *base, *phase)).collect();
@@ -100,14 +122,16 @@ impl PhaseWeights {
     /// something before they become codes in others.
     ///
     /// # Errors
-    /// For the first such layer.
+    /// For the first such layer, by phase and in the order of layers.
     pub(super) fn check(
         &self,
         (weights, recipe): (&Weights, &Recipe),
         ranges: &[QuantizeRange],
         turns: &Turns,
     ) -> Result<()> {
-        for (&(phase, base), &(tensor, bits)) in &self.layers {
+        let mut all: Vec<_> = self.layers.iter().collect();
+        all.sort();
+        for (&(phase, base), &(tensor, bits)) in all {
             let fixed = ranges.get(tensor.0 as usize).is_some_and(|range| *range != QuantizeRange::Dynamic);
             let own = recipe.decisions[tensor.0 as usize].treatment.activation_bits;
             let refuse = |option: &str, expected: &str, got: String| {

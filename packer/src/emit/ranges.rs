@@ -1,7 +1,8 @@
 //! Ranges of activations that are fixed when packing: curves over time, made from a calibration.
 
 use super::Options;
-use super::calibrated::Known;
+use super::calibrated::{Known, input_factors};
+use crate::calibrate::CallRange;
 use crate::config::ActivationRanges;
 use crate::error::Result;
 use crate::import::{Imported, ImportedRange};
@@ -9,9 +10,9 @@ use crate::lower::Part;
 use crate::quantize::{Intervals, MovingRange, RangeRule};
 use crate::recipe::Recipe;
 use crate::source::diffusers::Model;
-use crate::weight::Weights;
+use crate::weight::{Storage, Weight, Weights};
 use aquatint::error::Error;
-use aquatint::raw::program::{CurveAxis, InputKind, Op, Program, QuantizeRange, Role, Tensor};
+use aquatint::raw::program::{CurveAxis, InputKind, Op, Program, QuantizeRange, RangeCurve, Role, Tensor};
 use std::collections::HashMap;
 
 /// Where ranges of activations come from that are fixed when packing.
@@ -29,8 +30,8 @@ pub enum RangeSource {
     Dynamic,
 }
 
-/// The ranges in words, for META.
-fn describe(ranges: &ActivationRanges) -> String {
+/// The ranges in words, after "in": `a fixed range by min-max`.
+fn words(ranges: &ActivationRanges) -> String {
     let rule = match ranges.rule {
         RangeRule::MinMax => "min-max",
         RangeRule::Mse => "mse",
@@ -43,9 +44,25 @@ fn describe(ranges: &ActivationRanges) -> String {
     let momentum = ranges.momentum.map(|hundredths| format!(" averaged over calls with momentum 0.{hundredths:02}"));
     let momentum = momentum.unwrap_or_default();
     match ranges.intervals {
-        1 => format!("activations in a fixed {symmetric}range by {rule}{momentum}"),
-        n => format!("activations in {symmetric}ranges by {rule}{momentum} over {n} intervals of {axis}"),
+        1 => format!("a fixed {symmetric}range by {rule}{momentum}"),
+        n => format!("{symmetric}ranges by {rule}{momentum} over {n} intervals of {axis}"),
     }
+}
+
+/// Where the range of the input of `weight` comes from, whose codes have as many bits as `recipe` says, in words; none for
+/// floats.
+pub(super) fn rule_of(options: &Options, recipe: &Recipe, weight: &Weight, bits: Option<u8>) -> Option<String> {
+    bits?;
+    let denoiser = Part::of(weight.component) == Part::Denoiser;
+    let of_config = recipe.activation_ranges.map(RangeSource::Calibration);
+    Some(match options.activation_ranges.or(of_config).filter(|_| denoiser) {
+        Some(RangeSource::Calibration(ranges)) => format!("{} of --calib", words(&ranges)),
+        Some(RangeSource::Import { .. }) => "the imported file's".into(),
+        Some(RangeSource::Dynamic) | None if weight.storage == Storage::Conv => {
+            "each sample's own, while running".into()
+        }
+        Some(RangeSource::Dynamic) | None => "each row's own, while running".into(),
+    })
 }
 
 /// The range of each weight's input: fixed as `options` say, or the configuration that made `recipe`.
@@ -63,7 +80,7 @@ pub(super) fn fixed_ranges(
     match (&options.activation_ranges.or(of_config), known, imported) {
         (None | Some(RangeSource::Dynamic), ..) => Ok(vec![QuantizeRange::Dynamic; weights.len()]),
         (Some(RangeSource::Calibration(wanted)), Some(known), _) => {
-            recipe.config += &format!(", {}", describe(wanted));
+            recipe.config += &format!(", activations in {}", words(wanted));
             curves(wanted, known, weights, recipe)
         }
         (Some(RangeSource::Import { symmetric }), _, Some(imported)) => {
@@ -93,7 +110,8 @@ fn curves(
     weights: &mut Weights,
     recipe: &mut Recipe,
 ) -> Result<Vec<QuantizeRange>> {
-    let mut made: HashMap<(Vec<usize>, u8), Tensor> = HashMap::new();
+    // By inputs, what they are divided by, and bits.
+    let mut made: HashMap<(Vec<usize>, Vec<String>, u8), Tensor> = HashMap::new();
     let mut of_weight = vec![QuantizeRange::Dynamic; weights.len()];
     for (i, of_weight) in of_weight.iter_mut().enumerate() {
         let weight = &weights[Tensor(i as u32)];
@@ -104,18 +122,20 @@ fn curves(
                 .add_note("activations in the range of each row: the calibration does not know its inputs");
             continue;
         };
-        let tensor = match made.get(&(inputs.to_vec(), bits)) {
+        let factors = weight.steps.iter().filter_map(input_factors).map(str::to_owned).collect();
+        let key = (inputs.to_vec(), factors, bits);
+        let tensor = match made.get(&key) {
             Some(&tensor) => tensor,
             None => {
-                let points = points(ranges, known, inputs, bits)?;
+                let points = points(ranges, known.ranges(inputs, weight, weights)?, bits)?;
                 let count = points.len();
                 let values = points.into_iter().flatten().collect();
                 let tensor = weights.make(component, format!("{layer}.activation_range"), &[count, 3], values);
-                made.insert((inputs.to_vec(), bits), tensor);
+                made.insert(key, tensor);
                 tensor
             }
         };
-        *of_weight = QuantizeRange::Curve(tensor, ranges.axis);
+        *of_weight = QuantizeRange::curve(tensor, ranges.axis);
     }
     recipe.extend(weights.len());
     of_weight.resize(weights.len(), QuantizeRange::Dynamic);
@@ -149,17 +169,16 @@ fn imported_ranges(
             continue;
         };
         recipe.decisions[i].treatment.activation_bits = Some(range.bits);
-        range.note.iter().for_each(|note| recipe.decisions[i].add_note(note));
         let (component, key) = (weight.component, format!("{}.activation_range", weight.layer_in_file()));
         let known = made.iter().find(|(of, other, _)| *of == component && *other == range).map(|(.., tensor)| *tensor);
-        let axis = range.axis;
+        let (axis, top) = (range.axis, range.top);
         let tensor = known.unwrap_or_else(|| {
             let values = range.points.iter().flatten().copied().collect();
             let tensor = weights.make(component, key, &[range.points.len(), 3], values);
             made.push((component, range, tensor));
             tensor
         });
-        *of_weight = QuantizeRange::Curve(tensor, axis);
+        *of_weight = QuantizeRange::Curve(RangeCurve { points: tensor, axis, top });
     }
     if of_weight.iter().all(|range| *range == QuantizeRange::Dynamic) {
         let expected = "a file with act_quantizer.delta or act_func of layers with integer activations";
@@ -180,9 +199,8 @@ fn time_features(programs: &[Program]) -> Option<usize> {
     })
 }
 
-/// The rows `(position, scale, zero)` of a curve.
-fn points(ranges: &ActivationRanges, known: &Known, inputs: &[usize], bits: u8) -> Result<Vec<[f32; 3]>> {
-    let (of_calls, all) = known.ranges(inputs)?;
+/// The rows `(position, scale, zero)` of a curve, by what was seen at calls, of `all` that a run has.
+fn points(ranges: &ActivationRanges, (of_calls, all): (Vec<CallRange>, usize), bits: u8) -> Result<Vec<[f32; 3]>> {
     let count = ranges.intervals;
     if count == 0 || count > of_calls.len().max(1) {
         let expected =

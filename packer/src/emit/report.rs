@@ -30,7 +30,8 @@ pub struct Report {
     pub source_bytes: u64,
     /// `file_bytes / source_bytes`.
     pub ratio: f64,
-    /// Average bits of the denoisers' layers as Qua2SeDiMo counts them: copies and codebooks included.
+    /// Average bits of the denoisers' layers as Qua2SeDiMo counts them, copies and codebooks included; phases count by their
+    /// shares of a run.
     pub average_bits: f64,
 }
 

@@ -4,12 +4,12 @@ use super::calibrated::Known;
 use super::layers::{Layers, Matcher};
 use super::pruned::Pruned;
 use super::write::elements;
-use super::{Options, Progress, decide};
+use super::{ActivationRanges, Options, Progress, RangeSource, decide};
 use crate::config;
 use crate::error::Result;
 use crate::lower::Part;
 use crate::pass::{Smoothable, fold, smoothables};
-use crate::quantize::{Method, SmoothInput, SmoothLayer, SmoothRule, search};
+use crate::quantize::{Method, RangeRule, SmoothInput, SmoothLayer, SmoothRule, search};
 use crate::recipe::{Recipe, Store, Treatment};
 use crate::source::diffusers::Model;
 use crate::weight::{Storage, Weights};
@@ -32,7 +32,7 @@ pub struct Smoothing {
 
 impl Smoothing {
     /// In words, for META.
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let rule = match self.rule {
             SmoothRule::SmoothQuant(alpha) => format!("SmoothQuant's rule, alpha {alpha}"),
             SmoothRule::ViditQ(alpha) => format!("ViDiT-Q's rule, alpha {alpha}"),
@@ -76,32 +76,31 @@ impl Smoothed {
 /// What is to be smoothed: as `options` say, or the configuration that made `recipe`.
 ///
 /// # Errors
-/// If there is no calibration, ranges are fixed, or weights imported; or for exponents that change over time.
+/// If there is no calibration, ranges are fixed by histograms, or weights imported; or for exponents that change over time.
 pub(super) fn wanted(options: &Options, recipe: &Recipe) -> Result<Vec<Smoothing>> {
     let list = match &options.smoothing {
         Some(smoothing) => vec![smoothing.clone()],
         None => recipe.transforms.smooth.iter().map(of_config).collect::<Result<_>>()?,
     };
     if !list.is_empty() {
-        check(options, recipe.activation_ranges.is_some())?;
+        check(options, recipe.activation_ranges)?;
     }
     Ok(list)
 }
 
-/// Refuses what smoothing does not go with; `fixed`: whether the configuration fixes ranges.
+/// Refuses what smoothing does not go with; `fixed`: the ranges that the configuration fixes.
 ///
 /// # Errors
-/// If there is no calibration, ranges are fixed, or weights imported.
-pub(super) fn check(options: &Options, fixed: bool) -> Result<()> {
+/// If there is no calibration, ranges are fixed by histograms, or weights imported.
+pub(super) fn check(options: &Options, fixed: Option<ActivationRanges>) -> Result<()> {
     let refuse = |expected: &str, got: &str| Err(Error::request("--smooth", expected, got).into());
     if options.calibration.is_none() {
         return refuse("--calib FILE: a calibration knows how large activations are", "none");
     }
-    if fixed || options.activation_ranges.is_some() {
-        return refuse(
-            "--act-range dynamic: what was seen at each call is of inputs that are not divided",
-            "fixed ranges",
-        );
+    // Extremes are known of every channel, and so of divided ones; histograms are of all channels together.
+    let ranges = options.activation_ranges.or(fixed.map(RangeSource::Calibration));
+    if matches!(ranges, Some(RangeSource::Calibration(ActivationRanges { rule: RangeRule::Mse, .. }))) {
+        return refuse("--act-range min-max or ema: histograms are of inputs that are not divided", "mse");
     }
     if options.import.is_some() {
         return refuse("weights that are quantized here: those of --import are what they are", "--import");
@@ -110,7 +109,7 @@ pub(super) fn check(options: &Options, fixed: bool) -> Result<()> {
 }
 
 /// Smoothing as a configuration asks for it.
-fn of_config(smoothing: &config::Smoothing) -> Result<Smoothing> {
+pub(super) fn of_config(smoothing: &config::Smoothing) -> Result<Smoothing> {
     let config::Smoothing { rule, alphas, layers } = smoothing;
     let all: Vec<f64> = alphas.iter().map(|(alpha, _)| *alpha).collect();
     if all.iter().any(|alpha| *alpha != all[0]) {
@@ -183,7 +182,7 @@ pub(super) fn smooth(
     for (done, (site, first)) in sites.into_iter().enumerate() {
         progress(Progress { name: &weights[site.layers[0]].name(), done: done as u64, total });
         let input = known.smooth_input(first, weights)?;
-        let layers = layers(&site, (weights, recipe), (model, pruned))?;
+        let layers = layers(&site.layers, (weights, recipe), (model, pruned))?;
         let (factors, note) = choose(smoothing.rule, &layers, &input);
         site.layers.iter().for_each(|&Tensor(i)| recipe.decisions[i as usize].add_note(&note));
         match factors {
@@ -224,9 +223,9 @@ fn treatment(recipe: &Recipe, layer: Tensor) -> Treatment {
     recipe.decisions[layer.0 as usize].treatment
 }
 
-/// The layers that read a value, as the search has them.
-fn layers(
-    site: &Smoothable,
+/// Layers that read a value, as the search has them.
+pub(super) fn layers(
+    site: &[Tensor],
     (weights, recipe): (&Weights, &Recipe),
     (model, pruned): (&Model, Option<&Pruned>),
 ) -> Result<Vec<SmoothLayer>> {
@@ -240,7 +239,7 @@ fn layers(
         let (rows, weights) = (weight.matrix().0, elements(model, weights, weight, pruned)?.values);
         Ok(SmoothLayer { weights, rows, codes, activation_bits })
     };
-    site.layers.iter().map(layer).collect()
+    site.iter().map(layer).collect()
 }
 
 /// The factors of a value, none if it is best as it is; and what to tell of its layers.

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::import::RowGrid;
 use crate::quantize::{
     Calibrated, CodebookType, FeedbackOptions, Measured, Method, Moments, encode, quantize_calibrated,
-    quantize_measured, quantize_sparse, relative_error,
+    quantize_measured, quantize_sparse, relative_distance, relative_error,
 };
 use crate::recipe::{Store, Treatment};
 use crate::weight::Elements;
@@ -85,12 +85,7 @@ fn stored(
         Store::F32 => Ok(Stored::plain(kind, values.as_bytes().to_vec(), 0.0)),
         Store::F16 => {
             let halves = halves(name, values)?;
-            let (mut sse, mut energy) = (0.0, 0.0);
-            for (&v, h) in values.iter().zip(&halves) {
-                sse += f64::from(v - h.to_f32()).powi(2);
-                energy += f64::from(v).powi(2);
-            }
-            let error = if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() };
+            let error = relative_distance(values, halves.iter().map(|half| half.to_f32()));
             Ok(Stored::plain(kind, halves.as_bytes().to_vec(), error))
         }
         Store::Codes(method, bits) => {
@@ -147,12 +142,7 @@ pub(super) fn store_imported(
         let entries = if treatment.codebook == CodebookType::Int8 { "8-bit integers" } else { "16-bit floats" };
         format!("imported; its levels are stored as {entries}, which moves weights by {:.2} %", 100.0 * moved)
     });
-    let (mut sse, mut energy) = (0.0, 0.0);
-    for (&w, &v) in weight.values.iter().zip(values) {
-        sse += (f64::from(w) - f64::from(v)).powi(2);
-        energy += f64::from(w).powi(2);
-    }
-    let exact_error = if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() };
+    let exact_error = relative_distance(&weight.values, values.iter().copied());
     let stored = pack(name, dims, Measured { matrix, error, exact_error }, kind);
     Ok(Stored { note: note.or_else(|| Some("imported".into())), ..stored })
 }

@@ -4,9 +4,11 @@ use super::calibrated::Known;
 use super::layers::Layers;
 use super::phases::PhaseWeights;
 use super::pruned::Pruned;
+use super::timed::Timed;
 use super::turns::Turns;
-use super::{Options, Progress, smoothing};
+use super::{Options, Progress, decide, smoothing};
 use crate::error::Result;
+use crate::pass::smoothables;
 use crate::recipe::Recipe;
 use crate::source::diffusers::Model;
 use crate::weight::Weights;
@@ -23,11 +25,12 @@ pub(super) fn transform(
     options: &Options,
     (programs, weights, recipe): (&mut [Program], &mut Weights, &mut Recipe),
     model: (&Model, &PipelineMeta, Option<&Pruned>),
-    (known, phases): (Option<&Known>, &PhaseWeights),
+    (known, phases, timed): (Option<&Known>, &PhaseWeights, Option<&Timed>),
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Vec<String>, Turns)> {
     let (mut notes, mut turns, mut divided) = (Vec::new(), Turns::default(), Vec::new());
-    for wanted in smoothing::wanted(options, recipe)? {
+    let smoothings = if timed.is_some() { Vec::new() } else { smoothing::wanted(options, recipe)? };
+    for wanted in smoothings {
         let Some(known) = known else { continue };
         let graph = (&mut *programs, &mut *weights, &mut *recipe);
         let (smoothed, more) = smoothing::smooth(&wanted, graph, model, known, progress)?;
@@ -39,6 +42,11 @@ pub(super) fn transform(
     for (layers, factors) in divided {
         let layers = phases.with_variants(&layers, recipe);
         turns.divide(weights, &layers, factors);
+    }
+    if let (Some(timed), Some(known)) = (timed, known) {
+        let sites = smoothables(programs, weights, &decide::dims(model.1))?;
+        let graph = (&mut *weights, &mut *recipe, &mut turns);
+        notes.push(timed.smooth(&sites, graph, (model.0, model.2), (known, phases))?);
     }
     recipe.extend(weights.len());
     let of_config = (!recipe.transforms.rotate.is_empty()).then(|| Layers::Regex(recipe.transforms.rotate.clone()));

@@ -6,7 +6,6 @@ use super::imported::in_file_order;
 use super::pruned::Pruned;
 use super::reconstructed::Reconstructed;
 use super::report::{LayerLine, Progress, line};
-use super::size::PaperBytes;
 use super::store::{Stored, store, store_imported};
 use crate::error::Result;
 use crate::import::Imported;
@@ -20,16 +19,15 @@ use aquatint::raw::program::Tensor;
 use std::collections::HashMap;
 
 impl Packing {
-    /// Writes all weights in order; returns the layers' entries of the report, and the average bits of the denoisers.
+    /// Writes all weights in order; returns the layers' entries of the report.
     pub(super) fn write_weights(
         &mut self,
         recipe: &Recipe,
         changes: Changes,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<(Vec<LayerLine>, f64)> {
+    ) -> Result<Vec<LayerLine>> {
         let (total, known) = (self.weights.iter().map(|w| w.len() as u64).sum(), changes.known);
-        let (mut done, mut size) = (0, PaperBytes::default());
-        let mut layers = Vec::new();
+        let (mut done, mut layers) = (0, Vec::new());
         let mut corrections = changes.trained.map_or_else(HashMap::new, |trained| trained.corrections.clone());
         // Weights that were stored before their turn, because their biases come first.
         let mut early: HashMap<usize, Prepared> = HashMap::new();
@@ -57,10 +55,9 @@ impl Packing {
             if !weight.quantizable() {
                 continue;
             }
-            size.add(weight, decision.treatment.store);
             layers.push(line(weight, decision, &stored, count));
         }
-        Ok((layers, size.average_bits()))
+        Ok(layers)
     }
 
     /// Weight `i` as it is stored; a bias with what it must take up.

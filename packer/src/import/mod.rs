@@ -5,7 +5,8 @@
 //!
 //! * Q-Diffusion: step and zero point per output channel, and the learned direction of rounding of every weight;
 //! * Qua2SeDiMo: for each of its six methods, steps and zero points or the weights as they become;
-//! * ViDiT-Q: of its later code integers, steps and zero points per row, of its first one steps and zero points alone;
+//! * ViDiT-Q: of its later code integers, steps and zero points per row, or the latter alone, of its first one steps and zero
+//!   points, of activations too;
 //! * TDQ: a whole model in training, with a step per weight and a network per input that makes its steps of timesteps.
 //!
 //! A layer is found by the name that its weight has in the model's own file; names in these files are that, mostly with
@@ -40,20 +41,28 @@ enum Project {
     Tdq,
     /// Its later code.
     ViditQ,
+    /// The same, from what it saves before weights become integers.
+    ViditQParams,
     /// Its first code.
     ViditQSteps,
 }
 
 impl Project {
-    const ALL: [Project; 5] =
-        [Project::QDiffusion, Project::Qua2SeDiMo, Project::Tdq, Project::ViditQ, Project::ViditQSteps];
+    const ALL: [Project; 6] = [
+        Project::QDiffusion,
+        Project::Qua2SeDiMo,
+        Project::Tdq,
+        Project::ViditQ,
+        Project::ViditQParams,
+        Project::ViditQSteps,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Project::QDiffusion => "Q-Diffusion",
             Project::Qua2SeDiMo => "Qua2SeDiMo",
             Project::Tdq => "TDQ",
-            Project::ViditQ | Project::ViditQSteps => "ViDiT-Q",
+            Project::ViditQ | Project::ViditQParams | Project::ViditQSteps => "ViDiT-Q",
         }
     }
 
@@ -64,6 +73,7 @@ impl Project {
             Project::Qua2SeDiMo => ".weight_quantizer.quant_params.",
             Project::Tdq => ".act_func.n_lv",
             Project::ViditQ => ".zp_weight",
+            Project::ViditQParams => ".w_quantizer.delta",
             Project::ViditQSteps => ".weight_quantizer.0.delta_list",
         }
     }
@@ -72,7 +82,9 @@ impl Project {
     fn layer(self, key: &str) -> Option<&str> {
         match self {
             Project::QDiffusion | Project::Qua2SeDiMo => Some(key.split_once(QUANTIZER)?.0),
-            Project::Tdq | Project::ViditQ | Project::ViditQSteps => key.strip_suffix(self.mark()),
+            Project::Tdq | Project::ViditQ | Project::ViditQParams | Project::ViditQSteps => {
+                key.strip_suffix(self.mark())
+            }
         }
     }
 }
@@ -103,8 +115,8 @@ pub struct ImportedRange {
     pub axis: CurveAxis,
     /// Rows `(position, scale, zero)`.
     pub points: Vec<[f32; 3]>,
-    /// What a person should know of it.
-    pub note: Option<String>,
+    /// The greatest code; 0 for all of the bits.
+    pub top: u8,
 }
 
 /// A layer's weight as it becomes, in the checkpoint's order.
@@ -216,6 +228,9 @@ impl Imported {
         if self.project == Project::Tdq {
             return self.tdq(layer, source).range(features, middle.unwrap_or(true));
         }
+        if self.project == Project::ViditQSteps {
+            return viditq::range(&self.file, layer, bits, middle.unwrap_or(false));
+        }
         let second = weight.steps.iter().any(|step| matches!(step, Step::Split { first: 1.., .. }));
         let quantizer = format!("{layer}.act_quantizer{}", if second { "_0" } else { "" });
         let number = |what: &str| -> Result<Option<f32>> {
@@ -231,7 +246,8 @@ impl Imported {
             return Err(Error::request(what, "a positive step", scale).into());
         }
         let zero = if middle == Some(true) { f32::from(1u16 << (bits - 1)) } else { zero };
-        Ok(Some(ImportedRange { bits, axis: CurveAxis::StepFraction, points: vec![[0.0, scale, zero]], note: None }))
+        let points = vec![[0.0, scale, zero]];
+        Ok(Some(ImportedRange { bits, axis: CurveAxis::StepFraction, points, top: 0 }))
     }
 
     /// Layer `layer` of a file of TDQ, for a model that has its weight under `source`.
@@ -282,6 +298,7 @@ impl Imported {
             Project::Qua2SeDiMo => qua2sedimo::weight(&quantizer, split, method, bits),
             Project::Tdq => self.tdq(layer, source).weight(&quantizer, split, bits),
             Project::ViditQ => viditq::integers(&quantizer, &model.read(weight.key())?, bits).map(Some),
+            Project::ViditQParams => viditq::params(&quantizer, &model.read(weight.key())?, bits).map(Some),
             Project::ViditQSteps => viditq::steps(&quantizer, &model.read(weight.key())?, bits).map(Some),
         }
     }

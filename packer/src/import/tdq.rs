@@ -110,8 +110,7 @@ impl Layer<'_> {
     /// The range of the layer's input, over the timesteps if it depends on them; none if it is not quantized. `features`
     /// are the sinusoids that the model makes of a timestep.
     ///
-    /// Codes are those of the file but for two things that codes here cannot be: they begin at 0 and end at `2^bits - 1`,
-    /// where the file's may end sooner, and zero is a level.
+    /// Codes are those of the file, the last one too; zero lies between two of them where the file has an offset.
     ///
     /// # Errors
     /// If tensors do not fit each other or the model.
@@ -129,8 +128,8 @@ impl Layer<'_> {
             (false, false) => (2 * half, self.number("act_func.b")?),
         };
         let zero = |step: f32| match silu {
-            true => (-lowest / step).round_ties_even(),
-            false => f32::from(half) - (lowest / step).round_ties_even(),
+            true => -lowest / step,
+            false => f32::from(half) - lowest / step,
         };
         let mut points: Vec<[f32; 3]> = Vec::new();
         for (timestep, &step) in steps.iter().enumerate() {
@@ -139,16 +138,7 @@ impl Layer<'_> {
             }
         }
         let bits = (8 - top.leading_zeros()).max(2) as u8;
-        let mut notes = Vec::new();
-        match u8::MAX >> (8 - bits) {
-            last if last > top => notes.push(format!("activations are cut off {} steps above the file's", last - top)),
-            _ => {}
-        }
-        if lowest != 0.0 {
-            notes.push("their levels are moved by half a step at most, for zero to be one".into());
-        }
-        let note = (!notes.is_empty()).then(|| notes.join("; "));
-        Ok(Some(ImportedRange { bits, axis: CurveAxis::Timestep, points, note }))
+        Ok(Some(ImportedRange { bits, axis: CurveAxis::Timestep, points, top }))
     }
 
     /// The step at every timestep, from the generator: linear layers with ReLU between them, and softplus. (Dropout is of

@@ -170,7 +170,21 @@ pub fn encode(weights: &[f32], rows: usize, cols: usize, bits: Bits, step: &[f32
 
 /// `||W - Wq|| / ||W||` of `matrix`; 0 for an all-zero source that is reproduced.
 pub fn relative_error(weights: &[f32], matrix: &QuantizedMatrix) -> f64 {
-    let (sse, energy) = table::error_and_energy(weights, matrix);
+    relative(table::error_and_energy(weights, matrix))
+}
+
+/// `||W - V|| / ||W||` of `values`, as many as `weights`.
+pub fn relative_distance(weights: &[f32], values: impl Iterator<Item = f32>) -> f64 {
+    let (mut sse, mut energy) = (0.0, 0.0);
+    for (&w, v) in weights.iter().zip(values) {
+        sse += (f64::from(w) - f64::from(v)).powi(2);
+        energy += f64::from(w).powi(2);
+    }
+    relative((sse, energy))
+}
+
+/// The root of an error's part of the energy; nothing is no part of nothing.
+fn relative((sse, energy): (f64, f64)) -> f64 {
     if sse == 0.0 { 0.0 } else { (sse / energy).sqrt() }
 }
 

@@ -5,13 +5,13 @@
 
 use super::float8::{self, Scale};
 use super::layout::Entry;
+use super::numbers::{self, first_non_finite};
 use super::view::{Part, View};
 use super::weight_files::{self, WeightFiles};
 use super::{SourceFile, safetensors, torch};
 use ::safetensors::Dtype;
 use aquatint::error::{Error, Result};
 use aquatint::raw::mmap::FileBytes;
-use half::{bf16, f16};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -306,15 +306,8 @@ impl Checkpoint {
     }
 
     fn floats(&self, key: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
-        let values: Vec<f32> = match dtype {
-            Dtype::F64 => words(bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
-            Dtype::F32 => words(bytes).map(f32::from_le_bytes).collect(),
-            Dtype::F16 => words(bytes).map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::BF16 => words(bytes).map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::F8_E4M3 => bytes.iter().map(|&b| float8::e4m3(b)).collect(),
-            Dtype::F8_E5M2 => bytes.iter().map(|&b| float8::e5m2(b)).collect(),
-            other => return Err(self.error(key, "f8, f16, bf16, f32 or f64", format!("{other:?}"))),
-        };
+        let values = numbers::floats(dtype, bytes);
+        let values = values.ok_or_else(|| self.error(key, "f8, f16, bf16, f32 or f64", format!("{dtype:?}")))?;
         self.finite(key, values)
     }
 
@@ -331,16 +324,9 @@ impl Checkpoint {
     /// [`Error::Request`] naming component and tensor, if it is missing or holds no integers or booleans.
     pub fn read_ints(&self, key: &str) -> Result<Vec<i64>> {
         let place = self.place(key)?;
-        let bytes = &place.view.gather(&self.maps[place.file]);
-        Ok(match place.view.dtype {
-            Dtype::I64 => words(bytes).map(i64::from_le_bytes).collect(),
-            Dtype::I32 => words(bytes).map(|b| i32::from_le_bytes(b).into()).collect(),
-            Dtype::I16 => words(bytes).map(|b| i16::from_le_bytes(b).into()).collect(),
-            Dtype::I8 => words(bytes).map(|b| i8::from_le_bytes(b).into()).collect(),
-            Dtype::U8 => bytes.iter().map(|&b| b.into()).collect(),
-            Dtype::BOOL => bytes.iter().map(|&b| (b != 0).into()).collect(),
-            other => return Err(self.error(key, "integers", format!("{other:?}"))),
-        })
+        let dtype = place.view.dtype;
+        numbers::integers(dtype, &place.view.gather(&self.maps[place.file]))
+            .ok_or_else(|| self.error(key, "integers", format!("{dtype:?}")))
     }
 
     /// Whether both tensors exist, have the same type and shape, and the very same bits.
@@ -393,17 +379,4 @@ pub(super) fn average_name(key: &str) -> Option<String> {
 fn same_shape(a: &[usize], b: &[usize]) -> bool {
     let n = a.len().min(b.len());
     a[..n] == b[..n] && a[n..].iter().chain(&b[n..]).all(|&d| d == 1)
-}
-
-/// Index of the first value that is infinite or not a number.
-pub fn first_non_finite(values: &[f32]) -> Option<usize> {
-    const BLOCK: usize = 1024; // without a branch per element; the block that fails is then searched
-    let clean = |w: &[f32]| w.iter().fold(true, |ok, v| ok & v.is_finite());
-    let block = values.chunks(BLOCK).position(|w| !clean(w))?;
-    values[block * BLOCK..].iter().position(|v| !v.is_finite()).map(|i| block * BLOCK + i)
-}
-
-/// `bytes` in words of `N`.
-fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
-    bytes.as_chunks().0.iter().copied()
 }

@@ -8,6 +8,7 @@ pub mod diffusers;
 pub mod donors;
 mod float8;
 pub mod layout;
+mod numbers;
 pub mod pickle;
 pub mod safetensors;
 pub mod settings;
@@ -17,7 +18,8 @@ pub mod torch;
 pub mod view;
 mod weight_files;
 
-pub use checkpoint::{Checkpoint, first_non_finite};
+pub use checkpoint::Checkpoint;
+pub use numbers::first_non_finite;
 
 use aquatint::error::{Error, Result};
 use aquatint::raw::format::meta::SourceMeta;

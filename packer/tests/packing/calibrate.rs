@@ -6,7 +6,7 @@ use aquatint::pipeline::NoiseSource;
 use aquatint::raw::format::{Meta, Packed};
 use packer::calibrate::{Calibration, Event, Settings, Shard, calibrate, merge};
 use packer::pass::Split;
-use packer::quantize::{Moments, SecondMoments};
+use packer::quantize::{BINS, Moments, SecondMoments};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -145,7 +145,8 @@ fn ranges_are_those_of_diffusers() {
         for (key, name) in layers(case, &want) {
             let [input] = calibration.record().layers[&name][..] else { panic!("{name} reads one value") };
             let sums = calibration.sums(input).unwrap();
-            let range: Vec<f64> = sums.low.iter().chain(&sums.high).map(|&v| f64::from(v)).collect();
+            let seen = calibration.extremes(&name).unwrap().expect("it is there");
+            let range: Vec<f64> = seen.low.iter().chain(&seen.high).map(|&v| f64::from(v)).collect();
             let far = distance(&range, &want[&format!("{key}.range")].values);
             assert!(far < 1e-5, "{key}: range {far:e}");
             let far = distance(&[sums.squared_ranges / sums.groups], &want[&format!("{key}.spread")].values);
@@ -153,8 +154,12 @@ fn ranges_are_those_of_diffusers() {
             // Extremes of calls are those of all, and histograms have every value once.
             let least = |x: &[f32]| x.iter().copied().fold(f32::INFINITY, f32::min);
             let greatest = |x: &[f32]| x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            assert_eq!(least(&sums.call_low), least(&sums.low), "{key}");
-            assert_eq!(greatest(&sums.call_high), greatest(&sums.high), "{key}");
+            let (calls, _) = calibration.ranges(&[input]).unwrap();
+            assert_eq!(least(&sums.low), least(&seen.low), "{key}");
+            assert_eq!(greatest(&sums.high), greatest(&seen.high), "{key}");
+            assert_eq!(calls.iter().map(|call| call.seen.low).fold(f32::INFINITY, f32::min), least(&seen.low), "{key}");
+            let last = calls.last().expect("calls");
+            assert_eq!(least(&last.low), last.seen.low, "{key}");
             if calibration.record().inputs[input].kernel.is_none() {
                 assert_eq!(sums.bins.iter().sum::<u64>() as f64, sums.weight * sums.sum.len() as f64, "{key}");
             }
@@ -192,7 +197,7 @@ fn layers_that_read_conditions_alone_see_all_calls_and_more_classes_than_images(
     let seen = |settings: &Settings, layer: &str| {
         let calibration = run(settings);
         let sums = calibration.sums(calibration.record().layers[layer][0]).unwrap();
-        (calibration.record().run.conditions, [sums.rows, sums.weight], sums.call_low.len())
+        (calibration.record().run.conditions, [sums.rows, sums.weight], sums.bins.len() / BINS)
     };
     // 6 calls of 10 classes and none, which guidance needs as often as all others together.
     let modulation = "transformer/transformer_blocks.0.norm1.linear.weight";
@@ -294,7 +299,7 @@ fn shards_add_up_to_the_whole() {
         }
         for input in 0..whole.record().inputs.len() {
             let [a, b] = [&whole, &merged].map(|c| c.sums(input).unwrap());
-            assert_eq!((a.bins, a.low, a.high, a.call_low), (b.bins, b.low, b.high, b.call_low));
+            assert_eq!((a.bins, a.low, a.high), (b.bins, b.low, b.high));
         }
         refuses_shards(&scratch, case, &parts);
     }
@@ -421,7 +426,7 @@ fn damaged_calibrations_are_refused_or_read_but_never_panic() {
         [&(head.len() as u64).to_le_bytes()[..], head.as_bytes(), &bytes[header..]].concat()
     };
     for (from, to, told) in [
-        (r#"\"version\":2"#, r#"\"version\":3"#, "expected version 2, as packer calibrate makes it, got version 3"),
+        (r#"\"version\":3"#, r#"\"version\":2"#, "expected version 3, as packer calibrate makes it, got version 2"),
         ("aquatint_calibration", "something", "expected a file that packer calibrate wrote, got other safetensors"),
         (r#"\"channels\":16"#, r#"\"channels\":17"#, "expected F64 [17], got F64 [16]"),
         (r#"\"channels\":16"#, r#"\"channels\":18446744073709551615"#, "sizes that there are"),

@@ -98,7 +98,8 @@ fn specs_set_every_layer() {
 fn specs_that_are_none_say_what_is_accepted() {
     for (text, needles) in [
         ("w7a8", ["weight bits", "2, 3, 4, 5, 6 or 8", "`7`"]),
-        ("w4a7", ["activation bits", "6, 8, or 16", "`7`"]),
+        ("w4a9", ["activation bits", "2 to 8, or 16", "`9`"]),
+        ("w8a1", ["activation bits", "2 to 8, or 16", "`1`"]),
         ("w4a8:gptq", ["method", "kmeans_c", "`gptq`"]),
         ("w04a8", ["weight bits", "no file", "`04`"]),
         ("w+4a8", ["weight bits", "no file", "`+4`"]),
@@ -200,7 +201,7 @@ fn values_that_are_no_precision_name_file_key_and_value() {
         refused(resolve("v.json", format!(r#"{{"default": "f16", "pos_embed.proj": {value}}}"#)), &needles);
     }
     refused(resolve("o.json", r#"{"default": "f17"}"#), &["`default`", "f17", "f32, f16"]);
-    refused(resolve("o.json", r#"{"activations": "a5", "*": "f16"}"#), &["`activations`", "`5`", "6, 8, or 16"]);
+    refused(resolve("o.json", r#"{"activations": "a10", "*": "f16"}"#), &["`activations`", "`10`", "2 to 8, or 16"]);
     refused(resolve("o.json", r#"{"layers": "f16"}"#), &["`layers`", "a map from layers"]);
     refused(resolve("o.json", r#"{"layers": {}, "defualt": "f16"}"#), &["beside `layers`", "defualt"]);
 }

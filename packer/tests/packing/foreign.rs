@@ -176,6 +176,16 @@ fn a_files_ranges_take_effect_and_flags_win() {
     assert_eq!(plan.notes, notes);
     let denoiser: Vec<_> = plan.layers.iter().filter(|l| l.name.starts_with("transformer/")).collect();
     assert!(denoiser.len() > 16 && denoiser.iter().all(|l| l.method == "sym_max-8" && l.activation_bits == 8));
+    let rule = denoiser[0].range.clone().unwrap();
+    assert!(
+        rule.contains("by min-max") && rule.contains("intervals of steps") && rule.ends_with(" of --calib"),
+        "{rule}"
+    );
+    assert!(plan.layers.iter().filter(|l| l.activation_bits == 32).all(|l| l.range.is_none()));
+    let own = Options { q_config: Some("w8a8".into()), ..options.clone() };
+    let own = explain(&own).unwrap().layers;
+    let coded = || own.iter().filter(|l| l.activation_bits == 8);
+    assert!(coded().count() > 0 && coded().all(|l| l.range.as_deref() == Some("each row's own, while running")));
 
     options.activation_ranges = Some(RangeSource::Dynamic);
     assert_eq!(curves(&options).0, 0);

@@ -324,9 +324,11 @@ fn viditq(scratch: &Scratch, config: &str, file: &str) -> packer::Result<BTreeMa
 #[test]
 fn weights_are_those_of_vidit_qs_forward() {
     let scratch = Scratch::new("viditq");
-    for (kind, config, file) in
-        [("int", "w8a8:min_max", "viditq_int_weight.pt"), ("ckpt", "w4a8:min_max", "viditq_ckpt.pth")]
-    {
+    for (kind, config, file) in [
+        ("int", "w8a8:min_max", "viditq_int_weight.pt"),
+        ("ckpt", "w4a8:min_max", "viditq_ckpt.pth"),
+        ("params", "w8a8:min_max", "viditq_quant_params.pth"),
+    ] {
         let back = viditq(&scratch, config, file).unwrap();
         let all = load(&import("viditq_expected.safetensors"));
         let expected = all.iter().filter_map(|(key, t)| Some((key.strip_prefix(&format!("{kind}/"))?, t)));
@@ -340,11 +342,51 @@ fn weights_are_those_of_vidit_qs_forward() {
 }
 
 #[test]
+fn fixed_ranges_of_vidit_q_are_curves_over_timesteps() {
+    let scratch = Scratch::new("viditq-static");
+    let options = |symmetric, file| Options {
+        model: fixture("dit/d2"),
+        q_config: Some("w4a4:min_max".into()),
+        import: Some(import(file)),
+        activation_ranges: Some(RangeSource::Import { symmetric }),
+        output: scratch.path("m.aqt"),
+        ..Default::default()
+    };
+    let all = load(&import("viditq_expected.safetensors"));
+    for symmetric in [None, Some(true)] {
+        pack(&options(symmetric, "viditq_static.pth"), &mut |_| ()).unwrap();
+        let packed = Packed::open(scratch.path("m.aqt")).unwrap();
+        let mut compared = 0;
+        for (layer, want) in all.iter().filter_map(|(key, t)| Some((key.strip_prefix("static/")?, t))) {
+            let name = format!("transformer/{layer}.activation_range");
+            let index = packed.tensors().iter().position(|t| t.name == name).unwrap_or_else(|| panic!("{name}"));
+            let TensorView::F32(points) = packed.tensor(index) else { panic!("floats") };
+            let points = points.as_chunks::<3>().0;
+            assert!(points.len() == if want.shape[0] == 1 { 1 } else { 20 }, "{layer}: {}", points.len());
+            for (t, want) in want.values.as_chunks::<2>().0.iter().enumerate() {
+                let at = points.iter().rev().find(|point| point[0] <= t as f32).unwrap();
+                let zero = if symmetric == Some(true) { 8.0 } else { want[1] };
+                assert_eq!([at[1], at[2]], [want[0], zero], "{layer} at {t}");
+            }
+            compared += 1;
+        }
+        assert_eq!(compared, 8);
+    }
+    // Ranges that rows take while running are none.
+    let error = pack(&options(None, "viditq_ckpt.pth"), &mut |_| ()).unwrap_err().to_string();
+    assert!(error.starts_with("--act-range import: expected a file with act_quantizer.delta"), "{error}");
+}
+
+#[test]
 fn what_vidit_q_did_to_weights_before_is_refused_if_it_cannot_be_undone() {
     let scratch = Scratch::new("viditq-refused");
     let error = |config, file| viditq(&scratch, config, file).unwrap_err().to_string();
     let told = error("w8a8:min_max", "viditq_rotated.pt");
     assert!(told.contains("expected this model's weights, neither smoothed nor rotated before"), "{told}");
+    let told = error("w8a8:min_max", "viditq_quant_params_rotated.pth");
+    assert!(told.contains("expected steps of this model's rows in 8 bits, neither smoothed nor rotated"), "{told}");
+    let told = error("w4a8:min_max", "viditq_quant_params.pth");
+    assert!(told.contains("expected steps of this model's rows in 4 bits"), "{told}");
     let told = error("w4a8:min_max", "viditq_smoothed.pth");
     assert!(told.contains("expected a layer that was not smoothed; --smooth"), "{told}");
     let told = error("w4a8:min_max", "viditq_int_weight.pt");

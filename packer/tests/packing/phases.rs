@@ -1,14 +1,15 @@
 //! Layers that have other weights and activations in other stretches of a run.
 
-use crate::common::{Scratch, fixture};
+use crate::common::{Scratch, fixture, load_component};
 use aquatint::options::SamplingOptions;
 use aquatint::raw::backend::cpu::{Cpu, simd::scalar::Scalar};
 use aquatint::raw::exec::{Executor, Moment};
-use aquatint::raw::format::Packed;
+use aquatint::raw::format::{Packed, TensorView};
 use aquatint::raw::plan::Binding;
 use aquatint::raw::program::{CurveAxis, Dims, Role};
-use packer::calibrate::{Settings, calibrate};
-use packer::emit::{Layers, Options, Report, pack};
+use packer::calibrate::{Calibration, Settings, calibrate};
+use packer::emit::{ActivationRanges, Layers, Options, RangeSource, Report, pack};
+use packer::quantize::RangeRule;
 use std::path::Path;
 
 const CALLS: usize = 8;
@@ -195,5 +196,144 @@ fn what_phases_cannot_be_is_told() {
         }
         assert!(text.contains(expected), "{text}\n{config}");
         assert!(!options.output.exists());
+    }
+}
+
+/// ViDiT-Q's first configuration with exponents by ranges of timesteps.
+const TIMED: &str = "
+quant:
+  weight:
+    quantizer: {n_bits: 8, per_group: channel, scale_method: 'min_max', round_mode: 'nearest'}
+  activation:
+    quantizer:
+      n_bits: 8
+      per_group: token
+      dynamic: True
+      scale_method: min_max
+      sym: False
+      smooth_quant: {enable: True, channel_wise_scale_type: momentum_act_max, alpha: [0.2, 0.7], timerange: RANGES}
+smooth_quant_list: transformer_blocks.0.ff.net.2
+";
+
+/// Of inputs smoothed by ranges of timesteps, each has factors by its own exponent and extremes, and weights that undo them.
+#[test]
+fn smoothing_by_timerange_has_factors_and_weights_of_each_range() {
+    let scratch = Scratch::new("phases-timed");
+    calibration(&scratch);
+    let options = |ranges: &str| {
+        let file = scratch.path("timed.yaml");
+        std::fs::write(&file, TIMED.replace("RANGES", ranges)).unwrap();
+        Options {
+            model: fixture("dit/d2"),
+            q_config: Some(file.display().to_string()),
+            calibration: Some(scratch.path("c.safetensors")),
+            output: scratch.path("m.aqt"),
+            ..Default::default()
+        }
+    };
+    let report = pack(&options("[[0, 500], [501, 1000]]"), &mut |_| ()).unwrap();
+    assert!(report.notes.iter().any(|note| note.contains("by 2 ranges of timesteps")), "{:?}", report.notes);
+    let file = Packed::open(scratch.path("m.aqt")).unwrap();
+    let program = file.program(Role::Denoiser).unwrap();
+    assert_eq!((program.phases.axis, &program.phases.starts[..]), (CurveAxis::Timestep, &[0.0, 501.0][..]));
+    let layer = "transformer/transformer_blocks.0.ff.net.2";
+    let floats = |name: String| {
+        let index = file.tensors().iter().position(|t| t.name == name).unwrap_or_else(|| panic!("{name}"));
+        let TensorView::F32(values) = file.tensor(index) else { panic!("floats") };
+        values.to_vec()
+    };
+    let own = load_component(&fixture("dit/d2").join("transformer"));
+    let weight = &own["transformer_blocks.0.ff.net.2.weight"].values;
+    let calibration = Calibration::open(&scratch.path("c.safetensors")).unwrap();
+    let inputs = &calibration.record().layers[&format!("{layer}.weight")];
+    let (calls, _) = calibration.ranges(inputs).unwrap();
+    for (name, alpha, within) in [("", 0.2, 0.0..501.0), (".phase_1", 0.7, 501.0..1001.0)] {
+        let factors = floats(format!("{layer}{name}.input_factors"));
+        assert!(calls.iter().any(|call| within.contains(&call.timestep)));
+        for (channel, factor) in factors.iter().enumerate() {
+            let own = calls.iter().filter(|call| within.contains(&call.timestep));
+            let most = own.map(|call| call.low[channel].abs().max(call.high[channel].abs())).fold(0f32, f32::max);
+            let column = weight.iter().skip(channel).step_by(factors.len()).fold(0f32, |most, w| most.max(w.abs()));
+            let want = f64::from(most).powf(alpha) / f64::from(column).powf(1.0 - alpha);
+            assert!((f64::from(*factor) / want - 1.0).abs() < 1e-6, "{channel}: {factor} {want}");
+        }
+    }
+    // Calls in both ranges make something, each by its own weights.
+    let all: Vec<usize> = (0..CALLS).collect();
+    let timed = calls_of(&scratch, &all);
+    for (alpha, which) in [("0.2", 4..CALLS), ("0.7", 0..4)] {
+        let options = options("");
+        let text = TIMED.replace("[0.2, 0.7]", alpha).replace(", timerange: RANGES", "");
+        std::fs::write(scratch.path("timed.yaml"), text).unwrap();
+        pack(&options, &mut |_| ()).unwrap();
+        let one = calls_of(&scratch, &all);
+        assert!(which.clone().all(|call| one[call] != timed[call]), "extremes of all times give other factors");
+        let far = |call: usize| {
+            let float = |bits: &u32| f64::from(f32::from_bits(*bits));
+            let off: f64 = one[call].iter().zip(&timed[call]).map(|(a, b)| (float(a) - float(b)).powi(2)).sum();
+            (off / one[call].iter().map(|a| float(a).powi(2)).sum::<f64>()).sqrt()
+        };
+        assert!(which.clone().all(|call| far(call) < 0.05), "{:?}", which.map(far).collect::<Vec<_>>());
+    }
+    for (ranges, told) in [
+        ("[[0, 500], [502, 1000]]", "timerange of the configuration: expected one from 501 on, got [502, 1000]"),
+        ("[[1, 500], [501, 1000]]", "expected one from 0 on, got [1, 500]"),
+        ("[[0, 999], [1000, 1000]]", "expected calls in every range of timesteps; more of --cali-st look at more"),
+    ] {
+        let error = pack(&options(ranges), &mut |_| ()).unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+    }
+}
+
+fn calls_of(scratch: &Scratch, order: &[usize]) -> Vec<Vec<u32>> {
+    calls(&scratch.path("m.aqt"), order)
+}
+
+#[test]
+fn average_bits_are_of_a_run_and_accounts_of_each_phase() {
+    let scratch = Scratch::new("phases-bits");
+    let bits = |config: &str, name: &str| {
+        let report = packed(&scratch, config, false, name);
+        let plan = packer::emit::explain(&options(&scratch, config, false, name)).unwrap();
+        assert_eq!(report.average_bits, plan.average_bits);
+        report.average_bits
+    };
+    let alone = [bits(FIRST, "first"), bits(&alone(0), "one"), bits(&alone(1), "two"), bits(&alone(2), "three")];
+    let all = bits(&phased(["from = 0.25", "from = 0.5", "from = 0.875"]), "all");
+    let want: f64 = alone.iter().zip([0.25, 0.25, 0.375, 0.125]).map(|(bits, share)| bits * share).sum();
+    assert!((all - want).abs() < 1e-12 && alone[1] != alone[0], "{all} {alone:?}");
+    let accounts = packer::account::accounts(&Packed::open(scratch.path("all.aqt")).unwrap()).unwrap();
+    assert_eq!(
+        accounts.iter().map(|a| (a.phase, a.share)).collect::<Vec<_>>(),
+        [(0, 0.25), (1, 0.25), (2, 0.375), (3, 0.125)]
+    );
+    for (phase, account) in accounts.iter().enumerate() {
+        assert_eq!(account.sizes[0].average_bits, alone[phase], "{phase}");
+    }
+    assert!(accounts[1].bit_operations != accounts[0].bit_operations);
+    // By timestep a thousand of them are a run.
+    let all = bits(&phased(["from_timestep = 250", "from_timestep = 500", "from_timestep = 875"]), "times");
+    assert!((all - want).abs() < 1e-6, "{all} {want}");
+}
+
+/// Of several faults the first is told, whatever the order in which a map has layers.
+#[test]
+fn the_first_of_several_faults_is_told() {
+    let scratch = Scratch::new("phases-order");
+    calibration(&scratch);
+    let config = "default = \"f16\"\n[layers]\n\"*.attn1.*\" = \"w8a8\"\n\"*.ff.*\" = \"w8a8\"\n[[phases]]\nfrom = \
+                  0.5\n[phases.layers]\n\"*.attn1.*\" = \"w8a6\"\n\"*.ff.*\" = \"w8a6\"\n";
+    let ranges = ActivationRanges {
+        rule: RangeRule::MinMax,
+        intervals: 1,
+        axis: CurveAxis::StepFraction,
+        symmetric: false,
+        momentum: None,
+    };
+    let options = options(&scratch, config, true, "m");
+    let options = Options { activation_ranges: Some(RangeSource::Calibration(ranges)), ..options };
+    for _ in 0..8 {
+        let error = pack(&options, &mut |_| ()).unwrap_err().to_string();
+        assert!(error.starts_with("--act-range for transformer_blocks.0.attn1.to_q in phase 1: "), "{error}");
     }
 }

@@ -81,8 +81,8 @@ pub struct Codes {
     pub cols: usize,
     /// Number of scales.
     pub groups: usize,
-    /// 2 to 8.
-    pub bits: u8,
+    /// The greatest code.
+    pub top: u8,
 }
 
 impl Codes {

@@ -258,7 +258,7 @@ impl<I: Isa> Group<'_, I> {
             let range = fixed.get(sample * pixels).unwrap_or_else(|| {
                 let low = e.iter().step_by(2).copied().fold(f32::INFINITY, f32::min);
                 let high = e.iter().skip(1).step_by(2).copied().fold(f32::NEG_INFINITY, f32::max);
-                Range::dynamic(low, high, to.codes.bits)
+                Range::dynamic(low, high, to.codes.top)
             });
             (codes.scale[sample], codes.zero[sample]) = (range.scale, range.zero);
         }
@@ -272,7 +272,7 @@ impl<I: Isa> Group<'_, I> {
                         let row = block * BLOCK + i;
                         self.apply(affine, row, y);
                         let range = Range { scale: scale[row / pixels], zero: zero[row / pixels] };
-                        *sum = self.isa.run(Encode, (&*y, range, to.codes.bits, codes));
+                        *sum = self.isa.run(Encode, (&*y, range, to.codes.top, codes));
                     }
                 });
             },

@@ -1,7 +1,8 @@
 //! Float activations to integer codes.
 //!
 //! Asymmetric, as Qua2SeDiMo quantizes online: `delta = (max - min) / (2^b - 1)`, `zero = round(-min / delta)`,
-//! `q = clamp(round(x / delta) + zero, 0, 2^b - 1)`, ties to even. A group of equal values has no range; its delta is
+//! `q = clamp(round(x / delta) + zero, 0, 2^b - 1)`, ties to even. In a fixed range the last code may be another one, and
+//! zero may lie between codes: what is left of it beside its nearest whole number is added before rounding. A group of equal values has no range; its delta is
 //! the value's magnitude (or 1 for 0), which represents it exactly.
 
 use super::arena::{Arena, CodesMut, Reads};
@@ -22,15 +23,15 @@ const FURTHEST: f32 = 4e6;
 pub struct Range {
     /// Step between codes.
     pub scale: f32,
-    /// The code of 0, which may lie outside the codes' range.
+    /// The code of 0, which may lie outside the codes' range, or between codes.
     pub zero: f32,
 }
 
 impl Range {
-    /// The range of values from `min` to `max` in `bits`.
+    /// The range of values from `min` to `max` in codes up to `top`.
     #[inline(always)]
-    pub fn dynamic(min: f32, max: f32, bits: u8) -> Self {
-        let levels = f32::from((1u16 << bits) - 1);
+    pub fn dynamic(min: f32, max: f32, top: u8) -> Self {
+        let levels = f32::from(top);
         let scale = match (max == min, max == 0.0) {
             (true, true) => 1.0,
             (true, false) => max.abs(),
@@ -50,14 +51,16 @@ vectorized! {
 }
 
 vectorized! {
-    /// Quantizes `x` into `codes`, whose spare bytes become 0; returns the sum of the codes.
-    pub fn Encode<'a, I>(x: &'a [f32], range: Range, bits: u8, codes: &'a mut [u8]) -> i32 {
+    /// Quantizes `x` into `codes` up to `top`, whose spare bytes become 0; returns the sum of the codes.
+    pub fn Encode<'a, I>(x: &'a [f32], range: Range, top: u8, codes: &'a mut [u8]) -> i32 {
         let inverse = 1.0 / range.scale;
-        let top = f32::from((1u16 << bits) - 1);
+        let top = f32::from(top);
+        let whole = range.zero.round_ties_even();
+        let rest = range.zero - whole;
         let (used, spare) = codes.split_at_mut(x.len());
         // Two roundings, as in the definition: first the value, then the sum, which is exact within the clamp.
         let code = |v: f32| {
-            let q = greater(lesser(v * inverse, FURTHEST), -FURTHEST) + ROUND - ROUND + range.zero;
+            let q = greater(lesser(v * inverse, FURTHEST), -FURTHEST) + rest + ROUND - ROUND + whole;
             (greater(lesser(q, top), 0.0) + ROUND).to_bits() as u8
         };
         let mut sums = [0i32; LANES];
@@ -105,11 +108,11 @@ pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, args: &QuantizeArgs, factors:
                 .par_chunks(64 * cols)
                 .map(|block| isa.run(Extent, (block,)))
                 .reduce(|| (f32::INFINITY, f32::NEG_INFINITY), |a, b| (a.0.min(b.0), a.1.max(b.1)));
-            Range::dynamic(low, high, args.y.codes.bits)
+            Range::dynamic(low, high, args.y.codes.top)
         });
         (*scale, *zero) = (range.scale, range.zero);
     }
-    let (scale, zero, bits) = (&*out.scale, &*out.zero, args.y.codes.bits);
+    let (scale, zero, top) = (&*out.scale, &*out.zero, args.y.codes.top);
     let stride = args.y.codes.stride();
     out.codes.par_chunks_mut(64 * stride).zip(out.sum.par_chunks_mut(64)).enumerate().for_each(
         |(block, (codes, sums))| {
@@ -117,7 +120,7 @@ pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, args: &QuantizeArgs, factors:
                 let row = block * 64 + i;
                 let group = row / rows_per_group;
                 let range = Range { scale: scale[group], zero: zero[group] };
-                *sum = isa.run(Encode, (&x[row * cols..][..cols], range, bits, codes));
+                *sum = isa.run(Encode, (&x[row * cols..][..cols], range, top, codes));
             }
         },
     );
@@ -189,7 +192,7 @@ pub fn quantize_rows<I: Isa>(
     scratch_bytes: usize,
 ) {
     const BLOCK: usize = 16;
-    let (stride, bits) = (to.codes.stride(), to.codes.bits);
+    let (stride, top) = (to.codes.stride(), to.codes.top);
     let ranges = out.scale.par_chunks_mut(BLOCK).zip(out.zero.par_chunks_mut(BLOCK));
     let rows = out.codes.par_chunks_mut(BLOCK * stride).zip(out.sum.par_chunks_mut(BLOCK));
     rows.zip(ranges).enumerate().for_each(|(block, ((codes, sums), (scales, zeros)))| {
@@ -200,10 +203,10 @@ pub fn quantize_rows<I: Isa>(
                 let x = values.get(row, scratch);
                 let range = fixed.get(row).unwrap_or_else(|| {
                     let (low, high) = isa.run(Extent, (x,));
-                    Range::dynamic(low, high, bits)
+                    Range::dynamic(low, high, top)
                 });
                 (scales[i], zeros[i]) = (range.scale, range.zero);
-                sums[i] = isa.run(Encode, (x, range, bits, codes));
+                sums[i] = isa.run(Encode, (x, range, top, codes));
             }
         });
     });
@@ -219,9 +222,9 @@ mod tests {
         for v in [0.0f32, 1.0, -3.5, 1e-20, -7e8, 123.456] {
             let x = [v; 20];
             let (low, high) = Scalar.run(Extent, (&x,));
-            let range = Range::dynamic(low, high, 8);
+            let range = Range::dynamic(low, high, 255);
             let mut codes = [9u8; 32];
-            let sum = Scalar.run(Encode, (&x, range, 8, &mut codes));
+            let sum = Scalar.run(Encode, (&x, range, 255, &mut codes));
             assert_eq!(range.scale * (f32::from(codes[0]) - range.zero), v);
             assert_eq!(sum, 20 * i32::from(codes[0]));
             assert!(codes[20..].iter().all(|&c| c == 0));
@@ -237,9 +240,10 @@ mod tests {
                 let (low, high) = Scalar.run(Extent, (&x,));
                 assert_eq!(low, x.iter().copied().fold(f32::INFINITY, f32::min));
                 assert_eq!(high, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-                let range = Range::dynamic(low, high, bits);
+                let top = ((1u16 << bits) - 1) as u8;
+                let range = Range::dynamic(low, high, top);
                 let mut codes = vec![0; len];
-                let sum = Scalar.run(Encode, (&x, range, bits, &mut codes));
+                let sum = Scalar.run(Encode, (&x, range, top, &mut codes));
                 assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());
                 for (&x, &q) in x.iter().zip(&codes) {
                     assert!(u16::from(q) < 1 << bits);

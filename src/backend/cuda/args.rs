@@ -30,7 +30,7 @@ structs! {
     /// Activation codes; offsets count bytes from the first code.
     Codes, 64 {
         at: u64, stride: u64, scale_at: u64, zero_at: u64, sum_at: u64,
-        rows: u32, cols: u32, row_bytes: u32, groups: u32, bits: u32, pad: u32,
+        rows: u32, cols: u32, row_bytes: u32, groups: u32, top: u32, pad: u32,
     }
 
     /// Scales from a table; address 0 means from the data.
@@ -213,7 +213,7 @@ impl<'a> Frame<'a> {
             cols: c.cols as u32,
             row_bytes: c.stride() as u32,
             groups: c.groups as u32,
-            bits: u32::from(c.bits),
+            top: u32::from(c.top),
             pad: 0,
         }
     }

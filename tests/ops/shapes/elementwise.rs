@@ -2,8 +2,8 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, Resample, Slice, TimestepEmbedding,
-    Turn, Unpatchify,
+    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, RangeCurve, Resample, Slice,
+    TimestepEmbedding, Turn, Unpatchify,
 };
 
 fn layer_norm(
@@ -41,8 +41,8 @@ fn layer_norm_refuses() {
     refuse(&[modulated(SAMPLE, 0, 0)], "scale: expected (3 conditions, at least 8), got [2, 6, 10, 8]");
     let per_condition = layer_norm(TABLE, None, 0.0, Some(Modulation { value: TABLE, scale: 0, shift: 0 }), None);
     refuse(&[per_condition], "scale: expected a result for each of the 2 samples, got [3, 9]");
-    let seven = spec(7, QuantizeGrain::Row, QuantizeRange::Dynamic);
-    refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(seven))], "quantize bits: expected 6 or 8, got 7");
+    let nine = spec(9, QuantizeGrain::Row, QuantizeRange::Dynamic);
+    refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(nine))], "quantize bits: expected 2 to 8, got 9");
     let message = format!("quantize grain: expected one scale per row, got {:?}", Some(SAMPLE6));
     refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(SAMPLE6))], &message);
 }
@@ -61,8 +61,8 @@ fn group_norm_divides_channels_evenly() {
     refuse(&[norm(SAMPLE, V8, V8, 0, 0.0, None)], "groups: expected a divisor of 8, got 0");
     refuse(&[norm(SAMPLE, V8, V8, 3, 0.0, None)], "groups: expected a divisor of 8, got 3");
     refuse(&[norm(SAMPLE, V8, V8, 4, -0.5, None)], "eps: expected a finite number, not negative, got -0.5");
-    let four = spec(4, QuantizeGrain::Sample, QuantizeRange::Dynamic);
-    refuse(&[norm(SAMPLE, V8, V8, 4, 0.0, Some(four))], "quantize bits: expected 6 or 8, got 4");
+    let one = spec(1, QuantizeGrain::Sample, QuantizeRange::Dynamic);
+    refuse(&[norm(SAMPLE, V8, V8, 4, 0.0, Some(one))], "quantize bits: expected 2 to 8, got 1");
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn add_repeats_rows_of_the_second_operand() {
 
 #[test]
 fn quantize_gives_codes_of_its_own_spec() {
-    for range in [QuantizeRange::Dynamic, QuantizeRange::Curve(CURVE, CurveAxis::Timestep)] {
+    for range in [QuantizeRange::Dynamic, QuantizeRange::curve(CURVE, CurveAxis::Timestep)] {
         for (bits, grain) in [(6, QuantizeGrain::Row), (8, QuantizeGrain::Sample)] {
             let spec = spec(bits, grain, range);
             accept(&[quantize(SAMPLE, spec)], &[2, 6, 10, 8], Kind::Codes(spec));
@@ -147,19 +147,28 @@ fn quantize_gives_codes_of_its_own_spec() {
     refuse(&[quantize(LABELS, ROW8)], "x: expected float elements, got Index");
     let twice = "x: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), quantize(LAST, ROW8)], twice);
-    for bits in [1, 4, 7, 16] {
-        let spec = spec(bits, QuantizeGrain::Row, QuantizeRange::Dynamic);
-        refuse(&[quantize(SAMPLE, spec)], &format!("quantize bits: expected 6 or 8, got {bits}"));
-    }
-    let in_curve = |bits| spec(bits, QuantizeGrain::Row, QuantizeRange::Curve(CURVE, CurveAxis::Timestep));
-    for bits in 2..=8 {
-        accept(&[quantize(SAMPLE, in_curve(bits))], &[2, 6, 10, 8], Kind::Codes(in_curve(bits)));
-    }
-    for bits in [1, 9] {
-        refuse(&[quantize(SAMPLE, in_curve(bits))], &format!("quantize bits: expected 2 to 8, got {bits}"));
+    for range in [QuantizeRange::Dynamic, QuantizeRange::curve(CURVE, CurveAxis::Timestep)] {
+        let spec = |bits| spec(bits, QuantizeGrain::Row, range);
+        for bits in 2..=8 {
+            accept(&[quantize(SAMPLE, spec(bits))], &[2, 6, 10, 8], Kind::Codes(spec(bits)));
+        }
+        for bits in [0, 1, 9, 16] {
+            refuse(&[quantize(SAMPLE, spec(bits))], &format!("quantize bits: expected 2 to 8, got {bits}"));
+        }
     }
     refuse(&[quantize(TIME, SAMPLE6)], "quantize grain: expected a value with samples, got [3]");
-    let curve = |tensor| spec(8, QuantizeGrain::Row, QuantizeRange::Curve(tensor, CurveAxis::StepFraction));
+    let ends = |bits, top| {
+        let range = RangeCurve { points: CURVE, axis: CurveAxis::Timestep, top };
+        spec(bits, QuantizeGrain::Row, QuantizeRange::Curve(range))
+    };
+    for (bits, top) in [(8, 252), (8, 255), (4, 12), (4, 15), (2, 1)] {
+        accept(&[quantize(SAMPLE, ends(bits, top))], &[2, 6, 10, 8], Kind::Codes(ends(bits, top)));
+    }
+    for (bits, top) in [(4, 16), (2, 255)] {
+        let message = format!("quantize top: expected a code of {bits} bits, got {top}");
+        refuse(&[quantize(SAMPLE, ends(bits, top))], &message);
+    }
+    let curve = |tensor| spec(8, QuantizeGrain::Row, QuantizeRange::curve(tensor, CurveAxis::StepFraction));
     refuse(&[quantize(SAMPLE, curve(NO_TENSOR))], "curve: expected a tensor below 18, got 99");
     refuse(&[quantize(SAMPLE, curve(W))], "curve: expected f32 [points, 3], got [5, 8]");
     refuse(&[quantize(SAMPLE, curve(V8))], "curve: expected f32 [points, 3], got [8]");

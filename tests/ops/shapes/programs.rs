@@ -179,6 +179,6 @@ fn files_of_bytes_are_no_weights() {
     refuse("table", Op::Embedding(Embedding { index: LABELS, table: BYTES }));
     refuse("table", Op::VectorQuantize(VectorQuantize { x: TABLE, table: BYTES }));
     refuse("tensor", Op::Parameter(Parameter { tensor: BYTES }));
-    let range = QuantizeRange::Curve(BYTES, CurveAxis::Timestep);
+    let range = QuantizeRange::curve(BYTES, CurveAxis::Timestep);
     refuse("curve", quantize(TABLE, spec(8, QuantizeGrain::Row, range)));
 }

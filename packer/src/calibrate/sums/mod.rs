@@ -5,7 +5,7 @@
 //! shows in a sum, and sums over the parts of a set of images add up to those over all but for the rounding of f64.
 
 use super::hash::{Place, Share, keeps};
-use super::ranges::{Extent, greatest, least};
+use super::ranges::Extent;
 use super::windows::{KERNEL, TAPS, Windows, displacements};
 use crate::quantize::BINS;
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
@@ -77,14 +77,10 @@ pub struct Sums {
     pub walk: Vec<f64>,
     /// `sum x x^T`: as [`SecondMoments`](crate::quantize::SecondMoments) has it.
     pub second: Vec<f64>,
-    /// Least of each channel.
+    /// `(calls, channels)`: least of each channel at each call.
     pub low: Vec<f32>,
-    /// Greatest of each channel.
+    /// `(calls, channels)`: greatest of each channel at each call.
     pub high: Vec<f32>,
-    /// Least of each call.
-    pub call_low: Vec<f32>,
-    /// Greatest of each call.
-    pub call_high: Vec<f32>,
     /// `(calls, BINS)`: histograms of magnitudes.
     pub bins: Vec<u64>,
 }
@@ -92,7 +88,7 @@ pub struct Sums {
 impl Sums {
     /// Sums of nothing.
     pub fn new(rows: &Rows, calls: usize) -> Self {
-        let (channels, low, high) = (rows.channels(), f32::INFINITY, f32::NEG_INFINITY);
+        let (extremes, low, high) = (calls * rows.channels(), f32::INFINITY, f32::NEG_INFINITY);
         Sums {
             weight: 0.0,
             rows: 0.0,
@@ -102,27 +98,24 @@ impl Sums {
             sum: vec![0.0; rows.inputs()],
             walk: vec![0.0; rows.walk_len()],
             second: vec![0.0; rows.second_len()],
-            low: vec![low; channels],
-            high: vec![high; channels],
-            call_low: vec![low; calls],
-            call_high: vec![high; calls],
+            low: vec![low; extremes],
+            high: vec![high; extremes],
             bins: vec![0; calls * BINS],
         }
     }
 
     /// Bytes that they take in memory and in a file.
     pub fn bytes(rows: &Rows, calls: usize) -> usize {
-        8 * (5 + rows.inputs() + rows.walk_len() + rows.second_len() + calls * BINS) + 8 * (rows.channels() + calls)
+        8 * (5 + rows.inputs() + rows.walk_len() + rows.second_len() + calls * BINS) + 8 * calls * rows.channels()
     }
 
     fn add_extent(&mut self, extent: &Extent, call: usize, weight: f32) {
         let weight = f64::from(weight);
         self.groups += weight * extent.groups as f64;
         self.squared_ranges += weight * extent.squared_ranges;
-        self.low.iter_mut().zip(&extent.low).for_each(|(low, &v)| *low = low.min(v));
-        self.high.iter_mut().zip(&extent.high).for_each(|(high, &v)| *high = high.max(v));
-        self.call_low[call] = self.call_low[call].min(least(&extent.low));
-        self.call_high[call] = self.call_high[call].max(greatest(&extent.high));
+        let of_call = call * extent.low.len();
+        self.low[of_call..].iter_mut().zip(&extent.low).for_each(|(low, &v)| *low = low.min(v));
+        self.high[of_call..].iter_mut().zip(&extent.high).for_each(|(high, &v)| *high = high.max(v));
         let bins = &mut self.bins[call * BINS..][..BINS];
         bins.iter_mut().zip(extent.bins).for_each(|(bin, n)| *bin += n * weight as u64);
     }

@@ -91,7 +91,7 @@ fn activations(params: &Fields) -> Result<Activations, ConfigError> {
     let bits = params.int("n_bits")?.ok_or_else(|| params.fault("n_bits", "is missing"))?;
     match spec::activations(&bits.to_string()) {
         Ok(Activations::Int(bits)) => Ok(Activations::Int(bits)),
-        Ok(Activations::Float) => Err(params.fault("n_bits", "must be 6 or 8, got 16")),
+        Ok(Activations::Float) => Err(params.fault("n_bits", "must be 2 to 8, got 16")),
         Err(fault) => Err(width_fault(params, "n_bits", fault)),
     }
 }

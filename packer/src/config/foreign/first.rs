@@ -193,10 +193,12 @@ fn smooth(file: &Fields, smooth: &Fields, config: &mut QConfig) -> Result<(), Co
         Raw::Int(alpha) => Ok(*alpha as f64),
         _ => Err(smooth.fault("alpha", "must be numbers")),
     };
-    let alphas = match smooth.get("alpha") {
-        None => return Err(smooth.fault("alpha", "is missing")),
-        Some(Raw::List(list)) => list.iter().map(number).collect::<Result<Vec<_>, _>>()?,
-        Some(value) => vec![number(value)?],
+    let alphas = match (smooth.get("alpha"), smooth.get("timerange")) {
+        (None, _) => return Err(smooth.fault("alpha", "is missing")),
+        (Some(Raw::List(list)), _) => list.iter().map(number).collect::<Result<Vec<_>, _>>()?,
+        // One for all ranges, which have greatest magnitudes of their own.
+        (Some(value), Some(Raw::List(ranges))) => vec![number(value)?; ranges.len()],
+        (Some(value), _) => vec![number(value)?],
     };
     let step = |value: &Raw| match value {
         Raw::Int(t) => u32::try_from(*t).ok(),
