@@ -27,6 +27,7 @@ impl<T> OpArgs<T> {
             | OpArgs::Add(_)
             | OpArgs::Concat(_)
             | OpArgs::Quantize { .. }
+            | OpArgs::Round(_)
             | OpArgs::VectorQuantize { .. }
             | OpArgs::Resample(_)
             | OpArgs::Parameter { .. }
@@ -54,6 +55,7 @@ impl<T> OpArgs<T> {
             OpArgs::Add(a) => a.a.bytes() + a.b.bytes() + a.y.bytes(),
             OpArgs::Concat(a) => 2 * a.y.bytes(),
             OpArgs::Quantize { args: a, .. } => a.x.bytes() + a.y.codes.bytes(),
+            OpArgs::Round(a) => a.x.bytes() + a.y.bytes(),
             OpArgs::VectorQuantize { args: a, .. } => a.x.bytes() + a.y.bytes(),
             OpArgs::Resample(a) => a.x.bytes() + a.y.bytes(),
             OpArgs::Parameter { args: a, .. } => 2 * a.y.bytes(),

@@ -150,6 +150,8 @@ pub trait Backend: MemoryRules {
     fn concat(&self, arena: &mut Self::Arena, args: &ConcatArgs);
     /// See [`Op::Quantize`](crate::program::Op::Quantize).
     fn quantize(&self, arena: &mut Self::Arena, args: &QuantizeArgs, factors: Option<&Self::Weight<'_>>);
+    /// See [`Op::Round`](crate::program::Op::Round).
+    fn round(&self, arena: &mut Self::Arena, args: &RoundArgs);
     /// See [`Op::VectorQuantize`](crate::program::Op::VectorQuantize).
     fn vector_quantize(&self, arena: &mut Self::Arena, args: &VectorQuantizeArgs, table: &Self::Weight<'_>);
     /// See [`Op::Resample`](crate::program::Op::Resample).

@@ -25,11 +25,12 @@ mod phases;
 mod pointwise;
 mod quantize;
 mod resample;
+mod round;
 pub mod shape;
 mod vector_quantize;
 mod visit;
 
-pub use attention::{Attend, Attention};
+pub use attention::{Attend, Attention, SoftmaxGrid};
 pub use conv::{Conv2d, ConvStride};
 pub use embed::{Embedding, Parameter, PositionEmbedding, TimestepEmbedding};
 pub use layout::{Concat, Patchify, Unpatchify};
@@ -42,6 +43,7 @@ pub use phases::{MAX_PHASES, Phases, Variant};
 pub use pointwise::{Add, Pointwise};
 pub use quantize::{CurveAxis, MAX_TURN, MIN_TURN, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Turn};
 pub use resample::{Resample, Resampling};
+pub use round::Round;
 pub use vector_quantize::VectorQuantize;
 #[cfg(test)]
 pub(crate) use visit::Range;

@@ -312,6 +312,12 @@ impl Rule<'_> {
     /// The type of `y` once it is quantized, if it is.
     pub fn quantized(&self, y: Type, quantize: Option<QuantizeSpec>) -> Result<Type> {
         let Some(spec) = quantize else { return Ok(y) };
+        self.grid(&y, spec)?;
+        Ok(Type { kind: Kind::Codes(spec), ..y })
+    }
+
+    /// Checks a grid that `y` is to be put on.
+    pub fn grid(&self, y: &Type, spec: QuantizeSpec) -> Result<()> {
         let (fits, expected) = match spec.range {
             QuantizeRange::Dynamic => (matches!(spec.bits, 6 | 8), "6 or 8"),
             QuantizeRange::Curve(..) => ((2..=8).contains(&spec.bits), "2 to 8"),
@@ -322,13 +328,17 @@ impl Rule<'_> {
         if spec.grain == QuantizeGrain::Sample && y.rank() < 2 {
             return self.err("quantize grain", "a value with samples", y.dims());
         }
-        if let QuantizeRange::Curve(tensor, _) = spec.range {
-            let t = self.tensor("curve", tensor)?;
-            if !t.f32 || t.dims.len() != 2 || t.dims[1] != 3 || t.dims[0] == 0 {
-                return self.err("curve", "f32 [points, 3]", &t.dims);
-            }
+        self.curve(spec.range)
+    }
+
+    /// Checks the curve of a range, if it has one.
+    pub fn curve(&self, range: QuantizeRange) -> Result<()> {
+        let QuantizeRange::Curve(tensor, _) = range else { return Ok(()) };
+        let t = self.tensor("curve", tensor)?;
+        if !t.f32 || t.dims.len() != 2 || t.dims[1] != 3 || t.dims[0] == 0 {
+            return self.err("curve", "f32 [points, 3]", &t.dims);
         }
-        Ok(Type { kind: Kind::Codes(spec), ..y })
+        Ok(())
     }
 
     /// Checks what is added to a variance.

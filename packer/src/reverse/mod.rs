@@ -96,7 +96,7 @@ impl<'a> Tape<'a> {
             Op::Linear(op) => linear::forward(op, self),
             Op::GatedLinear(op) => linear::forward_gated(op, self),
             Op::Conv2d(op) => (conv::forward(op, self), None),
-            Op::Attention(op) => (attention::forward(op, self), None),
+            Op::Attention(op) if op.softmax.is_none() => (attention::forward(op, self), None),
             Op::LayerNorm(op) if op.quantize.is_none() => norm::forward(&norm::Norm::of_layer(op), self),
             Op::GroupNorm(op) if op.quantize.is_none() => norm::forward(&norm::Norm::of_group(op), self),
             Op::Pointwise(op) => (layout::pointwise(op, self), None),
@@ -107,7 +107,9 @@ impl<'a> Tape<'a> {
             Op::Resample(op) => (layout::resample(op, self), None),
             Op::LayerNorm(_)
             | Op::GroupNorm(_)
+            | Op::Attention(_)
             | Op::Quantize(_)
+            | Op::Round(_)
             | Op::Embedding(_)
             | Op::TimestepEmbedding(_)
             | Op::PositionEmbedding(_)
@@ -148,6 +150,7 @@ impl<'a> Tape<'a> {
                 Op::Unpatchify(op) => back.add(op.x, layout::patchify(&dy, op.patch as usize)),
                 Op::Resample(op) => layout::resample_backward(op, self, dy, &mut back),
                 Op::Quantize(_)
+                | Op::Round(_)
                 | Op::Embedding(_)
                 | Op::TimestepEmbedding(_)
                 | Op::PositionEmbedding(_)
@@ -178,7 +181,6 @@ pub fn has_rule(op: &Op) -> bool {
         Op::Linear(_)
         | Op::GatedLinear(_)
         | Op::Conv2d(_)
-        | Op::Attention(_)
         | Op::Pointwise(_)
         | Op::Add(_)
         | Op::Concat(_)
@@ -187,7 +189,9 @@ pub fn has_rule(op: &Op) -> bool {
         | Op::Resample(_) => true,
         Op::LayerNorm(op) => op.quantize.is_none(),
         Op::GroupNorm(op) => op.quantize.is_none(),
+        Op::Attention(op) => op.softmax.is_none(),
         Op::Quantize(_)
+        | Op::Round(_)
         | Op::Embedding(_)
         | Op::TimestepEmbedding(_)
         | Op::PositionEmbedding(_)
