@@ -59,6 +59,7 @@ impl Shape {
             condition: None,
             keys: self.keys,
             workspace: Slot { at: y.slot.at + y.bytes(), stride: 0 },
+            softmax: None,
         }
     }
 

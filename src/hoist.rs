@@ -4,7 +4,7 @@
 //! once, as a table with one row per (call, condition): one matrix product with many rows instead of many with one.
 //! In DiT this takes a third of all weights out of the loop.
 
-use crate::program::{Op, Program, QuantizeGrain, QuantizeRange, QuantizeSpec, Rate, Value};
+use crate::program::{Op, Program, QuantizeGrain, Rate, Value};
 
 /// The rate of every value of `program`, inputs first.
 ///
@@ -37,7 +37,7 @@ fn assign(program: &Program, in_loop: &[bool]) -> Vec<Rate> {
     let mut rates: Vec<Rate> = program.inputs.iter().map(|i| i.kind.rate()).collect();
     for (i, node) in program.nodes.iter().enumerate() {
         let mut rate = node.op.reads().map(|v| rates[v.0 as usize]).max().unwrap_or(Rate::Bind);
-        if let Some(QuantizeSpec { range: QuantizeRange::Curve(..), .. }) = node.op.quantizes() {
+        if node.op.curve().is_some() {
             // The scale changes with time, whatever it scales.
             rate = rate.max(Rate::Step);
         }
@@ -58,6 +58,7 @@ fn tabulates(op: &Op, rates: &[Rate]) -> bool {
         Op::VectorQuantize(op) => table(op.x),
         Op::LayerNorm(op) => table(op.x) && op.modulation.is_none(),
         Op::Quantize(op) => table(op.x) && op.spec.grain == QuantizeGrain::Row,
+        Op::Round(op) => table(op.x) && op.spec.grain == QuantizeGrain::Row,
         Op::Pointwise(op) => table(op.x),
         Op::Slice(op) => table(op.x),
         Op::Add(op) => table(op.a),
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
     use crate::program::{
         Act, Add, Attention, Dim, Embedding, GatedLinear, Input, InputKind, Linear, Node, PositionEmbedding, Quantize,
-        Role, Tensor, TimestepEmbedding,
+        QuantizeRange, QuantizeSpec, Role, Tensor, TimestepEmbedding,
     };
 
     fn node(op: Op) -> Node {
@@ -163,8 +164,17 @@ mod tests {
     #[test]
     fn keys_of_a_prompt_are_made_once_and_read_in_the_loop() {
         let attend = crate::program::Attend { per_condition: true, ..Default::default() };
-        let attention =
-            |q, k| Op::Attention(Attention { q: Value(q), k: Value(k), v: Value(k), heads: 1, scale: 1.0, attend });
+        let attention = |q, k| {
+            Op::Attention(Attention {
+                q: Value(q),
+                k: Value(k),
+                v: Value(k),
+                heads: 1,
+                scale: 1.0,
+                attend,
+                softmax: None,
+            })
+        };
         let p = program(vec![
             Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }), // 3: prompt
             attention(0, 3),                                                // 4: loop

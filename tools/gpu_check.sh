@@ -37,6 +37,7 @@ linear_quantized 60 cases ops::device::linear_quantized ops::device::epilogues
 equal_codes 60 cases ops::device::codes_give_the_cpus_floats_to_the_bit
 conv 60 cases ops::device::conv ops::device::conv_sized ops::device::resample
 attention 60 cases ops::device::attention ops::device::attention_causal ops::device::attention_per_condition
+grids 60 cases ops::device::rounded ops::device::attention_on_grid
 quantize 60 cases ops::device::quantize ops::device::turned ops::device::vector_quantize
 norms 60 cases ops::device::layer_norm ops::device::group_norm ops::device::group_norm_modulated
 linear_float 60 cases ops::device::linear_float ops::device::gated_float

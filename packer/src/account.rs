@@ -47,7 +47,7 @@ pub struct Account {
     /// Of queries with keys, and as many again of their weights with values.
     pub attention_macs: u64,
     /// Sum over layers and attention of multiply-adds times the bits of both factors, as Q-Diffusion counts; floats count
-    /// as 16 bits, and so does attention, even where it is in 8-bit codes.
+    /// as 16 bits, and so does attention, even where it is in 8-bit codes or rounded to grids.
     pub bit_operations: f64,
     /// Qua2SeDiMo's count, in whole tera: activations of 16 bits, codebooks as weights of 16, attention of floats, and a
     /// layer that is not quantized as 16 per multiply-add. It has attention and norms from tables of constants; here attention

@@ -28,6 +28,7 @@ impl<T> OpArgs<T> {
             | OpArgs::Concat(_)
             | OpArgs::Slice(_)
             | OpArgs::Quantize { .. }
+            | OpArgs::Round(_)
             | OpArgs::VectorQuantize { .. }
             | OpArgs::Resample(_)
             | OpArgs::Parameter { .. }
@@ -56,6 +57,7 @@ impl<T> OpArgs<T> {
             OpArgs::Concat(a) => 2 * a.y.bytes(),
             OpArgs::Slice(a) => 2 * a.y.bytes(),
             OpArgs::Quantize { args: a, .. } => a.x.bytes() + a.y.codes.bytes(),
+            OpArgs::Round(a) => a.x.bytes() + a.y.bytes(),
             OpArgs::VectorQuantize { args: a, .. } => a.x.bytes() + a.y.bytes(),
             OpArgs::Resample(a) => a.x.bytes() + a.y.bytes(),
             OpArgs::Parameter { args: a, .. } => 2 * a.y.bytes(),

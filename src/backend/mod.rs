@@ -152,6 +152,8 @@ pub trait Backend: MemoryRules {
     fn slice(&self, arena: &mut Self::Arena, args: &SliceArgs);
     /// See [`Op::Quantize`](crate::program::Op::Quantize).
     fn quantize(&self, arena: &mut Self::Arena, args: &QuantizeArgs, factors: Option<&Self::Weight<'_>>);
+    /// See [`Op::Round`](crate::program::Op::Round).
+    fn round(&self, arena: &mut Self::Arena, args: &RoundArgs);
     /// See [`Op::VectorQuantize`](crate::program::Op::VectorQuantize).
     fn vector_quantize(&self, arena: &mut Self::Arena, args: &VectorQuantizeArgs, table: &Self::Weight<'_>);
     /// See [`Op::Resample`](crate::program::Op::Resample).

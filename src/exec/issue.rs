@@ -16,6 +16,7 @@ pub(super) fn issue<B: Backend>(backend: &B, arena: &mut B::Arena, op: &OpArgs<B
         OpArgs::Concat(args) => backend.concat(arena, args),
         OpArgs::Slice(args) => backend.slice(arena, args),
         OpArgs::Quantize { args, factors } => backend.quantize(arena, args, factors.as_ref()),
+        OpArgs::Round(args) => backend.round(arena, args),
         OpArgs::VectorQuantize { args, table } => backend.vector_quantize(arena, args, table),
         OpArgs::Resample(args) => backend.resample(arena, args),
         OpArgs::Parameter { args, tensor } => backend.parameter(arena, args, tensor),

@@ -268,7 +268,8 @@ pub struct QuantizationMeta {
     pub config: String,
     /// Average bits of the quantizable weights, counted as Qua2SeDiMo does (codebooks included, 16-bit precision).
     pub average_bits: f64,
-    /// `int8` if the denoisers' attentions between integer layers work in 8-bit codes; none if all work in floats.
+    /// `int8` if the denoisers' attentions between integer layers work in 8-bit codes; in words which grids they are rounded
+    /// to, if they are; none if all work in floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<String>,
     /// What was known of the layers' inputs when codes were chosen; none if nothing was.

@@ -1,12 +1,12 @@
 //! Arguments of attention.
 
 use super::site::{Arguments, Site};
-use crate::backend::args::{AttentionArgs, OpArgs};
+use crate::backend::args::{AttentionArgs, OpArgs, SoftmaxArgs};
 use crate::program::{Attention, Tensor};
 
 impl Arguments for Attention {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
-        let Attention { q, k, v, heads, scale, attend } = *self;
+        let Attention { q, k, v, heads, scale, attend, softmax } = *self;
         OpArgs::Attention(AttentionArgs {
             q: at.floats(q),
             k: at.floats(k),
@@ -20,6 +20,7 @@ impl Arguments for Attention {
             condition: attend.per_condition.then_some(at.condition()),
             keys: at.shape(k).rows_per_sample(),
             workspace: at.workspace,
+            softmax: softmax.map(|grid| SoftmaxArgs { bits: grid.bits, fixed: at.fixed(grid.range) }),
         })
     }
 }

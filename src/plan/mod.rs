@@ -22,6 +22,7 @@ mod places;
 mod pointwise;
 mod quantize;
 mod resample;
+mod round;
 mod site;
 mod values;
 mod vector_quantize;

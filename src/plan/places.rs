@@ -4,7 +4,7 @@ use super::site::{Site, args};
 use super::values::Values;
 use super::{ALIGN, Binding, PlannedCurve};
 use crate::backend::args::{Floats, OpArgs, Slot};
-use crate::program::{QuantizeRange, QuantizeSpec, Rate, Tensor, Value};
+use crate::program::{QuantizeRange, Rate, Tensor, Value};
 
 /// Places in the arena.
 #[derive(Clone)]
@@ -116,10 +116,7 @@ impl Places {
 
 /// The curve that the result of node `i` takes its range from, if it is needed.
 fn curve(values: &Values<'_>, i: usize) -> Option<QuantizeRange> {
-    match values.program.nodes[i].op.quantizes()? {
-        QuantizeSpec { range: range @ QuantizeRange::Curve(..), .. } => values.needed[i].then_some(range),
-        QuantizeSpec { range: QuantizeRange::Dynamic, .. } => None,
-    }
+    values.program.nodes[i].op.curve().filter(|_| values.needed[i])
 }
 
 /// What a block is for: a value, or the workspace of a node.

@@ -24,6 +24,7 @@ pub fn args(op: &Op, at: &Site<'_>) -> OpArgs<Tensor> {
         Op::Pointwise(op) => op.args(at),
         Op::Add(op) => op.args(at),
         Op::Quantize(op) => op.args(at),
+        Op::Round(op) => op.args(at),
         Op::VectorQuantize(op) => op.args(at),
         Op::Resample(op) => op.args(at),
         Op::Embedding(op) => op.args(at),
@@ -123,10 +124,10 @@ impl<'a> Site<'a> {
         (self.per_sample(m.value), m.scale as usize, m.shift as usize)
     }
 
-    /// The result as codes.
-    pub fn codes(&self, q: QuantizeSpec) -> QuantizeTo {
+    /// The scales of the node's grid, if they come from a curve.
+    pub fn fixed(&self, range: QuantizeRange) -> Option<RangeTable> {
         let at = self.places.curves[self.node];
-        let fixed = match (q.range, self.rate) {
+        match (range, self.rate) {
             (QuantizeRange::Dynamic, _) => None,
             (QuantizeRange::Curve(..), Rate::Step) => {
                 Some(RangeTable { table: Slot { at, stride: 0 }, rows_per_entry: self.values.conditions })
@@ -134,8 +135,13 @@ impl<'a> Site<'a> {
             (QuantizeRange::Curve(..), Rate::Bind | Rate::Prompt | Rate::Loop) => {
                 Some(RangeTable { table: Slot { at, stride: 8 }, rows_per_entry: self.ty.rows() })
             }
-        };
-        QuantizeTo { codes: codes_of(&self.ty, &q, self.slot(self.own)), grain: q.grain, fixed }
+        }
+    }
+
+    /// The result as codes.
+    pub fn codes(&self, q: QuantizeSpec) -> QuantizeTo {
+        let codes = codes_of(&self.ty, &q, self.slot(self.own));
+        QuantizeTo { codes, grain: q.grain, fixed: self.fixed(q.range) }
     }
 
     /// The result, as codes if `quantize` says so.

@@ -175,7 +175,15 @@ mod tests {
             linear(2), // 3: keys
             linear(2), // 4: values, marked as wide
             linear(0), // 5: of the loop
-            Op::Attention(Attention { q: Value(5), k: Value(3), v: Value(4), heads: 1, scale: 1.0, attend }),
+            Op::Attention(Attention {
+                q: Value(5),
+                k: Value(3),
+                v: Value(4),
+                heads: 1,
+                scale: 1.0,
+                attend,
+                softmax: None,
+            }),
         ];
         let node = |(i, op)| Node { op, path: "n".into(), wide: i == 2 };
         let program = Program {

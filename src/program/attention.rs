@@ -1,6 +1,7 @@
 //! Attention.
 
 use super::op::{Operation, Value};
+use super::quantize::QuantizeRange;
 use super::shape::{Rule, Type};
 use super::visit::Visit;
 use crate::error::Result;
@@ -14,6 +15,17 @@ pub struct Attend {
     pub per_condition: bool,
     /// Scores and sums may be made of 8-bit codes of `q`, `k`, `v` and of the probabilities.
     pub int8: bool,
+}
+
+/// The grid that probabilities are rounded to before they weigh values: `delta * q`, `q = round(p / delta)` in `0..2^bits`,
+/// ties to even. 0 is on it, so what a query does not see stays out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SoftmaxGrid {
+    /// 8 or 16.
+    pub bits: u8,
+    /// Where `delta` comes from: the highest probability of each query and head, as `highest / (2^bits - 1)` (Qua2SeDiMo), or
+    /// the scales of a curve (Q-Diffusion, which has one per attention). Its zero points are not read.
+    pub range: QuantizeRange,
 }
 
 /// Softmax attention per head, over all tokens of a sample: `softmax(q k^T * scale) v`.
@@ -31,6 +43,8 @@ pub struct Attention {
     pub scale: f32,
     /// Who sees whom.
     pub attend: Attend,
+    /// The grid of probabilities, if they are rounded; not with [`Attend::int8`], which rounds them in its own way.
+    pub softmax: Option<SoftmaxGrid>,
 }
 
 impl Operation for Attention {
@@ -46,10 +60,11 @@ impl Operation for Attention {
         v.flag("causal", &mut self.attend.causal);
         v.flag("per condition", &mut self.attend.per_condition);
         v.flag("int8", &mut self.attend.int8);
+        v.softmax(&mut self.softmax);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
-        let Attention { heads, scale, attend, .. } = *self;
+        let Attention { heads, scale, attend, softmax, .. } = *self;
         let (q, k, v) = (rule.float("q", self.q)?, rule.float("k", self.k)?, rule.float("v", self.v)?);
         let (samples, keys_of) = (q.dims()[0], k.dims()[0]);
         let (n, rank) = if attend.per_condition { (rule.dims.conditions, 2) } else { (samples, 3) };
@@ -69,6 +84,15 @@ impl Operation for Attention {
         }
         if !scale.is_finite() {
             return rule.err("scale", "a finite number", scale);
+        }
+        if let Some(SoftmaxGrid { bits, range }) = softmax {
+            if attend.int8 {
+                return rule.err("softmax bits", "none in attention by 8-bit codes", bits);
+            }
+            if !matches!(bits, 8 | 16) {
+                return rule.err("softmax bits", "8 or 16", bits);
+            }
+            rule.curve(range)?;
         }
         Ok(q)
     }

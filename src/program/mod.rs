@@ -25,11 +25,12 @@ mod phases;
 mod pointwise;
 mod quantize;
 mod resample;
+mod round;
 pub mod shape;
 mod vector_quantize;
 mod visit;
 
-pub use attention::{Attend, Attention};
+pub use attention::{Attend, Attention, SoftmaxGrid};
 pub use conv::{Conv2d, ConvStride};
 pub use embed::{Embedding, Parameter, PositionEmbedding, TimestepEmbedding};
 pub use layout::{Concat, Patchify, Slice, Unpatchify};
@@ -44,6 +45,7 @@ pub use quantize::{
     CurveAxis, MAX_TURN, MIN_TURN, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Turn,
 };
 pub use resample::{Resample, Resampling};
+pub use round::Round;
 pub use vector_quantize::VectorQuantize;
 #[cfg(test)]
 pub(crate) use visit::Range;

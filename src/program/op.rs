@@ -12,7 +12,8 @@ use super::shape::{Rule, Type};
 use super::visit::{Field, Visit};
 use super::{
     Add, Attention, Concat, Conv2d, Embedding, GatedLinear, GroupNorm, LayerNorm, Linear, Parameter, Patchify,
-    Pointwise, PositionEmbedding, Quantize, Resample, Slice, TimestepEmbedding, Unpatchify, VectorQuantize,
+    Pointwise, PositionEmbedding, Quantize, QuantizeRange, Resample, Round, Slice, TimestepEmbedding, Unpatchify,
+    VectorQuantize,
 };
 use crate::error::Result;
 
@@ -120,8 +121,7 @@ macro_rules! ops {
 // In the order of their numbers.
 ops! {
     Linear Conv2d Attention LayerNorm GroupNorm Pointwise Add Quantize Embedding TimestepEmbedding PositionEmbedding
-    Patchify Unpatchify Concat GatedLinear VectorQuantize Resample Parameter
-    Slice
+    Patchify Unpatchify Concat GatedLinear VectorQuantize Resample Parameter Slice Round
 }
 
 impl Op {
@@ -165,6 +165,21 @@ impl Op {
             }
         }
         let (mut op, mut found) = (*self, Quantizes(None));
+        op.visit(&mut found);
+        found.0
+    }
+
+    /// Where the scales of a grid come from that the op rounds to, if it is a curve over time.
+    pub fn curve(&self) -> Option<QuantizeRange> {
+        struct Curves(Option<QuantizeRange>);
+        impl Visit for Curves {
+            fn field(&mut self, _: &'static str, _: Field<'_>) {}
+
+            fn range(&mut self, _: [&'static str; 2], range: &mut QuantizeRange) {
+                self.0 = Some(*range).filter(|range| *range != QuantizeRange::Dynamic);
+            }
+        }
+        let (mut op, mut found) = (*self, Curves(None));
         op.visit(&mut found);
         found.0
     }

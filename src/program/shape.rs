@@ -314,22 +314,34 @@ impl Rule<'_> {
     /// The type of `y` once it is quantized, if it is.
     pub fn quantized(&self, y: Type, quantize: Option<QuantizeSpec>) -> Result<Type> {
         let Some(spec) = quantize else { return Ok(y) };
+        self.grid(&y, spec)?;
+        Ok(Type { kind: Kind::Codes(spec), ..y })
+    }
+
+    /// Checks a grid that `y` is to be put on.
+    pub fn grid(&self, y: &Type, spec: QuantizeSpec) -> Result<()> {
         if !(2..=8).contains(&spec.bits) {
             return self.err("quantize bits", "2 to 8", spec.bits);
         }
         if spec.grain == QuantizeGrain::Sample && y.rank() < 2 {
             return self.err("quantize grain", "a value with samples", y.dims());
         }
-        if let QuantizeRange::Curve(RangeCurve { points, top, .. }) = spec.range {
-            if u32::from(top) >= 1 << spec.bits {
-                return self.err("quantize top", format!("a code of {} bits", spec.bits), top);
-            }
-            let t = self.tensor("curve", points)?;
-            if !t.f32 || t.dims.len() != 2 || t.dims[1] != 3 || t.dims[0] == 0 {
-                return self.err("curve", "f32 [points, 3]", &t.dims);
-            }
+        if let QuantizeRange::Curve(RangeCurve { top, .. }) = spec.range
+            && u32::from(top) >= 1 << spec.bits
+        {
+            return self.err("quantize top", format!("a code of {} bits", spec.bits), top);
         }
-        Ok(Type { kind: Kind::Codes(spec), ..y })
+        self.curve(spec.range)
+    }
+
+    /// Checks the curve of a range, if it has one.
+    pub fn curve(&self, range: QuantizeRange) -> Result<()> {
+        let QuantizeRange::Curve(RangeCurve { points, .. }) = range else { return Ok(()) };
+        let t = self.tensor("curve", points)?;
+        if !t.f32 || t.dims.len() != 2 || t.dims[1] != 3 || t.dims[0] == 0 {
+            return self.err("curve", "f32 [points, 3]", &t.dims);
+        }
+        Ok(())
     }
 
     /// Checks what is added to a variance.

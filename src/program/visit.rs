@@ -4,7 +4,9 @@
 //! the iterators of [`Op`](super::Op), the encoder and decoder of the file, and the specification's table of ops.
 
 use super::numbered::numbered;
-use super::{Columns, CurveAxis, Modulation, Numbered, QuantizeRange, QuantizeSpec, RangeCurve, Tensor, Value};
+use super::{
+    Columns, CurveAxis, Modulation, Numbered, QuantizeRange, QuantizeSpec, RangeCurve, SoftmaxGrid, Tensor, Value,
+};
 
 /// One field of an op: one word of the file.
 #[derive(Debug)]
@@ -166,32 +168,9 @@ pub trait Visit {
 
     /// How the result is quantized, if it is: bits, grain, range and curve.
     fn optional_quantize(&mut self, quantize: &mut Option<QuantizeSpec>) {
-        let spec = quantize.unwrap_or(QuantizeSpec { bits: 0, ..QuantizeSpec::default() });
-        let (mut bits, mut grain) = (u32::from(spec.bits), spec.grain);
-        let (mut range, mut curve) = match spec.range {
-            QuantizeRange::Dynamic => (Range::Dynamic, None),
-            QuantizeRange::Curve(RangeCurve { points, axis, .. }) => match axis {
-                CurveAxis::Timestep => (Range::TimestepCurve, Some(points)),
-                CurveAxis::StepFraction => (Range::StepFractionCurve, Some(points)),
-            },
-        };
-        let top = match spec.range {
-            QuantizeRange::Curve(RangeCurve { top, .. }) => top,
-            QuantizeRange::Dynamic => 0,
-        };
-        self.number("quantize bits", &mut bits);
-        self.choice("quantize grain", &mut grain);
-        self.choice("quantize range", &mut range);
-        self.optional_tensor("quantize curve", &mut curve);
-        // A range without its curve becomes another one, which a strict reader finds out when it writes again.
-        let of = |points, axis| QuantizeRange::Curve(RangeCurve { points, axis, top });
-        let range = match (range, curve) {
-            (Range::TimestepCurve, Some(points)) => of(points, CurveAxis::Timestep),
-            (Range::StepFractionCurve, Some(points)) => of(points, CurveAxis::StepFraction),
-            (Range::Dynamic, _) | (_, None) => QuantizeRange::Dynamic,
-        };
-        let bits = u8::try_from(bits).unwrap_or(u8::MAX);
-        *quantize = (bits != 0).then_some(QuantizeSpec { bits, grain, range });
+        let mut spec = quantize.unwrap_or(QuantizeSpec { bits: 0, ..QuantizeSpec::default() });
+        self.spec(&mut spec);
+        *quantize = (spec.bits != 0).then_some(spec);
     }
 
     /// The greatest code of a result that is quantized in the range of a curve; 0 is read and shown elsewhere. It is an op's
@@ -213,6 +192,52 @@ pub trait Visit {
         let mut quantize = Some(*spec);
         self.optional_quantize(&mut quantize);
         *spec = quantize.unwrap_or_default();
+    }
+
+    /// A grid of codes, of a result that may be codes or floats.
+    fn spec(&mut self, spec: &mut QuantizeSpec) {
+        self.bits("quantize bits", &mut spec.bits);
+        self.choice("quantize grain", &mut spec.grain);
+        self.range(["quantize range", "quantize curve"], &mut spec.range);
+    }
+
+    /// The grid of probabilities, if they have one: bits, range and curve.
+    fn softmax(&mut self, softmax: &mut Option<SoftmaxGrid>) {
+        let mut grid = softmax.unwrap_or(SoftmaxGrid { bits: 0, range: QuantizeRange::Dynamic });
+        self.bits("softmax bits", &mut grid.bits);
+        self.range(["softmax range", "softmax curve"], &mut grid.range);
+        *softmax = (grid.bits != 0).then_some(grid);
+    }
+
+    /// A width of codes.
+    fn bits(&mut self, name: &'static str, bits: &mut u8) {
+        let mut number = u32::from(*bits);
+        self.number(name, &mut number);
+        *bits = u8::try_from(number).unwrap_or(u8::MAX);
+    }
+
+    /// Where scales come from: the choice and its curve. `names` are those of the two fields.
+    fn range(&mut self, names: [&'static str; 2], range: &mut QuantizeRange) {
+        let (mut choice, mut curve) = match *range {
+            QuantizeRange::Dynamic => (Range::Dynamic, None),
+            QuantizeRange::Curve(RangeCurve { points, axis, .. }) => match axis {
+                CurveAxis::Timestep => (Range::TimestepCurve, Some(points)),
+                CurveAxis::StepFraction => (Range::StepFractionCurve, Some(points)),
+            },
+        };
+        self.choice(names[0], &mut choice);
+        self.optional_tensor(names[1], &mut curve);
+        // A range without its curve becomes another one, which a strict reader finds out when it writes again.
+        let top = match *range {
+            QuantizeRange::Curve(RangeCurve { top, .. }) => top,
+            QuantizeRange::Dynamic => 0,
+        };
+        let of = |points, axis| QuantizeRange::Curve(RangeCurve { points, axis, top });
+        *range = match (choice, curve) {
+            (Range::TimestepCurve, Some(points)) => of(points, CurveAxis::Timestep),
+            (Range::StepFractionCurve, Some(points)) => of(points, CurveAxis::StepFraction),
+            (Range::Dynamic, _) | (_, None) => QuantizeRange::Dynamic,
+        };
     }
 }
 

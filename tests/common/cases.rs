@@ -31,6 +31,8 @@ pub enum Check {
     /// Within `allowed`, element by element; and together neither more off than `deviation` by half, nor so little that
     /// nothing can have been rounded.
     Rounded { allowed: Vec<f64>, deviation: Vec<f64> },
+    /// Within `allowed`, element by element; of values stored as f16 as [`Half`](Self::Half) says.
+    Within { allowed: Vec<f64>, k: usize, gain: f64, step: f64 },
     /// Rows of `table`, rounded to f16 if `half`, each beside the `d` numbers that it is nearest to. A squared distance
     /// `D` is a sum of terms without sign, each rounded at most `d + 2` times (a difference, its square, `d` sums), so
     /// in f32 it is within `g D`, `g = (d + 2) u / (1 - (d + 2) u)`. What looks nearest may therefore be as far as
@@ -50,7 +52,7 @@ impl Check {
         let difference = |i: usize| (f64::from(got[i]) - want[i]).abs();
         for i in 0..got.len() {
             let allowed = match *self {
-                Check::Rounded { ref allowed, .. } => allowed[i],
+                Check::Rounded { ref allowed, .. } | Check::Within { ref allowed, .. } => allowed[i],
                 Check::Exact | Check::Nearest { .. } => 0.0,
                 Check::Close { k, gain } => gain * U * (16.0 + 4.0 * (k as f64).sqrt()) * (want[i].abs() + size),
                 Check::Step { step } => 1.3 * step,
@@ -478,7 +480,15 @@ pub fn attention() -> Vec<Case> {
         let k = b.op(linear(SAMPLE, table));
         let v = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::Silu, mul: 1.0 / size, add: 0.25 }));
         let scale = 1.0 / (e as f32).sqrt();
-        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend: Default::default() }));
+        b.op(Op::Attention(Attention {
+            q: SAMPLE,
+            k,
+            v,
+            heads: heads as u32,
+            scale,
+            attend: Default::default(),
+            softmax: None,
+        }));
         // A score is a sum of e products of size^2 and carries its error, absolute, into an exponential.
         let gain = f64::from(2.0 + 4.0 * size * size);
         let inputs = inputs([n, tokens[0], tokens[1], d], || size * normal(rng));
@@ -492,7 +502,7 @@ pub fn attention() -> Vec<Case> {
         let weight = b.f32(&[24, 6], &normals(rng, 24 * 6));
         let k = b.op(linear(SAMPLE, weight));
         let v = b.op(Op::Pointwise(Pointwise { x: k, act: Act::Silu, mul: 1.0, add: 0.0 }));
-        b.op(Op::Attention(Attention { q, k, v, heads: 3, scale: 0.2, attend: Default::default() }));
+        b.op(Op::Attention(Attention { q, k, v, heads: 3, scale: 0.2, attend: Default::default(), softmax: None }));
         cases.push(case(name, b, inputs([2, h, w, 6], || normal(rng)), Check::Close { k: 24, gain: 8.0 }));
     }
     cases

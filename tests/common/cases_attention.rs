@@ -117,7 +117,7 @@ pub fn attention_int8() -> Vec<Case> {
         let (k, v) = (b.op(linear(of_keys, w_k)), b.op(linear(of_keys, w_v)));
         let scale = 1.0 / (e as f32).sqrt();
         let attend = Attend { causal, per_condition: context.is_some(), int8: true };
-        let y = b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend }));
+        let y = b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend, softmax: None }));
         let mut inputs = inputs([n, tokens[0], tokens[1], d], || mean + size * normal(rng));
         let mut conditions: Vec<usize> = (0..n).collect();
         if let Some(keys) = context {

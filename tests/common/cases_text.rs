@@ -119,7 +119,7 @@ pub fn attention_causal() -> Vec<Case> {
         let (k, v) = (b.op(linear(SAMPLE, w_k)), b.op(linear(SAMPLE, w_v)));
         let scale = 1.0 / (e as f32).sqrt();
         let attend = Attend { causal: true, ..Attend::default() };
-        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend }));
+        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend, softmax: None }));
         let gain = f64::from(2.0 + 4.0 * size * size);
         let inputs = inputs([n, tokens[0], tokens[1], d], || size * normal(rng));
         cases.push(case(name, b, inputs, Check::Close { k: d, gain }));
@@ -146,7 +146,15 @@ pub fn attention_per_condition() -> Vec<Case> {
         let (w_k, w_v) = (mix(&mut b, rng, 32, d), mix(&mut b, rng, 32, d));
         let (k, v) = (b.op(linear(CONTEXT, w_k)), b.op(linear(CONTEXT, w_v)));
         let attend = Attend { per_condition: true, ..Attend::default() };
-        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale: 1.0 / (e as f32).sqrt(), attend }));
+        b.op(Op::Attention(Attention {
+            q: SAMPLE,
+            k,
+            v,
+            heads: heads as u32,
+            scale: 1.0 / (e as f32).sqrt(),
+            attend,
+            softmax: None,
+        }));
         let mut inputs = inputs([conditions.len(), 3, 11, d], || normal(rng));
         inputs.dims.tokens = tokens;
         inputs.dims.conditions = 1 + *conditions.iter().max().unwrap();
@@ -163,7 +171,7 @@ pub fn attention_per_condition() -> Vec<Case> {
         let tables = [b.f32(&[5, d], &normals(rng, 5 * d)), b.f32(&[5, d], &normals(rng, 5 * d))];
         let [k, v] = tables.map(|table| b.op(Op::Embedding(Embedding { index: LABELS, table })));
         let attend = Attend { per_condition: true, ..Attend::default() };
-        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale: 0.3, attend }));
+        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale: 0.3, attend, softmax: None }));
         let mut inputs = inputs([3, 2, 5, d], || normal(rng));
         inputs.dims.conditions = 2;
         inputs.labels = vec![4, 2];

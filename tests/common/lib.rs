@@ -3,6 +3,7 @@
 pub mod cases;
 pub mod cases_attention;
 pub mod cases_conv;
+pub mod cases_grid;
 pub mod cases_norm;
 pub mod cases_text;
 pub mod cases_unet;

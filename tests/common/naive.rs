@@ -8,8 +8,8 @@ use aquatint::raw::codec::QuantizedMatrix;
 use aquatint::raw::program::{
     Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
     LayerNorm, Linear, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain,
-    QuantizeRange, QuantizeSpec, RangeCurve, Resample, Resampling, Slice, Tensor, TimestepEmbedding, Turn, Unpatchify,
-    Value, VectorQuantize,
+    QuantizeRange, QuantizeSpec, RangeCurve, Resample, Resampling, Round, Slice, Tensor, TimestepEmbedding, Turn,
+    Unpatchify, Value, VectorQuantize,
 };
 
 /// A dense array of real numbers, row-major.
@@ -151,14 +151,14 @@ impl Scope<'_> {
 
     fn quantized(&self, y: Array, spec: Option<QuantizeSpec>) -> Array {
         let Some(spec) = spec else { return y };
-        let fixed = match spec.range {
-            QuantizeRange::Dynamic => None,
-            QuantizeRange::Curve(RangeCurve { points, axis, .. }) => {
-                let at = if axis == CurveAxis::Timestep { self.inputs.timestep } else { self.inputs.fraction };
-                Some(curve(self.tensor(points), at.into()))
-            }
-        };
-        quantize(&y, spec.top(), spec.grain, fixed)
+        quantize(&y, spec.top(), spec.grain, self.fixed(spec.range))
+    }
+
+    /// Scale and zero point now, if a curve gives them.
+    fn fixed(&self, range: QuantizeRange) -> Option<(f64, f64)> {
+        let QuantizeRange::Curve(RangeCurve { points, axis, .. }) = range else { return None };
+        let at = if axis == CurveAxis::Timestep { self.inputs.timestep } else { self.inputs.fraction };
+        Some(curve(self.tensor(points), at.into()))
     }
 
     fn apply(&self, op: &Op) -> Array {
@@ -198,6 +198,14 @@ impl Scope<'_> {
                     turned(&mut x, self.tensor(factors), block as usize);
                 }
                 self.quantized(x, Some(spec))
+            }
+            Op::Round(Round { x, spec, parts }) => {
+                let x = self.value(x);
+                let parts = parts.max(1) as usize;
+                let runs = Array { dims: vec![x.rows() * parts, x.cols() / parts], data: x.data.clone() };
+                let by_row = spec.grain == QuantizeGrain::Row;
+                let y = self.quantized(if by_row { runs } else { x.clone() }, Some(spec));
+                Array { dims: x.dims.clone(), data: y.data }
             }
             Op::VectorQuantize(VectorQuantize { x, table }) => {
                 let (x, table) = (self.value(x), self.tensor(table));
@@ -259,14 +267,15 @@ impl Scope<'_> {
     }
 
     fn attention(&self, op: Attention) -> Array {
-        let Attention { q, k, v, heads, scale, attend } = op;
+        let Attention { q, k, v, heads, scale, attend, softmax } = op;
         let q = self.value(q);
         // The sample, or else the condition, whose keys a sample's queries see.
         let of_keys: Vec<usize> = match attend.per_condition {
             true => self.inputs.conditions.iter().map(|&c| c as usize).collect(),
             false => (0..q.dims[0]).collect(),
         };
-        attention(q, self.value(k), self.value(v), heads as usize, scale.into(), attend.causal, &of_keys)
+        let grid = softmax.map(|grid| (grid.bits, self.fixed(grid.range).map(|(delta, _)| delta)));
+        attention(q, self.value(k), self.value(v), heads as usize, scale.into(), attend.causal, &of_keys, grid)
     }
 
     fn layer_norm(&self, op: LayerNorm) -> Array {
@@ -447,8 +456,19 @@ fn resample(x: &Array, how: Resampling) -> Array {
 }
 
 /// `softmax(q k^T * scale) v` per sample and head; sample `i` sees the keys number `of_keys[i]`, and under a causal mask
-/// no key behind the query.
-fn attention(q: &Array, k: &Array, v: &Array, heads: usize, scale: f64, causal: bool, of_keys: &[usize]) -> Array {
+/// no key behind the query. With a `grid` of so many bits, probabilities are rounded to steps of the highest of their row,
+/// or of what it says.
+#[allow(clippy::too_many_arguments)]
+fn attention(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    heads: usize,
+    scale: f64,
+    causal: bool,
+    of_keys: &[usize],
+    grid: Option<(u8, Option<f64>)>,
+) -> Array {
     let (n, d) = (q.dims[0], q.cols());
     let (e, queries, keys) = (d / heads, q.rows() / n, k.rows() / k.dims[0]);
     let mut out = Array::new(&q.dims, |_| 0.0);
@@ -464,8 +484,15 @@ fn attention(q: &Array, k: &Array, v: &Array, heads: usize, scale: f64, causal: 
         let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
         let total: f64 = weights.iter().sum();
+        let mut shares: Vec<f64> = weights.iter().map(|weight| weight / total).collect();
+        if let Some((bits, delta)) = grid {
+            let top = f64::from((1u32 << bits) - 1);
+            let most = shares.iter().copied().fold(0.0, f64::max);
+            let delta = delta.unwrap_or(most / top);
+            shares.iter_mut().for_each(|share| *share = delta * (*share / delta).round_ties_even().clamp(0.0, top));
+        }
         for c in columns {
-            out.data[row * d + c] = (0..seen).map(|key| weights[key] / total * v.row(first_key + key)[c]).sum();
+            out.data[row * d + c] = (0..seen).map(|key| shares[key] * v.row(first_key + key)[c]).sum();
         }
     }
     out

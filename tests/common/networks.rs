@@ -136,8 +136,15 @@ pub fn spatial() -> Build {
     let x = b.op(conv(x, kernels[0], ConvStride::Same, Some(SAMPLE)));
     let patches: Value = b.op(Op::Patchify(Patchify { x, patch: 2 }));
     let k = b.op(linear(patches, floats));
-    let x =
-        b.op(Op::Attention(Attention { q: patches, k, v: patches, heads: 4, scale: 0.3, attend: Default::default() }));
+    let x = b.op(Op::Attention(Attention {
+        q: patches,
+        k,
+        v: patches,
+        heads: 4,
+        scale: 0.3,
+        attend: Default::default(),
+        softmax: None,
+    }));
     let modulation = Some(Modulation { value: class, scale: 0, shift: 4 * d as u32 });
     let quantize = Some(dynamic(8, QuantizeGrain::Row));
     let x = b.op(Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize }));

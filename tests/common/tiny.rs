@@ -276,8 +276,10 @@ fn denoiser(writer: &mut Writer) -> Program {
         let weight = b.codes(&format!("block.{name}.weight"), &[8, 8], (width(bits), Grain::Tensor, true));
         b.linear(&format!("block.{name}"), h, weight)
     });
-    let a =
-        b.op("block.attention", Op::Attention(Attention { q, k, v, heads: 2, scale: 0.5, attend: Default::default() }));
+    let a = b.op(
+        "block.attention",
+        Op::Attention(Attention { q, k, v, heads: 2, scale: 0.5, attend: Default::default(), softmax: None }),
+    );
     let weight = b.f32("block.out.weight", &[8, 8]);
     let gate = Some(Columns { value: table, offset: 16 });
     let x = b.op("block.out", Op::Linear(Linear { x: a, weight, bias: None, act: Act::None, gate, residual: Some(x) }));

@@ -163,6 +163,7 @@ fn attention_is_close() {
                     condition: None,
                     keys: k.rows / samples,
                     workspace: Slot::default(),
+                    softmax: None,
                 },
             );
             let (q, k, v) = (&q_data, &k_data, &v_data);

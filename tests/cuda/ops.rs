@@ -35,6 +35,7 @@ fn suite<D: Driver>(open: impl Fn() -> Option<D>, cases: Vec<Case>) {
         let check = match check {
             Check::Exact => Check::Exact,
             Check::Close { k, gain } => Check::Half { k, gain, step: 0.0 },
+            Check::Within { k, gain, step, .. } => Check::Half { k, gain, step },
             Check::Step { step } => Check::Half { k: 1, gain: 1.0, step },
             Check::Nearest { table, .. } => Check::Nearest { table, half: true },
             half => half,
@@ -56,7 +57,8 @@ macro_rules! cuda_suite {
         cuda_suite!($driver; cases: linear_float, linear_exact, linear_quantized, epilogues, conv, attention,
             elementwise; cases_norm: quantize, turned, layer_norm, group_norm; cases_unet: group_norm_modulated,
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
-            attention_causal, attention_per_condition, activations; cases_conv: conv_sized);
+            attention_causal, attention_per_condition, activations; cases_grid: rounded, attention_on_grid;
+            cases_conv: conv_sized);
     };
     ($driver:ident; $($module:ident: $($family:ident),+);+) => {
         mod $driver {
@@ -84,11 +86,12 @@ macro_rules! cuda_suite {
 cuda_suite!(emulator);
 cuda_suite!(device);
 
-/// Equal codes give equal int32 sums on every back end; with f32 values around them even the results are the same.
+/// Equal codes give equal int32 sums on every back end; with f32 values around them even the results are the same. What is
+/// rounded to a grid is what codes stand for.
 fn codes_give_the_cpus_floats_to_the_bit<D: Driver>(open: impl Fn() -> Option<D>) {
     let Some(isa) = common::avx2() else { return };
     let cases = common::cases::linear_quantized().into_iter().chain(common::cases::conv());
-    let cases = cases.chain(common::cases_text::gated_exact());
+    let cases = cases.chain(common::cases_text::gated_exact()).chain(common::cases_grid::rounded());
     for Case { name, build, inputs, .. } in cases {
         let Some(driver) = open() else { return };
         let model = build.open([inputs.dims.height, inputs.dims.width]);

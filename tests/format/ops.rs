@@ -7,7 +7,7 @@ use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
     GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Node, Op, Parameter, Patchify, Pointwise,
     PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Resample, Resampling,
-    Role, Slice, Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
+    Role, Round, Slice, SoftmaxGrid, Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
 };
 use common::tiny::{self, AlignedBytes, build, first_word, split};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -71,7 +71,12 @@ fn group_norm(modulation: Option<Modulation>) -> Op {
 }
 
 fn attention(attend: Attend) -> Op {
-    Op::Attention(Attention { q: CONTEXT, k: CONTEXT, v: CONTEXT, heads: 2, scale: 0.5, attend })
+    Op::Attention(Attention { q: CONTEXT, k: CONTEXT, v: CONTEXT, heads: 2, scale: 0.5, attend, softmax: None })
+}
+
+fn on_grid(grid: SoftmaxGrid) -> Op {
+    let Op::Attention(op) = attention(Attend::default()) else { unreachable!("an attention") };
+    Op::Attention(Attention { softmax: Some(grid), ..op })
 }
 
 /// Every op, each attribute with a value of its own.
@@ -114,6 +119,11 @@ fn ops() -> Vec<Op> {
         Op::GatedLinear(GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf }),
         Op::GatedLinear(GatedLinear { x: CONTEXT, weight: ROWS, bias: Some(V16), act: Act::Silu }),
     ];
+    let spec = |range| QuantizeSpec { bits: 5, grain: QuantizeGrain::Row, range };
+    let curves = [CurveAxis::Timestep, CurveAxis::StepFraction].map(|axis| QuantizeRange::curve(CURVE, axis));
+    let ranges = || curves.into_iter().chain([QuantizeRange::Dynamic]);
+    ops.extend(ranges().map(|range| Op::Round(Round { x: X, spec: spec(range), parts: 4 })));
+    ops.extend(ranges().map(|range| on_grid(SoftmaxGrid { bits: 16, range })));
     let doubled = Value(FIRST.0 + ops.len() as u32);
     ops.extend([Resampling::Nearest, Resampling::Mean].map(|how| Op::Resample(Resample { x: X, how })));
     let acts = [Act::None, Act::Silu, Act::GeluTanh, Act::GeluErf, Act::QuickGelu];
@@ -146,7 +156,7 @@ fn programs_are_read_as_they_were_written() {
         *input = Input { kind, dims: vec![Dim::Conditions] };
     }
     let names: std::collections::BTreeSet<_> = ops().iter().map(Op::name).collect();
-    assert_eq!(names.len(), 18, "{names:?}");
+    assert_eq!(names.len(), 19, "{names:?}");
     let packed = Packed::new(file(&programs)).expect("sound");
     assert_eq!(packed.programs(), programs);
 }
@@ -190,6 +200,10 @@ fn words_are_those_of_the_specification() {
         (Linear { gate: None, ..linear }.into(), &[1, 5]),
         (attention(Attend::default()), &[3, 3, 3, 2, real(0.5)]),
         (attention(per_condition), &[3, 3, 3, 2, real(0.5), 0, 1]),
+        (on_grid(SoftmaxGrid { bits: 8, range: QuantizeRange::Dynamic }), &[3, 3, 3, 2, real(0.5), 0, 0, 0, 8]),
+        (on_grid(SoftmaxGrid { bits: 16, range: spec.range }), &[3, 3, 3, 2, real(0.5), 0, 0, 0, 16, 1, 2]),
+        (Round { x: X, spec, parts: 0 }.into(), &[1, 8, 0, 1, 2]),
+        (Round { x: X, parts: 2, ..Default::default() }.into(), &[1, 8, 0, 0, 0, 2]),
         (norm.into(), &[1]),
         (LayerNorm { modulation, ..norm }.into(), &[1, 0, 0, 0, 4]),
         (LayerNorm { quantize: Some(spec), ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 8, 0, 1, 2]),
@@ -227,6 +241,7 @@ fn faults_of_the_newer_ops_are_named() {
     let conv = ops().into_iter().find(alone).expect("it is one of them");
     let modulated = group_norm(Some(Modulation { value: POOLED, scale: 1, shift: 2 }));
     let attention = attention(Attend::default());
+    let round = Op::Round(Round { x: X, ..Default::default() });
     let eps = 0.25f32.to_bits();
     let cases: &[(Op, &[u32], &str)] = &[
         (nearest, &[6, 3], "x: expected a value below 5, got 5"),
@@ -258,7 +273,13 @@ fn faults_of_the_newer_ops_are_named() {
         (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 2, 2, 1], "words: expected at most 13, got 14"),
         (attention, &[3, 3, 3, 2, 0, 2], "causal: expected 0 or 1, got 2"),
         (attention, &[3, 3, 3, 2, 0, 0, 0, u32::MAX], "int8: expected 0 or 1, got 4294967295"),
-        (attention, &[3, 3, 3, 2, 0, 0, 0, 1, 1], "words: expected at most 8, got 9"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 1, 0, 1], "softmax range: expected 0, got 1"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 3], "softmax range: expected 0 to 2, got 3; use a newer aquatint"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1], "softmax range: expected 0, got 1"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1, 7], "softmax curve: expected a tensor below 6, got 6"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1, 2, 1], "words: expected at most 11, got 12"),
+        (round, &[1, 8, 2], "quantize grain: expected 0 to 1, got 2; use a newer aquatint"),
+        (round, &[1, 8, 0, 1, 2, 2, 1], "words: expected at most 6, got 7"),
     ];
     for &(op, words, text) in cases {
         let message = refused(op, words);

@@ -3,6 +3,7 @@
 mod allocation;
 mod classes;
 mod exec;
+mod fake_quantized;
 mod image;
 mod kernels;
 mod oracle;

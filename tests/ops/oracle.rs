@@ -2,9 +2,10 @@
 
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::program::{
-    Act, Add, Attend, Attention, Columns, Conv2d, ConvStride, Dim, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
-    LayerNorm, Linear, Modulation, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Quantize, QuantizeGrain,
-    Resample, Resampling, TimestepEmbedding, Unpatchify, Value, VectorQuantize,
+    Act, Add, Attend, Attention, Columns, Conv2d, ConvStride, CurveAxis, Dim, Dims, Embedding, GatedLinear, GroupNorm,
+    InputKind, LayerNorm, Linear, Modulation, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Quantize,
+    QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, Round, SoftmaxGrid, TimestepEmbedding,
+    Unpatchify, Value, VectorQuantize,
 };
 use common::cases::{dynamic, linear};
 use common::naive::{self, Array, Inputs};
@@ -84,12 +85,65 @@ fn conv_by_hand() {
 fn attention_by_hand() {
     let mut b = Build::new(2);
     let v = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 10.0, add: 1.0 }));
-    b.op(Op::Attention(Attention { q: SAMPLE, k: SAMPLE, v, heads: 2, scale: 2f32.ln(), attend: Default::default() }));
+    b.op(Op::Attention(Attention {
+        q: SAMPLE,
+        k: SAMPLE,
+        v,
+        heads: 2,
+        scale: 2f32.ln(),
+        attend: Default::default(),
+        softmax: None,
+    }));
     // Head 0: queries and keys (0, 1): weights 1/2, 1/2 and 1/3, 2/3 over values (1, 11). Head 1: keys equal.
     let got = oracle(&b, [1, 1, 2, 2], &[0.0, 3.0, 1.0, 3.0]);
     for (got, want) in got.iter().zip([6.0, 31.0, 1.0 / 3.0 + 22.0 / 3.0, 31.0]) {
         assert!((got - want).abs() < 1e-6, "{got} {want}");
     }
+}
+
+#[test]
+fn rounding_by_hand() {
+    let dynamic = dynamic(8, QuantizeGrain::Row);
+    let mut b = Build::new(4);
+    b.op(Op::Round(Round { x: SAMPLE, spec: dynamic, parts: 2 }));
+    // Steps of 1 from -5 on, and of 2 from 0 on; 4.4 and 7 are between.
+    assert_eq!(oracle(&b, [1, 1, 1, 4], &[-5.0, 250.0, 0.0, 510.0]), [-5.0, 250.0, 0.0, 510.0]);
+    let mut b = Build::new(3);
+    b.op(Op::Round(Round { x: SAMPLE, spec: dynamic, parts: 0 }));
+    assert_eq!(oracle(&b, [1, 1, 2, 3], &[-5.0, 4.4, 250.0, 510.0, 7.2, 0.0]), [-5.0, 4.0, 250.0, 510.0, 8.0, 0.0]);
+    let curve = b.f32(&[1, 3], &[0.0, 0.5, 2.0]);
+    let spec =
+        QuantizeSpec { bits: 2, grain: QuantizeGrain::Row, range: QuantizeRange::curve(curve, CurveAxis::Timestep) };
+    b.op(Op::Round(Round { x: SAMPLE, spec, parts: 0 }));
+    // Codes 0 to 3 are -1, -0.5, 0, 0.5.
+    assert_eq!(oracle(&b, [1, 1, 1, 3], &[-7.0, -0.3, 0.8]), [-1.0, -0.5, 0.5]);
+}
+
+#[test]
+fn attention_on_a_grid_by_hand() {
+    let attention = |softmax| {
+        let mut b = Build::new(1);
+        let v = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 10.0, add: 1.0 }));
+        let softmax = Some(match softmax {
+            None => SoftmaxGrid { bits: 8, range: QuantizeRange::Dynamic },
+            Some(delta) => {
+                let curve = b.f32(&[1, 3], &[0.0, delta, 0.0]);
+                SoftmaxGrid { bits: 8, range: QuantizeRange::curve(curve, CurveAxis::Timestep) }
+            }
+        });
+        let attend = Attend::default();
+        b.op(Op::Attention(Attention { q: SAMPLE, k: SAMPLE, v, heads: 1, scale: 4f32.ln(), attend, softmax }));
+        b
+    };
+    let check = |softmax, wants: [f64; 2]| {
+        let got = oracle(&attention(softmax), [1, 1, 2, 1], &[0.0, 1.0]);
+        assert!(got.iter().zip(wants).all(|(got, want)| (got - want).abs() < 1e-5), "{got:?} {wants:?}");
+    };
+    // Probabilities 1/2, 1/2 and 1/5, 4/5 of values 1 and 11; a quarter of 255 is 63.75, which becomes 64.
+    check(None, [6.0, 0.8 / 255.0 * (64.0 + 255.0 * 11.0)]);
+    // Steps of a quarter, of which 1/5 and 4/5 are 1 and 3; steps of 1/1000, of which there are 255.
+    check(Some(0.25), [6.0, 0.25 + 0.75 * 11.0]);
+    check(Some(0.001), [0.255 * 12.0, 0.255 * 12.0]);
 }
 
 #[test]
@@ -99,7 +153,7 @@ fn masked_and_shared_attention_by_hand() {
         let mut b = Build::new(1);
         let q = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 0.0, add: 0.0 }));
         let v = keys(&mut b);
-        b.op(Op::Attention(Attention { q, k: v, v, heads: 1, scale: 1.0, attend }));
+        b.op(Op::Attention(Attention { q, k: v, v, heads: 1, scale: 1.0, attend, softmax: None }));
         b
     };
     let causal = attention(Attend { causal: true, ..Attend::default() }, |_| SAMPLE);

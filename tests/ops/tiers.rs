@@ -21,6 +21,7 @@ macro_rules! op_suite {
             elementwise; cases_norm: quantize, turned, layer_norm, group_norm; cases_unet: group_norm_modulated,
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
             attention_causal, attention_per_condition, activations; cases_attention: attention_int8;
+            cases_grid: rounded, attention_on_grid;
             cases_conv: conv_sized);
     };
     ($tier:ident, $isa:expr; $($module:ident: $($family:ident),+);+) => {
@@ -49,14 +50,14 @@ fn avx2_and_avx512_agree_to_the_bit() {
     }
 }
 
-/// A sample's 8-bit attention is the same to the bit in any batch and on any number of threads.
+/// A sample's attention in codes or on grids is the same to the bit in any batch and on any number of threads.
 #[test]
-fn int8_attention_depends_on_the_sample_alone() {
+fn rounded_attention_depends_on_the_sample_alone() {
     let alone = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    let cases = common::cases_attention::attention_int8();
-    for Case { name, build, inputs, .. } in cases.iter().filter(|c| c.inputs.dims.batch == 3) {
+    let cases = || common::cases_attention::attention_int8().into_iter().chain(common::cases_grid::attention_on_grid());
+    for Case { name, build, inputs, .. } in cases().filter(|c| c.inputs.dims.batch == 3) {
         let model = build.open([inputs.dims.height, inputs.dims.width]);
-        let together = alone(3).install(|| run(Scalar, &model, inputs));
+        let together = alone(3).install(|| run(Scalar, &model, &inputs));
         let (sample, result) = (inputs.sample.len() / 3, together.len() / 3);
         for i in 0..3 {
             let mut inputs = inputs.clone();

@@ -157,6 +157,7 @@ fn look(op: &Op) -> Option<(Tensor, Look)> {
         | Op::Pointwise(_)
         | Op::Add(_)
         | Op::Quantize(_)
+        | Op::Round(_)
         | Op::Embedding(_)
         | Op::TimestepEmbedding(_)
         | Op::PositionEmbedding(_)

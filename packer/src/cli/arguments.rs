@@ -2,7 +2,7 @@
 
 use super::research::Research;
 use super::{parse_prediction, parse_smooth, parse_split};
-use crate::emit::{ActivationRanges, RangeSource};
+use crate::emit::{ActivationRanges, AttentionBits, RangeSource};
 use crate::error::Result;
 use crate::pass::Split;
 use crate::quantize::{Pruning, RangeRule, SmoothRule};
@@ -118,6 +118,15 @@ pub(super) struct Pack {
     /// CPUs; changes results about as much as 8-bit activations do.
     #[arg(long)]
     pub(super) int8_attention: bool,
+    /// Round the probabilities of the denoiser's attention to 8 or 16 bits, as research projects do, in steps of the highest
+    /// of each query, or with --act-range import in those of the file. Queries, keys and values are rounded, too, where
+    /// --quant-act is given. Slower than floats: it shows what such a quantizer does to pictures
+    #[arg(long, visible_alias = "sm-abit", alias = "sm_abit", value_name = "BITS", value_parser = softmax_bits)]
+    pub(super) softmax_bits: Option<u8>,
+    /// Round the queries, keys and values of the denoiser's attention to so many bits: 6 or 8, in a range of each token and
+    /// head, or with --act-range import 2 to 8 [default: those of --act-bit with --softmax-bits and --quant-act, else floats]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(2..=8))]
+    pub(super) qkv_bits: Option<u8>,
     /// What the denoiser predicts, whatever the model's files say: epsilon, v or sample [default: what metadata, marks or a
     /// .yaml beside a single file say, or the model's scheduler]
     #[arg(long, alias = "prediction-type", value_name = "NAME", value_parser = parse_prediction)]
@@ -138,6 +147,14 @@ pub(super) struct Pack {
     /// Print the report as JSON.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+fn softmax_bits(text: &str) -> std::result::Result<u8, String> {
+    match text {
+        "8" => Ok(8),
+        "16" => Ok(16),
+        _ => Err("expected 8 or 16".into()),
+    }
 }
 
 /// Of a range so far, hundredths that stay when a call is seen: Q-Diffusion's `running_stat`.
@@ -187,6 +204,17 @@ impl Pack {
                 PruneScope::Global => Pruning::Global(fraction),
             })
         })
+    }
+
+    /// The grids of attention.
+    pub(super) fn attention(&self) -> AttentionBits {
+        let implied = self.softmax_bits.and(self.activation_bits());
+        AttentionBits { operands: self.qkv_bits.or(implied), softmax: self.softmax_bits }
+    }
+
+    /// Bits of activations, if all of them are quantized.
+    pub(super) fn activation_bits(&self) -> Option<u8> {
+        self.quant_act.then(|| self.act_bit.parse().expect("a number, as the parser says"))
     }
 
     /// The ranges of activations that are fixed, if they are.

@@ -22,7 +22,7 @@ pub(super) fn pack(args: &Pack, research: &Research) -> Result<()> {
         tensor_types: args.tensor_type_rules.clone(),
         vae_q_config: args.vae_q_config.clone(),
         text_q_config: args.text_q_config.clone(),
-        activation_bits: args.quant_act.then(|| args.act_bit.parse().expect("a number, as the parser says")),
+        activation_bits: args.activation_bits(),
         overrules: Overrules { prediction: args.prediction, scheduler_config: args.scheduler_config.clone() },
         calibration: args.calib.clone(),
         activation_ranges: args.activation_ranges(research)?,
@@ -32,6 +32,7 @@ pub(super) fn pack(args: &Pack, research: &Research) -> Result<()> {
         pruning: args.pruning(),
         split: args.split.clone(),
         int8_attention: args.int8_attention,
+        attention: args.attention(),
         output: args.output.clone(),
     };
     let bar = bar(args.quiet);

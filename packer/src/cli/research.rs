@@ -26,9 +26,6 @@ pub(super) struct Research {
     /// The same of softmax alone.
     #[arg(long, alias = "rs_sm_only", hide = true)]
     rs_sm_only: bool,
-    /// Bits of softmax.
-    #[arg(long, alias = "sm_abit", hide = true, value_name = "BITS")]
-    sm_abit: Option<u8>,
     /// Weights, and ranges of activations, as the imported file has them.
     #[arg(long, hide = true, requires = "import", conflicts_with = "resume_w")]
     resume: bool,
@@ -96,12 +93,8 @@ impl Research {
         }
         if self.rs_sm_only {
             let expected =
-                "not that flag: softmax is not quantized in fixed ranges here, so there is no range to follow";
+                "not that flag: softmax has steps of each query's own, or with --act-range import the file's";
             return refuse("--rs_sm_only", expected, "it".into());
-        }
-        if let Some(bits) = self.sm_abit.filter(|bits| *bits < 16) {
-            let expected = "16: softmax stays float, or is rounded to 8 bits of its own by --int8-attention";
-            return refuse("--sm_abit", expected, bits.to_string());
         }
         Ok(())
     }

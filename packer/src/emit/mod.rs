@@ -5,6 +5,7 @@
 //! weights: read, apply steps, quantize, write. One weight is in memory at a time. The same input gives the same bytes,
 //! whatever the number of threads. [`pack`] is the two in one.
 
+mod attention;
 mod calibrated;
 mod decide;
 mod imported;
@@ -23,6 +24,7 @@ mod turns;
 mod write;
 
 pub use crate::config::ActivationRanges;
+pub use attention::AttentionBits;
 pub(crate) use decide::dims;
 pub use decide::{Coded, CodedLayer, Half, LayerPlan, PhaseChange, Plan, coded_layers, explain};
 pub(crate) use imported::check_split;
@@ -34,7 +36,7 @@ pub use smoothing::Smoothing;
 use crate::config::QConfig;
 use crate::error::Result;
 use crate::lower::{self, Lowered};
-use crate::pass::{self, Layer, Split, Starts};
+use crate::pass::{self, AttentionGrid, Layer, Split, Starts};
 use crate::quantize::Pruning;
 use crate::recipe::Recipe;
 use crate::reconstruct::Reconstruction;
@@ -105,6 +107,9 @@ pub struct Options {
     pub overrules: Overrules,
     /// Whether the denoisers' attentions between integer layers work in 8-bit codes too.
     pub int8_attention: bool,
+    /// Grids that the denoisers' attentions are rounded to while they stay in floats; not with `int8_attention`. Ranges are
+    /// those of the imported file with [`RangeSource::Import`], else they are taken while running.
+    pub attention: AttentionBits,
     /// The packed file.
     pub output: PathBuf,
 }
@@ -184,8 +189,9 @@ impl Packing {
             Some(file) => file.ranges(weights, &mut recipe)?,
             None => fixed_ranges(options, (known, imported), (&self.model, programs), weights, &mut recipe)?,
         };
+        let grids = attention::grids(options, imported, (&self.model, programs), weights, &mut recipe)?;
         phases.check((&self.weights, &recipe), &ranges, &turns)?;
-        let attentions = self.use_codes(&recipe, &phases, &ranges, &turns)?;
+        let attentions = self.use_codes(&recipe, &phases, &ranges, &turns, &grids)?;
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
         for program in &self.programs {
@@ -212,7 +218,7 @@ impl Packing {
             quantization: QuantizationMeta {
                 config: recipe.config,
                 average_bits,
-                attention: (attentions > 0).then(|| "int8".into()),
+                attention: if attentions > 0 { Some("int8".into()) } else { self.options.attention.describe() },
                 calibration: known.map(Known::meta).transpose()?,
                 layers: layers.iter().map(|line| line.meta.clone()).collect(),
             },
@@ -228,7 +234,7 @@ impl Packing {
         Ok(Report { layers, notes, file_bytes, source_bytes, ratio, average_bits })
     }
 
-    /// Lets programs make and use codes where `recipe` asks for integer activations; returns how many attentions work in
+    /// Lets programs make and use codes where `recipe` asks for integer activations, and attentions `grids`; returns how many attentions work in
     /// codes.
     fn use_codes(
         &mut self,
@@ -236,9 +242,10 @@ impl Packing {
         phases: &PhaseWeights,
         ranges: &[QuantizeRange],
         turns: &Turns,
+        grids: &[Vec<AttentionGrid>],
     ) -> Result<usize> {
         let mut attentions = 0;
-        for program in &mut self.programs {
+        for (program, grids) in self.programs.iter_mut().zip(grids) {
             let denoiser = matches!(program.role, Role::Denoiser | Role::Refiner);
             let starts = if denoiser { phases.starts.clone() } else { Starts::default() };
             pass::assign(program, &starts, &|phase, weight| {
@@ -250,6 +257,7 @@ impl Packing {
                 attentions += pass::attend_in_codes(program);
             }
             pass::fuse(program);
+            pass::round_attentions(program, grids);
         }
         if self.options.int8_attention && attentions == 0 {
             let expected = "a denoiser with attention between layers of integer activations";

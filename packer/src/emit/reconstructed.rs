@@ -121,7 +121,7 @@ impl Reconstructed {
                 made.push((component, curve, points, tensor));
                 tensor
             });
-            *of_weight = QuantizeRange::Curve(tensor, curve.axis());
+            *of_weight = QuantizeRange::curve(tensor, curve.axis());
         }
         recipe.extend(weights.len());
         of_weight.resize(weights.len(), QuantizeRange::Dynamic);

@@ -13,10 +13,13 @@
 //! `model.` before it. The result is a weight, and the grid that it lies on, in the checkpoint's order: [`emit`](crate::emit) does
 //! to both what it does to any weight, so fused and interleaved layers come out right.
 
+mod attention;
 mod qdiffusion;
 mod qua2sedimo;
 mod tdq;
 mod viditq;
+
+pub use attention::ImportedAttention;
 
 use crate::error::Result;
 use crate::quantize::Method;
@@ -233,18 +236,7 @@ impl Imported {
         }
         let second = weight.steps.iter().any(|step| matches!(step, Step::Split { first: 1.., .. }));
         let quantizer = format!("{layer}.act_quantizer{}", if second { "_0" } else { "" });
-        let number = |what: &str| -> Result<Option<f32>> {
-            let name = format!("{quantizer}.{what}");
-            match self.file.shape(&name).map(|shape| shape.iter().product::<usize>()) {
-                Some(1) => Ok(self.file.read(&name)?.first().copied()),
-                _ => Ok(None),
-            }
-        };
-        let (Some(scale), zero) = (number("delta")?, number("zero_point")?.unwrap_or(0.0)) else { return Ok(None) };
-        if scale <= 0.0 {
-            let what = format!("{quantizer}.delta of {}", self.file.component());
-            return Err(Error::request(what, "a positive step", scale).into());
-        }
+        let Some([scale, zero]) = self.quantizer(&quantizer)? else { return Ok(None) };
         let zero = if middle == Some(true) { f32::from(1u16 << (bits - 1)) } else { zero };
         let points = vec![[0.0, scale, zero]];
         Ok(Some(ImportedRange { bits, axis: CurveAxis::StepFraction, points, top: 0 }))

@@ -106,7 +106,8 @@ impl Blocks<'_> {
         };
         let [q, k, v] = [to_q, to_k, to_v].map(|name| b.linear(&name, normed, &[d, d], Linear::default()));
         let scale = ((d as u32 / heads) as f32).sqrt().recip();
-        let attended = b.push(path, Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default() }));
+        let attended =
+            b.push(path, Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default(), softmax: None }));
         let y = b.linear(&to_out, attended, &[d, d], Linear { residual: Some(x), ..Linear::default() });
         self.stream(y)
     }

@@ -169,8 +169,10 @@ fn layer(b: &mut Builder, c: &Config, path: &str, x: Value) -> Value {
         .map(|name| b.linear(&format!("{path}.self_attn.{name}"), normed, &[d, d], Linear::default()));
     let scale = ((c.features / c.heads) as f32).sqrt().recip();
     let attend = Attend { causal: true, ..Attend::default() };
-    let attended =
-        b.push(&format!("{path}.self_attn"), Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend }));
+    let attended = b.push(
+        &format!("{path}.self_attn"),
+        Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend, softmax: None }),
+    );
     let with = Linear { residual: Some(x), ..Linear::default() };
     let x = b.linear(&format!("{path}.self_attn.out_proj"), attended, &[d, d], with);
     b.wide(x);

@@ -56,8 +56,15 @@ mod tests {
                 residual: None,
             })
         };
-        let attention =
-            Op::Attention(Attention { q: Value(1), k: Value(2), v: Value(3), heads: 1, scale: 1.0, attend });
+        let attention = Op::Attention(Attention {
+            q: Value(1),
+            k: Value(2),
+            v: Value(3),
+            heads: 1,
+            scale: 1.0,
+            attend,
+            softmax: None,
+        });
         let ops = [linear(0), linear(1), linear(2), attention];
         let nodes = ops.map(|op| Node { op, path: "p".into(), wide: false }).to_vec();
         Program { role: Role::Denoiser, inputs, nodes, output: Value(4), phases: Default::default() }

@@ -71,7 +71,7 @@ fn alone(program: &Program, segment: &Segment, coded: &[Coded], ranges: &Activat
     };
     pass::assign(&mut alone, &Starts::default(), &|_, weight| {
         let codes = coded.iter().find(|coded| coded.layers.contains(&weight));
-        Layer::of(weight, codes.map(|coded| (coded.bits, QuantizeRange::Curve(coded.curve, ranges.axis))))
+        Layer::of(weight, codes.map(|coded| (coded.bits, QuantizeRange::curve(coded.curve, ranges.axis))))
     });
     alone
 }

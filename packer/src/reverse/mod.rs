@@ -98,7 +98,7 @@ impl<'a> Tape<'a> {
             Op::Linear(op) => linear::forward(op, self),
             Op::GatedLinear(op) => linear::forward_gated(op, self),
             Op::Conv2d(op) => (conv::forward(op, self), None),
-            Op::Attention(op) => (attention::forward(op, self), None),
+            Op::Attention(op) if op.softmax.is_none() => (attention::forward(op, self), None),
             Op::LayerNorm(op) if op.quantize.is_none() => norm::forward(&norm::Norm::of_layer(op), self),
             Op::GroupNorm(op) if op.quantize.is_none() => norm::forward(&norm::Norm::of_group(op), self),
             Op::Pointwise(op) => (layout::pointwise(op, self), None),
@@ -114,6 +114,8 @@ impl<'a> Tape<'a> {
             },
             Op::LayerNorm(_)
             | Op::GroupNorm(_)
+            | Op::Attention(_)
+            | Op::Round(_)
             | Op::Embedding(_)
             | Op::TimestepEmbedding(_)
             | Op::PositionEmbedding(_)
@@ -158,7 +160,8 @@ impl<'a> Tape<'a> {
                     let tensor = quantize::curve(op).expect("refused on the way forward");
                     quantize::backward(op, tensor, self, dy, &mut back);
                 }
-                Op::Embedding(_)
+                Op::Round(_)
+                | Op::Embedding(_)
                 | Op::TimestepEmbedding(_)
                 | Op::PositionEmbedding(_)
                 | Op::VectorQuantize(_)
@@ -188,7 +191,6 @@ pub fn has_rule(op: &Op) -> bool {
         Op::Linear(_)
         | Op::GatedLinear(_)
         | Op::Conv2d(_)
-        | Op::Attention(_)
         | Op::Pointwise(_)
         | Op::Add(_)
         | Op::Concat(_)
@@ -198,8 +200,10 @@ pub fn has_rule(op: &Op) -> bool {
         | Op::Resample(_) => true,
         Op::LayerNorm(op) => op.quantize.is_none(),
         Op::GroupNorm(op) => op.quantize.is_none(),
+        Op::Attention(op) => op.softmax.is_none(),
         Op::Quantize(op) => quantize::curve(op).is_some(),
-        Op::Embedding(_)
+        Op::Round(_)
+        | Op::Embedding(_)
         | Op::TimestepEmbedding(_)
         | Op::PositionEmbedding(_)
         | Op::VectorQuantize(_)

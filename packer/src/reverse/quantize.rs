@@ -13,7 +13,7 @@ use rayon::prelude::*;
 /// The curve of `op`, if it has a rule: its range is fixed, and nothing is done to what becomes codes.
 pub(super) fn curve(op: &Quantize) -> Option<Tensor> {
     match (op.spec.range, op.turn) {
-        (QuantizeRange::Curve(tensor, _), None) => Some(tensor),
+        (QuantizeRange::Curve(curve), None) => Some(curve.points),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 
 mod account;
 mod adaround;
+mod attention_grids;
 mod builders;
 mod calibrate;
 mod common;

@@ -167,7 +167,9 @@ fn packed_ranges(path: &Path) -> BTreeMap<String, Vec<f32>> {
             _ => continue,
         };
         let codes = program.node_of(x).and_then(|x| program.nodes[x].op.quantizes());
-        let Some(QuantizeRange::Curve(curve, axis)) = codes.map(|codes| codes.range) else { continue };
+        let Some(QuantizeRange::Curve(RangeCurve { points: curve, axis, .. })) = codes.map(|codes| codes.range) else {
+            continue;
+        };
         assert_eq!(axis, CurveAxis::StepFraction);
         let TensorView::F32(points) = packed.tensor(curve.0 as usize) else { panic!("floats") };
         found.insert(packed.tensors()[weight.0 as usize].name.clone(), points.to_vec());

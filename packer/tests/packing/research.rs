@@ -40,12 +40,21 @@ fn flags_that_mean_something_have_their_effect() {
         (&["--a_min_max"], "activations in a fixed range by min-max"),
         (&["--a_min_max", "--a_sym"], "activations in a fixed symmetric range by min-max"),
         (&["--quant_mode", "qdiff"], "w8a16:mse_80 with 8-bit activations"),
-        (&["--quant_mode", "qdiff", "--sm_abit", "16"], "w8a16:mse_80 with 8-bit activations"),
+        (
+            &["--quant_mode", "qdiff", "--sm_abit", "16"],
+            "attention in floats, queries, keys and values rounded to 8 bits, probabilities rounded to 16 bits",
+        ),
+        (&["--sm-abit", "8", "--running_stat"], "values rounded to 8 bits, probabilities rounded to 8 bits"),
+        (&["--softmax-bits", "8", "--qkv-bits", "6"], "values rounded to 6 bits, probabilities rounded to 8 bits"),
     ] {
         let args = [&base[..], flags].concat();
         let words = packed(dir, &args).0;
         assert!(words.contains(expected), "{flags:?}: {words}");
     }
+    let (words, _) = packed(dir, &["--weight_bit", "8", "--sm_abit", "8"]);
+    assert!(words.ends_with("attention in floats, probabilities rounded to 8 bits"), "{words}");
+    let (_, notes) = packed(dir, &[&base[..], &["--running_stat", "--sm_abit", "16"]].concat());
+    assert!(notes.contains("note: ranges of attention are taken while running"), "{notes}");
     let (_, notes) = packed(dir, &["--weight_bit", "4", "--ptq"]);
     assert!(notes.contains("note: --ptq changes nothing"), "{notes}");
     pack_as(&fixture("dit/d2"), Some("w4a16"), &scratch.path("plain.aqt")).unwrap();
@@ -61,8 +70,10 @@ fn what_packing_cannot_do_is_refused_with_the_remedy() {
         (&["--cali_batch_size", "32"], "error: --cali_batch_size: expected packer calibrate MODEL --cali-batch N"),
         (&["--cali_iters", "20000"], "error: --cali_iters: expected no iterations"),
         (&["--cali_data_path", "x.pt"], "error: --cali_data_path: expected --calib FILE by packer calibrate"),
-        (&["--rs_sm_only", "--running_stat"], "error: --rs_sm_only: expected not that flag: softmax is not quantized"),
-        (&["--sm_abit", "8"], "error: --sm_abit: expected 16"),
+        (&["--rs_sm_only", "--running_stat"], "error: --rs_sm_only: expected not that flag: softmax has steps"),
+        (&["--sm_abit", "12"], "error: invalid value '12' for '--softmax-bits <BITS>'"),
+        (&["--qkv-bits", "5"], "error: --qkv-bits: expected 6 or 8 bits"),
+        (&["--sm_abit", "8", "--int8-attention"], "error: --softmax-bits: expected no --int8-attention"),
         (&["--running_stat"], "error: --act-range: expected --calib FILE"),
         (&["--running_stat", "--a_min_max"], "error: the argument"),
         (&["--resume"], "error: the following required arguments"),

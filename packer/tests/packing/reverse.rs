@@ -133,7 +133,8 @@ pub fn dit(d: u32) -> Vec<Op> {
         Op::LayerNorm(LayerNorm { x: Value(x), eps, modulation, ..LayerNorm::default() })
     };
     let scale = 0.4;
-    let attention = Attention { q: Value(4), k: Value(5), v: Value(6), heads: 2, scale, attend: Attend::default() };
+    let attention =
+        Attention { q: Value(4), k: Value(5), v: Value(6), heads: 2, scale, attend: Attend::default(), softmax: None };
     vec![
         Op::Linear(linear(1, 0, 1)),
         norm(0, 0, 1e-6),

@@ -22,7 +22,7 @@ const CURVE: Tensor = Tensor(1);
 
 /// Codes of so many bits with the ranges of the curve; then `more`.
 fn program(bits: u8, more: Option<Linear>) -> Program {
-    let range = QuantizeRange::Curve(CURVE, CurveAxis::StepFraction);
+    let range = QuantizeRange::curve(CURVE, CurveAxis::StepFraction);
     let quantize = Quantize { x: Value(0), spec: QuantizeSpec { bits, grain: QuantizeGrain::Row, range }, turn: None };
     let ops = [Some(Op::from(quantize)), more.map(Op::from)];
     let node = |op| Node { op, path: "n".into(), wide: false };

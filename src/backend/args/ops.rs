@@ -49,6 +49,16 @@ pub struct AttentionArgs {
     /// Keys of each query's sample.
     pub keys: usize,
     pub workspace: Slot,
+    /// The grid of probabilities, if they are rounded.
+    pub softmax: Option<SoftmaxArgs>,
+}
+
+/// See [`SoftmaxGrid`](crate::program::SoftmaxGrid).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SoftmaxArgs {
+    pub bits: u8,
+    /// Of which the scales are read; otherwise they are those of the data.
+    pub fixed: Option<RangeTable>,
 }
 
 /// Layer norm.
@@ -116,6 +126,21 @@ pub struct QuantizeArgs {
     pub y: QuantizeTo,
     /// Channels of a run that is rotated, or 0.
     pub block: usize,
+    pub workspace: Slot,
+}
+
+/// Floats to floats on a grid; rows are runs of columns where these have ranges of their own. `workspace` is as large as
+/// `Backend::workspace` asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RoundArgs {
+    pub x: Floats,
+    pub y: Floats,
+    /// The greatest code.
+    pub top: u8,
+    /// Number of scales: one per row, or one per sample.
+    pub groups: usize,
+    /// Scales from a curve; otherwise from the data.
+    pub fixed: Option<RangeTable>,
     pub workspace: Slot,
 }
 

@@ -5,12 +5,17 @@
 //! and weighted value (online softmax, Milakov & Gimelshein 2018). Blocks begin at fixed keys, so a query's result
 //! does not depend on batch, threads or the other queries.
 
+mod grid;
+
 use super::arena::{Arena, floats_mut};
 use super::math::{exp, greater, greatest, sum};
+use super::quantize::Fixed;
 use super::scratch;
 use super::simd::tiles::{Order, TileMut, for_each_tile};
 use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile, vectorized};
-use crate::backend::args::AttentionArgs;
+use crate::backend::args::{AttentionArgs, SoftmaxArgs};
+use grid::Grid;
+use std::ops::Range;
 
 /// Keys per block.
 const KEYS: usize = 6 * NR;
@@ -48,6 +53,7 @@ pub fn attention<I: Isa>(isa: I, arena: &mut Arena, args: &AttentionArgs) {
     let (d, e) = (args.q.cols, args.q.cols / args.heads);
     let (tq, tk) = (args.q.rows / args.samples, args.keys);
     let conditions: Option<&[u32]> = args.condition.map(|slot| reads.slice(slot.at, args.samples));
+    let ranges = Fixed::new(&reads, args.softmax.and_then(|grid| grid.fixed), args.q.rows);
     let sizes = Sizes::new(e);
     // Tiles must not straddle samples, so each sample's rows are cut on their own.
     for (sample, out) in out.chunks_exact_mut(tq * d).enumerate() {
@@ -55,11 +61,14 @@ pub fn attention<I: Isa>(isa: I, arena: &mut Arena, args: &AttentionArgs) {
         let (q, k, v) = (&q[sample * tq * d..], &k[of_keys * tk * d..][..tk * d], &v[of_keys * tk * d..][..tk * d]);
         for_each_tile(out, d, [QUERIES, e], Order::ByColumns, |tile| {
             scratch::with(sizes.total() * 4, |bytes| {
-                Head { isa, d, e, tk, scale: args.scale, causal: args.causal, q, k, v }.run(
-                    &sizes,
-                    floats_mut(bytes),
-                    tile,
-                );
+                let head = Head { isa, d, e, tk, scale: args.scale, causal: args.causal, q, k, v };
+                match args.softmax {
+                    None => head.run(&sizes, floats_mut(bytes), tile),
+                    Some(SoftmaxArgs { bits, .. }) => {
+                        let grid = Grid::new(bits, ranges.get(sample * tq));
+                        head.run_on_grid(grid, &sizes, floats_mut(bytes), tile);
+                    }
+                }
             });
         });
     }
@@ -84,27 +93,50 @@ impl<I: Isa> Head<'_, I> {
         if self.causal { n.min((query + 1).saturating_sub(first)) } else { n }
     }
 
-    fn run(&self, sizes: &Sizes, memory: &mut [f32], mut tile: TileMut) {
-        let (d, e) = (self.d, self.e);
-        let column = tile.cols.start;
-        let wide = e.next_multiple_of(GROUP);
+    fn run(&self, sizes: &Sizes, memory: &mut [f32], tile: TileMut) {
+        let wide = self.e.next_multiple_of(GROUP);
+        let (sums, work) = self.start(sizes, memory);
+        self.each(tile.rows.clone(), tile.cols.start, work, |part| {
+            let states = &mut sums[(part.q0 - tile.rows.start) * (wide + 2)..][..part.count * (wide + 2)];
+            let rows = part.scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2));
+            for (query, (row, state)) in (part.q0..).zip(rows) {
+                let (seen, hidden) = row[..part.n].split_at_mut(self.seen(query, part.first, part.n));
+                self.isa.run(Soften, (seen, self.scale, state, wide));
+                // A weight of 0 adds exactly nothing.
+                hidden.fill(0.0);
+            }
+            self.weigh(part, states);
+        });
+        finish(tile, sums, wide, |state| 1.0 / state[wide + 1]);
+    }
+
+    /// Cuts private memory into a state per query, which is weighted values, then running maximum and sum, and room for work.
+    fn start<'m>(&self, sizes: &Sizes, memory: &'m mut [f32]) -> (&'m mut [f32], Memory<'m>) {
+        let wide = self.e.next_multiple_of(GROUP);
         let (keys, rest) = memory.split_at_mut(sizes.keys);
         let (values, rest) = rest.split_at_mut(sizes.values);
         let (sums, scores) = rest.split_at_mut(sizes.sums);
-        // Per query: weighted values, then running maximum and sum.
         for state in sums.chunks_exact_mut(wide + 2) {
             state.fill(0.0);
             state[wide] = f32::NEG_INFINITY;
         }
+        (sums, Memory { keys, values, scores })
+    }
+
+    /// Shows every block of keys to every tile of queries among `rows`, with their scores.
+    #[inline(always)]
+    fn each(&self, rows: Range<usize>, column: usize, memory: Memory<'_>, mut see: impl FnMut(Part<'_>)) {
+        let (d, e) = (self.d, self.e);
+        let Memory { keys, values, scores } = memory;
         let mut acc: Tile<f32> = [[0.0; NR]; MR];
         for first in (0..self.tk).step_by(KEYS) {
-            let n = self.seen(tile.rows.end - 1, first, KEYS.min(self.tk - first));
+            let n = self.seen(rows.end - 1, first, KEYS.min(self.tk - first));
             if n == 0 {
                 break;
             }
             self.isa.run(LayOut, (self.k, self.v, [d, e, first, n, column], keys, values));
-            for q0 in tile.rows.clone().step_by(MR) {
-                let count = (tile.rows.end - q0).min(MR);
+            for q0 in rows.clone().step_by(MR) {
+                let count = (rows.end - q0).min(MR);
                 let most = self.seen(q0 + count - 1, first, n);
                 if most == 0 {
                     continue;
@@ -118,31 +150,62 @@ impl<I: Isa> Head<'_, I> {
                         *row[key..].first_chunk_mut().expect("blocks are whole tiles") = *acc;
                     }
                 }
-                let states = &mut sums[(q0 - tile.rows.start) * (wide + 2)..][..count * (wide + 2)];
-                let rows = scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2));
-                for (query, (row, state)) in (q0..).zip(rows) {
-                    let (seen, hidden) = row[..n].split_at_mut(self.seen(query, first, n));
-                    self.isa.run(Soften, (seen, self.scale, state, wide));
-                    // A weight of 0 adds exactly nothing.
-                    hidden.fill(0.0);
-                }
-                let weights: [&[f32]; MR] = std::array::from_fn(|i| &scores[i * KEYS..][..n]);
-                for c in (0..wide).step_by(NR) {
-                    let groups = ((wide - c) / GROUP).min(GROUPS);
-                    self.isa.tile_f32(&weights, n, &values[c * n..][..groups * GROUP * n], groups, &mut acc);
-                    for (state, acc) in states.chunks_exact_mut(wide + 2).zip(&acc) {
-                        for (s, a) in state[c..c + groups * GROUP].iter_mut().zip(acc) {
-                            *s += a;
-                        }
-                    }
+                see(Part { first, n, q0, count, values, scores });
+            }
+        }
+    }
+
+    /// Adds the values of a block, by the weights that its scores have become, to the states of its queries.
+    fn weigh(&self, Part { n, values, scores, .. }: Part<'_>, states: &mut [f32]) {
+        let wide = self.e.next_multiple_of(GROUP);
+        let mut acc: Tile<f32> = [[0.0; NR]; MR];
+        let weights: [&[f32]; MR] = std::array::from_fn(|i| &scores[i * KEYS..][..n]);
+        for c in (0..wide).step_by(NR) {
+            let groups = ((wide - c) / GROUP).min(GROUPS);
+            self.isa.tile_f32(&weights, n, &values[c * n..][..groups * GROUP * n], groups, &mut acc);
+            for (state, acc) in states.chunks_exact_mut(wide + 2).zip(&acc) {
+                for (s, a) in state[c..c + groups * GROUP].iter_mut().zip(acc) {
+                    *s += a;
                 }
             }
         }
-        for (row, state) in tile.rows.clone().zip(sums.chunks_exact(wide + 2)) {
-            let inverse = 1.0 / state[wide + 1];
-            for (out, s) in tile.row(row).iter_mut().zip(state) {
-                *out = s * inverse;
-            }
+    }
+}
+
+/// Private memory for work.
+struct Memory<'m> {
+    keys: &'m mut [f32],
+    values: &'m mut [f32],
+    scores: &'m mut [f32],
+}
+
+impl Memory<'_> {
+    /// The same, for another walk.
+    fn again(&mut self) -> Memory<'_> {
+        Memory { keys: self.keys, values: self.values, scores: self.scores }
+    }
+}
+
+/// A block of keys and a tile of queries.
+struct Part<'p> {
+    /// The first key, and how many there are.
+    first: usize,
+    n: usize,
+    /// The first query, and how many there are.
+    q0: usize,
+    count: usize,
+    /// The block's values as panels.
+    values: &'p [f32],
+    /// A row of [`KEYS`] per query.
+    scores: &'p mut [f32],
+}
+
+/// Writes the weighted values of each query times what `factor` says of its state.
+fn finish(mut tile: TileMut, sums: &[f32], wide: usize, factor: impl Fn(&[f32]) -> f32) {
+    for (row, state) in tile.rows.clone().zip(sums.chunks_exact(wide + 2)) {
+        let factor = factor(state);
+        for (out, s) in tile.row(row).iter_mut().zip(state) {
+            *out = s * factor;
         }
     }
 }

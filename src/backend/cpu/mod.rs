@@ -18,6 +18,7 @@ mod norm;
 mod pointwise;
 mod quantize;
 mod resample;
+mod round;
 mod sampler;
 mod scratch;
 pub mod simd;
@@ -155,6 +156,7 @@ impl MemoryRules for Cpu {
             | OpArgs::Concat(_)
             | OpArgs::Slice(_)
             | OpArgs::Quantize { .. }
+            | OpArgs::Round(_)
             | OpArgs::VectorQuantize { .. }
             | OpArgs::Resample(_)
             | OpArgs::Parameter { .. }
@@ -296,6 +298,10 @@ impl Backend for Cpu {
         with_isa!(self.tier, isa => quantize::quantize(isa, arena, args, factors.map(floats)));
     }
 
+    fn round(&self, arena: &mut Arena, args: &RoundArgs) {
+        with_isa!(self.tier, isa => round::round(isa, arena, args));
+    }
+
     fn vector_quantize(&self, arena: &mut Arena, args: &VectorQuantizeArgs, table: &TensorView) {
         with_isa!(self.tier, isa => vector_quantize::vector_quantize(isa, arena, args, floats(table)));
     }
@@ -356,6 +362,7 @@ pub fn scratch_bytes<T>(op: &OpArgs<T>) -> usize {
         | OpArgs::Add(_)
         | OpArgs::Concat(_)
         | OpArgs::Slice(_)
+        | OpArgs::Round(_)
         | OpArgs::Resample(_)
         | OpArgs::Parameter { .. }
         | OpArgs::Embedding { .. }

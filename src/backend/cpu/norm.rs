@@ -44,7 +44,7 @@ pub fn layer_norm<I: Isa>(
                 .for_each(|(row, y)| normalize(row, y));
         }
         Output::Codes(to) => {
-            let fixed = Fixed::new(&reads, to);
+            let fixed = Fixed::new(&reads, to.fixed, to.codes.rows);
             quantize_rows(isa, to, &fixed, CodesMut::new(out, &to.codes), Made(normalize), cols * 4);
         }
     }
@@ -142,7 +142,7 @@ pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, args: &GroupNormArgs, weigh
             });
         }
         Output::Codes(to) => {
-            let fixed = Fixed::new(&reads, to);
+            let fixed = Fixed::new(&reads, to.fixed, to.codes.rows);
             let codes = CodesMut::new(out, &to.codes);
             if to.codes.groups == to.codes.rows {
                 let apply = |row: usize, y: &mut [f32]| group.apply(affine, row, y);

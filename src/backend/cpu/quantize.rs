@@ -8,12 +8,12 @@
 use super::arena::{Arena, CodesMut, Reads};
 use super::math::{LANES, greater, greatest, least, lesser};
 use super::simd::{Isa, vectorized};
-use crate::backend::args::{QuantizeArgs, QuantizeTo};
+use crate::backend::args::{QuantizeArgs, QuantizeTo, RangeTable};
 use crate::program::QuantizeGrain;
 use rayon::prelude::*;
 
 /// Adding and subtracting this rounds to an integer, ties to even, for magnitudes below 2^22.
-const ROUND: f32 = 12_582_912.0;
+pub const ROUND: f32 = 12_582_912.0;
 
 /// How many steps from 0 a value may lie.
 const FURTHEST: f32 = 4e6;
@@ -43,6 +43,31 @@ impl Range {
     }
 }
 
+/// What turns values into codes.
+#[derive(Clone, Copy)]
+struct Steps {
+    inverse: f32,
+    /// The zero point is `whole + rest`.
+    whole: f32,
+    rest: f32,
+    top: f32,
+}
+
+impl Steps {
+    #[inline(always)]
+    fn new(range: Range, top: u8) -> Self {
+        let whole = range.zero.round_ties_even();
+        Steps { inverse: 1.0 / range.scale, whole, rest: range.zero - whole, top: f32::from(top) }
+    }
+
+    /// The code of `v`. Two roundings, as in the definition: first the value, then the sum, which is exact within the clamp.
+    #[inline(always)]
+    fn of(self, v: f32) -> f32 {
+        let q = greater(lesser(v * self.inverse, FURTHEST), -FURTHEST) + self.rest + ROUND - ROUND + self.whole;
+        greater(lesser(q, self.top), 0.0)
+    }
+}
+
 vectorized! {
     /// Lowest and highest of `x`, in lanes.
     pub fn Extent<'a, I>(x: &'a [f32]) -> (f32, f32) {
@@ -53,16 +78,9 @@ vectorized! {
 vectorized! {
     /// Quantizes `x` into `codes` up to `top`, whose spare bytes become 0; returns the sum of the codes.
     pub fn Encode<'a, I>(x: &'a [f32], range: Range, top: u8, codes: &'a mut [u8]) -> i32 {
-        let inverse = 1.0 / range.scale;
-        let top = f32::from(top);
-        let whole = range.zero.round_ties_even();
-        let rest = range.zero - whole;
+        let steps = Steps::new(range, top);
         let (used, spare) = codes.split_at_mut(x.len());
-        // Two roundings, as in the definition: first the value, then the sum, which is exact within the clamp.
-        let code = |v: f32| {
-            let q = greater(lesser(v * inverse, FURTHEST), -FURTHEST) + rest + ROUND - ROUND + whole;
-            (greater(lesser(q, top), 0.0) + ROUND).to_bits() as u8
-        };
+        let code = |v: f32| (steps.of(v) + ROUND).to_bits() as u8;
         let mut sums = [0i32; LANES];
         let mut chunks = used.chunks_exact_mut(LANES);
         for (codes, x) in chunks.by_ref().zip(x.chunks_exact(LANES)) {
@@ -82,13 +100,23 @@ vectorized! {
     }
 }
 
+vectorized! {
+    /// The values that the codes of `x` stand for.
+    pub fn OnGrid<'a, I>(x: &'a [f32], range: Range, top: u8, y: &'a mut [f32]) {
+        let steps = Steps::new(range, top);
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = range.scale * (steps.of(x) - range.zero);
+        }
+    }
+}
+
 /// See [`Op::Quantize`](crate::program::Op::Quantize).
 pub fn quantize<I: Isa>(isa: I, arena: &mut Arena, args: &QuantizeArgs, factors: Option<&[f32]>) {
     let at = arena.first(args.y.codes.slot);
     let (out, reads) = arena.write(at..at + args.y.codes.bytes());
     let x = reads.floats(&args.x);
     let cols = args.x.cols;
-    let ranges = Fixed::new(&reads, &args.y);
+    let ranges = Fixed::new(&reads, args.y.fixed, args.y.codes.rows);
     let out = CodesMut::new(out, &args.y.codes);
     let rows_per_group = args.y.codes.rows / args.y.codes.groups;
     if let Some(factors) = factors {
@@ -133,10 +161,10 @@ pub struct Fixed<'a> {
 }
 
 impl<'a> Fixed<'a> {
-    /// Resolves the table of `to`, if it has one.
-    pub fn new(reads: &Reads<'a>, to: &QuantizeTo) -> Self {
-        let table = to.fixed.map(|f| {
-            let entries = to.codes.rows.div_ceil(f.rows_per_entry);
+    /// Resolves the table for `rows` rows, if there is one.
+    pub fn new(reads: &Reads<'a>, fixed: Option<RangeTable>, rows: usize) -> Self {
+        let table = fixed.map(|f| {
+            let entries = rows.div_ceil(f.rows_per_entry);
             (reads.slice(reads.first(f.table), 2 * entries), f.rows_per_entry)
         });
         Fixed { table }
@@ -244,6 +272,10 @@ mod tests {
                 let range = Range::dynamic(low, high, top);
                 let mut codes = vec![0; len];
                 let sum = Scalar.run(Encode, (&x, range, top, &mut codes));
+                let mut on_grid = vec![f32::NAN; len];
+                Scalar.run(OnGrid, (&x, range, top, &mut on_grid));
+                let stands_for = |q: &u8| range.scale * (f32::from(*q) - range.zero);
+                assert!(codes.iter().map(stands_for).eq(on_grid), "what codes stand for");
                 assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());
                 for (&x, &q) in x.iter().zip(&codes) {
                     assert!(u16::from(q) < 1 << bits);

@@ -1,6 +1,6 @@
-//! Attention: `kernels/attention.cu`, `kernels/attention_wide.cu` and `kernels/attention_f32.cu`.
+//! Attention: `kernels/attention.cu`, `kernels/attention_wide.cu`, `kernels/attention_f32.cu` and `kernels/attention_grid.cu`.
 
-use super::args::{Floats, Frame, structs};
+use super::args::{Fixed, Floats, Frame, structs};
 use super::launch::{Kernel, Launch};
 use crate::backend::args::{self, Element};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
@@ -12,6 +12,9 @@ structs! {
         condition: u64,
         heads: u32, e: u32, queries: u32, keys: u32, query_tiles: u32, column_tiles: u32, causal: u32, scale: f32,
     }
+
+    /// The same with probabilities rounded to a grid.
+    GridArgs, 224 { attention: AttentionArgs, fixed: Fixed, top: f32, pad: u32 }
 }
 
 /// Threads per block, of all kernels.
@@ -45,6 +48,12 @@ struct Choice {
 }
 
 impl Choice {
+    /// For probabilities on a grid, whatever the sizes.
+    fn on_grid() -> Self {
+        let kernel = Kernel { module: "attention_grid", entry: "attention_grid" };
+        Choice { kernel, queries: 32, columns: 128, shared: 0 }
+    }
+
     /// For heads of `e` features; `pairs` heads and samples, each of so many queries.
     fn new(narrow: bool, e: usize, pairs: usize, queries: usize) -> Self {
         let kernel = |module, entry| Kernel { module, entry };
@@ -69,8 +78,9 @@ pub fn attention(frame: &Frame, args: &args::AttentionArgs, issue: &mut impl FnM
     let (e, pairs) = (args.q.cols / args.heads, args.samples * args.heads);
     let (queries, keys) = (args.q.rows / args.samples, args.keys);
     let narrow = [&args.q, &args.k, &args.v].iter().all(|f| f.element == Element::F16);
-    let choice = Choice::new(narrow, e, pairs, queries);
+    let choice = args.softmax.map_or_else(|| Choice::new(narrow, e, pairs, queries), |_| Choice::on_grid());
     let (query_tiles, column_tiles) = (queries.div_ceil(choice.queries), e.div_ceil(choice.columns));
+    let softmax = args.softmax.map(|to| (frame.fixed(to.fixed.as_ref(), args.q.rows), ((1u32 << to.bits) - 1) as f32));
     let args = AttentionArgs {
         calls: frame.calls,
         q: frame.floats(&args.q),
@@ -90,5 +100,7 @@ pub fn attention(frame: &Frame, args: &args::AttentionArgs, issue: &mut impl FnM
         scale: args.scale,
     };
     let grid = [(pairs * column_tiles * query_tiles) as u32, 1, 1];
-    issue(Launch { kernel: choice.kernel, grid, block: THREADS, shared: choice.shared, args: args.as_bytes() });
+    let on_grid = softmax.map(|(fixed, top)| GridArgs { attention: args, fixed, top, pad: 0 });
+    let args = on_grid.as_ref().map_or_else(|| args.as_bytes(), |args| args.as_bytes());
+    issue(Launch { kernel: choice.kernel, grid, block: THREADS, shared: choice.shared, args });
 }

@@ -30,6 +30,7 @@ mod pointwise;
 mod probe;
 mod quantize;
 mod resample;
+mod round;
 mod sampler;
 mod sizing;
 mod vector_quantize;
@@ -368,6 +369,10 @@ impl<D: Driver> Backend for Cuda<'_, D> {
 
     fn quantize(&self, arena: &mut Arena<D>, args: &QuantizeArgs, factors: Option<&DeviceTensor<'_>>) {
         quantize::quantize(&arena.frame(), args, factors, &mut |launch| self.issue(launch));
+    }
+
+    fn round(&self, arena: &mut Arena<D>, args: &RoundArgs) {
+        round::round(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
     fn vector_quantize(&self, arena: &mut Arena<D>, args: &VectorQuantizeArgs, table: &DeviceTensor<'_>) {

@@ -51,6 +51,8 @@ macro_rules! row_modules {
 }
 pub(super) use row_modules;
 
+const MODULES: [&str; ROWS.len()] = row_modules!("quantize");
+
 /// The variant for rows of `cols`: its index in [`ROWS`], and how many rows a block works on at a time.
 pub fn row_variant(cols: usize) -> (usize, usize) {
     let variant = ROWS.iter().position(|&longest| cols <= longest).unwrap_or(ROWS.len() - 1);
@@ -79,14 +81,39 @@ pub fn needs_extents(to: &args::QuantizeTo) -> bool {
     to.grain == QuantizeGrain::Sample && to.fixed.is_none()
 }
 
-fn extent_blocks(args: &args::QuantizeArgs) -> usize {
-    let elements = args.x.rows / args.y.codes.groups * args.x.cols;
-    elements.div_ceil(EXTENT_ELEMENTS).clamp(1, EXTENT_BLOCKS)
+fn extent_blocks(x: &args::Floats, groups: usize) -> usize {
+    (x.rows / groups * x.cols).div_ceil(EXTENT_ELEMENTS).clamp(1, EXTENT_BLOCKS)
 }
 
-/// Bytes of arena: lowest and highest value of each part of each sample.
+/// Bytes of the extents of `groups` samples of `x`: lowest and highest value of each part of each.
+pub fn extents_bytes(x: &args::Floats, groups: usize) -> usize {
+    groups * extent_blocks(x, groups) * 8
+}
+
+/// Finds the extents of `groups` samples of `x`, at `workspace`; tells where they lie, and how many each has.
+pub fn extents(
+    frame: &Frame,
+    x: &args::Floats,
+    groups: usize,
+    workspace: args::Slot,
+    issue: &mut impl FnMut(Launch<'_>),
+) -> (u64, usize) {
+    let (blocks, at) = (extent_blocks(x, groups), frame.place(workspace, extents_bytes(x, groups)));
+    let args = ExtentArgs {
+        calls: frame.calls,
+        x: frame.floats(x),
+        extents: at,
+        samples: groups as u32,
+        blocks: blocks as u32,
+    };
+    let kernel = Kernel { module: MODULES[row_variant(x.cols).0], entry: "sample_extent" };
+    issue(Launch { kernel, grid: [(groups * blocks) as u32, 1, 1], block: 256, shared: 0, args: args.as_bytes() });
+    (at, blocks)
+}
+
+/// Bytes of arena: those of extents.
 pub fn quantize_workspace(args: &args::QuantizeArgs) -> usize {
-    if needs_extents(&args.y) { args.y.codes.groups * extent_blocks(args) * 8 } else { 0 }
+    if needs_extents(&args.y) { extents_bytes(&args.x, args.y.codes.groups) } else { 0 }
 }
 
 /// See [`Op::Quantize`](crate::program::Op::Quantize).
@@ -96,8 +123,7 @@ pub fn quantize(
     factors: Option<&DeviceTensor<'_>>,
     issue: &mut impl FnMut(Launch<'_>),
 ) {
-    const MODULES: [&str; ROWS.len()] = row_modules!("quantize");
-    let (calls, x, samples) = (frame.calls, frame.floats(&args.x), args.y.codes.groups);
+    let (calls, x) = (frame.calls, frame.floats(&args.x));
     assert_eq!((args.x.rows, args.x.cols), (args.y.codes.rows, args.y.codes.cols), "shape of codes");
     let (variant, teams) = row_variant(args.x.cols);
     let kernel = |entry| Kernel { module: MODULES[variant], entry };
@@ -108,14 +134,9 @@ pub fn quantize(
         let kernel = kernel("quantize_turned");
         return issue(Launch { kernel, grid, block: ROW_THREADS, shared: 0, args: args.as_bytes() });
     }
-    let extents =
-        needs_extents(&args.y).then(|| (frame.place(args.workspace, quantize_workspace(args)), extent_blocks(args)));
+    let samples = args.y.codes.groups;
+    let extents = needs_extents(&args.y).then(|| extents(frame, &args.x, samples, args.workspace, issue));
     let y = quantize_to(frame, &args.y, extents);
-    if let Some((extents, blocks)) = extents {
-        let args = ExtentArgs { calls, x, extents, samples: samples as u32, blocks: blocks as u32 };
-        let grid = [(samples * blocks) as u32, 1, 1];
-        issue(Launch { kernel: kernel("sample_extent"), grid, block: 256, shared: 0, args: args.as_bytes() });
-    }
     let each = if extents.is_some() { rows_per_team(args.x.rows) } else { 1 };
     let grid = [args.x.rows.div_ceil(teams * each) as u32, 1, 1];
     let args = QuantizeArgs { calls, x, y, rows_per_team: each as u32, pad: 0 };

@@ -1,6 +1,6 @@
 //! How much memory runs take, known without a device.
 
-use super::{memory, norm, quantize};
+use super::{memory, norm, quantize, round};
 use crate::backend::MemoryRules;
 use crate::backend::args::{Element, OpArgs};
 
@@ -31,6 +31,7 @@ impl MemoryRules for CudaSizing {
     fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
         match op {
             OpArgs::GroupNorm { args, .. } => norm::group_norm_workspace(args),
+            OpArgs::Round(args) => round::workspace(args),
             OpArgs::Quantize { args, .. } => quantize::quantize_workspace(args),
             OpArgs::Linear { .. }
             | OpArgs::Conv2d { .. }

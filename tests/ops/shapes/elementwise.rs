@@ -2,7 +2,7 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, RangeCurve, Resample, Slice,
+    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, RangeCurve, Resample, Round, Slice,
     TimestepEmbedding, Turn, Unpatchify,
 };
 
@@ -192,6 +192,27 @@ fn factors_and_rotations_fit_the_row() {
         &[turned(SAMPLE, sample, V8, 0)],
         "quantize grain: expected one scale per row, as there are factors, got \"sample\"",
     );
+}
+
+#[test]
+fn rounding_gives_floats() {
+    let round = |x, spec, parts| Op::Round(Round { x, spec, parts });
+    let in_curve = spec(3, QuantizeGrain::Row, QuantizeRange::curve(CURVE, CurveAxis::Timestep));
+    for (spec, parts) in [(ROW8, 0), (ROW8, 1), (ROW8, 8), (SAMPLE6, 0), (SAMPLE6, 1), (in_curve, 2)] {
+        accept(&[round(SAMPLE, spec, parts)], &[2, 6, 10, 8], Kind::Float);
+    }
+    refuse(&[round(LABELS, ROW8, 0)], "x: expected float elements, got Index");
+    refuse(&[round(SAMPLE, ROW8, 3)], "parts: expected a divisor of 8, got 3");
+    refuse(
+        &[round(SAMPLE, SAMPLE6, 2)],
+        "quantize grain: expected one scale per row, as there are parts, got \"sample\"",
+    );
+    for bits in [0, 5, 16] {
+        let spec = spec(bits, QuantizeGrain::Row, QuantizeRange::Dynamic);
+        refuse(&[round(SAMPLE, spec, 0)], &format!("quantize bits: expected 6 or 8, got {bits}"));
+    }
+    let curve = spec(8, QuantizeGrain::Row, QuantizeRange::curve(W, CurveAxis::StepFraction));
+    refuse(&[round(SAMPLE, curve, 0)], "curve: expected f32 [points, 3], got [5, 8]");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::*;
 use aquatint::raw::program::{
     Attention, Conv2d, ConvStride, GatedLinear, Patchify, Pointwise, PositionEmbedding, Resample, Resampling,
-    TimestepEmbedding, Unpatchify, VectorQuantize,
+    SoftmaxGrid, TimestepEmbedding, Unpatchify, VectorQuantize,
 };
 
 #[test]
@@ -132,7 +132,7 @@ fn conv2d_refuses() {
 }
 
 fn attention(q: Value, k: Value, v: Value, heads: u32, scale: f32) -> Op {
-    Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default() })
+    Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default(), softmax: None })
 }
 
 fn gated_linear(x: Value, weight: Tensor, bias: Option<Tensor>) -> Op {
@@ -159,7 +159,7 @@ fn gated_linear_halves_the_rows_of_its_weight() {
 #[test]
 fn attention_sees_conditions_and_only_earlier_keys() {
     let attend = |causal, per_condition| Attend { causal, per_condition, int8: false };
-    let attention = |q, k, attend| Op::Attention(Attention { q, k, v: k, heads: 1, scale: 1.0, attend });
+    let attention = |q, k, attend| Op::Attention(Attention { q, k, v: k, heads: 1, scale: 1.0, attend, softmax: None });
     let table =
         |features| Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: features, cos_first: true, shift: 0.0 });
     // A value of two axes is one key per condition.
@@ -202,6 +202,24 @@ fn attention_refuses() {
     refuse(&[attention(SAMPLE, SAMPLE, SAMPLE, 0, 1.0)], "heads: expected a divisor of 8, got 0");
     refuse(&[attention(SAMPLE, SAMPLE, SAMPLE, 3, 1.0)], "heads: expected a divisor of 8, got 3");
     refuse(&[attention(SAMPLE, SAMPLE, SAMPLE, 2, f32::NAN)], "scale: expected a finite number, got NaN");
+}
+
+#[test]
+fn attention_rounds_probabilities_in_one_way() {
+    let attention = |bits, range, int8| {
+        let attend = Attend { int8, ..Attend::default() };
+        let softmax = Some(SoftmaxGrid { bits, range });
+        Op::Attention(Attention { q: SAMPLE, k: SAMPLE, v: SAMPLE, heads: 2, scale: 1.0, attend, softmax })
+    };
+    let curve = |tensor| QuantizeRange::curve(tensor, CurveAxis::Timestep);
+    for range in [QuantizeRange::Dynamic, curve(CURVE)] {
+        accept(&[attention(8, range, false)], &[2, 6, 10, 8], Kind::Float);
+        accept(&[attention(16, range, false)], &[2, 6, 10, 8], Kind::Float);
+        refuse(&[attention(8, range, true)], "softmax bits: expected none in attention by 8-bit codes, got 8");
+        refuse(&[attention(12, range, false)], "softmax bits: expected 8 or 16, got 12");
+    }
+    refuse(&[attention(8, curve(V8), false)], "curve: expected f32 [points, 3], got [8]");
+    refuse(&[attention(8, curve(NO_TENSOR), false)], "curve: expected a tensor below 18, got 99");
 }
 
 #[test]
