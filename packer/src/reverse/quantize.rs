@@ -1,4 +1,4 @@
-//! Codes of fixed ranges, and their floats again: `scale * (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero)`.
+//! Codes of fixed ranges, and their floats again: `scale * (clamp(round(x / scale) + zero, 0, top) - zero)`.
 //!
 //! On the way back, rounding is taken for the identity (the straight-through estimator), as Q-Diffusion's quantizers have it.
 //! A value within the codes then passes its derivative on, and one that was cut off does not; with u = x / scale, the
@@ -20,14 +20,15 @@ pub(super) fn curve(op: &Quantize) -> Option<Tensor> {
 
 /// What becomes of numbers in steps of `scale`, with zero at code `zero`.
 fn coded(x: f32, [scale, zero]: [f32; 2], top: f32) -> f32 {
-    scale * (((x / scale).round_ties_even() + zero).clamp(0.0, top) - zero)
+    let whole = zero.round_ties_even();
+    scale * (((x / scale + (zero - whole)).round_ties_even() + whole).clamp(0.0, top) - zero)
 }
 
 /// The scale and zero point of every sample, and the greatest code.
 fn ranges<'a>(op: &Quantize, tensor: Tensor, tape: &Tape<'a>) -> (&'a Array, f32) {
     let ranges = (tape.weights)(tensor);
     assert_eq!(ranges.dims, [tape.value(op.x).dims[0], 2], "scale and zero point of every sample");
-    (ranges, f32::from((1u16 << op.spec.bits) - 1))
+    (ranges, f32::from(op.spec.top()))
 }
 
 pub(super) fn forward(op: &Quantize, tensor: Tensor, tape: &Tape) -> Array {
@@ -51,8 +52,8 @@ pub(super) fn backward(op: &Quantize, tensor: Tensor, tape: &Tape, dy: Array, ba
             let (scale, zero) = (range[0], range[1]);
             let mut slope = 0f64;
             for (dx, &x) in dx.iter_mut().zip(x) {
-                let u = x / scale;
-                let code = u.round_ties_even() + zero;
+                let (u, whole) = (x / scale, zero.round_ties_even());
+                let code = (u + (zero - whole)).round_ties_even() + whole;
                 let inside = (0.0..=top).contains(&code);
                 let by_scale = code.clamp(0.0, top) - zero - if inside { u } else { 0.0 };
                 slope += f64::from(*dx) * f64::from(by_scale);

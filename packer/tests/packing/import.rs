@@ -205,7 +205,7 @@ fn each_kind_of_layer_is_split_by_its_name() {
     assert_eq!(seconds(&[Split::Shortcut, Split::Conv]).len(), 12);
     // Each half has codes and a range of its own, and the model is packed, proved and run.
     pack(&of(&[Split::Conv]), &mut |_| ()).unwrap();
-    let packed = Packed::open(&scratch.path("m.aqt")).unwrap();
+    let packed = Packed::open(scratch.path("m.aqt")).unwrap();
     let program = packed.program(Role::Denoiser).unwrap();
     let ops = |name: &str| program.nodes.iter().filter(|node| node.op.name() == name).count();
     assert_eq!(ops("slice"), 12);

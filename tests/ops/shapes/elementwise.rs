@@ -305,8 +305,8 @@ fn a_slice_has_columns_that_there_are() {
     accept(&[slice(SAMPLE, 5, 3)], &[2, 6, 10, 3], Kind::Float);
     accept(&[slice(TABLE, 8, 1)], &[3, 1], Kind::Float);
     let message = "columns: expected some of the 8 that x has, got";
-    refuse(&[slice(SAMPLE, 5, 4)], &format!("{message} 4 from 5 on"));
-    refuse(&[slice(SAMPLE, 8, 0)], &format!("{message} 0 from 8 on"));
-    refuse(&[slice(SAMPLE, u32::MAX, u32::MAX)], &format!("{message} {0} from {0} on", u32::MAX));
+    refuse(&[slice(SAMPLE, 5, 4)], &format!("{message} \"4 from 5 on\""));
+    refuse(&[slice(SAMPLE, 8, 0)], &format!("{message} \"0 from 8 on\""));
+    refuse(&[slice(SAMPLE, u32::MAX, u32::MAX)], &format!("{message} \"{0} from {0} on\"", u32::MAX));
     refuse(&[slice(LABELS, 0, 1)], "x: expected float elements, got Index");
 }
