@@ -226,7 +226,7 @@ pub fn linear_exact() -> Vec<Case> {
             let mut b = Build::new(k);
             let range = if fixed {
                 // Zero on a code, and between two; a last code, and all of them.
-                let points = b.f32(&[1, 3], &[0.0, 0.5, [3.0, -300.25, 200.5][i % 3]]);
+                let points = b.f32(&[1, 3], &[0.0, 0.5, [3.5, -300.0, 200.0][i % 3]]);
                 let top = if i % 2 == 0 { 0 } else { ((1u16 << bits) - 2) as u8 };
                 QuantizeRange::Curve(RangeCurve { points, axis: CurveAxis::Timestep, top })
             } else {
