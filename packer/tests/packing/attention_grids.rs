@@ -7,7 +7,7 @@ use aquatint::raw::exec::Executor;
 use aquatint::raw::format::{Packed, TensorView};
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::plan::Binding;
-use aquatint::raw::program::{Attention, Dims, Op, Program, QuantizeRange, Role, Round, Tensor, Value};
+use aquatint::raw::program::{Attention, Dims, Op, Program, QuantizeRange, RangeCurve, Role, Round, Tensor, Value};
 use aquatint::raw::rng::FastRng;
 use packer::emit::{AttentionBits, Options, RangeSource, Report, pack};
 use packer::source::Checkpoint;

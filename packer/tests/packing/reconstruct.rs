@@ -3,7 +3,7 @@
 use crate::common::{Scratch, fixture, load, pack_as};
 use aquatint::options::SamplingOptions;
 use aquatint::raw::format::{Packed, TensorView};
-use aquatint::raw::program::{CurveAxis, Op, QuantizeRange, Role};
+use aquatint::raw::program::{CurveAxis, Op, QuantizeRange, RangeCurve, Role};
 use packer::calibrate::{self, calibrate};
 use packer::emit::{ActivationRanges, Options, RangeSource, Report, pack};
 use packer::pass::Split;
