@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::format::meta::{Conditioning, LayerMeta, PipelineMeta, TextEncoderMeta, TextMeta};
 use crate::format::{Packed, TensorKind};
 use crate::program::shape::{Type, infer};
-use crate::program::{Dims, InputKind, Op, Program, Role};
+use crate::program::{Dims, InputKind, Program, Role, describe_attention};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
@@ -310,13 +310,9 @@ pub(super) fn report<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<()> {
     if !(quantization.average_bits.is_finite() && (0.0..=64.0).contains(&quantization.average_bits)) {
         return wrong("average_bits", "0 to 64", quantization.average_bits);
     }
-    let int8 = packed.programs().iter().flat_map(|p| p.ops()).any(|op| match op {
-        Op::Attention(attention) => attention.attend.int8,
-        _ => false,
-    });
-    let told = quantization.attention.as_deref();
-    if told != int8.then_some("int8") {
-        let expected = if int8 { "int8, as the programs have" } else { "none, as no program has any" };
+    let (told, words) = (&quantization.attention, describe_attention(packed.programs()));
+    if *told != words {
+        let expected = words.map_or("none, as no program has any".into(), |words| words + ", as the programs have");
         return wrong("attention", expected, format!("{told:?}"));
     }
     let tensors: BTreeMap<&str, _> = packed.tensors().iter().map(|t| (t.name.as_str(), t)).collect();

@@ -4,7 +4,9 @@ use super::op::{Operation, Value};
 use super::quantize::QuantizeRange;
 use super::shape::{Rule, Type};
 use super::visit::Visit;
+use super::{Op, Program};
 use crate::error::Result;
+use std::collections::BTreeSet;
 
 /// Which keys a query sees, and how exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -96,4 +98,34 @@ impl Operation for Attention {
         }
         Ok(q)
     }
+}
+
+/// How the attentions of `programs` work where it is not in plain floats, in words: `int8` if any is in 8-bit codes, else the
+/// bits of the grids that any is rounded to. None if all are plain.
+pub fn describe_attention(programs: &[Program]) -> Option<String> {
+    let (mut int8, mut operands, mut softmax) = (false, BTreeSet::new(), BTreeSet::new());
+    for program in programs {
+        for op in program.ops() {
+            let Op::Attention(attention) = op else { continue };
+            int8 |= attention.attend.int8;
+            softmax.extend(attention.softmax.map(|grid| grid.bits));
+            for value in [attention.q, attention.k, attention.v] {
+                if let Some(Op::Round(round)) = program.node_of(value).map(|node| &program.nodes[node].op) {
+                    operands.insert(round.spec.bits);
+                }
+            }
+        }
+    }
+    if int8 {
+        return Some("int8".into());
+    }
+    let list = |bits: &BTreeSet<u8>| bits.iter().map(u8::to_string).collect::<Vec<_>>().join(" and ");
+    let mut words = Vec::new();
+    if !operands.is_empty() {
+        words.push(format!("queries, keys and values rounded to {} bits", list(&operands)));
+    }
+    if !softmax.is_empty() {
+        words.push(format!("probabilities rounded to {} bits", list(&softmax)));
+    }
+    (!words.is_empty()).then(|| format!("floats, {}", words.join(", ")))
 }

@@ -30,7 +30,7 @@ pub mod shape;
 mod vector_quantize;
 mod visit;
 
-pub use attention::{Attend, Attention, SoftmaxGrid};
+pub use attention::{Attend, Attention, SoftmaxGrid, describe_attention};
 pub use conv::{Conv2d, ConvStride};
 pub use embed::{Embedding, Parameter, PositionEmbedding, TimestepEmbedding};
 pub use layout::{Concat, Patchify, Slice, Unpatchify};

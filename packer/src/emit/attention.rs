@@ -21,14 +21,6 @@ pub struct AttentionBits {
 }
 
 impl AttentionBits {
-    /// In words, for META; none if all are floats.
-    pub(super) fn describe(&self) -> Option<String> {
-        let operands = self.operands.map(|bits| format!("queries, keys and values rounded to {bits} bits"));
-        let softmax = self.softmax.map(|bits| format!("probabilities rounded to {bits} bits"));
-        let all: Vec<String> = operands.into_iter().chain(softmax).collect();
-        (!all.is_empty()).then(|| format!("floats, {}", all.join(", ")))
-    }
-
     /// Grids whose ranges are taken while running.
     fn dynamic(self) -> AttentionGrid {
         AttentionGrid {
@@ -51,7 +43,9 @@ pub(super) fn grids(
     recipe: &mut Recipe,
 ) -> Result<Vec<Vec<AttentionGrid>>> {
     let bits = options.attention;
-    let Some(words) = bits.describe() else { return Ok(vec![Vec::new(); programs.len()]) };
+    if bits == AttentionBits::default() {
+        return Ok(vec![Vec::new(); programs.len()]);
+    }
     let subject = if bits.softmax.is_some() { "--softmax-bits" } else { "--qkv-bits" };
     let refuse = |expected: &str, got: String| Err(Error::request(subject, expected, got).into());
     if options.int8_attention {
@@ -81,7 +75,6 @@ pub(super) fn grids(
     if all.iter().all(Vec::is_empty) {
         return refuse("a denoiser with attention", "none".into());
     }
-    recipe.config += &format!(", attention in {words}");
     match (import, fixed.made.len()) {
         (Some((file, _)), 0) => {
             return refuse("--act-range import of a file with act_quantizer_q.delta of attention", file.describe());

@@ -50,7 +50,7 @@ use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::format::meta::{PipelineMeta, QuantizationMeta};
 use aquatint::raw::format::{Meta, Packed, Writer};
-use aquatint::raw::program::{Program, QuantizeRange, Role, shape};
+use aquatint::raw::program::{Program, QuantizeRange, Role, describe_attention, shape};
 use aquatint::raw::whole_file::check_target;
 use calibrated::Known;
 use decide::decide;
@@ -191,7 +191,11 @@ impl Packing {
         };
         let grids = attention::grids(options, imported, (&self.model, programs), weights, &mut recipe)?;
         phases.check((&self.weights, &recipe), &ranges, &turns)?;
-        let attentions = self.use_codes(&recipe, &phases, &ranges, &turns, &grids)?;
+        self.use_codes(&recipe, &phases, &ranges, &turns, &grids)?;
+        let attention = describe_attention(&self.programs);
+        if let Some(words) = attention.as_ref().filter(|_| self.options.attention != AttentionBits::default()) {
+            recipe.config += &format!(", attention in {words}");
+        }
         // The writer checks the same at the end; here it costs nothing and spares a wait.
         let types = recipe.types(&self.weights);
         for program in &self.programs {
@@ -218,7 +222,7 @@ impl Packing {
             quantization: QuantizationMeta {
                 config: recipe.config,
                 average_bits,
-                attention: if attentions > 0 { Some("int8".into()) } else { self.options.attention.describe() },
+                attention,
                 calibration: known.map(Known::meta).transpose()?,
                 layers: layers.iter().map(|line| line.meta.clone()).collect(),
             },
@@ -234,8 +238,7 @@ impl Packing {
         Ok(Report { layers, notes, file_bytes, source_bytes, ratio, average_bits })
     }
 
-    /// Lets programs make and use codes where `recipe` asks for integer activations, and attentions `grids`; returns how many attentions work in
-    /// codes.
+    /// Lets programs make and use codes where `recipe` asks for integer activations, and attentions `grids`.
     fn use_codes(
         &mut self,
         recipe: &Recipe,
@@ -243,7 +246,7 @@ impl Packing {
         ranges: &[QuantizeRange],
         turns: &Turns,
         grids: &[Vec<AttentionGrid>],
-    ) -> Result<usize> {
+    ) -> Result<()> {
         let mut attentions = 0;
         for (program, grids) in self.programs.iter_mut().zip(grids) {
             let denoiser = matches!(program.role, Role::Denoiser | Role::Refiner);
@@ -263,7 +266,7 @@ impl Packing {
             let expected = "a denoiser with attention between layers of integer activations";
             return Err(Error::request("--int8-attention", expected, "none").into());
         }
-        Ok(attentions)
+        Ok(())
     }
 }
 
