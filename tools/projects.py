@@ -5,7 +5,7 @@
 
 For each model `packer calibrate` gathers sums over the inputs of its layers; every row is packed with them, evaluated
 against the f32 file on noise that calibration has not seen, image by image, and timed against plain W4A8 in turns.  The
-table is printed as Markdown; the plot has error of the network's calls and images read right, row by row.  `--keep DIR`
+table is printed as Markdown; the plot has error of the network's calls, row by row.  `--keep DIR`
 keeps the files and the figures; figures found there are not measured again.  Needs matplotlib for the plot.
 """
 
@@ -33,6 +33,9 @@ MIX = """default = "w4a{bits}:kmeans"
 "*.attn*.to_out*" = "w3a{bits}:mse"
 """
 INTERVALS = ["--act-intervals", "5"]
+# Of networks with skip connections.
+SPLIT = "--split"
+ROUNDING = ["--unit", "block", "--iters", "200"]
 # Project, setting, specification or configuration, what else packing is told, what `packer reconstruct` is told (or none).
 ROWS = [
     (OURS, "W8A8", "w8a8:kmeans", [], None),
@@ -42,14 +45,16 @@ ROWS = [
     (OURS, "W4A6", "w4a6:kmeans", [], None),
     (OURS, "W4A6, smoothed", "w4a6:kmeans", ["--smooth", "search"], None),
     (OURS, "W4A6, rotated", "w4a6:kmeans", ["--rotate"], None),
-    ("Q-Diffusion", "W4A8, AdaRound, fixed ranges", "w4a8:mse_80", ["--act-range", "mse"], ["--unit", "block", "--iters", "200"]),
-    ("Q-Diffusion", "W4A8, AdaRound, a range per token", "w4a8:mse_80", [], ["--unit", "block", "--iters", "200"]),
+    ("Q-Diffusion", "W4A8, AdaRound, fixed ranges", "w4a8:mse_80", [SPLIT, "--act-range", "mse"], ROUNDING),
+    ("Q-Diffusion", "W4A8, AdaRound, a range per token", "w4a8:mse_80", [SPLIT], ROUNDING),
+    ("Q-Diffusion", "the same, attention on grids of 8 bits", "w4a8:mse_80", [SPLIT, "--softmax-bits", "8", "--qkv-bits", "8"], ROUNDING),
     ("ViDiT-Q", "W8A8", "w8a8:min_max", [], None),
     ("ViDiT-Q", "W6A6, scaled and rotated", "w6a6:min_max", ["--smooth", "viditq:0.5", "--rotate"], None),
     ("ViDiT-Q", "W4A8, scaled and rotated", "w4a8:min_max", ["--smooth", "viditq:0.5", "--rotate"], None),
     ("ViDiT-Q", "W4A8, mixed by step", STEPS, [], None),
     ("TDQ", "W8A8, ranges by timestep", "w8a8:sym_max", ["--act-range", "min-max", "--act-axis", "timestep", "--act-sym", "--act-intervals", "10"], None),
     ("TDQ", "W8A6, ranges by timestep", "w8a6:sym_max", ["--act-range", "min-max", "--act-axis", "timestep", "--act-sym", "--act-intervals", "10"], None),
+    ("TDQ", "W8A4, ranges by timestep", "w8a4:sym_max", ["--act-range", "min-max", "--act-axis", "timestep", "--act-sym", "--act-intervals", "10"], None),
     ("the course", "W8A8, ranges by step", "w8a8:sym_mse", ["--act-range", "mse", *INTERVALS], None),
     ("the course", "W8A8, ranges by step, 20 % pruned", "w8a8:sym_mse", ["--act-range", "mse", *INTERVALS, "--prune", "0.2"], None),
     ("Qua2SeDiMo", "W3.x A8", MIX.format(bits=8), [], None),
@@ -78,7 +83,9 @@ def pack(packer, model, folder, prompts):
     files = [folder / "f32.aqt"]
     run(packer, model, "--q-config", "f32", "-o", files[0], *quiet)
     run(packer, "calibrate", model, "-o", calib, *prompts, *quiet)
+    shortcuts = (model / "unet").exists()
     for project, setting, spec, flags, rounding in ROWS:
+        flags = [flag for flag in flags if shortcuts or flag != SPLIT]
         file = folder / file_name(project, setting)
         if "\n" in spec:
             config = file.with_suffix(".toml")
@@ -87,9 +94,9 @@ def pack(packer, model, folder, prompts):
         if rounding is not None:
             rounded = folder / "rounded.safetensors"
             if not rounded.exists():
-                made = ["--calib", calib, *rounding, *prompts, "-o", rounded, *quiet]
+                made = ["--calib", calib, *rounding, *prompts, *([SPLIT] if shortcuts else []), "-o", rounded, *quiet]
                 run(packer, "reconstruct", model, "--q-config", spec, *made)
-            flags = [*flags, "--import", rounded]
+            flags = [*(flag for flag in flags if flag != SPLIT), "--import", rounded]
         run(packer, model, "--q-config", spec, "--calib", calib, *flags, "-o", file, *quiet)
         files.append(file)
     return files
@@ -105,7 +112,8 @@ def measure(tools, model, folder, args):
         files = pack(packer, model, folder, prompts)
         scores = ["--classifier", model / "classifier.safetensors", "--score-n", args.score] if args.score else []
         at = ["--at", args.at] if args.at else []
-        run(packer, "evaluate", *files, *prompts, *scores, *at, "--n", args.images, "--json", figures, "--quiet")
+        steps = ["--steps", args.steps] if args.steps else []
+        run(packer, "evaluate", *files, *prompts, *scores, *at, *steps, "--n", args.images, "--json", figures, "--quiet")
     if args.rounds and not seconds.exists():
         files = [folder / file_name(project, setting) for project, setting, *_ in ROWS]
         seconds.write_text(json.dumps(times(aquatint, files, args.rounds)))
@@ -175,6 +183,7 @@ def main():
     parser.add_argument("--aquatint", type=Path, default=ROOT / "target/release/aquatint", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing, 0 for none (default: %(default)s)")
     parser.add_argument("--at", help="network calls that are looked at, such as 2,13,25 (default: all)")
+    parser.add_argument("--steps", type=int, help="steps of a run (default: the model's)")
     args = parser.parse_args()
     tools = (args.packer, args.aquatint)
     reports = quality.each(args, lambda model, folder: measure(tools, model, folder, args))
