@@ -260,10 +260,10 @@ fn word_at(node: usize, word: usize) -> u64 {
 fn node_faults_are_named() {
     let s = start(NODES);
     let cases: &[(usize, usize, &[u8], &str)] = &[
-        (TIME, 0, &[0], "op: expected 1 to 19, got 0; use a newer aquatint"),
-        (TIME, 0, &[20], "op: expected 1 to 19, got 20; use a newer aquatint"),
+        (TIME, 0, &[0], "op: expected 1 to 20, got 0; use a newer aquatint"),
+        (TIME, 0, &[21], "op: expected 1 to 20, got 21; use a newer aquatint"),
         (TIME, 0, &[255], "op"),
-        (TIME, 1, &[1], "op: expected 1 to 19, got 266"),
+        (TIME, 1, &[1], "op: expected 1 to 20, got 266"),
         (TIME, 2, &[2], "flags: expected 0 or 1, got 0x2; use a newer aquatint"),
         (OUT, 2, &[3], "flags"),
         (OUT, 3, &[0x80], "flags"),
