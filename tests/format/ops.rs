@@ -156,7 +156,7 @@ fn programs_are_read_as_they_were_written() {
         *input = Input { kind, dims: vec![Dim::Conditions] };
     }
     let names: std::collections::BTreeSet<_> = ops().iter().map(Op::name).collect();
-    assert_eq!(names.len(), 19, "{names:?}");
+    assert_eq!(names.len(), 20, "{names:?}");
     let packed = Packed::new(file(&programs)).expect("sound");
     assert_eq!(packed.programs(), programs);
 }
@@ -270,7 +270,9 @@ fn faults_of_the_newer_ops_are_named() {
         (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 2], "quantize range: expected 0, got 2"),
         (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 0, 2], "quantize curve: expected 0, got 2"),
         (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 2, 7], "quantize curve: expected a tensor below 6, got 6"),
-        (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 2, 2, 1], "words: expected at most 13, got 14"),
+        (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 2, 2, 1, 1], "words: expected at most 14, got 15"),
+        // The last code of what is not in a curve's range.
+        (modulated, &[1, 1, 1, 4, eps, 0, 0, 0, 0, 6, 1, 0, 0, 1], "quantize top: expected 0, got 1"),
         (attention, &[3, 3, 3, 2, 0, 2], "causal: expected 0 or 1, got 2"),
         (attention, &[3, 3, 3, 2, 0, 0, 0, u32::MAX], "int8: expected 0 or 1, got 4294967295"),
         (attention, &[3, 3, 3, 2, 0, 0, 0, 1, 0, 1], "softmax range: expected 0, got 1"),
