@@ -281,7 +281,7 @@ fn faults_of_the_newer_ops_are_named() {
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1, 7], "softmax curve: expected a tensor below 6, got 6"),
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1, 2, 1], "words: expected at most 11, got 12"),
         (round, &[1, 8, 2], "quantize grain: expected 0 to 1, got 2; use a newer aquatint"),
-        (round, &[1, 8, 0, 1, 2, 2, 1], "words: expected at most 6, got 7"),
+        (round, &[1, 8, 0, 1, 2, 2, 1, 1], "words: expected at most 7, got 8"),
     ];
     for &(op, words, text) in cases {
         let message = refused(op, words);
