@@ -65,10 +65,12 @@ struct GuidanceFactorsArgs {
     Floats model; // conditional samples first and unconditional ones after
     u32 per_image; // elements of the latents
     u32 channels;
+    u32 guided; // the first channels, which are guided
     float guidance;
     float share;
+    u32 pad;
 };
-static_assert(sizeof(GuidanceFactorsArgs) == 64, "GuidanceFactorsArgs");
+static_assert(sizeof(GuidanceFactorsArgs) == 72, "GuidanceFactorsArgs");
 
 // What the guided output of each image is multiplied with, so that it is as wide as the conditional one. Grid: images.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -85,7 +87,10 @@ guidance_factors(const __grid_constant__ GuidanceFactorsArgs args) {
             u64 i = first + k;
             u64 at = i / args.channels * args.model.cols + i % args.channels;
             float c = load(model, at, args.model.half);
-            float v[2] = {c, guide(c, load(model, unconditional + at, args.model.half), args.guidance)};
+            float v[2] = {c, c};
+            if (i % args.channels < args.guided) {
+                v[1] = guide(c, load(model, unconditional + at, args.model.half), args.guidance);
+            }
 #pragma unroll
             for (u32 n = 0; n < 2; n++) {
                 float off = __fsub_rn(v[n], mean[n]);
@@ -134,7 +139,7 @@ struct SamplerStepArgs {
     u32 len;
     u32 n_states;
     u32 channels; // of the latents; the model's output may have more: skipped, or the variance where a row has a gain
-    u32 guided;
+    u32 guided; // the first channels, which are guided; 0 without guidance
     float guidance;
     u32 per_image; // elements of the latents; only with factors
 };
@@ -163,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sampler_step(const __grid_
     u64 model = place(args.model.at, args.model.stride, args.calls);
     u64 at = static_cast<u64>(i / args.channels) * args.model.cols + i % args.channels;
     float output = load(model, at, args.model.half);
-    if (args.guided) {
+    if (i % args.channels < args.guided) {
         u64 unconditional = static_cast<u64>(args.len / args.channels) * args.model.cols;
         float u = load(model, unconditional + at, args.model.half);
         output = guide(output, u, args.guidance);

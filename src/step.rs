@@ -1,6 +1,8 @@
 //! What a sampling run keeps in the arena beside the denoiser's values, and the arguments of its two ops.
 
-use crate::backend::args::{ALIGN, Floats, Inpaint, ModelInputArgs, Rescale, SamplerStepArgs, Slot, Thresholding};
+use crate::backend::args::{
+    ALIGN, Floats, Guidance, Inpaint, ModelInputArgs, Rescale, SamplerStepArgs, Slot, Thresholding,
+};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::program::{InputKind, Program};
@@ -9,8 +11,8 @@ use crate::sampler::{ROW_FLOATS, Table};
 /// How the outputs of the denoiser become steps, beside the sampler's table.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Guiding {
-    /// Guidance scale, if there are unconditional samples.
-    pub scale: Option<f32>,
+    /// Guidance, if there are unconditional samples.
+    pub guidance: Option<Guidance>,
     /// Share of rescaled guidance, 0 to 1; see [`Rescale`].
     pub rescale: f32,
     /// Whether a mask keeps part of an image; see [`Inpaint`].
@@ -50,7 +52,7 @@ pub struct StepMemory {
     pub blend: Option<Inpaint>,
     rescale: Option<Rescale>,
     threshold: Option<Thresholding>,
-    guidance: Option<f32>,
+    guidance: Option<Guidance>,
     n_states: usize,
     latents: Latents,
     /// Bytes in all.
@@ -77,12 +79,12 @@ impl StepMemory {
             init: place(bytes, 0),
             noise: place(bytes, 0),
         });
-        let rescale = (guiding.scale.is_some() && guiding.rescale != 0.0).then(|| Rescale {
+        let rescale = (guiding.guidance.is_some() && guiding.rescale != 0.0).then(|| Rescale {
             share: guiding.rescale,
             images: latents.images,
             factors: place(latents.images * 4, 0),
         });
-        let (guidance, n_states) = (guiding.scale, table.states);
+        let (guidance, n_states) = (guiding.guidance, table.states);
         let threshold = table.threshold.map(|threshold| Thresholding { threshold, images: latents.images });
         StepMemory { rows, states, noise, blend, rescale, threshold, guidance, n_states, latents, bytes: end - at }
     }
@@ -155,7 +157,7 @@ mod tests {
             .table(3)
             .expect("a table");
         let latents = Latents { images: 3, pixels: 5, channels: 4 };
-        let guiding = Guiding { scale: Some(2.0), rescale: 0.5, blend: true };
+        let guiding = Guiding { guidance: Some(Guidance { scale: 2.0, channels: 4 }), rescale: 0.5, blend: true };
         let memory = StepMemory::new(128, &table, latents, guiding);
         // 240 bytes of latents take 256; two states lie next to each other.
         assert_eq!((memory.rows.at, memory.states.at), (128, 128 + 3 * 320));
@@ -169,7 +171,7 @@ mod tests {
 
         let plain = StepMemory::new(0, &Config::default().table(3).expect("a table"), latents, Guiding::default());
         assert_eq!((plain.noise, plain.blend, plain.bytes), (None, None, 960 + 256));
-        let unguided = StepMemory::new(0, &table, latents, Guiding { scale: None, ..guiding });
+        let unguided = StepMemory::new(0, &table, latents, Guiding { guidance: None, ..guiding });
         assert_eq!(unguided.step(rescale.model).rescale, None, "nothing to scale back");
     }
 }

@@ -144,6 +144,10 @@ pub struct PipelineMeta {
     pub steps: u32,
     /// Guidance scale when none is asked for.
     pub guidance_scale: f32,
+    /// How many channels of the latents guidance leads, the first ones: 3 in the first samplers of DiT and its kin, whose
+    /// fourth is the conditional output. None for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guided_channels: Option<u32>,
     /// How prompts become what the denoiser reads; none for models without text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextMeta>,

@@ -45,6 +45,8 @@ pub struct Model<'m, D> {
     pub steps: usize,
     /// Guidance scale when none is asked for.
     pub guidance_scale: f32,
+    /// How many channels of the latents guidance leads, the first ones.
+    pub guided_channels: usize,
 }
 
 /// The latents of a model.

@@ -49,6 +49,10 @@ pub(super) fn model<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<Model<'_, D>> 
         sampler: &p.sampler,
         steps: number("steps", p.steps, 1, MAX_STEPS)?,
         guidance_scale: p.guidance_scale,
+        guided_channels: match p.guided_channels {
+            Some(channels) => number("guided_channels", channels, 1, latents.channels)?,
+            None => latents.channels,
+        },
     };
     denoiser(&model, Role::Denoiser)?;
     match (&model.refiner, has(packed, Role::Refiner)) {

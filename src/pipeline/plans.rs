@@ -5,6 +5,7 @@ use super::prompts::Prompts;
 use super::request::{DECODE_BYTES, Request, Stage};
 use super::{init, texts, tiles};
 use crate::backend::MemoryRules;
+use crate::backend::args::Guidance;
 use crate::error::{Error, Result};
 use crate::exec::Moment;
 use crate::model::Model;
@@ -207,8 +208,9 @@ pub(super) fn step_memory<D>(
 ) -> StepMemory {
     let [height, width] = request.latent_size;
     let blend = request.init.as_ref().is_some_and(|init| init.mask.is_some());
-    let scale = request.guided().then_some(request.guidance_scale);
-    let guiding = Guiding { scale, rescale: request.guidance_rescale, blend };
+    let channels = model.guided_channels;
+    let guidance = request.guided().then_some(Guidance { scale: request.guidance_scale, channels });
+    let guiding = Guiding { guidance, rescale: request.guidance_rescale, blend };
     let latents = Latents { images, pixels: height * width, channels: model.latents.channels };
     StepMemory::new(at, table, latents, guiding)
 }

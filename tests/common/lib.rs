@@ -189,6 +189,7 @@ pub fn meta(latent: [usize; 2]) -> Meta {
         decided_by: Default::default(),
         steps: 1,
         guidance_scale: 1.0,
+        guided_channels: None,
         text: None,
         encoder: None,
         refiner: None,

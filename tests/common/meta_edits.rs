@@ -176,6 +176,7 @@ fn known_keys() -> Vec<(&'static str, Vec<Value>)> {
     vec![
         ("unknown", vec![json!(0)]),
         ("7", vec![json!("x")]),
+        ("guided_channels", vec![json!(0), json!(1), json!(4), json!(5), json!(u32::MAX)]),
         ("latent_multiple", vec![json!(0), json!(1), json!(2), json!(3), json!(4), json!(4096), json!(u32::MAX)]),
         ("class_names", vec![json!({"0": "x"}), json!({"-1": "x"}), json!({"4294967295": "x"})]),
         ("text", vec![json!({"encoders": [], "zero_negative": false, "denoiser": text})]),
@@ -236,7 +237,8 @@ fn compare(a: &Value, b: &Value, at: String, found: &mut Vec<String>) {
 /// the settings of the sampler and of guidance, what "no class" and "no text" mean, which tokens begin and end a text, which
 /// encoder's features come first, what the numbers beside a prompt are, and how the encoder's result is scaled.
 pub fn may_change_pictures(at: &str) -> bool {
-    let settings = ["sampler", "steps", "guidance_scale", "null_class", "encoder", "refiner", "text/denoiser"];
+    let settings =
+        ["sampler", "steps", "guidance_scale", "guided_channels", "null_class", "encoder", "refiner", "text/denoiser"];
     let Some(field) = at.strip_prefix("/pipeline/") else { return false };
     let within = |prefix: &str| field.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let of_encoder = || {

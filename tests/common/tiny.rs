@@ -403,6 +403,7 @@ pub fn meta() -> Meta {
             decided_by: Default::default(),
             steps: 4,
             guidance_scale: 1.5,
+            guided_channels: None,
             text: None,
             encoder: None,
             refiner: None,

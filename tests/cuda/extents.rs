@@ -118,6 +118,8 @@ fn calls_have_their_entries() {
     assert_eq!((launched, device.driver().launches.borrow()["pointwise"]), (16, 16));
 }
 
+const GUIDANCE: Option<Guidance> = Some(Guidance { scale: 2.0, channels: 4 });
+
 /// A step on latents of `len` floats, of four channels.
 fn sampler_step(len: usize) -> SamplerStepArgs {
     SamplerStepArgs {
@@ -154,7 +156,7 @@ fn latents_have_room() {
         move |device: &Device, arena: &mut Arena<Emulated>| device.sampler_step(arena, &args)
     };
     refused(&["3584 bytes at 640"], step(|args| args.n_states = 7));
-    refused(&["left: 32", "right: 64", "rows of the model's output"], step(|args| args.guidance = Some(2.0)));
+    refused(&["left: 32", "right: 64", "rows of the model's output"], step(|args| args.guidance = GUIDANCE));
     refused(&["9 channels of 4"], step(|args| (args.channels, args.len, args.model.rows) = (9, 126, 14)));
     refused(&["512 bytes at 3648"], step(|args| args.noise = Some(Slot { at: 3648, stride: 512 })));
     let blend = Inpaint { mask: at(0), init: at(0), noise: at(0) };
@@ -167,7 +169,7 @@ fn latents_have_room() {
     }
     let rescale = Rescale { share: 0.5, images: 32, factors: at(BYTES - 64) };
     let args = SamplerStepArgs {
-        guidance: Some(2.0),
+        guidance: GUIDANCE,
         rescale: Some(rescale),
         model: floats(at(2048), 64, 4),
         ..sampler_step(128)

@@ -6,7 +6,7 @@ use aquatint::error::ErrorKind;
 use aquatint::model::Model;
 use aquatint::pipeline::{Event, Output, Plans, Prompts, Request, Session, Texts};
 use aquatint::raw::backend::Backend;
-use aquatint::raw::backend::args::{Element, ModelInputArgs, SamplerStepArgs, Slot};
+use aquatint::raw::backend::args::{Element, Guidance, ModelInputArgs, SamplerStepArgs, Slot};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::backend::cuda::driver::Driver;
@@ -66,7 +66,7 @@ fn sample<B: Backend>(backend: &B, model: &common::Model, table_bytes: usize, ca
         len,
         channels: CHANNELS,
         model,
-        guidance: Some(1.5),
+        guidance: Some(Guidance { scale: 1.5, channels: CHANNELS }),
         noise: None,
         threshold: None,
         rescale: None,

@@ -36,7 +36,7 @@ struct Case {
 
 impl Case {
     fn copies(&self) -> usize {
-        if self.guiding.scale.is_some() { 2 } else { 1 }
+        if self.guiding.guidance.is_some() { 2 } else { 1 }
     }
 
     /// The model's input and the states afterwards, as bits.
@@ -75,9 +75,10 @@ impl Case {
         let pick = |first: usize| (0..n).map(|i| f64::from(self.output[first + at(i)])).collect::<Vec<f64>>();
         let cond = pick(0);
         let (mut out, mut size) = (cond.clone(), cond.iter().map(|c| c.abs()).collect::<Vec<f64>>());
-        if let Some(scale) = self.guiding.scale.map(f64::from) {
+        if let Some(guidance) = self.guiding.guidance {
+            let scale = f64::from(guidance.scale);
             let uncond = pick(n / channels * cols);
-            for i in 0..n {
+            for i in (0..n).filter(|i| i % channels < guidance.channels) {
                 out[i] = uncond[i] + scale * (cond[i] - uncond[i]);
                 size[i] = uncond[i].abs() + scale * (cond[i].abs() + uncond[i].abs());
             }
@@ -180,7 +181,7 @@ fn case(
     let noise = rows.iter().any(Row::noise);
     let mut mask = normals(rng, images * pixels);
     mask.iter_mut().for_each(|m| *m = m.clamp(0.0, 1.0));
-    let copies = if guiding.scale.is_some() { 2 } else { 1 };
+    let copies = if guiding.guidance.is_some() { 2 } else { 1 };
     Case {
         table: Table { rows, states: n_states, init_scale: 1.0, threshold: None, noise },
         call: rng.usize(..calls),
@@ -213,8 +214,11 @@ fn cases() -> Vec<Case> {
         ([2, 2, 2, 1], true, 0.5, false, true, true),
         ([1, 4, 1, 300], true, 0.9, false, true, true),
     ] {
-        let guiding = Guiding { scale: guided.then_some(4.5), rescale, blend };
-        all.push(case(rng, shape, learned, noise, guiding));
+        let most: usize = shape[1];
+        for channels in most - 1..=most {
+            let guidance = guided.then_some(Guidance { scale: 4.5, channels });
+            all.push(case(rng, shape, learned, noise, Guiding { guidance, rescale, blend }));
+        }
     }
     all
 }
@@ -241,7 +245,7 @@ fn the_cpu_is_the_reference() {
 fn thresholds_are_each_images_own() {
     let mut rng = Rng::with_seed(11);
     for (ratio, most) in [(0.995, 1.5), (0.5, 10.0), (0.9, 2.0)] {
-        let guiding = Guiding { scale: Some(3.0), rescale: 0.0, blend: false };
+        let guiding = Guiding { guidance: Some(Guidance { scale: 3.0, channels: 3 }), rescale: 0.0, blend: false };
         let mut case = case(&mut rng, [2, 3, 3, 43], false, true, guiding);
         case.table.threshold = Some(Threshold { ratio, most });
         case.table.rows.iter_mut().for_each(|row| row.clamp = None);
@@ -322,7 +326,11 @@ fn rescaled_guidance_is_diffusers() {
             table: Table { rows: vec![row], states: 1, init_scale: 1.0, threshold: None, noise: false },
             call: 0,
             latents,
-            guiding: Guiding { scale: Some(scale as f32), rescale: share as f32, blend: false },
+            guiding: Guiding {
+                guidance: Some(Guidance { scale: scale as f32, channels: latents.channels }),
+                rescale: share as f32,
+                blend: false,
+            },
             cols: channels,
             element: Element::F32,
             states: vec![0.0; latents.floats()],
@@ -347,7 +355,9 @@ fn rescaled_guidance_is_diffusers() {
 
 #[test]
 fn rows_lie_where_the_kernels_look() {
-    let case = &cases()[6];
+    let cases = cases();
+    let learned = |case: &&Case| case.table.states == 2 && case.table.rows[0].gain.is_some();
+    let case = cases.iter().find(learned).expect("one of learned variance and two states");
     let row = &case.table.rows[0];
     let encoded = row.encode();
     assert_eq!((ROW_FLOATS, (ROW_FLOATS * 4).next_multiple_of(ALIGN)), (80, 320));

@@ -10,8 +10,8 @@
 //!
 //! Every block of the checkpoint has a timestep MLP and a class table of its own, and the last norm reads block 0's. In the
 //! published models they are all the same, and in those that diffusers trained they are not: what is equal is stored and
-//! computed once, and every block reads its own of what is not. diffusers' version differs from the original DiT in the frequencies of the timestep
-//! embedding (shift 1) and in the epsilon of the second norm (`norm_eps`).
+//! computed once, and every block reads its own of what is not. diffusers' version differs from the authors' in the frequencies of the timestep
+//! embedding (shift 1 instead of 0) and in the epsilon of the second norm (`norm_eps`).
 
 use super::builder::{Builder, Linear, Same};
 use super::{DENOISER, Fields};
@@ -52,6 +52,8 @@ pub struct Config {
     pub attention_bias: bool,
     /// Epsilon of the norm before the MLP.
     pub norm_eps: f32,
+    /// Subtracted from the number of frequencies of the timestep's embedding; see [`TimestepEmbedding::shift`].
+    pub freq_shift: f32,
 }
 
 impl Config {
@@ -109,6 +111,7 @@ impl Config {
             },
             attention_bias: fields.flag_or("attention_bias", !general)?,
             norm_eps: fields.float_or("norm_eps", 1e-5)? as f32,
+            freq_shift: fields.float_or("freq_shift", 1.0)? as f32,
         };
         if !config.dim().is_multiple_of(4) {
             let expected = "heads times features in multiples of 4, for the position embedding";
@@ -183,7 +186,8 @@ fn condition<'a>(b: &mut Builder<'a>, c: &Config, block: u32, inputs: [Value; 2]
     let norm = format!("transformer_blocks.{block}.norm1");
     let path = format!("{norm}.emb");
     b.sharing(same, |b| {
-        let time = Op::TimestepEmbedding(TimestepEmbedding { t, dim: TIME_FEATURES, cos_first: true, shift: 1.0 });
+        let time =
+            Op::TimestepEmbedding(TimestepEmbedding { t, dim: TIME_FEATURES, cos_first: true, shift: c.freq_shift });
         let time = b.push(&format!("{path}.time_proj"), time);
         let mlp = format!("{path}.timestep_embedder");
         let act = Linear { act: Act::Silu, ..Linear::default() };

@@ -231,13 +231,21 @@ pub struct SamplerStepArgs {
     pub channels: usize,
     /// The model's output; with guidance, conditional samples first and unconditional ones after.
     pub model: Floats,
-    pub guidance: Option<f32>,
+    pub guidance: Option<Guidance>,
     /// Only with guidance.
     pub rescale: Option<Rescale>,
     /// How the x0 of each of the images is thresholded; the floats of one image then lie free behind the states.
     pub threshold: Option<Thresholding>,
     pub noise: Option<Slot>,
     pub blend: Option<Inpaint>,
+}
+
+/// Classifier-free guidance, away from the unconditional output: `u + scale * (c - u)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guidance {
+    pub scale: f32,
+    /// How many of the latents' channels are guided, the first ones; the others are the conditional output.
+    pub channels: usize,
 }
 
 /// Guidance scaled back to the width of the conditional output (Lin et al., arXiv 2305.08891, section 3.4): each

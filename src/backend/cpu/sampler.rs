@@ -3,7 +3,7 @@
 use super::arena::{Arena, floats_mut};
 use super::math::exp;
 use super::simd::scalar::Scalar;
-use crate::backend::args::{ModelInputArgs, SamplerStepArgs};
+use crate::backend::args::{Guidance, ModelInputArgs, SamplerStepArgs};
 use crate::sampler::{COLUMNS, MAX_STATES, NOISE, OUTPUT, ROW_FLOATS, X0};
 use std::ops::Range;
 
@@ -87,7 +87,7 @@ struct Model<'a> {
     channels: usize,
     /// First value of the unconditional samples.
     unconditional: usize,
-    guidance: Option<f32>,
+    guidance: Option<Guidance>,
 }
 
 impl<'a> Model<'a> {
@@ -109,11 +109,11 @@ impl<'a> Model<'a> {
     fn output(&self, i: usize) -> f32 {
         let c = self.conditional(i);
         match self.guidance {
-            Some(scale) => {
+            Some(Guidance { scale, channels }) if i % self.channels < channels => {
                 let u = self.values[self.unconditional + self.at(i)];
                 u + scale * (c - u)
             }
-            None => c,
+            _ => c,
         }
     }
 

@@ -11,8 +11,9 @@ structs! {
     ModelInputArgs, 64 { calls: u64, rows: u64, state: u64, sample: Floats, len: u32, copies: u32 }
 
     /// Each image's factor of rescaled guidance.
-    GuidanceFactorsArgs, 64 {
-        calls: u64, factors: u64, model: Floats, per_image: u32, channels: u32, guidance: f32, share: f32,
+    GuidanceFactorsArgs, 72 {
+        calls: u64, factors: u64, model: Floats, per_image: u32, channels: u32, guided: u32, guidance: f32, share: f32,
+        pad: u32,
     }
 
     /// Guidance, one row of the sampler's table, blending.
@@ -61,7 +62,8 @@ pub fn model_input(frame: &Frame, args: &args::ModelInputArgs, issue: &mut impl 
 /// See [`Backend::sampler_step`](crate::backend::Backend::sampler_step).
 pub fn sampler_step(frame: &Frame, args: &args::SamplerStepArgs, issue: &mut impl FnMut(Launch<'_>)) {
     let images = args.rescale.map_or(1, |rescale| rescale.images);
-    let (per_image, guidance) = ((args.len / images) as u32, args.guidance.unwrap_or(0.0));
+    let per_image = (args.len / images) as u32;
+    let (guided, guidance) = args.guidance.map_or((0, 0.0), |guidance| (guidance.channels as u32, guidance.scale));
     // Conditional samples first and unconditional ones after, each of as many pixels as the latents.
     let (pixels, halves) = (args.len / args.channels, if args.guidance.is_some() { 2 } else { 1 });
     assert_eq!(args.model.rows, halves * pixels, "rows of the model's output for {} latents", args.len);
@@ -82,7 +84,7 @@ pub fn sampler_step(frame: &Frame, args: &args::SamplerStepArgs, issue: &mut imp
         len: args.len as u32,
         n_states: args.n_states as u32,
         channels: args.channels as u32,
-        guided: u32::from(args.guidance.is_some()),
+        guided,
         guidance,
         per_image,
     };
@@ -93,8 +95,10 @@ pub fn sampler_step(frame: &Frame, args: &args::SamplerStepArgs, issue: &mut imp
             model: kernel_args.model,
             per_image,
             channels: args.channels as u32,
+            guided,
             guidance,
             share: rescale.share,
+            pad: 0,
         };
         let kernel = Kernel { module: "sampler", entry: "guidance_factors" };
         issue(Launch { kernel, grid: [images as u32, 1, 1], block: BLOCK, shared: 0, args: factors_args.as_bytes() });

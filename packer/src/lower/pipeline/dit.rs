@@ -3,9 +3,11 @@
 use super::{fits, meta};
 use crate::lower::{DENOISER, Lowered, VAE, dit, vae};
 use crate::source::diffusers::Model;
+use crate::source::layout::{GUIDED_CHANNELS, STEPS};
 use crate::weight::Weights;
 use aquatint::error::Result;
 use aquatint::raw::format::meta::PipelineMeta;
+use serde_json::Value;
 
 pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let (transformer, decoder) = (model.component(DENOISER), model.component(VAE));
@@ -15,12 +17,15 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     fits(decoder, "latent_channels", vae_config.latent_channels, DENOISER, config.in_channels)?;
     let denoiser = dit::lower(&config, &|a, b| transformer.weights.same(a, b), &mut weights);
     let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
+    let count = |field| model.index.get(field).and_then(Value::as_u64).map(|n| n as u32);
     let pipeline = PipelineMeta {
         classes: config.classes,
         null_class: config.classes,
         class_names: model.class_names()?.into_iter().filter(|&(number, _)| number < config.classes).collect(),
         // The default of DiTPipeline.__call__; so are the 50 steps.
         guidance_scale: 4.0,
+        guided_channels: count(GUIDED_CHANNELS),
+        steps: count(STEPS).unwrap_or(50),
         latent_multiple: config.patch,
         ..meta(model, config.in_channels, [config.sample_size; 2], vae_config.pixels_per_latent())?
     };

@@ -43,6 +43,7 @@ fn meta(model: &Model, latent_channels: u32, latent_size: [u32; 2], pixels_per_l
         decided_by: decided_by(model),
         steps: 50,
         guidance_scale: 1.0,
+        guided_channels: None,
         text: None,
         encoder: None,
         refiner: None,

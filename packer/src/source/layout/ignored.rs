@@ -5,7 +5,7 @@ use super::pipeline::SCALE_FACTOR;
 use crate::source::settings::MARKS;
 
 /// Tensors beside a model's weights: tables that follow from the schedule, counters, and what only training needs.
-const IGNORED: [&str; 20] = [
+const IGNORED: [&str; 21] = [
     "betas",
     "alphas_cumprod",
     "alphas_cumprod_prev",
@@ -27,6 +27,8 @@ const IGNORED: [&str; 20] = [
     // Of the text's whole vector, which only later models read.
     "cond_stage_model.transformer.text_projection.weight",
     "denoiser.sigmas",
+    // Of transformers: it follows from the size.
+    "pos_embed",
 ];
 /// The same, by how names begin.
 const IGNORED_PREFIXES: [&str; 6] =

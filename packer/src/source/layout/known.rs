@@ -1,6 +1,7 @@
 //! The published models that single files hold, at their true sizes.
 
 use super::autoencoder::Autoencoder;
+use super::dit::Dit;
 use super::pipeline::{self, Published};
 use super::scheduler::Betas;
 use super::text::TextEncoder;
@@ -12,7 +13,7 @@ use std::collections::BTreeSet;
 pub type Describe = fn() -> Published;
 
 /// What people call them, and what they are.
-pub const ALL: [(&str, Describe); 8] = [
+pub const ALL: [(&str, Describe); 9] = [
     ("DDIM CIFAR-10", ddim_cifar10),
     ("LDM-4 (bedrooms, faces)", ldm4),
     ("LDM-8 (churches)", church),
@@ -21,6 +22,7 @@ pub const ALL: [(&str, Describe); 8] = [
     ("Stable Diffusion 1.x", sd1),
     ("SDXL base", sdxl),
     ("SDXL refiner", sdxl_refiner),
+    ("DiT", dit_xl_2),
 ];
 
 /// Song et al. 2021 on CIFAR-10.
@@ -122,6 +124,19 @@ pub fn sdxl_refiner() -> Published {
         ..latent_unet(Attention::Context { features: 1280, linear: true, heads: Heads::Features(64) })
     };
     pipeline::refiner(&unet, Some(&vae_xl()), Some(&clip_big_g()))
+}
+
+/// DiT-XL/2 of Peebles & Xie 2023 for 256 pixels.
+pub fn dit_xl_2() -> Published {
+    pipeline::class_transformer(&Dit {
+        in_channels: 4,
+        out_channels: 8,
+        features: 1152,
+        layers: 28,
+        patch: 2,
+        classes: 1000,
+        sample_size: 32,
+    })
 }
 
 /// What most UNets of latent diffusion have in common.

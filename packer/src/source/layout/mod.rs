@@ -12,6 +12,7 @@
 
 mod autoencoder;
 mod compvis;
+mod dit;
 mod donor;
 mod elsewhere;
 mod ignored;
@@ -25,10 +26,11 @@ mod text;
 mod unet;
 
 pub use autoencoder::Autoencoder;
+pub use dit::Dit;
 pub use donor::{autoencoder, text_encoders};
 pub use elsewhere::Elsewhere;
 pub use list::List;
-pub use pipeline::{Member, Published, recognise, recognise_without};
+pub use pipeline::{GUIDED_CHANNELS, Member, Published, STEPS, recognise, recognise_without};
 pub use text::TextEncoder;
 pub use unet::{Added, Attention, Conventions, Heads, Unet};
 
@@ -152,6 +154,9 @@ pub fn open_file(path: &Path, sources: &mut Vec<SourceFile>) -> Result<Checkpoin
     // Lightning's checkpoints have everything else beside it: the optimizer's state, callbacks, counters.
     if file.keys().any(|key| key.starts_with("state_dict.")) {
         file = file.below("state_dict")?;
+    } else if file.keys().any(|key| key == "ema.x_embedder.proj.weight") {
+        // Training of DiT and its kin: the weights, their averages, which samplers use, and the optimizer's state.
+        file = file.below("ema")?;
     }
     Ok(file)
 }

@@ -1,6 +1,7 @@
 //! Which model a file holds, told by names and shapes, and the pipeline that its networks form.
 
 use super::autoencoder::Autoencoder;
+use super::dit::{self, Dit};
 use super::elsewhere::{AUTOENCODER, ENCODER, Elsewhere, own};
 use super::ignored::{ignored, quantizes};
 use super::known::unknown;
@@ -36,6 +37,11 @@ const PUBLISHED_VECTOR: usize = 1280;
 const PUBLISHED_SINUSOIDS: usize = 256;
 /// Rows of [`CLASSES`] in the model whose last row is for no class; the older one has none.
 const CLASSES_AND_NONE: usize = 1001;
+
+/// Field of an index that diffusers has no word for: how many channels of latents guidance leads.
+pub const GUIDED_CHANNELS: &str = "guided_channels";
+/// Another: steps when none are asked for.
+pub const STEPS: &str = "num_inference_steps";
 
 /// A network of a pipeline.
 #[derive(Clone, Debug, PartialEq)]
@@ -170,6 +176,16 @@ pub(super) fn class_conditional(unet: &Unet, vae: Given<Autoencoder>, classes: u
     )
 }
 
+/// DiT, whose autoencoder is never in the same file. Its authors sample in 250 steps with the variances it learned, and
+/// guide the first three channels.
+pub(super) fn class_transformer(dit: &Dit) -> Published {
+    let (class, config, entries) = ("DiTTransformer2DModel", dit.config(), dit.entries());
+    let member = Member { name: "transformer", library: "diffusers", class, config, entries };
+    Published::new("DiT", "DiTPipeline", scheduler::iddpm(), vec![member])
+        .with(GUIDED_CHANNELS, json!(3))
+        .with(STEPS, json!(250))
+}
+
 /// Stable Diffusion 1.x; its text encoder comes with what its names begin with.
 pub(super) fn stable_diffusion(
     unet: &Unet,
@@ -241,6 +257,9 @@ pub fn recognise_without(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<
         read_sgm(tensors, elsewhere)?
     } else if any(DENOISER) && (any(TEXT) || any(CLASSES) || !any("cond_stage_model.")) {
         read_latent(tensors, elsewhere)?
+    } else if any("x_embedder.proj.") && any("blocks.0.adaLN_modulation.1.") {
+        own(tensors, elsewhere.autoencoder, AUTOENCODER, || Ok(()))?;
+        class_transformer(&dit::read(Network { tensors, prefix: "", component: "transformer" })?)
     } else if let Some(prefix) = ["", "module."].into_iter().find(|p| any(&format!("{p}temb.dense.0."))) {
         // The second is what training on several devices leaves.
         ddim(&taming::read_unet(Network { tensors, prefix, component: "unet" })?, prefix)

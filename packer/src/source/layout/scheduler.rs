@@ -88,6 +88,13 @@ pub(super) fn ddim_pixels() -> Object {
         .scheduler("DDIMScheduler", json!({"set_alpha_to_one": true, "steps_offset": 0, "timestep_spacing": "leading"}))
 }
 
+/// The sampler of DiT's authors (Nichol & Dhariwal, arXiv 2102.09672): ancestral, of learned variance, over evenly spaced
+/// timesteps.
+pub(super) fn iddpm() -> Object {
+    let betas = Betas { schedule: "linear", start: 1e-4, end: 0.02, count: 1000, table: None };
+    betas.scheduler("DDPMScheduler", json!({"timestep_spacing": "linspace", "variance_type": "learned_range"}))
+}
+
 /// The sampler of latent diffusion: timesteps begin at 1, and the last step goes to the first of them.
 pub(super) fn ddim_latents(betas: Betas) -> Object {
     betas.scheduler(
