@@ -41,7 +41,7 @@ pub(super) fn split(
         let own = || &model.component(weight.component).weights;
         let named = || config.is_some_and(|config| config.splits(&weight.layer()));
         let has_two = || imported.is_some_and(|i| i.is_split(own(), weight));
-        let has_half = || trained.is_some_and(|trained| trained.is_split(&weight.name()));
+        let has_half = || trained.is_some_and(|trained| trained.is_split(&weight.name(), weight.matrix().1));
         Part::of(weight.component) == Part::Denoiser && (kinds.contains(&split) || named() || has_two() || has_half())
     };
     let halves = pass::split_layers(programs, weights, dims, &wanted)?;

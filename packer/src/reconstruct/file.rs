@@ -96,6 +96,16 @@ pub struct LayerRecord {
     pub activations: Option<ActivationRecord>,
 }
 
+impl LayerRecord {
+    /// Whether it is a half of the layer whose whole weight is called `name` and has so many inputs. The other half may have no
+    /// record: one of few inputs stays float.
+    fn is_half_of(&self, name: &str, inputs: usize) -> bool {
+        let layer = name.strip_suffix(".weight").unwrap_or(name);
+        let second = self.name.strip_prefix(layer).is_some_and(|end| end.starts_with(SECOND_HALF));
+        second || self.name == name && self.cols < inputs
+    }
+}
+
 /// The curve of the range of a layer's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -191,13 +201,9 @@ impl Reconstruction {
         &self.path
     }
 
-    /// Whether the layer whose whole weight is called `name` in a packed file was trained in halves.
-    pub fn is_split(&self, name: &str) -> bool {
-        let layer = name.strip_suffix(".weight").unwrap_or(name);
-        self.record
-            .layers
-            .iter()
-            .any(|half| half.name.strip_prefix(layer).is_some_and(|end| end.starts_with(SECOND_HALF)))
+    /// Whether the layer whose whole weight is called `name` in a packed file, with so many inputs, was trained in halves.
+    pub fn is_split(&self, name: &str, inputs: usize) -> bool {
+        self.record.layers.iter().any(|record| record.is_half_of(name, inputs))
     }
 
     /// The layer of this record of the file.
@@ -319,4 +325,31 @@ pub fn write(target: &Path, record: &Record, mut layer: impl FnMut(usize) -> Res
         }
     }
     Ok(out.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_half_tells_that_its_layer_is_split() {
+        let record = |name: &str, cols| LayerRecord {
+            name: name.into(),
+            method: "mse-4".into(),
+            bits: 4,
+            rows: 8,
+            cols,
+            tables: 1,
+            int8: true,
+            biased: false,
+            output_error: None,
+            nearest_output_error: None,
+            activations: None,
+        };
+        let whole = "unet/a.conv_shortcut.weight";
+        assert!(record("unet/a.conv_shortcut.weight_quantizer_0.weight", 32).is_half_of(whole, 96));
+        assert!(record(whole, 64).is_half_of(whole, 96));
+        assert!(!record(whole, 96).is_half_of(whole, 96));
+        assert!(!record("unet/ba.conv_shortcut.weight", 64).is_half_of(whole, 96));
+    }
 }
