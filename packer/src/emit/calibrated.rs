@@ -1,5 +1,6 @@
 //! Packing with a calibration: which layers it knows, and the biases that take up their mean errors.
 
+use crate::calibrate::record::When;
 use crate::calibrate::{Calibration, CallRange, Extremes};
 use crate::error::Result;
 use crate::pass::give_biases;
@@ -161,6 +162,11 @@ impl Known {
     /// The inputs of the layers whose weight is called `name` in the file, if they are known.
     pub(super) fn inputs(&self, name: &str) -> Option<&[usize]> {
         self.file.record().layers.get(name).map(Vec::as_slice)
+    }
+
+    /// Whether `inputs` are those of prompts alone, the same at every call.
+    pub(super) fn constant(&self, inputs: &[usize]) -> bool {
+        inputs.iter().all(|&input| self.file.record().inputs[input].when == When::Prompt)
     }
 
     /// What was seen of `inputs`, those of the layer of `weight`, at each call that was looked at, in order, and how many calls

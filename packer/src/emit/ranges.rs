@@ -127,7 +127,10 @@ fn curves(
         let tensor = match made.get(&key) {
             Some(&tensor) => tensor,
             None => {
-                let points = points(ranges, known.ranges(inputs, weight, weights)?, bits)?;
+                // What does not change in a run has one range.
+                let intervals = if known.constant(inputs) { 1 } else { ranges.intervals };
+                let ranges = ActivationRanges { intervals, ..*ranges };
+                let points = points(&ranges, known.ranges(inputs, weight, weights)?, bits)?;
                 let count = points.len();
                 let values = points.into_iter().flatten().collect();
                 let tensor = weights.make(component, format!("{layer}.activation_range"), &[count, 3], values);

@@ -218,6 +218,34 @@ fn ranges_of_smoothed_inputs_are_of_what_is_left() {
     assert!(error.contains("--rotate: expected --act-range dynamic"), "{error}");
 }
 
+/// What a prompt gives is the same at every call, so its layers have one range however many intervals there are.
+#[test]
+fn prompts_have_one_range() {
+    let scratch = Scratch::new("ranges-prompts");
+    let mut settings = Settings::new(fixture("sd/v1"), scratch.path("c.safetensors"));
+    settings.sampling = SamplingOptions { steps: Some(4), ..Default::default() };
+    std::fs::write(scratch.path("prompts.txt"), "a cat\na dog\n").unwrap();
+    (settings.images, settings.calls, settings.prompts) = (2, 4, Some(scratch.path("prompts.txt")));
+    calibrate(&settings, &mut |_| true).unwrap();
+    let config = scratch.path("c.json");
+    std::fs::write(&config, r#"{"default": "f16", "layers": {"*.attn2.*": "w8a8"}}"#).unwrap();
+    let options = Options {
+        model: fixture("sd/v1"),
+        q_config: Some(config.display().to_string()),
+        calibration: Some(settings.output),
+        activation_ranges: Some(RangeSource::Calibration(RULE)),
+        output: scratch.path("m.aqt"),
+        ..Default::default()
+    };
+    pack(&options, &mut |_| ()).unwrap();
+    let packed = Packed::open(&scratch.path("m.aqt")).unwrap();
+    let curves = packed.tensors().iter().filter(|t| t.name.ends_with(".activation_range"));
+    let points = |part: &str| curves.clone().filter(|t| t.name.contains(part)).map(|t| t.dims[0]).collect::<Vec<_>>();
+    assert!(points(".to_q.").len() == 7 && points(".to_q.").iter().all(|&n| n == 3), "{:?}", points(".to_q."));
+    // All blocks read one context, whose curve has the name of the first of their layers.
+    assert_eq!(points(".to_k."), [1]);
+}
+
 #[test]
 fn ranges_that_nothing_tells_are_refused() {
     let scratch = Scratch::new("ranges-refused");
