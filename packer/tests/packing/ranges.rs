@@ -238,7 +238,7 @@ fn prompts_have_one_range() {
         ..Default::default()
     };
     pack(&options, &mut |_| ()).unwrap();
-    let packed = Packed::open(&scratch.path("m.aqt")).unwrap();
+    let packed = Packed::open(scratch.path("m.aqt")).unwrap();
     let curves = packed.tensors().iter().filter(|t| t.name.ends_with(".activation_range"));
     let points = |part: &str| curves.clone().filter(|t| t.name.contains(part)).map(|t| t.dims[0]).collect::<Vec<_>>();
     assert!(points(".to_q.").len() == 7 && points(".to_q.").iter().all(|&n| n == 3), "{:?}", points(".to_q."));
