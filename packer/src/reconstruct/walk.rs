@@ -247,8 +247,11 @@ fn train_steps(
     let (Some(ranges), Some(Activations { training, .. })) = (&work.ranges, &settings.activations) else {
         return Ok(None);
     };
-    let bits = |tensor: Tensor| work.coded[&tensor].activation_bits;
-    let of_layer = |tensor: Tensor| bits(tensor).filter(|_| tensors.contains(&tensor));
+    // Of every layer that the segment has, float ones among them.
+    let of_layer = |tensor: Tensor| {
+        let own = tensors.contains(&tensor).then(|| work.coded.get(&tensor)).flatten();
+        own.and_then(|coded| coded.activation_bits)
+    };
     let first = Tensor(work.network.types().len() as u32);
     let shared = |value| unit.shapes.is_shared(value);
     let coded = activations::coded(unit.program, unit.segment, &of_layer, &shared, first);

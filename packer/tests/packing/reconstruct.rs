@@ -250,6 +250,13 @@ fn steps_of_activations_are_learned_and_packed() {
             }
         }
     }
+    // Layers that stay in floats are in blocks beside those that do not.
+    let mut some = settings(&scratch, "sd/v1", "w4a6", Unit::Block);
+    (some.training.iterations, some.activations) = (2, Some(Activations { ranges: Some(by_steps), training }));
+    fs::write(&some.q_config, r#"{"*": "w4a6", "*.conv1": "f16", "*.to_k": "f16", "conv_in": "f16"}"#).unwrap();
+    let report = reconstruct(&some, &mut |_| true).unwrap();
+    assert!(report.record.units.iter().filter(|unit| unit.activations.is_some()).count() > 10);
+    assert!(report.record.layers.iter().all(|layer| !layer.name.ends_with("conv1.weight")));
     let told = |change: &dyn Fn(&mut Settings)| {
         let mut settings = settings(&scratch, "sd/v1", "w4a8", Unit::Block);
         settings.activations = Some(Activations { ranges: Some(by_steps), training });
