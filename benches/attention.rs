@@ -60,6 +60,8 @@ impl Shape {
             keys: self.keys,
             workspace: Slot { at: y.slot.at + y.bytes(), stride: 0 },
             softmax: None,
+            bias: None,
+            lengths: None,
         }
     }
 

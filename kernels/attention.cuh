@@ -9,7 +9,7 @@ struct AttentionArgs {
     Floats k; // (samples or conditions * keys, at least heads * e)
     Floats v;
     Floats y;
-    u64 lengths; // u32 per sample: keys that count; or 0: all
+    u64 lengths; // u32 per sample, or per condition as keys lie: keys that are seen; or 0: all
     u64 bias;    // f32 (heads, queries, keys), added to the scaled scores; or 0
     u64 condition; // u32 per sample: which keys and values it sees, which then lie by conditions; or 0
     u32 heads;
@@ -45,13 +45,14 @@ struct Work {
         head = rest / args.column_tiles % args.heads;
         sample = rest / args.column_tiles / args.heads;
         keys = args.keys;
-        if (args.lengths != 0) keys = min(keys, global<const u32>(args.lengths)[sample]);
+        u32 of_keys = args.condition != 0 ? global<const u32>(args.condition)[sample] : sample;
+        if (args.lengths != 0) keys = min(keys, global<const u32>(args.lengths)[of_keys]);
         if (args.causal) keys = min(keys, query + queries_per_block);
         q = place(args.q.at, args.q.stride, args.calls);
         k = place(args.k.at, args.k.stride, args.calls);
         v = place(args.v.at, args.v.stride, args.calls);
         q_row = sample * args.queries;
-        k_row = (args.condition != 0 ? global<const u32>(args.condition)[sample] : sample) * args.keys;
+        k_row = of_keys * args.keys;
         first = head * args.e;
     }
 };

@@ -63,7 +63,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) attention_grid(const __
             u32 row = thread / 8 * 2 + i / 4, column = thread % 8 + i % 4 * 8;
             u32 query = work.query + row, at_key = key + column;
             bool valid = query < args.queries && at_key < work.keys && !(args.causal && at_key > query);
-            weights[row][column] = valid ? s[i / 4][i % 4] * scale : MINUS_INFINITY;
+            float score = s[i / 4][i % 4] * scale;
+            if (valid && args.bias != 0) {
+                u64 at = (static_cast<u64>(work.head) * args.queries + query) * args.keys + at_key;
+                score = fmaf(global<const float>(args.bias)[at], LOG2_E, score);
+            }
+            weights[row][column] = valid ? score : MINUS_INFINITY;
         }
     };
 
@@ -93,6 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) attention_grid(const __
         factor = total > 0.0f ? __fdiv_rn(1.0f, total * unit) : 0.0f;
     }
     if (thread % 4 == 0) units[thread / 4] = unit;
+    __syncthreads(); // the loop has barriers, but where no key is seen it does not run
 
     float o[8][4] = {};
     for (u32 key = 0; key < work.keys; key += KEYS) {

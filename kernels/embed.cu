@@ -1,5 +1,5 @@
-// Tensors and rows of them as values; embeddings of timesteps and positions. None of them runs in the step loop, so they
-// are written for accuracy: sines of f64 angles, rounded once.
+// Tensors and rows of them as values; embeddings of timesteps and positions, biases of distances. None of them runs in the
+// step loop, so they are written for accuracy: sines of f64 angles, rounded once.
 #include "common.cuh"
 
 constexpr u32 THREADS = 128;
@@ -117,5 +117,32 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const double log_10000 = 9.210340371976184;
     double angle = position * exp(-log_10000 * (feature % quarter) / quarter);
     float v = static_cast<float>(wave(angle, feature / quarter % 2 == 1));
+    store(place(args.y.at, args.y.stride, args.calls), i, args.y.half, v);
+}
+
+constexpr u32 HALF_BUCKETS = 32; // most buckets of one half
+
+struct RelativeBiasArgs {
+    u64 calls;
+    Floats y;  // (heads * t, t)
+    u64 table; // (2 half_buckets, heads), f16 or f32
+    u32 table_half;
+    u32 half_buckets;
+    u32 starts[HALF_BUCKETS]; // the least distance of each bucket of a half
+};
+static_assert(sizeof(RelativeBiasArgs) == 184, "RelativeBiasArgs");
+
+// Biases of attention by distance: a key's bucket is the last that begins at its distance from the query or before; the
+// second half of the buckets is for keys behind the query. Grid: elements of y / 128, rounded up.
+extern "C" __global__ void __launch_bounds__(THREADS) relative_bias(const __grid_constant__ RelativeBiasArgs args) {
+    u32 tokens = args.y.cols, heads = args.y.rows / tokens;
+    u64 i = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
+    if (i >= static_cast<u64>(args.y.rows) * tokens) return;
+    u32 row = static_cast<u32>(i / tokens), key = static_cast<u32>(i % tokens), query = row % tokens;
+    u32 distance = key > query ? key - query : query - key;
+    u32 bucket = key > query ? args.half_buckets : 0;
+#pragma unroll
+    for (u32 k = 1; k < HALF_BUCKETS; k++) bucket += args.starts[k] <= distance ? 1 : 0;
+    float v = load(args.table, static_cast<u64>(bucket) * heads + row / tokens, args.table_half);
     store(place(args.y.at, args.y.stride, args.calls), i, args.y.half, v);
 }

@@ -16,8 +16,10 @@ struct LayerNormArgs {
     u32 shift;
     float eps;
     u32 quantize;
+    u32 rms; // whether no mean is taken off
+    u32 pad;
 };
-static_assert(sizeof(LayerNormArgs) == 256, "LayerNormArgs");
+static_assert(sizeof(LayerNormArgs) == 264, "LayerNormArgs");
 
 // Rows (rows, cols), one per team. Grid: rows / teams per block, rounded up.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
@@ -29,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
     bool half = args.x.half;
     auto row = row_of<TEAM, RUNS>(
         cols, [=](float (&v)[RUN], Columns c) { load_columns(x, base, half, true, c, v); });
-    float mean = team_sum<TEAM, 0>(row.sum([](float v) { return v; })) / cols;
+    float mean = args.rms ? 0.0f : team_sum<TEAM, 0>(row.sum([](float v) { return v; })) / cols;
     float variance = team_sum<TEAM, 1>(row.sum([=](float v) { return (v - mean) * (v - mean); })) / cols;
     float inverse = 1.0f / sqrtf(variance + args.eps);
 

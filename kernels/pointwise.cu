@@ -43,16 +43,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) pointwise(const __grid_con
     for (u64 i = mine.first; i < mine.end; i++) store(y, i, args.y.half, f(load(x, i, args.x.half)));
 }
 
-struct AddArgs {
+struct PairArgs {
     u64 calls;
     Floats a;
     Floats b; // its rows repeat
     Floats y;
 };
-static_assert(sizeof(AddArgs) == 104, "AddArgs");
+static_assert(sizeof(PairArgs) == 104, "PairArgs");
 
-// y = a + b. Grid: elements / (256 * 8), rounded up.
-extern "C" __global__ void __launch_bounds__(THREADS) add(const __grid_constant__ AddArgs args) {
+// Makes every element of y of one of a and one of b.
+template <class F>
+DEVICE void pair(const PairArgs &args, F f) {
     Elements mine(static_cast<u64>(args.y.rows) * args.y.cols);
     if (mine.none()) return;
     u64 a = place(args.a.at, args.a.stride, args.calls), b = place(args.b.at, args.b.stride, args.calls);
@@ -65,11 +66,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) add(const __grid_constant_
         load_run(a, mine.first, args.a.half, v);
         load_run(b, static_cast<u64>(run) * RUN, args.b.half, w);
 #pragma unroll
-        for (u32 k = 0; k < RUN; k++) v[k] += w[k];
+        for (u32 k = 0; k < RUN; k++) v[k] = f(v[k], w[k]);
         store_run(y, mine.first, args.y.half, v);
         return;
     }
     for (u64 i = mine.first; i < mine.end; i++) {
-        store(y, i, args.y.half, load(a, i, args.a.half) + load(b, i % period, args.b.half));
+        store(y, i, args.y.half, f(load(a, i, args.a.half), load(b, i % period, args.b.half)));
     }
+}
+
+// y = a + b. Grid: elements / (256 * 8), rounded up.
+extern "C" __global__ void __launch_bounds__(THREADS) add(const __grid_constant__ PairArgs args) {
+    pair(args, [](float a, float b) { return a + b; });
+}
+
+// y = a * b. Grid: as above.
+extern "C" __global__ void __launch_bounds__(THREADS) multiply(const __grid_constant__ PairArgs args) {
+    pair(args, [](float a, float b) { return a * b; });
 }

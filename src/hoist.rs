@@ -15,11 +15,12 @@ pub fn rates(program: &Program) -> Vec<Rate> {
     loop {
         let rates = assign(program, &in_loop);
         // Codes keep their scales beside them, so one call's rows cannot be cut out of a table of codes: a table that
-        // the loop reads must be float.
+        // the loop reads must be float. And it is no bias of attention, whose rows are not those of conditions.
         let cut = program.nodes.iter().enumerate().find_map(|(i, node)| {
             let reader = program.value_of(i).0 as usize;
+            let whole = |v: Value| makes_codes(program, v) || is_bias(program, &node.op, v);
             (rates[reader] == Rate::Loop)
-                .then(|| node.op.reads().find(|v| rates[v.0 as usize] == Rate::Step && makes_codes(program, *v)))
+                .then(|| node.op.reads().find(|v| rates[v.0 as usize] == Rate::Step && whole(*v)))
                 .flatten()
         });
         match cut {
@@ -31,6 +32,11 @@ pub fn rates(program: &Program) -> Vec<Rate> {
 
 fn makes_codes(program: &Program, value: Value) -> bool {
     program.node_of(value).is_some_and(|n| program.nodes[n].op.quantizes().is_some())
+}
+
+fn is_bias(program: &Program, op: &Op, value: Value) -> bool {
+    let reads = matches!(op, Op::Attention(attention) if attention.bias == Some(value));
+    reads && program.node_of(value).is_some()
 }
 
 fn assign(program: &Program, in_loop: &[bool]) -> Vec<Rate> {
@@ -62,16 +68,17 @@ fn tabulates(op: &Op, rates: &[Rate]) -> bool {
         Op::Pointwise(op) => table(op.x),
         Op::Slice(op) => table(op.x),
         Op::Add(op) => table(op.a),
+        Op::Multiply(op) => table(op.a),
         Op::Embedding(op) => table(op.index),
         Op::TimestepEmbedding(op) => table(op.t),
-        // Rows by pairs could be stacked too, but no model has them.
-        Op::Concat(_) => false,
+        // What repeats per call would have to be repeated first.
+        Op::Concat(op) => table(op.a) && table(op.b),
         // These look at the axes of a sample, or at several of its rows.
         Op::Conv2d(_) | Op::Attention(_) | Op::GroupNorm(_) | Op::Patchify(_) | Op::Unpatchify(_) | Op::Resample(_) => {
             false
         }
         // These depend on no timestep.
-        Op::PositionEmbedding(_) | Op::Parameter(_) => false,
+        Op::PositionEmbedding(_) | Op::Parameter(_) | Op::RelativeBias(_) => false,
     }
 }
 
@@ -79,8 +86,8 @@ fn tabulates(op: &Op, rates: &[Rate]) -> bool {
 mod tests {
     use super::*;
     use crate::program::{
-        Act, Add, Attention, Dim, Embedding, GatedLinear, Input, InputKind, Linear, Node, PositionEmbedding, Quantize,
-        QuantizeRange, QuantizeSpec, Role, Tensor, TimestepEmbedding,
+        Act, Add, Attention, Concat, Dim, Embedding, GatedLinear, Input, InputKind, Linear, Multiply, Node, Parameter,
+        PositionEmbedding, Quantize, QuantizeRange, QuantizeSpec, RelativeBias, Role, Tensor, TimestepEmbedding,
     };
 
     fn node(op: Op) -> Node {
@@ -172,7 +179,7 @@ mod tests {
                 heads: 1,
                 scale: 1.0,
                 attend,
-                softmax: None,
+                ..Attention::default()
             })
         };
         let p = program(vec![
@@ -183,6 +190,38 @@ mod tests {
         ]);
         use Rate::*;
         assert_eq!(rates(&p)[3..], [Prompt, Loop, Step, Loop]);
+    }
+
+    #[test]
+    fn tables_of_scales_stay_out_of_the_loop() {
+        let parameter = Parameter { tensor: Tensor(0), flat: true };
+        let p = program(vec![
+            Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 3: step
+            Op::Parameter(parameter),                                                                      // 4: bind
+            Op::Concat(Concat { a: Value(3), b: Value(3) }),                                               // 5: step
+            Op::Add(Add { a: Value(5), b: Value(4) }),                                                     // 6: step
+            Op::Multiply(Multiply { a: Value(6), b: Value(5) }),                                           // 7: step
+            Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }),                                // 8: prompt
+            Op::Concat(Concat { a: Value(3), b: Value(8) }), // 9: repeats per call, so the loop
+        ]);
+        use Rate::*;
+        assert_eq!(rates(&p)[3..], [Step, Bind, Step, Step, Step, Prompt, Loop]);
+    }
+
+    #[test]
+    fn a_bias_of_attention_is_no_table() {
+        let attention = |bias| {
+            let x = Value(0);
+            Op::Attention(Attention { q: x, k: x, v: x, heads: 1, bias: Some(Value(bias)), ..Attention::default() })
+        };
+        let p = program(vec![
+            Op::RelativeBias(RelativeBias { x: Value(0), ..RelativeBias::default() }), // 3: bind
+            attention(3),                                                              // 4: loop
+            Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 5
+            attention(5),                                                              // 6: loop, and so is 5
+        ]);
+        use Rate::*;
+        assert_eq!(rates(&p)[3..], [Bind, Loop, Loop, Loop]);
     }
 
     #[test]

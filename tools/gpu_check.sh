@@ -40,6 +40,7 @@ attention 60 cases ops::device::attention ops::device::attention_causal ops::dev
 grids 60 cases ops::device::rounded ops::device::attention_on_grid
 quantize 60 cases ops::device::quantize ops::device::turned ops::device::vector_quantize
 norms 60 cases ops::device::layer_norm ops::device::group_norm ops::device::group_norm_modulated
+encoders 60 cases ops::device::attention_masked ops::device::rms_norm ops::device::products ops::device::relative_bias ops::device::wide_stream ops::device::tables_of_modulations
 linear_float 60 cases ops::device::linear_float ops::device::gated_float
 elementwise 60 cases ops::device::elementwise ops::device::prompt ops::device::activations
 steps 60 cases pipeline::on_device::steps_replay pipeline::on_device::batch_invariance

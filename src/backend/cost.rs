@@ -25,6 +25,7 @@ impl<T> OpArgs<T> {
             | OpArgs::GroupNorm { .. }
             | OpArgs::Pointwise(_)
             | OpArgs::Add(_)
+            | OpArgs::Multiply(_)
             | OpArgs::Concat(_)
             | OpArgs::Slice(_)
             | OpArgs::Quantize { .. }
@@ -35,6 +36,7 @@ impl<T> OpArgs<T> {
             | OpArgs::Embedding { .. }
             | OpArgs::TimestepEmbedding(_)
             | OpArgs::PositionEmbedding(_)
+            | OpArgs::RelativeBias { .. }
             | OpArgs::Patch(_) => 0.0,
         }
     }
@@ -49,11 +51,11 @@ impl<T> OpArgs<T> {
         let bytes = match self {
             OpArgs::Linear { args: a, .. } => a.x.bytes() + a.y.bytes() + optional(&a.residual),
             OpArgs::Conv2d { args: a, .. } => a.x.bytes() + a.y.bytes() + optional(&a.residual),
-            OpArgs::Attention(a) => a.q.bytes() + a.k.bytes() + a.v.bytes() + a.y.bytes(),
+            OpArgs::Attention(a) => a.q.bytes() + a.k.bytes() + a.v.bytes() + a.y.bytes() + optional(&a.bias),
             OpArgs::LayerNorm { args: a, .. } => a.x.bytes() + output(&a.y),
             OpArgs::GroupNorm { args: a, .. } => a.x.bytes() + output(&a.y),
             OpArgs::Pointwise(a) => a.x.bytes() + a.y.bytes(),
-            OpArgs::Add(a) => a.a.bytes() + a.b.bytes() + a.y.bytes(),
+            OpArgs::Add(a) | OpArgs::Multiply(a) => a.a.bytes() + a.b.bytes() + a.y.bytes(),
             OpArgs::Concat(a) => 2 * a.y.bytes(),
             OpArgs::Slice(a) => 2 * a.y.bytes(),
             OpArgs::Quantize { args: a, .. } => a.x.bytes() + a.y.codes.bytes(),
@@ -64,6 +66,7 @@ impl<T> OpArgs<T> {
             OpArgs::Embedding { args: a, .. } => 2 * a.y.bytes(),
             OpArgs::TimestepEmbedding(a) => a.y.bytes(),
             OpArgs::PositionEmbedding(a) => a.y.bytes(),
+            OpArgs::RelativeBias { args: a, .. } => a.y.bytes(),
             OpArgs::Patch(a) => a.x.bytes() + a.y.bytes(),
         };
         bytes as f64

@@ -145,7 +145,9 @@ pub trait Backend: MemoryRules {
     /// See [`Op::Pointwise`](crate::program::Op::Pointwise).
     fn pointwise(&self, arena: &mut Self::Arena, args: &PointwiseArgs);
     /// See [`Op::Add`](crate::program::Op::Add).
-    fn add(&self, arena: &mut Self::Arena, args: &AddArgs);
+    fn add(&self, arena: &mut Self::Arena, args: &PairArgs);
+    /// See [`Op::Multiply`](crate::program::Op::Multiply).
+    fn multiply(&self, arena: &mut Self::Arena, args: &PairArgs);
     /// See [`Op::Concat`](crate::program::Op::Concat).
     fn concat(&self, arena: &mut Self::Arena, args: &ConcatArgs);
     /// See [`Op::Slice`](crate::program::Op::Slice).
@@ -166,6 +168,8 @@ pub trait Backend: MemoryRules {
     fn timestep_embedding(&self, arena: &mut Self::Arena, args: &TimestepEmbeddingArgs);
     /// See [`Op::PositionEmbedding`](crate::program::Op::PositionEmbedding).
     fn position_embedding(&self, arena: &mut Self::Arena, args: &PositionEmbeddingArgs);
+    /// See [`Op::RelativeBias`](crate::program::Op::RelativeBias).
+    fn relative_bias(&self, arena: &mut Self::Arena, args: &RelativeBiasArgs, table: &Self::Weight<'_>);
     /// See [`Op::Patchify`](crate::program::Op::Patchify) and [`Op::Unpatchify`](crate::program::Op::Unpatchify).
     fn patch(&self, arena: &mut Self::Arena, args: &PatchArgs);
 

@@ -166,6 +166,8 @@ impl Bench {
         };
         let sample = random(InputKind::Sample);
         let [context, pooled, sizes] = [InputKind::Context, InputKind::Pooled, InputKind::Sizes].map(&mut random);
+        // All tokens count.
+        let lengths = random(InputKind::Lengths).map(|lengths| vec![tokens as u32; lengths.len()]);
         let labels = model.classes.map_or([0; 2], |classes| [classes.count as u32 / 2, classes.null]);
         let labels = &labels[..conditions];
         executor.set_prompt(&PromptInputs {
@@ -173,6 +175,7 @@ impl Bench {
             context: context.as_deref(),
             pooled: pooled.as_deref(),
             sizes: sizes.as_deref(),
+            lengths: lengths.as_deref(),
         })?;
         if let Some(tokens) = random(InputKind::Tokens) {
             executor.set_tokens(&vec![0; tokens.len()])?;

@@ -13,6 +13,7 @@ pub(super) fn issue<B: Backend>(backend: &B, arena: &mut B::Arena, op: &OpArgs<B
         OpArgs::GroupNorm { args, weight, bias } => backend.group_norm(arena, args, weight, bias),
         OpArgs::Pointwise(args) => backend.pointwise(arena, args),
         OpArgs::Add(args) => backend.add(arena, args),
+        OpArgs::Multiply(args) => backend.multiply(arena, args),
         OpArgs::Concat(args) => backend.concat(arena, args),
         OpArgs::Slice(args) => backend.slice(arena, args),
         OpArgs::Quantize { args, factors } => backend.quantize(arena, args, factors.as_ref()),
@@ -23,6 +24,7 @@ pub(super) fn issue<B: Backend>(backend: &B, arena: &mut B::Arena, op: &OpArgs<B
         OpArgs::Embedding { args, table } => backend.embedding(arena, args, table),
         OpArgs::TimestepEmbedding(args) => backend.timestep_embedding(arena, args),
         OpArgs::PositionEmbedding(args) => backend.position_embedding(arena, args),
+        OpArgs::RelativeBias { args, table } => backend.relative_bias(arena, args, table),
         OpArgs::Patch(args) => backend.patch(arena, args),
     }
 }

@@ -16,6 +16,8 @@ pub struct PromptInputs<'a> {
     pub pooled: Option<&'a [f32]>,
     /// Numbers beside the prompt, `(conditions, k)`.
     pub sizes: Option<&'a [f32]>,
+    /// How many tokens of each prompt count, `(conditions)`; of a text encoder, of each text, `(n)`.
+    pub lengths: Option<&'a [u32]>,
 }
 
 impl<B: Backend> Executor<'_, B> {
@@ -23,7 +25,7 @@ impl<B: Backend> Executor<'_, B> {
     ///
     /// # Errors
     /// [`Error::Request`] if an input is missing or the program has no such input, if a length is not that of the
-    /// input, or if a class has no row in the table of classes. Nothing has changed then.
+    /// input, if a class has no row in the table of classes, or if more tokens count than there are. Nothing has changed then.
     pub fn set_prompt(&mut self, prompt: &PromptInputs<'_>) -> Result<()> {
         let floats = [
             (InputKind::Context, prompt.context),
@@ -32,12 +34,18 @@ impl<B: Backend> Executor<'_, B> {
         ];
         let labels_at = self.place(InputKind::ClassLabels, prompt.class_labels.map(<[u32]>::len))?;
         self.check_rows(InputKind::ClassLabels, prompt.class_labels.unwrap_or_default())?;
+        let lengths_at = self.place(InputKind::Lengths, prompt.lengths.map(<[u32]>::len))?;
+        self.check_rows(InputKind::Lengths, prompt.lengths.unwrap_or_default())?;
+        self.check_lengths(prompt.lengths.unwrap_or_default())?;
         let mut places = [0; 3];
         for (place, (kind, data)) in places.iter_mut().zip(floats) {
             *place = self.place(kind, data.map(<[f32]>::len))?;
         }
         if let Some(labels) = prompt.class_labels {
             self.backend.write_u32(&mut self.arena, labels_at, labels)?;
+        }
+        if let Some(lengths) = prompt.lengths {
+            self.backend.write_u32(&mut self.arena, lengths_at, lengths)?;
         }
         for (at, (_, data)) in places.into_iter().zip(floats) {
             if let Some(data) = data {
@@ -80,6 +88,17 @@ impl<B: Backend> Executor<'_, B> {
             Some(len) if len == wanted => Ok(self.plan.inputs[input].at),
             Some(len) => Err(Error::request(kind.name(), wanted, len)),
             None => Err(Error::request(kind.name(), wanted, "none")),
+        }
+    }
+
+    /// Checks that no more tokens count than the program takes, if it takes a text.
+    fn check_lengths(&self, lengths: &[u32]) -> Result<()> {
+        let dims = &self.plan.binding.dims;
+        let mut texts = self.program.inputs.iter().filter(|i| matches!(i.kind, InputKind::Tokens | InputKind::Context));
+        let tokens = texts.find_map(|input| input.dims.get(1)).map_or(usize::MAX, |&dim| dims.resolve(dim));
+        match lengths.iter().find(|&&n| n as usize > tokens) {
+            None => Ok(()),
+            Some(n) => Err(Error::request(InputKind::Lengths.name(), format!("at most {tokens} tokens"), n)),
         }
     }
 

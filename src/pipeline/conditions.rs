@@ -139,6 +139,7 @@ impl Inputs {
             context: reads(InputKind::Context).then_some(&self.context[..]),
             pooled: reads(InputKind::Pooled).then_some(&self.pooled[..]),
             sizes: reads(InputKind::Sizes).then_some(&self.sizes[..]),
+            lengths: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::program::{Attention, Tensor};
 
 impl Arguments for Attention {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
-        let Attention { q, k, v, heads, scale, attend, softmax } = *self;
+        let Attention { q, k, v, heads, scale, attend, softmax, bias, lengths } = *self;
         OpArgs::Attention(AttentionArgs {
             q: at.floats(q),
             k: at.floats(k),
@@ -21,6 +21,8 @@ impl Arguments for Attention {
             keys: at.shape(k).rows_per_sample(),
             workspace: at.workspace,
             softmax: softmax.map(|grid| SoftmaxArgs { bits: grid.bits, fixed: at.fixed(grid.range) }),
+            bias: bias.map(|bias| at.floats(bias)),
+            lengths: lengths.map(|lengths| at.slot(lengths)),
         })
     }
 }

@@ -1,8 +1,10 @@
 //! Arguments of embeddings and constants.
 
 use super::site::{Arguments, Site};
-use crate::backend::args::{EmbeddingArgs, OpArgs, ParameterArgs, PositionEmbeddingArgs, TimestepEmbeddingArgs};
-use crate::program::{Embedding, Parameter, PositionEmbedding, Tensor, TimestepEmbedding};
+use crate::backend::args::{
+    EmbeddingArgs, OpArgs, ParameterArgs, PositionEmbeddingArgs, RelativeBiasArgs, TimestepEmbeddingArgs,
+};
+use crate::program::{Embedding, Parameter, PositionEmbedding, RelativeBias, Tensor, TimestepEmbedding};
 
 impl Arguments for Embedding {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
@@ -31,5 +33,12 @@ impl Arguments for PositionEmbedding {
 impl Arguments for Parameter {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
         OpArgs::Parameter { args: ParameterArgs { y: at.y() }, tensor: self.tensor }
+    }
+}
+
+impl Arguments for RelativeBias {
+    fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
+        let RelativeBias { table, buckets, max_distance, .. } = *self;
+        OpArgs::RelativeBias { args: RelativeBiasArgs { y: at.y(), buckets, max_distance }, table }
     }
 }

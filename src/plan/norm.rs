@@ -6,9 +6,9 @@ use crate::program::{GroupNorm, LayerNorm, Tensor};
 
 impl Arguments for LayerNorm {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
-        let LayerNorm { x, weight, bias, eps, modulation, quantize } = *self;
+        let LayerNorm { x, weight, bias, eps, modulation, quantize, rms } = *self;
         let modulation = modulation.map(|m| at.modulation(m));
-        let args = LayerNormArgs { x: at.floats(x), y: at.output(quantize), eps, modulation };
+        let args = LayerNormArgs { x: at.floats(x), y: at.output(quantize), eps, modulation, rms };
         OpArgs::LayerNorm { args, weight, bias }
     }
 }

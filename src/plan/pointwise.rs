@@ -1,8 +1,8 @@
-//! Arguments of pointwise functions and sums.
+//! Arguments of pointwise functions, sums and products.
 
 use super::site::{Arguments, Site};
-use crate::backend::args::{AddArgs, OpArgs, PointwiseArgs};
-use crate::program::{Add, Pointwise, Tensor};
+use crate::backend::args::{OpArgs, PairArgs, PointwiseArgs};
+use crate::program::{Add, Multiply, Pointwise, Tensor};
 
 impl Arguments for Pointwise {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
@@ -13,6 +13,12 @@ impl Arguments for Pointwise {
 
 impl Arguments for Add {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
-        OpArgs::Add(AddArgs { a: at.floats(self.a), b: at.floats(self.b), y: at.y() })
+        OpArgs::Add(PairArgs { a: at.floats(self.a), b: at.floats(self.b), y: at.y() })
+    }
+}
+
+impl Arguments for Multiply {
+    fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
+        OpArgs::Multiply(PairArgs { a: at.floats(self.a), b: at.floats(self.b), y: at.y() })
     }
 }

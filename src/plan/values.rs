@@ -114,18 +114,20 @@ fn kept(program: &Program, rates: &[Rate]) -> Vec<bool> {
 
 /// How each value is stored if it is float. Narrow are values of the loop alone: inputs and the result cross to the host
 /// as f32, and what is computed once for many calls costs too little to be worth an error. But keys and values of a
-/// prompt are narrow, lest the loop's queries meet them in f32.
+/// prompt are narrow, lest the loop's queries meet them in f32; and what is added to scores is wide, as those are.
 fn elements(program: &Program, rates: &[Rate], narrow: Element) -> Vec<Element> {
     let mut keys = vec![false; rates.len()];
+    let mut biases = vec![false; rates.len()];
     for (i, node) in program.nodes.iter().enumerate() {
-        if let Op::Attention(Attention { k, v, .. }) = node.op
+        if let Op::Attention(Attention { k, v, bias, .. }) = node.op
             && rates[program.value_of(i).0 as usize] == Rate::Loop
         {
             [k, v].into_iter().for_each(|x| keys[x.0 as usize] = rates[x.0 as usize] == Rate::Prompt);
+            bias.into_iter().for_each(|x| biases[x.0 as usize] = true);
         }
     }
     let element = |i: usize| match i.checked_sub(program.inputs.len()) {
-        Some(node) if !program.nodes[node].wide && i != program.output.0 as usize => {
+        Some(node) if !program.nodes[node].wide && !biases[i] && i != program.output.0 as usize => {
             if rates[i] == Rate::Loop || keys[i] { narrow } else { Element::F32 }
         }
         _ => Element::F32,
@@ -182,7 +184,7 @@ mod tests {
                 heads: 1,
                 scale: 1.0,
                 attend,
-                softmax: None,
+                ..Attention::default()
             }),
         ];
         let node = |(i, op)| Node { op, path: "n".into(), wide: i == 2 };

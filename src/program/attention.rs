@@ -2,7 +2,7 @@
 
 use super::op::{Operation, Value};
 use super::quantize::QuantizeRange;
-use super::shape::{Rule, Type};
+use super::shape::{Kind, Rule, Type};
 use super::visit::Visit;
 use super::{Op, Program};
 use crate::error::Result;
@@ -30,7 +30,8 @@ pub struct SoftmaxGrid {
     pub range: QuantizeRange,
 }
 
-/// Softmax attention per head, over all tokens of a sample: `softmax(q k^T * scale) v`.
+/// Softmax attention per head, over all tokens of a sample: `softmax(q k^T * scale + bias) v`. A query that sees no key gives
+/// zeros.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Attention {
     /// `(n, .., heads * e)`.
@@ -47,6 +48,11 @@ pub struct Attention {
     pub attend: Attend,
     /// The grid of probabilities, if they are rounded; not with [`Attend::int8`], which rounds them in its own way.
     pub softmax: Option<SoftmaxGrid>,
+    /// `(heads, queries, keys)`: added to the scores of all samples after they are scaled.
+    pub bias: Option<Value>,
+    /// u32 per sample, or per condition if `k` holds rows per condition: keys at this place and beyond are not seen. An input;
+    /// what is more than there are keys counts as all of them.
+    pub lengths: Option<Value>,
 }
 
 impl Operation for Attention {
@@ -63,6 +69,8 @@ impl Operation for Attention {
         v.flag("per condition", &mut self.attend.per_condition);
         v.flag("int8", &mut self.attend.int8);
         v.softmax(&mut self.softmax);
+        v.optional_value("bias", &mut self.bias);
+        v.optional_value("lengths", &mut self.lengths);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
@@ -96,7 +104,28 @@ impl Operation for Attention {
             }
             rule.curve(range)?;
         }
+        self.masks(rule, &q, &k)?;
         Ok(q)
+    }
+}
+
+impl Attention {
+    /// Checks what is added to scores and which keys are seen.
+    fn masks(&self, rule: &Rule<'_>, q: &Type, k: &Type) -> Result<()> {
+        if let Some(bias) = self.bias {
+            let bias = rule.float("bias", bias)?;
+            let wanted = [self.heads as usize, q.rows_per_sample(), k.rows_per_sample()];
+            if bias.dims() != wanted {
+                return rule.err("bias", format!("(heads, queries, keys) {wanted:?}"), bias.dims());
+            }
+        }
+        if let Some(lengths) = self.lengths {
+            let lengths = rule.value("lengths", lengths)?;
+            if lengths.kind != Kind::Index || lengths.dims() != [k.dims()[0]] {
+                return rule.err("lengths", format!("u32 [{}]", k.dims()[0]), (lengths.dims(), lengths.kind));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -118,11 +118,13 @@ impl Operation for PositionEmbedding {
     }
 }
 
-/// A tensor as a value, with the tensor's axes.
+/// A tensor as a value, with the tensor's axes, or as one row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Parameter {
     /// f16 or f32.
     pub tensor: Tensor,
+    /// Whether the axes are `(1, all elements)`: a row that can be added to each of many.
+    pub flat: bool,
 }
 
 impl Operation for Parameter {
@@ -131,6 +133,7 @@ impl Operation for Parameter {
 
     fn visit(&mut self, v: &mut impl Visit) {
         v.tensor("tensor", &mut self.tensor);
+        v.flag("flat", &mut self.flat);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
@@ -138,6 +141,85 @@ impl Operation for Parameter {
         if !(1..=4).contains(&t.dims.len()) || t.codes {
             return rule.err("tensor", "f16 or f32, 1 to 4 axes", &t.dims);
         }
-        Ok(Type::new(&t.dims, Kind::Float))
+        if !self.flat {
+            return Ok(Type::new(&t.dims, Kind::Float));
+        }
+        let Some(elements) = t.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) else {
+            return rule.err("tensor", "fewer elements", &t.dims);
+        };
+        Ok(Type::new(&[1, elements], Kind::Float))
     }
+}
+
+/// Most buckets of a [`RelativeBias`].
+pub const MAX_BUCKETS: usize = 64;
+
+/// Additive bias of attention by how far a key is from its query: `(n, t, ..) -> (heads, t, t)`, `table[bucket(k - q), head]`.
+/// Half of the buckets are for keys behind the query, half for others. In each half the first half of the buckets are
+/// for one distance each; those of the second grow in proportion, up to `max_distance`, and the last has all that is further
+/// away (Raffel et al., arXiv 1910.10683, §2.1; transformers' `T5Attention._relative_position_bucket`). Depends on shapes only.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RelativeBias {
+    /// `(n, t)` tokens or `(n, t, d)` features; only the shape is used.
+    pub x: Value,
+    /// `(buckets, heads)`, f16 or f32.
+    pub table: Tensor,
+    /// Number of buckets, a multiple of 4.
+    pub buckets: u32,
+    /// The distance from which on all are in the last bucket of their half.
+    pub max_distance: u32,
+}
+
+impl Operation for RelativeBias {
+    const CODE: u16 = 22;
+    const NAME: &'static str = "relative_bias";
+
+    fn visit(&mut self, v: &mut impl Visit) {
+        v.shape("x", &mut self.x);
+        v.tensor("table", &mut self.table);
+        v.number("buckets", &mut self.buckets);
+        v.number("max distance", &mut self.max_distance);
+    }
+
+    fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
+        let RelativeBias { buckets, max_distance, .. } = *self;
+        let x = rule.value("x", self.x)?;
+        let tokens = match (x.kind, x.dims()) {
+            (Kind::Index, &[_, tokens]) | (Kind::Float | Kind::Codes(_), &[_, tokens, _]) => tokens,
+            _ => return rule.err("x", "(n, t) tokens or (n, t, d) features", (x.dims(), x.kind)),
+        };
+        let table = rule.tensor("table", self.table)?;
+        let heads = match table.dims[..] {
+            [rows, heads] if rows == buckets as usize && !table.codes => heads,
+            _ => return rule.err("table", format!("f16 or f32 [{buckets} buckets, heads]"), &table.dims),
+        };
+        if buckets == 0 || !buckets.is_multiple_of(4) || buckets as usize > MAX_BUCKETS {
+            return rule.err("buckets", format!("a multiple of 4 up to {MAX_BUCKETS}"), buckets);
+        }
+        if !(buckets / 4 + 1..=1 << 24).contains(&max_distance) {
+            return rule.err("max distance", format!("{} to 2^24", buckets / 4 + 1), max_distance);
+        }
+        Ok(Type::new(&[heads, tokens, tokens], Kind::Float))
+    }
+}
+
+/// The least distance of each bucket of one half of a [`RelativeBias`] of `buckets`, ascending; `u32::MAX` beyond the half.
+/// A distance is in the last bucket that begins at it or before.
+///
+/// With `exact` buckets of one distance each, bucket `exact + i` begins at `exact (max_distance / exact)^(i / exact)`.
+pub fn bucket_starts(buckets: u32, max_distance: u32) -> [u32; MAX_BUCKETS / 2] {
+    let exact = (buckets / 4) as i32;
+    let mut starts = [u32::MAX; MAX_BUCKETS / 2];
+    for (bucket, start) in (0..2 * exact).zip(&mut starts) {
+        let i = bucket - exact;
+        *start = if i <= 0 {
+            bucket as u32
+        } else {
+            let share = f64::from(i) / f64::from(exact);
+            let real = f64::from(exact) * (f64::from(max_distance) / f64::from(exact)).powf(share);
+            // A whole number, but for the rounding of the power.
+            if (real - real.round()).abs() < real * 1e-12 { real.round() as u32 } else { real.ceil() as u32 }
+        };
+    }
+    starts
 }

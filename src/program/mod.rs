@@ -32,7 +32,7 @@ mod visit;
 
 pub use attention::{Attend, Attention, SoftmaxGrid, describe_attention};
 pub use conv::{Conv2d, ConvStride};
-pub use embed::{Embedding, Parameter, PositionEmbedding, TimestepEmbedding};
+pub use embed::{Embedding, MAX_BUCKETS, Parameter, PositionEmbedding, RelativeBias, TimestepEmbedding, bucket_starts};
 pub use layout::{Concat, Patchify, Slice, Unpatchify};
 pub use linear::{GatedLinear, Linear};
 pub use norm::{GroupNorm, LayerNorm, Modulation};
@@ -40,7 +40,7 @@ pub use numbered::Numbered;
 pub(crate) use numbered::numbered;
 pub use op::{Act, Columns, Op, Tensor, Value};
 pub use phases::{MAX_PHASES, Phases, Variant};
-pub use pointwise::{Add, Pointwise};
+pub use pointwise::{Add, Multiply, Pointwise};
 pub use quantize::{
     CurveAxis, MAX_TURN, MIN_TURN, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Turn,
 };
@@ -104,6 +104,9 @@ numbered! {
         Pooled = 5 "pooled vectors",
         /// Numbers beside the prompt `(conditions, k)`: sizes, crops, scores.
         Sizes = 6 "sizes",
+        /// How many tokens of each prompt count, `(conditions)`, or of each text `(batch)`, as u32: at most as many as there
+        /// are. What stands behind them is seen by no attention that is told so.
+        Lengths = 7 "lengths",
     }
 }
 
@@ -113,7 +116,9 @@ impl InputKind {
         match self {
             InputKind::Sample | InputKind::Tokens => Rate::Loop,
             InputKind::Timestep => Rate::Step,
-            InputKind::ClassLabels | InputKind::Context | InputKind::Pooled | InputKind::Sizes => Rate::Prompt,
+            InputKind::ClassLabels | InputKind::Context | InputKind::Pooled | InputKind::Sizes | InputKind::Lengths => {
+                Rate::Prompt
+            }
         }
     }
 }

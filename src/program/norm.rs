@@ -17,21 +17,24 @@ pub struct Modulation {
     pub shift: u32,
 }
 
-/// Layer norm over the last axis, statistics in f32.
+/// Layer norm over the last axis, statistics in f32: `(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias`; or
+/// without means, `x / sqrt(mean(x^2) + eps) * weight` (RMSNorm; Zhang & Sennrich, arXiv 1910.07467).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LayerNorm {
     /// `(n, .., d)`.
     pub x: Value,
     /// `(d)`.
     pub weight: Option<Tensor>,
-    /// `(d)`.
+    /// `(d)`; none if [`rms`](Self::rms).
     pub bias: Option<Tensor>,
-    /// Added to the variance.
+    /// Added to the variance, or to the mean of squares.
     pub eps: f32,
     /// Applied after the affine part.
     pub modulation: Option<Modulation>,
     /// Quantizes the result.
     pub quantize: Option<QuantizeSpec>,
+    /// Whether no mean is taken off.
+    pub rms: bool,
 }
 
 impl Operation for LayerNorm {
@@ -46,10 +49,14 @@ impl Operation for LayerNorm {
         v.modulation(&mut self.modulation);
         v.optional_quantize(&mut self.quantize);
         v.quantize_top(self.quantize.as_mut());
+        v.flag("rms", &mut self.rms);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
         let x = rule.float("x", self.x)?;
+        if let Some(bias) = self.bias.filter(|_| self.rms) {
+            return rule.err("bias", "none in a norm without means", bias.0);
+        }
         rule.vector("weight", self.weight, x.cols())?;
         rule.vector("bias", self.bias, x.cols())?;
         rule.eps(self.eps)?;

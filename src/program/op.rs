@@ -11,9 +11,9 @@ use super::quantize::QuantizeSpec;
 use super::shape::{Rule, Type};
 use super::visit::{Field, Visit};
 use super::{
-    Add, Attention, Concat, Conv2d, Embedding, GatedLinear, GroupNorm, LayerNorm, Linear, Parameter, Patchify,
-    Pointwise, PositionEmbedding, Quantize, QuantizeRange, Resample, Round, Slice, TimestepEmbedding, Unpatchify,
-    VectorQuantize,
+    Add, Attention, Concat, Conv2d, Embedding, GatedLinear, GroupNorm, LayerNorm, Linear, Multiply, Parameter,
+    Patchify, Pointwise, PositionEmbedding, Quantize, QuantizeRange, RelativeBias, Resample, Round, Slice,
+    TimestepEmbedding, Unpatchify, VectorQuantize,
 };
 use crate::error::Result;
 
@@ -121,7 +121,7 @@ macro_rules! ops {
 // In the order of their numbers.
 ops! {
     Linear Conv2d Attention LayerNorm GroupNorm Pointwise Add Quantize Embedding TimestepEmbedding PositionEmbedding
-    Patchify Unpatchify Concat GatedLinear VectorQuantize Resample Parameter Slice Round
+    Patchify Unpatchify Concat GatedLinear VectorQuantize Resample Parameter Slice Round Multiply RelativeBias
 }
 
 impl Op {

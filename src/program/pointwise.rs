@@ -1,4 +1,4 @@
-//! Pointwise functions and sums.
+//! Pointwise functions, sums and products.
 
 use super::op::{Act, Operation, Value};
 use super::shape::{Rule, Type};
@@ -55,6 +55,33 @@ impl Operation for Add {
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
         let a = rule.float("a", self.a)?;
         rule.residual(Some(self.b), &a, true)?;
+        Ok(a)
+    }
+}
+
+/// `a * b`, element by element.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Multiply {
+    /// Any shape.
+    pub a: Value,
+    /// The same shape.
+    pub b: Value,
+}
+
+impl Operation for Multiply {
+    const CODE: u16 = 21;
+    const NAME: &'static str = "multiply";
+
+    fn visit(&mut self, v: &mut impl Visit) {
+        v.value("a", &mut self.a);
+        v.value("b", &mut self.b);
+    }
+
+    fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
+        let (a, b) = (rule.float("a", self.a)?, rule.float("b", self.b)?);
+        if a.dims() != b.dims() {
+            return rule.err("b", format!("the axes of a, {:?}", a.dims()), b.dims());
+        }
         Ok(a)
     }
 }

@@ -171,6 +171,7 @@ fn declared(program: &Program, index: usize, input: &Input, dims: &Dims) -> Resu
         InputKind::Tokens => (Kind::Index, matches!(axes[..], [n, _] if n == batch)),
         InputKind::Context => (Kind::Float, matches!(axes[..], [n, t, _] if [n, t] == [conditions, tokens])),
         InputKind::Pooled | InputKind::Sizes => (Kind::Float, matches!(axes[..], [n, _] if n == conditions)),
+        InputKind::Lengths => (Kind::Index, axes == [conditions] || axes == [batch]),
     };
     if !fits {
         let expected = match input.kind {
@@ -178,7 +179,8 @@ fn declared(program: &Program, index: usize, input: &Input, dims: &Dims) -> Resu
             InputKind::Tokens => format!("[{batch}, tokens]"),
             InputKind::Context => format!("[{conditions}, {tokens}, features]"),
             InputKind::Pooled | InputKind::Sizes => format!("[{conditions}, features]"),
-            _ => format!("[{conditions}]"),
+            InputKind::Timestep | InputKind::ClassLabels => format!("[{conditions}]"),
+            InputKind::Lengths => format!("[{conditions}] or [{batch}]"),
         };
         return Err(Error::shape(path(), "axes", expected, format!("{axes:?}")));
     }

@@ -173,8 +173,7 @@ pub trait Visit {
         *quantize = (spec.bits != 0).then_some(spec);
     }
 
-    /// The greatest code of a result that is quantized in the range of a curve; 0 is read and shown elsewhere. It is an op's
-    /// last field.
+    /// The greatest code of a result that is quantized in the range of a curve; 0 is read and shown elsewhere.
     fn quantize_top(&mut self, quantize: Option<&mut QuantizeSpec>) {
         let curve = quantize.and_then(|spec| match &mut spec.range {
             QuantizeRange::Curve(curve) => Some(curve),

@@ -487,7 +487,7 @@ pub fn attention() -> Vec<Case> {
             heads: heads as u32,
             scale,
             attend: Default::default(),
-            softmax: None,
+            ..Attention::default()
         }));
         // A score is a sum of e products of size^2 and carries its error, absolute, into an exponential.
         let gain = f64::from(2.0 + 4.0 * size * size);
@@ -502,7 +502,15 @@ pub fn attention() -> Vec<Case> {
         let weight = b.f32(&[24, 6], &normals(rng, 24 * 6));
         let k = b.op(linear(SAMPLE, weight));
         let v = b.op(Op::Pointwise(Pointwise { x: k, act: Act::Silu, mul: 1.0, add: 0.0 }));
-        b.op(Op::Attention(Attention { q, k, v, heads: 3, scale: 0.2, attend: Default::default(), softmax: None }));
+        b.op(Op::Attention(Attention {
+            q,
+            k,
+            v,
+            heads: 3,
+            scale: 0.2,
+            attend: Default::default(),
+            ..Attention::default()
+        }));
         cases.push(case(name, b, inputs([2, h, w, 6], || normal(rng)), Check::Close { k: 24, gain: 8.0 }));
     }
     cases

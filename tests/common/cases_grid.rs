@@ -1,7 +1,9 @@
 //! What is rounded to grids and stays floats: activations, and the probabilities of attention.
 
 use super::cases::{Case, Check, case, dynamic, linear, rng_of};
+use super::cases_encoder::{build, masks};
 use super::naive::{self, Array};
+use super::naive_attention::Masks;
 use super::{Build, CONTEXT, SAMPLE, inputs, normal, normals};
 use aquatint::raw::program::{
     Attend, Attention, CurveAxis, Op, Pointwise, QuantizeGrain, QuantizeRange, QuantizeSpec, Round, SoftmaxGrid,
@@ -47,13 +49,12 @@ pub fn rounded() -> Vec<Case> {
 }
 
 /// How far a result may be off, element by element: what f32 makes of scores, weights and sums, and a step for each code that
-/// lies so near to a tie that this may move it. Queries see the keys of samples `of_keys`.
+/// lies so near to a tie that this may move it.
 struct Bound<'a> {
     operands: [&'a Array; 3],
     heads: usize,
     scale: f64,
-    causal: bool,
-    of_keys: &'a [usize],
+    masks: &'a Masks<'a>,
     top: f64,
     delta: Option<f64>,
 }
@@ -67,14 +68,14 @@ impl Bound<'_> {
         let mut allowed = vec![0.0; q.data.len()];
         for (row, head) in (0..q.rows()).flat_map(|row| (0..self.heads).map(move |head| (row, head))) {
             let columns = head * e..(head + 1) * e;
-            let first = self.of_keys[row / tq] * tk;
-            let seen = if self.causal { tk.min(row % tq + 1) } else { tk };
+            let (first, seen) = self.masks.keys(row / tq, row % tq, tk);
+            let bias = |j: usize| self.masks.bias(head, row % tq, j);
             let products = |j: usize, f: fn(f64) -> f64| -> f64 {
                 let pairs = q.row(row)[columns.clone()].iter().zip(&k.row(first + j)[columns.clone()]);
                 self.scale * pairs.map(|(a, b)| f(a * b)).sum::<f64>()
             };
-            let scores: Vec<f64> = (0..seen).map(|j| products(j, |x| x)).collect();
-            let largest = (0..seen).map(|j| products(j, f64::abs)).fold(0.0, f64::max);
+            let scores: Vec<f64> = (0..seen).map(|j| products(j, |x| x) + bias(j)).collect();
+            let largest = (0..seen).map(|j| products(j, f64::abs) + bias(j).abs()).fold(0.0, f64::max);
             let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
             let total: f64 = weights.iter().sum();
@@ -98,28 +99,36 @@ impl Bound<'_> {
 /// them one that the highest probabilities are beyond.
 pub fn attention_on_grid() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (n, tokens, heads, e, size, causal, context) in [
-        (1, [1, 1], 1, 1, 1.0, false, None),
-        (2, [1, 2], 2, 5, 1.0, false, None),
-        (3, [17, 1], 3, 16, 1.0, false, None),
-        (2, [11, 7], 2, 64, 1.0, false, None),
-        (1, [193, 1], 1, 40, 2.0, false, None),
-        (1, [31, 10], 1, 72, 0.1, false, None),
-        (1, [7, 3], 1, 300, 1.0, false, None),
-        (1, [33, 9], 1, 24, 1.0, true, None),
-        (2, [19, 1], 2, 20, 2.0, true, None),
-        (3, [5, 4], 2, 40, 1.0, false, Some(77)),
-        (2, [2, 9], 1, 33, 1.0, false, Some(301)),
-    ] {
+    #[allow(clippy::type_complexity)] // the columns of a table
+    let sizes: [(usize, [usize; 2], usize, usize, f32, bool, Option<usize>, Option<&[u32]>, bool); 15] = [
+        (1, [1, 1], 1, 1, 1.0, false, None, None, false),
+        (2, [1, 2], 2, 5, 1.0, false, None, None, false),
+        (3, [17, 1], 3, 16, 1.0, false, None, None, false),
+        (2, [11, 7], 2, 64, 1.0, false, None, None, false),
+        (1, [193, 1], 1, 40, 2.0, false, None, None, false),
+        (1, [31, 10], 1, 72, 0.1, false, None, None, false),
+        (1, [7, 3], 1, 300, 1.0, false, None, None, false),
+        (1, [33, 9], 1, 24, 1.0, true, None, None, false),
+        (2, [19, 1], 2, 20, 2.0, true, None, None, false),
+        (3, [5, 4], 2, 40, 1.0, false, Some(77), None, false),
+        (2, [2, 9], 1, 33, 1.0, false, Some(301), None, false),
+        (2, [11, 3], 2, 5, 1.0, false, None, None, true),
+        (3, [5, 4], 2, 40, 1.0, false, Some(77), Some(&[33, 0]), false),
+        (2, [19, 1], 2, 20, 1.0, true, None, Some(&[7, 20]), true),
+        (2, [2, 9], 1, 33, 1.0, false, Some(301), Some(&[288, 5]), false),
+    ];
+    for (n, tokens, heads, e, size, causal, context, lengths, biased) in sizes {
         for (bits, fixed) in
             [(8u8, None), (16, None), (8, Some(1.0 / 255.0)), (8, Some(1.0 / 2000.0)), (16, Some(1.0 / 65535.0))]
         {
+            let masked =
+                if lengths.is_some() || biased { format!(" {lengths:?} bias {biased}") } else { String::new() };
             let name = format!(
-                "attention on {bits} bits {fixed:?} {n}x{tokens:?} {heads}x{e} size {size} {causal} {context:?}"
+                "attention on {bits} bits {fixed:?} {n}x{tokens:?} {heads}x{e} size {size} {causal} {context:?}{masked}"
             );
             let rng = &mut rng_of(&name);
             let d = heads * e;
-            let mut b = if context.is_some() { Build::with_context(d, d) } else { Build::new(d) };
+            let mut b = build(d, context.map(|_| d), lengths.is_some());
             let of_keys = if context.is_some() { CONTEXT } else { SAMPLE };
             let numbers: Vec<f32> = normals(rng, d * d).iter().map(|v| v / (d as f32).sqrt()).collect();
             let weight = b.f32(&[d, d], &numbers);
@@ -130,22 +139,26 @@ pub fn attention_on_grid() -> Vec<Case> {
             });
             let (scale, softmax) = (1.0 / (e as f32).sqrt(), Some(SoftmaxGrid { bits, range }));
             let attend = Attend { causal, per_condition: context.is_some(), int8: false };
-            b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend, softmax }));
+            let keys = context.unwrap_or(tokens[0] * tokens[1]);
+            let sizes = [heads, tokens[0] * tokens[1], keys];
+            let (bias, seen) = masks(&mut b, rng, sizes, biased);
+            let attention =
+                Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend, softmax, bias, lengths: seen };
+            b.op(Op::Attention(attention));
             let mut inputs = inputs([n, tokens[0], tokens[1], d], || size * normal(rng));
-            let mut conditions: Vec<usize> = (0..n).collect();
             if let Some(keys) = context {
-                conditions = (0..n).map(|i| (i + 1) % 2).collect();
                 inputs.dims.tokens = keys;
                 inputs.dims.conditions = 2;
                 inputs.labels = vec![0; 2];
                 inputs.context = normals(rng, 2 * keys * d).iter().map(|x| size * x).collect();
-                inputs.conditions = conditions.iter().map(|&c| c as u32).collect();
+                inputs.conditions = (0..n as u32).map(|i| (i + 1) % 2).collect();
             }
+            inputs.lengths = lengths.unwrap_or_default().to_vec();
             let values = naive::run(&b.program, &b.tensors, &inputs);
             let operands = [SAMPLE, k, v].map(|x| &values[x.0 as usize]);
             let top = f64::from((1u32 << bits) - 1);
-            let (of_keys, delta) = (&conditions[..], fixed.map(f64::from));
-            let allowed = Bound { operands, heads, scale: scale.into(), causal, of_keys, top, delta }.allowed();
+            let (masks, delta) = (&Masks::new(&attention, &values, &inputs), fixed.map(f64::from));
+            let allowed = Bound { operands, heads, scale: scale.into(), masks, top, delta }.allowed();
             // Narrow scores move codes by more than a tie is near; a few of them meet in one element.
             let most = operands[2].data.iter().fold(0.0f64, |m, x| m.max(x.abs()));
             let step = 3.0 * most * fixed.map_or(1.0, f64::from).min(1.0 / 255.0).max(1.0 / top);

@@ -107,6 +107,7 @@ pub fn layer_norm() -> Vec<Case> {
                         eps: 1e-6,
                         modulation: modulated.then_some(Modulation { value, scale: d as u32 + 2, shift: 1 }),
                         quantize: quantize.map(|bits| dynamic(bits, QuantizeGrain::Row)),
+                        ..LayerNorm::default()
                     });
                     let y = b.op(norm);
                     let check = match quantize {

@@ -119,7 +119,7 @@ pub fn attention_causal() -> Vec<Case> {
         let (k, v) = (b.op(linear(SAMPLE, w_k)), b.op(linear(SAMPLE, w_v)));
         let scale = 1.0 / (e as f32).sqrt();
         let attend = Attend { causal: true, ..Attend::default() };
-        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend, softmax: None }));
+        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend, ..Attention::default() }));
         let gain = f64::from(2.0 + 4.0 * size * size);
         let inputs = inputs([n, tokens[0], tokens[1], d], || size * normal(rng));
         cases.push(case(name, b, inputs, Check::Close { k: d, gain }));
@@ -153,7 +153,7 @@ pub fn attention_per_condition() -> Vec<Case> {
             heads: heads as u32,
             scale: 1.0 / (e as f32).sqrt(),
             attend,
-            softmax: None,
+            ..Attention::default()
         }));
         let mut inputs = inputs([conditions.len(), 3, 11, d], || normal(rng));
         inputs.dims.tokens = tokens;
@@ -171,7 +171,15 @@ pub fn attention_per_condition() -> Vec<Case> {
         let tables = [b.f32(&[5, d], &normals(rng, 5 * d)), b.f32(&[5, d], &normals(rng, 5 * d))];
         let [k, v] = tables.map(|table| b.op(Op::Embedding(Embedding { index: LABELS, table })));
         let attend = Attend { per_condition: true, ..Attend::default() };
-        b.op(Op::Attention(Attention { q: SAMPLE, k, v, heads: heads as u32, scale: 0.3, attend, softmax: None }));
+        b.op(Op::Attention(Attention {
+            q: SAMPLE,
+            k,
+            v,
+            heads: heads as u32,
+            scale: 0.3,
+            attend,
+            ..Attention::default()
+        }));
         let mut inputs = inputs([3, 2, 5, d], || normal(rng));
         inputs.dims.conditions = 2;
         inputs.labels = vec![4, 2];

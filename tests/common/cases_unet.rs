@@ -137,7 +137,7 @@ pub fn prompt() -> Vec<Case> {
             let mut b = Build::new(4);
             let numbers = normals(rng, dims.iter().product());
             let tensor = if half { b.f16(dims, &numbers) } else { b.f32(dims, &numbers) };
-            b.op(Op::Parameter(Parameter { tensor }));
+            b.op(Op::Parameter(Parameter { tensor, flat: false }));
             let inputs = inputs([1 + i % 3, 1, 1, 4], || 0.0);
             cases.push(case(format!("parameter {dims:?} half {half}"), b, inputs, Check::Exact));
         }
@@ -153,7 +153,7 @@ pub fn prompt() -> Vec<Case> {
             let rows = b.op(Op::Embedding(Embedding { index, table }));
             if positions {
                 let tensor = b.f32(&[t, d], &normals(rng, t * d));
-                let grid = b.op(Op::Parameter(Parameter { tensor }));
+                let grid = b.op(Op::Parameter(Parameter { tensor, flat: false }));
                 b.op(Op::Add(Add { a: rows, b: grid }));
             }
             let mut inputs = inputs([n, 1, 1, 4], || 0.0);

@@ -3,6 +3,7 @@
 pub mod cases;
 pub mod cases_attention;
 pub mod cases_conv;
+pub mod cases_encoder;
 pub mod cases_grid;
 pub mod cases_norm;
 pub mod cases_text;
@@ -13,6 +14,7 @@ pub mod emulated;
 pub mod fixture;
 pub mod meta_edits;
 pub mod naive;
+pub mod naive_attention;
 pub mod networks;
 pub mod one_op;
 pub mod sealed;
@@ -229,6 +231,7 @@ pub fn prompt<'a>(program: &Program, inputs: &'a Inputs) -> PromptInputs<'a> {
         context: has(InputKind::Context).then_some(&inputs.context),
         pooled: has(InputKind::Pooled).then_some(&inputs.pooled),
         sizes: has(InputKind::Sizes).then_some(&inputs.sizes),
+        lengths: has(InputKind::Lengths).then_some(&inputs.lengths),
     }
 }
 
@@ -248,6 +251,7 @@ pub fn inputs([n, h, w, c]: [usize; 4], sample: impl FnMut() -> f32) -> Inputs {
         context: Vec::new(),
         pooled: Vec::new(),
         sizes: Vec::new(),
+        lengths: Vec::new(),
     }
 }
 

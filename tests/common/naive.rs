@@ -4,12 +4,13 @@
 //! do in a roundabout way is, by definition, the product of these real numbers. The oracle is tested on hand-computed
 //! cases in `tests/ops/oracle.rs`.
 
+use super::naive_attention::{Masks, attention};
 use aquatint::raw::codec::QuantizedMatrix;
 use aquatint::raw::program::{
     Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
-    LayerNorm, Linear, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain,
-    QuantizeRange, QuantizeSpec, RangeCurve, Resample, Resampling, Round, Slice, Tensor, TimestepEmbedding, Turn,
-    Unpatchify, Value, VectorQuantize,
+    LayerNorm, Linear, Multiply, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize,
+    QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, RelativeBias, Resample, Resampling, Round, Slice, Tensor,
+    TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
 };
 
 /// A dense array of real numbers, row-major.
@@ -91,6 +92,8 @@ pub struct Inputs {
     pub pooled: Vec<f32>,
     /// Numbers beside the prompt.
     pub sizes: Vec<f32>,
+    /// How many tokens count.
+    pub lengths: Vec<u32>,
 }
 
 /// Every value of `program`, in order. Codes appear as the real numbers they stand for.
@@ -109,6 +112,7 @@ pub fn run(program: &Program, tensors: &[Array], inputs: &Inputs) -> Vec<Array> 
             InputKind::Context => Array::of(&dims, &inputs.context),
             InputKind::Pooled => Array::of(&dims, &inputs.pooled),
             InputKind::Sizes => Array::of(&dims, &inputs.sizes),
+            InputKind::Lengths => Array::new(&dims, |i| inputs.lengths[i].into()),
         });
     }
     let position = match program.phases.axis {
@@ -177,6 +181,10 @@ impl Scope<'_> {
                 let d = a.cols();
                 Array::new(&a.dims, |i| a.data[i] + b.row(i / d)[i % d])
             }
+            Op::Multiply(Multiply { a, b }) => {
+                let (a, b) = (self.value(a), self.value(b));
+                Array::new(&a.dims, |i| a.data[i] * b.data[i])
+            }
             Op::Concat(Concat { a, b }) => {
                 let (a, b) = (self.value(a), self.value(b));
                 let (d, mut dims) = (a.cols() + b.cols(), a.dims.clone());
@@ -213,7 +221,10 @@ impl Scope<'_> {
                 Array::new(&x.dims, |i| nearest[i / x.cols()][i % x.cols()])
             }
             Op::Resample(Resample { x, how }) => resample(self.value(x), how),
-            Op::Parameter(Parameter { tensor: t }) => self.tensor(t).clone(),
+            Op::Parameter(Parameter { tensor: t, flat }) => {
+                let t = self.tensor(t);
+                if flat { Array::new(&[1, t.data.len()], |i| t.data[i]) } else { t.clone() }
+            }
             Op::Embedding(Embedding { index, table }) => {
                 let (index, table) = (self.value(index), self.tensor(table));
                 let d = table.cols();
@@ -221,6 +232,7 @@ impl Scope<'_> {
             }
             Op::TimestepEmbedding(op) => self.timestep_embedding(op),
             Op::PositionEmbedding(op) => self.position_embedding(op),
+            Op::RelativeBias(op) => self.relative_bias(op),
             Op::Patchify(Patchify { x, patch }) => patchify(self.value(x), patch as usize),
             Op::Unpatchify(Unpatchify { x, patch }) => unpatchify(self.value(x), patch as usize),
         }
@@ -267,26 +279,24 @@ impl Scope<'_> {
     }
 
     fn attention(&self, op: Attention) -> Array {
-        let Attention { q, k, v, heads, scale, attend, softmax } = op;
-        let q = self.value(q);
-        // The sample, or else the condition, whose keys a sample's queries see.
-        let of_keys: Vec<usize> = match attend.per_condition {
-            true => self.inputs.conditions.iter().map(|&c| c as usize).collect(),
-            false => (0..q.dims[0]).collect(),
-        };
+        let Attention { q, k, v, heads, scale, softmax, .. } = op;
         let grid = softmax.map(|grid| (grid.bits, self.fixed(grid.range).map(|(delta, _)| delta)));
-        attention(q, self.value(k), self.value(v), heads as usize, scale.into(), attend.causal, &of_keys, grid)
+        let masks = Masks::new(&op, self.values, self.inputs);
+        attention([self.value(q), self.value(k), self.value(v)], heads as usize, scale.into(), &masks, grid)
     }
 
     fn layer_norm(&self, op: LayerNorm) -> Array {
-        let LayerNorm { x, weight, bias, eps, modulation, quantize } = op;
+        let LayerNorm { x, weight, bias, eps, modulation, quantize, rms } = op;
         let x = self.value(x);
         let d = x.cols();
         let stats: Vec<_> = (0..x.rows()).map(|row| statistics(x.row(row))).collect();
         let y = Array::new(&x.dims, |i| {
             let (row, c) = (i / d, i % d);
             let (mean, variance) = stats[row];
-            let mut y = (x.data[i] - mean) / (variance + f64::from(eps)).sqrt();
+            let mut y = match rms {
+                false => (x.data[i] - mean) / (variance + f64::from(eps)).sqrt(),
+                true => x.data[i] / (x.row(row).iter().map(|v| v * v).sum::<f64>() / d as f64 + f64::from(eps)).sqrt(),
+            };
             y = y * weight.map_or(1.0, |w| self.tensor(w).data[c]) + bias.map_or(0.0, |b| self.tensor(b).data[c]);
             if let Some(m) = modulation {
                 let columns = self.of_sample(x, m.value, row);
@@ -321,6 +331,24 @@ impl Scope<'_> {
             activate(act, y)
         });
         self.quantized(y, quantize)
+    }
+
+    fn relative_bias(&self, op: RelativeBias) -> Array {
+        let RelativeBias { x, table, buckets, max_distance } = op;
+        let (tokens, table) = (self.value(x).dims[1], self.tensor(table));
+        let bucket = |query: usize, key: usize| {
+            let (half, exact) = (buckets as usize / 2, buckets as usize / 4);
+            let distance = query.abs_diff(key);
+            let far = (distance as f64 / exact as f64).ln() / (f64::from(max_distance) / exact as f64).ln();
+            let within = match distance < exact {
+                true => distance,
+                false => (exact + (far * exact as f64 + 1e-9).floor() as usize).min(half - 1),
+            };
+            within + if key > query { half } else { 0 }
+        };
+        Array::new(&[table.cols(), tokens, tokens], |i| {
+            table.row(bucket(i / tokens % tokens, i % tokens))[i / tokens / tokens]
+        })
     }
 
     fn timestep_embedding(&self, op: TimestepEmbedding) -> Array {
@@ -453,49 +481,6 @@ fn resample(x: &Array, how: Resampling) -> Array {
             }
         }
     })
-}
-
-/// `softmax(q k^T * scale) v` per sample and head; sample `i` sees the keys number `of_keys[i]`, and under a causal mask
-/// no key behind the query. With a `grid` of so many bits, probabilities are rounded to steps of the highest of their row,
-/// or of what it says.
-#[allow(clippy::too_many_arguments)]
-fn attention(
-    q: &Array,
-    k: &Array,
-    v: &Array,
-    heads: usize,
-    scale: f64,
-    causal: bool,
-    of_keys: &[usize],
-    grid: Option<(u8, Option<f64>)>,
-) -> Array {
-    let (n, d) = (q.dims[0], q.cols());
-    let (e, queries, keys) = (d / heads, q.rows() / n, k.rows() / k.dims[0]);
-    let mut out = Array::new(&q.dims, |_| 0.0);
-    for (row, head) in (0..q.rows()).flat_map(|row| (0..heads).map(move |head| (row, head))) {
-        let columns = head * e..(head + 1) * e;
-        let first_key = of_keys[row / queries] * keys;
-        let seen = if causal { row % queries + 1 } else { keys };
-        let score = |key: usize| -> f64 {
-            let products = q.row(row)[columns.clone()].iter().zip(&k.row(first_key + key)[columns.clone()]);
-            products.map(|(a, b)| a * b).sum::<f64>() * scale
-        };
-        let scores: Vec<f64> = (0..seen).map(score).collect();
-        let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        let mut shares: Vec<f64> = weights.iter().map(|weight| weight / total).collect();
-        if let Some((bits, delta)) = grid {
-            let top = f64::from((1u32 << bits) - 1);
-            let most = shares.iter().copied().fold(0.0, f64::max);
-            let delta = delta.unwrap_or(most / top);
-            shares.iter_mut().for_each(|share| *share = delta * (*share / delta).round_ties_even().clamp(0.0, top));
-        }
-        for c in columns {
-            out.data[row * d + c] = (0..seen).map(|key| shares[key] * v.row(first_key + key)[c]).sum();
-        }
-    }
-    out
 }
 
 /// Real numbers to codes and back: `delta = (max - min) / top`, `zero = round(-min / delta)`,

@@ -46,7 +46,15 @@ pub fn conditioned(mut range: impl FnMut(&mut Build) -> QuantizeRange) -> Build 
     let grid = b.op(Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: d as u32, base: 3, interpolation: 1.0 }));
     let x = b.op(Op::Add(Add { a: SAMPLE, b: grid }));
     let modulation = Some(Modulation { value, scale: 0, shift: d as u32 });
-    let x = b.op(Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize: Some(spec) }));
+    let x = b.op(Op::LayerNorm(LayerNorm {
+        x,
+        weight: None,
+        bias: None,
+        eps: 1e-6,
+        modulation,
+        quantize: Some(spec),
+        ..LayerNorm::default()
+    }));
     let gate = Some(Columns { value, offset: 2 * d as u32 });
     let y =
         b.op(Op::Linear(Linear { x, weight: weights[2], bias: None, act: Act::None, gate, residual: Some(SAMPLE) }));
@@ -143,11 +151,19 @@ pub fn spatial() -> Build {
         heads: 4,
         scale: 0.3,
         attend: Default::default(),
-        softmax: None,
+        ..Attention::default()
     }));
     let modulation = Some(Modulation { value: class, scale: 0, shift: 4 * d as u32 });
     let quantize = Some(dynamic(8, QuantizeGrain::Row));
-    let x = b.op(Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize }));
+    let x = b.op(Op::LayerNorm(LayerNorm {
+        x,
+        weight: None,
+        bias: None,
+        eps: 1e-6,
+        modulation,
+        quantize,
+        ..LayerNorm::default()
+    }));
     let x = b.op(Op::Linear(Linear {
         x,
         weight: last,

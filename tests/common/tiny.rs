@@ -270,7 +270,15 @@ fn denoiser(writer: &mut Writer) -> Program {
 
     let rows = QuantizeSpec { bits: 8, grain: QuantizeGrain::Row, range: QuantizeRange::Dynamic };
     let modulation = Some(Modulation { value: table, scale: 0, shift: 8 });
-    let norm = Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps: 1e-6, modulation, quantize: Some(rows) });
+    let norm = Op::LayerNorm(LayerNorm {
+        x,
+        weight: None,
+        bias: None,
+        eps: 1e-6,
+        modulation,
+        quantize: Some(rows),
+        ..LayerNorm::default()
+    });
     let h = b.op("block.norm1", norm);
     let [q, k, v] = [("q", 8), ("k", 6), ("v", 5)].map(|(name, bits)| {
         let weight = b.codes(&format!("block.{name}.weight"), &[8, 8], (width(bits), Grain::Tensor, true));
@@ -278,7 +286,7 @@ fn denoiser(writer: &mut Writer) -> Program {
     });
     let a = b.op(
         "block.attention",
-        Op::Attention(Attention { q, k, v, heads: 2, scale: 0.5, attend: Default::default(), softmax: None }),
+        Op::Attention(Attention { q, k, v, heads: 2, scale: 0.5, attend: Default::default(), ..Attention::default() }),
     );
     let weight = b.f32("block.out.weight", &[8, 8]);
     let gate = Some(Columns { value: table, offset: 16 });
@@ -288,7 +296,10 @@ fn denoiser(writer: &mut Writer) -> Program {
     let range = QuantizeRange::curve(b.curve("block.norm2.curve", [0.0, 500.0]), CurveAxis::Timestep);
     let (weight, bias) = (Some(b.f32("block.norm2.weight", &[8])), Some(b.f32("block.norm2.bias", &[8])));
     let quantize = Some(QuantizeSpec { range, ..rows });
-    let h = b.op("block.norm2", Op::LayerNorm(LayerNorm { x, weight, bias, eps: 1e-5, modulation: None, quantize }));
+    let h = b.op(
+        "block.norm2",
+        Op::LayerNorm(LayerNorm { x, weight, bias, eps: 1e-5, modulation: None, quantize, ..LayerNorm::default() }),
+    );
     let weight = b.codes("block.fc1.weight", &[16, 8], (width(4), Grain::Row, true));
     let bias = Some(b.f32("block.fc1.bias", &[16]));
     let fc1 = Op::Linear(Linear { x: h, weight, bias, act: Act::GeluTanh, gate: None, residual: None });

@@ -1,5 +1,4 @@
-//! The CUDA kernels of attention in the emulator: every size of head, tails of every tile, and what the ops do not use
-//! yet.
+//! The CUDA kernels of attention in the emulator: every size of head, tails of every tile, masks and biases.
 
 use aquatint::raw::backend::Backend;
 use aquatint::raw::backend::args::*;
@@ -164,6 +163,8 @@ fn attention_is_close() {
                     keys: k.rows / samples,
                     workspace: Slot::default(),
                     softmax: None,
+                    bias: None,
+                    lengths: None,
                 },
             );
             let (q, k, v) = (&q_data, &k_data, &v_data);
@@ -195,7 +196,7 @@ impl Fields {
     }
 }
 
-/// What the ops do not use yet: masks, biases, a scale below zero. And the kernels for many queries, whose results must
+/// Masks, biases, a scale below zero. And the kernels for many queries, whose results must
 /// be those of the others.
 #[test]
 fn attention_masks_and_biases() {

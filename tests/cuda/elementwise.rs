@@ -28,9 +28,12 @@ fn elementwise_ops_take_any_floats() {
                 let want: Vec<f64> = data.iter().map(f).collect();
                 close(&name, &cuda.get(&y), &want, if to == Element::F16 { 1.0 / 1024.0 } else { 2e-6 });
             }
-            cuda.backend.add(&mut cuda.arena, &AddArgs { a: x, b: cyclic, y: sum });
+            cuda.backend.add(&mut cuda.arena, &PairArgs { a: x, b: cyclic, y: sum });
             let want = data.iter().enumerate().map(|(i, v)| v + cyclic_data[i % (cycle * cols)]).collect();
             assert_eq!(cuda.get(&sum), rounded(want, to), "add {name}");
+            cuda.backend.multiply(&mut cuda.arena, &PairArgs { a: x, b: cyclic, y: sum });
+            let want = data.iter().enumerate().map(|(i, v)| v * cyclic_data[i % (cycle * cols)]).collect();
+            assert_eq!(cuda.get(&sum), rounded(want, to), "multiply {name}");
         }
     }
 }

@@ -109,7 +109,7 @@ fn layer_norm_is_close_and_its_codes_are_those_of_its_floats() {
             let (samples, table_cols) = (2, 2 * cols + if i % 2 == 0 { 3 } else { 16 });
             let (scale, shift) = if i % 2 == 0 { (cols + 2, 1) } else { (8, cols.next_multiple_of(8) + 8) };
             let table_cols = table_cols.max(shift + cols);
-            let (affine, modulated) = ((i + j) % 3 != 0, (i + j) % 2 == 0);
+            let (affine, modulated, rms) = ((i + j) % 3 != 0, (i + j) % 2 == 0, (i + j) % 4 == 3);
             let x_data = rounded((0..rows * cols).map(|_| 3.0 + 2.0 * normal(rng)).collect(), element);
             let table_data = rounded(normals(rng, 3 * table_cols), element);
             let weights: Vec<f32> = normals(rng, 2 * cols.next_multiple_of(16));
@@ -131,14 +131,14 @@ fn layer_norm_is_close_and_its_codes_are_those_of_its_floats() {
             let modulation = PerSample { table, condition, samples, rows_per_sample: rows / samples };
             let modulation = modulated.then_some((modulation, scale, shift));
             for y in [Output::Floats(wide), Output::Floats(narrow), Output::Codes(to[0]), Output::Codes(to[1])] {
-                let args = LayerNormArgs { x, y, eps: 1e-6, modulation };
+                let args = LayerNormArgs { x, y, eps: 1e-6, modulation, rms };
                 let (w, b) = (affine.then_some(&w), affine.then_some(&b));
                 cuda.backend.layer_norm(&mut cuda.arena, &args, w, b);
             }
-            let name = format!("layer norm {rows} x {cols} {element:?}");
+            let name = format!("layer norm {rows} x {cols} {element:?} rms {rms}");
             let mut want = Vec::new();
             for (row, x) in x_data.chunks_exact(cols).enumerate() {
-                let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / cols as f64;
+                let mean = if rms { 0.0 } else { x.iter().map(|&v| f64::from(v)).sum::<f64>() / cols as f64 };
                 let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / cols as f64;
                 let columns = &table_data[[2, 1][row / (rows / samples)] * table_cols..][..table_cols];
                 for c in 0..cols {

@@ -58,7 +58,8 @@ macro_rules! cuda_suite {
             elementwise; cases_norm: quantize, turned, layer_norm, group_norm; cases_unet: group_norm_modulated,
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
             attention_causal, attention_per_condition, activations; cases_grid: rounded, attention_on_grid;
-            cases_conv: conv_sized);
+            cases_conv: conv_sized; cases_encoder: attention_masked, rms_norm, products, relative_bias,
+            wide_stream, tables_of_modulations);
     };
     ($driver:ident; $($module:ident: $($family:ident),+);+) => {
         mod $driver {

@@ -5,9 +5,10 @@ use aquatint::Error;
 use aquatint::raw::format::{Packed, TensorKind, TensorSpec, Writer};
 use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
-    GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Node, Op, Parameter, Patchify, Pointwise,
-    PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Resample, Resampling,
-    Role, Round, Slice, SoftmaxGrid, Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
+    GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Multiply, Node, Op, Parameter, Patchify, Pointwise,
+    PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, RelativeBias,
+    Resample, Resampling, Role, Round, Slice, SoftmaxGrid, Tensor, TimestepEmbedding, Turn, Unpatchify, Value,
+    VectorQuantize,
 };
 use common::tiny::{self, AlignedBytes, build, first_word, split};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -71,7 +72,15 @@ fn group_norm(modulation: Option<Modulation>) -> Op {
 }
 
 fn attention(attend: Attend) -> Op {
-    Op::Attention(Attention { q: CONTEXT, k: CONTEXT, v: CONTEXT, heads: 2, scale: 0.5, attend, softmax: None })
+    Op::Attention(Attention {
+        q: CONTEXT,
+        k: CONTEXT,
+        v: CONTEXT,
+        heads: 2,
+        scale: 0.5,
+        attend,
+        ..Attention::default()
+    })
 }
 
 fn on_grid(grid: SoftmaxGrid) -> Op {
@@ -87,11 +96,15 @@ fn ops() -> Vec<Op> {
         Op::Slice(Slice { x: X, first: 3, count: 5 }),
         group_norm(None),
         group_norm(Some(Modulation { value: POOLED, scale: 11, shift: 1_000_000 })),
-        Op::Parameter(Parameter { tensor: KERNEL }),
+        Op::Parameter(Parameter { tensor: KERNEL, flat: false }),
+        Op::Parameter(Parameter { tensor: KERNEL, flat: true }),
         Op::Embedding(Embedding { index: TOKENS, table: ROWS }),
         Op::TimestepEmbedding(TimestepEmbedding { t: SIZES, dim: 8, cos_first: true, shift: 1.0 }),
         Op::PositionEmbedding(PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }),
         Op::Add(Add { a: X, b: CONTEXT }),
+        Op::Multiply(Multiply { a: X, b: FIRST }),
+        Op::RelativeBias(RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 }),
+        Op::LayerNorm(LayerNorm { x: X, weight: Some(V8), eps: 0.5, rms: true, ..LayerNorm::default() }),
         Op::Patchify(Patchify { x: X, patch: 2 }),
         Op::Unpatchify(Unpatchify { x: X, patch: 2 }),
         Op::Quantize(Quantize {
@@ -106,7 +119,7 @@ fn ops() -> Vec<Op> {
             bias: Some(V8),
             eps: 0.5,
             modulation: Some(Modulation { value: POOLED, scale: 1, shift: 2 }),
-            quantize: None,
+            ..LayerNorm::default()
         }),
         Op::Linear(Linear {
             x: X,
@@ -152,11 +165,12 @@ fn programs_are_read_as_they_were_written() {
         [Role::Denoiser, Role::VaeDecoder, Role::VaeEncoder, Role::TextEncoder, Role::TextEncoder2, Role::Refiner];
     let mut programs: Vec<Program> = roles.into_iter().map(|role| program(role, ops())).collect();
     programs[1].nodes.clear();
-    for (input, kind) in programs[1].inputs[3..].iter_mut().zip([InputKind::Timestep, InputKind::ClassLabels]) {
+    let conditions = [InputKind::Lengths, InputKind::Timestep, InputKind::ClassLabels];
+    for (input, kind) in programs[1].inputs[2..].iter_mut().zip(conditions) {
         *input = Input { kind, dims: vec![Dim::Conditions] };
     }
     let names: std::collections::BTreeSet<_> = ops().iter().map(Op::name).collect();
-    assert_eq!(names.len(), 20, "{names:?}");
+    assert_eq!(names.len(), 22, "{names:?}");
     let packed = Packed::new(file(&programs)).expect("sound");
     assert_eq!(packed.programs(), programs);
 }
@@ -193,7 +207,7 @@ fn words_are_those_of_the_specification() {
     let range = QuantizeRange::Curve(RangeCurve { points: CURVE, axis: CurveAxis::Timestep, top: 252 });
     let ends = QuantizeSpec { range, ..spec };
     let modulation = Some(Modulation { value: POOLED, scale: 0, shift: 0 });
-    let norm = LayerNorm { x: X, weight: None, bias: None, eps: 0.0, modulation: None, quantize: None };
+    let norm = LayerNorm { x: X, weight: None, bias: None, eps: 0.0, modulation: None, ..LayerNorm::default() };
     let cases: &[(Op, &[u32])] = &[
         (linear.into(), &[1, 5, 0, 0, 4, 4]),
         (Linear { gate: None, residual: Some(X), ..linear }.into(), &[1, 5, 0, 0, 0, 0, 1]),
@@ -208,13 +222,17 @@ fn words_are_those_of_the_specification() {
         (LayerNorm { modulation, ..norm }.into(), &[1, 0, 0, 0, 4]),
         (LayerNorm { quantize: Some(spec), ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 8, 0, 1, 2]),
         (LayerNorm { quantize: Some(ends), ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 8, 0, 1, 2, 252]),
+        (LayerNorm { rms: true, ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
         (Quantize { x: X, spec, turn: None }.into(), &[1, 8, 0, 1, 2]),
         (Quantize { x: X, spec: ends, turn: None }.into(), &[1, 8, 0, 1, 2, 0, 0, 252]),
         (
             Quantize { x: X, turn: Some(Turn { factors: V8, block: 8 }), ..Default::default() }.into(),
             &[1, 8, 0, 0, 0, 1, 8],
         ),
-        (Parameter { tensor: V8 }.into(), &[1]),
+        (Parameter { tensor: V8, flat: false }.into(), &[1]),
+        (Parameter { tensor: V8, flat: true }.into(), &[1, 1]),
+        (Multiply { a: X, b: X }.into(), &[1, 1]),
+        (RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 }.into(), &[2, 3, 16, 128]),
         (PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }.into(), &[1, 8, 3, real(2.0)]),
     ];
     for &(op, wanted) in cases {
@@ -230,11 +248,42 @@ fn words_are_those_of_the_specification() {
     assert_eq!(sections[PROGRAMS], record);
 }
 
+/// A bias and lengths are read of values that have their shapes: a node's, and an input's.
+#[test]
+fn masks_of_attention_are_read_as_they_were_written() {
+    let inputs = [
+        (InputKind::Sample, vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(8)]),
+        (InputKind::Context, vec![Dim::Conditions, Dim::Tokens, Dim::Fixed(8)]),
+        (InputKind::Lengths, vec![Dim::Conditions]),
+    ];
+    let inputs = inputs.map(|(kind, dims)| Input { kind, dims }).to_vec();
+    let [context, lengths, bias] = [1, 2, 3].map(Value);
+    let of_distances = RelativeBias { x: context, table: ROWS, buckets: 16, max_distance: 9 };
+    let attention = Attention {
+        q: context,
+        k: context,
+        v: context,
+        heads: 8,
+        scale: 0.5,
+        bias: Some(bias),
+        lengths: Some(lengths),
+        ..Attention::default()
+    };
+    let nodes =
+        [Op::from(of_distances), attention.into()].map(|op| Node { op, path: "n".into(), wide: false }).to_vec();
+    let program = Program { role: Role::Denoiser, inputs, nodes, output: X, phases: Default::default() };
+    let bytes = file(std::slice::from_ref(&program));
+    let args = &split(bytes.as_ref())[ARGS];
+    let words: Vec<u32> = [2, 3, 16, 9, 2, 2, 2, 8, 0.5f32.to_bits(), 0, 0, 0, 0, 0, 0, 4, 3].to_vec();
+    assert!(args.ends_with(words.as_bytes()), "{args:?}");
+    assert_eq!(Packed::new(bytes).expect("sound").programs(), [program]);
+}
+
 #[test]
 fn faults_of_the_newer_ops_are_named() {
     let nearest = Op::VectorQuantize(VectorQuantize { x: X, table: ROWS });
     let resample = Op::Resample(Resample { x: X, how: Resampling::Mean });
-    let parameter = Op::Parameter(Parameter { tensor: ROWS });
+    let parameter = Op::Parameter(Parameter { tensor: ROWS, flat: false });
     let gated = Op::GatedLinear(GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf });
     // The first node of a program has no other to add.
     let alone = |op: &Op| matches!(op, Op::Conv2d(conv) if conv.residual.or(conv.size_of).is_none());
@@ -242,6 +291,9 @@ fn faults_of_the_newer_ops_are_named() {
     let modulated = group_norm(Some(Modulation { value: POOLED, scale: 1, shift: 2 }));
     let attention = attention(Attend::default());
     let round = Op::Round(Round { x: X, ..Default::default() });
+    let rms = Op::LayerNorm(LayerNorm { x: X, rms: true, ..LayerNorm::default() });
+    let multiply = Op::Multiply(Multiply { a: X, b: X });
+    let distances = Op::RelativeBias(RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 });
     let eps = 0.25f32.to_bits();
     let cases: &[(Op, &[u32], &str)] = &[
         (nearest, &[6, 3], "x: expected a value below 5, got 5"),
@@ -258,7 +310,8 @@ fn faults_of_the_newer_ops_are_named() {
         (resample, &[1, 1, 1], "words: expected at most 2"),
         (parameter, &[7], "tensor: expected a tensor below 6, got 6"),
         (parameter, &[], "tensor: expected a tensor below 6, got none"),
-        (parameter, &[1, 1], "words: expected at most 1"),
+        (parameter, &[1, 2], "flat: expected 0 or 1, got 2"),
+        (parameter, &[1, 1, 1], "words: expected at most 2"),
         (gated, &[1, 3, 0, 5], "act: expected 0 to 4, got 5; use a newer aquatint"),
         (gated, &[1, 3, 7], "bias: expected a tensor below 6, got 6"),
         (gated, &[1, 3, 0, 3, 1], "words: expected at most 4"),
@@ -279,7 +332,16 @@ fn faults_of_the_newer_ops_are_named() {
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 3], "softmax range: expected 0 to 2, got 3; use a newer aquatint"),
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1], "softmax range: expected 0, got 1"),
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1, 7], "softmax curve: expected a tensor below 6, got 6"),
-        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1, 2, 1], "words: expected at most 11, got 12"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1, 2, 1, 7], "lengths: expected a value below 5, got 6"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 6], "bias: expected a value below 5, got 5"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2, 1], "words: expected at most 13, got 14"),
+        (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2], "rms: expected 0 or 1, got 2"),
+        (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1], "words: expected at most 13, got 14"),
+        (multiply, &[1], "b: expected a value below 5, got none"),
+        (multiply, &[1, 1, 1], "words: expected at most 2, got 3"),
+        (distances, &[0, 3, 32, 128], "x: expected a value below 5, got none"),
+        (distances, &[2, 7, 32, 128], "table: expected a tensor below 6, got 6"),
+        (distances, &[2, 3, 32, 128, 1], "words: expected at most 4, got 5"),
         (round, &[1, 8, 2], "quantize grain: expected 0 to 1, got 2; use a newer aquatint"),
         (round, &[1, 8, 0, 1, 2, 2, 1, 1], "words: expected at most 7, got 8"),
     ];

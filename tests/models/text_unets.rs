@@ -86,6 +86,7 @@ fn run<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>, role: Role, 
         context: feed.context.as_deref(),
         pooled: feed.pooled.as_deref(),
         sizes: feed.sizes.as_deref(),
+        lengths: None,
     };
     executor.set_prompt(&prompt).unwrap();
     if program.input(InputKind::Timestep).is_some() {
@@ -165,6 +166,7 @@ fn samples_find_their_conditions() {
             context: feed.context.as_deref(),
             pooled: feed.pooled.as_deref(),
             sizes: feed.sizes.as_deref(),
+            lengths: None,
         };
         executor.set_conditions(&[0, 1, 0]).unwrap();
         executor.set_prompt(&prompt).unwrap();

@@ -6,13 +6,13 @@ use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::exec::{Executor, PromptInputs};
 use aquatint::raw::plan::{Binding, Plan};
 use aquatint::raw::program::{
-    Act, Add, CurveAxis, Dim, Dims, Embedding, GroupNorm, InputKind, Modulation, Op, Parameter, QuantizeRange, Rate,
-    Role, TimestepEmbedding,
+    Act, Add, Attend, Attention, CurveAxis, Dim, Dims, Embedding, GroupNorm, Input, InputKind, Modulation, Op,
+    Parameter, QuantizeRange, Rate, Role, TimestepEmbedding,
 };
 use common::cases::linear;
 use common::naive::{self, Inputs};
 use common::networks::{CHANNELS, conditioned, phased, spatial};
-use common::{Build, LABELS, Model, SAMPLE, TIMESTEP, avx512, inputs, normal, normals, prompt, run};
+use common::{Build, LABELS, Model, SAMPLE, TIMESTEP, avx512, inputs, normal, normals, prompt, run, run_on};
 use fastrand::Rng;
 use std::collections::BTreeSet;
 
@@ -342,6 +342,47 @@ fn a_prompt_is_set_as_a_whole() {
 }
 
 #[test]
+fn lengths_of_prompts_are_checked_and_change_what_is_seen() {
+    let rng = &mut Rng::with_seed(23);
+    let mut b = Build::with_context(8, 8);
+    b.program.inputs.push(Input { kind: InputKind::Lengths, dims: vec![Dim::Conditions] });
+    let (k, lengths) = (b.input(InputKind::Context), Some(b.input(InputKind::Lengths)));
+    let attend = Attend { per_condition: true, ..Attend::default() };
+    b.op(Op::Attention(Attention {
+        q: SAMPLE,
+        k,
+        v: k,
+        heads: 2,
+        scale: 0.5,
+        attend,
+        lengths,
+        ..Attention::default()
+    }));
+    let model = b.open([2, 3]);
+    let mut inputs = Inputs { context: normals(rng, 2 * 7 * 8), ..inputs([3, 2, 3, 8], || normal(rng)) };
+    (inputs.dims.conditions, inputs.dims.tokens) = (2, 7);
+    (inputs.labels, inputs.conditions) = (vec![0, 0], vec![1, 0, 1]);
+    for lengths in [[7, 3], [1, 7], [0, 5]] {
+        inputs.lengths = lengths.to_vec();
+        let values = naive::run(&b.program, &b.tensors, &inputs);
+        let check = common::cases::Check::Close { k: 8, gain: 6.0 };
+        check.compare(&format!("{lengths:?}"), &run(Scalar, &model, &inputs), &values.last().expect("a result").data);
+        // Keys beyond the length change nothing.
+        let mut other = inputs.clone();
+        other.context[lengths[0] as usize * 8..7 * 8].fill(f32::MAX);
+        assert_eq!(bits(&run(Scalar, &model, &other)), bits(&run(Scalar, &model, &inputs)), "{lengths:?}");
+    }
+    for (lengths, message) in [
+        (vec![7, 8], "lengths: expected at most 7 tokens, got 8"),
+        (vec![u32::MAX, 0], "lengths: expected at most 7 tokens, got 4294967295"),
+        (vec![7], "lengths: expected 2, got 1"),
+    ] {
+        inputs.lengths = lengths;
+        assert_eq!(run_on(&Cpu::new(Scalar), &model, &inputs).unwrap_err().to_string(), message);
+    }
+}
+
+#[test]
 fn a_text_encoder_needs_tokens_alone() {
     let rng = &mut Rng::with_seed(22);
     let mut b = Build::of(vec![(InputKind::Tokens, vec![Dim::Batch, Dim::Fixed(5)])]);
@@ -350,7 +391,7 @@ fn a_text_encoder_needs_tokens_alone() {
     let table = b.f32(&[9, 8], &normals(rng, 72));
     let x = b.op(Op::Embedding(Embedding { index, table }));
     let tensor = b.f16(&[5, 8], &normals(rng, 40));
-    let positions = b.op(Op::Parameter(Parameter { tensor }));
+    let positions = b.op(Op::Parameter(Parameter { tensor, flat: false }));
     let x = b.op(Op::Add(Add { a: x, b: positions }));
     // A second, smaller table: tokens must have a row in both.
     let table = b.f16(&[7, 8], &normals(rng, 56));

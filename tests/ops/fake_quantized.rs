@@ -52,7 +52,7 @@ fn check<I: Isa>(isa: Option<I>, file: &SafeTensors, name: &str) {
     let softmax = Some(SoftmaxGrid { bits: name.split('.').next().unwrap().parse().unwrap(), range });
     let attend = Attend { per_condition: true, ..Attend::default() };
     let [q, k, v] = rounded[..] else { panic!("three operands") };
-    b.op(Op::Attention(Attention { q, k, v, heads: HEADS, scale, attend, softmax }));
+    b.op(Op::Attention(Attention { q, k, v, heads: HEADS, scale, attend, softmax, ..Attention::default() }));
 
     let mut numbers = q_data.into_iter();
     let mut inputs = inputs([n, 1, queries, d], || numbers.next().unwrap());

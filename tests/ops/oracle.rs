@@ -3,9 +3,9 @@
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Conv2d, ConvStride, CurveAxis, Dim, Dims, Embedding, GatedLinear, GroupNorm,
-    InputKind, LayerNorm, Linear, Modulation, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Quantize,
-    QuantizeGrain, QuantizeRange, QuantizeSpec, Resample, Resampling, Round, SoftmaxGrid, TimestepEmbedding,
-    Unpatchify, Value, VectorQuantize,
+    InputKind, LayerNorm, Linear, Modulation, Multiply, Op, Parameter, Patchify, Pointwise, PositionEmbedding,
+    Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RelativeBias, Resample, Resampling, Round, SoftmaxGrid,
+    TimestepEmbedding, Unpatchify, Value, VectorQuantize,
 };
 use common::cases::{dynamic, linear};
 use common::naive::{self, Array, Inputs};
@@ -92,7 +92,7 @@ fn attention_by_hand() {
         heads: 2,
         scale: 2f32.ln(),
         attend: Default::default(),
-        softmax: None,
+        ..Attention::default()
     }));
     // Head 0: queries and keys (0, 1): weights 1/2, 1/2 and 1/3, 2/3 over values (1, 11). Head 1: keys equal.
     let got = oracle(&b, [1, 1, 2, 2], &[0.0, 3.0, 1.0, 3.0]);
@@ -132,7 +132,16 @@ fn attention_on_a_grid_by_hand() {
             }
         });
         let attend = Attend::default();
-        b.op(Op::Attention(Attention { q: SAMPLE, k: SAMPLE, v, heads: 1, scale: 4f32.ln(), attend, softmax }));
+        b.op(Op::Attention(Attention {
+            q: SAMPLE,
+            k: SAMPLE,
+            v,
+            heads: 1,
+            scale: 4f32.ln(),
+            attend,
+            softmax,
+            ..Attention::default()
+        }));
         b
     };
     let check = |softmax, wants: [f64; 2]| {
@@ -153,7 +162,7 @@ fn masked_and_shared_attention_by_hand() {
         let mut b = Build::new(1);
         let q = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 0.0, add: 0.0 }));
         let v = keys(&mut b);
-        b.op(Op::Attention(Attention { q, k: v, v, heads: 1, scale: 1.0, attend, softmax: None }));
+        b.op(Op::Attention(Attention { q, k: v, v, heads: 1, scale: 1.0, attend, ..Attention::default() }));
         b
     };
     let causal = attention(Attend { causal: true, ..Attend::default() }, |_| SAMPLE);
@@ -180,6 +189,53 @@ fn masked_and_shared_attention_by_hand() {
 }
 
 #[test]
+fn lengths_and_biases_by_hand() {
+    // Queries of zero weigh values 1, 2, 4 by their biases alone: ln 1, ln 3 and whatever, of which two keys are seen.
+    let mut b = Build::with(1, &[(InputKind::Lengths, vec![Dim::Batch])]);
+    let q = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 0.0, add: 0.0 }));
+    let numbers = [0.0, 3f32.ln(), 7.0].repeat(3);
+    let tensor = b.f32(&[1, 3, 3], &numbers);
+    let bias = Some(b.op(Op::Parameter(Parameter { tensor, flat: false })));
+    let lengths = Some(b.input(InputKind::Lengths));
+    let attention = Attention { q, k: SAMPLE, v: SAMPLE, heads: 1, scale: 1.0, bias, lengths, ..Attention::default() };
+    b.op(Op::Attention(attention));
+    let sample = vec![1.0, 2.0, 4.0, 8.0, 9.0, 10.0];
+    let inputs = Inputs { sample, lengths: vec![2, 0], ..inputs([2, 1, 3, 1], || 0.0) };
+    let got = naive::run(&b.program, &b.tensors, &inputs).pop().expect("a result").data;
+    let want = [1.75, 1.75, 1.75, 0.0, 0.0, 0.0];
+    assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-7), "{got:?}");
+}
+
+#[test]
+fn products_rows_and_root_mean_squares_by_hand() {
+    let mut b = Build::new(2);
+    let tensor = b.f32(&[2, 1], &[10.0, 20.0]);
+    let row = b.op(Op::Parameter(Parameter { tensor, flat: true }));
+    let sum = b.op(Op::Add(Add { a: SAMPLE, b: row }));
+    b.op(Op::Multiply(Multiply { a: SAMPLE, b: sum }));
+    assert_eq!(oracle(&b, [1, 1, 2, 2], &[1.0, 2.0, 3.0, -4.0]), [11.0, 44.0, 39.0, -64.0]);
+
+    let mut b = Build::new(2);
+    let weight = Some(b.f32(&[2], &[1.0, 2.0]));
+    b.op(Op::LayerNorm(LayerNorm { x: SAMPLE, weight, eps: 0.5, rms: true, ..LayerNorm::default() }));
+    // The mean of 1 and 16 is 8.5, and with a half 9.
+    assert_eq!(oracle(&b, [1, 1, 1, 2], &[1.0, 4.0]), [1.0 / 3.0, 8.0 / 3.0]);
+}
+
+#[test]
+fn buckets_by_hand() {
+    // Of four buckets on each side two are for distances 0 and 1; the others begin at 2 and at 2 (8 / 2)^(1/2) = 4.
+    let mut b = Build::with(1, &[(InputKind::Tokens, vec![Dim::Batch, Dim::Fixed(6)])]);
+    let table = b.f32(&[8, 1], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+    b.op(Op::RelativeBias(RelativeBias { x: b.input(InputKind::Tokens), table, buckets: 8, max_distance: 8 }));
+    let inputs = Inputs { tokens: vec![0; 6], ..inputs([1, 1, 1, 1], || 0.0) };
+    let got = naive::run(&b.program, &b.tensors, &inputs).pop().expect("a result");
+    assert_eq!(got.dims, [1, 6, 6]);
+    assert_eq!(got.data[..6], [0.0, 5.0, 6.0, 6.0, 7.0, 7.0]);
+    assert_eq!(got.data[30..], [3.0, 3.0, 2.0, 2.0, 1.0, 0.0]);
+}
+
+#[test]
 fn erf_by_hand() {
     // Abramowitz & Stegun, table 7.1.
     for (x, want) in
@@ -198,7 +254,7 @@ fn norms_by_hand() {
     let value = b.op(Op::Embedding(Embedding { index: LABELS, table }));
     let modulation = Some(Modulation { value, scale: 0, shift: 2 });
     let (weight, bias) = (Some(b.f32(&[2], &[1.0, 2.0])), Some(b.f32(&[2], &[0.0, 1.0])));
-    b.op(Op::LayerNorm(LayerNorm { x: SAMPLE, weight, bias, eps: 0.0, modulation, quantize: None }));
+    b.op(Op::LayerNorm(LayerNorm { x: SAMPLE, weight, bias, eps: 0.0, modulation, ..LayerNorm::default() }));
     // (1, 3) -> (-1, 1) -> (-1, 3) -> (-1 * 2 + 5, 3 * 3 + 6).
     assert_eq!(oracle(&b, [1, 1, 1, 2], &[1.0, 3.0]), [3.0, 15.0]);
 
@@ -261,7 +317,7 @@ fn tokens_and_numbers_by_hand() {
     let table = b.f32(&[3, 2], &[0.0, 1.0, 10.0, 11.0, 20.0, 21.0]);
     let x = b.op(Op::Embedding(Embedding { index: b.input(InputKind::Tokens), table }));
     let tensor = b.f32(&[2, 2], &[100.0, 200.0, 300.0, 400.0]);
-    let grid = b.op(Op::Parameter(Parameter { tensor }));
+    let grid = b.op(Op::Parameter(Parameter { tensor, flat: false }));
     b.op(Op::Add(Add { a: x, b: grid }));
     let sample = inputs([2, 1, 1, 1], || 0.0);
     let values = naive::run(&b.program, &b.tensors, &Inputs { tokens: vec![2, 0, 1, 1], ..sample });

@@ -1,6 +1,7 @@
 //! Every op on every instruction set, against the f64 oracle: one suite, a module per tier.
 
 use aquatint::raw::backend::cpu::simd::{Isa, scalar::Scalar};
+use aquatint::raw::program::Dim;
 use common::cases::Case;
 use common::{avx2, avx512, naive, run};
 
@@ -22,7 +23,8 @@ macro_rules! op_suite {
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
             attention_causal, attention_per_condition, activations; cases_attention: attention_int8;
             cases_grid: rounded, attention_on_grid;
-            cases_conv: conv_sized);
+            cases_conv: conv_sized; cases_encoder: attention_masked, rms_norm, products, relative_bias,
+            wide_stream, tables_of_modulations);
     };
     ($tier:ident, $isa:expr; $($module:ident: $($family:ident),+);+) => {
         mod $tier {
@@ -64,6 +66,9 @@ fn rounded_attention_depends_on_the_sample_alone() {
             inputs.dims.batch = 1;
             inputs.sample = inputs.sample[i * sample..][..sample].to_vec();
             inputs.conditions = vec![inputs.conditions[i]; 1];
+            if build.program.inputs.last().is_some_and(|input| input.dims == [Dim::Batch]) {
+                inputs.lengths = vec![inputs.lengths[i]];
+            }
             let got = alone(1).install(|| run(Scalar, &model, &inputs));
             assert!(got == together[i * result..][..result], "{name}: sample {i}");
         }

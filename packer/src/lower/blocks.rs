@@ -106,8 +106,10 @@ impl Blocks<'_> {
         };
         let [q, k, v] = [to_q, to_k, to_v].map(|name| b.linear(&name, normed, &[d, d], Linear::default()));
         let scale = ((d as u32 / heads) as f32).sqrt().recip();
-        let attended =
-            b.push(path, Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default(), softmax: None }));
+        let attended = b.push(
+            path,
+            Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default(), ..Attention::default() }),
+        );
         let y = b.linear(&to_out, attended, &[d, d], Linear { residual: Some(x), ..Linear::default() });
         self.stream(y)
     }

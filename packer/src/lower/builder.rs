@@ -173,13 +173,16 @@ impl<'a> Builder<'a> {
     pub fn layer_norm(&mut self, path: &str, x: Value, d: usize, eps: f32) -> Value {
         let weight = Some(self.vector(format!("{path}.weight"), d));
         let bias = Some(self.vector(format!("{path}.bias"), d));
-        self.push(path, Op::LayerNorm(LayerNorm { x, weight, bias, eps, modulation: None, quantize: None }))
+        self.push(path, Op::LayerNorm(LayerNorm { x, weight, bias, eps, modulation: None, ..LayerNorm::default() }))
     }
 
     /// A layer norm without parameters, modulated.
     pub fn adaptive_layer_norm(&mut self, path: &str, x: Value, eps: f32, modulation: Modulation) -> Value {
         let modulation = Some(modulation);
-        self.push(path, Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps, modulation, quantize: None }))
+        self.push(
+            path,
+            Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps, modulation, ..LayerNorm::default() }),
+        )
     }
 
     /// A group norm of `channels` channels at module `path`, then `act`.
@@ -202,7 +205,7 @@ impl<'a> Builder<'a> {
     /// The whole table of `rows` by `d` at module `path`.
     pub fn table(&mut self, path: &str, rows: usize, d: usize) -> Value {
         let tensor = self.weight(format!("{path}.weight"), &[rows, d], Storage::Table);
-        self.push(path, Op::Parameter(Parameter { tensor }))
+        self.push(path, Op::Parameter(Parameter { tensor, flat: false }))
     }
 
     /// The nearest of `rows` vectors of `d` at module `path`; `table` is the module that holds them.

@@ -171,7 +171,7 @@ fn layer(b: &mut Builder, c: &Config, path: &str, x: Value) -> Value {
     let attend = Attend { causal: true, ..Attend::default() };
     let attended = b.push(
         &format!("{path}.self_attn"),
-        Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend, softmax: None }),
+        Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend, ..Attention::default() }),
     );
     let with = Linear { residual: Some(x), ..Linear::default() };
     let x = b.linear(&format!("{path}.self_attn.out_proj"), attended, &[d, d], with);

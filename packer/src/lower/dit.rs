@@ -219,7 +219,7 @@ fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, silu: Va
     let scale = (c.head_dim as f32).sqrt().recip();
     let attended = b.push(
         &format!("{path}.attn1"),
-        Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend: Default::default(), softmax: None }),
+        Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend: Default::default(), ..Attention::default() }),
     );
     let x = b.linear(&format!("{path}.attn1.to_out.0"), attended, &[d, d], gated(2, x));
 

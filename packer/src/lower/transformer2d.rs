@@ -69,7 +69,7 @@ fn attention(
     let q = b.linear(&format!("{path}.to_q"), reads[0], &[d, d], plain);
     let [k, v] = ["to_k", "to_v"].map(|name| b.linear(&format!("{path}.{name}"), reads[1], &[d, features], plain));
     let scale = ((d as u32 / heads) as f32).sqrt().recip();
-    let attended = b.push(path, Op::Attention(Attention { q, k, v, heads, scale, attend, softmax: None }));
+    let attended = b.push(path, Op::Attention(Attention { q, k, v, heads, scale, attend, ..Attention::default() }));
     let with = Linear { residual: Some(x), ..Linear::default() };
     b.linear(&format!("{path}.to_out.0"), attended, &[d, d], with)
 }

@@ -63,7 +63,7 @@ mod tests {
             heads: 1,
             scale: 1.0,
             attend,
-            softmax: None,
+            ..Attention::default()
         });
         let ops = [linear(0), linear(1), linear(2), attention];
         let nodes = ops.map(|op| Node { op, path: "p".into(), wide: false }).to_vec();

@@ -83,7 +83,14 @@ mod tests {
     }
 
     fn norm(x: u32) -> Op {
-        Op::LayerNorm(LayerNorm { x: Value(x), weight: None, bias: None, eps: 1e-6, modulation: None, quantize: None })
+        Op::LayerNorm(LayerNorm {
+            x: Value(x),
+            weight: None,
+            bias: None,
+            eps: 1e-6,
+            modulation: None,
+            ..LayerNorm::default()
+        })
     }
 
     fn linear(x: u32, residual: Option<u32>) -> Op {

@@ -57,6 +57,11 @@ fn probabilities(op: &Attention, q: &Array2<f32>, k: &Array2<f32>) -> Array2<f32
     p
 }
 
+/// Whether there is a derivative: not of probabilities on a grid, nor of what adds to scores or hides keys.
+pub(super) fn has_rule(op: &Attention) -> bool {
+    op.softmax.is_none() && op.bias.is_none() && op.lengths.is_none()
+}
+
 pub(super) fn forward(op: &Attention, tape: &Tape) -> Array {
     let (sizes, [q, k, v]) = (Sizes::new(op, tape), [op.q, op.k, op.v].map(|value| tape.value(value)));
     let (of_queries, of_keys) = (sizes.queries * sizes.cols(), sizes.keys * sizes.cols());

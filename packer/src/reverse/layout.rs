@@ -1,10 +1,10 @@
-//! Sums, pointwise functions, and ops that move numbers.
+//! Sums and products, pointwise functions, and ops that move numbers.
 
 use super::Tape;
 use super::act::{activate, chain};
 use super::array::{Array, Cotangents};
 use super::linear::{add_cyclic, sum_cyclic};
-use aquatint::raw::program::{Add, Concat, Pointwise, Resample, Resampling, Slice};
+use aquatint::raw::program::{Add, Concat, Multiply, Pointwise, Resample, Resampling, Slice};
 
 pub(super) fn pointwise(op: &Pointwise, tape: &Tape) -> Array {
     let mut y = tape.value(op.x).clone();
@@ -31,6 +31,20 @@ pub(super) fn add_backward(op: &Add, tape: &Tape, dy: Array, back: &mut Cotangen
         back.add(op.b, sum_cyclic(&dy.values, tape.value(op.b)));
     }
     back.add(op.a, dy);
+}
+
+pub(super) fn multiply(op: &Multiply, tape: &Tape) -> Array {
+    times(tape.value(op.a), tape.value(op.b))
+}
+
+pub(super) fn multiply_backward(op: &Multiply, tape: &Tape, dy: Array, back: &mut Cotangents) {
+    back.add(op.a, times(&dy, tape.value(op.b)));
+    back.add(op.b, times(&dy, tape.value(op.a)));
+}
+
+/// The product of two arrays of as many elements, with the axes of the first.
+fn times(a: &Array, b: &Array) -> Array {
+    Array::new(&a.dims, a.values.iter().zip(&b.values).map(|(a, b)| a * b).collect())
 }
 
 pub(super) fn concat(op: &Concat, tape: &Tape) -> Array {

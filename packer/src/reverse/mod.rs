@@ -98,11 +98,12 @@ impl<'a> Tape<'a> {
             Op::Linear(op) => linear::forward(op, self),
             Op::GatedLinear(op) => linear::forward_gated(op, self),
             Op::Conv2d(op) => (conv::forward(op, self), None),
-            Op::Attention(op) if op.softmax.is_none() => (attention::forward(op, self), None),
+            Op::Attention(op) if attention::has_rule(op) => (attention::forward(op, self), None),
             Op::LayerNorm(op) if op.quantize.is_none() => norm::forward(&norm::Norm::of_layer(op), self),
             Op::GroupNorm(op) if op.quantize.is_none() => norm::forward(&norm::Norm::of_group(op), self),
             Op::Pointwise(op) => (layout::pointwise(op, self), None),
             Op::Add(op) => (layout::add(op, self), None),
+            Op::Multiply(op) => (layout::multiply(op, self), None),
             Op::Concat(op) => (layout::concat(op, self), None),
             Op::Slice(op) => (layout::slice(op, self), None),
             Op::Patchify(op) => (layout::patchify(self.value(op.x), op.patch as usize), None),
@@ -119,6 +120,7 @@ impl<'a> Tape<'a> {
             | Op::Embedding(_)
             | Op::TimestepEmbedding(_)
             | Op::PositionEmbedding(_)
+            | Op::RelativeBias(_)
             | Op::VectorQuantize(_)
             | Op::Parameter(_) => return Err(no_rule(self.program, node)),
         };
@@ -151,6 +153,7 @@ impl<'a> Tape<'a> {
                 Op::GroupNorm(op) => norm::backward(&norm::Norm::of_group(op), self, before, dy, &mut back),
                 Op::Pointwise(op) => layout::pointwise_backward(op, self, dy, &mut back),
                 Op::Add(op) => layout::add_backward(op, self, dy, &mut back),
+                Op::Multiply(op) => layout::multiply_backward(op, self, dy, &mut back),
                 Op::Concat(op) => layout::concat_backward(op, self, dy, &mut back),
                 Op::Slice(op) => layout::slice_backward(op, self, dy, &mut back),
                 Op::Patchify(op) => back.add(op.x, layout::unpatchify(&dy, op.patch as usize)),
@@ -164,6 +167,7 @@ impl<'a> Tape<'a> {
                 | Op::Embedding(_)
                 | Op::TimestepEmbedding(_)
                 | Op::PositionEmbedding(_)
+                | Op::RelativeBias(_)
                 | Op::VectorQuantize(_)
                 | Op::Parameter(_) => unreachable!("refused on the way forward"),
             }
@@ -193,6 +197,7 @@ pub fn has_rule(op: &Op) -> bool {
         | Op::Conv2d(_)
         | Op::Pointwise(_)
         | Op::Add(_)
+        | Op::Multiply(_)
         | Op::Concat(_)
         | Op::Slice(_)
         | Op::Patchify(_)
@@ -200,12 +205,13 @@ pub fn has_rule(op: &Op) -> bool {
         | Op::Resample(_) => true,
         Op::LayerNorm(op) => op.quantize.is_none(),
         Op::GroupNorm(op) => op.quantize.is_none(),
-        Op::Attention(op) => op.softmax.is_none(),
+        Op::Attention(op) => attention::has_rule(op),
         Op::Quantize(op) => quantize::curve(op).is_some(),
         Op::Round(_)
         | Op::Embedding(_)
         | Op::TimestepEmbedding(_)
         | Op::PositionEmbedding(_)
+        | Op::RelativeBias(_)
         | Op::VectorQuantize(_)
         | Op::Parameter(_) => false,
     }

@@ -18,6 +18,8 @@ pub(super) struct Norm {
     act: Act,
     /// Groups of channels that share statistics over all pixels of a sample; in a layer norm each row has its own.
     groups: Option<usize>,
+    /// Whether no mean is taken off.
+    rms: bool,
 }
 
 /// Sets of elements of a sample.
@@ -26,6 +28,7 @@ struct Sets {
     rows: usize,
     cols: usize,
     groups: Option<usize>,
+    rms: bool,
 }
 
 impl Sets {
@@ -35,7 +38,7 @@ impl Sets {
 
     /// The set of every run of elements that lie side by side, and the run.
     fn runs(&self) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
-        let Sets { rows, cols, groups } = *self;
+        let Sets { rows, cols, groups, .. } = *self;
         let each = groups.unwrap_or(1);
         let len = cols / each;
         (0..rows * each).map(move |run| (if groups.is_some() { run % each } else { run }, run * len..(run + 1) * len))
@@ -49,9 +52,15 @@ impl Sets {
         sums.into_iter().map(|sum| sum / count).collect()
     }
 
-    /// `(x - mean) / deviation` of a sample, and the reciprocal of each set's deviation.
+    /// The same of what a norm takes off: zeros if it takes off none.
+    fn centres(&self, of: impl Fn(usize, Range<usize>) -> f64) -> Vec<f64> {
+        if self.rms { vec![0.0; self.len()] } else { self.means(of) }
+    }
+
+    /// `(x - mean) / deviation` of a sample, and the reciprocal of each set's deviation; without means `x` over its root mean
+    /// square.
     fn normalize(&self, x: &[f32], eps: f32) -> (Vec<f32>, Vec<f64>) {
-        let means = self.means(|_, run| x[run].iter().map(|&v| f64::from(v)).sum());
+        let means = self.centres(|_, run| x[run].iter().map(|&v| f64::from(v)).sum());
         let squares = self.means(|set, run| x[run].iter().map(|&v| (f64::from(v) - means[set]).powi(2)).sum());
         let inverse: Vec<f64> = squares.into_iter().map(|v| (v + f64::from(eps)).sqrt().recip()).collect();
         let mut hat = vec![0f32; x.len()];
@@ -66,17 +75,26 @@ impl Sets {
 
 impl Norm {
     pub(super) fn of_layer(op: &LayerNorm) -> Self {
-        let LayerNorm { x, weight, bias, eps, modulation, .. } = *op;
-        Norm { x, weight, bias, eps, modulation, act: Act::None, groups: None }
+        let LayerNorm { x, weight, bias, eps, modulation, rms, .. } = *op;
+        Norm { x, weight, bias, eps, modulation, act: Act::None, groups: None, rms }
     }
 
     pub(super) fn of_group(op: &GroupNorm) -> Self {
         let GroupNorm { x, weight, bias, eps, modulation, act, groups, .. } = *op;
-        Norm { x, weight: Some(weight), bias: Some(bias), eps, modulation, act, groups: Some(groups as usize) }
+        Norm {
+            x,
+            weight: Some(weight),
+            bias: Some(bias),
+            eps,
+            modulation,
+            act,
+            groups: Some(groups as usize),
+            rms: false,
+        }
     }
 
     fn sets(&self, x: &Array) -> Sets {
-        Sets { rows: x.rows() / x.dims[0], cols: x.cols(), groups: self.groups }
+        Sets { rows: x.rows() / x.dims[0], cols: x.cols(), groups: self.groups, rms: self.rms }
     }
 
     fn parameter<'a>(&self, tape: &Tape<'a>, tensor: Option<Tensor>, n: usize, default: f32) -> Vec<f32> {
@@ -174,7 +192,8 @@ pub(super) fn backward(norm: &Norm, tape: &Tape, before: Option<&Array>, dy: Arr
     }
 }
 
-/// The way back through one sample: `dx = (dhat - mean(dhat) - xhat mean(dhat xhat)) / deviation`, means over each set.
+/// The way back through one sample: `dx = (dhat - mean(dhat) - xhat mean(dhat xhat)) / deviation`, means over each set, the
+/// first one only if a mean is taken off.
 fn of_sample(
     sets: &Sets,
     (x, eps): (&[f32], f32),
@@ -198,7 +217,7 @@ fn of_sample(
             dhat[c] = inner * weight[c];
         }
     }
-    let means = sets.means(|_, run| dhat[run].iter().map(|&v| f64::from(v)).sum());
+    let means = sets.centres(|_, run| dhat[run].iter().map(|&v| f64::from(v)).sum());
     let along = sets
         .means(|_, run| dhat[run.clone()].iter().zip(&hat[run]).map(|(&d, &hat)| f64::from(d) * f64::from(hat)).sum());
     back.dx = dhat;

@@ -3,7 +3,7 @@
 use crate::common::load;
 use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, Dim, Embedding, GatedLinear, GroupNorm, Input,
-    InputKind, LayerNorm, Linear, Modulation, Node, Op, Patchify, Pointwise, Program, QuantizeSpec, Resample,
+    InputKind, LayerNorm, Linear, Modulation, Multiply, Node, Op, Patchify, Pointwise, Program, QuantizeSpec, Resample,
     Resampling, Role, Slice, Tensor, Unpatchify, Value,
 };
 use packer::reverse::{Array, Tape, Values, Wanted, has_rule};
@@ -69,6 +69,8 @@ fn simple() -> Vec<(String, Vec<Op>)> {
     }
     let norm = LayerNorm { weight: Some(Tensor(0)), bias: Some(Tensor(1)), eps: 1e-5, ..LayerNorm::default() };
     cases.push(("layer_norm/affine".into(), vec![Op::LayerNorm(norm)]));
+    let norm = LayerNorm { weight: Some(Tensor(0)), eps: 1e-5, rms: true, ..LayerNorm::default() };
+    cases.push(("layer_norm/rms".into(), vec![Op::LayerNorm(norm)]));
     for (name, act, groups) in [("none", Act::None, 3), ("silu", Act::Silu, 2)] {
         let norm = GroupNorm { bias: Tensor(1), groups, eps: 1e-5, act, ..GroupNorm::default() };
         cases.push((format!("group_norm/{name}"), vec![Op::GroupNorm(norm)]));
@@ -114,6 +116,7 @@ fn composed() -> Vec<(String, Vec<Op>)> {
         ("group_norm/modulated", vec![Op::GroupNorm(group)]),
         ("add/cyclic", vec![Op::Add(sum)]),
         ("concat", vec![Op::Concat(concat)]),
+        ("multiply", vec![Op::Multiply(Multiply { a: Value(0), b: Value(1) })]),
         ("slice", vec![Op::Slice(Slice { x: Value(0), first: 2, count: 3 })]),
         ("block/dit", dit(6)),
         ("block/resnet", resnet()),
@@ -133,8 +136,15 @@ pub fn dit(d: u32) -> Vec<Op> {
         Op::LayerNorm(LayerNorm { x: Value(x), eps, modulation, ..LayerNorm::default() })
     };
     let scale = 0.4;
-    let attention =
-        Attention { q: Value(4), k: Value(5), v: Value(6), heads: 2, scale, attend: Attend::default(), softmax: None };
+    let attention = Attention {
+        q: Value(4),
+        k: Value(5),
+        v: Value(6),
+        heads: 2,
+        scale,
+        attend: Attend::default(),
+        ..Attention::default()
+    };
     vec![
         Op::Linear(linear(1, 0, 1)),
         norm(0, 0, 1e-6),
@@ -221,7 +231,7 @@ fn check(name: &str, ops: Vec<Op>) {
 #[test]
 fn derivatives_of_ops_are_those_of_torch() {
     let cases = simple();
-    assert_eq!(cases.len(), 23);
+    assert_eq!(cases.len(), 24);
     cases.into_iter().for_each(|(name, ops)| check(&name, ops));
 }
 
@@ -271,11 +281,13 @@ fn what_has_no_rule_is_refused_by_name() {
     let ops = [
         Op::Embedding(Embedding::default()),
         Op::LayerNorm(LayerNorm { quantize: Some(QuantizeSpec::default()), ..LayerNorm::default() }),
+        Op::Attention(Attention { lengths: Some(Value(0)), ..Attention::default() }),
+        Op::Attention(Attention { bias: Some(Value(0)), ..Attention::default() }),
         Op::Linear(Linear { x: Value(7), ..Linear::default() }),
     ];
     let array = Array::new(&[1, 2], vec![1.0, 2.0]);
     let values = Values::from([(Value(0), array.clone())]);
-    for (op, told) in ops.into_iter().zip(["embedding", "layer_norm", "Value(7)"]) {
+    for (op, told) in ops.into_iter().zip(["embedding", "layer_norm", "attention", "attention", "Value(7)"]) {
         let (program, weights) = (program(1, vec![op]), |_: Tensor| &array);
         let error = Tape::run(&program, &[0], &values, &weights).err().expect("a refusal").to_string();
         assert!(error.contains("block (node 0)") && error.contains(told), "{error}");

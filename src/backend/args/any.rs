@@ -13,7 +13,8 @@ pub enum OpArgs<T> {
     LayerNorm { args: LayerNormArgs, weight: Option<T>, bias: Option<T> },
     GroupNorm { args: GroupNormArgs, weight: T, bias: T },
     Pointwise(PointwiseArgs),
-    Add(AddArgs),
+    Add(PairArgs),
+    Multiply(PairArgs),
     Concat(ConcatArgs),
     Slice(SliceArgs),
     Quantize { args: QuantizeArgs, factors: Option<T> },
@@ -24,6 +25,7 @@ pub enum OpArgs<T> {
     Embedding { args: EmbeddingArgs, table: T },
     TimestepEmbedding(TimestepEmbeddingArgs),
     PositionEmbedding(PositionEmbeddingArgs),
+    RelativeBias { args: RelativeBiasArgs, table: T },
     Patch(PatchArgs),
 }
 
@@ -47,6 +49,7 @@ impl<T> OpArgs<T> {
             OpArgs::GroupNorm { args, weight, bias } => OpArgs::GroupNorm { args, weight: f(weight)?, bias: f(bias)? },
             OpArgs::Pointwise(args) => OpArgs::Pointwise(args),
             OpArgs::Add(args) => OpArgs::Add(args),
+            OpArgs::Multiply(args) => OpArgs::Multiply(args),
             OpArgs::Concat(args) => OpArgs::Concat(args),
             OpArgs::Slice(args) => OpArgs::Slice(args),
             OpArgs::Quantize { args, factors } => OpArgs::Quantize { args, factors: factors.map(f).transpose()? },
@@ -57,6 +60,7 @@ impl<T> OpArgs<T> {
             OpArgs::Embedding { args, table } => OpArgs::Embedding { args, table: f(table)? },
             OpArgs::TimestepEmbedding(args) => OpArgs::TimestepEmbedding(args),
             OpArgs::PositionEmbedding(args) => OpArgs::PositionEmbedding(args),
+            OpArgs::RelativeBias { args, table } => OpArgs::RelativeBias { args, table: f(table)? },
             OpArgs::Patch(args) => OpArgs::Patch(args),
         })
     }
@@ -75,6 +79,7 @@ impl<T> OpArgs<T> {
             OpArgs::GroupNorm { args, .. } => output(&args.y),
             OpArgs::Pointwise(args) => Input::Floats(args.y),
             OpArgs::Add(args) => Input::Floats(args.y),
+            OpArgs::Multiply(args) => Input::Floats(args.y),
             OpArgs::Concat(args) => Input::Floats(args.y),
             OpArgs::Slice(args) => Input::Floats(args.y),
             OpArgs::Quantize { args, .. } => Input::Codes(args.y.codes),
@@ -85,6 +90,7 @@ impl<T> OpArgs<T> {
             OpArgs::Embedding { args, .. } => Input::Floats(args.y),
             OpArgs::TimestepEmbedding(args) => Input::Floats(args.y),
             OpArgs::PositionEmbedding(args) => Input::Floats(args.y),
+            OpArgs::RelativeBias { args, .. } => Input::Floats(args.y),
             OpArgs::Patch(args) => Input::Floats(args.y),
         }
     }
@@ -105,7 +111,7 @@ impl<T> OpArgs<T> {
             OpArgs::LayerNorm { args: a, .. } => [float(a.x), a.modulation.and_then(|(m, ..)| table(m)), None],
             OpArgs::GroupNorm { args: a, .. } => [float(a.x), a.modulation.and_then(|(m, ..)| table(m)), None],
             OpArgs::Pointwise(a) => [float(a.x), None, None],
-            OpArgs::Add(a) => [float(a.a), float(a.b), None],
+            OpArgs::Add(a) | OpArgs::Multiply(a) => [float(a.a), float(a.b), None],
             OpArgs::Concat(a) => [float(a.a), float(a.b), None],
             OpArgs::Slice(a) => [float(a.x), None, None],
             OpArgs::Quantize { args: a, .. } => [float(a.x), None, None],
@@ -116,7 +122,8 @@ impl<T> OpArgs<T> {
             OpArgs::Parameter { .. }
             | OpArgs::Embedding { .. }
             | OpArgs::TimestepEmbedding(_)
-            | OpArgs::PositionEmbedding(_) => [None; 3],
+            | OpArgs::PositionEmbedding(_)
+            | OpArgs::RelativeBias { .. } => [None; 3],
         };
         list.into_iter().flatten()
     }

@@ -51,6 +51,10 @@ pub struct AttentionArgs {
     pub workspace: Slot,
     /// The grid of probabilities, if they are rounded.
     pub softmax: Option<SoftmaxArgs>,
+    /// `(heads * queries, keys)`, f32, the same at every call.
+    pub bias: Option<Floats>,
+    /// How many keys are seen, u32: one per row of conditions if `k` and `v` hold those, else per sample.
+    pub lengths: Option<Slot>,
 }
 
 /// See [`SoftmaxGrid`](crate::program::SoftmaxGrid).
@@ -69,6 +73,7 @@ pub struct LayerNormArgs {
     pub eps: f32,
     /// Modulation and the first columns of scale and shift.
     pub modulation: Option<(PerSample, usize, usize)>,
+    pub rms: bool,
 }
 
 /// Group norm. `workspace` is as large as `Backend::workspace` asked.
@@ -95,9 +100,9 @@ pub struct PointwiseArgs {
     pub add: f32,
 }
 
-/// Sum; rows of `b` repeat.
+/// Sum or product; rows of `b` repeat.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AddArgs {
+pub struct PairArgs {
     pub a: Floats,
     pub b: Floats,
     pub y: Floats,
@@ -195,6 +200,14 @@ pub struct PositionEmbeddingArgs {
     pub interpolation: f32,
 }
 
+/// Bias of attention by distance; `y` is `(heads * t, t)`. See [`bucket_starts`](crate::program::bucket_starts).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RelativeBiasArgs {
+    pub y: Floats,
+    pub buckets: u32,
+    pub max_distance: u32,
+}
+
 /// Patchify, or back; `height`, `width` and `channels` are the pixels'.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PatchArgs {
@@ -282,5 +295,19 @@ impl LinearArgs {
     /// Rows of the weight.
     pub fn channels(&self) -> usize {
         self.y.cols * if self.gated { 2 } else { 1 }
+    }
+}
+
+impl AttentionArgs {
+    /// Rows of samples or conditions that `k` and `v` hold.
+    pub fn key_rows(&self) -> usize {
+        self.k.rows / self.keys
+    }
+}
+
+impl RelativeBiasArgs {
+    /// Columns of the table.
+    pub fn heads(&self) -> usize {
+        self.y.rows / self.y.cols
     }
 }

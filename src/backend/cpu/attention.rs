@@ -7,7 +7,7 @@
 
 mod grid;
 
-use super::arena::{Arena, floats_mut};
+use super::arena::{Arena, Reads, floats_mut};
 use super::math::{exp, greater, greatest, sum};
 use super::quantize::Fixed;
 use super::scratch;
@@ -52,16 +52,17 @@ pub fn attention<I: Isa>(isa: I, arena: &mut Arena, args: &AttentionArgs) {
     let (q, k, v) = (reads.floats(&args.q), reads.floats(&args.k), reads.floats(&args.v));
     let (d, e) = (args.q.cols, args.q.cols / args.heads);
     let (tq, tk) = (args.q.rows / args.samples, args.keys);
-    let conditions: Option<&[u32]> = args.condition.map(|slot| reads.slice(slot.at, args.samples));
+    let masks = Masks::new(&reads, args);
     let ranges = Fixed::new(&reads, args.softmax.and_then(|grid| grid.fixed), args.q.rows);
     let sizes = Sizes::new(e);
     // Tiles must not straddle samples, so each sample's rows are cut on their own.
     for (sample, out) in out.chunks_exact_mut(tq * d).enumerate() {
-        let of_keys = conditions.map_or(sample, |c| c[sample] as usize);
-        let (q, k, v) = (&q[sample * tq * d..], &k[of_keys * tk * d..][..tk * d], &v[of_keys * tk * d..][..tk * d]);
+        let (of_keys, seen) = masks.keys(sample, tk);
+        let (q, k, v) = (&q[sample * tq * d..], &k[of_keys * tk * d..][..seen * d], &v[of_keys * tk * d..][..seen * d]);
         for_each_tile(out, d, [QUERIES, e], Order::ByColumns, |tile| {
             scratch::with(sizes.total() * 4, |bytes| {
-                let head = Head { isa, d, e, tk, scale: args.scale, causal: args.causal, q, k, v };
+                let bias = masks.bias(tile.cols.start / e, tq, tk);
+                let head = Head { isa, d, e, tk: seen, scale: args.scale, causal: args.causal, q, k, v, bias };
                 match args.softmax {
                     None => head.run(&sizes, floats_mut(bytes), tile),
                     Some(SoftmaxArgs { bits, .. }) => {
@@ -71,6 +72,51 @@ pub fn attention<I: Isa>(isa: I, arena: &mut Arena, args: &AttentionArgs) {
                 }
             });
         });
+    }
+}
+
+/// What is added to scores, and which keys are seen.
+pub(super) struct Masks<'a> {
+    /// The condition of each sample.
+    conditions: Option<&'a [u32]>,
+    /// How many keys of a sample or condition are seen.
+    lengths: Option<&'a [u32]>,
+    /// `(heads, queries, keys)`.
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> Masks<'a> {
+    pub(super) fn new(reads: &Reads<'a>, args: &AttentionArgs) -> Self {
+        Masks {
+            conditions: args.condition.map(|slot| reads.slice(slot.at, args.samples)),
+            lengths: args.lengths.map(|slot| reads.slice(slot.at, args.key_rows())),
+            bias: args.bias.map(|bias| reads.floats(&bias)),
+        }
+    }
+
+    /// The row of keys that `sample` sees, and how many of its `keys`.
+    pub(super) fn keys(&self, sample: usize, keys: usize) -> (usize, usize) {
+        let row = self.conditions.map_or(sample, |c| c[sample] as usize);
+        (row, self.lengths.map_or(keys, |lengths| keys.min(lengths[row] as usize)))
+    }
+
+    /// The bias of one head.
+    pub(super) fn bias(&self, head: usize, queries: usize, keys: usize) -> Option<Bias<'a>> {
+        self.bias.map(|bias| Bias { rows: &bias[head * queries * keys..][..queries * keys], keys })
+    }
+}
+
+/// What is added to the scores of a head, `(queries, keys)`.
+#[derive(Clone, Copy)]
+pub(super) struct Bias<'a> {
+    rows: &'a [f32],
+    keys: usize,
+}
+
+impl<'a> Bias<'a> {
+    /// Of the `n` keys from key `first` against a query.
+    pub(super) fn of(&self, query: usize, first: usize, n: usize) -> &'a [f32] {
+        &self.rows[query * self.keys + first..][..n]
     }
 }
 
@@ -85,6 +131,7 @@ struct Head<'a, I: Isa> {
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
+    bias: Option<Bias<'a>>,
 }
 
 impl<I: Isa> Head<'_, I> {
@@ -101,13 +148,19 @@ impl<I: Isa> Head<'_, I> {
             let rows = part.scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2));
             for (query, (row, state)) in (part.q0..).zip(rows) {
                 let (seen, hidden) = row[..part.n].split_at_mut(self.seen(query, part.first, part.n));
-                self.isa.run(Soften, (seen, self.scale, state, wide));
+                let bias = self.bias_of(query, part.first, seen.len());
+                self.isa.run(Soften, (seen, self.scale, bias, state, wide));
                 // A weight of 0 adds exactly nothing.
                 hidden.fill(0.0);
             }
             self.weigh(part, states);
         });
         finish(tile, sums, wide, |state| 1.0 / state[wide + 1]);
+    }
+
+    /// What is added to the scores of a query against the `n` keys from key `first`.
+    fn bias_of(&self, query: usize, first: usize, n: usize) -> Option<&[f32]> {
+        self.bias.map(|bias| bias.of(query, first, n))
     }
 
     /// Cuts private memory into a state per query, which is weighted values, then running maximum and sum, and room for work.
@@ -200,10 +253,10 @@ struct Part<'p> {
     scores: &'p mut [f32],
 }
 
-/// Writes the weighted values of each query times what `factor` says of its state.
+/// Writes the weighted values of each query times what `factor` says of its state; zeros if it has seen no key.
 fn finish(mut tile: TileMut, sums: &[f32], wide: usize, factor: impl Fn(&[f32]) -> f32) {
     for (row, state) in tile.rows.clone().zip(sums.chunks_exact(wide + 2)) {
-        let factor = factor(state);
+        let factor = if state[wide + 1] > 0.0 { factor(state) } else { 0.0 };
         for (out, s) in tile.row(row).iter_mut().zip(state) {
             *out = s * factor;
         }
@@ -236,10 +289,19 @@ vectorized! {
     }
 }
 
+/// Makes products of queries and keys scores: scaled, with their bias.
+#[inline(always)]
+fn complete(scores: &mut [f32], scale: f32, bias: Option<&[f32]>) {
+    scores.iter_mut().for_each(|s| *s *= scale);
+    if let Some(bias) = bias {
+        scores.iter_mut().zip(bias).for_each(|(s, bias)| *s += bias);
+    }
+}
+
 vectorized! {
     /// Turns a query's scores against a block of keys into weights, and brings the query's state to the new maximum.
-    fn Soften<'a, I>(scores: &'a mut [f32], scale: f32, state: &'a mut [f32], wide: usize) {
-        scores.iter_mut().for_each(|s| *s *= scale);
+    fn Soften<'a, I>(scores: &'a mut [f32], scale: f32, bias: Option<&'a [f32]>, state: &'a mut [f32], wide: usize) {
+        complete(scores, scale, bias);
         let highest = greater(greatest(scores), state[wide]);
         let shrink = exp::<I>(state[wide] - highest);
         for s in scores.iter_mut() {

@@ -1,8 +1,11 @@
-//! Tensors and rows of them as values; embeddings of timesteps and positions. None of them runs in the step loop.
+//! Tensors and rows of them as values; embeddings of timesteps and positions, and biases of distances. None of them runs in the step loop.
 
 use super::arena::Arena;
-use crate::backend::args::{EmbeddingArgs, ParameterArgs, PositionEmbeddingArgs, TimestepEmbeddingArgs};
+use crate::backend::args::{
+    EmbeddingArgs, ParameterArgs, PositionEmbeddingArgs, RelativeBiasArgs, TimestepEmbeddingArgs,
+};
 use crate::format::TensorView;
+use crate::program::bucket_starts;
 
 /// See [`Op::Embedding`](crate::program::Op::Embedding).
 pub fn embedding(arena: &mut Arena, args: &EmbeddingArgs, table: &TensorView) {
@@ -61,6 +64,22 @@ pub fn position_embedding(arena: &mut Arena, args: &PositionEmbeddingArgs) {
                 half[k] = angle.sin() as f32;
                 half[quarter + k] = angle.cos() as f32;
             }
+        }
+    }
+}
+
+/// See [`Op::RelativeBias`](crate::program::Op::RelativeBias).
+pub fn relative_bias(arena: &mut Arena, args: &RelativeBiasArgs, table: &TensorView) {
+    let (out, _) = arena.write_floats(&args.y);
+    let (tokens, heads) = (args.y.cols, args.heads());
+    let starts = bucket_starts(args.buckets, args.max_distance);
+    for (row, out) in out.chunks_exact_mut(tokens).enumerate() {
+        let (head, query) = (row / tokens, row % tokens);
+        for (key, out) in out.iter_mut().enumerate() {
+            let distance = query.abs_diff(key);
+            let behind = if key > query { args.buckets as usize / 2 } else { 0 };
+            let bucket = behind + starts.partition_point(|&start| start as usize <= distance) - 1;
+            copy(table, bucket * heads + head, std::slice::from_mut(out));
         }
     }
 }

@@ -153,6 +153,7 @@ impl MemoryRules for Cpu {
             | OpArgs::LayerNorm { .. }
             | OpArgs::Pointwise(_)
             | OpArgs::Add(_)
+            | OpArgs::Multiply(_)
             | OpArgs::Concat(_)
             | OpArgs::Slice(_)
             | OpArgs::Quantize { .. }
@@ -163,6 +164,7 @@ impl MemoryRules for Cpu {
             | OpArgs::Embedding { .. }
             | OpArgs::TimestepEmbedding(_)
             | OpArgs::PositionEmbedding(_)
+            | OpArgs::RelativeBias { .. }
             | OpArgs::Patch(_) => 0,
         }
     }
@@ -282,8 +284,12 @@ impl Backend for Cpu {
         with_isa!(self.tier, isa => pointwise::pointwise(isa, arena, args));
     }
 
-    fn add(&self, arena: &mut Arena, args: &AddArgs) {
+    fn add(&self, arena: &mut Arena, args: &PairArgs) {
         with_isa!(self.tier, isa => pointwise::add(isa, arena, args));
+    }
+
+    fn multiply(&self, arena: &mut Arena, args: &PairArgs) {
+        with_isa!(self.tier, isa => pointwise::multiply(isa, arena, args));
     }
 
     fn concat(&self, arena: &mut Arena, args: &ConcatArgs) {
@@ -326,6 +332,10 @@ impl Backend for Cpu {
         embed::position_embedding(arena, args);
     }
 
+    fn relative_bias(&self, arena: &mut Arena, args: &RelativeBiasArgs, table: &TensorView) {
+        embed::relative_bias(arena, args, table);
+    }
+
     fn patch(&self, arena: &mut Arena, args: &PatchArgs) {
         layout::patch(arena, args);
     }
@@ -360,6 +370,7 @@ pub fn scratch_bytes<T>(op: &OpArgs<T>) -> usize {
         OpArgs::VectorQuantize { args, .. } => vector_quantize::scratch_bytes(args),
         OpArgs::Pointwise(_)
         | OpArgs::Add(_)
+        | OpArgs::Multiply(_)
         | OpArgs::Concat(_)
         | OpArgs::Slice(_)
         | OpArgs::Round(_)
@@ -368,6 +379,7 @@ pub fn scratch_bytes<T>(op: &OpArgs<T>) -> usize {
         | OpArgs::Embedding { .. }
         | OpArgs::TimestepEmbedding(_)
         | OpArgs::PositionEmbedding(_)
+        | OpArgs::RelativeBias { .. }
         | OpArgs::Patch(_) => 0,
     }
 }

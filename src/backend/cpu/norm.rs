@@ -33,7 +33,7 @@ pub fn layer_norm<I: Isa>(
             let table = &table[condition[row / rows_per_sample] as usize * table_cols..][..table_cols];
             (&table[scale..][..cols], &table[shift..][..cols])
         });
-        isa.run(NormalizeRow, (&x[row * cols..][..cols], args.eps, weight, bias, modulation, y));
+        isa.run(NormalizeRow, (&x[row * cols..][..cols], args.eps, args.rms, [weight, bias], modulation, y));
     };
     match &args.y {
         Output::Floats(_) => {
@@ -51,16 +51,17 @@ pub fn layer_norm<I: Isa>(
 }
 
 vectorized! {
-    /// Layer norm of one row; `modulation` is (scale, shift).
+    /// Layer norm of one row, without means if `rms`; `affine` is (weight, bias), `modulation` (scale, shift).
     fn NormalizeRow<'a, I>(
         x: &'a [f32],
         eps: f32,
-        weight: Option<&'a [f32]>,
-        bias: Option<&'a [f32]>,
+        rms: bool,
+        affine: [Option<&'a [f32]>; 2],
         modulation: Option<(&'a [f32], &'a [f32])>,
         y: &'a mut [f32],
     ) {
-        let mean = sum(x, |v| v) / x.len() as f32;
+        let [weight, bias] = affine;
+        let mean = if rms { 0.0 } else { sum(x, |v| v) / x.len() as f32 };
         let variance = sum(x, |v| (v - mean) * (v - mean)) / x.len() as f32;
         let inverse = 1.0 / (variance + eps).sqrt();
         for (y, x) in y.iter_mut().zip(x) {

@@ -81,14 +81,15 @@ pub fn attention(frame: &Frame, args: &args::AttentionArgs, issue: &mut impl FnM
     let choice = args.softmax.map_or_else(|| Choice::new(narrow, e, pairs, queries), |_| Choice::on_grid());
     let (query_tiles, column_tiles) = (queries.div_ceil(choice.queries), e.div_ceil(choice.columns));
     let softmax = args.softmax.map(|to| (frame.fixed(to.fixed.as_ref(), args.q.rows), ((1u32 << to.bits) - 1) as f32));
+    assert!(args.bias.is_none_or(|bias| bias.element == Element::F32 && bias.slot.stride == 0), "{:?}", args.bias);
     let args = AttentionArgs {
         calls: frame.calls,
         q: frame.floats(&args.q),
         k: frame.floats(&args.k),
         v: frame.floats(&args.v),
         y: frame.floats(&args.y),
-        lengths: 0,
-        bias: 0,
+        lengths: args.lengths.map_or(0, |slot| frame.place(slot, args.key_rows() * 4)),
+        bias: args.bias.map_or(0, |bias| frame.floats(&bias).at),
         condition: args.condition.map_or(0, |slot| frame.place(slot, args.samples * 4)),
         heads: args.heads as u32,
         e: e as u32,

@@ -1,10 +1,11 @@
-//! Tensors and rows of them as values, embeddings: `kernels/embed.cu`.
+//! Tensors and rows of them as values, embeddings, biases of distances: `kernels/embed.cu`.
 
 use super::DeviceTensor;
 use super::args::{Floats, Frame, structs};
 use super::launch::{Kernel, Launch};
 use crate::backend::args;
 use crate::format::TensorView;
+use crate::program::{MAX_BUCKETS, bucket_starts};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 structs! {
@@ -19,6 +20,11 @@ structs! {
 
     /// Sinusoids of grid positions.
     PositionEmbeddingArgs, 56 { calls: u64, y: Floats, height: u32, width: u32, base: u32, interpolation: f32 }
+
+    /// A bias by distance.
+    RelativeBiasArgs, 184 {
+        calls: u64, y: Floats, table: u64, table_half: u32, half_buckets: u32, starts: [u32; MAX_BUCKETS / 2],
+    }
 }
 
 /// Threads per block; each has one element.
@@ -91,4 +97,22 @@ pub fn position_embedding(frame: &Frame, args: &args::PositionEmbeddingArgs, iss
         interpolation: args.interpolation,
     };
     launch("position_embedding", &args.y, kernel_args.as_bytes(), issue);
+}
+
+/// See [`Op::RelativeBias`](crate::program::Op::RelativeBias).
+pub fn relative_bias(
+    frame: &Frame,
+    args: &args::RelativeBiasArgs,
+    table: &DeviceTensor<'_>,
+    issue: &mut impl FnMut(Launch<'_>),
+) {
+    let kernel_args = RelativeBiasArgs {
+        calls: frame.calls,
+        y: frame.floats(&args.y),
+        table: table.elements(args.buckets as usize * args.heads()),
+        table_half: u32::from(matches!(table.view, TensorView::F16(_))),
+        half_buckets: args.buckets / 2,
+        starts: bucket_starts(args.buckets, args.max_distance),
+    };
+    launch("relative_bias", &args.y, kernel_args.as_bytes(), issue);
 }

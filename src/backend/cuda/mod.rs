@@ -355,8 +355,12 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         pointwise::pointwise(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
-    fn add(&self, arena: &mut Arena<D>, args: &AddArgs) {
+    fn add(&self, arena: &mut Arena<D>, args: &PairArgs) {
         pointwise::add(&arena.frame(), args, &mut |launch| self.issue(launch));
+    }
+
+    fn multiply(&self, arena: &mut Arena<D>, args: &PairArgs) {
+        pointwise::multiply(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
     fn concat(&self, arena: &mut Arena<D>, args: &ConcatArgs) {
@@ -397,6 +401,10 @@ impl<D: Driver> Backend for Cuda<'_, D> {
 
     fn position_embedding(&self, arena: &mut Arena<D>, args: &PositionEmbeddingArgs) {
         embed::position_embedding(&arena.frame(), args, &mut |launch| self.issue(launch));
+    }
+
+    fn relative_bias(&self, arena: &mut Arena<D>, args: &RelativeBiasArgs, table: &DeviceTensor<'_>) {
+        embed::relative_bias(&arena.frame(), args, table, &mut |launch| self.issue(launch));
     }
 
     fn patch(&self, arena: &mut Arena<D>, args: &PatchArgs) {

@@ -11,9 +11,9 @@ use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 structs! {
     /// Layer norm.
-    LayerNormArgs, 256 {
+    LayerNormArgs, 264 {
         calls: u64, x: Floats, y: Floats, to: QuantizeTo, weight: u64, bias: u64, modulation: PerSample,
-        scale: u32, shift: u32, eps: f32, quantize: u32,
+        scale: u32, shift: u32, eps: f32, quantize: u32, rms: u32, pad: u32,
     }
 
     /// All kernels of a group norm.
@@ -50,6 +50,8 @@ pub fn layer_norm(
         shift,
         eps: args.eps,
         quantize: u32::from(matches!(args.y, Output::Codes(_))),
+        rms: u32::from(args.rms),
+        pad: 0,
     };
     issue(Launch { kernel, grid, block: ROW_THREADS, shared: 0, args: args.as_bytes() });
 }

@@ -9,8 +9,8 @@ structs! {
     /// `act(x) * mul + add`.
     PointwiseArgs, 88 { calls: u64, x: Floats, y: Floats, act: u32, mul: f32, add: f32, pad: u32 }
 
-    /// A sum; rows of `b` repeat.
-    AddArgs, 104 { calls: u64, a: Floats, b: Floats, y: Floats }
+    /// A sum or product; rows of `b` repeat.
+    PairArgs, 104 { calls: u64, a: Floats, b: Floats, y: Floats }
 }
 
 /// Threads per block, and elements per thread.
@@ -32,10 +32,19 @@ pub fn pointwise(frame: &Frame, args: &args::PointwiseArgs, issue: &mut impl FnM
 }
 
 /// See [`Op::Add`](crate::program::Op::Add).
-pub fn add(frame: &Frame, args: &args::AddArgs, issue: &mut impl FnMut(Launch<'_>)) {
-    let kernel = Kernel { module: "pointwise", entry: "add" };
+pub fn add(frame: &Frame, args: &args::PairArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    pair("add", frame, args, issue);
+}
+
+/// See [`Op::Multiply`](crate::program::Op::Multiply).
+pub fn multiply(frame: &Frame, args: &args::PairArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    pair("multiply", frame, args, issue);
+}
+
+fn pair(entry: &'static str, frame: &Frame, args: &args::PairArgs, issue: &mut impl FnMut(Launch<'_>)) {
+    let kernel = Kernel { module: "pointwise", entry };
     let grid = grid(&args.y);
     let (a, b, y) = (frame.floats(&args.a), frame.floats(&args.b), frame.floats(&args.y));
-    let args = AddArgs { calls: frame.calls, a, b, y };
+    let args = PairArgs { calls: frame.calls, a, b, y };
     issue(Launch { kernel, grid, block: BLOCK, shared: 0, args: args.as_bytes() });
 }

@@ -39,6 +39,7 @@ impl MemoryRules for CudaSizing {
             | OpArgs::LayerNorm { .. }
             | OpArgs::Pointwise(_)
             | OpArgs::Add(_)
+            | OpArgs::Multiply(_)
             | OpArgs::Concat(_)
             | OpArgs::Slice(_)
             | OpArgs::VectorQuantize { .. }
@@ -47,6 +48,7 @@ impl MemoryRules for CudaSizing {
             | OpArgs::Embedding { .. }
             | OpArgs::TimestepEmbedding(_)
             | OpArgs::PositionEmbedding(_)
+            | OpArgs::RelativeBias { .. }
             | OpArgs::Patch(_) => 0,
         }
     }

@@ -2,8 +2,8 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Add, Embedding, GroupNorm, LayerNorm, Parameter, Patchify, PositionEmbedding, RangeCurve, Resample, Round, Slice,
-    TimestepEmbedding, Turn, Unpatchify,
+    Add, Embedding, GroupNorm, LayerNorm, Multiply, Parameter, Patchify, PositionEmbedding, RangeCurve, RelativeBias,
+    Resample, Round, Slice, TimestepEmbedding, Turn, Unpatchify,
 };
 
 fn layer_norm(
@@ -13,7 +13,7 @@ fn layer_norm(
     modulation: Option<Modulation>,
     q: Option<QuantizeSpec>,
 ) -> Op {
-    Op::LayerNorm(LayerNorm { x, weight, bias: weight, eps, modulation, quantize: q })
+    Op::LayerNorm(LayerNorm { x, weight, bias: weight, eps, modulation, quantize: q, ..LayerNorm::default() })
 }
 
 #[test]
@@ -29,7 +29,8 @@ fn layer_norm_refuses() {
     refuse(&[layer_norm(LABELS, None, 0.0, None, None)], "x: expected float elements, got Index");
     refuse(&[layer_norm(SAMPLE, Some(V5), 0.0, None, None)], "weight: expected f32 [8], got ([5], \"f32\")");
     let bias = Some(HALF_V8);
-    let norm = Op::LayerNorm(LayerNorm { x: SAMPLE, weight: None, bias, eps: 0.0, modulation: None, quantize: None });
+    let norm =
+        Op::LayerNorm(LayerNorm { x: SAMPLE, weight: None, bias, eps: 0.0, modulation: None, ..LayerNorm::default() });
     refuse(&[norm], "bias: expected f32 [8], got ([8], \"not f32\")");
     for (eps, got) in [(-1.0, "-1.0"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
         let message = format!("eps: expected a finite number, not negative, got {got}");
@@ -45,6 +46,48 @@ fn layer_norm_refuses() {
     refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(nine))], "quantize bits: expected 2 to 8, got 9");
     let message = format!("quantize grain: expected one scale per row, got {:?}", Some(SAMPLE6));
     refuse(&[layer_norm(SAMPLE, None, 0.0, None, Some(SAMPLE6))], &message);
+}
+
+#[test]
+fn a_norm_without_means_has_no_bias() {
+    let norm = |weight, bias| Op::LayerNorm(LayerNorm { x: SAMPLE, weight, bias, rms: true, ..LayerNorm::default() });
+    accept(&[norm(Some(V8), None)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[norm(None, None)], &[2, 6, 10, 8], Kind::Float);
+    refuse(&[norm(Some(V8), Some(V8))], "bias: expected none in a norm without means, got 0");
+}
+
+#[test]
+fn products_are_of_equal_shapes() {
+    let multiply = |a, b| Op::Multiply(Multiply { a, b });
+    accept(&[multiply(SAMPLE, SAMPLE)], &[2, 6, 10, 8], Kind::Float);
+    refuse(&[linear(SAMPLE, W), multiply(SAMPLE, LAST)], "b: expected the axes of a, [2, 6, 10, 8], got [2, 6, 10, 5]");
+    // As many elements are not enough.
+    let patches = Op::Patchify(Patchify { x: SAMPLE, patch: 2 });
+    refuse(&[patches, multiply(LAST, SAMPLE)], "b: expected the axes of a, [2, 3, 5, 32], got [2, 6, 10, 8]");
+    refuse(&[multiply(LABELS, SAMPLE)], "a: expected float elements, got Index");
+    refuse(&[multiply(SAMPLE, NO_VALUE)], "b: expected a value below 4, got 99");
+}
+
+#[test]
+fn biases_by_distance_are_of_tokens() {
+    let bias = |x, table, buckets, max_distance| Op::RelativeBias(RelativeBias { x, table, buckets, max_distance });
+    let rows = |x| Op::Slice(Slice { x, first: 0, count: 8 });
+    refuse(
+        &[bias(SAMPLE, CODEBOOK, 4, 9)],
+        "x: expected (n, t) tokens or (n, t, d) features, got ([2, 6, 10, 8], Float)",
+    );
+    refuse(&[bias(TABLE, CODEBOOK, 4, 9)], "x: expected (n, t) tokens or (n, t, d) features, got ([3, 9], Float)");
+    refuse(&[bias(LABELS, CODEBOOK, 4, 9)], "x: expected (n, t) tokens or (n, t, d) features, got ([3], Index)");
+    let tokens = Op::Parameter(Parameter { tensor: CUBE, flat: false });
+    accept(&[tokens, bias(LAST, CODEBOOK, 4, 9)], &[8, 2, 2], Kind::Float);
+    refuse(&[tokens, bias(LAST, CODEBOOK, 8, 9)], "table: expected f16 or f32 [8 buckets, heads], got [4, 8]");
+    refuse(&[tokens, bias(LAST, W, 5, 9)], "buckets: expected a multiple of 4 up to 64, got 5");
+    refuse(&[tokens, bias(LAST, MANY, MUCH, 9)], "buckets: expected a multiple of 4 up to 64, got 2147483648");
+    refuse(&[tokens, bias(LAST, CODEBOOK, 4, 1)], "max distance: expected 2 to 2^24, got 1");
+    refuse(&[tokens, bias(LAST, CODEBOOK, 4, u32::MAX)], "max distance: expected 2 to 2^24, got 4294967295");
+    refuse(&[tokens, bias(LAST, V8, 8, 9)], "table: expected f16 or f32 [8 buckets, heads], got [8]");
+    refuse(&[tokens, bias(LAST, W_CODES, 5, 9)], "table: expected f16 or f32 [5 buckets, heads], got [5, 8]");
+    refuse(&[rows(TABLE), bias(NO_VALUE, CODEBOOK, 4, 9)], "x: expected a value below 5, got 99");
 }
 
 #[test]
@@ -105,10 +148,20 @@ fn resample_doubles_or_halves_the_pixels() {
 
 #[test]
 fn a_parameter_has_the_axes_of_its_tensor() {
-    let parameter = |tensor| Op::Parameter(Parameter { tensor });
+    let parameter = |tensor| Op::Parameter(Parameter { tensor, flat: false });
     for (tensor, dims) in [(V8, &[8][..]), (W, &[5, 8]), (CUBE, &[2, 2, 2]), (CONV, &[5, 3, 3, 8])] {
         accept(&[parameter(tensor)], dims, Kind::Float);
     }
+    let flat = |tensor| Op::Parameter(Parameter { tensor, flat: true });
+    for (tensor, elements) in [(V8, 8), (W, 40), (CUBE, 8), (CONV, 360)] {
+        accept(&[flat(tensor)], &[1, elements], Kind::Float);
+    }
+    // A row of as many columns is added to every row of a value.
+    let sum = Op::Add(Add { a: SAMPLE, b: LAST });
+    accept(&[flat(CUBE), sum], &[2, 6, 10, 8], Kind::Float);
+    refuse(&[flat(W), sum], "residual: expected rows dividing those of [2, 6, 10, 8], got [1, 40]");
+    refuse(&[flat(W_I8)], "tensor: expected f16 or f32, 1 to 4 axes, got [5, 8]");
+    refuse_size(&[flat(MANY_CONV)], "[1, 154618822656]");
     refuse(&[parameter(W_I8)], "tensor: expected f16 or f32, 1 to 4 axes, got [5, 8]");
     refuse(&[parameter(NO_TENSOR)], "tensor: expected a tensor below 18, got 99");
     refuse_size(&[parameter(MANY_CONV)], "[2147483648, 3, 3, 8]");

@@ -2,8 +2,8 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Attention, Conv2d, ConvStride, GatedLinear, Patchify, Pointwise, PositionEmbedding, Resample, Resampling,
-    SoftmaxGrid, TimestepEmbedding, Unpatchify, VectorQuantize,
+    Attention, Conv2d, ConvStride, GatedLinear, Parameter, Patchify, Pointwise, PositionEmbedding, Resample,
+    Resampling, SoftmaxGrid, TimestepEmbedding, Unpatchify, VectorQuantize,
 };
 
 #[test]
@@ -132,7 +132,7 @@ fn conv2d_refuses() {
 }
 
 fn attention(q: Value, k: Value, v: Value, heads: u32, scale: f32) -> Op {
-    Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default(), softmax: None })
+    Op::Attention(Attention { q, k, v, heads, scale, attend: Default::default(), ..Attention::default() })
 }
 
 fn gated_linear(x: Value, weight: Tensor, bias: Option<Tensor>) -> Op {
@@ -159,7 +159,8 @@ fn gated_linear_halves_the_rows_of_its_weight() {
 #[test]
 fn attention_sees_conditions_and_only_earlier_keys() {
     let attend = |causal, per_condition| Attend { causal, per_condition, int8: false };
-    let attention = |q, k, attend| Op::Attention(Attention { q, k, v: k, heads: 1, scale: 1.0, attend, softmax: None });
+    let attention =
+        |q, k, attend| Op::Attention(Attention { q, k, v: k, heads: 1, scale: 1.0, attend, ..Attention::default() });
     let table =
         |features| Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: features, cos_first: true, shift: 0.0 });
     // A value of two axes is one key per condition.
@@ -205,11 +206,45 @@ fn attention_refuses() {
 }
 
 #[test]
+fn attention_takes_biases_of_all_scores_and_lengths_of_all_keys() {
+    let of = |q, k, bias, lengths, per_condition| {
+        let attend = Attend { per_condition, ..Attend::default() };
+        Op::Attention(Attention { q, k, v: k, heads: 2, scale: 1.0, attend, bias, lengths, ..Attention::default() })
+    };
+    let masked = |q, k, bias, lengths| of(q, k, bias, lengths, false);
+    let to_prompt = |lengths| of(SAMPLE, LAST, None, Some(lengths), true);
+    let table = Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 });
+    // Two heads, 60 queries; a key of each condition, of which there are three.
+    let bias = Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 1, interpolation: 1.0 });
+    accept(&[table, to_prompt(LABELS)], &[2, 6, 10, 8], Kind::Float);
+    refuse(&[masked(SAMPLE, SAMPLE, None, Some(LABELS))], "lengths: expected u32 [2], got ([3], Index)");
+    refuse(&[table, to_prompt(TIME)], "lengths: expected u32 [3], got ([3], Float)");
+    refuse(&[masked(SAMPLE, SAMPLE, None, Some(NO_VALUE))], "lengths: expected a value below 4, got 99");
+    refuse(
+        &[bias, masked(SAMPLE, SAMPLE, Some(LAST), None)],
+        "bias: expected (heads, queries, keys) [2, 60, 60], got [6, 10, 8]",
+    );
+    refuse(&[masked(SAMPLE, SAMPLE, Some(LABELS), None)], "bias: expected float elements, got Index");
+    // Two samples of two tokens, which are as many as heads.
+    let cube = Op::Parameter(Parameter { tensor: CUBE, flat: false });
+    accept(&[cube, masked(LAST, LAST, Some(LAST), None)], &[2, 2, 2], Kind::Float);
+}
+
+#[test]
 fn attention_rounds_probabilities_in_one_way() {
     let attention = |bits, range, int8| {
         let attend = Attend { int8, ..Attend::default() };
         let softmax = Some(SoftmaxGrid { bits, range });
-        Op::Attention(Attention { q: SAMPLE, k: SAMPLE, v: SAMPLE, heads: 2, scale: 1.0, attend, softmax })
+        Op::Attention(Attention {
+            q: SAMPLE,
+            k: SAMPLE,
+            v: SAMPLE,
+            heads: 2,
+            scale: 1.0,
+            attend,
+            softmax,
+            ..Attention::default()
+        })
     };
     let curve = |tensor| QuantizeRange::curve(tensor, CurveAxis::Timestep);
     for range in [QuantizeRange::Dynamic, curve(CURVE)] {

@@ -22,6 +22,11 @@ fn prompts_have_tokens_features_and_numbers() {
     let got = types(&[(InputKind::Tokens, &[Conditions, Fixed(77)])], rows);
     assert_eq!(got, Err("text encoder input Tokens: axes: expected [2, tokens], got [3, 77]".into()));
     types(&[(InputKind::Tokens, &[Batch])], rows).expect_err("one axis");
+    for (axis, n) in [(Conditions, 3), (Batch, 2)] {
+        assert_eq!(types(&[(InputKind::Lengths, &[axis])], rows), Ok(vec![n, 9]));
+    }
+    let got = types(&[(InputKind::Lengths, &[Fixed(4)])], rows);
+    assert_eq!(got, Err("text encoder input Lengths: axes: expected [3] or [2], got [4]".into()));
     let numbers = Op::TimestepEmbedding(TimestepEmbedding { t: Value(0), dim: 8, cos_first: true, shift: 0.0 });
     assert_eq!(types(&[(InputKind::Sizes, &[Conditions, Fixed(6)])], numbers), Ok(vec![3, 48]));
     let got = types(&[(InputKind::Sizes, &[Conditions])], numbers);
@@ -172,13 +177,14 @@ fn files_of_bytes_are_no_weights() {
     };
     refuse("weight", conv(BYTES));
     refuse("bias", conv(CONV));
-    let norm =
-        |weight, bias| Op::LayerNorm(LayerNorm { x: TABLE, weight, bias, eps: 1e-5, modulation: None, quantize: None });
+    let norm = |weight, bias| {
+        Op::LayerNorm(LayerNorm { x: TABLE, weight, bias, eps: 1e-5, modulation: None, ..LayerNorm::default() })
+    };
     refuse("weight", norm(Some(BYTES), None));
     refuse("bias", norm(None, Some(BYTES)));
     refuse("table", Op::Embedding(Embedding { index: LABELS, table: BYTES }));
     refuse("table", Op::VectorQuantize(VectorQuantize { x: TABLE, table: BYTES }));
-    refuse("tensor", Op::Parameter(Parameter { tensor: BYTES }));
+    refuse("tensor", Op::Parameter(Parameter { tensor: BYTES, flat: false }));
     let range = QuantizeRange::curve(BYTES, CurveAxis::Timestep);
     refuse("curve", quantize(TABLE, spec(8, QuantizeGrain::Row, range)));
 }

@@ -6,7 +6,7 @@
 //! probability `w / t` has the code `round(w f)`: of a step `(1 / t) / top`, the part of the highest, `f` is `top`; of a
 //! step `delta` it is `1 / (t delta)`.
 
-use super::{Head, KEYS, Sizes, Soften, finish};
+use super::{Head, KEYS, Sizes, Soften, complete, finish};
 use crate::backend::cpu::math::{exp, lesser};
 use crate::backend::cpu::quantize::{ROUND, Range};
 use crate::backend::cpu::simd::tiles::TileMut;
@@ -51,7 +51,8 @@ impl<I: Isa> Head<'_, I> {
             for (query, (row, state)) in (part.q0..).zip(part.scores.chunks_exact_mut(KEYS).zip(states)) {
                 // The weighted values are 0 yet and stay so.
                 let seen = &mut row[..self.seen(query, part.first, part.n)];
-                self.isa.run(Soften, (seen, self.scale, state, wide));
+                let bias = self.bias_of(query, part.first, seen.len());
+                self.isa.run(Soften, (seen, self.scale, bias, state, wide));
             }
         });
         self.each(rows.clone(), column, work, |part| {
@@ -60,7 +61,8 @@ impl<I: Isa> Head<'_, I> {
             for (query, (row, state)) in (part.q0..).zip(queries) {
                 let (seen, hidden) = row[..part.n].split_at_mut(self.seen(query, part.first, part.n));
                 let (highest, factor) = (state[wide], grid.factor(state[wide + 1]));
-                self.isa.run(Codes, (seen, self.scale, highest, factor, grid.top));
+                let bias = self.bias_of(query, part.first, seen.len());
+                self.isa.run(Codes, (seen, [self.scale, highest, factor, grid.top], bias));
                 hidden.fill(0.0);
             }
             self.weigh(part, states);
@@ -71,9 +73,11 @@ impl<I: Isa> Head<'_, I> {
 
 vectorized! {
     /// Turns a query's scores into the codes of their probabilities, as floats.
-    fn Codes<'a, I>(scores: &'a mut [f32], scale: f32, highest: f32, factor: f32, top: f32) {
+    fn Codes<'a, I>(scores: &'a mut [f32], of_query: [f32; 4], bias: Option<&'a [f32]>) {
+        let [scale, highest, factor, top] = of_query;
+        complete(scores, scale, bias);
         for s in scores.iter_mut() {
-            let weight = exp::<I>(*s * scale - highest);
+            let weight = exp::<I>(*s - highest);
             *s = lesser(weight * factor, top) + ROUND - ROUND;
         }
     }

@@ -227,7 +227,8 @@ vectorized! {
         let blocks = (0..tk).step_by(KEYS).zip(codes.chunks_mut(KEYS * wide / 4));
         for (first, block) in blocks {
             let n = KEYS.min(tk - first);
-            for (g, panel) in block.chunks_exact_mut(panel_len(n) * GROUP / 4).enumerate() {
+            // There is room for all keys, and fewer may be seen.
+            for (g, panel) in block.chunks_exact_mut(panel_len(n) * GROUP / 4).enumerate().take(wide / GROUP) {
                 let features = g * GROUP..e.min((g + 1) * GROUP);
                 let inverse: [f32; GROUP] = std::array::from_fn(|f| step(steps[g * GROUP + f]).1);
                 let centre: [f32; GROUP] = std::array::from_fn(|f| middle[g * GROUP + f]);

@@ -24,6 +24,7 @@ mod codes;
 mod softmax;
 
 use super::arena::{Arena, floats_mut, typed_mut};
+use super::attention::{Bias, Masks};
 use super::math::{LANES, fma, greater};
 use super::scratch;
 use super::simd::tiles::{Order, TileMut, for_each_tile};
@@ -60,13 +61,17 @@ pub fn attention<I: Isa>(isa: I, arena: &mut Arena, args: &AttentionArgs) {
     let (q, k, v) = (reads.floats(&args.q), reads.floats(&args.k), reads.floats(&args.v));
     let (d, e) = (args.q.cols, args.q.cols / args.heads);
     let (tq, tk) = (args.q.rows / args.samples, args.keys);
-    let conditions: Option<&[u32]> = args.condition.map(|slot| reads.slice(slot.at, args.samples));
+    let masks = Masks::new(&reads, args);
     let sizes = Sizes::new(e, tk);
     for (sample, out) in floats_mut(out).chunks_exact_mut(tq * d).enumerate() {
-        let of_keys = conditions.map_or(sample, |c| c[sample] as usize);
-        let (q, k, v) = (&q[sample * tq * d..], &k[of_keys * tk * d..][..tk * d], &v[of_keys * tk * d..][..tk * d]);
+        let (of_keys, seen) = masks.keys(sample, tk);
+        if seen == 0 {
+            out.fill(0.0);
+            continue;
+        }
+        let (q, k, v) = (&q[sample * tq * d..], &k[of_keys * tk * d..][..seen * d], &v[of_keys * tk * d..][..seen * d]);
         work.par_chunks_exact_mut(sizes.head()).enumerate().with_max_len(1).for_each(|(head, bytes)| {
-            let place = [d, e, tk, head * e];
+            let place = [d, e, seen, head * e];
             let codes = CodesMut::new(bytes, &sizes);
             isa.run(EncodeKeys, (k, place, codes.keys, codes.scales, codes.offsets, codes.mean));
             isa.run(EncodeValues, (v, place, codes.values, codes.middle, codes.steps));
@@ -75,7 +80,9 @@ pub fn attention<I: Isa>(isa: I, arena: &mut Arena, args: &AttentionArgs) {
         for_each_tile(floats_mut(out.as_mut_bytes()), d, [QUERIES, e], Order::ByColumns, |tile| {
             let codes = Codes::new(&work[tile.cols.start / e * sizes.head()..][..sizes.head()], &sizes);
             scratch::with(sizes.private(), |bytes| {
-                Head { isa, d, e, tk, scale: args.scale, causal: args.causal, q, codes, sizes }.run(bytes, tile);
+                let bias = masks.bias(tile.cols.start / e, tq, tk);
+                Head { isa, d, e, tk: seen, scale: args.scale, causal: args.causal, q, codes, sizes, bias }
+                    .run(bytes, tile);
             });
         });
     }
@@ -92,6 +99,7 @@ struct Head<'a, I: Isa> {
     q: &'a [f32],
     codes: Codes<'a>,
     sizes: Sizes,
+    bias: Option<Bias<'a>>,
 }
 
 impl<I: Isa> Head<'_, I> {
@@ -140,8 +148,16 @@ impl<I: Isa> Head<'_, I> {
                     let keys = [scales, offsets].map(|x| x[first + at..].first_chunk().expect("whole tiles"));
                     self.isa.run(Scale, (&acc, keys, scores, &mut most));
                 }
+                let mut own: [f32; MR] = *slopes[q0..].first_chunk().expect("whole tiles");
+                if let Some(bias) = &self.bias {
+                    // Rows that fill the last tile up repeat its last query.
+                    let rows =
+                        std::array::from_fn(|i| bias.of(rows.start + (q0 + i).min(count - 1), first, seen[MR - 1]));
+                    most = self.isa.run(AddBias, (&mut *scores, &rows, &own));
+                    own = [1.0; MR];
+                }
                 let state = Rows {
-                    slopes: slopes[q0..].first_chunk().expect("whole tiles"),
+                    slopes: &own,
                     highest: highest[q0..].first_chunk_mut().expect("whole tiles"),
                     totals: totals[q0..].first_chunk_mut().expect("whole tiles"),
                 };
@@ -189,6 +205,30 @@ vectorized! {
             }
             most[i] = highest;
         }
+    }
+}
+
+vectorized! {
+    /// Scores as powers of 2, with their bias, which ends with the keys that anybody sees. Returns the highest as
+    /// [`Scale`] does.
+    fn AddBias<'a, I>(
+        scores: &'a mut [Tile<f32>], bias: &'a [&'a [f32]; MR], slopes: &'a [f32; MR],
+    ) -> [[f32; LANES]; MR] {
+        let mut most = [[f32::NEG_INFINITY; LANES]; MR];
+        for i in 0..MR {
+            for (tile, bias) in scores.iter_mut().zip(bias[i].chunks(NR)) {
+                let mut own = [0.0; NR];
+                own[..bias.len()].copy_from_slice(bias);
+                let (scores, own) = (tile[i].as_chunks_mut::<LANES>().0, own.as_chunks::<LANES>().0);
+                for (scores, bias) in scores.iter_mut().zip(own) {
+                    for j in 0..LANES {
+                        scores[j] = fma::<I>(scores[j], slopes[i], bias[j] * std::f32::consts::LOG2_E);
+                        most[i][j] = greater(most[i][j], scores[j]);
+                    }
+                }
+            }
+        }
+        most
     }
 }
 
