@@ -28,6 +28,7 @@
 //! * [`import`] reads weights that others have quantized, and [`multiquantizer`] writes such a file.
 //! * [`calibrate`] runs the float model, to know what the inputs of its layers are like.
 //! * [`reverse`] knows the derivatives of programs; [`reconstruct`] trains quantized weights with them.
+//! * [`embeds`] reads features of prompts that others saved.
 //! * [`account`] works out the numbers that papers publish.
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
 #![deny(unsafe_code, missing_docs)]
@@ -36,6 +37,7 @@ pub mod account;
 pub mod calibrate;
 pub mod cli;
 pub mod config;
+pub mod embeds;
 pub mod emit;
 pub mod error;
 pub mod import;

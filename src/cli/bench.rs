@@ -4,7 +4,7 @@ mod times;
 
 use super::device::{Choice, with_backend, with_threads};
 use super::{Device, model, say, say_json};
-use aquatint::model::Model;
+use aquatint::model::{Model, TextModel};
 use aquatint::options::MAX_IMAGES;
 use aquatint::pipeline::{Event, Plans, Prompts, Request, Session, TABLE_BYTES};
 use aquatint::raw::backend::Backend;
@@ -150,7 +150,7 @@ impl Bench {
     ) -> Result<Times> {
         let [height, width] = model.latents.size;
         let conditions = if model.conditional() { batch.min(2) } else { 1 };
-        let tokens = model.text.as_ref().map_or(1, |text| text.encoders[0].tokens);
+        let tokens = model.text.as_ref().map_or(1, TextModel::tokens);
         let dims = Dims { batch, conditions, height, width, tokens };
         let shape = Binding { dims, calls: self.repeat + 1, table_bytes: TABLE_BYTES, reserve: 0 };
         let begin = Instant::now();

@@ -3,13 +3,14 @@
 use super::device::Choice;
 use super::options::SizeArgs;
 use super::{Device, bytes, model, say, say_json};
-use aquatint::model::Model;
+use aquatint::model::{Model, TextModel};
 use aquatint::options::{MAX_IMAGES, RequestOptions, SamplingOptions};
 use aquatint::pipeline::{Plans, Request};
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cuda::CudaSizing;
 use aquatint::raw::format::TensorKind;
+use aquatint::raw::format::meta::TextLength;
 use aquatint::raw::program::Phases;
 use aquatint::{Error, Result};
 use clap::Args;
@@ -155,10 +156,7 @@ impl Contents<'_> {
         let packed = self.model.packed();
         let meta = packed.meta();
         let conditions = match (&self.model.text, &self.model.classes) {
-            (Some(text), _) => {
-                let tokens: Vec<_> = text.encoders.iter().map(|e| e.tokens.to_string()).collect();
-                format!("prompts of {} tokens a chunk", tokens.join(" and "))
-            }
+            (Some(text), _) => prompts(text),
             (None, None) => "no conditions".into(),
             (None, Some(classes)) => format!("{} classes", classes.count),
         };
@@ -217,4 +215,18 @@ fn ops(program: &aquatint::raw::program::Program) -> BTreeMap<&'static str, usiz
         *counts.entry(node.op.name()).or_default() += 1;
     }
     counts
+}
+
+/// What prompts of a model are like.
+fn prompts(text: &TextModel) -> String {
+    let tokens: Vec<_> = text.encoders.iter().map(|e| e.tokens.to_string()).collect();
+    let tokens = tokens.join(" and ");
+    let longest = text.encoders.iter().map(|e| e.length).find(|length| *length != TextLength::Padded);
+    let length = match longest {
+        None => format!("{tokens} tokens a chunk"),
+        Some(TextLength::Own) => format!("up to {tokens} tokens"),
+        Some(TextLength::Padded | TextLength::Masked) => format!("{tokens} tokens, padding masked"),
+    };
+    let given = if text.encoders().is_ok() { "" } else { ", given as features (--inputs)" };
+    format!("prompts of {length}{given}")
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod device;
+mod encode;
 mod eval;
 mod info;
 mod model;
@@ -38,6 +39,8 @@ enum Command {
     Run(Box<run::Run>),
     /// Run the denoiser once: no guidance, no sampler.
     Eval(eval::Eval),
+    /// Run the text encoders once, and write what `run --inputs` reads in place of prompts.
+    Encode(encode::Encode),
     /// Time loading, steps and decoding, op by op.
     Bench(bench::Bench),
     /// Show what a file holds and how much memory it needs.
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
         }
         Some(Command::Run(run)) => run.run(),
         Some(Command::Eval(eval)) => eval.run(),
+        Some(Command::Encode(encode)) => encode.run(),
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Info(info)) => info.run(),
         Some(Command::Verify(verify)) => verify.run(),

@@ -71,7 +71,8 @@ pub struct Run {
     #[arg(short, long, alias = "outdir", default_value = "out.png", value_name = "PNG")]
     output: String,
     /// Replace what would be computed: safetensors with latents [n,c,h,w], class_labels [n],
-    /// prompt_embeds [n,tokens,features], pooled [n,features], and negative_ ones
+    /// prompt_embeds [n,tokens,features], prompt_mask [n,tokens], pooled [n,features], and negative_ ones; `encode` makes
+    /// those of prompts
     #[arg(long, value_name = "FILE")]
     inputs: Option<PathBuf>,
     /// Also write safetensors with latents [n,c,h,w], image [n,c,h,w] in 0..1, class_labels or prompt_embeds

@@ -205,16 +205,24 @@ pub struct TextMeta {
     pub denoiser: Conditioning,
 }
 
-/// A text encoder: tokens `(n, tokens)` to `(n, tokens, features + pooled)`.
+/// A text encoder: tokens `(n, tokens)` to `(n, tokens, features + pooled)`. The file may lack its program; prompts are
+/// then given as features.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextEncoderMeta {
     /// Name of its tokenizer in the file, `tokenizer/tokenizer.json`; empty if there is none.
     pub tokenizer: String,
-    /// Tokens of a text with its beginning, end and padding.
+    /// Tokens of a text with its beginning, end and padding; the most, where texts have a length of their own.
     pub tokens: u32,
-    /// Token that begins a text.
-    pub begin: u32,
+    /// How long the texts are that it reads.
+    #[serde(default, skip_serializing_if = "TextLength::is_padded")]
+    pub length: TextLength,
+    /// Whether texts are turned to lower case first.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lower_case: bool,
+    /// Token that begins a text, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begin: Option<u32>,
     /// Token that ends a text.
     pub end: u32,
     /// Token that fills up what is left.
@@ -223,6 +231,33 @@ pub struct TextEncoderMeta {
     pub features: u32,
     /// Columns after them: the vector of the whole text, to be taken at the first end token; 0 if there is none.
     pub pooled: u32,
+}
+
+impl TextEncoderMeta {
+    /// Tokens of a text that are not its own: those that begin and end it.
+    pub fn marks(&self) -> usize {
+        usize::from(self.begin.is_some()) + 1
+    }
+}
+
+/// How long the texts are that a text encoder reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextLength {
+    /// Filled up, and all tokens count; longer texts are several, one after another (CLIP).
+    #[default]
+    Padded,
+    /// Filled up, and the encoder and the denoiser are told how many tokens count; longer texts are cut off.
+    Masked,
+    /// A text's own, and the denoiser is told how long each is; longer ones are cut off. As an encoder sees no padding where
+    /// it is masked, this is `Masked` without the rows that do not count.
+    Own,
+}
+
+impl TextLength {
+    fn is_padded(&self) -> bool {
+        *self == TextLength::Padded
+    }
 }
 
 /// What a denoiser reads beside latents and timestep.

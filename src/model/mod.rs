@@ -8,7 +8,7 @@ mod proof;
 
 use crate::error::{Error, Result};
 use crate::exec::table_rows;
-use crate::format::meta::{Conditioning, EncoderMeta, Meta, TextEncoderMeta};
+use crate::format::meta::{Conditioning, EncoderMeta, Meta, TextEncoderMeta, TextLength};
 use crate::format::{Packed, TensorInfo};
 use crate::program::shape::TensorType;
 use crate::program::{InputKind, Program, Role};
@@ -169,6 +169,30 @@ pub struct TextModel<'m> {
     pub zero_negative: bool,
     /// What the denoiser reads of them.
     pub denoiser: &'m Conditioning,
+    /// Whether denoisers are told how many tokens of each prompt count, so that prompts of one call may differ in length.
+    pub lengths: bool,
+}
+
+impl TextModel<'_> {
+    /// The text encoders, if the file has them.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that tells how to do without.
+    pub fn encoders(&self) -> Result<&[TextEncoder<'_>]> {
+        match self.encoders.iter().all(|encoder| encoder.encodes) {
+            true => Ok(&self.encoders),
+            false => {
+                let expected = "--inputs FILE, which `aquatint encode WHOLE.aqt -p PROMPT -o FILE` makes with a file of the same model that has its text encoder";
+                Err(Error::request("prompt", expected, "a file packed without it"))
+            }
+        }
+    }
+
+    /// Tokens of a prompt for memory plans: as many as there can be in one chunk.
+    pub fn tokens(&self) -> usize {
+        let first = self.denoiser.context.first().and_then(|&i| self.encoders.get(i as usize));
+        first.map_or(1, |encoder| encoder.tokens)
+    }
 }
 
 /// A text encoder: tokens `(n, tokens)` to `(n, tokens, features + pooled)`.
@@ -176,8 +200,12 @@ pub struct TextModel<'m> {
 pub struct TextEncoder<'m> {
     /// Its program.
     pub role: Role,
-    /// Tokens of a text with its beginning, end and padding.
+    /// Whether the file has that program.
+    pub encodes: bool,
+    /// Tokens of a text with its beginning, end and padding; the most, where texts have a length of their own.
     pub tokens: usize,
+    /// How long its texts are.
+    pub length: TextLength,
     /// Columns of the result that are features of the token.
     pub features: usize,
     /// Columns after them: the vector of the whole text, to be taken at the first end token; 0 if there is none.
@@ -221,7 +249,7 @@ impl<'m, D: AsRef<[u8]>> Model<'m, D> {
     /// What opening a model takes on trust, since no image depends on it or it takes long to look at.
     fn check_all(&self) -> Result<()> {
         proof::report(self.packed)?;
-        self.check_tokenizers()
+        proof::tokenizers(self)
     }
 
     /// The file.
@@ -250,15 +278,6 @@ impl<'m, D: AsRef<[u8]>> Model<'m, D> {
     /// Whether images are made of anything but noise, so that there is guidance.
     pub fn conditional(&self) -> bool {
         self.classes.is_some() || self.text.is_some()
-    }
-
-    fn check_tokenizers(&self) -> Result<()> {
-        for encoder in self.text.iter().flat_map(|text| &text.encoders) {
-            if let Some(json) = encoder.tokenizer {
-                crate::text::Tokenizer::new(json)?;
-            }
-        }
-        Ok(())
     }
 }
 

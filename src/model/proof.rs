@@ -8,10 +8,11 @@ use super::{
     rows_of, tensor_types,
 };
 use crate::error::{Error, Result};
-use crate::format::meta::{Conditioning, LayerMeta, PipelineMeta, TextEncoderMeta, TextMeta};
+use crate::format::meta::{Conditioning, LayerMeta, PipelineMeta, TextEncoderMeta, TextLength, TextMeta};
 use crate::format::{Packed, TensorKind};
 use crate::program::shape::{Type, infer};
-use crate::program::{Dims, InputKind, Program, Role, describe_attention};
+use crate::program::{Dim, Dims, InputKind, Program, Role, describe_attention};
+use crate::text::Tokenizer;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
@@ -19,6 +20,8 @@ use std::fmt::Display;
 const MAX_TOKENS: usize = 1 << 15;
 /// Most channels of latents.
 const MAX_CHANNELS: usize = 1 << 10;
+/// Most columns of features of a text, and of its vector.
+const MAX_FEATURES: usize = 1 << 16;
 /// Most steps of a request that names none; the longest schedules that models are trained with have 4000.
 const MAX_STEPS: usize = 1 << 12;
 
@@ -135,14 +138,17 @@ fn text_model<'m, D: AsRef<[u8]>>(packed: &'m Packed<D>, meta: &'m TextMeta) -> 
     }
     let pairs = meta.encoders.iter().zip(TEXT_ENCODERS);
     let encoders = pairs.map(|(meta, role)| text_encoder(packed, meta, role)).collect::<Result<Vec<_>>>()?;
-    // Prompts of all encoders have equally many tokens, since their features lie side by side.
-    if let Some(other) = encoders.iter().find(|e| e.tokens != encoders[0].tokens) {
-        return wrong("tokens", format!("{} in every text encoder", encoders[0].tokens), other.tokens);
-    }
     if let Some(role) = TEXT_ENCODERS.into_iter().skip(n).find(|&role| has(packed, role)) {
         return wrong("encoders", format!("an entry for the {}", role.name()), "none");
     }
-    Ok(TextModel { encoders, zero_negative: meta.zero_negative, denoiser: &meta.denoiser })
+    if let Some(other) = encoders.iter().find(|e| e.encodes != encoders[0].encodes) {
+        return wrong("encoders", "programs of all text encoders, or of none", format!("no {}", other.role.name()));
+    }
+    if meta.zero_negative && encoders.iter().any(|e| e.length != TextLength::Padded) {
+        return wrong("zero_negative", "false where texts are not padded", true);
+    }
+    let lengths = packed.program(Role::Denoiser)?.input(InputKind::Lengths).is_some();
+    Ok(TextModel { encoders, zero_negative: meta.zero_negative, denoiser: &meta.denoiser, lengths })
 }
 
 fn text_encoder<'m, D: AsRef<[u8]>>(
@@ -150,38 +156,78 @@ fn text_encoder<'m, D: AsRef<[u8]>>(
     meta: &'m TextEncoderMeta,
     role: Role,
 ) -> Result<TextEncoder<'m>> {
-    let program = packed.program(role)?;
-    let tokens = number("tokens", meta.tokens, 3, MAX_TOKENS)?;
-    let values = types(packed, program, [1, 1], 1)?;
-    let input = width(program, &values, InputKind::Tokens).unwrap_or(0);
-    let output = &values[program.output.0 as usize];
-    let [features, pooled] = [meta.features, meta.pooled].map(|n| n as usize);
-    if program.inputs.len() != 1 || [input, output.rows(), output.cols()] != [tokens, tokens, features + pooled] {
-        let expected = format!("{input} tokens to {} rows of {}, as its program has", output.rows(), output.cols());
-        return wrong(role.name(), expected, format!("{tokens} tokens to features {features} + {pooled}"));
-    }
-    if features == 0 {
-        return wrong("features", "at least 1", 0);
-    }
-    let rows = rows_of(packed, program, InputKind::Tokens);
-    if let Some(token) = [meta.begin, meta.end, meta.pad].into_iter().find(|&token| token as usize >= rows) {
-        return wrong("begin, end and pad", format!("tokens below {rows}"), token);
+    let tokens = number("tokens", meta.tokens, meta.marks() + 1, MAX_TOKENS)?;
+    let features = number("features", meta.features, 1, MAX_FEATURES)?;
+    let pooled = number("pooled", meta.pooled, 0, MAX_FEATURES)?;
+    let encodes = has(packed, role);
+    if encodes {
+        encoder_program(packed, meta, role, [tokens, features, pooled])?;
     }
     let tokenizer = match meta.tokenizer.as_str() {
         "" => None,
+        name if !encodes => {
+            return wrong("tokenizer", format!("none, as there is no {}", role.name()), format!("{name:?}"));
+        }
         name => match packed.bytes(name) {
             Some(json) => Some(json),
             None => return wrong("tokenizer", "a file of bytes in DATA", format!("{name:?}")),
         },
     };
-    Ok(TextEncoder { role, tokens, features, pooled, tokenizer, special: meta })
+    Ok(TextEncoder { role, encodes, tokens, length: meta.length, features, pooled, tokenizer, special: meta })
+}
+
+/// Proves that a text encoder's program reads and makes what META says.
+fn encoder_program<D: AsRef<[u8]>>(
+    packed: &Packed<D>,
+    meta: &TextEncoderMeta,
+    role: Role,
+    [tokens, features, pooled]: [usize; 3],
+) -> Result<()> {
+    let program = packed.program(role)?;
+    let values = types(packed, program, [1, 1], tokens)?;
+    let input = width(program, &values, InputKind::Tokens).unwrap_or(0);
+    let output = &values[program.output.0 as usize];
+    let masked = program.input(InputKind::Lengths).is_some();
+    let others = program.inputs.len() != 1 + usize::from(masked);
+    if others || [input, output.rows(), output.cols()] != [tokens, tokens, features + pooled] {
+        let expected = format!("{input} tokens to {} rows of {}, as its program has", output.rows(), output.cols());
+        return wrong(role.name(), expected, format!("{tokens} tokens to features {features} + {pooled}"));
+    }
+    let axis = program.inputs.iter().find(|input| input.kind == InputKind::Tokens).map(|input| input.dims[1]);
+    let told = (meta.length, masked, axis == Some(Dim::Tokens));
+    if !matches!(told, (TextLength::Padded, false, _) | (TextLength::Masked, true, _) | (TextLength::Own, false, true))
+    {
+        let reads = if masked { "lengths" } else { "no lengths" };
+        let expected = format!("one that the {} can have, which reads {reads}", role.name());
+        return wrong("length", expected, format!("{:?}", meta.length));
+    }
+    let rows = rows_of(packed, program, InputKind::Tokens);
+    let mut marks = meta.begin.into_iter().chain([meta.end, meta.pad]);
+    match marks.find(|&token| token as usize >= rows) {
+        Some(token) => wrong("begin, end and pad", format!("tokens below {rows}"), token),
+        None => Ok(()),
+    }
+}
+
+/// Proves that tokenizers can be read and make no token that their encoder has no row for.
+pub(super) fn tokenizers<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
+    for encoder in model.text.iter().flat_map(|text| &text.encoders) {
+        let Some(json) = encoder.tokenizer else { continue };
+        let vocabulary = Tokenizer::new(json)?.vocabulary();
+        let rows = rows_of(model.packed, model.packed.program(encoder.role)?, InputKind::Tokens);
+        if vocabulary > rows {
+            let expected = format!("at most {rows} tokens, the rows of the {}'s table", encoder.role.name());
+            return wrong("tokenizer", expected, vocabulary);
+        }
+    }
+    Ok(())
 }
 
 /// Proves that the denoiser of `role` works on the model's latents and reads what META says.
 fn denoiser<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role) -> Result<()> {
     let program = model.packed.program(role)?;
     let LatentSpace { channels, size: [height, width_], .. } = model.latents;
-    let tokens = model.text.as_ref().map_or(1, |text| text.encoders[0].tokens);
+    let tokens = model.text.as_ref().map_or(1, TextModel::tokens);
     let values = types(model.packed, program, model.latents.size, tokens)?;
     let sample = width(program, &values, InputKind::Sample).unwrap_or(0);
     if sample != channels {
@@ -206,8 +252,8 @@ fn denoiser<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role) -> Result<()> {
 fn conditioning<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role, program: &Program, types: &[Type]) -> Result<()> {
     let reads = [InputKind::Context, InputKind::Pooled, InputKind::Sizes].map(|kind| width(program, types, kind));
     let Some(Conditioning { context, pooled, sizes }) = model.conditioning(role) else {
-        return match reads {
-            [None, None, None] => Ok(()),
+        return match (reads, program.input(InputKind::Lengths)) {
+            ([None, None, None], None) => Ok(()),
             _ => wrong("text", format!("what the {} reads of prompts", role.name()), "none"),
         };
     };
@@ -221,10 +267,12 @@ fn conditioning<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role, program: &Prog
         Some(encoder) => Ok(encoder),
         None => wrong("context and pooled", format!("text encoders below {}", text.encoders.len()), index),
     };
-    let features = context.iter().map(|&i| Ok(encoder(i)?.features)).collect::<Result<Vec<_>>>()?;
+    let read = context.iter().map(|&i| encoder(i)).collect::<Result<Vec<_>>>()?;
+    told_lengths(role, program, text, &read)?;
+    let features = read.iter().map(|encoder| encoder.features);
     let vector = pooled.map(|i| encoder(i).map(|e| e.pooled)).transpose()?;
     let some = |n: usize| (n > 0).then_some(n);
-    let told = [some(features.iter().sum()), vector, some(sizes.len())];
+    let told = [some(features.sum()), vector, some(sizes.len())];
     for ((field, told), reads) in ["context", "pooled", "sizes"].into_iter().zip(told).zip(reads) {
         if told != reads {
             let show = |n: Option<usize>| n.map_or("none".into(), |n| format!("{n} columns"));
@@ -233,6 +281,27 @@ fn conditioning<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role, program: &Prog
         }
     }
     Ok(())
+}
+
+/// Proves that features of `encoders` can lie side by side, and that the denoiser is told how many rows count if not all do.
+fn told_lengths(role: Role, program: &Program, text: &TextModel, encoders: &[&TextEncoder]) -> Result<()> {
+    let shape = |encoder: &TextEncoder| (encoder.tokens, encoder.length);
+    if let Some(other) = encoders.iter().find(|encoder| shape(encoder) != shape(encoders[0])) {
+        let expected = format!("{}, {:?}, in every text encoder", encoders[0].tokens, encoders[0].length);
+        return wrong("tokens", expected, format!("{}, {:?}", other.tokens, other.length));
+    }
+    let told = program.input(InputKind::Lengths).is_some();
+    if told != text.lengths {
+        let expected = if text.lengths { "one that reads lengths" } else { "one that reads none" };
+        return wrong(role.name(), format!("{expected}, as the denoiser"), "another");
+    }
+    match encoders.iter().find(|encoder| encoder.length != TextLength::Padded) {
+        Some(encoder) if !told => {
+            let expected = format!("padded, as the {} is not told how long prompts are", role.name());
+            wrong("length", expected, format!("{:?}", encoder.length))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn decoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
@@ -297,7 +366,7 @@ fn defaults<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
     let table = model.sampler.table(model.steps).or_else(|e| wrong("sampler", "settings that make a run", e))?;
     for role in [Role::Denoiser, Role::Refiner].into_iter().filter(|&role| has(model.packed, role)) {
         let program = model.packed.program(role)?;
-        let tokens = model.text.as_ref().map_or(1, |text| text.encoders[0].tokens);
+        let tokens = model.text.as_ref().map_or(1, TextModel::tokens);
         let outputs = types(model.packed, program, model.latents.size, tokens)?[program.output.0 as usize].cols();
         if table.learned() && outputs != 2 * model.latents.channels {
             let expected = format!("another than learned_range: the {} makes no variances", role.name());

@@ -28,7 +28,10 @@ pub struct PromptOptions {
 
 impl PromptOptions {
     /// The prompts of a request. Those in `tensors` come first; with guidance, they need negative ones.
-    pub(super) fn prompts<D: AsRef<[u8]>>(
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the model takes no such prompts, or `tensors` holds others than it needs.
+    pub fn prompts<D: AsRef<[u8]>>(
         &self,
         model: &Model<'_, D>,
         tensors: Option<&mut Tensors>,
@@ -89,7 +92,7 @@ impl PromptOptions {
     }
 
     /// What of the prompts other programs would act on, each once.
-    pub(super) fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<String> {
         let mut found: Vec<String> = Vec::new();
         for text in self.prompts.iter().chain(&self.negatives).filter(|_| !self.plain) {
             for part in foreign(text) {

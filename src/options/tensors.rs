@@ -2,22 +2,39 @@
 //! `prompt_embeds` `(n, tokens, features)` and more, from safetensors files.
 
 use crate::error::{Error, Result};
+use crate::format::meta::TextLength;
 use crate::model::{Model, TextEncoder, TextModel};
 use crate::pipeline::{Embeddings, EncoderFeatures, PromptFeatures, Prompts};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::ops::Range;
 
 /// Names that a file may hold.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 14] = [
     "latents",
     "class_labels",
     "prompt_embeds",
     "negative_prompt_embeds",
     "prompt_embeds_2",
     "negative_prompt_embeds_2",
+    "prompt_mask",
+    "negative_prompt_mask",
+    "prompt_mask_2",
+    "negative_prompt_mask_2",
     "prompt_tokens",
     "negative_prompt_tokens",
     "pooled",
     "negative_pooled",
+];
+/// Names of the prompts' tensors and of the negative ones': features and masks of both encoders, and vectors.
+const SIDES: [[&str; 5]; 2] = [
+    ["prompt_embeds", "prompt_mask", "prompt_embeds_2", "prompt_mask_2", "pooled"],
+    [
+        "negative_prompt_embeds",
+        "negative_prompt_mask",
+        "negative_prompt_embeds_2",
+        "negative_prompt_mask_2",
+        "negative_pooled",
+    ],
 ];
 
 /// A tensor with a name.
@@ -126,9 +143,12 @@ impl Tensors {
     fn embeddings(&mut self, text: &TextModel<'_>, guided: bool) -> Result<Option<Prompts>> {
         let Some(mut prompts) = self.side(text, "")? else { return Ok(None) };
         let n = prompts.len();
-        let tokens = |prompts: &[PromptFeatures]| prompts.iter().map(|p| p.tokens).collect::<Vec<_>>();
+        let tokens = |prompts: &[PromptFeatures]| prompts.iter().map(PromptFeatures::tokens).collect::<Vec<_>>();
+        let fits = |negatives: &[PromptFeatures]| {
+            negatives.len() == n && (!guided || text.lengths || tokens(negatives) == tokens(&prompts))
+        };
         let negatives = match self.side(text, "negative_")? {
-            Some(negatives) if negatives.len() == n && (!guided || tokens(&negatives) == tokens(&prompts)) => negatives,
+            Some(negatives) if fits(&negatives) => negatives,
             Some(negatives) => {
                 let expected = format!("{n} prompts of {:?} tokens", tokens(&prompts));
                 let got = format!("{} of {:?}", negatives.len(), tokens(&negatives));
@@ -144,8 +164,7 @@ impl Tensors {
         Ok(Some(Prompts::Embeddings(Embeddings { prompts, of_image })))
     }
 
-    /// Prompts from the tensors whose names begin with `prefix`. `prompt_tokens` `(n)`, if it is there, tells how many
-    /// tokens of each count; what is behind them is padding of the tensor.
+    /// Prompts from the tensors whose names begin with `prefix`.
     fn side(&mut self, text: &TextModel<'_>, prefix: &str) -> Result<Option<Vec<PromptFeatures>>> {
         let widths: Vec<usize> = text.encoders.iter().map(|e| e.features).collect();
         let name = format!("{prefix}prompt_embeds");
@@ -154,54 +173,77 @@ impl Tensors {
         if n * tokens == 0 {
             return wrong(&name, "at least one prompt and token", &dims);
         }
-        let mut parts: Vec<Vec<f32>> = Vec::new();
+        let counts = self.counts(prefix, "", [n, tokens])?.unwrap_or(Counts::all([n, tokens]));
+        // Features of each encoder, and which of their rows count.
+        let mut parts: Vec<(Vec<f32>, Counts)> = Vec::new();
         let all = widths.iter().sum::<usize>();
         if d == all {
             let mut first = 0;
             for &width in &widths {
-                parts.push(values.chunks_exact(d).flat_map(|row| &row[first..first + width]).copied().collect());
+                let columns = values.chunks_exact(d).flat_map(|row| &row[first..first + width]).copied().collect();
+                parts.push((columns, counts.clone()));
                 first += width;
             }
         } else {
             if d != widths[0] {
                 return wrong(&name, format!("[n, tokens, {all} or {}]", widths[0]), &dims);
             }
-            parts.push(values);
+            parts.push((values, counts.clone()));
             for &width in &widths[1..] {
-                parts.push(self.exactly(&format!("{name}_2"), &[n, tokens, width])?);
+                let name = format!("{name}_2");
+                let (dims, values) = self.take(&name).unwrap_or_default();
+                let tokens = match dims[..] {
+                    [rows, tokens, d] if [rows, d] == [n, width] && tokens > 0 => tokens,
+                    _ => return wrong(&name, format!("[{n}, tokens, {width}]"), &dims),
+                };
+                let of_first = || Some(&counts).filter(|counts| counts.tokens == tokens).cloned();
+                let told = self.counts(prefix, "_2", [n, tokens])?.or_else(of_first);
+                parts.push((values, told.unwrap_or(Counts::all([n, tokens]))));
             }
         }
-        let used = match self.take(&format!("{prefix}prompt_tokens")) {
-            None => vec![tokens; n],
-            Some((dims, values)) => {
-                let fits = |v: &f32| v.fract() == 0.0 && (1.0..=tokens as f32).contains(v);
-                if dims != [n] || !values.iter().all(fits) {
-                    let expected = format!("[{n}] whole numbers, 1 to {tokens}");
-                    return Err(Error::request(
-                        format!("--inputs {prefix}prompt_tokens"),
-                        expected,
-                        format!("{dims:?} {values:?}"),
-                    ));
-                }
-                values.into_iter().map(|v| v as usize).collect()
-            }
-        };
-        let pooled_width = text.encoders.iter().map(|e| e.pooled).max().unwrap_or(0);
-        let pooled = match pooled_width {
+        let width = text.encoders.iter().map(|e| e.pooled).max().unwrap_or(0);
+        let pooled = match width {
             0 => Vec::new(),
             width => self.exactly(&format!("{prefix}pooled"), &[n, width])?,
         };
         let prompt = |i: usize| {
-            let of = |(encoder, part): (&TextEncoder, &Vec<f32>)| EncoderFeatures {
-                features: part[i * tokens * encoder.features..][..used[i] * encoder.features].to_vec(),
-                pooled: match encoder.pooled {
-                    0 => Vec::new(),
-                    _ => pooled[i * pooled_width..][..pooled_width].to_vec(),
-                },
-            };
-            PromptFeatures { tokens: used[i], encoders: text.encoders.iter().zip(&parts).map(of).collect() }
+            let encoders = text.encoders.iter().zip(&parts).map(|(encoder, (features, counts))| {
+                let pooled = if encoder.pooled == 0 { &[][..] } else { &pooled[i * width..][..width] };
+                features_of(encoder, features, counts, i, pooled.to_vec())
+            });
+            Ok(PromptFeatures { encoders: encoders.collect::<Result<_>>()? })
         };
-        Ok(Some((0..n).map(prompt).collect()))
+        (0..n).map(prompt).collect::<Result<_>>().map(Some)
+    }
+
+    /// Which tokens of each prompt count, if a tensor says so: `prompt_mask` `(n, tokens)` of ones and zeros, or
+    /// `prompt_tokens` `(n)`, how many, the first ones.
+    fn counts(&mut self, prefix: &str, suffix: &str, [n, tokens]: [usize; 2]) -> Result<Option<Counts>> {
+        let mask = format!("{prefix}prompt_mask{suffix}");
+        if let Some((dims, values)) = self.take(&mask) {
+            if dims != [n, tokens] {
+                return wrong(&mask, format!("[{n}, {tokens}], as the features have"), &dims);
+            }
+            if let Some(other) = values.iter().find(|v| ![0.0, 1.0].contains(*v)) {
+                return Err(Error::request(format!("--inputs {mask}"), "1 where a token counts, else 0", other));
+            }
+            if let Some(row) = values.chunks_exact(tokens).position(|row| !row.contains(&1.0)) {
+                let got = format!("none in row {row}");
+                return Err(Error::request(format!("--inputs {mask}"), "at least one token of each prompt", got));
+            }
+            return Ok(Some(Counts { tokens, mask: values.into_iter().map(|v| v == 1.0).collect() }));
+        }
+        let name = format!("{prefix}prompt_tokens");
+        let Some((dims, values)) = Some(&name).filter(|_| suffix.is_empty()).and_then(|name| self.take(name)) else {
+            return Ok(None);
+        };
+        let fits = |v: &f32| v.fract() == 0.0 && (1.0..=tokens as f32).contains(v);
+        if dims != [n] || !values.iter().all(fits) {
+            let expected = format!("[{n}] whole numbers, 1 to {tokens}");
+            return Err(Error::request(format!("--inputs {name}"), expected, format!("{dims:?} {values:?}")));
+        }
+        let mask = values.iter().flat_map(|&count| (0..tokens).map(move |i| i < count as usize)).collect();
+        Ok(Some(Counts { tokens, mask }))
     }
 
     /// The values of a tensor that must be there and have these axes.
@@ -217,10 +259,49 @@ fn wrong<T>(name: &str, expected: impl std::fmt::Display, dims: &[usize]) -> Res
     Err(Error::request(format!("--inputs {name}"), expected, format!("{dims:?}")))
 }
 
+/// Which tokens count.
+#[derive(Clone)]
+struct Counts {
+    tokens: usize,
+    /// `(n, tokens)`.
+    mask: Vec<bool>,
+}
+
+impl Counts {
+    fn all([n, tokens]: [usize; 2]) -> Self {
+        Counts { tokens, mask: vec![true; n * tokens] }
+    }
+}
+
+/// Prompt `i` as `encoder` tells it. Rows that do not count are left out, but where the encoder's texts are filled up to be
+/// masked, as the denoiser has them so, too.
+fn features_of(
+    encoder: &TextEncoder,
+    features: &[f32],
+    counts: &Counts,
+    i: usize,
+    pooled: Vec<f32>,
+) -> Result<EncoderFeatures> {
+    let (tokens, width) = (counts.tokens, encoder.features);
+    let mask = &counts.mask[i * tokens..][..tokens];
+    let rows = features[i * tokens * width..][..tokens * width].chunks_exact(width);
+    let length = mask.iter().filter(|counts| **counts).count();
+    if encoder.length == TextLength::Masked {
+        if !mask[..length].iter().all(|&counts| counts) {
+            let expected = "ones before zeros, as the text encoder's padding is behind its texts";
+            return Err(Error::request("--inputs prompt_mask", expected, format!("others in prompt {i}")));
+        }
+        return Ok(EncoderFeatures { tokens, length, features: rows.flatten().copied().collect(), pooled });
+    }
+    let rows = rows.zip(mask).filter(|(_, counts)| **counts);
+    let features = rows.flat_map(|(row, _)| row).copied().collect();
+    Ok(EncoderFeatures { tokens: length, length, features, pooled })
+}
+
 fn zeroed(prompt: &PromptFeatures) -> PromptFeatures {
     let zeros = |x: &Vec<f32>| vec![0.0; x.len()];
-    let zero = |e: &EncoderFeatures| EncoderFeatures { features: zeros(&e.features), pooled: zeros(&e.pooled) };
-    PromptFeatures { tokens: prompt.tokens, encoders: prompt.encoders.iter().map(zero).collect() }
+    let zero = |e: &EncoderFeatures| EncoderFeatures { features: zeros(&e.features), pooled: zeros(&e.pooled), ..*e };
+    PromptFeatures { encoders: prompt.encoders.iter().map(zero).collect() }
 }
 
 impl NamedTensor {
@@ -233,41 +314,65 @@ impl NamedTensor {
                 vec![NamedTensor { name: "class_labels", dims: vec![labels.len()], values }]
             }
             Prompts::Embeddings(embeddings) => {
-                let names = [
-                    ["prompt_embeds", "prompt_tokens", "pooled"],
-                    ["negative_prompt_embeds", "negative_prompt_tokens", "negative_pooled"],
-                ];
-                names.into_iter().enumerate().flat_map(|(side, names)| of_side(embeddings, side, names)).collect()
+                SIDES.iter().enumerate().flat_map(|(side, names)| of_side(embeddings, side, *names)).collect()
             }
         }
     }
 }
 
-/// The prompts of all images, or their negative ones; shorter ones end in zeros, and their numbers of tokens are told.
-fn of_side(embeddings: &Embeddings, side: usize, [embeds, counts, pooled]: [&'static str; 3]) -> Vec<NamedTensor> {
-    let of_image = || embeddings.of_image.iter().map(|pair| &embeddings.prompts[pair[side]]);
-    let (n, tokens) = (embeddings.of_image.len(), of_image().map(|prompt| prompt.tokens).max().unwrap_or(1));
-    let (mut values, mut vectors) = (Vec::new(), Vec::new());
-    for (i, PromptFeatures { tokens: used, encoders }) in of_image().enumerate() {
-        for token in 0..*used {
+/// The prompts of all images, or their negative ones: features of all encoders side by side where these have as many tokens,
+/// else each by itself; which of the rows count; vectors.
+fn of_side(
+    embeddings: &Embeddings,
+    side: usize,
+    [embeds, mask, embeds_2, mask_2, pooled]: [&'static str; 5],
+) -> Vec<NamedTensor> {
+    let prompts: Vec<_> = embeddings.of_image.iter().map(|pair| &embeddings.prompts[pair[side]]).collect();
+    let encoders = prompts.first().map_or(0, |prompt| prompt.encoders.len());
+    let shape = |e: &EncoderFeatures| [e.tokens, e.length];
+    let alike = |prompt: &&PromptFeatures| prompt.encoders.iter().all(|e| shape(e) == shape(&prompt.encoders[0]));
+    let mut named: Vec<NamedTensor> = match prompts.iter().all(alike) {
+        true => features_and_mask(&prompts, 0..encoders, embeds, mask).into(),
+        false => [(embeds, mask), (embeds_2, mask_2)]
+            .into_iter()
+            .zip(0..encoders)
+            .flat_map(|((embeds, mask), i)| features_and_mask(&prompts, i..i + 1, embeds, mask))
+            .collect(),
+    };
+    let vectors: Vec<f32> =
+        prompts.iter().flat_map(|prompt| &prompt.encoders).flat_map(|e| &e.pooled).copied().collect();
+    if !vectors.is_empty() {
+        let dims = vec![prompts.len(), vectors.len() / prompts.len()];
+        named.push(NamedTensor { name: pooled, dims, values: vectors });
+    }
+    named
+}
+
+/// Features of some encoders, which have as many tokens, side by side, and which rows count; shorter prompts end in zeros.
+fn features_and_mask(
+    prompts: &[&PromptFeatures],
+    encoders: Range<usize>,
+    embeds: &'static str,
+    mask: &'static str,
+) -> [NamedTensor; 2] {
+    let of = |prompt: &'_ PromptFeatures| prompt.encoders[encoders.start].tokens;
+    let (n, tokens) = (prompts.len(), prompts.iter().map(|prompt| of(prompt)).max().unwrap_or(1));
+    let (mut values, mut counts) = (Vec::new(), Vec::new());
+    for (i, prompt) in prompts.iter().enumerate() {
+        let encoders = &prompt.encoders[encoders.clone()];
+        let EncoderFeatures { tokens: rows, length, .. } = encoders[0];
+        for token in 0..rows {
             for e in encoders {
-                let width = e.features.len() / used;
+                let width = e.features.len() / rows;
                 values.extend_from_slice(&e.features[token * width..][..width]);
             }
         }
-        let width = values.len() / (i * tokens + used);
+        let width = values.len() / (i * tokens + rows);
         values.resize((i + 1) * tokens * width, 0.0);
-        encoders.iter().for_each(|e| vectors.extend_from_slice(&e.pooled));
+        counts.extend((0..tokens).map(|token| if token < length { 1.0 } else { 0.0 }));
     }
-    let mut named = vec![NamedTensor { name: embeds, dims: vec![n, tokens, values.len() / n / tokens], values }];
-    if of_image().any(|prompt| prompt.tokens != tokens) {
-        let values = of_image().map(|prompt| prompt.tokens as f32).collect();
-        named.push(NamedTensor { name: counts, dims: vec![n], values });
-    }
-    if !vectors.is_empty() {
-        named.push(NamedTensor { name: pooled, dims: vec![n, vectors.len() / n], values: vectors });
-    }
-    named
+    let dims = vec![n, tokens, values.len() / n / tokens];
+    [NamedTensor { name: embeds, dims, values }, NamedTensor { name: mask, dims: vec![n, tokens], values: counts }]
 }
 
 fn floats(path: &str, name: &str, view: &TensorView) -> Result<Vec<f32>> {
@@ -276,13 +381,14 @@ fn floats(path: &str, name: &str, view: &TensorView) -> Result<Vec<f32>> {
         Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         Dtype::F16 => data.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         Dtype::BF16 => data.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::BOOL | Dtype::U8 => data.iter().map(|&b| f32::from(b)).collect(),
         Dtype::I32 => data.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
         Dtype::I64 => {
             data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()) as f32).collect()
         }
         other => {
             let what = format!("{path}: tensor `{name}`");
-            return Err(Error::request(what, "f32, f16, bf16, i32 or i64", format!("{other:?}")));
+            return Err(Error::request(what, "f32, f16, bf16, bool, u8, i32 or i64", format!("{other:?}")));
         }
     };
     if let Some(i) = out.iter().position(|v| !v.is_finite()) {

@@ -4,6 +4,7 @@
 //! model of the same programs, and [`Session::observe`] shows every op of it. So models are compared and calibrated at
 //! equal inputs, whatever their errors would have made of the run.
 
+use super::conditions;
 use super::job::{Job, State};
 use super::plans;
 use super::prompts::Prompts;
@@ -120,12 +121,10 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
             let expected = format!("some of {}", request.prompts.len());
             return Err(Error::request("images of a call", expected, format!("{images:?}")));
         }
-        let tokens = request.prompts.tokens(images.start);
-        if let Some(other) = images.clone().map(|i| request.prompts.tokens(i)).find(|&other| other != tokens) {
-            return Err(Error::request("prompts", format!("as many tokens in all, such as {tokens}"), other));
-        }
+        plans::check_together(self.model(), &request.prompts, images.clone())?;
         let [height, width] = request.latent_size;
-        let conditions = plans::conditions(self.model(), request, images.clone()).list.len();
+        let conditions = plans::conditions(self.model(), request, images.clone()).list;
+        let (tokens, conditions) = (conditions::tokens(&conditions, &request.prompts), conditions.len());
         let dims = Dims { batch: n * request.copies(), conditions, height, width, tokens };
         // A table of one call, so that what is shown of it belongs to this call.
         let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };

@@ -66,6 +66,15 @@ impl Conditions {
     }
 }
 
+/// Tokens of the longest prompt among `conditions`; 1 where there are none.
+pub(super) fn tokens(conditions: &[Condition], prompts: &Prompts) -> usize {
+    let of = |condition: &Condition| match (condition, prompts) {
+        (Condition::Prompt { index, .. }, Prompts::Embeddings(embeddings)) => embeddings.prompts[*index].tokens(),
+        _ => 1,
+    };
+    conditions.iter().map(of).max().unwrap_or(1)
+}
+
 /// The number of `kind` beside a prompt for an image of this height and width in pixels.
 fn size_number(kind: SizeKind, [height, width]: [usize; 2], negative: bool) -> f32 {
     match (kind, negative) {
@@ -83,13 +92,14 @@ fn size_number(kind: SizeKind, [height, width]: [usize; 2], negative: bool) -> f
 pub(super) struct Inputs {
     classes: Vec<u32>,
     context: Vec<f32>,
+    lengths: Vec<u32>,
     pooled: Vec<f32>,
     sizes: Vec<f32>,
 }
 
 impl Inputs {
     /// The inputs for `conditions`, each a row, for images of `size` in pixels; `conditioning` tells what a denoiser
-    /// that reads prompts wants.
+    /// that reads prompts wants. Contexts are filled up with zeros to as many tokens as the longest has.
     ///
     /// # Errors
     /// [`Error::Request`] if it wants an encoder's features that are not there.
@@ -100,11 +110,12 @@ impl Inputs {
         size: [usize; 2],
     ) -> Result<Self> {
         let mut inputs = Inputs::default();
+        let most = tokens(conditions, prompts);
         for condition in conditions {
             match (*condition, prompts, conditioning) {
                 (Condition::Class(class), ..) => inputs.classes.push(class),
                 (Condition::Prompt { index, negative }, Prompts::Embeddings(embeddings), Some(conditioning)) => {
-                    inputs.push(&embeddings.prompts[index], conditioning)?;
+                    inputs.push(&embeddings.prompts[index], conditioning, most)?;
                     inputs.sizes.extend(conditioning.sizes.iter().map(|&kind| size_number(kind, size, negative)));
                 }
                 _ => {}
@@ -113,18 +124,25 @@ impl Inputs {
         Ok(inputs)
     }
 
-    fn push(&mut self, prompt: &PromptFeatures, conditioning: &Conditioning) -> Result<()> {
+    fn push(&mut self, prompt: &PromptFeatures, conditioning: &Conditioning, most: usize) -> Result<()> {
         let encoded = |index: u32| {
             let missing = || Error::request("prompt", format!("features of text encoder {index}"), "none");
             prompt.encoders.get(index as usize).ok_or_else(missing)
         };
         let parts = conditioning.context.iter().map(|&i| encoded(i)).collect::<Result<Vec<_>>>()?;
-        for token in 0..prompt.tokens {
+        let rows = parts.first().map_or(0, |part| part.tokens);
+        let begin = self.context.len();
+        for token in 0..rows {
             for part in &parts {
-                let features = part.features.len() / prompt.tokens;
+                let features = part.features.len() / rows;
                 self.context.extend_from_slice(&part.features[token * features..][..features]);
             }
         }
+        if rows > 0 {
+            let width = (self.context.len() - begin) / rows;
+            self.context.resize(begin + most * width, 0.0);
+        }
+        self.lengths.extend(parts.first().map(|part| part.length as u32));
         if let Some(index) = conditioning.pooled {
             self.pooled.extend_from_slice(&encoded(index)?.pooled);
         }
@@ -139,7 +157,7 @@ impl Inputs {
             context: reads(InputKind::Context).then_some(&self.context[..]),
             pooled: reads(InputKind::Pooled).then_some(&self.pooled[..]),
             sizes: reads(InputKind::Sizes).then_some(&self.sizes[..]),
-            lengths: None,
+            lengths: reads(InputKind::Lengths).then_some(&self.lengths[..]),
         }
     }
 }
@@ -161,10 +179,13 @@ mod tests {
 
     #[test]
     fn a_prompt_is_put_together_from_its_encoders() {
-        let encoder =
-            |features: &[f32], pooled: &[f32]| EncoderFeatures { features: features.into(), pooled: pooled.into() };
+        let encoder = |features: &[f32], pooled: &[f32]| EncoderFeatures {
+            features: features.into(),
+            pooled: pooled.into(),
+            ..EncoderFeatures::outline(2, 2)
+        };
         let encoders = vec![encoder(&[1., 2.], &[]), encoder(&[3., 4., 5., 6.], &[7.])];
-        let prompt = PromptFeatures { tokens: 2, encoders };
+        let prompt = PromptFeatures { encoders };
         let prompts = Prompts::Embeddings(Embeddings { prompts: vec![prompt], of_image: vec![[0, 0]] });
         let sizes = vec![SizeKind::OriginalHeight, SizeKind::TargetWidth, SizeKind::AestheticScore];
         let wants = Conditioning { context: vec![0, 1], pooled: Some(1), sizes };
@@ -173,5 +194,28 @@ mod tests {
         assert_eq!(inputs.context, [[1., 3., 4., 2., 5., 6.]; 2].concat());
         assert_eq!(inputs.pooled, [7., 7.]);
         assert_eq!(inputs.sizes, [40., 24., 6., 40., 24., 2.5]);
+    }
+    #[test]
+    fn shorter_prompts_are_filled_up_and_their_lengths_told() {
+        let prompt = |features: &[f32], length: usize| {
+            let outline = EncoderFeatures::outline(features.len() / 2, length);
+            PromptFeatures { encoders: vec![EncoderFeatures { features: features.into(), ..outline }] }
+        };
+        let embeddings = |of_image| {
+            let prompts =
+                vec![prompt(&[1., 2., 3., 4., 5., 6.], 3), prompt(&[7., 8.], 1), prompt(&[9., 9., 0., 0.], 1)];
+            Prompts::Embeddings(Embeddings { prompts, of_image })
+        };
+        let wants = Conditioning { context: vec![0], pooled: None, sizes: Vec::new() };
+        let inputs = |of_image: Vec<[usize; 2]>, guided| {
+            let prompts = embeddings(of_image.clone());
+            let list = Conditions::new(&prompts, 0..of_image.len(), guided, 0).list;
+            let inputs = Inputs::new(&list, &prompts, Some(&wants), [8, 8]).unwrap();
+            (tokens(&list, &prompts), inputs.lengths, inputs.context)
+        };
+        let long = [1., 2., 3., 4., 5., 6.];
+        assert_eq!(inputs(vec![[0, 1]], true), (3, vec![3, 1], [&long[..], &[7., 8., 0., 0., 0., 0.]].concat()));
+        assert_eq!(inputs(vec![[1, 0]], false), (1, vec![1], vec![7., 8.]));
+        assert_eq!(inputs(vec![[1, 2]], true), (2, vec![1, 1], vec![7., 8., 0., 0., 9., 9., 0., 0.]));
     }
 }

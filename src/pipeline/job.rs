@@ -1,5 +1,6 @@
 //! A job: one request on its way, a step at a time.
 
+use super::conditions;
 use super::init::InitLatents;
 use super::noise::RunNoise;
 use super::plans::{self, Plans};
@@ -278,7 +279,8 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
 
     /// The batch that begins with image `first`.
     fn batch(&self, first: usize) -> Batch {
-        Batch { images: plans::batch(&self.request.prompts, first, self.plans.batch_size), stage: 0, before: 0 }
+        let images = plans::batch(self.session.model(), &self.request.prompts, first, self.plans.batch_size);
+        Batch { images, stage: 0, before: 0 }
     }
 
     /// What comes between the announcements and the first network: prompts, noise and the initial image.
@@ -299,9 +301,9 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         let (model, request) = (self.session.model(), &self.request);
         let stage = &self.plans.stages[batch.stage];
         let n = batch.images.len();
-        let conditions = plans::conditions(model, request, batch.images.clone()).list.len();
-        let binding =
-            plans::loop_binding(model, request, stage, n, conditions, request.prompts.tokens(batch.images.start));
+        let conditions = plans::conditions(model, request, batch.images.clone()).list;
+        let tokens = conditions::tokens(&conditions, &request.prompts);
+        let binding = plans::loop_binding(model, request, stage, n, conditions.len(), tokens);
         let executor = self.session.executor(stage.role, binding, Some(&self.plans))?;
         executor.set_moments(
             stage.table.rows.iter().map(|row| Moment { timestep: row.timestep, fraction: row.fraction }),

@@ -1,6 +1,6 @@
 //! The memory plans of a request: everything it will run, worked out once before anything runs.
 
-use super::conditions::Conditions;
+use super::conditions::{self, Conditions};
 use super::prompts::Prompts;
 use super::request::{DECODE_BYTES, Request, Stage};
 use super::{init, texts, tiles};
@@ -55,8 +55,8 @@ impl Plans {
             return Err(Error::request("thresholding", expected, "a CUDA device"));
         }
         let plan = |role: Role, binding: &Binding| Plan::of_role(rules, model.packed(), role, binding);
-        let encoders = model.text.iter().flat_map(|text| &text.encoders);
-        let texts = encoders.map(|e| plan(e.role, &texts::binding(texts::BATCH))).collect::<Result<_>>()?;
+        let texts = texts::bindings(model, &request.prompts);
+        let texts = texts.iter().map(|(role, binding)| plan(*role, binding)).collect::<Result<_>>()?;
         let (batch_size, denoisers) = largest_batch(model, request, &stages, &plan)?;
         for (stage, plan) in stages.iter().zip(&denoisers) {
             let images = plan.binding.dims.batch / request.copies();
@@ -149,12 +149,25 @@ fn largest(plans: &[Plan]) -> usize {
     plans.iter().map(|plan| plan.arena).max().unwrap_or(0)
 }
 
-/// The batch of at most `most` images that begins with image `first`: those that follow it with prompts of as many tokens,
-/// since all samples of a call have as many, and no image's context is lengthened for its neighbour's sake.
-pub(super) fn batch(prompts: &Prompts, first: usize, most: usize) -> Range<usize> {
+/// The batch of at most `most` images that begins with image `first`: those that follow it and, unless the denoiser is told
+/// how long prompts are, have prompts of as many tokens, since all samples of a call have as many.
+pub(super) fn batch<D>(model: &Model<'_, D>, prompts: &Prompts, first: usize, most: usize) -> Range<usize> {
     let end = (first + most).min(prompts.len());
+    if model.text.as_ref().is_some_and(|text| text.lengths) {
+        return first..end;
+    }
     let other = (first + 1..end).find(|&i| prompts.tokens(i) != prompts.tokens(first));
     first..other.unwrap_or(end)
+}
+
+/// Refuses images whose prompts cannot be read by one call.
+pub(super) fn check_together<D>(model: &Model<'_, D>, prompts: &Prompts, images: Range<usize>) -> Result<()> {
+    let other = batch(model, prompts, images.start, images.len()).end;
+    if other == images.end {
+        return Ok(());
+    }
+    let expected = format!("as many tokens in all, such as {}", prompts.tokens(images.start));
+    Err(Error::request("prompts", expected, prompts.tokens(other)))
 }
 
 /// For each number of tokens: the tokens, and the most images and distinct conditions of batches of at most `most` images.
@@ -162,10 +175,11 @@ fn batch_sizes<D>(model: &Model<'_, D>, request: &Request, most: usize) -> Vec<[
     let mut sizes: Vec<[usize; 3]> = Vec::new();
     let mut first = 0;
     while first < request.prompts.len() {
-        let images = batch(&request.prompts, first, most);
+        let images = batch(model, &request.prompts, first, most);
         first = images.end;
-        let (tokens, n) = (request.prompts.tokens(images.start), images.len());
-        let conditions = conditions(model, request, images).list.len();
+        let n = images.len();
+        let list = conditions(model, request, images).list;
+        let (tokens, conditions) = (conditions::tokens(&list, &request.prompts), list.len());
         match sizes.iter_mut().find(|size| size[0] == tokens) {
             Some(size) => *size = [tokens, size[1].max(n), size[2].max(conditions)],
             None => sizes.push([tokens, n, conditions]),

@@ -2,7 +2,7 @@
 
 use super::texts::Texts;
 use crate::error::Result;
-use crate::model::Model;
+use crate::model::{Model, TextEncoder, TextModel};
 
 /// What each image of a request shows; its length is the number of images.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,7 +19,8 @@ pub enum Prompts {
 
 /// Features of prompts.
 ///
-/// Images may have prompts of different lengths; with guidance, the two prompts of one image have as many tokens.
+/// Images may have prompts of different lengths. Those of one call, and so the two of an image with guidance, have as many
+/// tokens, unless the denoiser is told how long each is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embeddings {
     /// Distinct prompts.
@@ -31,19 +32,35 @@ pub struct Embeddings {
 /// A prompt as all text encoders tell it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PromptFeatures {
-    /// Tokens.
-    pub tokens: usize,
     /// One entry per text encoder, in the model's order.
     pub encoders: Vec<EncoderFeatures>,
 }
 
 /// A prompt as one text encoder tells it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct EncoderFeatures {
-    /// `(tokens, features)`.
+    /// Tokens: rows of the features.
+    pub tokens: usize,
+    /// How many of them count, the first ones.
+    pub length: usize,
+    /// `(tokens, features)`; empty while a prompt is planned with and not encoded yet.
     pub features: Vec<f32>,
     /// The vector of the whole text; empty if the encoder has none.
     pub pooled: Vec<f32>,
+}
+
+impl PromptFeatures {
+    /// Tokens that the first text encoder tells of.
+    pub fn tokens(&self) -> usize {
+        self.encoders.first().map_or(1, |encoder| encoder.tokens)
+    }
+}
+
+impl EncoderFeatures {
+    /// What is planned with: `tokens` rows, of which `length` count.
+    pub(super) fn outline(tokens: usize, length: usize) -> Self {
+        EncoderFeatures { tokens, length, ..Default::default() }
+    }
 }
 
 impl Prompts {
@@ -65,7 +82,7 @@ impl Prompts {
     /// Tokens of the prompt of image `i`; 1 where there are none.
     pub fn tokens(&self, i: usize) -> usize {
         match self {
-            Prompts::Embeddings(embeddings) => embeddings.prompts[embeddings.of_image[i][0]].tokens,
+            Prompts::Embeddings(embeddings) => embeddings.prompts[embeddings.of_image[i][0]].tokens(),
             _ => 1,
         }
     }
@@ -78,7 +95,7 @@ impl Prompts {
     /// Prompts of `n` images that differ, without content: for memory plans and timings.
     pub fn blank<D: AsRef<[u8]>>(model: &Model<'_, D>, n: usize) -> Self {
         if let Some(text) = &model.text {
-            return Prompts::Embeddings(Embeddings::blank(text.encoders[0].tokens, model, n));
+            return Prompts::Embeddings(Embeddings::blank(text, n));
         }
         match &model.classes {
             Some(classes) => Prompts::Classes((0..n).map(|i| (i % classes.count) as u32).collect()),
@@ -117,12 +134,14 @@ impl Prompts {
 }
 
 impl Embeddings {
-    /// Embeddings of `n` prompts that differ in nothing but their number, `tokens` each.
-    pub(super) fn blank<D: AsRef<[u8]>>(tokens: usize, model: &Model<'_, D>, n: usize) -> Self {
-        let encoders = model.text.iter().flat_map(|text| &text.encoders);
-        let encoders =
-            encoders.map(|e| EncoderFeatures { features: vec![0.0; tokens * e.features], pooled: vec![0.0; e.pooled] });
-        let prompt = PromptFeatures { tokens, encoders: encoders.collect() };
+    /// Embeddings of `n` prompts that differ in nothing but their number, each as long as one text can be.
+    fn blank(text: &TextModel, n: usize) -> Self {
+        let encoder = |e: &TextEncoder| EncoderFeatures {
+            features: vec![0.0; e.tokens * e.features],
+            pooled: vec![0.0; e.pooled],
+            ..EncoderFeatures::outline(e.tokens, e.tokens)
+        };
+        let prompt = PromptFeatures { encoders: text.encoders.iter().map(encoder).collect() };
         Embeddings { prompts: vec![prompt; n], of_image: (0..n).map(|i| [i, 0]).collect() }
     }
 }

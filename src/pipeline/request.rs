@@ -2,12 +2,15 @@
 
 use super::init::InitImage;
 use super::noise::{NoiseSource, NoiseStream};
-use super::prompts::{Embeddings, Prompts};
+use super::prompts::{Embeddings, EncoderFeatures, PromptFeatures, Prompts};
 use crate::error::{Error, Result};
-use crate::model::{MAX_SIDE, Model};
+use crate::format::meta::TextLength;
+use crate::model::{MAX_SIDE, Model, TextModel};
 use crate::program::Role;
 use crate::sampler::{Config, Span, Start, Table};
 
+/// Most tokens of a prompt: beyond any use, and far from overflowing anything.
+const MAX_TOKENS: usize = 1 << 20;
 /// Bytes of tables of timestep-dependent values, unless the caller says otherwise.
 pub const TABLE_BYTES: usize = 64 << 20;
 /// Share of the steps after which a refiner takes over: what its authors made it for.
@@ -120,16 +123,18 @@ impl Request {
         Ok(stages)
     }
 
-    fn check_embeddings(&self, embeddings: &Embeddings) -> Result<()> {
+    fn check_embeddings<D>(&self, embeddings: &Embeddings, model: &Model<'_, D>) -> Result<()> {
         let Embeddings { prompts, of_image } = embeddings;
         if let Some(index) = of_image.iter().flatten().find(|&&index| index >= prompts.len()) {
             return Err(Error::request("prompts", format!("prompts below {}", prompts.len()), index));
         }
-        for &[prompt, negative] in of_image {
-            let tokens = [prompts[prompt].tokens, prompts[negative].tokens];
-            if tokens.contains(&0) || (self.guided() && tokens[0] != tokens[1]) {
+        let Some(text) = &model.text else { return Ok(()) };
+        prompts.iter().try_for_each(|prompt| check_features(prompt, text))?;
+        for &[prompt, negative] in of_image.iter().filter(|_| self.guided() && !text.lengths) {
+            let tokens = [prompts[prompt].tokens(), prompts[negative].tokens()];
+            if tokens[0] != tokens[1] {
                 let got = format!("{} and {}", tokens[0], tokens[1]);
-                return Err(Error::request("tokens of a prompt and its negative one", "as many, at least 1", got));
+                return Err(Error::request("tokens of a prompt and its negative one", "as many", got));
             }
         }
         Ok(())
@@ -164,7 +169,7 @@ impl Request {
             return Err(Error::class(format!("0 to {}", classes.count - 1), bad));
         }
         if let Prompts::Embeddings(embeddings) = &self.prompts {
-            self.check_embeddings(embeddings)?;
+            self.check_embeddings(embeddings, model)?;
         }
         if !model.conditional() && self.guided() {
             return Err(Error::request("guidance scale", "1 for a model without conditions", self.guidance_scale));
@@ -208,5 +213,39 @@ impl Request {
             return Err(Error::request("latents", expected, latents.len()));
         }
         self.check_init(model)
+    }
+}
+
+/// Checks that a prompt has as many rows and columns as it says and the model's text encoders make.
+fn check_features(prompt: &PromptFeatures, text: &TextModel) -> Result<()> {
+    if prompt.encoders.len() != text.encoders.len() {
+        let expected = format!("features of {} text encoders", text.encoders.len());
+        return Err(Error::request("prompt", expected, prompt.encoders.len()));
+    }
+    for (told, encoder) in prompt.encoders.iter().zip(&text.encoders) {
+        let EncoderFeatures { tokens, length, ref features, ref pooled } = *told;
+        if !(1..=MAX_TOKENS).contains(&tokens) || !(1..=tokens).contains(&length) {
+            let expected = format!("1 to {MAX_TOKENS}, of which at least 1 counts");
+            return Err(Error::request("tokens of a prompt", expected, format!("{tokens}, of which {length} count")));
+        }
+        if encoder.length == TextLength::Masked && tokens != encoder.tokens {
+            return Err(Error::request("tokens of a prompt", format!("{}, with padding", encoder.tokens), tokens));
+        }
+        let planned = features.is_empty() && pooled.is_empty();
+        if !planned && [features.len(), pooled.len()] != [tokens * encoder.features, encoder.pooled] {
+            let expected = format!("{tokens} x {} features and {} of the whole text", encoder.features, encoder.pooled);
+            return Err(Error::request("prompt", expected, format!("{} and {}", features.len(), pooled.len())));
+        }
+    }
+    // Features of several encoders lie side by side.
+    let mut context = text.denoiser.context.iter().filter_map(|&i| prompt.encoders.get(i as usize));
+    let shape = |told: &EncoderFeatures| [told.tokens, told.length];
+    let first = context.next().map(shape);
+    match context.find(|told| Some(shape(told)) != first) {
+        None => Ok(()),
+        Some(other) => {
+            let expected = format!("{} tokens of every text encoder", first.map_or(0, |[tokens, _]| tokens));
+            Err(Error::request("prompt", expected, other.tokens))
+        }
     }
 }

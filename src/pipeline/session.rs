@@ -1,12 +1,12 @@
 //! A model and a back end with what is bound: the place where programs stay warm from job to job.
 
-use super::conditions::Inputs;
+use super::conditions::{self, Inputs};
 use super::job::{Job, Output};
 use super::plans::{self, Plans};
-use super::prompts::Prompts;
+use super::prompts::{Embeddings, Prompts};
 use super::request::Request;
 use super::swap_last_axes;
-use super::texts::TokenizedTexts;
+use super::texts::{Texts, TokenizedTexts};
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::{Executor, Moment};
@@ -78,6 +78,17 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         Job::new(self, request)
     }
 
+    /// Features of `texts`, as a job makes them. Negative texts count where `guided`; where there is none, they are what the
+    /// model reads instead.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the model reads no texts or lacks a text encoder, those of binding and running a program.
+    pub fn encode(&mut self, texts: &Texts, guided: bool) -> Result<(Embeddings, Vec<String>)> {
+        let tokenized = TokenizedTexts::new(self.model, texts, guided)?;
+        let embeddings = tokenized.encode(self)?;
+        Ok((embeddings, tokenized.cut))
+    }
+
     /// Makes the images of `request`.
     ///
     /// # Errors
@@ -108,11 +119,9 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         }
         let [height, width] = latent_size;
         let channels = self.model.latents.channels;
-        let conditions = plans::conditions(self.model, &request, 0..n).list.len();
-        let tokens = request.prompts.tokens(0);
-        if let Some(other) = (1..n).map(|i| request.prompts.tokens(i)).find(|&other| other != tokens) {
-            return Err(Error::request("prompts", format!("as many tokens in all, such as {tokens}"), other));
-        }
+        plans::check_together(self.model, &request.prompts, 0..n)?;
+        let conditions = plans::conditions(self.model, &request, 0..n).list;
+        let (tokens, conditions) = (conditions::tokens(&conditions, &request.prompts), conditions.len());
         let dims = Dims { batch: n, conditions, height, width, tokens };
         let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let executor = self.executor(Role::Denoiser, binding, None)?;
@@ -173,6 +182,11 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
             }
         }
         Ok(self.bound.last_mut().expect("one was found or pushed"))
+    }
+
+    /// Lets go of what is bound of `role`.
+    pub(super) fn release(&mut self, role: Role) {
+        self.bound.retain(|executor| executor.plan().role != role);
     }
 
     /// Refuses plans of which one does not fit the memory, before anything is bound.

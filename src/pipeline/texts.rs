@@ -1,16 +1,18 @@
 //! Texts to features: tokens first, which costs nothing and tells the sizes of everything, then the encoders.
 
-use super::prompts::{Embeddings, EncoderFeatures, PromptFeatures};
+use super::prompts::{Embeddings, EncoderFeatures, PromptFeatures, Prompts};
 use super::session::Session;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::exec::{Executor, PromptInputs};
+use crate::format::meta::TextLength;
 use crate::model::{Model, TextEncoder};
 use crate::plan::Binding;
-use crate::program::Dims;
+use crate::program::{Dims, Role};
 use crate::text::{self, Chunks, PromptStyle, Tokenizer};
 
-/// Chunks of text per pass through an encoder.
-pub(super) const BATCH: usize = 4;
+/// Chunks of text per pass through an encoder; of those that have a length of their own, each has its pass.
+const BATCH: usize = 4;
 
 /// Texts that images show, and texts that guidance leads away from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,16 +36,16 @@ impl Texts {
 
 /// Tokens of the distinct texts of a request.
 ///
-/// The two texts of an image are filled up with empty chunks to the longer one's number of them, because samples of one
-/// call have equally many; those of other images are not.
+/// Where encoders read chunks, the two texts of an image are filled up with empty ones to the longer one's number of them,
+/// because samples of one call have equally many; those of other images are not.
 #[derive(Clone, Debug)]
 pub(super) struct TokenizedTexts {
     /// Distinct prompts: which text, none for zeros, and the number of chunks it is filled up to.
     prompts: Vec<(Option<usize>, usize)>,
     /// Per text encoder, the chunks of each prompt that has a text.
     chunks: Vec<Vec<Chunks>>,
-    /// Tokens of a chunk.
-    chunk: usize,
+    /// Per text encoder, tokens of a chunk.
+    chunk: Vec<usize>,
     /// Per image: index of its prompt and of its negative prompt.
     of_image: Vec<[usize; 2]>,
     /// What of the texts does not fit the encoders and was cut off.
@@ -72,6 +74,7 @@ impl TokenizedTexts {
         if negatives > 1 && negatives != n {
             return Err(Error::request("negative prompts", format!("none, 1, or {n}: one per image"), negatives));
         }
+        let encoders = meta.encoders()?;
         // Per image, its text and its negative text; no text where the model reads zeros.
         let mut distinct: Vec<&str> = Vec::new();
         let pairs: Vec<[Option<usize>; 2]> = (0..n)
@@ -81,7 +84,7 @@ impl TokenizedTexts {
                 [Some(prompt), negative.map(|text| number(&mut distinct, text))]
             })
             .collect();
-        let encoded = meta.encoders.iter().map(|e| encode(e, &distinct, texts.style)).collect::<Result<Vec<_>>>()?;
+        let encoded = encoders.iter().map(|e| encode(e, &distinct, texts.style)).collect::<Result<Vec<_>>>()?;
         let mut cut: Vec<String> = Vec::new();
         for part in encoded.iter().flatten().filter_map(|text| text.truncated.clone()) {
             number(&mut cut, part);
@@ -100,19 +103,29 @@ impl TokenizedTexts {
             let with_text = prompts.iter().filter_map(|&(text, chunks)| Some((text?, chunks)));
             let fill = |(index, chunks): (usize, usize)| {
                 let mut text = texts[index].clone();
-                text.pad_chunks(encoder.special, chunks);
+                if encoder.length == TextLength::Padded {
+                    text.pad_chunks(encoder.special, chunks);
+                }
                 text
             };
             with_text.map(fill).collect()
         };
-        let chunks = meta.encoders.iter().zip(encoded).map(filled).collect();
-        Ok(TokenizedTexts { prompts, chunks, chunk: meta.encoders[0].tokens, of_image, cut })
+        let chunks = encoders.iter().zip(encoded).map(filled).collect();
+        let chunk = encoders.iter().map(|encoder| encoder.tokens).collect();
+        Ok(TokenizedTexts { prompts, chunks, chunk, of_image, cut })
     }
 
     /// What the features will be, without them: enough to plan with.
     pub fn outline(&self) -> Embeddings {
-        let prompt = |&(_, chunks): &_| PromptFeatures { tokens: chunks * self.chunk, encoders: Vec::new() };
-        Embeddings { prompts: self.prompts.iter().map(prompt).collect(), of_image: self.of_image.clone() }
+        let mut prompts = vec![PromptFeatures::default(); self.prompts.len()];
+        for (texts, chunk) in self.chunks.iter().zip(&self.chunk) {
+            let mut texts = texts.iter().map(outline);
+            for (&(text, chunks), prompt) in self.prompts.iter().zip(&mut prompts) {
+                let zeros = || EncoderFeatures::outline(chunks * chunk, chunks * chunk);
+                prompt.encoders.push(text.and_then(|_| texts.next()).unwrap_or_else(zeros));
+            }
+        }
+        Embeddings { prompts, of_image: self.of_image.clone() }
     }
 
     /// Runs the text encoders.
@@ -122,18 +135,28 @@ impl TokenizedTexts {
     pub fn encode<B: Backend, D: AsRef<[u8]>>(&self, session: &mut Session<'_, B, D>) -> Result<Embeddings> {
         let mut embeddings = self.outline();
         let model = session.model();
-        for (encoder, chunks) in model.text.iter().flat_map(|text| &text.encoders).zip(&self.chunks) {
+        let encoders = model.text.iter().flat_map(|text| &text.encoders).zip(&self.chunks).enumerate();
+        for (index, (encoder, chunks)) in encoders {
             let mut texts = run_encoder(session, encoder, chunks)?.into_iter();
-            for (&(text, chunks), prompt) in self.prompts.iter().zip(&mut embeddings.prompts) {
-                let zeros = || EncoderFeatures {
-                    features: vec![0.0; chunks * encoder.tokens * encoder.features],
-                    pooled: vec![0.0; encoder.pooled],
-                };
-                prompt.encoders.push(text.and_then(|_| texts.next()).unwrap_or_else(zeros));
+            for (&(text, _), prompt) in self.prompts.iter().zip(&mut embeddings.prompts) {
+                let place = &mut prompt.encoders[index];
+                match text.and_then(|_| texts.next()) {
+                    Some(features) => *place = features,
+                    None => {
+                        place.features = vec![0.0; place.tokens * encoder.features];
+                        place.pooled = vec![0.0; encoder.pooled];
+                    }
+                }
             }
         }
         Ok(embeddings)
     }
+}
+
+/// What the features of a text will be, without them. Of padding that is not masked all rows count.
+fn outline(text: &Chunks) -> EncoderFeatures {
+    let tokens = text.ids.len();
+    EncoderFeatures::outline(tokens, tokens)
 }
 
 /// The chunks of each of `texts`, as `encoder` reads them.
@@ -149,32 +172,99 @@ fn run_encoder<B: Backend, D: AsRef<[u8]>>(
     encoder: &TextEncoder,
     texts: &[Chunks],
 ) -> Result<Vec<EncoderFeatures>> {
-    let TextEncoder { tokens, features, pooled, .. } = *encoder;
-    let cols = features + pooled;
-    let mut ids: Vec<u32> = texts.iter().flat_map(|t| t.ids.iter().copied()).collect();
-    let rows = ids.len() / tokens;
-    let batch = rows.min(BATCH);
-    ids.resize(rows.next_multiple_of(batch) * tokens, encoder.special.pad);
-    let executor = session.executor(encoder.role, binding(batch), None)?;
-    let mut result = vec![0.0; ids.len() * cols];
-    for (ids, result) in ids.chunks_exact(batch * tokens).zip(result.chunks_exact_mut(batch * tokens * cols)) {
-        executor.set_tokens(ids)?;
-        executor.call(0)?;
-        executor.read_output(result)?;
+    if texts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let cols = encoder.features + encoder.pooled;
+    let mut result = Vec::new();
+    if encoder.length == TextLength::Own {
+        for text in texts {
+            let executor = session.executor(encoder.role, binding(1, text.ids.len()), None)?;
+            let from = result.len();
+            result.resize(from + text.ids.len() * cols, 0.0);
+            pass(executor, &text.ids, None, &mut result[from..])?;
+            // The next text is of another length, as a rule, and the loop wants the memory.
+            session.release(encoder.role);
+        }
+    } else {
+        let tokens = encoder.tokens;
+        let mut ids: Vec<u32> = texts.iter().flat_map(|t| t.ids.iter().copied()).collect();
+        let mut lengths: Vec<u32> = texts.iter().flat_map(|t| t.lengths.iter().map(|&n| n as u32)).collect();
+        let rows = lengths.len();
+        let batch = rows.min(BATCH);
+        ids.resize(rows.next_multiple_of(batch) * tokens, encoder.special.pad);
+        lengths.resize(rows.next_multiple_of(batch), tokens as u32);
+        result.resize(ids.len() * cols, 0.0);
+        let executor = session.executor(encoder.role, binding(batch, tokens), None)?;
+        let passes = ids.chunks_exact(batch * tokens).zip(lengths.chunks_exact(batch));
+        for ((ids, lengths), result) in passes.zip(result.chunks_exact_mut(batch * tokens * cols)) {
+            let lengths = (encoder.length == TextLength::Masked).then_some(lengths);
+            pass(executor, ids, lengths, result)?;
+        }
     }
     let mut rows = result.chunks_exact(cols);
     let encode = |text: &Chunks| {
         let first: Vec<&[f32]> = rows.by_ref().take(text.ids.len()).collect();
-        let mut encoded: Vec<f32> = first.iter().flat_map(|row| &row[..features]).copied().collect();
-        let chunks = encoded.chunks_exact_mut(tokens * features).zip(text.weights.chunks_exact(tokens));
-        chunks.for_each(|(chunk, weights)| text::apply_weights(chunk, features, weights));
-        EncoderFeatures { features: encoded, pooled: first[text.end[0]][features..].to_vec() }
+        features(encoder, text, &first)
     };
     Ok(texts.iter().map(encode).collect())
 }
 
-/// What a text encoder is bound to for so many chunks.
-pub(super) fn binding(batch: usize) -> Binding {
-    let dims = Dims { batch, conditions: 1, height: 1, width: 1, tokens: 1 };
+/// One pass of texts through an encoder.
+fn pass<B: Backend>(
+    executor: &mut Executor<'_, B>,
+    ids: &[u32],
+    lengths: Option<&[u32]>,
+    to: &mut [f32],
+) -> Result<()> {
+    if lengths.is_some() {
+        executor.set_prompt(&PromptInputs { lengths, ..Default::default() })?;
+    }
+    executor.set_tokens(ids)?;
+    executor.call(0)?;
+    executor.read_output(to)
+}
+
+/// The features of `text`, of whose tokens the encoder made `rows`.
+fn features(encoder: &TextEncoder, text: &Chunks, rows: &[&[f32]]) -> EncoderFeatures {
+    let width = encoder.features;
+    let chunk = text.ids.len() / text.len();
+    let mut encoded: Vec<f32> = rows.iter().flat_map(|row| &row[..width]).copied().collect();
+    let chunks = encoded.chunks_exact_mut(chunk * width).zip(text.weights.chunks_exact(chunk));
+    // Padding that is masked counts for nothing, also in the mean that weights keep.
+    let counting = match encoder.length {
+        TextLength::Masked => text.lengths[0],
+        TextLength::Padded | TextLength::Own => chunk,
+    };
+    chunks.for_each(|(features, weights)| {
+        text::apply_weights(&mut features[..counting * width], width, &weights[..counting]);
+    });
+    let length = if encoder.length == TextLength::Masked { counting } else { rows.len() };
+    EncoderFeatures { tokens: rows.len(), length, features: encoded, pooled: rows[text.end[0]][width..].to_vec() }
+}
+
+/// The text encoders that a request with `prompts` runs, and what they are bound to at most: for memory plans.
+pub(super) fn bindings<D>(model: &Model<'_, D>, prompts: &Prompts) -> Vec<(Role, Binding)> {
+    let encoders = model.text.iter().flat_map(|text| &text.encoders).enumerate();
+    let bound = encoders.filter(|(_, encoder)| encoder.encodes).map(|(index, encoder)| {
+        let longest = || match prompts {
+            Prompts::Embeddings(embeddings) => {
+                let tokens = embeddings.prompts.iter().filter_map(|prompt| Some(prompt.encoders.get(index)?.tokens));
+                tokens.max().unwrap_or(encoder.tokens).min(encoder.tokens)
+            }
+            _ => encoder.tokens,
+        };
+        let binding = match encoder.length {
+            TextLength::Own => binding(1, longest()),
+            TextLength::Padded | TextLength::Masked => binding(BATCH, encoder.tokens),
+        };
+        (encoder.role, binding)
+    });
+    bound.collect()
+}
+
+/// What a text encoder is bound to for so many texts of so many tokens.
+fn binding(batch: usize, tokens: usize) -> Binding {
+    let dims = Dims { batch, conditions: 1, height: 1, width: 1, tokens };
     Binding { dims, calls: 1, table_bytes: 0, reserve: 0 }
 }

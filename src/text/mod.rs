@@ -4,26 +4,30 @@
 //! prompt --parse--> pieces with weights --Tokenizer--> tokens --> Chunks --text encoder--> features --apply_weights-->
 //! ```
 //!
-//! A text encoder reads a fixed number of tokens, 77 in CLIP: one begins the text, one ends it, padding follows. Longer
-//! prompts are cut into [`Chunks`] of that size, whose features are put one after another. Pure functions on strings
-//! and slices.
+//! CLIP reads a fixed number of tokens, 77: one begins the text, one ends it, padding follows. Longer prompts are cut into
+//! [`Chunks`] of that size, whose features are put one after another. Others read one text: at its own length, or filled
+//! up, and are told how long it is. Pure functions on strings and slices.
 
+pub mod base64;
+mod charsmap;
 mod chunks;
+mod family;
 mod foreign;
 mod syntax;
 mod tokenizer;
 
 pub use chunks::{COMMA_BACKTRACK, Chunks, encode};
+pub use family::{CLIP_NORMALIZER, Family, SENTENCE_PIECE_PRE_TOKENIZER};
 pub use foreign::{Foreign, foreign};
 pub use syntax::{Piece, parse};
-pub use tokenizer::{CLIP_NORMALIZER, CLIP_PRE_TOKENIZER, Token, Tokenizer};
+pub use tokenizer::{Token, Tokenizer};
 
 /// How a prompt is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PromptStyle {
-    /// Every character counts as text; what does not fit into one chunk is cut off, as diffusers' pipelines do.
+    /// Every character counts as text; what the encoder does not read at once is cut off, as diffusers' pipelines do.
     Plain,
-    /// With weights, `BREAK` and any number of chunks; see [`parse`].
+    /// With weights and, where the encoder reads chunks, `BREAK` and any number of them; see [`parse`].
     #[default]
     Weighted,
 }

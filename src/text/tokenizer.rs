@@ -1,19 +1,9 @@
 //! Tokens of a text.
 
+use super::Family;
 use crate::error::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-
-/// How CLIP normalizes a text, as a `tokenizer.json` says it.
-pub const CLIP_NORMALIZER: &str = r#"{"type": "Sequence", "normalizers": [
-    {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}, {"type": "Lowercase"}
-]}"#;
-/// How CLIP splits a text into words and these into bytes.
-pub const CLIP_PRE_TOKENIZER: &str = r#"{"type": "Sequence", "pretokenizers": [
-    {"type": "Split", "behavior": "Removed", "invert": true, "pattern": {"Regex":
-        "<\\|startoftext\\|>|<\\|endoftext\\|>|'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+"}},
-    {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}
-]}"#;
 
 /// A token and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +18,9 @@ pub struct Token {
 ///
 /// That of CLIP normalizes to NFC, collapses white space, turns to lower case, splits into words, digits and runs of
 /// signs, and merges the bytes of each by rank (byte-level BPE, Sennrich et al. 2016), the last one marked `</w>`.
-/// Since it starts from bytes, no text has an unknown token.
+/// Since it starts from bytes, no text has an unknown token. For the others see [`Family`].
 pub struct Tokenizer {
+    family: Family,
     inner: tokenizers::Tokenizer,
     comma: Option<u32>,
     /// The further vectors of an embedding that has several, by the token of its first.
@@ -46,25 +37,19 @@ impl Tokenizer {
         let wrong = |e: &dyn std::fmt::Display| Error::request("tokenizer", "the contents of a tokenizer.json", e);
         let mut value: Value = serde_json::from_slice(json).map_err(|e| wrong(&e))?;
         let Some(fields) = value.as_object_mut() else { return Err(wrong(&"no JSON object")) };
-        // The library takes any rules from anywhere and panics on some, so the only ones it gets are those that are
-        // known. Nothing here decodes, and beginning and end are put elsewhere.
+        // Nothing here decodes, and beginning and end are put elsewhere.
         for unused in ["decoder", "post_processor"] {
             fields.insert(unused.into(), Value::Null);
         }
-        for (field, rules) in [("normalizer", CLIP_NORMALIZER), ("pre_tokenizer", CLIP_PRE_TOKENIZER)] {
-            let known: Value = serde_json::from_str(rules).map_err(|e| wrong(&e))?;
-            if fields.get(field) != Some(&known) {
-                return Err(wrong(&format!("another {field} than CLIP's, the only one that is supported")));
-            }
-        }
-        if fields.get("model").and_then(|m| m.get("dropout")).is_some_and(|d| !d.is_null()) {
-            return Err(wrong(&"one that drops merges at random"));
+        let family = Family::of(fields).map_err(|e| wrong(&e))?;
+        if family == Family::SentencePiece {
+            exact_scores(fields);
         }
         let mut inner: tokenizers::Tokenizer = serde_json::from_value(value).map_err(|e| wrong(&e))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::request("tokenizer", "one that can leave texts whole", e))?;
         let vectors = further_vectors(&inner);
-        let mut tokenizer = Tokenizer { inner, comma: None, vectors };
+        let mut tokenizer = Tokenizer { family, inner, comma: None, vectors };
         if let [token] = tokenizer.tokens(",")?[..] {
             tokenizer.comma = Some(token.id);
         }
@@ -77,7 +62,7 @@ impl Tokenizer {
     /// all of them, as in diffusers' pipelines.
     ///
     /// # Errors
-    /// [`Error::Request`] if the tokenizer cannot read the text, which CLIP's always can.
+    /// [`Error::Request`] if the tokenizer cannot read the text, which those of sound models always can.
     pub fn tokens(&self, text: &str) -> Result<Vec<Token>> {
         let encoding = self
             .inner
@@ -91,9 +76,30 @@ impl Tokenizer {
         Ok(all.collect())
     }
 
+    /// What kind of tokenizer it is.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// One more than the largest token: rows that an encoder's table must have.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |largest| largest as usize + 1)
+    }
+
     /// The token of a comma, if it is a single one.
     pub fn comma(&self) -> Option<u32> {
         self.comma
+    }
+}
+
+/// Makes the scores of pieces the 32-bit numbers that they are in every model: what reads decimals may miss them by the last
+/// of 64 bits, and sums that are equal would then not be.
+fn exact_scores(fields: &mut Map<String, Value>) {
+    let pieces = fields.get_mut("model").and_then(|model| model.get_mut("vocab")).and_then(Value::as_array_mut);
+    for score in pieces.into_iter().flatten().filter_map(|piece| piece.get_mut(1)) {
+        if let Some(value) = score.as_f64() {
+            *score = f64::from(value as f32).into();
+        }
     }
 }
 

@@ -304,3 +304,41 @@ fn pictures_of_pictures_are_made_again() {
     let over = ["run", model(), "--from", "b_1.png", "--init-image", "init.png", "-q", "-o", "b_1.png"];
     refuses(dir, &over, &["output b_1.png", "a file that is not an input"]);
 }
+
+/// Features that `encode` wrote make the pictures of the prompts, to the bit, with the file that made them and with one
+/// without text encoders, which says where they come from.
+#[test]
+fn encoded_prompts_make_the_pictures_of_prompts() {
+    let dir = &directory("prompts-encode");
+    let without = dir.join("without.aqt");
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd").join(name);
+    let options = packer::emit::Options {
+        model: fixture("xl"),
+        refiner: Some(fixture("refiner")),
+        q_config: Some("w8a8".into()),
+        donors: packer::source::donors::Donors { without_text: true, ..Default::default() },
+        output: without,
+        ..Default::default()
+    };
+    packer::emit::pack(&options, &mut |_| ()).expect("the fixture packs");
+    let long = "a red cat on the sky, a dog in the (fog:1.4) BREAK low";
+    for prompts in [&["-p", "a cat, the sky", "-n", "fog"][..], &["-p", "a dog"], &["-p", long, "-p", "a dog"]] {
+        let told = works(dir, &[&["encode", model(), "-o", "embeds"], prompts].concat());
+        assert!(told.contains("embeds: ") && told.contains("prompt_mask ["), "{told}");
+        let made = |file: &str, args: &[&str]| {
+            works(dir, &[&["run", file, "--steps", "2", "--outputs", "made", "-o", "a.png"], args].concat());
+            (load(&dir.join("made"), "latents").1, load(&dir.join("made"), "image").1)
+        };
+        let want = made(model(), prompts);
+        assert!(made(model(), &["--inputs", "embeds"]) == want, "{prompts:?}");
+        assert!(made("without.aqt", &["--inputs", "embeds"]) == want, "{prompts:?}");
+    }
+    let words = ["--prompt", "--inputs FILE", "`aquatint encode", "a file packed without it"];
+    refuses(dir, &["run", "without.aqt", "-p", "a cat", "-o", "b.png"], &words);
+    refuses(dir, &["encode", "without.aqt", "-p", "a cat", "-o", "b"], &words);
+    refuses(dir, &["encode", model(), "-o", "b"], &["--prompt", "what the images show"]);
+    refuses(dir, &["encode", model(), "-p", "a <lora:x:1>", "--strict", "-o", "b"], &["<lora:x:1>"]);
+    assert!(!dir.join("b").exists() && !dir.join("b.png").exists());
+    let info = works(dir, &["info", "without.aqt"]);
+    assert!(info.contains("given as features (--inputs)"), "{info}");
+}

@@ -182,6 +182,8 @@ fn known_keys() -> Vec<(&'static str, Vec<Value>)> {
         ("text", vec![json!({"encoders": [], "zero_negative": false, "denoiser": text})]),
         ("encoder", vec![json!({"scale": 1.0, "shift": 0.0}), json!({"scale": 0.0, "shift": 0.0})]),
         ("refiner", vec![text, json!({"context": []})]),
+        ("length", vec![json!("padded"), json!("masked"), json!("own"), json!("x")]),
+        ("lower_case", vec![json!(true), json!(false)]),
         ("pooled", vec![json!(0), json!(1), json!(u32::MAX)]),
         ("sizes", vec![json!(["crop_top"]), json!([])]),
         ("attention", vec![json!("int8"), json!("")]),
@@ -243,7 +245,7 @@ pub fn may_change_pictures(at: &str) -> bool {
     let within = |prefix: &str| field.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let of_encoder = || {
         let rest = field.strip_prefix("text/encoders/")?;
-        rest.split_once('/').map(|(_, field)| ["tokenizer", "begin", "end", "pad"].contains(&field))
+        rest.split_once('/').map(|(_, field)| ["tokenizer", "lower_case", "begin", "end", "pad"].contains(&field))
     };
     field == "text/zero_negative" || settings.into_iter().any(within) || of_encoder().unwrap_or(false)
 }

@@ -2,7 +2,7 @@
 
 use aquatint::Error;
 use aquatint::model::Model;
-use aquatint::raw::format::meta::{Conditioning, TextEncoderMeta, TextMeta};
+use aquatint::raw::format::meta::{Conditioning, TextEncoderMeta, TextLength, TextMeta};
 use aquatint::raw::format::{Meta, Packed, TensorKind, Writer};
 use aquatint::raw::program::{Dim, Input, InputKind, Node, Op, Parameter, Program, Role, Tensor, Value};
 use common::tiny::{self, AlignedBytes, reseal, sections};
@@ -32,8 +32,17 @@ fn sound(test: &str) -> AlignedBytes {
 
 /// META of a pipeline whose encoder has the tokenizer `name`.
 fn with_tokenizer(name: &str) -> Meta {
-    let encoder =
-        TextEncoderMeta { tokenizer: name.into(), tokens: 77, begin: 1, end: 2, pad: 2, features: 4, pooled: 0 };
+    let encoder = TextEncoderMeta {
+        tokenizer: name.into(),
+        tokens: 77,
+        length: TextLength::Padded,
+        lower_case: false,
+        begin: Some(1),
+        end: 2,
+        pad: 2,
+        features: 4,
+        pooled: 0,
+    };
     let denoiser = Conditioning { context: vec![0], pooled: None, sizes: Vec::new() };
     let mut meta = tiny::meta();
     meta.pipeline.text = Some(TextMeta { encoders: vec![encoder], zero_negative: false, denoiser });
@@ -138,7 +147,7 @@ fn programs_cannot_use_them() {
 }
 
 #[test]
-fn text_encoders_of_meta_must_be_in_the_file() {
+fn text_encoders_of_meta_are_bounded() {
     let refused = |change: &dyn Fn(&mut TextMeta)| {
         let mut meta = with_tokenizer("");
         change(meta.pipeline.text.as_mut().expect("just set"));
@@ -150,8 +159,12 @@ fn text_encoders_of_meta_must_be_in_the_file() {
     assert_eq!(refused(&|text| text.encoders.clear()), format!("{meta}encoders: expected 1 to 2 text encoders, got 0"));
     let three = |text: &mut TextMeta| text.encoders = vec![text.encoders[0].clone(); 3];
     assert_eq!(refused(&three), format!("{meta}encoders: expected 1 to 2 text encoders, got 3"));
-    // What is not there cannot be as wide as META claims.
-    let wide = |text: &mut TextMeta| (text.encoders[0].tokens, text.encoders[0].features) = (u32::MAX, u32::MAX);
-    let (got, expected) = (refused(&wide), "this file: expected a text encoder program");
-    assert!(got.starts_with(expected), "{got}");
+    // A text encoder may be left out, and is then no wider than any is.
+    let long = |text: &mut TextMeta| text.encoders[0].tokens = u32::MAX;
+    assert_eq!(refused(&long), format!("{meta}tokens: expected 3 to 32768, got 4294967295"));
+    let wide = |text: &mut TextMeta| text.encoders[0].features = u32::MAX;
+    assert_eq!(refused(&wide), format!("{meta}features: expected 1 to 65536, got 4294967295"));
+    let named = |text: &mut TextMeta| text.encoders[0].tokenizer = FILES[0].0.into();
+    let (got, expected) = (refused(&named), format!("{meta}tokenizer: expected none, as there is no text encoder"));
+    assert!(got.starts_with(&expected), "{got}");
 }

@@ -6,6 +6,7 @@ mod glyphs;
 mod integer;
 mod jobs;
 mod layouts;
+mod lengths;
 mod pipelines;
 mod recall;
 mod text_unets;

@@ -2,7 +2,8 @@
 
 use aquatint::model::Model;
 use aquatint::pipeline::{
-    Embeddings, InitImage, NoiseSource, Output, PromptFeatures, Prompts, Request, Session, Texts, swap_last_axes,
+    Embeddings, EncoderFeatures, InitImage, NoiseSource, Output, PromptFeatures, Prompts, Request, Session, Texts,
+    swap_last_axes,
 };
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
@@ -177,8 +178,8 @@ fn long_prompts_take_more_chunks_and_plain_ones_do_not() {
         request.prompts = Prompts::Texts(prompts);
         let output = session.run(request).unwrap();
         let Prompts::Embeddings(Embeddings { prompts, of_image }) = output.prompts else { panic!("texts are encoded") };
-        assert!(prompts.iter().all(|p| p.encoders[0].features.len() == p.tokens * 18));
-        let tokens: Vec<_> = of_image.iter().map(|pair| pair.map(|i| prompts[i].tokens)).collect();
+        assert!(prompts.iter().all(|p| p.encoders[0].features.len() == p.tokens() * 18));
+        let tokens: Vec<_> = of_image.iter().map(|pair| pair.map(|i| prompts[i].tokens())).collect();
         (tokens, output.cut)
     };
     let weighted = |prompts: &[&str]| texts(prompts, &["fog"], PromptStyle::Weighted);
@@ -215,12 +216,13 @@ fn requests_that_do_not_fit_the_model_are_refused() {
     let message = refused(&|r| r.prompts = Prompts::Classes(vec![1]));
     assert_eq!(message, "conditions of images: expected prompts, got classes");
     for (tokens, index, wrong) in [
-        ([0, 0], 0, "tokens of a prompt and its negative one: expected as many, at least 1, got 0 and 0"),
-        ([11, 22], 1, "tokens of a prompt and its negative one: expected as many, at least 1, got 11 and 22"),
+        ([0, 0], 0, "tokens of a prompt: expected 1 to 1048576, of which at least 1 counts, got 0, of which 0 count"),
+        ([11, 22], 1, "tokens of a prompt and its negative one: expected as many, got 11 and 22"),
         ([11, 11], 2, "prompts: expected prompts below 2, got 2"),
         ([11, 11], usize::MAX, "prompts: expected prompts below 2"),
     ] {
-        let prompts = tokens.map(|tokens| PromptFeatures { tokens, encoders: Vec::new() }).to_vec();
+        let encoder = |tokens| EncoderFeatures { tokens, length: tokens, ..Default::default() };
+        let prompts = tokens.map(|tokens| PromptFeatures { encoders: vec![encoder(tokens)] }).to_vec();
         let embeddings = Embeddings { prompts, of_image: vec![[0, index]] };
         let message = refused(&|r| r.prompts = Prompts::Embeddings(embeddings.clone()));
         assert!(message.starts_with(wrong), "{message}");

@@ -268,7 +268,7 @@ fn pipelines_say_what_they_need() {
         (&encoder.tokenizer[..], encoder.tokens, encoder.features, encoder.pooled),
         ("tokenizer/tokenizer.json", 11, 18, 0)
     );
-    assert_eq!([encoder.begin, encoder.end, encoder.pad], [59, 60, 60]);
+    assert_eq!((encoder.begin, encoder.end, encoder.pad), (Some(59), 60, 60));
     let Conditioning { context, pooled, sizes } = text.denoiser;
     assert_eq!((context, pooled, sizes.len()), (vec![0], None, 0));
     let scale = v1.encoder.unwrap();
@@ -279,7 +279,7 @@ fn pipelines_say_what_they_need() {
     assert_eq!((xl.guidance_scale, text.zero_negative, text.encoders.len()), (5.0, true, 2));
     let second = &text.encoders[1];
     assert_eq!((&second.tokenizer[..], second.features, second.pooled), ("tokenizer_2/tokenizer.json", 26, 10));
-    assert_eq!([second.begin, second.end, second.pad], [71, 72, 0]);
+    assert_eq!((second.begin, second.end, second.pad), (Some(71), 72, 0));
     let Conditioning { context, pooled, sizes } = text.denoiser;
     assert_eq!((context, pooled, sizes.len(), sizes[5]), (vec![0, 1], Some(1), 6, SizeKind::TargetWidth));
 

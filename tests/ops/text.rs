@@ -1,7 +1,7 @@
 //! Prompts: tokens as transformers makes them, syntax, chunks and weights as AUTOMATIC1111's web UI has them. The
 //! fixtures and their maker are in `tests/fixtures/text`.
 
-use aquatint::raw::format::meta::TextEncoderMeta;
+use aquatint::raw::format::meta::{TextEncoderMeta, TextLength};
 use aquatint::raw::text::{COMMA_BACKTRACK, Chunks, Piece, PromptStyle, Tokenizer, apply_weights, encode, parse};
 use packer::source::tokenizer::{self, END, PAD_XL};
 use serde_json::{Value, json};
@@ -18,7 +18,17 @@ fn clip() -> &'static Tokenizer {
 
 fn encoder(tokens: u32, pad: u32) -> TextEncoderMeta {
     let tokenizer = "tokenizer/tokenizer.json".into();
-    TextEncoderMeta { tokenizer, tokens, begin: BEGIN_ID, end: END_ID, pad, features: 768, pooled: 0 }
+    TextEncoderMeta {
+        tokenizer,
+        tokens,
+        length: TextLength::Padded,
+        lower_case: false,
+        begin: Some(BEGIN_ID),
+        end: END_ID,
+        pad,
+        features: 768,
+        pooled: 0,
+    }
 }
 
 fn fixture(name: &str) -> Value {
@@ -214,7 +224,7 @@ fn chunks_are_filled_up() {
 #[test]
 fn the_second_tokenizer_of_sdxl_has_its_own_padding() {
     let file = tokenizer::clip(PAD_XL);
-    assert_eq!((file.begin, file.end, file.pad, file.tokens, file.vocabulary), (BEGIN_ID, END_ID, 0, 77, 49408));
+    assert_eq!((file.begin, file.end, file.pad, file.tokens, file.vocabulary), (Some(BEGIN_ID), END_ID, 0, 77, 49408));
     let tokenizer = Tokenizer::new(&file.json).expect("CLIP's tokenizer");
     let tokens: Vec<_> = tokenizer.tokens("cat!").expect("tokens").iter().map(|t| t.id).collect();
     assert_eq!((tokens, ids("cat!")), (vec![CAT, 0], vec![CAT, 256]));

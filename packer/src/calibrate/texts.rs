@@ -3,6 +3,7 @@
 use crate::error::Result;
 use aquatint::Model;
 use aquatint::pipeline::{Prompts, Request};
+use aquatint::raw::format::meta::TextLength;
 use aquatint::raw::program::Role;
 use aquatint::raw::text::{self, Tokenizer};
 
@@ -51,6 +52,10 @@ pub fn read<D: AsRef<[u8]>>(
     }
     let mut encoders = Vec::new();
     for encoder in &meta.encoders {
+        // Of texts that are not all as long, nothing is looked at: what is not known is rounded to the nearest level.
+        if encoder.length != TextLength::Padded {
+            continue;
+        }
         let Some(json) = encoder.tokenizer else { continue };
         let tokenizer = Tokenizer::new(json)?;
         let tokens = |&(text, weight): &(&str, f32)| {

@@ -26,6 +26,10 @@ pub(super) struct Pack {
     /// Another model to take the text encoders from, likewise; twice for two encoders.
     #[arg(long, alias = "text_encoder", value_name = "MODEL")]
     pub(super) text_encoder: Vec<PathBuf>,
+    /// Leave the text encoders out, and read nothing but their configurations: the file then takes prompts as --inputs, which
+    /// `aquatint encode` makes with a file that has them
+    #[arg(long, value_enum, value_name = "NETWORK", conflicts_with = "text_encoder")]
+    pub(super) without: Option<LeftOut>,
     /// Quantization of the denoiser: a file (.json .toml .yaml .pkl) or one precision for all layers, such as f32, f16,
     /// w8a16, w4a8 or w4a8:kmeans; of a file with several configurations FILE:N or FILE:best [default: f16]
     #[arg(long, alias = "q_config", value_name = "FILE|SPEC", group = "precision")]
@@ -159,6 +163,14 @@ fn softmax_bits(text: &str) -> std::result::Result<u8, String> {
 
 /// Of a range so far, hundredths that stay when a call is seen: Q-Diffusion's `running_stat`.
 pub(super) const MOMENTUM: u8 = 95;
+
+/// What can be left out.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LeftOut {
+    /// All text encoders.
+    #[value(name = "text_encoder", alias = "text-encoder")]
+    TextEncoder,
+}
 
 /// What a fraction to prune is taken of.
 #[derive(Clone, Copy, Debug, ValueEnum)]

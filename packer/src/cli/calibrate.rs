@@ -108,7 +108,7 @@ impl Calibrate {
         let Some(model) = &self.model else { return self.merge() };
         let settings = Settings {
             refiner: self.refiner.clone(),
-            donors: Donors { autoencoder: self.vae.clone(), text: self.text_encoder.clone() },
+            donors: Donors { autoencoder: self.vae.clone(), text: self.text_encoder.clone(), without_text: false },
             overrules: Overrules { prediction: self.prediction, scheduler_config: self.scheduler_config.clone() },
             calls: self.cali_st,
             images: self.cali_n,

@@ -17,8 +17,8 @@ use crate::pass::Split;
 use crate::quantize::SmoothRule;
 use crate::source::settings;
 use crate::synth::{MODELS, SynthModel};
-use crate::unpack;
 use crate::weights::Float;
+use crate::{embeds, unpack};
 use aquatint::error::{error_line, one_line};
 use aquatint::sampler::Prediction;
 use arguments::Pack;
@@ -94,6 +94,15 @@ enum Command {
         #[arg(long, value_enum, default_value = "f32")]
         dtype: Dtype,
     },
+    /// Turn features of prompts that were saved with torch.save (ViDiT-Q's text_embeds.pth, or tensors named as in diffusers'
+    /// pipelines) into the file that `aquatint run --inputs` reads.
+    Embeds {
+        /// The saved features.
+        file: PathBuf,
+        /// The safetensors file to write.
+        #[arg(short, long, value_name = "EMBEDS.safetensors")]
+        output: PathBuf,
+    },
     /// See what the inputs of a model's layers are like while the model makes images, so that it can be quantized for them.
     Calibrate(Box<calibrate::Calibrate>),
     /// Train quantized weights so that blocks of the network, or single layers, make what they made before; packing takes them
@@ -158,6 +167,10 @@ pub fn main() -> ExitCode {
             unpack::unpack(&file, &output, component.as_deref(), dtype.into())
                 .map(|count| say_line(format!("{}: {count} tensors", output.display())))
         }
+        (Some(Command::Embeds { file, output }), _) => embeds::convert(&file, &output).map(|tensors| {
+            let tensors: Vec<_> = tensors.iter().map(|(name, dims)| format!("{name} {dims:?}")).collect();
+            say_line(format!("{}: {}", output.display(), tensors.join(", ")));
+        }),
         (Some(Command::Calibrate(args)), _) => args.run(),
         (Some(Command::Reconstruct(args)), _) => args.run(),
         (Some(Command::Config(config)), _) => config::run(&config),

@@ -17,7 +17,11 @@ pub(super) fn pack(args: &Pack, research: &Research) -> Result<()> {
     let options = Options {
         model: args.model.clone(),
         refiner: args.refiner.clone(),
-        donors: Donors { autoencoder: args.vae.clone(), text: args.text_encoder.clone() },
+        donors: Donors {
+            autoencoder: args.vae.clone(),
+            text: args.text_encoder.clone(),
+            without_text: args.without.is_some(),
+        },
         q_config: args.q_config.clone().or_else(|| args.weight_bit.as_ref().map(|bits| research.spec(bits))),
         tensor_types: args.tensor_type_rules.clone(),
         vae_q_config: args.vae_q_config.clone(),

@@ -181,7 +181,7 @@ impl Reconstruct {
             Learned::Levels => Settings::LEVELS_RATE,
         });
         Ok(Settings {
-            donors: Donors { autoencoder: self.vae.clone(), text: self.text_encoder.clone() },
+            donors: Donors { autoencoder: self.vae.clone(), text: self.text_encoder.clone(), without_text: false },
             overrules: Overrules { prediction: self.prediction, scheduler_config: self.scheduler_config.clone() },
             split: self.split.clone(),
             unit,

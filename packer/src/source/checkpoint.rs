@@ -78,7 +78,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn empty(component: String) -> Self {
+    pub(super) fn empty(component: String) -> Self {
         Checkpoint { component, origin: None, maps: Vec::new(), tensors: BTreeMap::new(), objects: BTreeMap::new() }
     }
 

@@ -7,6 +7,7 @@ use super::tokenizer::{self, TokenizerFile};
 use super::{Checkpoint, SourceFile, layout, read_json};
 use aquatint::error::{Error, Result};
 use aquatint::raw::format::meta::OWN_SCHEDULER;
+use aquatint::raw::text::Family;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
@@ -94,6 +95,8 @@ pub struct Model {
     pub tokenizers: Vec<(String, TokenizerFile)>,
     /// Every file read so far, in order.
     pub sources: Vec<SourceFile>,
+    /// Whether text encoders are left out: of these only configurations count, and prompts will be given as features.
+    pub without_text: bool,
 }
 
 impl Model {
@@ -117,6 +120,7 @@ impl Model {
             true => layout::open(root, donors.elsewhere(), overrules)?,
             false => Model::open_directory(root, donors, overrules)?,
         };
+        model.without_text = donors.without_text;
         donors::donate(&mut model, donors)?;
         if root.is_file() && donors.autoencoder.is_some() {
             donors::fit_latents(&mut model);
@@ -153,6 +157,7 @@ impl Model {
             components: Vec::new(),
             tokenizers: Vec::new(),
             sources,
+            without_text: donors.without_text,
         };
         let own = match &overrules.scheduler_config {
             Some(_) => Object::new(),
@@ -169,11 +174,15 @@ impl Model {
                 let expected = format!("a folder {name}, as a {} has{other}", model.class);
                 return Err(Error::request(format!("model {}", root.display()), expected, "none"));
             }
-            let component = open_component(root, name, &model.index, &mut model.sources)?;
+            let left_out = donors.without_text && donors::is_text_encoder(name);
+            let open = if left_out { open_configuration } else { open_component };
+            let component = open(root, name, &model.index, &mut model.sources)?;
             model.components.push(component);
         }
         for name in pipeline.takes.iter().filter(is_there).filter(|name| !donors.have(name)) {
-            let component = open_component(root, name, &model.index, &mut model.sources)?;
+            let left_out = donors.without_text && donors::is_text_encoder(name);
+            let open = if left_out { open_configuration } else { open_component };
+            let component = open(root, name, &model.index, &mut model.sources)?;
             model.components.push(component);
         }
         for name in pipeline.tokenizers.iter().filter(is_there) {
@@ -248,13 +257,25 @@ impl Model {
         Ok(self)
     }
 
-    /// The tokenizer in folder `name`; CLIP's own if there is none, as there is none beside checkpoints in their authors'
-    /// layouts.
-    pub fn tokenizer(&self, name: &str) -> Cow<'_, TokenizerFile> {
+    /// The tokenizer in folder `name`, which must be of `family`. Without one it is CLIP's own, if that is asked for: there is
+    /// none beside checkpoints in their authors' layouts.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it is of another family, or there is none of a family that has many.
+    pub fn tokenizer(&self, name: &str, family: Family) -> Result<Cow<'_, TokenizerFile>> {
+        let expected = || format!("a tokenizer of {} kind", family.name());
         match self.tokenizers.iter().find(|(folder, _)| folder == name) {
-            Some((_, file)) => Cow::Borrowed(file),
+            Some((_, file)) if file.family == family => Ok(Cow::Borrowed(file)),
+            Some((_, file)) => Err(Error::request(name, expected(), file.family.name())),
             // The second of Stable Diffusion XL fills texts up in its own way.
-            None => Cow::Owned(tokenizer::clip(if name == "tokenizer_2" { tokenizer::PAD_XL } else { tokenizer::END })),
+            None if family == Family::Clip && name == "tokenizer_2" => {
+                Ok(Cow::Owned(tokenizer::clip(tokenizer::PAD_XL)))
+            }
+            None if family == Family::Clip => Ok(Cow::Owned(tokenizer::clip(tokenizer::END))),
+            None => {
+                let expected = format!("{}, in a folder {name} or that of --text-encoder MODEL", expected());
+                Err(Error::request("model", expected, "none"))
+            }
         }
     }
 
@@ -291,12 +312,18 @@ pub(super) fn open_component(
     index: &Object,
     sources: &mut Vec<SourceFile>,
 ) -> Result<Component> {
+    let component = open_configuration(root, name, index, sources)?;
+    let weights = Checkpoint::open(root, name, sources)?;
+    Ok(Component { weights, ..component })
+}
+
+/// The same without weights.
+fn open_configuration(root: &Path, name: &str, index: &Object, sources: &mut Vec<SourceFile>) -> Result<Component> {
     let config: Object = read_json(root, &format!("{name}/config.json"), sources)?;
     // The component's own word counts; old directories only have the index.
     let listed = index.get(name).and_then(|v| v.get(1)).and_then(Value::as_str);
     let class = text(&config, "_class_name").or(listed).unwrap_or_default().to_owned();
-    let weights = Checkpoint::open(root, name, sources)?;
-    Ok(Component { name: name.to_owned(), class, config, weights })
+    Ok(Component { name: name.to_owned(), class, config, weights: Checkpoint::empty(name.to_owned()) })
 }
 
 pub(super) fn text<'a>(object: &'a Object, field: &str) -> Option<&'a str> {

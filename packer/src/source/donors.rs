@@ -20,6 +20,8 @@ pub struct Donors {
     pub autoencoder: Option<PathBuf>,
     /// The models that give the text encoders.
     pub text: Vec<PathBuf>,
+    /// Whether text encoders are left out; see [`Model::without_text`].
+    pub without_text: bool,
 }
 
 impl Donors {
@@ -32,6 +34,11 @@ impl Donors {
     pub fn have(&self, name: &str) -> bool {
         AUTOENCODERS.contains(&name) && self.autoencoder.is_some() || ENCODERS.contains(&name) && !self.text.is_empty()
     }
+}
+
+/// Whether folder `name` is that of a text encoder.
+pub(super) fn is_text_encoder(name: &str) -> bool {
+    ENCODERS.contains(&name)
 }
 
 /// The option by which the network in folder `name` is taken from another model, if there is one.

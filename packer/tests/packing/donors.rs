@@ -1,6 +1,7 @@
 //! Networks that a model takes from another, and which of several files of weights counts.
 
 use crate::common::{Dense, Scratch, copy_folder, fixture, save};
+use aquatint::raw::text::Family;
 use packer::lower::lower;
 use packer::source::diffusers::Model;
 use packer::source::donors::Donors;
@@ -17,7 +18,7 @@ fn open_with(root: &Path, donors: &Donors) -> aquatint::Result<Model> {
 }
 
 fn donors(autoencoder: Option<PathBuf>, text: &[PathBuf]) -> Donors {
-    Donors { autoencoder, text: text.to_vec() }
+    Donors { autoencoder, text: text.to_vec(), ..Donors::default() }
 }
 
 /// Every tensor of every network, and what is packed of them.
@@ -31,7 +32,9 @@ fn contents(mut model: Model) -> (BTreeMap<String, Vec<f32>>, Vec<String>) {
     if model.tokenizers.is_empty() {
         let tokens = model.find("text_encoder").or(model.find("text_encoder_2"));
         let tokens = tokens.map_or(77, |c| c.config["max_position_embeddings"].as_u64().unwrap() as u32);
-        let file = TokenizerFile { json: Vec::new(), begin: 59, end: 60, pad: 60, tokens, vocabulary: 61 };
+        let family = Family::Clip;
+        let file =
+            TokenizerFile { family, json: Vec::new(), begin: Some(59), end: 60, pad: 60, tokens, vocabulary: 61 };
         model.tokenizers = ["tokenizer", "tokenizer_2"].map(|name| (name.to_owned(), file.clone())).into();
     }
     let lowered = lower(&model).unwrap_or_else(|e| panic!("{e}"));

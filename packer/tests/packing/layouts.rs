@@ -4,6 +4,7 @@
 use crate::common::{Scratch, fixture, pack_as};
 use aquatint::raw::format::Packed;
 use aquatint::raw::program::Role;
+use aquatint::raw::text::Family;
 use packer::lower::lower;
 use packer::source::Checkpoint;
 use packer::source::diffusers::{Model, Object};
@@ -522,7 +523,9 @@ fn files_lower_and_pack() {
         // The tiny encoders know few tokens; true ones have CLIP's own.
         let tokens = model.find("text_encoder").or(model.find("text_encoder_2"));
         let tokens = tokens.map_or(77, |c| c.config["max_position_embeddings"].as_u64().unwrap() as u32);
-        let file = TokenizerFile { json: Vec::new(), begin: 59, end: 60, pad: 60, tokens, vocabulary: 61 };
+        let family = Family::Clip;
+        let file =
+            TokenizerFile { family, json: Vec::new(), begin: Some(59), end: 60, pad: 60, tokens, vocabulary: 61 };
         model.tokenizers = ["tokenizer", "tokenizer_2"].map(|name| (name.to_owned(), file.clone())).into();
         let lowered = lower(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(lowered.programs[0].role, Role::Denoiser);

@@ -8,6 +8,8 @@ mod calibrate;
 mod common;
 mod config;
 mod donors;
+mod embeds;
+mod families;
 mod float8;
 mod foreign;
 mod import;

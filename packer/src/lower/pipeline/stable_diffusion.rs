@@ -10,8 +10,9 @@ use crate::lower::{Lowered, REFINER, TEXT_ENCODERS, UNET, VAE, clip, unet2d_cond
 use crate::source::diffusers::{Component, Model};
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::raw::format::meta::{Conditioning, PipelineMeta, SizeKind, TextEncoderMeta, TextMeta};
+use aquatint::raw::format::meta::{Conditioning, PipelineMeta, SizeKind, TextEncoderMeta, TextLength, TextMeta};
 use aquatint::raw::program::{Program, Role};
+use aquatint::raw::text::Family;
 
 /// Roles of text encoders, by their index.
 const ROLES: [Role; 2] = [Role::TextEncoder, Role::TextEncoder2];
@@ -65,6 +66,10 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     }
     let mut unused = Vec::new();
     for (encoder, role) in encoders.iter().zip(ROLES) {
+        if model.without_text {
+            unused.push(format!("{}/", encoder.component.name));
+            continue;
+        }
         let has = |key: &str| encoder.component.weights.has(key);
         programs.push(clip::lower(&encoder.config, encoder.output, role, &has, &mut weights));
         let folder = &encoder.component.name;
@@ -86,7 +91,8 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         latent_multiple: multiple,
         ..meta(model, config.in_channels, config.sample_size, images.config.pixels_per_latent())?
     };
-    let files = encoders.into_iter().map(|e| (e.meta.tokenizer, e.tokenizer)).collect();
+    let files = encoders.into_iter().filter(|e| !e.meta.tokenizer.is_empty());
+    let files = files.map(|e| (e.meta.tokenizer, e.tokenizer)).collect();
     Ok(Lowered { programs, weights, files, pipeline, unused })
 }
 
@@ -115,7 +121,7 @@ fn encoders(model: &Model, xl: bool) -> Result<Vec<Encoder<'_>>> {
                 return Err(Error::request(what, "CLIPTextModel", &component.class));
             }
         };
-        let file = model.tokenizer(tokenizer);
+        let file = model.tokenizer(tokenizer, Family::Clip)?;
         for (field, fits, limit, got) in [
             ("vocab_size", file.vocabulary <= config.vocabulary, config.vocabulary, file.vocabulary),
             ("max_position_embeddings", file.tokens == config.tokens, config.tokens, file.tokens),
@@ -131,8 +137,10 @@ fn encoders(model: &Model, xl: bool) -> Result<Vec<Encoder<'_>>> {
             return Err(Error::request(format!("{folder}/config.json: eos_token_id"), expected, end));
         }
         let meta = TextEncoderMeta {
-            tokenizer: format!("{tokenizer}/tokenizer.json"),
+            tokenizer: if model.without_text { String::new() } else { format!("{tokenizer}/tokenizer.json") },
             tokens: config.tokens,
+            length: TextLength::Padded,
+            lower_case: false,
             begin: file.begin,
             end: file.end,
             pad: file.pad,

@@ -194,7 +194,17 @@ pub fn open(path: &Path, elsewhere: Elsewhere, overrules: &Overrules) -> Result<
     let Settings { scheduler, decided_by } = Settings::new(scheduler, &by, statements, overrules, &mut sources)?;
     let (class, scheduler) = (class.to_owned(), Value::Object(scheduler));
     // No tokenizer lies beside the weights; who needs one knows CLIP's.
-    Ok(Model { name, class, index, scheduler, decided_by, components, tokenizers: Vec::new(), sources })
+    Ok(Model {
+        name,
+        class,
+        index,
+        scheduler,
+        decided_by,
+        components,
+        tokenizers: Vec::new(),
+        sources,
+        without_text: false,
+    })
 }
 
 fn object(value: Value) -> Object {
