@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn tables_of_scales_stay_out_of_the_loop() {
-        let parameter = Parameter { tensor: Tensor(0), flat: true };
+        let parameter = Parameter { tensor: Tensor(0), flat: true, ..Parameter::default() };
         let p = program(vec![
             Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 3: step
             Op::Parameter(parameter),                                                                      // 4: bind

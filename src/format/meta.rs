@@ -285,6 +285,8 @@ pub enum SizeKind {
     CropLeft,
     TargetHeight,
     TargetWidth,
+    /// Height over width.
+    AspectRatio,
     /// 6 for what is wanted, 2.5 for what is not.
     AestheticScore,
 }

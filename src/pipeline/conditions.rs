@@ -81,6 +81,7 @@ fn size_number(kind: SizeKind, [height, width]: [usize; 2], negative: bool) -> f
         (SizeKind::OriginalHeight | SizeKind::TargetHeight, _) => height as f32,
         (SizeKind::OriginalWidth | SizeKind::TargetWidth, _) => width as f32,
         (SizeKind::CropTop | SizeKind::CropLeft, _) => 0.0,
+        (SizeKind::AspectRatio, _) => height as f32 / width as f32,
         // The defaults of diffusers' pipelines.
         (SizeKind::AestheticScore, false) => 6.0,
         (SizeKind::AestheticScore, true) => 2.5,

@@ -118,13 +118,15 @@ impl Operation for PositionEmbedding {
     }
 }
 
-/// A tensor as a value, with the tensor's axes, or as one row.
+/// A tensor as a value, with the tensor's axes, or as one row; or only the first of its rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Parameter {
     /// f16 or f32.
     pub tensor: Tensor,
     /// Whether the axes are `(1, all elements)`: a row that can be added to each of many.
     pub flat: bool,
+    /// How much of the first axis is taken; 0 for all.
+    pub rows: u32,
 }
 
 impl Operation for Parameter {
@@ -134,6 +136,7 @@ impl Operation for Parameter {
     fn visit(&mut self, v: &mut impl Visit) {
         v.tensor("tensor", &mut self.tensor);
         v.flag("flat", &mut self.flat);
+        v.number("rows", &mut self.rows);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
@@ -141,10 +144,16 @@ impl Operation for Parameter {
         if !(1..=4).contains(&t.dims.len()) || t.codes {
             return rule.err("tensor", "f16 or f32, 1 to 4 axes", &t.dims);
         }
-        if !self.flat {
-            return Ok(Type::new(&t.dims, Kind::Float));
+        let mut dims = t.dims.clone();
+        match self.rows as usize {
+            0 => {}
+            rows if rows <= dims[0] => dims[0] = rows,
+            rows => return rule.err("rows", format!("at most the {} that the tensor has", dims[0]), rows),
         }
-        let Some(elements) = t.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) else {
+        if !self.flat {
+            return Ok(Type::new(&dims, Kind::Float));
+        }
+        let Some(elements) = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) else {
             return rule.err("tensor", "fewer elements", &t.dims);
         };
         Ok(Type::new(&[1, elements], Kind::Float))

@@ -29,7 +29,7 @@ pub fn masks(
 ) -> (Option<Value>, Option<Value>) {
     let bias = biased.then(|| {
         let tensor = b.f32(&[heads, queries, keys], &normals(rng, heads * queries * keys));
-        b.op(Op::Parameter(Parameter { tensor, flat: false }))
+        b.op(Op::Parameter(Parameter { tensor, ..Parameter::default() }))
     });
     (bias, b.program.input(InputKind::Lengths))
 }
@@ -271,7 +271,7 @@ pub fn tables_of_modulations() -> Vec<Case> {
         let mut row = |b: &mut Build, rows: usize| {
             let numbers = normals(rng, rows * d);
             let tensor = if half { b.f16(&[rows, d], &numbers) } else { b.f32(&[rows, d], &numbers) };
-            b.op(Op::Parameter(Parameter { tensor, flat: true }))
+            b.op(Op::Parameter(Parameter { tensor, flat: true, ..Parameter::default() }))
         };
         let table = row(&mut b, 6);
         let value = b.op(Op::Add(Add { a: six, b: table }));
@@ -289,7 +289,7 @@ pub fn tables_of_modulations() -> Vec<Case> {
         let two = b.op(Op::Concat(Concat { a: t, b: t }));
         let numbers = normals(rng, 2 * d);
         let tensor = b.f32(&[2, d], &numbers);
-        let table = b.op(Op::Parameter(Parameter { tensor, flat: true }));
+        let table = b.op(Op::Parameter(Parameter { tensor, flat: true, ..Parameter::default() }));
         let value = b.op(Op::Add(Add { a: two, b: table }));
         let halves = [0, d].map(|first| b.op(Op::Slice(Slice { x: value, first: first as u32, count: d as u32 })));
         let value = b.op(Op::Concat(Concat { a: halves[0], b: halves[1] }));

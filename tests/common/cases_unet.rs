@@ -132,14 +132,14 @@ pub fn vector_quantize() -> Vec<Case> {
 pub fn prompt() -> Vec<Case> {
     let mut cases = Vec::new();
     for (i, dims) in [&[7][..], &[3, 11], &[2, 3, 5], &[2, 1, 4, 16]].into_iter().enumerate() {
-        for half in [false, true] {
+        for (half, rows) in [(false, 0), (true, 0), (false, 2), (true, 1)] {
             let rng = &mut rng_of("parameter");
             let mut b = Build::new(4);
             let numbers = normals(rng, dims.iter().product());
             let tensor = if half { b.f16(dims, &numbers) } else { b.f32(dims, &numbers) };
-            b.op(Op::Parameter(Parameter { tensor, flat: false }));
+            b.op(Op::Parameter(Parameter { tensor, rows, ..Parameter::default() }));
             let inputs = inputs([1 + i % 3, 1, 1, 4], || 0.0);
-            cases.push(case(format!("parameter {dims:?} half {half}"), b, inputs, Check::Exact));
+            cases.push(case(format!("parameter {dims:?} half {half} rows {rows}"), b, inputs, Check::Exact));
         }
     }
     for (n, t, d, half) in [(1, 1, 1, false), (2, 5, 12, true), (3, 7, 33, false), (2, 77, 8, true)] {
@@ -153,7 +153,7 @@ pub fn prompt() -> Vec<Case> {
             let rows = b.op(Op::Embedding(Embedding { index, table }));
             if positions {
                 let tensor = b.f32(&[t, d], &normals(rng, t * d));
-                let grid = b.op(Op::Parameter(Parameter { tensor, flat: false }));
+                let grid = b.op(Op::Parameter(Parameter { tensor, ..Parameter::default() }));
                 b.op(Op::Add(Add { a: rows, b: grid }));
             }
             let mut inputs = inputs([n, 1, 1, 4], || 0.0);

@@ -221,9 +221,12 @@ impl Scope<'_> {
                 Array::new(&x.dims, |i| nearest[i / x.cols()][i % x.cols()])
             }
             Op::Resample(Resample { x, how }) => resample(self.value(x), how),
-            Op::Parameter(Parameter { tensor: t, flat }) => {
+            Op::Parameter(Parameter { tensor: t, flat, rows }) => {
                 let t = self.tensor(t);
-                if flat { Array::new(&[1, t.data.len()], |i| t.data[i]) } else { t.clone() }
+                let mut dims = t.dims.clone();
+                dims[0] = if rows == 0 { dims[0] } else { rows as usize };
+                let dims = if flat { vec![1, dims.iter().product()] } else { dims };
+                Array::new(&dims, |i| t.data[i])
             }
             Op::Embedding(Embedding { index, table }) => {
                 let (index, table) = (self.value(index), self.tensor(table));

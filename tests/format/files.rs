@@ -138,7 +138,8 @@ fn programs_cannot_use_them() {
     let tensor = Tensor(writer.bytes("file", &[0; 32]).expect("the temporary directory takes files"));
     let inputs =
         vec![Input { kind: InputKind::Sample, dims: vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(4)] }];
-    let nodes = vec![Node { op: Op::Parameter(Parameter { tensor, flat: false }), path: "p".into(), wide: false }];
+    let nodes =
+        vec![Node { op: Op::Parameter(Parameter { tensor, ..Parameter::default() }), path: "p".into(), wide: false }];
     let program = Program { role: Role::Denoiser, inputs, nodes, output: Value(1), phases: Default::default() };
     let error = writer.finish(&[program], &tiny::meta()).expect_err("refused");
     assert!(matches!(error, Error::Shape { .. }), "{error}");

@@ -96,8 +96,8 @@ fn ops() -> Vec<Op> {
         Op::Slice(Slice { x: X, first: 3, count: 5 }),
         group_norm(None),
         group_norm(Some(Modulation { value: POOLED, scale: 11, shift: 1_000_000 })),
-        Op::Parameter(Parameter { tensor: KERNEL, flat: false }),
-        Op::Parameter(Parameter { tensor: KERNEL, flat: true }),
+        Op::Parameter(Parameter { tensor: KERNEL, ..Parameter::default() }),
+        Op::Parameter(Parameter { tensor: KERNEL, flat: true, rows: 2 }),
         Op::Embedding(Embedding { index: TOKENS, table: ROWS }),
         Op::TimestepEmbedding(TimestepEmbedding { t: SIZES, dim: 8, cos_first: true, shift: 1.0 }),
         Op::PositionEmbedding(PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }),
@@ -229,8 +229,9 @@ fn words_are_those_of_the_specification() {
             Quantize { x: X, turn: Some(Turn { factors: V8, block: 8 }), ..Default::default() }.into(),
             &[1, 8, 0, 0, 0, 1, 8],
         ),
-        (Parameter { tensor: V8, flat: false }.into(), &[1]),
-        (Parameter { tensor: V8, flat: true }.into(), &[1, 1]),
+        (Parameter { tensor: V8, ..Parameter::default() }.into(), &[1]),
+        (Parameter { tensor: V8, flat: true, rows: 0 }.into(), &[1, 1]),
+        (Parameter { tensor: V8, flat: false, rows: 3 }.into(), &[1, 0, 3]),
         (Multiply { a: X, b: X }.into(), &[1, 1]),
         (RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 }.into(), &[2, 3, 16, 128]),
         (PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }.into(), &[1, 8, 3, real(2.0)]),
@@ -283,7 +284,7 @@ fn masks_of_attention_are_read_as_they_were_written() {
 fn faults_of_the_newer_ops_are_named() {
     let nearest = Op::VectorQuantize(VectorQuantize { x: X, table: ROWS });
     let resample = Op::Resample(Resample { x: X, how: Resampling::Mean });
-    let parameter = Op::Parameter(Parameter { tensor: ROWS, flat: false });
+    let parameter = Op::Parameter(Parameter { tensor: ROWS, ..Parameter::default() });
     let gated = Op::GatedLinear(GatedLinear { x: X, weight: ROWS, bias: None, act: Act::GeluErf });
     // The first node of a program has no other to add.
     let alone = |op: &Op| matches!(op, Op::Conv2d(conv) if conv.residual.or(conv.size_of).is_none());
@@ -311,7 +312,7 @@ fn faults_of_the_newer_ops_are_named() {
         (parameter, &[7], "tensor: expected a tensor below 6, got 6"),
         (parameter, &[], "tensor: expected a tensor below 6, got none"),
         (parameter, &[1, 2], "flat: expected 0 or 1, got 2"),
-        (parameter, &[1, 1, 1], "words: expected at most 2"),
+        (parameter, &[1, 1, 1, 1], "words: expected at most 3"),
         (gated, &[1, 3, 0, 5], "act: expected 0 to 4, got 5; use a newer aquatint"),
         (gated, &[1, 3, 7], "bias: expected a tensor below 6, got 6"),
         (gated, &[1, 3, 0, 3, 1], "words: expected at most 4"),

@@ -8,6 +8,7 @@ mod jobs;
 mod layouts;
 mod lengths;
 mod pipelines;
+mod pixart;
 mod recall;
 mod text_unets;
 mod unets;

@@ -391,7 +391,7 @@ fn a_text_encoder_needs_tokens_alone() {
     let table = b.f32(&[9, 8], &normals(rng, 72));
     let x = b.op(Op::Embedding(Embedding { index, table }));
     let tensor = b.f16(&[5, 8], &normals(rng, 40));
-    let positions = b.op(Op::Parameter(Parameter { tensor, flat: false }));
+    let positions = b.op(Op::Parameter(Parameter { tensor, ..Parameter::default() }));
     let x = b.op(Op::Add(Add { a: x, b: positions }));
     // A second, smaller table: tokens must have a row in both.
     let table = b.f16(&[7, 8], &normals(rng, 56));

@@ -195,7 +195,7 @@ fn lengths_and_biases_by_hand() {
     let q = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 0.0, add: 0.0 }));
     let numbers = [0.0, 3f32.ln(), 7.0].repeat(3);
     let tensor = b.f32(&[1, 3, 3], &numbers);
-    let bias = Some(b.op(Op::Parameter(Parameter { tensor, flat: false })));
+    let bias = Some(b.op(Op::Parameter(Parameter { tensor, ..Parameter::default() })));
     let lengths = Some(b.input(InputKind::Lengths));
     let attention = Attention { q, k: SAMPLE, v: SAMPLE, heads: 1, scale: 1.0, bias, lengths, ..Attention::default() };
     b.op(Op::Attention(attention));
@@ -210,10 +210,16 @@ fn lengths_and_biases_by_hand() {
 fn products_rows_and_root_mean_squares_by_hand() {
     let mut b = Build::new(2);
     let tensor = b.f32(&[2, 1], &[10.0, 20.0]);
-    let row = b.op(Op::Parameter(Parameter { tensor, flat: true }));
+    let row = b.op(Op::Parameter(Parameter { tensor, flat: true, ..Parameter::default() }));
     let sum = b.op(Op::Add(Add { a: SAMPLE, b: row }));
     b.op(Op::Multiply(Multiply { a: SAMPLE, b: sum }));
     assert_eq!(oracle(&b, [1, 1, 2, 2], &[1.0, 2.0, 3.0, -4.0]), [11.0, 44.0, 39.0, -64.0]);
+
+    let mut b = Build::new(2);
+    let tensor = b.f32(&[3, 2], &[10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
+    let rows = b.op(Op::Parameter(Parameter { tensor, rows: 2, ..Parameter::default() }));
+    b.op(Op::Add(Add { a: SAMPLE, b: rows }));
+    assert_eq!(oracle(&b, [1, 1, 2, 2], &[1.0, 2.0, 3.0, -4.0]), [11.0, 22.0, 33.0, 36.0]);
 
     let mut b = Build::new(2);
     let weight = Some(b.f32(&[2], &[1.0, 2.0]));
@@ -317,7 +323,7 @@ fn tokens_and_numbers_by_hand() {
     let table = b.f32(&[3, 2], &[0.0, 1.0, 10.0, 11.0, 20.0, 21.0]);
     let x = b.op(Op::Embedding(Embedding { index: b.input(InputKind::Tokens), table }));
     let tensor = b.f32(&[2, 2], &[100.0, 200.0, 300.0, 400.0]);
-    let grid = b.op(Op::Parameter(Parameter { tensor, flat: false }));
+    let grid = b.op(Op::Parameter(Parameter { tensor, ..Parameter::default() }));
     b.op(Op::Add(Add { a: x, b: grid }));
     let sample = inputs([2, 1, 1, 1], || 0.0);
     let values = naive::run(&b.program, &b.tensors, &Inputs { tokens: vec![2, 0, 1, 1], ..sample });

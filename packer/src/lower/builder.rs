@@ -185,6 +185,12 @@ impl<'a> Builder<'a> {
         )
     }
 
+    /// A norm of `d` features at module `path` that divides by the root of the mean square, and has no bias.
+    pub fn rms_norm(&mut self, path: &str, x: Value, d: usize, eps: f32) -> Value {
+        let weight = Some(self.vector(format!("{path}.weight"), d));
+        self.push(path, Op::LayerNorm(LayerNorm { x, weight, eps, rms: true, ..LayerNorm::default() }))
+    }
+
     /// A group norm of `channels` channels at module `path`, then `act`.
     pub fn group_norm(&mut self, path: &str, x: Value, channels: usize, with: GroupNorm) -> Value {
         let weight = self.vector(format!("{path}.weight"), channels);
@@ -202,10 +208,37 @@ impl<'a> Builder<'a> {
         self.push(path, Op::Embedding(Embedding { index, table }))
     }
 
+    /// A table called `key` of these axes, as a tensor.
+    pub fn rows(&mut self, key: String, dims: [usize; 2]) -> Tensor {
+        self.weight(key, &dims, Storage::Table)
+    }
+
+    /// The table called `key` of these axes as one row, in f32; `path` is the module that reads it.
+    pub fn flat(&mut self, path: &str, key: String, dims: [usize; 2]) -> Value {
+        let tensor = self.weight(key, &dims, Storage::Vector);
+        self.push(path, Op::Parameter(Parameter { tensor, flat: true, ..Parameter::default() }))
+    }
+
+    /// What the linear layers at `paths` make of `x`, one after the other, without their residuals and gates: layers that are
+    /// applied to several values.
+    ///
+    /// # Panics
+    /// If there is no linear layer at one of them yet: a bug, since callers name what they appended.
+    pub fn again(&mut self, paths: &[String], x: Value) -> Value {
+        paths.iter().fold(x, |x, path| {
+            let made = self.program.nodes.iter().find_map(|node| match node.op {
+                Op::Linear(linear) if node.path == *path => Some(linear),
+                _ => None,
+            });
+            let Some(linear) = made else { panic!("no linear layer at {path}") };
+            self.push(path, Op::Linear(program::Linear { x, gate: None, residual: None, ..linear }))
+        })
+    }
+
     /// The whole table of `rows` by `d` at module `path`.
     pub fn table(&mut self, path: &str, rows: usize, d: usize) -> Value {
         let tensor = self.weight(format!("{path}.weight"), &[rows, d], Storage::Table);
-        self.push(path, Op::Parameter(Parameter { tensor, flat: false }))
+        self.push(path, Op::Parameter(Parameter { tensor, ..Parameter::default() }))
     }
 
     /// The nearest of `rows` vectors of `d` at module `path`; `table` is the module that holds them.

@@ -1,18 +1,21 @@
 //! Lowering: a model's configuration becomes programs, and the list of weights they use.
 //!
-//! One hand-written builder per architecture ([`dit`], [`unet2d`], [`unet2d_condition`], [`clip`], [`vae`], [`vq`]), on
+//! One hand-written builder per architecture ([`dit`], [`pixart`], [`unet2d`], [`unet2d_condition`], [`clip`], [`t5`], [`bert`], [`vae`], [`vq`]), on
 //! top of blocks that several share ([`blocks`], [`unet`], [`transformer2d`]) and the typed steps of [`Builder`]; and one
 //! function per class of pipeline ([`pipeline`]), which says what fits together how. Builders read configurations and
 //! tensor *names*, and ask whether two tensors are the same; no weight is used here, and nothing is known of quantization.
 //! What holds in published models and need not, such as that blocks share an embedder, is looked up. A setting that would change the
 //! result and is not supported is refused by name.
 
+pub mod bert;
 pub mod blocks;
 mod builder;
 pub mod clip;
 pub mod dit;
 mod fields;
 pub mod pipeline;
+pub mod pixart;
+pub mod t5;
 pub mod transformer2d;
 pub mod unet;
 pub mod unet2d;

@@ -275,7 +275,7 @@ mod tests {
         let shift = Some(Columns { value: Value(4), offset: 1 });
         // What is added per sample and to the sum stays with the first half.
         let whole = Conv2d { x: Value(3), weight: Tensor(0), bias: Some(Tensor(1)), shift, ..Conv2d::default() };
-        let time = Parameter { tensor: Tensor(3), flat: false };
+        let time = Parameter { tensor: Tensor(3), ..Parameter::default() };
         let (mut programs, mut weights) = model(conv, vec![node(norm), node(time), node(whole)]);
         let halves = split_layers(&mut programs, &mut weights, &DIMS, &|_, _, split| split == Split::Conv).unwrap();
         assert_eq!(halves, [Halves { split: Split::Conv, weights: [Tensor(0), Tensor(6)] }]);

@@ -139,17 +139,17 @@ mod tests {
         let linear = |x, weight| Op::Linear(Linear { x: Value(x), weight: Tensor(weight), ..Linear::default() });
         let pointwise = |x| Op::Pointwise(Pointwise { x: Value(x), ..Pointwise::default() });
         let nodes = [
-            ("table", Op::Parameter(Parameter { tensor: Tensor(0), flat: false })), // 1
-            ("transformer_blocks.0.emb", linear(1, 1)),                             // 2, read by both blocks
-            ("transformer_blocks.0.norm.linear", linear(2, 2)),                     // 3
-            ("transformer_blocks.0.ff", linear(0, 3)),                              // 4
-            ("transformer_blocks.0.out", Op::Add(Add { a: Value(4), b: Value(3) })), // 5
-            ("between", pointwise(5)),                                              // 6
+            ("table", Op::Parameter(Parameter { tensor: Tensor(0), ..Parameter::default() })), // 1
+            ("transformer_blocks.0.emb", linear(1, 1)),                                        // 2, read by both blocks
+            ("transformer_blocks.0.norm.linear", linear(2, 2)),                                // 3
+            ("transformer_blocks.0.ff", linear(0, 3)),                                         // 4
+            ("transformer_blocks.0.out", Op::Add(Add { a: Value(4), b: Value(3) })),           // 5
+            ("between", pointwise(5)),                                                         // 6
             ("down.0.attentions.0.transformer_blocks.1.ff", Op::Add(Add { a: Value(6), b: Value(2) })), // 7
-            ("down.0.attentions.0.proj_out", linear(7, 4)),                         // 8
-            ("nobody", pointwise(8)),                                               // 9
-            ("mid.attentions.0.to_q", linear(8, 5)),                                // 10
-            ("mid.attentions.0.to_out.0", linear(10, 6)),                           // 11
+            ("down.0.attentions.0.proj_out", linear(7, 4)),                                    // 8
+            ("nobody", pointwise(8)),                                                          // 9
+            ("mid.attentions.0.to_q", linear(8, 5)),                                           // 10
+            ("mid.attentions.0.to_out.0", linear(10, 6)),                                      // 11
         ];
         let nodes = nodes.map(|(path, op)| Node { op, path: path.into(), wide: false }).into();
         let inputs = vec![Input { kind: InputKind::Sample, dims: vec![Dim::Batch] }];

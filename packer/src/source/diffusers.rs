@@ -36,12 +36,14 @@ pub struct Pipeline {
 
 /// Pipelines that can be packed. Whatever else their directories hold (a `safety_checker`, a `feature_extractor`) is not
 /// looked at.
-pub const PIPELINES: [Pipeline; 11] = [
+pub const PIPELINES: [Pipeline; 13] = [
     plain("DiTPipeline", &[&["transformer"], &["vae"]]),
     plain("DDPMPipeline", &[&["unet"]]),
     plain("DDIMPipeline", &[&["unet"]]),
     plain("LDMPipeline", &[&["unet"], &["vqvae", "vae"]]),
     plain("LDMClassToImagePipeline", &[&["unet"], &["class_embedding"], &["vqvae", "vae"]]),
+    pixart("PixArtAlphaPipeline"),
+    pixart("PixArtSigmaPipeline"),
     stable_diffusion("StableDiffusionPipeline"),
     stable_diffusion("StableDiffusionImg2ImgPipeline"),
     stable_diffusion("StableDiffusionInpaintPipeline"),
@@ -52,6 +54,10 @@ pub const PIPELINES: [Pipeline; 11] = [
 
 const fn plain(class: &'static str, needs: &'static [&'static [&'static str]]) -> Pipeline {
     Pipeline { class, needs, takes: &[], tokenizers: &[] }
+}
+
+const fn pixart(class: &'static str) -> Pipeline {
+    Pipeline { class, needs: &[&["transformer"], &["text_encoder"], &["vae"]], takes: &[], tokenizers: &["tokenizer"] }
 }
 
 const fn stable_diffusion(class: &'static str) -> Pipeline {

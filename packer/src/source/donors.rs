@@ -142,8 +142,12 @@ fn of_file(model: &mut Model, path: &Path, takes: &[&str]) -> Result<Vec<Compone
     };
     let beside = path.with_file_name("config.json");
     // As diffusers and transformers name what their folders hold.
-    let diffusers =
-        ["decoder.up_blocks.0.resnets.0.norm1.weight", "text_model.final_layer_norm.weight", "final_layer_norm.weight"];
+    let diffusers = [
+        "decoder.up_blocks.0.resnets.0.norm1.weight",
+        "text_model.final_layer_norm.weight",
+        "final_layer_norm.weight",
+        "encoder.final_layer_norm.weight",
+    ];
     if diffusers.iter().any(|key| file.has(key)) && beside.is_file() {
         let root = path.parent().unwrap_or(Path::new(""));
         let config: Object = read_json(root, "config.json", &mut sources)?;

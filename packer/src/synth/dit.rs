@@ -1,6 +1,6 @@
 //! DiT pipelines.
 
-use super::{SILU_ENERGY, class, normal, object, write_json};
+use super::{SILU_ENERGY, class, normal, object, undo_patches, write_json};
 use crate::error::Result;
 use crate::lower::{DENOISER, VAE, dit, vae};
 use crate::source::diffusers::Object;
@@ -156,21 +156,12 @@ impl Architecture {
             (_, key, _) if key.ends_with("embedding_table.weight") => 0.5,
             (DENOISER, "proj_out_2.weight", _) => {
                 let patches = &self.transformer["patch_size"];
-                let (p, channels) = (patches.as_u64().unwrap_or(1) as usize, tensor.dims[0]);
+                let p = patches.as_u64().unwrap_or(1) as usize;
                 let c = self.transformer["in_channels"].as_u64().unwrap_or(1) as usize;
                 let d = tensor.dims[1];
                 let embed = normal(&format!("{component}/pos_embed.proj.weight"), d * c * p * p);
                 x.iter_mut().for_each(|v| *v *= 0.3 / (d as f32).sqrt());
-                // The embedding W has W^T W = d / fan_in, so this is its inverse from the left, undoing the last norm.
-                let scale = TOKEN_SPREAD * ((c * p * p) as f32).sqrt() / d as f32;
-                let per_pixel = channels / (p * p);
-                for (row, to) in x.chunks_exact_mut(d).enumerate() {
-                    let (pixel, channel) = (row / per_pixel, row % per_pixel);
-                    if channel < c {
-                        let column = channel * p * p + pixel;
-                        to.iter_mut().zip(embed[column..].iter().step_by(c * p * p)).for_each(|(v, w)| *v += scale * w);
-                    }
-                }
+                undo_patches(&mut x, &embed, [d, c, p], TOKEN_SPREAD);
                 return x;
             }
             // Modulations and gates: moderate, so that no block drowns what went before.

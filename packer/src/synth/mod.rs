@@ -8,6 +8,8 @@
 
 mod dit;
 mod published;
+mod sentence_piece;
+mod t5;
 mod tokenizer;
 
 pub use dit::Architecture;
@@ -36,10 +38,12 @@ pub enum SynthModel {
     Directory(fn() -> Published),
     /// A published model, as one file in its authors' layout.
     File(fn() -> Published),
+    /// T5-XXL's encoder with a tokenizer, for [`Donors::text`](crate::source::donors::Donors::text).
+    T5Xxl,
 }
 
 /// Models that can be made up, by name.
-pub const MODELS: [(&str, SynthModel); 9] = [
+pub const MODELS: [(&str, SynthModel); 12] = [
     ("dit-xl-2-256", SynthModel::Dit(32)),
     ("dit-xl-2-512", SynthModel::Dit(64)),
     ("sd15", SynthModel::Directory(known::sd1)),
@@ -49,6 +53,9 @@ pub const MODELS: [(&str, SynthModel); 9] = [
     ("ldm4", SynthModel::File(known::ldm4)),
     ("church", SynthModel::File(known::church)),
     ("cin256", SynthModel::File(known::cin256_v2)),
+    ("pixart-alpha-512", SynthModel::Directory(known::pixart_alpha_512_directory)),
+    ("pixart-sigma-1024", SynthModel::Directory(known::pixart_sigma_1024_directory)),
+    ("t5-xxl", SynthModel::T5Xxl),
 ];
 
 impl SynthModel {
@@ -62,6 +69,7 @@ impl SynthModel {
             SynthModel::Dit(size) => Architecture::dit_xl_2(size).write(output, seed),
             SynthModel::Directory(published) => published::write_directory(&published(), output, seed),
             SynthModel::File(published) => published::write_file(&published(), output, seed),
+            SynthModel::T5Xxl => t5::write(&t5::xxl(), output, seed),
         }
     }
 }
@@ -84,6 +92,23 @@ fn normal(name: &str, seed: u64, count: usize) -> Vec<f32> {
         }
     });
     out
+}
+
+/// Adds to `last`, the weight of a layer from `d` features to patches of `p` by `p` pixels of some channels, what undoes
+/// `first`, `(d, c, p, p)`, that made features of patches of `c` channels; `spread` is that of a token before the last norm.
+///
+/// `first` has `W^T W = d / (c p p)`, nearly, since its columns are random, so this is its inverse from the left.
+fn undo_patches(last: &mut [f32], first: &[f32], [d, c, p]: [usize; 3], spread: f32) {
+    let inputs = c * p * p;
+    let scale = spread * (inputs as f32).sqrt() / d as f32;
+    let per_pixel = last.len() / d / (p * p);
+    for (row, to) in last.chunks_exact_mut(d).enumerate() {
+        let (pixel, channel) = (row / per_pixel, row % per_pixel);
+        if channel < c {
+            let column = first[channel * p * p + pixel..].iter().step_by(inputs);
+            to.iter_mut().zip(column).for_each(|(v, w)| *v += scale * w);
+        }
+    }
 }
 
 fn object(value: Value) -> Object {

@@ -1,6 +1,6 @@
 //! Published models, as [`known`](crate::source::layout::known) lists them.
 
-use super::{SILU_ENERGY, normal, tokenizer, write_json};
+use super::{SILU_ENERGY, normal, t5, tokenizer, undo_patches, write_json};
 use crate::error::Result;
 use crate::source::layout::{Entry, Member, Published};
 use crate::source::view::Part;
@@ -12,6 +12,8 @@ use std::path::Path;
 
 /// Spread of a UNet's features before its last norm, about; its inverse is what that norm multiplies by.
 const FEATURE_SPREAD: f32 = 1.0;
+/// Spread of a transformer's tokens before its last norm, about.
+const TOKEN_SPREAD: f32 = 1.6;
 /// Spread of `conv_in`'s outer taps relative to the middle one: what comes from a pixel's neighbours is noise to who wants
 /// the pixel back.
 const OUTER_TAPS: f32 = 0.25;
@@ -33,8 +35,12 @@ pub(super) fn write_directory(published: &Published, dir: &Path, seed: u64) -> R
         let drawn = Drawn::new(member, seed);
         weights::write(&file, &tensors, Float::F16, &mut |i| Ok(drawn.values(&tensors[i].0, &tensors[i].1)))?;
     }
+    if published.class.starts_with("PixArt") {
+        // Its text encoder is thrice as large as all the rest and the same for all, so only what it is is written.
+        t5::write_configuration(&t5::xxl(), at)?;
+    }
     for name in ["tokenizer", "tokenizer_2"] {
-        if published.index.get(name).is_some_and(|v| !v[0].is_null()) {
+        if published.index.get(name).is_some_and(|v| v[1] == "CLIPTokenizer") {
             tokenizer::write(&at.join(name), name)?;
         }
     }
@@ -138,10 +144,24 @@ impl<'a> Drawn<'a> {
             (key, Some([_, attention])) if key.starts_with(&attention[..]) && is_output(&key[attention.len()..]) => {
                 scaled(x, 0.3 * unit)
             }
+            ("proj_out.weight", None) => self.undo_patches(scaled(x, 0.3 * unit), dims),
+            // Modulations, and what is added without a gate: moderate, so that no block drowns what went before.
+            ("adaln_single.linear.weight", _) => scaled(x, 0.5 * unit),
+            (key, _) if key.ends_with("attn2.to_out.0.weight") => scaled(x, 0.3 * unit),
             (key, _) if key.ends_with("time_emb_proj.weight") => scaled(x, 0.3 * after_silu),
             (key, _) if key.ends_with(".conv1.weight") || key.ends_with(".conv2.weight") => scaled(x, after_silu),
             _ => scaled(x, unit),
         }
+    }
+
+    /// Adds to the weight of the last layer of a transformer over patches what undoes its first, which is drawn with spread
+    /// 1 over the root of its inputs.
+    fn undo_patches(&self, mut x: Vec<f32>, dims: &[usize]) -> Vec<f32> {
+        let first = self.member.entries.iter().find(|e| e.key == "pos_embed.proj.weight");
+        let Some((first, &[d, c, p, _])) = first.map(|e| (e, &e.dims[..])) else { return x };
+        debug_assert_eq!(dims[1], d);
+        undo_patches(&mut x, &self.draw(&first.key, d * c * p * p), [d, c, p], TOKEN_SPREAD);
+        x
     }
 
     /// Adds to the weight of `conv_out` the transpose of `conv_in`'s middle tap. The columns of a random matrix are

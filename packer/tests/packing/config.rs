@@ -3,8 +3,10 @@
 use aquatint::raw::codec::Bits;
 use packer::{
     config::{Activations, ConfigError, LayerSpec, QConfig, Weights},
+    lower::pixart,
     quantize::Method,
     source::pickle,
+    weight,
 };
 use std::path::{Path, PathBuf};
 
@@ -311,6 +313,45 @@ fn duplicates_follow_their_canonical_layer() {
     assert!(
         first(r#"{"default": "f16", "transformer_blocks.3.norm.linear_1": "mse-3"}"#).unwrap_err().contains("no layer")
     );
+}
+
+/// What Qua2SeDiMo quantizes of PixArt, by the names of its configurations: every layer of the denoiser, and each has one name.
+#[test]
+fn qua2sedimos_names_are_those_of_pixarts_layers() {
+    let config = serde_json::json!({"caption_channels": 4096, "sample_size": 64});
+    let config = pixart::Config::read("PixArtTransformer2DModel", config.as_object().unwrap(), &|_| false).unwrap();
+    let mut weights = weight::Weights::new();
+    pixart::lower(&config, &mut weights);
+    let layers: Vec<String> = weights.iter().filter(|w| w.quantizable()).map(|w| w.layer()).collect();
+    let mut names: Vec<String> = [
+        "pos_embed.proj",
+        "adaln_single.emb.timestep_embedder.linear_1",
+        "adaln_single.emb.timestep_embedder.linear_2",
+        "adaln_single.linear",
+        "caption_projection.linear_1",
+        "caption_projection.linear_2",
+        "proj_out",
+    ]
+    .map(String::from)
+    .to_vec();
+    for block in 0..28 {
+        let attention = |n| ["to_q", "to_k", "to_v", "to_out.0"].map(|name| format!("attn{n}.{name}"));
+        let mlp = ["ff.net.0.proj", "ff.net.2"].map(String::from);
+        let all = attention(1).into_iter().chain(attention(2)).chain(mlp);
+        names.extend(all.map(|name| format!("transformer_blocks.{block}.{name}")));
+    }
+    assert_eq!((layers.len(), names.len()), (287, 287));
+    let methods = ["mse-4", "mse-3", "kmeans-4", "kmeans-3", "kmeans_all-4", "kmeans_all-3"];
+    let entry = |(i, name): (usize, &String)| (format!("model.{name}.weight_quantizer"), methods[i % 6].into());
+    let entries: serde_json::Map<String, serde_json::Value> = names.iter().enumerate().map(entry).collect();
+    let config = parse("pixart.json", serde_json::to_vec(&entries).unwrap()).unwrap();
+    let layers: Vec<&str> = layers.iter().map(String::as_str).collect();
+    for (layer, choice) in layers.iter().zip(config.resolve(&layers, &[]).unwrap()) {
+        let key = format!("model.{layer}.weight_quantizer");
+        assert_eq!(choice.by.to_string(), format!("`{key}`"));
+        let (method, bits) = entries[&key].as_str().unwrap().rsplit_once('-').unwrap();
+        assert_eq!(choice.spec.to_string(), format!("w{bits}a16:{method}"));
+    }
 }
 
 #[test]

@@ -101,6 +101,59 @@ fn transformers_hold_what_diffusers_has_of_them() {
     assert!(message.ends_with("an autoencoder in the file, or another model's by --vae MODEL, got none"), "{message}");
 }
 
+/// PixArt's files, with and without the layers that read sizes.
+#[test]
+fn transformers_of_captions_hold_what_diffusers_has_of_them() {
+    let vae = fixture("pixart/alpha/vae");
+    for (name, sizes) in [("pixart", false), ("pixart_sizes", true)] {
+        let path = fixture(&format!("transformers/{name}.pth"));
+        let text = vec![fixture("pixart/alpha")];
+        let donors = Donors { autoencoder: Some(vae.clone()), text, ..Donors::default() };
+        let model = Model::open_with(&path, &donors, &Overrules::default()).unwrap();
+        assert_eq!(model.class, "PixArtAlphaPipeline");
+        let transformer = model.component("transformer");
+        assert_eq!(values(&transformer.weights), expected_transformers()["files"][name]);
+        let config = &transformer.config;
+        let numbers = ["num_attention_heads", "attention_head_dim", "num_layers", "sample_size", "caption_channels"];
+        assert_eq!(numbers.map(|field| config[field].as_u64().unwrap()), [1, 72, 2, 8, 20]);
+        assert_eq!(
+            (&config["interpolation_scale"], &config["use_additional_conditions"]),
+            (&json!(0.125), &json!(sizes))
+        );
+        let pipeline = lower(&model).unwrap().pipeline;
+        assert_eq!((pipeline.steps, pipeline.guidance_scale, pipeline.guided_channels), (20, 4.5, None));
+        assert_eq!(pipeline.text.unwrap().denoiser.sizes.len(), if sizes { 3 } else { 0 });
+
+        let lacks = |donors| Model::open_with(&path, &donors, &Overrules::default()).err().unwrap().to_string();
+        let message = lacks(Donors::default());
+        assert!(
+            message.ends_with("an autoencoder in the file, or another model's by --vae MODEL, got none"),
+            "{message}"
+        );
+        let message = lacks(Donors { autoencoder: Some(vae.clone()), ..Donors::default() });
+        assert!(
+            message.contains("a text encoder in the file, or another model's by --text-encoder MODEL"),
+            "{message}"
+        );
+    }
+}
+
+/// The variant whose later blocks attend to fewer keys, by names as its authors' code makes them.
+#[test]
+fn compressed_keys_are_refused_by_name() {
+    let mut names = Names::of(&known::pixart_sigma_1024());
+    for (name, dims) in [("sr.weight", vec![1152, 1, 2, 2]), ("sr.bias", vec![1152]), ("norm.weight", vec![1152])] {
+        names.0.insert(format!("blocks.14.attn.{name}"), dims);
+    }
+    let elsewhere = Elsewhere { autoencoder: true, text: true };
+    let message = recognise_without(&names, elsewhere).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "some.ckpt: blocks.14.attn.sr.weight (transformer): expected a PixArt whose blocks attend to all tokens: key and value \
+         compression is not supported, got such a layer"
+    );
+}
+
 /// Everything that the configurations say alike, and what only one of them says.
 fn same_config(what: &str, ours: &Object, network: &Value, defaults: &Value) {
     let (theirs, theirs_class) = (network["config"].as_object().unwrap(), network["class"].as_str().unwrap());
@@ -240,6 +293,10 @@ fn the_authors_code_makes_these_tensors() {
         (known::sd1(), vae, 248, 0xaa395cd9233df631),
         (known::ldm4(), vae, 204, 0xd9e42792a4ac9380),
         (known::cin256_f8(), vae, 298, 0x903ee20efc183eac),
+        // Without the table of positions.
+        (known::pixart_alpha_512(), "", 436, 0x3ebd60c3a15a7835),
+        (known::pixart_alpha_1024(), "", 444, 0x3317d5272a58063f),
+        (known::pixart_sigma_1024(), "", 436, 0x416b7312deb57206),
     ] {
         let file = published.file();
         let own = file.iter().filter_map(|(name, dims)| Some((name.strip_prefix(prefix)?, &dims[..])));
@@ -257,6 +314,9 @@ fn the_authors_code_makes_these_tensors() {
         (member(known::sd1(), "vae"), 248, 0xc150854edf694d48),
         (member(known::sdxl(), "unet"), 1680, 0x07304cf5ef9ef542),
         (member(known::sdxl(), "text_encoder_2"), 517, 0x4b8328c03c5966a4),
+        (member(known::pixart_alpha_512_directory(), "transformer"), 603, 0x0ea90eb8035c6066),
+        (member(known::pixart_sigma_1024_directory(), "transformer"), 603, 0x0ea90eb8035c6066),
+        (member(known::pixart_sigma_1024_directory(), "vae"), 248, 0xc150854edf694d48),
     ] {
         assert_eq!(canonical(&entries), json!([count, format!("{hash:016x}")]));
     }
@@ -274,8 +334,9 @@ fn structures_are_read_back_from_shapes() {
         if label.contains("churches") {
             names.0.insert("scale_factor".into(), vec![]);
         }
-        // Transformers never bring an autoencoder along.
-        let elsewhere = Elsewhere { autoencoder: published.members[0].name == "transformer", text: false };
+        // Transformers never bring an autoencoder along, nor a text encoder.
+        let transformer = published.members[0].name == "transformer";
+        let elsewhere = Elsewhere { autoencoder: transformer, text: transformer };
         let mut read = recognise_without(&names, elsewhere).unwrap_or_else(|e| panic!("{label}: {e}"));
         if label.contains("churches") {
             // The factor is in f32 there.
@@ -511,7 +572,11 @@ fn made_up_files_open_as_what_they_were_made_after() {
     SynthModel::File(|| published("church")).write(&again, 3).unwrap();
     assert!(std::fs::read(&again).unwrap() == std::fs::read(scratch.path("church")).unwrap(), "same seed, same bytes");
     let all: Vec<_> = MODELS.iter().map(|(name, _)| *name).collect();
-    assert!(["sd15", "sdxl", "sdxl-refiner", "ldm4", "church", "cifar"].iter().all(|name| all.contains(name)));
+    assert!(
+        ["sd15", "sdxl", "sdxl-refiner", "ldm4", "church", "cifar", "pixart-alpha-512", "t5-xxl"]
+            .iter()
+            .all(|name| all.contains(name))
+    );
 }
 
 /// What was read lowers as a diffusers directory would: the builders find every tensor, in their shapes, and no other.

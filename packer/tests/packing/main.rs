@@ -20,6 +20,7 @@ mod multiquantizer;
 mod pack;
 mod phases;
 mod pickles;
+mod pixart;
 mod prune;
 mod quantizers;
 mod ranges;

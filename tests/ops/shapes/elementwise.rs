@@ -78,7 +78,7 @@ fn biases_by_distance_are_of_tokens() {
     );
     refuse(&[bias(TABLE, CODEBOOK, 4, 9)], "x: expected (n, t) tokens or (n, t, d) features, got ([3, 9], Float)");
     refuse(&[bias(LABELS, CODEBOOK, 4, 9)], "x: expected (n, t) tokens or (n, t, d) features, got ([3], Index)");
-    let tokens = Op::Parameter(Parameter { tensor: CUBE, flat: false });
+    let tokens = Op::Parameter(Parameter { tensor: CUBE, ..Parameter::default() });
     accept(&[tokens, bias(LAST, CODEBOOK, 4, 9)], &[8, 2, 2], Kind::Float);
     refuse(&[tokens, bias(LAST, CODEBOOK, 8, 9)], "table: expected f16 or f32 [8 buckets, heads], got [4, 8]");
     refuse(&[tokens, bias(LAST, W, 5, 9)], "buckets: expected a multiple of 4 up to 64, got 5");
@@ -148,11 +148,11 @@ fn resample_doubles_or_halves_the_pixels() {
 
 #[test]
 fn a_parameter_has_the_axes_of_its_tensor() {
-    let parameter = |tensor| Op::Parameter(Parameter { tensor, flat: false });
+    let parameter = |tensor| Op::Parameter(Parameter { tensor, ..Parameter::default() });
     for (tensor, dims) in [(V8, &[8][..]), (W, &[5, 8]), (CUBE, &[2, 2, 2]), (CONV, &[5, 3, 3, 8])] {
         accept(&[parameter(tensor)], dims, Kind::Float);
     }
-    let flat = |tensor| Op::Parameter(Parameter { tensor, flat: true });
+    let flat = |tensor| Op::Parameter(Parameter { tensor, flat: true, ..Parameter::default() });
     for (tensor, elements) in [(V8, 8), (W, 40), (CUBE, 8), (CONV, 360)] {
         accept(&[flat(tensor)], &[1, elements], Kind::Float);
     }
@@ -162,6 +162,12 @@ fn a_parameter_has_the_axes_of_its_tensor() {
     refuse(&[flat(W), sum], "residual: expected rows dividing those of [2, 6, 10, 8], got [1, 40]");
     refuse(&[flat(W_I8)], "tensor: expected f16 or f32, 1 to 4 axes, got [5, 8]");
     refuse_size(&[flat(MANY_CONV)], "[1, 154618822656]");
+    // Only the first of its rows.
+    let first = |tensor, rows, flat| Op::Parameter(Parameter { tensor, rows, flat });
+    accept(&[first(W, 3, false)], &[3, 8], Kind::Float);
+    accept(&[first(W, 3, true)], &[1, 24], Kind::Float);
+    accept(&[first(W, 5, false)], &[5, 8], Kind::Float);
+    refuse(&[first(W, 6, false)], "rows: expected at most the 5 that the tensor has, got 6");
     refuse(&[parameter(W_I8)], "tensor: expected f16 or f32, 1 to 4 axes, got [5, 8]");
     refuse(&[parameter(NO_TENSOR)], "tensor: expected a tensor below 18, got 99");
     refuse_size(&[parameter(MANY_CONV)], "[2147483648, 3, 3, 8]");

@@ -226,7 +226,7 @@ fn attention_takes_biases_of_all_scores_and_lengths_of_all_keys() {
     );
     refuse(&[masked(SAMPLE, SAMPLE, Some(LABELS), None)], "bias: expected float elements, got Index");
     // Two samples of two tokens, which are as many as heads.
-    let cube = Op::Parameter(Parameter { tensor: CUBE, flat: false });
+    let cube = Op::Parameter(Parameter { tensor: CUBE, ..Parameter::default() });
     accept(&[cube, masked(LAST, LAST, Some(LAST), None)], &[2, 2, 2], Kind::Float);
 }
 

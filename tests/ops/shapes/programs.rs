@@ -184,7 +184,7 @@ fn files_of_bytes_are_no_weights() {
     refuse("bias", norm(None, Some(BYTES)));
     refuse("table", Op::Embedding(Embedding { index: LABELS, table: BYTES }));
     refuse("table", Op::VectorQuantize(VectorQuantize { x: TABLE, table: BYTES }));
-    refuse("tensor", Op::Parameter(Parameter { tensor: BYTES, flat: false }));
+    refuse("tensor", Op::Parameter(Parameter { tensor: BYTES, ..Parameter::default() }));
     let range = QuantizeRange::curve(BYTES, CurveAxis::Timestep);
     refuse("curve", quantize(TABLE, spec(8, QuantizeGrain::Row, range)));
 }

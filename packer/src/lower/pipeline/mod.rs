@@ -2,6 +2,7 @@
 
 mod dit;
 mod latent;
+mod pixart;
 mod pixel;
 mod stable_diffusion;
 
@@ -22,6 +23,7 @@ pub fn lower(model: &Model) -> Result<Lowered> {
         "DDPMPipeline" | "DDIMPipeline" => pixel::lower(model),
         "LDMPipeline" => latent::lower_unconditional(model),
         "LDMClassToImagePipeline" => latent::lower_class_conditional(model),
+        "PixArtAlphaPipeline" | "PixArtSigmaPipeline" => pixart::lower(model),
         _ => stable_diffusion::lower(model),
     }
 }

@@ -24,6 +24,8 @@ pub fn autoencoder(tensors: &dyn Tensors, class: &str) -> Result<Option<Member>>
     let Some(prefix) = AUTOENCODERS.iter().find(has) else { return Ok(None) };
     let (sample_size, published) = match class {
         class if class.contains("XL") => (1024, 0.13025),
+        "PixArtSigmaPipeline" => (1024, 0.13025),
+        "PixArtAlphaPipeline" => (512, 0.18215),
         class if class.contains("StableDiffusion") => (512, 0.18215),
         "DiTPipeline" => (256, 0.18215),
         _ => (256, 1.0),

@@ -3,6 +3,7 @@
 use super::autoencoder::Autoencoder;
 use super::dit::Dit;
 use super::pipeline::{self, Published};
+use super::pixart::Pixart;
 use super::scheduler::Betas;
 use super::text::TextEncoder;
 use super::unet::{Added, Attention, Conventions, Heads, Unet};
@@ -13,7 +14,7 @@ use std::collections::BTreeSet;
 pub type Describe = fn() -> Published;
 
 /// What people call them, and what they are.
-pub const ALL: [(&str, Describe); 9] = [
+pub const ALL: [(&str, Describe); 12] = [
     ("DDIM CIFAR-10", ddim_cifar10),
     ("LDM-4 (bedrooms, faces)", ldm4),
     ("LDM-8 (churches)", church),
@@ -23,6 +24,9 @@ pub const ALL: [(&str, Describe); 9] = [
     ("SDXL base", sdxl),
     ("SDXL refiner", sdxl_refiner),
     ("DiT", dit_xl_2),
+    ("PixArt-alpha 512", pixart_alpha_512),
+    ("PixArt-alpha 1024", pixart_alpha_1024),
+    ("PixArt-Sigma 1024", pixart_sigma_1024),
 ];
 
 /// Song et al. 2021 on CIFAR-10.
@@ -137,6 +141,45 @@ pub fn dit_xl_2() -> Published {
         classes: 1000,
         sample_size: 32,
     })
+}
+
+/// PixArt-alpha of Chen et al. 2023 for 512 pixels.
+pub fn pixart_alpha_512() -> Published {
+    pipeline::text_transformer(&pixart())
+}
+
+/// The same for images of about 1024 pixels of any proportion, which reads their size.
+pub fn pixart_alpha_1024() -> Published {
+    pipeline::text_transformer(&Pixart { sample_size: 128, sizes: true, ..pixart() })
+}
+
+/// PixArt-Sigma of Chen et al. 2024 for 1024 pixels.
+pub fn pixart_sigma_1024() -> Published {
+    pipeline::text_transformer(&Pixart { sample_size: 128, tokens: 300, ..pixart() })
+}
+
+/// PixArt-alpha for 512 pixels as diffusers has it, with its autoencoder and without a text encoder.
+pub fn pixart_alpha_512_directory() -> Published {
+    pixart_alpha_512().in_directory(&kl_f8())
+}
+
+/// PixArt-Sigma for 1024 pixels as diffusers has it, with its autoencoder and without a text encoder.
+pub fn pixart_sigma_1024_directory() -> Published {
+    pixart_sigma_1024().in_directory(&vae_xl())
+}
+
+fn pixart() -> Pixart {
+    Pixart {
+        in_channels: 4,
+        out_channels: 8,
+        features: 1152,
+        layers: 28,
+        patch: 2,
+        caption_features: 4096,
+        tokens: 120,
+        sample_size: 64,
+        sizes: false,
+    }
 }
 
 /// What most UNets of latent diffusion have in common.

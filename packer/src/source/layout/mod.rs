@@ -20,6 +20,7 @@ pub mod known;
 mod list;
 mod openclip;
 mod pipeline;
+mod pixart;
 mod scheduler;
 mod taming;
 mod text;
@@ -31,6 +32,7 @@ pub use donor::{autoencoder, text_encoders};
 pub use elsewhere::Elsewhere;
 pub use list::List;
 pub use pipeline::{GUIDED_CHANNELS, Member, Published, STEPS, recognise, recognise_without};
+pub use pixart::{NULL_CAPTION, Pixart};
 pub use text::TextEncoder;
 pub use unet::{Added, Attention, Conventions, Heads, Unet};
 

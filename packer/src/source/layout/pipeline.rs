@@ -5,6 +5,7 @@ use super::dit::{self, Dit};
 use super::elsewhere::{AUTOENCODER, ENCODER, Elsewhere, own};
 use super::ignored::{ignored, quantizes};
 use super::known::unknown;
+use super::pixart::{self, NULL_CAPTION, Pixart};
 use super::scheduler::{self, Betas};
 use super::text::TextEncoder;
 use super::unet::{Attention, Heads, Unet};
@@ -106,6 +107,19 @@ impl Published {
         }
     }
 
+    /// A PixArt as diffusers has it: with this autoencoder, a text encoder that is not described here, and without the caption
+    /// for none.
+    pub(super) fn in_directory(mut self, vae: &Autoencoder) -> Self {
+        for member in &mut self.members {
+            member.entries.retain(|entry| entry.key != NULL_CAPTION);
+        }
+        let vae = first_stage(vae);
+        self.index.insert(vae.name.into(), json!([vae.library, vae.class]));
+        self.members.push(vae);
+        self.with("text_encoder", json!(["transformers", "T5EncoderModel"]))
+            .with("tokenizer", json!(["transformers", "T5Tokenizer"]))
+    }
+
     /// Names and shapes of all tensors of the file, each once.
     pub fn file(&self) -> Vec<(String, Vec<usize>)> {
         let mut seen = BTreeSet::new();
@@ -186,6 +200,18 @@ pub(super) fn class_transformer(dit: &Dit) -> Published {
         .with(STEPS, json!(250))
 }
 
+/// PixArt, whose text encoder and autoencoder are never in the same file. The caption for none is learned.
+pub(super) fn text_transformer(pixart: &Pixart) -> Published {
+    let (config, entries) = (pixart.config(), pixart.entries());
+    let member =
+        Member { name: "transformer", library: "diffusers", class: "PixArtTransformer2DModel", config, entries };
+    let (label, class) = match pixart.is_sigma() {
+        true => ("PixArt-Sigma", "PixArtSigmaPipeline"),
+        false => ("PixArt-alpha", "PixArtAlphaPipeline"),
+    };
+    Published::new(label, class, scheduler::dpm_solver(), vec![member]).with(STEPS, json!(20))
+}
+
 /// Stable Diffusion 1.x; its text encoder comes with what its names begin with.
 pub(super) fn stable_diffusion(
     unet: &Unet,
@@ -260,6 +286,10 @@ pub fn recognise_without(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<
     } else if any("x_embedder.proj.") && any("blocks.0.adaLN_modulation.1.") {
         own(tensors, elsewhere.autoencoder, AUTOENCODER, || Ok(()))?;
         class_transformer(&dit::read(Network { tensors, prefix: "", component: "transformer" })?)
+    } else if any("x_embedder.proj.") && any("blocks.0.cross_attn.") && !any("blocks.0.attn_temp.") {
+        own(tensors, elsewhere.autoencoder, AUTOENCODER, || Ok(()))?;
+        own(tensors, elsewhere.text, ENCODER, || Ok(()))?;
+        text_transformer(&pixart::read(Network { tensors, prefix: "", component: "transformer" })?)
     } else if let Some(prefix) = ["", "module."].into_iter().find(|p| any(&format!("{p}temb.dense.0."))) {
         // The second is what training on several devices leaves.
         ddim(&taming::read_unet(Network { tensors, prefix, component: "unet" })?, prefix)

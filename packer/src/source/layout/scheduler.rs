@@ -95,6 +95,20 @@ pub(super) fn iddpm() -> Object {
     betas.scheduler("DDPMScheduler", json!({"timestep_spacing": "linspace", "variance_type": "learned_range"}))
 }
 
+/// The sampler of PixArt's pipelines (Lu et al., arXiv 2211.01095), over timesteps that include both ends.
+pub(super) fn dpm_solver() -> Object {
+    let betas = Betas { schedule: "linear", start: 1e-4, end: 0.02, count: 1000, table: None };
+    let fields = json!({
+        "algorithm_type": "dpmsolver++",
+        "final_sigmas_type": "zero",
+        "lower_order_final": true,
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "timestep_spacing": "linspace",
+    });
+    betas.scheduler("DPMSolverMultistepScheduler", fields)
+}
+
 /// The sampler of latent diffusion: timesteps begin at 1, and the last step goes to the first of them.
 pub(super) fn ddim_latents(betas: Betas) -> Object {
     betas.scheduler(

@@ -1,0 +1,105 @@
+//! `PixArtAlphaPipeline` and `PixArtSigmaPipeline`: a transformer on latents that reads a caption as T5 tells it.
+
+use super::{fits, meta};
+use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, pixart, t5, vae};
+use crate::source::diffusers::Model;
+use crate::source::layout::{NULL_CAPTION, STEPS};
+use crate::source::tokenizer::TokenizerFile;
+use crate::weight::Weights;
+use aquatint::error::{Error, Result};
+use aquatint::raw::format::meta::{Conditioning, PipelineMeta, SizeKind, TextEncoderMeta, TextLength, TextMeta};
+use aquatint::raw::program::{Program, Role};
+use aquatint::raw::text::Family;
+use serde_json::Value;
+
+/// Most tokens of a caption in the first version, alpha, and in the second, Sigma: those that they were trained on.
+const TOKENS: [u32; 2] = [120, 300];
+/// The token of T5 that ends a text, and the one that fills it up, for files that do not make tokens of texts.
+const END: u32 = 1;
+const PAD: u32 = 0;
+/// What a transformer reads of an image's size, where it does.
+const SIZES: [SizeKind; pixart::SIZE_NUMBERS as usize] =
+    [SizeKind::TargetHeight, SizeKind::TargetWidth, SizeKind::AspectRatio];
+
+pub(super) fn lower(model: &Model) -> Result<Lowered> {
+    let (transformer, decoder) = (model.component(DENOISER), model.component(VAE));
+    let config = pixart::Config::read(&transformer.class, &transformer.config, &|key| transformer.weights.has(key))?;
+    let vae_config = vae::Config::read(VAE, &decoder.class, &decoder.config)?;
+    fits(decoder, "latent_channels", vae_config.latent_channels, DENOISER, config.in_channels)?;
+    let mut weights = Weights::new();
+    let denoiser = pixart::lower(&config, &mut weights);
+    let Captions { meta: captions, program, tokenizer } = captions(model, config.caption_features, &mut weights)?;
+    let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
+    let sizes = if config.sizes { SIZES.to_vec() } else { Vec::new() };
+    let pipeline = PipelineMeta {
+        // The defaults of both pipelines' __call__.
+        guidance_scale: 4.5,
+        steps: model.index.get(STEPS).and_then(Value::as_u64).map_or(20, |n| n as u32),
+        latent_multiple: config.patch,
+        text: Some(TextMeta {
+            zero_negative: false,
+            denoiser: Conditioning { context: vec![0], pooled: None, sizes },
+            encoders: vec![captions],
+        }),
+        ..meta(model, config.in_channels, [config.sample_size; 2], vae_config.pixels_per_latent())?
+    };
+    // Old versions saved tables that nothing reads. Nothing encodes images here.
+    let mut unused = vec![
+        format!("{DENOISER}/pos_embed.pos_embed"),
+        format!("{DENOISER}/{NULL_CAPTION}"),
+        format!("{VAE}/encoder."),
+        format!("{VAE}/quant_conv."),
+    ];
+    if model.without_text {
+        unused.push(format!("{}/", TEXT_ENCODERS[0].0));
+    }
+    let programs = [denoiser].into_iter().chain(program).chain([image]).collect();
+    Ok(Lowered { programs, weights, files: tokenizer.into_iter().collect(), pipeline, unused })
+}
+
+/// What makes features of captions.
+struct Captions {
+    meta: TextEncoderMeta,
+    /// None if texts are encoded elsewhere.
+    program: Option<Program>,
+    /// Name and contents of the tokenizer's file.
+    tokenizer: Option<(String, Vec<u8>)>,
+}
+
+/// T5, which reads captions at their own length: the authors fill them up and leave out again what does not count.
+fn captions(model: &Model, features: u32, weights: &mut Weights) -> Result<Captions> {
+    let [(folder, tokenizer), _] = TEXT_ENCODERS;
+    let encoder = model.component(folder);
+    let config = t5::Config::read(folder, &encoder.class, &encoder.config)?;
+    if config.features != features {
+        let expected = format!("{features}, the {DENOISER}'s caption_channels");
+        return Err(Error::request(format!("{folder}/config.json: d_model"), expected, config.features));
+    }
+    let most = TOKENS[usize::from(model.class == "PixArtSigmaPipeline")];
+    let meta = TextEncoderMeta {
+        tokenizer: String::new(),
+        tokens: most,
+        length: TextLength::Own,
+        // As diffusers' pipelines do.
+        lower_case: true,
+        begin: None,
+        end: END,
+        pad: PAD,
+        features,
+        pooled: 0,
+    };
+    if model.without_text {
+        return Ok(Captions { meta, program: None, tokenizer: None });
+    }
+    let file = model.tokenizer(tokenizer, Family::SentencePiece)?.into_owned();
+    if file.vocabulary > config.vocabulary {
+        let expected = format!("{} tokens, the {folder}'s vocab_size", config.vocabulary);
+        return Err(Error::request(tokenizer, expected, file.vocabulary));
+    }
+    let name = format!("{tokenizer}/tokenizer.json");
+    let TokenizerFile { begin, end, pad, tokens, json, .. } = file;
+    let meta = TextEncoderMeta { tokenizer: name.clone(), tokens: most.min(tokens), begin, end, pad, ..meta };
+    let (has, same) = (|key: &str| encoder.weights.has(key), |a: &str, b: &str| encoder.weights.same(a, b));
+    let program = t5::lower(&config, t5::Length::Own, Role::TextEncoder, &has, &same, weights)?;
+    Ok(Captions { meta, program: Some(program), tokenizer: Some((name, json)) })
+}
