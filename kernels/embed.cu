@@ -97,10 +97,12 @@ struct PositionEmbeddingArgs {
     Floats y; // (height * width, cols)
     u32 height;
     u32 width;
-    u32 base;
+    u32 first[2]; // positions of the first column and of the first row
+    u32 span[2];  // what the positions of columns, and of rows, span
     float interpolation;
+    u32 pad;
 };
-static_assert(sizeof(PositionEmbeddingArgs) == 56, "PositionEmbeddingArgs");
+static_assert(sizeof(PositionEmbeddingArgs) == 72, "PositionEmbeddingArgs");
 
 // Sinusoids of grid positions: first half of the features columns, second half rows; each sines, then cosines. Grid:
 // elements of y / 128, rounded up.
@@ -113,7 +115,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     bool of_column = feature < 2 * quarter;
     u32 at = of_column ? token % args.width : token / args.width;
     double size = of_column ? args.width : args.height;
-    double position = at / (size / args.base) / args.interpolation;
+    double first = of_column ? args.first[0] : args.first[1], span = of_column ? args.span[0] : args.span[1];
+    double position = (first + at / (size / span)) / args.interpolation;
     const double log_10000 = 9.210340371976184;
     double angle = position * exp(-log_10000 * (feature % quarter) / quarter);
     float v = static_cast<float>(wave(angle, feature / quarter % 2 == 1));

@@ -50,12 +50,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) patch(const __grid_constan
 struct ConcatArgs {
     u64 calls;
     Floats a;
-    Floats b;
+    Floats b; // its rows repeat
     Floats y;
 };
 static_assert(sizeof(ConcatArgs) == 104, "ConcatArgs");
 
-// Columns of a, then of b. Grid: elements / 256, or elements / (256 * 8) if both have multiples of 8 columns; rounded up.
+// Columns of a, then of b, whose rows repeat. Grid: elements / 256, or elements / (256 * 8) if both have multiples of 8 columns;
+// rounded up.
 extern "C" __global__ void __launch_bounds__(THREADS) concat(const __grid_constant__ ConcatArgs args) {
     const u32 cols = args.y.cols, of_a = args.a.cols;
     const u32 step = (of_a | args.b.cols) % RUN == 0 ? RUN : 1;
@@ -65,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) concat(const __grid_consta
     const u32 col = static_cast<u32>(to % cols);
     const bool first = col < of_a;
     const Floats &x = first ? args.a : args.b;
-    const u64 from = first ? row * of_a + col : row * args.b.cols + (col - of_a);
+    const u64 from = first ? row * of_a + col : row % args.b.rows * args.b.cols + (col - of_a);
     const u64 x_at = place(x.at, x.stride, args.calls), y_at = place(args.y.at, args.y.stride, args.calls);
     if (step == RUN) {
         float v[RUN];
@@ -100,4 +101,31 @@ extern "C" __global__ void __launch_bounds__(THREADS) slice(const __grid_constan
     } else {
         store(y, to, args.y.half, load(x, from, args.x.half));
     }
+}
+
+struct PadRowsArgs {
+    u64 calls;
+    Floats x;
+    Floats y;
+    u64 table;   // (at least first + tokens, cols), f16 or f32
+    u64 lengths; // u32 per run of `tokens` rows
+    u32 table_half;
+    u32 tokens;
+    u32 first; // the row of the table for the first of a run
+    u32 pad;
+};
+static_assert(sizeof(PadRowsArgs) == 104, "PadRowsArgs");
+
+// Rows of a table in place of those of x behind the first `lengths` of each run. Not in the step loop. Grid: elements / 256,
+// rounded up.
+extern "C" __global__ void __launch_bounds__(THREADS) pad_rows(const __grid_constant__ PadRowsArgs args) {
+    const u32 cols = args.y.cols;
+    const u64 i = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
+    if (i >= static_cast<u64>(args.y.rows) * cols) return;
+    const u32 row = static_cast<u32>(i / cols), token = row % args.tokens;
+    const bool own = token < global<const u32>(args.lengths)[row / args.tokens];
+    const u64 of_table = static_cast<u64>(args.first + token) * cols + i % cols;
+    const float v = own ? load(place(args.x.at, args.x.stride, args.calls), i, args.x.half)
+                        : load(args.table, of_table, args.table_half);
+    store(place(args.y.at, args.y.stride, args.calls), i, args.y.half, v);
 }

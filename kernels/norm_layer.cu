@@ -16,8 +16,8 @@ struct LayerNormArgs {
     u32 shift;
     float eps;
     u32 quantize;
-    u32 rms; // whether no mean is taken off
-    u32 pad;
+    u32 rms;     // whether no mean is taken off
+    u32 shifted; // whether the modulation is a shift alone
 };
 static_assert(sizeof(LayerNormArgs) == 264, "LayerNormArgs");
 
@@ -46,6 +46,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
         aligned = (modulation.table.cols | args.scale | args.shift) % RUN == 0;
     }
     u64 weight = args.weight, bias = args.bias;
+    bool scaled = !args.shifted;
     auto result = row.map([=](float (&v)[RUN], Columns c) {
         float w[RUN];
 #pragma unroll
@@ -62,8 +63,10 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
         }
         if (table != 0) {
             float shift[RUN];
-            load_columns(table, scale_base, table_half, aligned, c, w);
             load_columns(table, shift_base, table_half, aligned, c, shift);
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) w[k] = 0.0f;
+            if (scaled) load_columns(table, scale_base, table_half, aligned, c, w);
 #pragma unroll
             for (u32 k = 0; k < RUN; k++) v[k] = fmaf(v[k], 1.0f + w[k], shift[k]);
         }

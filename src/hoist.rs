@@ -62,23 +62,23 @@ fn tabulates(op: &Op, rates: &[Rate]) -> bool {
         Op::Linear(op) => table(op.x) && op.gate.is_none(),
         Op::GatedLinear(op) => table(op.x),
         Op::VectorQuantize(op) => table(op.x),
-        Op::LayerNorm(op) => table(op.x) && op.modulation.is_none(),
+        Op::LayerNorm(op) => table(op.x) && op.modulation.is_none() && op.shift.is_none(),
         Op::Quantize(op) => table(op.x) && op.spec.grain == QuantizeGrain::Row,
         Op::Round(op) => table(op.x) && op.spec.grain == QuantizeGrain::Row,
         Op::Pointwise(op) => table(op.x),
-        Op::Slice(op) => table(op.x),
+        Op::Slice(op) => !op.tokens && table(op.x),
         Op::Add(op) => table(op.a),
         Op::Multiply(op) => table(op.a),
         Op::Embedding(op) => table(op.index),
         Op::TimestepEmbedding(op) => table(op.t),
         // What repeats per call would have to be repeated first.
-        Op::Concat(op) => table(op.a) && table(op.b),
+        Op::Concat(op) => !op.tokens && table(op.a) && table(op.b),
         // These look at the axes of a sample, or at several of its rows.
         Op::Conv2d(_) | Op::Attention(_) | Op::GroupNorm(_) | Op::Patchify(_) | Op::Unpatchify(_) | Op::Resample(_) => {
             false
         }
         // These depend on no timestep.
-        Op::PositionEmbedding(_) | Op::Parameter(_) | Op::RelativeBias(_) => false,
+        Op::PositionEmbedding(_) | Op::Parameter(_) | Op::RelativeBias(_) | Op::Rotary(_) | Op::PadRows(_) => false,
     }
 }
 
@@ -120,7 +120,13 @@ mod tests {
             Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 3: step
             Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }),                                // 4: prompt
             Op::Add(Add { a: Value(3), b: Value(4) }),                                                     // 5: step
-            Op::PositionEmbedding(PositionEmbedding { x: Value(0), dim: 8, base: 2, interpolation: 1.0 }), // 6: bind
+            Op::PositionEmbedding(PositionEmbedding {
+                x: Value(0),
+                dim: 8,
+                base: 2,
+                interpolation: 1.0,
+                keep_ratio: false,
+            }), // 6: bind
             linear(0),                                                                                     // 7: loop
             Op::Add(Add { a: Value(7), b: Value(6) }),                                                     // 8: loop
         ]);
@@ -198,11 +204,11 @@ mod tests {
         let p = program(vec![
             Op::TimestepEmbedding(TimestepEmbedding { t: Value(1), dim: 8, cos_first: true, shift: 0.0 }), // 3: step
             Op::Parameter(parameter),                                                                      // 4: bind
-            Op::Concat(Concat { a: Value(3), b: Value(3) }),                                               // 5: step
+            Op::Concat(Concat { a: Value(3), b: Value(3), tokens: false }),                                // 5: step
             Op::Add(Add { a: Value(5), b: Value(4) }),                                                     // 6: step
             Op::Multiply(Multiply { a: Value(6), b: Value(5) }),                                           // 7: step
             Op::Embedding(Embedding { index: Value(2), table: Tensor(0) }),                                // 8: prompt
-            Op::Concat(Concat { a: Value(3), b: Value(8) }), // 9: repeats per call, so the loop
+            Op::Concat(Concat { a: Value(3), b: Value(8), tokens: false }), // 9: repeats per call, so the loop
         ]);
         use Rate::*;
         assert_eq!(rates(&p)[3..], [Step, Bind, Step, Step, Step, Prompt, Loop]);

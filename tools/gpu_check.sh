@@ -39,6 +39,7 @@ conv 60 cases ops::device::conv ops::device::conv_sized ops::device::resample
 attention 60 cases ops::device::attention ops::device::attention_causal ops::device::attention_per_condition
 grids 60 cases ops::device::rounded ops::device::attention_on_grid
 quantize 60 cases ops::device::quantize ops::device::turned ops::device::vector_quantize
+tokens 60 cases ops::device::rotary ops::device::tokens ops::device::layer_norm_parts ops::device::layer_norm_shifted
 norms 60 cases ops::device::layer_norm ops::device::group_norm ops::device::group_norm_modulated
 encoders 60 cases ops::device::attention_masked ops::device::rms_norm ops::device::products ops::device::relative_bias ops::device::wide_stream ops::device::tables_of_modulations
 linear_float 60 cases ops::device::linear_float ops::device::gated_float

@@ -28,6 +28,8 @@ impl<T> OpArgs<T> {
             | OpArgs::Multiply(_)
             | OpArgs::Concat(_)
             | OpArgs::Slice(_)
+            | OpArgs::PadRows { .. }
+            | OpArgs::Rotary(_)
             | OpArgs::Quantize { .. }
             | OpArgs::Round(_)
             | OpArgs::VectorQuantize { .. }
@@ -58,6 +60,8 @@ impl<T> OpArgs<T> {
             OpArgs::Add(a) | OpArgs::Multiply(a) => a.a.bytes() + a.b.bytes() + a.y.bytes(),
             OpArgs::Concat(a) => 2 * a.y.bytes(),
             OpArgs::Slice(a) => 2 * a.y.bytes(),
+            OpArgs::PadRows { args: a, .. } => a.x.bytes() + a.y.bytes(),
+            OpArgs::Rotary(a) => a.x.bytes() + a.table.bytes() + a.y.bytes(),
             OpArgs::Quantize { args: a, .. } => a.x.bytes() + a.y.codes.bytes(),
             OpArgs::Round(a) => a.x.bytes() + a.y.bytes(),
             OpArgs::VectorQuantize { args: a, .. } => a.x.bytes() + a.y.bytes(),

@@ -152,6 +152,10 @@ pub trait Backend: MemoryRules {
     fn concat(&self, arena: &mut Self::Arena, args: &ConcatArgs);
     /// See [`Op::Slice`](crate::program::Op::Slice).
     fn slice(&self, arena: &mut Self::Arena, args: &SliceArgs);
+    /// See [`Op::PadRows`](crate::program::Op::PadRows).
+    fn pad_rows(&self, arena: &mut Self::Arena, args: &PadRowsArgs, table: &Self::Weight<'_>);
+    /// See [`Op::Rotary`](crate::program::Op::Rotary).
+    fn rotary(&self, arena: &mut Self::Arena, args: &RotaryArgs);
     /// See [`Op::Quantize`](crate::program::Op::Quantize).
     fn quantize(&self, arena: &mut Self::Arena, args: &QuantizeArgs, factors: Option<&Self::Weight<'_>>);
     /// See [`Op::Round`](crate::program::Op::Round).

@@ -165,9 +165,13 @@ impl Bench {
             Some(values)
         };
         let sample = random(InputKind::Sample);
-        let [context, pooled, sizes] = [InputKind::Context, InputKind::Pooled, InputKind::Sizes].map(&mut random);
+        let kinds = [InputKind::Context, InputKind::Context2, InputKind::Pooled, InputKind::Sizes];
+        let [context, context_2, pooled, sizes] = kinds.map(&mut random);
         // All tokens count.
         let lengths = random(InputKind::Lengths).map(|lengths| vec![tokens as u32; lengths.len()]);
+        let second = program.inputs.iter().find(|input| input.kind == InputKind::Context2).map(|input| input.dims[1]);
+        let tokens_2 = second.map_or(0, |dim| dims.resolve(dim) as u32);
+        let lengths_2 = random(InputKind::Lengths2).map(|lengths| vec![tokens_2; lengths.len()]);
         let labels = model.classes.map_or([0; 2], |classes| [classes.count as u32 / 2, classes.null]);
         let labels = &labels[..conditions];
         executor.set_prompt(&PromptInputs {
@@ -176,6 +180,8 @@ impl Bench {
             pooled: pooled.as_deref(),
             sizes: sizes.as_deref(),
             lengths: lengths.as_deref(),
+            context_2: context_2.as_deref(),
+            lengths_2: lengths_2.as_deref(),
         })?;
         if let Some(tokens) = random(InputKind::Tokens) {
             executor.set_tokens(&vec![0; tokens.len()])?;

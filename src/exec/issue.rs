@@ -16,6 +16,8 @@ pub(super) fn issue<B: Backend>(backend: &B, arena: &mut B::Arena, op: &OpArgs<B
         OpArgs::Multiply(args) => backend.multiply(arena, args),
         OpArgs::Concat(args) => backend.concat(arena, args),
         OpArgs::Slice(args) => backend.slice(arena, args),
+        OpArgs::PadRows { args, table } => backend.pad_rows(arena, args, table),
+        OpArgs::Rotary(args) => backend.rotary(arena, args),
         OpArgs::Quantize { args, factors } => backend.quantize(arena, args, factors.as_ref()),
         OpArgs::Round(args) => backend.round(arena, args),
         OpArgs::VectorQuantize { args, table } => backend.vector_quantize(arena, args, table),

@@ -18,6 +18,10 @@ pub struct PromptInputs<'a> {
     pub sizes: Option<&'a [f32]>,
     /// How many tokens of each prompt count, `(conditions)`; of a text encoder, of each text, `(n)`.
     pub lengths: Option<&'a [u32]>,
+    /// Features of the tokens of a second context, `(conditions, t, d)`.
+    pub context_2: Option<&'a [f32]>,
+    /// How many of them count, `(conditions)`.
+    pub lengths_2: Option<&'a [u32]>,
 }
 
 impl<B: Backend> Executor<'_, B> {
@@ -31,21 +35,28 @@ impl<B: Backend> Executor<'_, B> {
             (InputKind::Context, prompt.context),
             (InputKind::Pooled, prompt.pooled),
             (InputKind::Sizes, prompt.sizes),
+            (InputKind::Context2, prompt.context_2),
         ];
+        let lengths = [(InputKind::Lengths, prompt.lengths), (InputKind::Lengths2, prompt.lengths_2)];
         let labels_at = self.place(InputKind::ClassLabels, prompt.class_labels.map(<[u32]>::len))?;
         self.check_rows(InputKind::ClassLabels, prompt.class_labels.unwrap_or_default())?;
-        let lengths_at = self.place(InputKind::Lengths, prompt.lengths.map(<[u32]>::len))?;
-        self.check_rows(InputKind::Lengths, prompt.lengths.unwrap_or_default())?;
-        self.check_lengths(prompt.lengths.unwrap_or_default())?;
-        let mut places = [0; 3];
+        let mut lengths_at = [0; 2];
+        for (at, (kind, lengths)) in lengths_at.iter_mut().zip(lengths) {
+            *at = self.place(kind, lengths.map(<[u32]>::len))?;
+            self.check_rows(kind, lengths.unwrap_or_default())?;
+            self.check_lengths(kind, lengths.unwrap_or_default())?;
+        }
+        let mut places = [0; 4];
         for (place, (kind, data)) in places.iter_mut().zip(floats) {
             *place = self.place(kind, data.map(<[f32]>::len))?;
         }
         if let Some(labels) = prompt.class_labels {
             self.backend.write_u32(&mut self.arena, labels_at, labels)?;
         }
-        if let Some(lengths) = prompt.lengths {
-            self.backend.write_u32(&mut self.arena, lengths_at, lengths)?;
+        for (at, (_, lengths)) in lengths_at.into_iter().zip(lengths) {
+            if let Some(lengths) = lengths {
+                self.backend.write_u32(&mut self.arena, at, lengths)?;
+            }
         }
         for (at, (_, data)) in places.into_iter().zip(floats) {
             if let Some(data) = data {
@@ -92,13 +103,17 @@ impl<B: Backend> Executor<'_, B> {
     }
 
     /// Checks that no more tokens count than the program takes, if it takes a text.
-    fn check_lengths(&self, lengths: &[u32]) -> Result<()> {
+    fn check_lengths(&self, kind: InputKind, lengths: &[u32]) -> Result<()> {
         let dims = &self.plan.binding.dims;
-        let mut texts = self.program.inputs.iter().filter(|i| matches!(i.kind, InputKind::Tokens | InputKind::Context));
+        let of = |input: &InputKind| match kind {
+            InputKind::Lengths2 => *input == InputKind::Context2,
+            _ => matches!(input, InputKind::Tokens | InputKind::Context),
+        };
+        let mut texts = self.program.inputs.iter().filter(|input| of(&input.kind));
         let tokens = texts.find_map(|input| input.dims.get(1)).map_or(usize::MAX, |&dim| dims.resolve(dim));
         match lengths.iter().find(|&&n| n as usize > tokens) {
             None => Ok(()),
-            Some(n) => Err(Error::request(InputKind::Lengths.name(), format!("at most {tokens} tokens"), n)),
+            Some(n) => Err(Error::request(kind.name(), format!("at most {tokens} tokens"), n)),
         }
     }
 

@@ -266,6 +266,9 @@ impl TextLength {
 pub struct Conditioning {
     /// Indices of the text encoders whose features are its context, side by side.
     pub context: Vec<u32>,
+    /// Index of the text encoder whose features are its second context, which has tokens of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_2: Option<u32>,
     /// Index of the text encoder whose vector it reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooled: Option<u32>,
@@ -285,6 +288,9 @@ pub enum SizeKind {
     CropLeft,
     TargetHeight,
     TargetWidth,
+    /// Height and width of the pictures that the model was made for, whatever size is asked for.
+    ModelHeight,
+    ModelWidth,
     /// Height over width.
     AspectRatio,
     /// 6 for what is wanted, 2.5 for what is not.

@@ -250,10 +250,12 @@ fn denoiser<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role) -> Result<()> {
 
 /// Proves that features, vectors and numbers of prompts are as wide as the denoiser's inputs for them.
 fn conditioning<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role, program: &Program, types: &[Type]) -> Result<()> {
-    let reads = [InputKind::Context, InputKind::Pooled, InputKind::Sizes].map(|kind| width(program, types, kind));
-    let Some(Conditioning { context, pooled, sizes }) = model.conditioning(role) else {
-        return match (reads, program.input(InputKind::Lengths)) {
-            ([None, None, None], None) => Ok(()),
+    let kinds = [InputKind::Context, InputKind::Pooled, InputKind::Sizes, InputKind::Context2];
+    let reads = kinds.map(|kind| width(program, types, kind));
+    let Some(Conditioning { context, pooled, sizes, context_2 }) = model.conditioning(role) else {
+        let lengths = [InputKind::Lengths, InputKind::Lengths2].map(|kind| program.input(kind));
+        return match (reads, lengths) {
+            ([None, None, None, None], [None, None]) => Ok(()),
             _ => wrong("text", format!("what the {} reads of prompts", role.name()), "none"),
         };
     };
@@ -272,8 +274,10 @@ fn conditioning<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role, program: &Prog
     let features = read.iter().map(|encoder| encoder.features);
     let vector = pooled.map(|i| encoder(i).map(|e| e.pooled)).transpose()?;
     let some = |n: usize| (n > 0).then_some(n);
-    let told = [some(features.sum()), vector, some(sizes.len())];
-    for ((field, told), reads) in ["context", "pooled", "sizes"].into_iter().zip(told).zip(reads) {
+    let second = context_2.map(encoder).transpose()?;
+    second_context(role, program, types, second)?;
+    let told = [some(features.sum()), vector, some(sizes.len()), second.map(|encoder| encoder.features)];
+    for ((field, told), reads) in ["context", "pooled", "sizes", "context_2"].into_iter().zip(told).zip(reads) {
         if told != reads {
             let show = |n: Option<usize>| n.map_or("none".into(), |n| format!("{n} columns"));
             let expected = format!("{}, as the {} reads", show(reads), role.name());
@@ -283,12 +287,38 @@ fn conditioning<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role, program: &Prog
     Ok(())
 }
 
+/// Proves that the second context has as many tokens as its text encoder, which fills texts up and tells how many count.
+fn second_context(role: Role, program: &Program, types: &[Type], encoder: Option<&TextEncoder>) -> Result<()> {
+    let tokens = program.input(InputKind::Context2).map(|value| types[value.0 as usize].rows_per_sample());
+    let told = program.input(InputKind::Lengths2).is_some();
+    let has = encoder.map(|encoder| encoder.tokens);
+    if tokens != has || told != tokens.is_some() {
+        let show = |n: Option<usize>| n.map_or("none".into(), |n| format!("{n} tokens"));
+        let lengths = if told { "" } else { " and no lengths" };
+        return wrong("context_2", format!("{}{lengths}, as the {} reads", show(tokens), role.name()), show(has));
+    }
+    match encoder {
+        Some(encoder) if encoder.length != TextLength::Masked => {
+            wrong("length", "masked in a second context", format!("{:?}", encoder.length))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Proves that features of `encoders` can lie side by side, and that the denoiser is told how many rows count if not all do.
 fn told_lengths(role: Role, program: &Program, text: &TextModel, encoders: &[&TextEncoder]) -> Result<()> {
     let shape = |encoder: &TextEncoder| (encoder.tokens, encoder.length);
     if let Some(other) = encoders.iter().find(|encoder| shape(encoder) != shape(encoders[0])) {
         let expected = format!("{}, {:?}, in every text encoder", encoders[0].tokens, encoders[0].length);
         return wrong("tokens", expected, format!("{}, {:?}", other.tokens, other.length));
+    }
+    let context = program.input(InputKind::Context).map(|value| &program.inputs[value.0 as usize].dims[..]);
+    match (context, encoders.first()) {
+        (Some(&[_, Dim::Fixed(t), _]), Some(first)) if t as usize != first.tokens => {
+            let expected = format!("{t}, as the {} reads", role.name());
+            return wrong("tokens", expected, first.tokens);
+        }
+        _ => {}
     }
     let told = program.input(InputKind::Lengths).is_some();
     if told != text.lengths {

@@ -75,9 +75,21 @@ pub(super) fn tokens(conditions: &[Condition], prompts: &Prompts) -> usize {
     conditions.iter().map(of).max().unwrap_or(1)
 }
 
-/// The number of `kind` beside a prompt for an image of this height and width in pixels.
-fn size_number(kind: SizeKind, [height, width]: [usize; 2], negative: bool) -> f32 {
+/// Heights and widths in pixels.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PixelSizes {
+    /// Of the images that are made.
+    pub images: [usize; 2],
+    /// Of those that the model was made for.
+    pub model: [usize; 2],
+}
+
+/// The number of `kind` beside a prompt.
+fn size_number(kind: SizeKind, sizes: PixelSizes, negative: bool) -> f32 {
+    let [height, width] = sizes.images;
     match (kind, negative) {
+        (SizeKind::ModelHeight, _) => sizes.model[0] as f32,
+        (SizeKind::ModelWidth, _) => sizes.model[1] as f32,
         (SizeKind::OriginalHeight | SizeKind::TargetHeight, _) => height as f32,
         (SizeKind::OriginalWidth | SizeKind::TargetWidth, _) => width as f32,
         (SizeKind::CropTop | SizeKind::CropLeft, _) => 0.0,
@@ -94,12 +106,14 @@ pub(super) struct Inputs {
     classes: Vec<u32>,
     context: Vec<f32>,
     lengths: Vec<u32>,
+    context_2: Vec<f32>,
+    lengths_2: Vec<u32>,
     pooled: Vec<f32>,
     sizes: Vec<f32>,
 }
 
 impl Inputs {
-    /// The inputs for `conditions`, each a row, for images of `size` in pixels; `conditioning` tells what a denoiser
+    /// The inputs for `conditions`, each a row, for images of these `sizes`; `conditioning` tells what a denoiser
     /// that reads prompts wants. Contexts are filled up with zeros to as many tokens as the longest has.
     ///
     /// # Errors
@@ -108,7 +122,7 @@ impl Inputs {
         conditions: &[Condition],
         prompts: &Prompts,
         conditioning: Option<&Conditioning>,
-        size: [usize; 2],
+        sizes: PixelSizes,
     ) -> Result<Self> {
         let mut inputs = Inputs::default();
         let most = tokens(conditions, prompts);
@@ -117,7 +131,7 @@ impl Inputs {
                 (Condition::Class(class), ..) => inputs.classes.push(class),
                 (Condition::Prompt { index, negative }, Prompts::Embeddings(embeddings), Some(conditioning)) => {
                     inputs.push(&embeddings.prompts[index], conditioning, most)?;
-                    inputs.sizes.extend(conditioning.sizes.iter().map(|&kind| size_number(kind, size, negative)));
+                    inputs.sizes.extend(conditioning.sizes.iter().map(|&kind| size_number(kind, sizes, negative)));
                 }
                 _ => {}
             }
@@ -139,11 +153,15 @@ impl Inputs {
                 self.context.extend_from_slice(&part.features[token * features..][..features]);
             }
         }
-        if rows > 0 {
-            let width = (self.context.len() - begin) / rows;
+        if let Some(width) = (self.context.len() - begin).checked_div(rows) {
             self.context.resize(begin + most * width, 0.0);
         }
         self.lengths.extend(parts.first().map(|part| part.length as u32));
+        if let Some(index) = conditioning.context_2 {
+            let second = encoded(index)?;
+            self.context_2.extend_from_slice(&second.features);
+            self.lengths_2.push(second.length as u32);
+        }
         if let Some(index) = conditioning.pooled {
             self.pooled.extend_from_slice(&encoded(index)?.pooled);
         }
@@ -159,6 +177,8 @@ impl Inputs {
             pooled: reads(InputKind::Pooled).then_some(&self.pooled[..]),
             sizes: reads(InputKind::Sizes).then_some(&self.sizes[..]),
             lengths: reads(InputKind::Lengths).then_some(&self.lengths[..]),
+            context_2: reads(InputKind::Context2).then_some(&self.context_2[..]),
+            lengths_2: reads(InputKind::Lengths2).then_some(&self.lengths_2[..]),
         }
     }
 }
@@ -189,9 +209,11 @@ mod tests {
         let prompt = PromptFeatures { encoders };
         let prompts = Prompts::Embeddings(Embeddings { prompts: vec![prompt], of_image: vec![[0, 0]] });
         let sizes = vec![SizeKind::OriginalHeight, SizeKind::TargetWidth, SizeKind::AestheticScore];
-        let wants = Conditioning { context: vec![0, 1], pooled: Some(1), sizes };
+        let wants = Conditioning { context: vec![0, 1], context_2: None, pooled: Some(1), sizes };
         let conditions = Conditions::new(&prompts, 0..1, true, 0);
-        let inputs = Inputs::new(&conditions.list, &prompts, Some(&wants), [40, 24]).unwrap();
+        let inputs =
+            Inputs::new(&conditions.list, &prompts, Some(&wants), PixelSizes { images: [40, 24], model: [64, 48] })
+                .unwrap();
         assert_eq!(inputs.context, [[1., 3., 4., 2., 5., 6.]; 2].concat());
         assert_eq!(inputs.pooled, [7., 7.]);
         assert_eq!(inputs.sizes, [40., 24., 6., 40., 24., 2.5]);
@@ -207,11 +229,12 @@ mod tests {
                 vec![prompt(&[1., 2., 3., 4., 5., 6.], 3), prompt(&[7., 8.], 1), prompt(&[9., 9., 0., 0.], 1)];
             Prompts::Embeddings(Embeddings { prompts, of_image })
         };
-        let wants = Conditioning { context: vec![0], pooled: None, sizes: Vec::new() };
+        let wants = Conditioning { context: vec![0], context_2: None, pooled: None, sizes: Vec::new() };
         let inputs = |of_image: Vec<[usize; 2]>, guided| {
             let prompts = embeddings(of_image.clone());
             let list = Conditions::new(&prompts, 0..of_image.len(), guided, 0).list;
-            let inputs = Inputs::new(&list, &prompts, Some(&wants), [8, 8]).unwrap();
+            let inputs =
+                Inputs::new(&list, &prompts, Some(&wants), PixelSizes { images: [8, 8], model: [8, 8] }).unwrap();
             (tokens(&list, &prompts), inputs.lengths, inputs.context)
         };
         let long = [1., 2., 3., 4., 5., 6.];

@@ -1,6 +1,6 @@
 //! A model and a back end with what is bound: the place where programs stay warm from job to job.
 
-use super::conditions::{self, Inputs};
+use super::conditions::{self, Inputs, PixelSizes};
 use super::job::{Job, Output};
 use super::plans::{self, Plans};
 use super::prompts::{Embeddings, Prompts};
@@ -152,8 +152,9 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
     ) -> Result<()> {
         let model = self.model;
         let conditions = plans::conditions(model, request, images);
-        let size = request.pixels(model);
-        let inputs = Inputs::new(&conditions.list, &request.prompts, model.conditioning(role), size)?;
+        let own = model.latents.size.map(|side| side * model.latents.pixels);
+        let sizes = PixelSizes { images: request.pixels(model), model: own };
+        let inputs = Inputs::new(&conditions.list, &request.prompts, model.conditioning(role), sizes)?;
         let executor = self.executor(role, binding, None)?;
         executor.set_conditions(&conditions.of_sample)?;
         executor.set_prompt(&inputs.for_program(executor.program()))

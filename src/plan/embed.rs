@@ -22,11 +22,11 @@ impl Arguments for TimestepEmbedding {
 
 impl Arguments for PositionEmbedding {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
-        let PositionEmbedding { base, interpolation, .. } = *self;
+        let interpolation = self.interpolation;
         // The result is (h, w, dim).
         let [height, width] = [at.ty.dims()[0], at.ty.dims()[1]];
-        let base = base as usize;
-        OpArgs::PositionEmbedding(PositionEmbeddingArgs { y: at.y(), height, width, base, interpolation })
+        let spans = self.spans([height, width]);
+        OpArgs::PositionEmbedding(PositionEmbeddingArgs { y: at.y(), height, width, spans, interpolation })
     }
 }
 

@@ -1,9 +1,9 @@
 //! Arguments of ops that move numbers.
 
 use super::site::{Arguments, Site};
-use crate::backend::args::{ConcatArgs, OpArgs, PatchArgs, SliceArgs};
+use crate::backend::args::{ConcatArgs, OpArgs, PadRowsArgs, PatchArgs, SliceArgs};
 use crate::program::shape::Type;
-use crate::program::{Concat, Patchify, Slice, Tensor, Unpatchify, Value};
+use crate::program::{Concat, PadRows, Patchify, Slice, Tensor, Unpatchify, Value};
 
 impl Arguments for Patchify {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
@@ -26,12 +26,31 @@ fn patch(at: &Site<'_>, x: Value, pixels: &Type, patch: u32, inverse: bool) -> O
 
 impl Arguments for Concat {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
-        OpArgs::Concat(ConcatArgs { a: at.floats(self.a), b: at.floats(self.b), y: at.y() })
+        let [a, b] = [self.a, self.b].map(|value| at.floats(value));
+        if !self.tokens {
+            return OpArgs::Concat(ConcatArgs { a, b, y: at.y() });
+        }
+        // A text's tokens are one row.
+        let [of_a, of_b] = [self.a, self.b].map(|value| at.shape(value).rows_per_sample());
+        OpArgs::Concat(ConcatArgs { a: a.joined(of_a), b: b.joined(of_b), y: at.y().joined(of_a + of_b) })
     }
 }
 
 impl Arguments for Slice {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
-        OpArgs::Slice(SliceArgs { x: at.floats(self.x), y: at.y(), first: self.first as usize })
+        let (x, y, first) = (at.floats(self.x), at.y(), self.first as usize);
+        if !self.tokens {
+            return OpArgs::Slice(SliceArgs { x, y, first });
+        }
+        let (x, y) = (x.joined(at.shape(self.x).rows_per_sample()), y.joined(at.ty.rows_per_sample()));
+        OpArgs::Slice(SliceArgs { x, y, first: first * at.ty.cols() })
+    }
+}
+
+impl Arguments for PadRows {
+    fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
+        let (tokens, first) = (at.ty.rows_per_sample(), self.first as usize);
+        let args = PadRowsArgs { x: at.floats(self.x), y: at.y(), lengths: at.slot(self.lengths), tokens, first };
+        OpArgs::PadRows { args, table: self.table }
     }
 }

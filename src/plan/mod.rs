@@ -22,6 +22,7 @@ mod places;
 mod pointwise;
 mod quantize;
 mod resample;
+mod rotary;
 mod round;
 mod site;
 mod values;

@@ -37,6 +37,8 @@ pub fn args(op: &Op, at: &Site<'_>) -> OpArgs<Tensor> {
         Op::Unpatchify(op) => op.args(at),
         Op::Concat(op) => op.args(at),
         Op::Slice(op) => op.args(at),
+        Op::Rotary(op) => op.args(at),
+        Op::PadRows(op) => op.args(at),
     }
 }
 

@@ -91,6 +91,26 @@ pub struct PositionEmbedding {
     pub base: u32,
     /// Divides the positions.
     pub interpolation: f32,
+    /// Whether positions keep the ratio of sides. The longer side spans `base`; the shorter one as much less as it is shorter,
+    /// in whole numbers, in the middle. Otherwise either side spans `base`.
+    pub keep_ratio: bool,
+}
+
+impl PositionEmbedding {
+    /// First position and span of columns and of rows of a grid, before they are divided by the interpolation: position `i`
+    /// of `n` is `first + i span / n`. Numbers are rounded as Python rounds them, to even ones in the middle.
+    pub fn spans(&self, [height, width]: [usize; 2]) -> [[u32; 2]; 2] {
+        let base = f64::from(self.base);
+        let whole = [0, self.base];
+        if !self.keep_ratio || height == width {
+            return [whole; 2];
+        }
+        let (long, short) = (height.max(width) as f64, height.min(width) as f64);
+        let span = (base / long * short).round_ties_even();
+        let first = ((base - span) / 2.0).round_ties_even();
+        let part = [first as u32, span as u32];
+        if height > width { [part, whole] } else { [whole, part] }
+    }
 }
 
 impl Operation for PositionEmbedding {
@@ -102,6 +122,7 @@ impl Operation for PositionEmbedding {
         v.number("dim", &mut self.dim);
         v.number("base", &mut self.base);
         v.float("interpolation", &mut self.interpolation);
+        v.flag("keep ratio", &mut self.keep_ratio);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {

@@ -1,6 +1,6 @@
 //! Ops that move numbers and change none.
 
-use super::op::{Operation, Value};
+use super::op::{Operation, Tensor, Value};
 use super::shape::{Kind, Rule, Type};
 use super::visit::Visit;
 use crate::error::Result;
@@ -62,13 +62,15 @@ impl Operation for Unpatchify {
     }
 }
 
-/// `a` and `b` side by side along the last axis.
+/// `a` and `b` side by side along the last axis, or one after the other along the axis of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Concat {
-    /// `(.., d)`.
+    /// `(.., d)`; if `tokens`, `(n, t, d)`.
     pub a: Value,
-    /// `(.., e)`.
+    /// `(.., e)`, of as many rows or fewer, which are then repeated cyclically; if `tokens`, `(n, u, d)`.
     pub b: Value,
+    /// Whether the result is `(n, t + u, d)`; else it is `(.., d + e)`, with the axes of `a`.
+    pub tokens: bool,
 }
 
 impl Operation for Concat {
@@ -78,13 +80,21 @@ impl Operation for Concat {
     fn visit(&mut self, v: &mut impl Visit) {
         v.value("a", &mut self.a);
         v.value("b", &mut self.b);
+        v.flag("tokens", &mut self.tokens);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
         let (a, b) = (rule.float("a", self.a)?, rule.float("b", self.b)?);
-        let last = a.rank() - 1;
-        if a.rank() != b.rank() || a.dims()[..last] != b.dims()[..last] {
-            return rule.err("b", format!("the axes of {:?} but for the last", a.dims()), b.dims());
+        if self.tokens {
+            return match (a.dims(), b.dims()) {
+                (&[n, t, d], &[m, u, e]) if [n, d] == [m, e] && t.checked_add(u).is_some() => {
+                    Ok(Type::new(&[n, t + u, d], Kind::Float))
+                }
+                _ => rule.err("a, b", "(n, t, d) and (n, u, d)", (a.dims(), b.dims())),
+            };
+        }
+        if !a.rows().is_multiple_of(b.rows()) {
+            return rule.err("b", format!("rows dividing those of {:?}", a.dims()), b.dims());
         }
         let Some(cols) = a.cols().checked_add(b.cols()) else {
             return rule.err("b", "fewer columns", b.dims());
@@ -93,15 +103,17 @@ impl Operation for Concat {
     }
 }
 
-/// Some columns of `x`, side by side there: `(.., d) -> (.., count)`.
+/// Some columns of `x`, side by side there: `(.., d) -> (.., count)`; or some tokens, `(n, t, d) -> (n, count, d)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Slice {
-    /// `(.., d)`, d at least `first + count`.
+    /// `(.., d)`, d at least `first + count`; if `tokens`, `(n, t, d)`, t likewise.
     pub x: Value,
-    /// The first column.
+    /// The first column or token.
     pub first: u32,
     /// How many there are.
     pub count: u32,
+    /// Whether tokens are meant.
+    pub tokens: bool,
 }
 
 impl Operation for Slice {
@@ -112,15 +124,62 @@ impl Operation for Slice {
         v.value("x", &mut self.x);
         v.number("first column", &mut self.first);
         v.number("columns", &mut self.count);
+        v.flag("tokens", &mut self.tokens);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
         let x = rule.float("x", self.x)?;
         let (first, count) = (self.first as usize, self.count as usize);
+        let (what, have, sliced) = match (self.tokens, x.dims()) {
+            (false, _) => ("columns", x.cols(), x.with_cols(count)),
+            (true, &[n, t, d]) => ("tokens", t, Type::new(&[n, count, d], Kind::Float)),
+            (true, dims) => return rule.err("x", "(n, t, d)", dims),
+        };
         match first.checked_add(count) {
-            Some(end) if count > 0 && end <= x.cols() => Ok(x.with_cols(count)),
+            Some(end) if count > 0 && end <= have => Ok(sliced),
+            _ => rule.err(what, format!("some of the {have} that x has"), format!("{count} from {first} on")),
+        }
+    }
+}
+
+/// Rows of a table in place of the tokens behind the first `lengths` of each text: `(n, t, d) -> (n, t, d)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PadRows {
+    /// `(n, t, d)`.
+    pub x: Value,
+    /// u32 `(n)`: how many tokens are left as they are. An input; what is more than there are counts as all of them.
+    pub lengths: Value,
+    /// `(rows, d)`, f16 or f32, rows at least `first + t`: token `i` may become row `first + i`.
+    pub table: Tensor,
+    /// The first token's row.
+    pub first: u32,
+}
+
+impl Operation for PadRows {
+    const CODE: u16 = 24;
+    const NAME: &'static str = "pad_rows";
+
+    fn visit(&mut self, v: &mut impl Visit) {
+        v.value("x", &mut self.x);
+        v.value("lengths", &mut self.lengths);
+        v.tensor("table", &mut self.table);
+        v.number("first row", &mut self.first);
+    }
+
+    fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
+        let x = rule.float("x", self.x)?;
+        let &[n, t, d] = x.dims() else { return rule.err("x", "(n, t, d)", x.dims()) };
+        let lengths = rule.value("lengths", self.lengths)?;
+        if lengths.kind != Kind::Index || lengths.dims() != [n] {
+            return rule.err("lengths", format!("u32 [{n}]"), (lengths.dims(), lengths.kind));
+        }
+        let table = rule.tensor("table", self.table)?;
+        let least = (self.first as usize).checked_add(t);
+        match table.dims[..] {
+            [rows, cols] if cols == d && !table.codes && least.is_some_and(|least| rows >= least) => Ok(x),
             _ => {
-                rule.err("columns", format!("some of the {} that x has", x.cols()), format!("{count} from {first} on"))
+                let expected = format!("f16 or f32 [at least {t} rows from {} on, {d}]", self.first);
+                rule.err("table", expected, &table.dims)
             }
         }
     }

@@ -25,6 +25,7 @@ mod phases;
 mod pointwise;
 mod quantize;
 mod resample;
+mod rotary;
 mod round;
 pub mod shape;
 mod vector_quantize;
@@ -33,7 +34,7 @@ mod visit;
 pub use attention::{Attend, Attention, SoftmaxGrid, describe_attention};
 pub use conv::{Conv2d, ConvStride};
 pub use embed::{Embedding, MAX_BUCKETS, Parameter, PositionEmbedding, RelativeBias, TimestepEmbedding, bucket_starts};
-pub use layout::{Concat, Patchify, Slice, Unpatchify};
+pub use layout::{Concat, PadRows, Patchify, Slice, Unpatchify};
 pub use linear::{GatedLinear, Linear};
 pub use norm::{GroupNorm, LayerNorm, Modulation};
 pub use numbered::Numbered;
@@ -45,6 +46,7 @@ pub use quantize::{
     CurveAxis, MAX_TURN, MIN_TURN, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Turn,
 };
 pub use resample::{Resample, Resampling};
+pub use rotary::Rotary;
 pub use round::Round;
 pub use vector_quantize::VectorQuantize;
 #[cfg(test)]
@@ -107,6 +109,11 @@ numbered! {
         /// How many tokens of each prompt count, `(conditions)`, or of each text `(batch)`, as u32: at most as many as there
         /// are. What stands behind them is seen by no attention that is told so.
         Lengths = 7 "lengths",
+        /// Features of the prompt's tokens as a second text encoder has them, `(conditions, t, d)`, where they are no columns of
+        /// the context: of another number of tokens.
+        Context2 = 8 "second context",
+        /// How many tokens of the second context count, `(conditions)`, as u32.
+        Lengths2 = 9 "second lengths",
     }
 }
 
@@ -116,9 +123,13 @@ impl InputKind {
         match self {
             InputKind::Sample | InputKind::Tokens => Rate::Loop,
             InputKind::Timestep => Rate::Step,
-            InputKind::ClassLabels | InputKind::Context | InputKind::Pooled | InputKind::Sizes | InputKind::Lengths => {
-                Rate::Prompt
-            }
+            InputKind::ClassLabels
+            | InputKind::Context
+            | InputKind::Pooled
+            | InputKind::Sizes
+            | InputKind::Lengths
+            | InputKind::Context2
+            | InputKind::Lengths2 => Rate::Prompt,
         }
     }
 }

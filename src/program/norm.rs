@@ -1,6 +1,6 @@
 //! Norms, with their modulation and the quantization of their result.
 
-use super::op::{Act, Operation, Tensor, Value};
+use super::op::{Act, Columns, Operation, Tensor, Value};
 use super::quantize::{QuantizeGrain, QuantizeSpec};
 use super::shape::{Rule, Type};
 use super::visit::Visit;
@@ -23,9 +23,9 @@ pub struct Modulation {
 pub struct LayerNorm {
     /// `(n, .., d)`.
     pub x: Value,
-    /// `(d)`.
+    /// `(d)`, or `(d / parts)`.
     pub weight: Option<Tensor>,
-    /// `(d)`; none if [`rms`](Self::rms).
+    /// Likewise; none if [`rms`](Self::rms).
     pub bias: Option<Tensor>,
     /// Added to the variance, or to the mean of squares.
     pub eps: f32,
@@ -35,6 +35,11 @@ pub struct LayerNorm {
     pub quantize: Option<QuantizeSpec>,
     /// Whether no mean is taken off.
     pub rms: bool,
+    /// Added per sample and feature after the affine part, where there is no modulation.
+    pub shift: Option<Columns>,
+    /// Runs of equally many columns that are each normed on their own and by the same weights, as the heads of an attention
+    /// are; neither modulated nor quantized then. 0 is one.
+    pub parts: u32,
 }
 
 impl Operation for LayerNorm {
@@ -50,6 +55,8 @@ impl Operation for LayerNorm {
         v.optional_quantize(&mut self.quantize);
         v.quantize_top(self.quantize.as_mut());
         v.flag("rms", &mut self.rms);
+        v.columns(["shift", "first column of the shift alone"], &mut self.shift);
+        v.number("parts", &mut self.parts);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
@@ -57,10 +64,23 @@ impl Operation for LayerNorm {
         if let Some(bias) = self.bias.filter(|_| self.rms) {
             return rule.err("bias", "none in a norm without means", bias.0);
         }
-        rule.vector("weight", self.weight, x.cols())?;
-        rule.vector("bias", self.bias, x.cols())?;
+        let parts = self.parts.max(1) as usize;
+        if !x.cols().is_multiple_of(parts) {
+            return rule.err("parts", format!("a divisor of {}", x.cols()), parts);
+        }
+        if parts > 1 && (self.quantize.is_some() || self.modulation.is_some() || self.shift.is_some()) {
+            return rule.err("parts", "1 in a norm that is modulated or quantized", parts);
+        }
+        rule.vector("weight", self.weight, x.cols() / parts)?;
+        rule.vector("bias", self.bias, x.cols() / parts)?;
         rule.eps(self.eps)?;
         rule.modulation(self.modulation, &x)?;
+        if let Some(shift) = self.shift {
+            if self.modulation.is_some() {
+                return rule.err("shift", "none beside a modulation", shift.offset);
+            }
+            rule.columns("shift", shift.value, shift.offset, &x)?;
+        }
         if self.quantize.is_some_and(|q| q.grain != QuantizeGrain::Row) {
             return rule.err("quantize grain", "one scale per row", self.quantize);
         }

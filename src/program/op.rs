@@ -11,8 +11,8 @@ use super::quantize::QuantizeSpec;
 use super::shape::{Rule, Type};
 use super::visit::{Field, Visit};
 use super::{
-    Add, Attention, Concat, Conv2d, Embedding, GatedLinear, GroupNorm, LayerNorm, Linear, Multiply, Parameter,
-    Patchify, Pointwise, PositionEmbedding, Quantize, QuantizeRange, RelativeBias, Resample, Round, Slice,
+    Add, Attention, Concat, Conv2d, Embedding, GatedLinear, GroupNorm, LayerNorm, Linear, Multiply, PadRows, Parameter,
+    Patchify, Pointwise, PositionEmbedding, Quantize, QuantizeRange, RelativeBias, Resample, Rotary, Round, Slice,
     TimestepEmbedding, Unpatchify, VectorQuantize,
 };
 use crate::error::Result;
@@ -122,6 +122,7 @@ macro_rules! ops {
 ops! {
     Linear Conv2d Attention LayerNorm GroupNorm Pointwise Add Quantize Embedding TimestepEmbedding PositionEmbedding
     Patchify Unpatchify Concat GatedLinear VectorQuantize Resample Parameter Slice Round Multiply RelativeBias
+    Rotary PadRows
 }
 
 impl Op {

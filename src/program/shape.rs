@@ -169,9 +169,16 @@ fn declared(program: &Program, index: usize, input: &Input, dims: &Dims) -> Resu
         InputKind::ClassLabels => (Kind::Index, axes == [conditions]),
         // A text encoder is made for a fixed number of tokens; what reads features takes any.
         InputKind::Tokens => (Kind::Index, matches!(axes[..], [n, _] if n == batch)),
-        InputKind::Context => (Kind::Float, matches!(axes[..], [n, t, _] if [n, t] == [conditions, tokens])),
+        // Made for a fixed number of tokens, or for any.
+        InputKind::Context => {
+            let fixed = matches!(input.dims.get(1), Some(super::Dim::Fixed(_)));
+            (Kind::Float, matches!(axes[..], [n, t, _] if n == conditions && (fixed || t == tokens)))
+        }
         InputKind::Pooled | InputKind::Sizes => (Kind::Float, matches!(axes[..], [n, _] if n == conditions)),
         InputKind::Lengths => (Kind::Index, axes == [conditions] || axes == [batch]),
+        // Made for a fixed number of tokens, which are not those of the context.
+        InputKind::Context2 => (Kind::Float, matches!(axes[..], [n, _, _] if n == conditions)),
+        InputKind::Lengths2 => (Kind::Index, axes == [conditions]),
     };
     if !fits {
         let expected = match input.kind {
@@ -179,7 +186,8 @@ fn declared(program: &Program, index: usize, input: &Input, dims: &Dims) -> Resu
             InputKind::Tokens => format!("[{batch}, tokens]"),
             InputKind::Context => format!("[{conditions}, {tokens}, features]"),
             InputKind::Pooled | InputKind::Sizes => format!("[{conditions}, features]"),
-            InputKind::Timestep | InputKind::ClassLabels => format!("[{conditions}]"),
+            InputKind::Timestep | InputKind::ClassLabels | InputKind::Lengths2 => format!("[{conditions}]"),
+            InputKind::Context2 => format!("[{conditions}, tokens, features]"),
             InputKind::Lengths => format!("[{conditions}] or [{batch}]"),
         };
         return Err(Error::shape(path(), "axes", expected, format!("{axes:?}")));

@@ -290,6 +290,7 @@ pub fn epilogues() -> Vec<Case> {
                 dim: d as u32,
                 base: 4,
                 interpolation: 1.0,
+                keep_ratio: false,
             }));
             let (x, weight) = if quantized {
                 let matrix = Codec::all(true)[5].random(rng, d, d, false);
@@ -413,6 +414,7 @@ pub fn elementwise() -> Vec<Case> {
                 dim: d as u32,
                 base: 7,
                 interpolation: 2.0,
+                keep_ratio: false,
             }));
             b.op(Op::Add(Add { a: x, b: grid }));
             cases.push(case(name, b, inputs([n, h, w, d], || 4.0 * normal(rng)), Check::Close { k: 1, gain: 1.0 }));
@@ -424,15 +426,15 @@ pub fn elementwise() -> Vec<Case> {
         let mut b = Build::new(d);
         let weight = b.f32(&[e, d], &normals(rng, d * e));
         let y = b.op(linear(SAMPLE, weight));
-        let back = b.op(Op::Concat(Concat { a: y, b: SAMPLE }));
-        b.op(Op::Concat(Concat { a: SAMPLE, b: back }));
+        let back = b.op(Op::Concat(Concat { a: y, b: SAMPLE, tokens: false }));
+        b.op(Op::Concat(Concat { a: SAMPLE, b: back, tokens: false }));
         cases.push(case(name, b, inputs([n, h, w, d], || normal(rng)), Check::Close { k: d, gain: 1.0 }));
         // First, middle and last columns.
         for (first, count) in [(0, d.div_ceil(2)), (d / 3, d.div_ceil(3)), (d - d.min(8), d.min(8))] {
             let name = format!("slice {n}x{h}x{w}x{d} from {first}, {count}");
             let rng = &mut rng_of(&name);
             let mut b = Build::new(d);
-            b.op(Op::Slice(Slice { x: SAMPLE, first: first as u32, count: count as u32 }));
+            b.op(Op::Slice(Slice { x: SAMPLE, first: first as u32, count: count as u32, tokens: false }));
             cases.push(case(name, b, inputs([n, h, w, d], || normal(rng)), Check::Exact));
         }
     }

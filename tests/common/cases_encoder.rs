@@ -120,6 +120,7 @@ pub fn rms_norm() -> Vec<Case> {
                 modulation: modulated.then_some(Modulation { value, scale: d as u32 + 2, shift: 1 }),
                 quantize: bits.map(|bits| dynamic(bits, QuantizeGrain::Row)),
                 rms: true,
+                ..LayerNorm::default()
             }));
             let check = match bits {
                 None => Check::Close { k: d, gain: 2.0 },
@@ -286,13 +287,14 @@ pub fn tables_of_modulations() -> Vec<Case> {
         let gate = Some(Columns { value, offset: columns(5) });
         let x = b.op(Op::Linear(Linear { x: y, weight, bias: None, act: Act::None, gate, residual: Some(SAMPLE) }));
         // The last norm's table of two rows is added to the same t twice; its halves are cut out and put together again.
-        let two = b.op(Op::Concat(Concat { a: t, b: t }));
+        let two = b.op(Op::Concat(Concat { a: t, b: t, tokens: false }));
         let numbers = normals(rng, 2 * d);
         let tensor = b.f32(&[2, d], &numbers);
         let table = b.op(Op::Parameter(Parameter { tensor, flat: true, ..Parameter::default() }));
         let value = b.op(Op::Add(Add { a: two, b: table }));
-        let halves = [0, d].map(|first| b.op(Op::Slice(Slice { x: value, first: first as u32, count: d as u32 })));
-        let value = b.op(Op::Concat(Concat { a: halves[0], b: halves[1] }));
+        let halves = [0, d]
+            .map(|first| b.op(Op::Slice(Slice { x: value, first: first as u32, count: d as u32, tokens: false })));
+        let value = b.op(Op::Concat(Concat { a: halves[0], b: halves[1], tokens: false }));
         b.op(norm(x, value, [0, 1]));
         let mut inputs = inputs([3, 2, 3, d], || normal(rng));
         inputs.dims.conditions = 2;

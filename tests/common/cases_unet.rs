@@ -110,7 +110,7 @@ pub fn vector_quantize() -> Vec<Case> {
             }
             let table = b.f32(&[rows, d], &numbers);
             let nearest = b.op(Op::VectorQuantize(VectorQuantize { x: SAMPLE, table }));
-            b.op(Op::Concat(Concat { a: nearest, b: SAMPLE }));
+            b.op(Op::Concat(Concat { a: nearest, b: SAMPLE, tokens: false }));
             let check = Check::Nearest { table: Array::of(&[rows, d], &numbers), half: false };
             cases.push(case(name, b, inputs([n, h, w, d], || spread * normal(rng)), check));
         }

@@ -7,6 +7,7 @@ pub mod cases_encoder;
 pub mod cases_grid;
 pub mod cases_norm;
 pub mod cases_text;
+pub mod cases_tokens;
 pub mod cases_unet;
 pub mod documented;
 pub mod drive;
@@ -232,6 +233,8 @@ pub fn prompt<'a>(program: &Program, inputs: &'a Inputs) -> PromptInputs<'a> {
         pooled: has(InputKind::Pooled).then_some(&inputs.pooled),
         sizes: has(InputKind::Sizes).then_some(&inputs.sizes),
         lengths: has(InputKind::Lengths).then_some(&inputs.lengths),
+        context_2: has(InputKind::Context2).then_some(&inputs.context_2),
+        lengths_2: has(InputKind::Lengths2).then_some(&inputs.lengths_2),
     }
 }
 
@@ -252,6 +255,8 @@ pub fn inputs([n, h, w, c]: [usize; 4], sample: impl FnMut() -> f32) -> Inputs {
         pooled: Vec::new(),
         sizes: Vec::new(),
         lengths: Vec::new(),
+        context_2: Vec::new(),
+        lengths_2: Vec::new(),
     }
 }
 

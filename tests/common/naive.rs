@@ -8,9 +8,9 @@ use super::naive_attention::{Masks, attention};
 use aquatint::raw::codec::QuantizedMatrix;
 use aquatint::raw::program::{
     Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
-    LayerNorm, Linear, Multiply, Op, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize,
-    QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, RelativeBias, Resample, Resampling, Round, Slice, Tensor,
-    TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
+    LayerNorm, Linear, Multiply, Op, PadRows, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize,
+    QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, RelativeBias, Resample, Resampling, Rotary, Round, Slice,
+    Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
 };
 
 /// A dense array of real numbers, row-major.
@@ -94,6 +94,10 @@ pub struct Inputs {
     pub sizes: Vec<f32>,
     /// How many tokens count.
     pub lengths: Vec<u32>,
+    /// Features of the tokens of a second context.
+    pub context_2: Vec<f32>,
+    /// How many of those count.
+    pub lengths_2: Vec<u32>,
 }
 
 /// Every value of `program`, in order. Codes appear as the real numbers they stand for.
@@ -113,6 +117,8 @@ pub fn run(program: &Program, tensors: &[Array], inputs: &Inputs) -> Vec<Array> 
             InputKind::Pooled => Array::of(&dims, &inputs.pooled),
             InputKind::Sizes => Array::of(&dims, &inputs.sizes),
             InputKind::Lengths => Array::new(&dims, |i| inputs.lengths[i].into()),
+            InputKind::Context2 => Array::of(&dims, &inputs.context_2),
+            InputKind::Lengths2 => Array::new(&dims, |i| inputs.lengths_2[i].into()),
         });
     }
     let position = match program.phases.axis {
@@ -185,7 +191,19 @@ impl Scope<'_> {
                 let (a, b) = (self.value(a), self.value(b));
                 Array::new(&a.dims, |i| a.data[i] * b.data[i])
             }
-            Op::Concat(Concat { a, b }) => {
+            Op::Concat(Concat { a, b, tokens: true }) => {
+                let (a, b) = (self.value(a), self.value(b));
+                let (of_a, of_b) = (a.dims[1], b.dims[1]);
+                let [n, t, d] = [a.dims[0], of_a + of_b, a.cols()];
+                Array::new(&[n, t, d], |i| {
+                    let (text, token) = (i / d / t, i / d % t);
+                    match token.checked_sub(of_a) {
+                        None => a.row(text * of_a + token)[i % d],
+                        Some(token) => b.row(text * of_b + token)[i % d],
+                    }
+                })
+            }
+            Op::Concat(Concat { a, b, tokens: false }) => {
                 let (a, b) = (self.value(a), self.value(b));
                 let (d, mut dims) = (a.cols() + b.cols(), a.dims.clone());
                 *dims.last_mut().expect("axes") = d;
@@ -194,7 +212,37 @@ impl Scope<'_> {
                     |i| if i % d < a.cols() { a.row(i / d)[i % d] } else { b.row(i / d)[i % d - a.cols()] },
                 )
             }
-            Op::Slice(Slice { x, first, count }) => {
+            Op::Slice(Slice { x, first, count, tokens: true }) => {
+                let (x, first, count) = (self.value(x), first as usize, count as usize);
+                let [n, t, d] = x.dims[..] else { panic!("no tokens: {:?}", x.dims) };
+                Array::new(&[n, count, d], |i| x.row(i / d / count * t + first + i / d % count)[i % d])
+            }
+            Op::PadRows(PadRows { x, lengths, table, first }) => {
+                let (x, lengths, table) = (self.value(x), self.value(lengths), self.tensor(table));
+                let (t, d) = (x.dims[1], x.cols());
+                Array::new(&x.dims, |i| {
+                    let (text, token) = (i / d / t, i / d % t);
+                    let own = (token as f64) < lengths.data[text];
+                    if own { x.data[i] } else { table.row(first as usize + token)[i % d] }
+                })
+            }
+            Op::Rotary(Rotary { x, table, heads }) => {
+                let (x, table) = (self.value(x), self.value(table));
+                let (d, e) = (x.cols(), x.cols() / heads as usize);
+                Array::new(&x.dims, |i| {
+                    let (row, feature) = (i / d, i % e);
+                    let (half, pair) = (feature / (e / 2), feature % (e / 2) / 2);
+                    let angles = &table.row(row)[half * e / 2..][..e / 2];
+                    let (sin, cos) = (angles[pair], angles[e / 4 + pair]);
+                    // The first of a pair, then the second.
+                    if feature % 2 == 0 {
+                        x.data[i] * cos - x.data[i + 1] * sin
+                    } else {
+                        x.data[i] * cos + x.data[i - 1] * sin
+                    }
+                })
+            }
+            Op::Slice(Slice { x, first, count, tokens: false }) => {
                 let (x, first, count) = (self.value(x), first as usize, count as usize);
                 let mut dims = x.dims.clone();
                 *dims.last_mut().expect("axes") = count;
@@ -289,9 +337,15 @@ impl Scope<'_> {
     }
 
     fn layer_norm(&self, op: LayerNorm) -> Array {
-        let LayerNorm { x, weight, bias, eps, modulation, quantize, rms } = op;
-        let x = self.value(x);
-        let d = x.cols();
+        let LayerNorm { x, weight, bias, eps, modulation, quantize, rms, shift, parts } = op;
+        let whole = self.value(x);
+        // Each part is a row of its own.
+        let d = whole.cols() / parts.max(1) as usize;
+        let x = &if parts > 1 {
+            Array { dims: vec![whole.data.len() / d, d], data: whole.data.clone() }
+        } else {
+            whole.clone()
+        };
         let stats: Vec<_> = (0..x.rows()).map(|row| statistics(x.row(row))).collect();
         let y = Array::new(&x.dims, |i| {
             let (row, c) = (i / d, i % d);
@@ -305,9 +359,9 @@ impl Scope<'_> {
                 let columns = self.of_sample(x, m.value, row);
                 y = y * (1.0 + columns[m.scale as usize + c]) + columns[m.shift as usize + c];
             }
-            y
+            y + shift.map_or(0.0, |s| self.of_sample(x, s.value, row)[s.offset as usize + c])
         });
-        self.quantized(y, quantize)
+        self.quantized(Array { dims: whole.dims.clone(), data: y.data }, quantize)
     }
 
     fn group_norm(&self, op: GroupNorm) -> Array {
@@ -369,17 +423,25 @@ impl Scope<'_> {
     }
 
     fn position_embedding(&self, op: PositionEmbedding) -> Array {
-        let PositionEmbedding { x, dim, base, interpolation } = op;
+        let PositionEmbedding { x, dim, base, interpolation, keep_ratio } = op;
         let (h, w, dim) = (self.value(x).dims[1], self.value(x).dims[2], dim as usize);
         let quarter = dim / 4;
         Array::new(&[h, w, dim], |i| {
             let (row, column, feature) = (i / dim / w, i / dim % w, i % dim);
             let (at, size) = if feature < 2 * quarter { (column, w) } else { (row, h) };
-            let position = at as f64 / (size as f64 / f64::from(base)) / f64::from(interpolation);
+            let (first, span) = if keep_ratio { fitted(size, h.max(w), base) } else { (0.0, f64::from(base)) };
+            let position = (first + at as f64 * span / size as f64) / f64::from(interpolation);
             let angle = position / 10_000f64.powf((feature % quarter) as f64 / quarter as f64);
             if feature / quarter % 2 == 0 { angle.sin() } else { angle.cos() }
         })
     }
+}
+
+/// Where the positions of a side of `size`, of which the longer is `longest`, begin in a square of `base`, and how many there
+/// are: scaled so that the longer side fills the square, and in its middle.
+fn fitted(size: usize, longest: usize, base: u32) -> (f64, f64) {
+    let span = (f64::from(base) / longest as f64 * size as f64).round_ties_even();
+    (((f64::from(base) - span) / 2.0).round_ties_even(), span)
 }
 
 /// The activation functions.

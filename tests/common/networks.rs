@@ -43,7 +43,13 @@ pub fn conditioned(mut range: impl FnMut(&mut Build) -> QuantizeRange) -> Build 
     let q = b.op(Op::Quantize(Quantize { x, spec, turn: None }));
     let value = b.op(linear(q, weights[1]));
     let rows = b.op(linear(x, weights[3]));
-    let grid = b.op(Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: d as u32, base: 3, interpolation: 1.0 }));
+    let grid = b.op(Op::PositionEmbedding(PositionEmbedding {
+        x: SAMPLE,
+        dim: d as u32,
+        base: 3,
+        interpolation: 1.0,
+        keep_ratio: false,
+    }));
     let x = b.op(Op::Add(Add { a: SAMPLE, b: grid }));
     let modulation = Some(Modulation { value, scale: 0, shift: d as u32 });
     let x = b.op(Op::LayerNorm(LayerNorm {

@@ -262,8 +262,10 @@ fn denoiser(writer: &mut Writer) -> Program {
     let table = b.linear("adaln", e, weight);
 
     let x = b.op("patches", Op::Patchify(Patchify { x: sample, patch: 2 }));
-    let position =
-        b.op("position", Op::PositionEmbedding(PositionEmbedding { x, dim: 8, base: 2, interpolation: 1.0 }));
+    let position = b.op(
+        "position",
+        Op::PositionEmbedding(PositionEmbedding { x, dim: 8, base: 2, interpolation: 1.0, keep_ratio: false }),
+    );
     let weight = b.f16("proj.weight", &[8, 16]);
     let residual = Some(position);
     let x = b.op("proj", Op::Linear(Linear { x, weight, bias: None, act: Act::None, gate: None, residual }));

@@ -131,7 +131,7 @@ fn layer_norm_is_close_and_its_codes_are_those_of_its_floats() {
             let modulation = PerSample { table, condition, samples, rows_per_sample: rows / samples };
             let modulation = modulated.then_some((modulation, scale, shift));
             for y in [Output::Floats(wide), Output::Floats(narrow), Output::Codes(to[0]), Output::Codes(to[1])] {
-                let args = LayerNormArgs { x, y, eps: 1e-6, modulation, rms };
+                let args = LayerNormArgs { x, y, eps: 1e-6, modulation, shift: None, rms };
                 let (w, b) = (affine.then_some(&w), affine.then_some(&b));
                 cuda.backend.layer_norm(&mut cuda.arena, &args, w, b);
             }

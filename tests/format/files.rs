@@ -43,7 +43,7 @@ fn with_tokenizer(name: &str) -> Meta {
         features: 4,
         pooled: 0,
     };
-    let denoiser = Conditioning { context: vec![0], pooled: None, sizes: Vec::new() };
+    let denoiser = Conditioning { context: vec![0], context_2: None, pooled: None, sizes: Vec::new() };
     let mut meta = tiny::meta();
     meta.pipeline.text = Some(TextMeta { encoders: vec![encoder], zero_negative: false, denoiser });
     meta

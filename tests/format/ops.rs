@@ -5,10 +5,10 @@ use aquatint::Error;
 use aquatint::raw::format::{Packed, TensorKind, TensorSpec, Writer};
 use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
-    GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Multiply, Node, Op, Parameter, Patchify, Pointwise,
-    PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, RelativeBias,
-    Resample, Resampling, Role, Round, Slice, SoftmaxGrid, Tensor, TimestepEmbedding, Turn, Unpatchify, Value,
-    VectorQuantize,
+    GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Multiply, Node, Op, PadRows, Parameter, Patchify,
+    Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve,
+    RelativeBias, Resample, Resampling, Role, Rotary, Round, Slice, SoftmaxGrid, Tensor, TimestepEmbedding, Turn,
+    Unpatchify, Value, VectorQuantize,
 };
 use common::tiny::{self, AlignedBytes, build, first_word, split};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -92,15 +92,26 @@ fn on_grid(grid: SoftmaxGrid) -> Op {
 fn ops() -> Vec<Op> {
     let mut ops = vec![
         Op::VectorQuantize(VectorQuantize { x: X, table: ROWS }),
-        Op::Concat(Concat { a: FIRST, b: X }),
-        Op::Slice(Slice { x: X, first: 3, count: 5 }),
+        Op::Concat(Concat { a: FIRST, b: X, tokens: false }),
+        Op::Concat(Concat { a: CONTEXT, b: CONTEXT, tokens: true }),
+        Op::Slice(Slice { x: X, first: 3, count: 5, tokens: false }),
+        Op::Slice(Slice { x: Value(FIRST.0 + 2), first: 1, count: 1, tokens: true }),
+        Op::Rotary(Rotary { x: X, table: X, heads: 1 }),
+        Op::LayerNorm(LayerNorm { x: X, eps: 0.5, parts: 2, ..LayerNorm::default() }),
+        Op::LayerNorm(LayerNorm {
+            x: X,
+            eps: 0.5,
+            shift: Some(Columns { value: POOLED, offset: 9 }),
+            ..LayerNorm::default()
+        }),
+        Op::PositionEmbedding(PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: true }),
         group_norm(None),
         group_norm(Some(Modulation { value: POOLED, scale: 11, shift: 1_000_000 })),
         Op::Parameter(Parameter { tensor: KERNEL, ..Parameter::default() }),
         Op::Parameter(Parameter { tensor: KERNEL, flat: true, rows: 2 }),
         Op::Embedding(Embedding { index: TOKENS, table: ROWS }),
         Op::TimestepEmbedding(TimestepEmbedding { t: SIZES, dim: 8, cos_first: true, shift: 1.0 }),
-        Op::PositionEmbedding(PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }),
+        Op::PositionEmbedding(PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: false }),
         Op::Add(Add { a: X, b: CONTEXT }),
         Op::Multiply(Multiply { a: X, b: FIRST }),
         Op::RelativeBias(RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 }),
@@ -164,13 +175,15 @@ fn programs_are_read_as_they_were_written() {
     let roles =
         [Role::Denoiser, Role::VaeDecoder, Role::VaeEncoder, Role::TextEncoder, Role::TextEncoder2, Role::Refiner];
     let mut programs: Vec<Program> = roles.into_iter().map(|role| program(role, ops())).collect();
-    programs[1].nodes.clear();
-    let conditions = [InputKind::Lengths, InputKind::Timestep, InputKind::ClassLabels];
-    for (input, kind) in programs[1].inputs[2..].iter_mut().zip(conditions) {
-        *input = Input { kind, dims: vec![Dim::Conditions] };
-    }
-    let names: std::collections::BTreeSet<_> = ops().iter().map(Op::name).collect();
-    assert_eq!(names.len(), 22, "{names:?}");
+    programs[1].inputs[1] = programs[1].inputs.remove(2);
+    let padded = Op::PadRows(PadRows { x: Value(1), lengths: CONTEXT, table: ROWS, first: 6 });
+    programs[1].nodes = vec![Node { op: padded, path: "n0".into(), wide: false }];
+    let kinds = [InputKind::Lengths, InputKind::Timestep, InputKind::ClassLabels, InputKind::Lengths2];
+    let conditions = kinds.map(|kind| Input { kind, dims: vec![Dim::Conditions] });
+    programs[1].inputs.splice(2.., conditions);
+    let nodes = programs.iter().flat_map(|program| &program.nodes);
+    let names: std::collections::BTreeSet<_> = nodes.map(|node| node.op.name()).collect();
+    assert_eq!(names.len(), 24, "{names:?}");
     let packed = Packed::new(file(&programs)).expect("sound");
     assert_eq!(packed.programs(), programs);
 }
@@ -234,7 +247,19 @@ fn words_are_those_of_the_specification() {
         (Parameter { tensor: V8, flat: false, rows: 3 }.into(), &[1, 0, 3]),
         (Multiply { a: X, b: X }.into(), &[1, 1]),
         (RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 }.into(), &[2, 3, 16, 128]),
-        (PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0 }.into(), &[1, 8, 3, real(2.0)]),
+        (
+            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: false }.into(),
+            &[1, 8, 3, real(2.0)],
+        ),
+        (
+            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: true }.into(),
+            &[1, 8, 3, real(2.0), 1],
+        ),
+        (Concat { a: CONTEXT, b: CONTEXT, tokens: true }.into(), &[3, 3, 1]),
+        (Slice { x: CONTEXT, first: 0, count: 1, tokens: true }.into(), &[3, 0, 1, 1]),
+        (Rotary { x: X, table: X, heads: 1 }.into(), &[1, 1, 1]),
+        (LayerNorm { shift: gate, ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4]),
+        (LayerNorm { parts: 2, ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]),
     ];
     for &(op, wanted) in cases {
         assert_eq!(words(op), wanted, "{op:?}");
@@ -337,7 +362,9 @@ fn faults_of_the_newer_ops_are_named() {
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 6], "bias: expected a value below 5, got 5"),
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2, 1], "words: expected at most 13, got 14"),
         (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2], "rms: expected 0 or 1, got 2"),
-        (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1], "words: expected at most 13, got 14"),
+        (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 6], "shift: expected a value below 5, got 5"),
+        (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3], "first column of the shift alone: expected 0, got 3"),
+        (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 1], "words: expected at most 16, got 17"),
         (multiply, &[1], "b: expected a value below 5, got none"),
         (multiply, &[1, 1, 1], "words: expected at most 2, got 3"),
         (distances, &[0, 3, 32, 128], "x: expected a value below 5, got none"),

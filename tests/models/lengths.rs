@@ -125,7 +125,7 @@ fn meta(length: TextLength) -> Meta {
         features: FEATURES as u32,
         pooled: 0,
     };
-    let denoiser = Conditioning { context: vec![0], pooled: None, sizes: Vec::new() };
+    let denoiser = Conditioning { context: vec![0], context_2: None, pooled: None, sizes: Vec::new() };
     let mut meta = common::meta([4, 5]);
     let pipeline = &mut meta.pipeline;
     (pipeline.latent_channels, pipeline.pixels_per_latent) = (3, 1);
@@ -260,7 +260,8 @@ fn features_make_the_images_of_texts() {
                 assert!(message.contains("ones before zeros"), "{message}");
             }
         }
-        let faults: [(usize, &dyn Fn(&mut NamedTensor), &str); 4] = [
+        type Fault<'a> = (usize, &'a dyn Fn(&mut NamedTensor), &'a str);
+        let faults: [Fault<'_>; 4] = [
             (1, &|t| t.values[3] = 0.5, "prompt_mask: expected 1 where a token counts, else 0, got 0.5"),
             (1, &|t| t.values.fill(0.0), "prompt_mask: expected at least one token of each prompt, got none in row 0"),
             (1, &|t| (t.dims[1], t.values) = (1, vec![1.0; 3]), "prompt_mask: expected [3, "),

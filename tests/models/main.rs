@@ -3,6 +3,7 @@
 mod calibrated;
 mod dit;
 mod glyphs;
+mod hunyuan;
 mod integer;
 mod jobs;
 mod layouts;

@@ -86,7 +86,7 @@ fn run<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>, role: Role, 
         context: feed.context.as_deref(),
         pooled: feed.pooled.as_deref(),
         sizes: feed.sizes.as_deref(),
-        lengths: None,
+        ..PromptInputs::default()
     };
     executor.set_prompt(&prompt).unwrap();
     if program.input(InputKind::Timestep).is_some() {
@@ -166,7 +166,7 @@ fn samples_find_their_conditions() {
             context: feed.context.as_deref(),
             pooled: feed.pooled.as_deref(),
             sizes: feed.sizes.as_deref(),
-            lengths: None,
+            ..PromptInputs::default()
         };
         executor.set_conditions(&[0, 1, 0]).unwrap();
         executor.set_prompt(&prompt).unwrap();
@@ -269,7 +269,7 @@ fn pipelines_say_what_they_need() {
         ("tokenizer/tokenizer.json", 11, 18, 0)
     );
     assert_eq!((encoder.begin, encoder.end, encoder.pad), (Some(59), 60, 60));
-    let Conditioning { context, pooled, sizes } = text.denoiser;
+    let Conditioning { context, pooled, sizes, .. } = text.denoiser;
     assert_eq!((context, pooled, sizes.len()), (vec![0], None, 0));
     let scale = v1.encoder.unwrap();
     assert_eq!((scale.scale, scale.shift), (0.18215, 0.0));
@@ -280,7 +280,7 @@ fn pipelines_say_what_they_need() {
     let second = &text.encoders[1];
     assert_eq!((&second.tokenizer[..], second.features, second.pooled), ("tokenizer_2/tokenizer.json", 26, 10));
     assert_eq!((second.begin, second.end, second.pad), (Some(71), 72, 0));
-    let Conditioning { context, pooled, sizes } = text.denoiser;
+    let Conditioning { context, pooled, sizes, .. } = text.denoiser;
     assert_eq!((context, pooled, sizes.len(), sizes[5]), (vec![0, 1], Some(1), 6, SizeKind::TargetWidth));
 
     let alone = meta("refiner").text.unwrap();

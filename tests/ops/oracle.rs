@@ -171,7 +171,13 @@ fn masked_and_shared_attention_by_hand() {
     // Rows 1 and 2 of the grid (height 2, width 2) are the conditions' keys.
     let shared = Attend { per_condition: true, ..Attend::default() };
     let b = attention(shared, |b| {
-        let grid = b.op(Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 4, base: 2, interpolation: 1.0 }));
+        let grid = b.op(Op::PositionEmbedding(PositionEmbedding {
+            x: SAMPLE,
+            dim: 4,
+            base: 2,
+            interpolation: 1.0,
+            keep_ratio: false,
+        }));
         let weight = b.f32(&[1, 4], &[1.0, 0.0, 100.0, 0.0]);
         b.op(linear(grid, weight))
     });
@@ -449,7 +455,13 @@ fn position_embeddings_are_diffusers() {
         let (shape, want) = fixture(name);
         let side = shape[0].isqrt();
         let mut b = Build::new(4);
-        b.op(Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: shape[1] as u32, base, interpolation: 1.0 }));
+        b.op(Op::PositionEmbedding(PositionEmbedding {
+            x: SAMPLE,
+            dim: shape[1] as u32,
+            base,
+            interpolation: 1.0,
+            keep_ratio: false,
+        }));
         let mut inputs = inputs([1, side, side, 4], || 0.0);
         inputs.dims = Dims { batch: 1, conditions: 1, height: side, width: side, tokens: 1 };
         // diffusers rounds positions, of up to 8, to f32.

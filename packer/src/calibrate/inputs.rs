@@ -167,6 +167,8 @@ fn look(op: &Op) -> Option<(Tensor, Look)> {
         | Op::Unpatchify(_)
         | Op::Concat(_)
         | Op::Slice(_)
+        | Op::PadRows(_)
+        | Op::Rotary(_)
         | Op::VectorQuantize(_)
         | Op::Resample(_)
         | Op::Parameter(_) => None,

@@ -110,7 +110,7 @@ pub fn lower(
     let sum = b.push(&path, Op::Add(Add { a: words, b: positions }));
     let name = format!("{path}.token_type_embeddings");
     let types = b.flat(&name, format!("{name}.weight"), [c.types as usize, d]);
-    let first = b.push(&name, Op::Slice(Slice { x: types, first: 0, count: c.features }));
+    let first = b.push(&name, Op::Slice(Slice { x: types, first: 0, count: c.features, tokens: false }));
     let sum = b.push(&path, Op::Add(Add { a: sum, b: first }));
     b.wide(sum);
     let mut x = b.layer_norm(&format!("{path}.LayerNorm"), sum, d, c.eps);

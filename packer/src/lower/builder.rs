@@ -171,9 +171,7 @@ impl<'a> Builder<'a> {
 
     /// A layer norm of `d` features at module `path`.
     pub fn layer_norm(&mut self, path: &str, x: Value, d: usize, eps: f32) -> Value {
-        let weight = Some(self.vector(format!("{path}.weight"), d));
-        let bias = Some(self.vector(format!("{path}.bias"), d));
-        self.push(path, Op::LayerNorm(LayerNorm { x, weight, bias, eps, modulation: None, ..LayerNorm::default() }))
+        self.shifted_layer_norm(path, x, d, eps, None)
     }
 
     /// A layer norm without parameters, modulated.
@@ -183,6 +181,13 @@ impl<'a> Builder<'a> {
             path,
             Op::LayerNorm(LayerNorm { x, weight: None, bias: None, eps, modulation, ..LayerNorm::default() }),
         )
+    }
+
+    /// A layer norm of `d` features at module `path`, then perhaps a summand per sample and feature.
+    pub fn shifted_layer_norm(&mut self, path: &str, x: Value, d: usize, eps: f32, shift: Option<Columns>) -> Value {
+        let weight = Some(self.vector(format!("{path}.weight"), d));
+        let bias = Some(self.vector(format!("{path}.bias"), d));
+        self.push(path, Op::LayerNorm(LayerNorm { x, weight, bias, eps, shift, ..LayerNorm::default() }))
     }
 
     /// A norm of `d` features at module `path` that divides by the root of the mean square, and has no bias.
@@ -213,6 +218,12 @@ impl<'a> Builder<'a> {
         self.weight(key, &dims, Storage::Table)
     }
 
+    /// The whole table called `key` of these axes; `path` is the module that reads it.
+    pub fn parameter(&mut self, path: &str, key: String, dims: [usize; 2]) -> Value {
+        let tensor = self.rows(key, dims);
+        self.push(path, Op::Parameter(Parameter { tensor, ..Parameter::default() }))
+    }
+
     /// The table called `key` of these axes as one row, in f32; `path` is the module that reads it.
     pub fn flat(&mut self, path: &str, key: String, dims: [usize; 2]) -> Value {
         let tensor = self.weight(key, &dims, Storage::Vector);
@@ -237,8 +248,7 @@ impl<'a> Builder<'a> {
 
     /// The whole table of `rows` by `d` at module `path`.
     pub fn table(&mut self, path: &str, rows: usize, d: usize) -> Value {
-        let tensor = self.weight(format!("{path}.weight"), &[rows, d], Storage::Table);
-        self.push(path, Op::Parameter(Parameter { tensor, ..Parameter::default() }))
+        self.parameter(path, format!("{path}.weight"), [rows, d])
     }
 
     /// The nearest of `rows` vectors of `d` at module `path`; `table` is the module that holds them.

@@ -156,7 +156,7 @@ pub fn lower(
     let with = Linear { bias: false, ..Linear::default() };
     let pooled = b.linear("text_projection", normed, &[projection as usize, d], with);
     b.wide(pooled);
-    let both = b.push("hidden_states", Op::Concat(Concat { a: penultimate, b: pooled }));
+    let both = b.push("hidden_states", Op::Concat(Concat { a: penultimate, b: pooled, tokens: false }));
     b.wide(both);
     builder.finish(both)
 }

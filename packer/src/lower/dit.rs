@@ -153,7 +153,13 @@ pub fn lower(config: &Config, same: &dyn Fn(&str, &str) -> bool, weights: &mut W
 
     let patches = b.push("pos_embed", Op::Patchify(Patchify { x: sample, patch: c.patch }));
     let base = c.sample_size / c.patch;
-    let position = Op::PositionEmbedding(PositionEmbedding { x: patches, dim: c.dim(), base, interpolation: 1.0 });
+    let position = Op::PositionEmbedding(PositionEmbedding {
+        x: patches,
+        dim: c.dim(),
+        base,
+        interpolation: 1.0,
+        keep_ratio: false,
+    });
     let position = b.push("pos_embed.pos_embed", position);
     let with = Linear { residual: Some(position), ..Linear::default() };
     let mut x = b.linear("pos_embed.proj", patches, &[d, channels, p, p], with);

@@ -170,7 +170,7 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
 
     let patches = b.push("pos_embed", Op::Patchify(Patchify { x: sample, patch: c.patch }));
     let (base, interpolation) = (c.sample_size / c.patch, c.interpolation);
-    let position = PositionEmbedding { x: patches, dim: c.dim(), base, interpolation };
+    let position = PositionEmbedding { x: patches, dim: c.dim(), base, interpolation, keep_ratio: false };
     let position = b.push("pos_embed.pos_embed", position.into());
     let with = Linear { residual: Some(position), ..Linear::default() };
     let mut x = b.linear("pos_embed.proj", patches, &[d, channels, p, p], with);
@@ -185,7 +185,7 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
     }
 
     // Both shift and scale are the embedded timestep itself and a row of the table.
-    let twice = b.push("norm_out", Op::Concat(Concat { a: time, b: time }));
+    let twice = b.push("norm_out", Op::Concat(Concat { a: time, b: time, tokens: false }));
     let table = b.flat("scale_shift_table", "scale_shift_table".into(), [2, d]);
     let out = b.push("scale_shift_table", Op::Add(Add { a: twice, b: table }));
     x = b.adaptive_layer_norm("norm_out", x, EPS_OUT, Modulation { value: out, shift: 0, scale: d as u32 });
@@ -216,7 +216,7 @@ fn time(b: &mut Builder, c: &Config, t: Value, sizes: Option<Value>) -> Value {
     let Some(sizes) = sizes else { return time };
     let all = b.push(&format!("{path}.additional_condition_proj"), sinusoids(sizes));
     let [height, width, aspect] = [0, 1, 2].map(|number| {
-        let slice = Slice { x: all, first: number * SINUSOIDS, count: SINUSOIDS };
+        let slice = Slice { x: all, first: number * SINUSOIDS, count: SINUSOIDS, tokens: false };
         b.push(&format!("{path}.additional_condition_proj"), slice.into())
     });
     // Height and width go through the same layers.
@@ -224,8 +224,8 @@ fn time(b: &mut Builder, c: &Config, t: Value, sizes: Option<Value>) -> Value {
     let first = mlp(b, &resolution, height, [k, d / 3], Act::Silu);
     let second = b.again(&[format!("{resolution}.linear_1"), format!("{resolution}.linear_2")], width);
     let aspect = mlp(b, &format!("{path}.aspect_ratio_embedder"), aspect, [k, d / 3], Act::Silu);
-    let both = b.push(&resolution, Op::Concat(Concat { a: first, b: second }));
-    let size = b.push(path, Op::Concat(Concat { a: both, b: aspect }));
+    let both = b.push(&resolution, Op::Concat(Concat { a: first, b: second, tokens: false }));
+    let size = b.push(path, Op::Concat(Concat { a: both, b: aspect, tokens: false }));
     b.push(path, Op::Add(Add { a: time, b: size }))
 }
 

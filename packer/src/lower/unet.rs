@@ -124,7 +124,7 @@ impl Levels {
             let (path, level) = (format!("up_blocks.{step}"), last - step);
             for i in 0..=self.layers[level] {
                 let Some((skip, skip_width)) = skips.pop() else { unreachable!("one per block of the way down") };
-                x = blocks.b.push(&format!("{path}.concat.{i}"), Op::Concat(Concat { a: x, b: skip }));
+                x = blocks.b.push(&format!("{path}.concat.{i}"), Op::Concat(Concat { a: x, b: skip, tokens: false }));
                 x = blocks.resnet(&format!("{path}.resnets.{i}"), x, [width + skip_width, out]);
                 width = out;
                 if self.up[step].attend {

@@ -274,7 +274,7 @@ fn embed(b: &mut Builder, c: &Config, added: Added, pooled: Value, sizes: Value)
     let TimeConfig { cos_first, freq_shift: shift, .. } = c.time;
     let numbers = Op::TimestepEmbedding(TimestepEmbedding { t: sizes, dim: added.number_dim, cos_first, shift });
     let numbers = b.push("add_time_proj", numbers);
-    let x = b.push("add_embedding.concat", Op::Concat(Concat { a: pooled, b: numbers }));
+    let x = b.push("add_embedding.concat", Op::Concat(Concat { a: pooled, b: numbers, tokens: false }));
     let d = c.time.d();
     let silu = Linear { act: Act::Silu, ..Linear::default() };
     let x = b.linear("add_embedding.linear_1", x, &[d, added.features as usize], silu);

@@ -58,7 +58,7 @@ pub fn fuse(program: &mut Program) {
 fn quantized(mut op: Op, spec: QuantizeSpec) -> Option<Op> {
     let quantize = match &mut op {
         Op::GroupNorm(GroupNorm { quantize, .. }) => quantize,
-        Op::LayerNorm(LayerNorm { quantize, .. }) if spec.grain == QuantizeGrain::Row => quantize,
+        Op::LayerNorm(LayerNorm { quantize, parts: 0 | 1, .. }) if spec.grain == QuantizeGrain::Row => quantize,
         _ => return None,
     };
     if quantize.is_some() {

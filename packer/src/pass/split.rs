@@ -108,7 +108,8 @@ pub fn split_layers(
                 done.insert(weight, Halves { split, weights: [weight, second] });
             }
             if let Some(halves) = done.get(&weight) {
-                let slice = |first: usize, count: usize| Slice { x, first: first as u32, count: count as u32 };
+                let slice =
+                    |first: usize, count: usize| Slice { x, first: first as u32, count: count as u32, tokens: false };
                 let inputs = match split {
                     Split::Shortcut => [Half::Whole(a), Half::Whole(b)],
                     Split::Conv | Split::Linear => {
@@ -147,11 +148,11 @@ enum Half {
 fn joints(program: &Program) -> Vec<Joint> {
     let of = |value: Value| program.node_of(value).map(|node| &program.nodes[node].op);
     let sides = |value: Value| match of(value) {
-        Some(&Op::Concat(Concat { a, b })) => Some([a, b]),
+        Some(&Op::Concat(Concat { a, b, tokens: false })) => Some([a, b]),
         _ => None,
     };
     let behind_norm = |value: Value| match of(value) {
-        Some(&Op::LayerNorm(LayerNorm { x, quantize: None, .. })) => sides(x),
+        Some(&Op::LayerNorm(LayerNorm { x, quantize: None, parts: 0 | 1, .. })) => sides(x),
         Some(&Op::GroupNorm(GroupNorm { x, quantize: None, .. })) => sides(x),
         _ => None,
     };
@@ -232,7 +233,7 @@ mod tests {
         let pixels = vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(8)];
         let inputs = vec![Input { kind: InputKind::Sample, dims: pixels }];
         let other = node(Linear { x: Value(0), weight: Tensor(2), ..Linear::default() });
-        let concat = node(Concat { a: Value(1), b: Value(0) });
+        let concat = node(Concat { a: Value(1), b: Value(0), tokens: false });
         let nodes: Vec<Node> = [other, concat].into_iter().chain(nodes).collect();
         let output = Value(nodes.len() as u32);
         ([Program { role: Role::Denoiser, inputs, nodes, output, phases: Default::default() }], weights)
@@ -282,8 +283,8 @@ mod tests {
         // The first value has 4 columns.
         assert_eq!([0, 6].map(|i| weights[Tensor(i)].dims()), [[6, 3, 3, 6]; 2]);
         let expected: [Op; 4] = [
-            Slice { x: Value(3), first: 0, count: 6 }.into(),
-            Slice { x: Value(3), first: 6, count: 6 }.into(),
+            Slice { x: Value(3), first: 0, count: 6, tokens: false }.into(),
+            Slice { x: Value(3), first: 6, count: 6, tokens: false }.into(),
             Conv2d { x: Value(5), ..whole }.into(),
             Conv2d { x: Value(6), weight: Tensor(6), residual: Some(Value(7)), ..Conv2d::default() }.into(),
         ];
@@ -307,8 +308,8 @@ mod tests {
         let halves = split_layers(&mut programs, &mut weights, &DIMS, &|_, _, split| split == Split::Linear).unwrap();
         assert_eq!(halves, [Halves { split: Split::Linear, weights: [Tensor(0), Tensor(6)] }]);
         let expected: [Op; 4] = [
-            Slice { x: Value(3), first: 0, count: 4 }.into(),
-            Slice { x: Value(3), first: 4, count: 8 }.into(),
+            Slice { x: Value(3), first: 0, count: 4, tokens: false }.into(),
+            Slice { x: Value(3), first: 4, count: 8, tokens: false }.into(),
             Linear { x: Value(4), ..whole }.into(),
             Linear { x: Value(5), weight: Tensor(6), residual: Some(Value(6)), ..Linear::default() }.into(),
         ];

@@ -49,8 +49,8 @@ fn times(a: &Array, b: &Array) -> Array {
 
 pub(super) fn concat(op: &Concat, tape: &Tape) -> Array {
     let (a, b) = (tape.value(op.a), tape.value(op.b));
-    let mut values = Vec::with_capacity(a.values.len() + b.values.len());
-    for (a, b) in a.values.chunks_exact(a.cols()).zip(b.values.chunks_exact(b.cols())) {
+    let mut values = Vec::with_capacity(a.rows() * (a.cols() + b.cols()));
+    for (a, b) in a.values.chunks_exact(a.cols()).zip(b.values.chunks_exact(b.cols()).cycle()) {
         values.extend_from_slice(a);
         values.extend_from_slice(b);
     }
@@ -61,8 +61,8 @@ pub(super) fn concat_backward(op: &Concat, tape: &Tape, dy: Array, back: &mut Co
     let (a, b) = (tape.value(op.a), tape.value(op.b));
     for (value, like, first) in [(op.a, a, 0), (op.b, b, a.cols())] {
         let rows = dy.values.chunks_exact(dy.cols());
-        let part = rows.flat_map(|row| &row[first..first + like.cols()]).copied().collect();
-        back.add(value, Array::new(&like.dims, part));
+        let part: Vec<f32> = rows.flat_map(|row| &row[first..first + like.cols()]).copied().collect();
+        back.add(value, sum_cyclic(&part, like));
     }
 }
 

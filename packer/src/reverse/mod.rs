@@ -99,13 +99,13 @@ impl<'a> Tape<'a> {
             Op::GatedLinear(op) => linear::forward_gated(op, self),
             Op::Conv2d(op) => (conv::forward(op, self), None),
             Op::Attention(op) if attention::has_rule(op) => (attention::forward(op, self), None),
-            Op::LayerNorm(op) if op.quantize.is_none() => norm::forward(&norm::Norm::of_layer(op), self),
+            Op::LayerNorm(op) if norm::has_rule(op) => norm::forward(&norm::Norm::of_layer(op), self),
             Op::GroupNorm(op) if op.quantize.is_none() => norm::forward(&norm::Norm::of_group(op), self),
             Op::Pointwise(op) => (layout::pointwise(op, self), None),
             Op::Add(op) => (layout::add(op, self), None),
             Op::Multiply(op) => (layout::multiply(op, self), None),
-            Op::Concat(op) => (layout::concat(op, self), None),
-            Op::Slice(op) => (layout::slice(op, self), None),
+            Op::Concat(op) if !op.tokens => (layout::concat(op, self), None),
+            Op::Slice(op) if !op.tokens => (layout::slice(op, self), None),
             Op::Patchify(op) => (layout::patchify(self.value(op.x), op.patch as usize), None),
             Op::Unpatchify(op) => (layout::unpatchify(self.value(op.x), op.patch as usize), None),
             Op::Resample(op) => (layout::resample(op, self), None),
@@ -116,6 +116,10 @@ impl<'a> Tape<'a> {
             Op::LayerNorm(_)
             | Op::GroupNorm(_)
             | Op::Attention(_)
+            | Op::Concat(_)
+            | Op::Slice(_)
+            | Op::PadRows(_)
+            | Op::Rotary(_)
             | Op::Round(_)
             | Op::Embedding(_)
             | Op::TimestepEmbedding(_)
@@ -164,6 +168,8 @@ impl<'a> Tape<'a> {
                     quantize::backward(op, tensor, self, dy, &mut back);
                 }
                 Op::Round(_)
+                | Op::PadRows(_)
+                | Op::Rotary(_)
                 | Op::Embedding(_)
                 | Op::TimestepEmbedding(_)
                 | Op::PositionEmbedding(_)
@@ -198,16 +204,18 @@ pub fn has_rule(op: &Op) -> bool {
         | Op::Pointwise(_)
         | Op::Add(_)
         | Op::Multiply(_)
-        | Op::Concat(_)
-        | Op::Slice(_)
         | Op::Patchify(_)
         | Op::Unpatchify(_)
         | Op::Resample(_) => true,
-        Op::LayerNorm(op) => op.quantize.is_none(),
+        Op::Concat(op) => !op.tokens,
+        Op::Slice(op) => !op.tokens,
+        Op::LayerNorm(op) => norm::has_rule(op),
         Op::GroupNorm(op) => op.quantize.is_none(),
         Op::Attention(op) => attention::has_rule(op),
         Op::Quantize(op) => quantize::curve(op).is_some(),
         Op::Round(_)
+        | Op::PadRows(_)
+        | Op::Rotary(_)
         | Op::Embedding(_)
         | Op::TimestepEmbedding(_)
         | Op::PositionEmbedding(_)

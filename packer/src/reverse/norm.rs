@@ -73,6 +73,11 @@ impl Sets {
     }
 }
 
+/// Whether there is a rule: none for norms that only shift, or norm parts of rows.
+pub(super) fn has_rule(op: &LayerNorm) -> bool {
+    op.quantize.is_none() && op.shift.is_none() && op.parts <= 1
+}
+
 impl Norm {
     pub(super) fn of_layer(op: &LayerNorm) -> Self {
         let LayerNorm { x, weight, bias, eps, modulation, rms, .. } = *op;

@@ -36,12 +36,13 @@ pub struct Pipeline {
 
 /// Pipelines that can be packed. Whatever else their directories hold (a `safety_checker`, a `feature_extractor`) is not
 /// looked at.
-pub const PIPELINES: [Pipeline; 13] = [
+pub const PIPELINES: [Pipeline; 14] = [
     plain("DiTPipeline", &[&["transformer"], &["vae"]]),
     plain("DDPMPipeline", &[&["unet"]]),
     plain("DDIMPipeline", &[&["unet"]]),
     plain("LDMPipeline", &[&["unet"], &["vqvae", "vae"]]),
     plain("LDMClassToImagePipeline", &[&["unet"], &["class_embedding"], &["vqvae", "vae"]]),
+    hunyuan("HunyuanDiTPipeline"),
     pixart("PixArtAlphaPipeline"),
     pixart("PixArtSigmaPipeline"),
     stable_diffusion("StableDiffusionPipeline"),
@@ -54,6 +55,11 @@ pub const PIPELINES: [Pipeline; 13] = [
 
 const fn plain(class: &'static str, needs: &'static [&'static [&'static str]]) -> Pipeline {
     Pipeline { class, needs, takes: &[], tokenizers: &[] }
+}
+
+const fn hunyuan(class: &'static str) -> Pipeline {
+    let takes = &["text_encoder", "text_encoder_2"];
+    Pipeline { class, needs: &[&["transformer"], &["vae"]], takes, tokenizers: &["tokenizer", "tokenizer_2"] }
 }
 
 const fn pixart(class: &'static str) -> Pipeline {

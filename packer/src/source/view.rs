@@ -20,6 +20,8 @@ pub struct View {
     bytes: Range<usize>,
     /// How to walk through the elements; none if they lie row by row without gaps.
     walk: Option<Walk>,
+    /// Whether the second half of the rows that the walk gives comes first.
+    swapped: bool,
 }
 
 /// Axes, outermost first, and the elements to step per axis. The axes have the view's elements in the view's order, but
@@ -46,6 +48,8 @@ pub enum Part {
     },
     /// A matrix that is multiplied from the right, turned into one that is multiplied from the left.
     Transposed,
+    /// All rows, the second half of them first: scales and shifts where the file has shifts and scales.
+    SwappedHalves,
 }
 
 /// A stretch of a file that holds elements of one type.
@@ -65,7 +69,7 @@ pub type Fault = (String, String);
 impl View {
     /// A tensor whose elements fill `bytes` in order.
     pub fn dense(dtype: Dtype, shape: Vec<usize>, bytes: Range<usize>) -> Self {
-        View { dtype, shape, bytes, walk: None }
+        View { dtype, shape, bytes, walk: None, swapped: false }
     }
 
     /// The elements of `storage` from `offset` on, `strides` apart.
@@ -104,7 +108,7 @@ impl View {
         // Strides of axes with one element say nothing.
         strides.iter_mut().zip(&shape).filter(|(_, d)| **d == 1).for_each(|(s, _)| *s = 0);
         let walk = (count != 0 && !is_dense(&shape, &strides)).then(|| Walk { axes: shape.clone(), strides });
-        Ok(View { dtype: storage.dtype, shape, bytes, walk })
+        Ok(View { dtype: storage.dtype, shape, bytes, walk, swapped: false })
     }
 
     /// `part` of this tensor, with axes `shape`; nothing is read. Axes of one element at the end do not count on either
@@ -116,8 +120,9 @@ impl View {
         let fault = || Err((format!("a tensor that holds one of shape {shape:?}"), format!("shape {:?}", self.shape)));
         let mut axes = trimmed(&self.shape).to_vec();
         let mut strides = match &self.walk {
-            None => dense_strides(&axes),
             // A part of a part: nobody needs one.
+            _ if self.swapped => return fault(),
+            None => dense_strides(&axes),
             Some(walk) if walk.axes != self.shape => return fault(),
             Some(walk) => walk.strides[..axes.len()].to_vec(),
         };
@@ -148,6 +153,11 @@ impl View {
                 axes.reverse();
                 strides.reverse();
             }
+            Part::SwappedHalves => {
+                if axes.first().is_none_or(|rows| rows % 2 != 0) {
+                    return fault();
+                }
+            }
         }
         let fits = match part {
             Part::Heads { .. } => {
@@ -165,7 +175,7 @@ impl View {
         let start = self.bytes.start + if count == 0 { 0 } else { start * size };
         let bytes = start..if count == 0 { start } else { start + (last + 1) * size };
         let walk = (count != 0 && !is_dense(&axes, &strides)).then_some(Walk { axes, strides });
-        Ok(View { dtype: self.dtype, shape: shape.to_vec(), bytes, walk })
+        Ok(View { dtype: self.dtype, shape: shape.to_vec(), bytes, walk, swapped: *part == Part::SwappedHalves })
     }
 
     /// Number of elements.
@@ -181,10 +191,15 @@ impl View {
     /// The bytes of all elements, row-major; `file` is the one that the view was made for.
     pub fn gather<'a>(&self, file: &'a [u8]) -> Cow<'a, [u8]> {
         let whole = &file[self.bytes.clone()];
-        match &self.walk {
+        let mut all = match &self.walk {
             None => Cow::Borrowed(whole),
             Some(walk) => Cow::Owned(copy(whole, &walk.axes, &walk.strides, self.dtype.bitsize() / 8)),
+        };
+        if self.swapped {
+            let half = all.len() / 2;
+            all.to_mut().rotate_left(half);
         }
+        all
     }
 
     /// The same of elements `rows` of the first axis.
@@ -197,6 +212,8 @@ impl View {
         let whole = &file[self.bytes.clone()];
         let row = self.len() / self.shape[0].max(1) * size;
         match &self.walk {
+            // Tensors like these are small beside the model.
+            _ if self.swapped => Cow::Owned(self.gather(file)[rows.start * row..rows.end * row].to_vec()),
             None => Cow::Borrowed(&whole[rows.start * row..rows.end * row]),
             Some(walk) if walk.axes[0] == self.shape[0] => {
                 let mut axes = walk.axes.clone();
@@ -205,7 +222,7 @@ impl View {
                 let start = if rows.is_empty() { 0 } else { rows.start * walk.strides[0] * size };
                 Cow::Owned(copy(&whole[start..], &axes, &walk.strides, size))
             }
-            // The first axis is split; these tensors are small beside the model.
+            // The first axis is split; these tensors are small, too.
             Some(walk) => {
                 Cow::Owned(copy(whole, &walk.axes, &walk.strides, size)[rows.start * row..rows.end * row].to_vec())
             }
@@ -301,6 +318,10 @@ mod tests {
         assert_eq!(*turned.part(&Part::Transposed, &[2, 3]).unwrap().gather(&file), *file);
         assert_eq!(*turned.part(&Part::Rows(1..3), &[2, 2]).unwrap().gather(&file), [1, 4, 2, 5]);
         assert_eq!(matrix.part(&Part::Whole, &[2, 3, 1, 1]).unwrap().shape, [2, 3, 1, 1]);
+        let swapped = matrix.part(&Part::SwappedHalves, &[2, 3]).unwrap();
+        assert_eq!(*swapped.gather(&file), [3, 4, 5, 0, 1, 2]);
+        assert_eq!(*swapped.gather_rows(&file, 1..2), [0, 1, 2]);
+        assert!(swapped.part(&Part::Whole, &[2, 3]).is_err() && turned.part(&Part::SwappedHalves, &[3, 2]).is_err());
         assert!(matrix.part(&Part::Whole, &[3, 2]).is_err() && matrix.part(&Part::Rows(1..3), &[2, 3]).is_err());
         let none = matrix.part(&Part::Rows(2..2), &[0, 3]).unwrap();
         assert!(none.is_empty() && none.gather(&file).is_empty());

@@ -43,12 +43,14 @@ pub enum SynthModel {
 }
 
 /// Models that can be made up, by name.
-pub const MODELS: [(&str, SynthModel); 12] = [
+pub const MODELS: [(&str, SynthModel); 14] = [
     ("dit-xl-2-256", SynthModel::Dit(32)),
     ("dit-xl-2-512", SynthModel::Dit(64)),
     ("sd15", SynthModel::Directory(known::sd1)),
     ("sdxl", SynthModel::Directory(known::sdxl)),
     ("sdxl-refiner", SynthModel::Directory(known::sdxl_refiner)),
+    ("hunyuan-1.1", SynthModel::Directory(known::hunyuan_1_1_directory)),
+    ("hunyuan-1.2", SynthModel::Directory(known::hunyuan_1_2_directory)),
     ("cifar", SynthModel::Directory(known::ddim_cifar10)),
     ("ldm4", SynthModel::File(known::ldm4)),
     ("church", SynthModel::File(known::church)),

@@ -148,6 +148,10 @@ impl<'a> Drawn<'a> {
             // Modulations, and what is added without a gate: moderate, so that no block drowns what went before.
             ("adaln_single.linear.weight", _) => scaled(x, 0.5 * unit),
             (key, _) if key.ends_with("attn2.to_out.0.weight") => scaled(x, 0.3 * unit),
+            // Rows in place of tokens, and positions among them.
+            ("text_embedding_padding", _) => x,
+            (key, _) if key.ends_with(".positional_embedding") => scaled(x, 0.1),
+            (key, _) if key.ends_with(".norm1.linear.weight") => scaled(x, 0.5 * after_silu),
             (key, _) if key.ends_with("time_emb_proj.weight") => scaled(x, 0.3 * after_silu),
             (key, _) if key.ends_with(".conv1.weight") || key.ends_with(".conv2.weight") => scaled(x, after_silu),
             _ => scaled(x, unit),

@@ -28,6 +28,11 @@ fn expected_transformers() -> Value {
     json_file("transformers/expected.json")
 }
 
+/// The same of Hunyuan-DiT.
+fn expected_hunyuan() -> Value {
+    json_file("transformers/hunyuan.json")
+}
+
 fn json_file(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
 }
@@ -97,6 +102,45 @@ fn transformers_hold_what_diffusers_has_of_them() {
     assert_eq!((pipeline.steps, pipeline.guidance_scale, pipeline.guided_channels), (250, 4.0, Some(3)));
     assert_eq!(pipeline.sampler, pipeline.sampler.named("iddpm").unwrap());
 
+    let message = Model::open(&path).err().unwrap().to_string();
+    assert!(message.ends_with("an autoencoder in the file, or another model's by --vae MODEL, got none"), "{message}");
+}
+
+/// Version 1.1 in its authors' layout, where norms and halves of a modulation have each other's names, and 1.2 as diffusers
+/// saves it.
+#[test]
+fn hunyuan_dit_holds_what_diffusers_has_of_it() {
+    let expected = &expected_hunyuan()["files"];
+    let path = fixture("transformers/hunyuan.pt");
+    let donors = Donors { autoencoder: Some(fixture("transformers/hunyuan/vae")), ..Donors::default() };
+    let model = Model::open_with(&path, &donors, &Overrules::default()).unwrap();
+    let saved = Model::open(&fixture("transformers/hunyuan")).unwrap();
+    assert_eq!(values(&model.component("transformer").weights), expected["v11"]);
+    assert_eq!(values(&saved.component("transformer").weights), expected["v12"]);
+    // What the shapes tell is what diffusers says, but for what differs between the two models.
+    let [read, said] = [&model, &saved].map(|model| model.component("transformer").config.clone());
+    for (field, value) in said.iter().filter(|(field, _)| !field.starts_with("_diffusers")) {
+        match field.as_str() {
+            "attention_head_dim" => assert_eq!((&read[field], value), (&json!(12), &json!(8))),
+            "hidden_size" => assert_eq!((&read[field], value), (&json!(24), &json!(16))),
+            "num_layers" => assert_eq!((&read[field], value), (&json!(4), &json!(6))),
+            "use_style_cond_and_image_meta_size" => assert_eq!((&read[field], value), (&json!(true), &json!(false))),
+            "mlp_ratio" => assert_eq!((24.0 * read[field].as_f64().unwrap()) as usize, (24.0 * 4.3637) as usize),
+            _ => assert_eq!(&read[field], value, "{field}"),
+        }
+    }
+    // The last beta tells the versions apart; all else of the schedulers is the same.
+    for (model, last_beta) in [(&model, 0.03), (&saved, 0.018)] {
+        let pipeline = lower(model).unwrap().pipeline;
+        let scheduler = json!({
+            "_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": last_beta,
+            "num_train_timesteps": 1000, "prediction_type": "v_prediction", "clip_sample": false, "steps_offset": 1,
+            "timestep_spacing": "leading", "variance_type": "fixed_small",
+        });
+        assert_eq!(pipeline.sampler, aquatint::sampler::Config::from_diffusers(&scheduler).unwrap());
+        assert_eq!((pipeline.steps, pipeline.guidance_scale, pipeline.latent_multiple), (50, 5.0, 2));
+        assert_eq!(pipeline.latent_size, [128, 128]);
+    }
     let message = Model::open(&path).err().unwrap().to_string();
     assert!(message.ends_with("an autoencoder in the file, or another model's by --vae MODEL, got none"), "{message}");
 }
@@ -265,7 +309,7 @@ fn canonical(entries: &[Entry]) -> Value {
 #[test]
 fn published_models_have_the_tensors_of_diffusers_and_of_their_authors() {
     let expected =
-        [&expected()["lists"], &expected_transformers()["lists"]].map(|lists| lists.as_object().unwrap().clone());
+        [expected(), expected_transformers(), expected_hunyuan()].map(|all| all["lists"].as_object().unwrap().clone());
     let expected: BTreeMap<String, Value> = expected.into_iter().flatten().collect();
     for (label, published) in known::ALL {
         let (published, expected) = (published(), expected[label].as_object().unwrap());

@@ -101,7 +101,7 @@ fn composed() -> Vec<(String, Vec<Op>)> {
     let modulation = Some(Modulation { value: Value(1), scale: 0, shift: 6 });
     let group = GroupNorm { bias: Tensor(1), groups: 2, eps: 1e-6, modulation, act: Act::Silu, ..GroupNorm::default() };
     let sum = Add { a: Value(0), b: Value(1) };
-    let concat = Concat { a: Value(0), b: Value(1) };
+    let concat = Concat { a: Value(0), b: Value(1), tokens: false };
     [
         ("linear/gate", vec![Op::Linear(gated)]),
         ("linear/cyclic", vec![Op::Linear(cyclic)]),
@@ -117,7 +117,7 @@ fn composed() -> Vec<(String, Vec<Op>)> {
         ("add/cyclic", vec![Op::Add(sum)]),
         ("concat", vec![Op::Concat(concat)]),
         ("multiply", vec![Op::Multiply(Multiply { a: Value(0), b: Value(1) })]),
-        ("slice", vec![Op::Slice(Slice { x: Value(0), first: 2, count: 3 })]),
+        ("slice", vec![Op::Slice(Slice { x: Value(0), first: 2, count: 3, tokens: false })]),
         ("block/dit", dit(6)),
         ("block/resnet", resnet()),
     ]

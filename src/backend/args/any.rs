@@ -17,6 +17,8 @@ pub enum OpArgs<T> {
     Multiply(PairArgs),
     Concat(ConcatArgs),
     Slice(SliceArgs),
+    PadRows { args: PadRowsArgs, table: T },
+    Rotary(RotaryArgs),
     Quantize { args: QuantizeArgs, factors: Option<T> },
     Round(RoundArgs),
     VectorQuantize { args: VectorQuantizeArgs, table: T },
@@ -52,6 +54,8 @@ impl<T> OpArgs<T> {
             OpArgs::Multiply(args) => OpArgs::Multiply(args),
             OpArgs::Concat(args) => OpArgs::Concat(args),
             OpArgs::Slice(args) => OpArgs::Slice(args),
+            OpArgs::PadRows { args, table } => OpArgs::PadRows { args, table: f(table)? },
+            OpArgs::Rotary(args) => OpArgs::Rotary(args),
             OpArgs::Quantize { args, factors } => OpArgs::Quantize { args, factors: factors.map(f).transpose()? },
             OpArgs::Round(args) => OpArgs::Round(args),
             OpArgs::VectorQuantize { args, table } => OpArgs::VectorQuantize { args, table: f(table)? },
@@ -82,6 +86,8 @@ impl<T> OpArgs<T> {
             OpArgs::Multiply(args) => Input::Floats(args.y),
             OpArgs::Concat(args) => Input::Floats(args.y),
             OpArgs::Slice(args) => Input::Floats(args.y),
+            OpArgs::PadRows { args, .. } => Input::Floats(args.y),
+            OpArgs::Rotary(args) => Input::Floats(args.y),
             OpArgs::Quantize { args, .. } => Input::Codes(args.y.codes),
             OpArgs::Round(args) => Input::Floats(args.y),
             OpArgs::VectorQuantize { args, .. } => Input::Floats(args.y),
@@ -108,12 +114,17 @@ impl<T> OpArgs<T> {
                 [Some(a.x), a.shift.and_then(|(shift, _)| table(shift)), a.residual.and_then(float)]
             }
             OpArgs::Attention(a) => [float(a.q), float(a.k), float(a.v)],
-            OpArgs::LayerNorm { args: a, .. } => [float(a.x), a.modulation.and_then(|(m, ..)| table(m)), None],
+            OpArgs::LayerNorm { args: a, .. } => {
+                let beside = a.modulation.map(|(m, ..)| m).or(a.shift.map(|(shift, _)| shift));
+                [float(a.x), beside.and_then(table), None]
+            }
             OpArgs::GroupNorm { args: a, .. } => [float(a.x), a.modulation.and_then(|(m, ..)| table(m)), None],
             OpArgs::Pointwise(a) => [float(a.x), None, None],
             OpArgs::Add(a) | OpArgs::Multiply(a) => [float(a.a), float(a.b), None],
             OpArgs::Concat(a) => [float(a.a), float(a.b), None],
             OpArgs::Slice(a) => [float(a.x), None, None],
+            OpArgs::PadRows { args: a, .. } => [float(a.x), None, None],
+            OpArgs::Rotary(a) => [float(a.x), float(a.table), None],
             OpArgs::Quantize { args: a, .. } => [float(a.x), None, None],
             OpArgs::Round(a) => [float(a.x), None, None],
             OpArgs::VectorQuantize { args: a, .. } => [float(a.x), None, None],

@@ -65,6 +65,16 @@ impl Floats {
     pub fn bytes(&self) -> usize {
         self.rows * self.cols * self.element.bytes()
     }
+
+    /// The same numbers with `parts` rows for each: there are no gaps, so runs of columns are rows of their own.
+    pub fn in_parts(self, parts: usize) -> Self {
+        Floats { rows: self.rows * parts, cols: self.cols / parts, ..self }
+    }
+
+    /// The same numbers with one row for `rows` of them, which become runs of its columns.
+    pub fn joined(self, rows: usize) -> Self {
+        Floats { rows: self.rows / rows, cols: self.cols * rows, ..self }
+    }
 }
 
 /// A matrix of activation codes with what is needed to read them: `x = scale * (q - zero)`.

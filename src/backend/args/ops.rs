@@ -74,6 +74,8 @@ pub struct LayerNormArgs {
     /// Modulation and the first columns of scale and shift.
     pub modulation: Option<(PerSample, usize, usize)>,
     pub rms: bool,
+    /// What is added, and its first column; only without a modulation.
+    pub shift: Option<(PerSample, usize)>,
 }
 
 /// Group norm. `workspace` is as large as `Backend::workspace` asked.
@@ -108,7 +110,7 @@ pub struct PairArgs {
     pub y: Floats,
 }
 
-/// Columns of `a`, then of `b`.
+/// Columns of `a`, then of `b`, whose rows repeat.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ConcatArgs {
     pub a: Floats,
@@ -122,6 +124,25 @@ pub struct SliceArgs {
     pub x: Floats,
     pub y: Floats,
     pub first: usize,
+}
+
+/// Rows of a table in place of those behind the first `lengths` (u32) of each run of `tokens` rows; row `i` of a run may
+/// become row `first + i` of the table.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PadRowsArgs {
+    pub x: Floats,
+    pub y: Floats,
+    pub lengths: Slot,
+    pub tokens: usize,
+    pub first: usize,
+}
+
+/// Pairs of features turned; rows of `table`, which has as many columns as a head, repeat.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RotaryArgs {
+    pub x: Floats,
+    pub table: Floats,
+    pub y: Floats,
 }
 
 /// Float to codes. `workspace` is as large as `Backend::workspace` asked.
@@ -196,7 +217,8 @@ pub struct PositionEmbeddingArgs {
     pub y: Floats,
     pub height: usize,
     pub width: usize,
-    pub base: usize,
+    /// First position and span of columns and of rows; see [`PositionEmbedding::spans`](crate::program::PositionEmbedding::spans).
+    pub spans: [[u32; 2]; 2],
     pub interpolation: f32,
 }
 

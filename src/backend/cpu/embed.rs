@@ -23,7 +23,7 @@ pub fn parameter(arena: &mut Arena, args: &ParameterArgs, tensor: &TensorView) {
 }
 
 /// The elements of `tensor` from element `at`, as many as `out` takes.
-fn copy(tensor: &TensorView, at: usize, out: &mut [f32]) {
+pub(super) fn copy(tensor: &TensorView, at: usize, out: &mut [f32]) {
     match tensor {
         TensorView::F32(t) => out.copy_from_slice(&t[at..at + out.len()]),
         TensorView::F16(t) => t[at..at + out.len()].iter().zip(out).for_each(|(v, out)| *out = v.to_f32()),
@@ -54,10 +54,12 @@ pub fn timestep_embedding(arena: &mut Arena, args: &TimestepEmbeddingArgs) {
 pub fn position_embedding(arena: &mut Arena, args: &PositionEmbeddingArgs) {
     let (out, _) = arena.write_floats(&args.y);
     let quarter = args.y.cols / 4;
-    let position = |i: usize, n: usize| i as f32 as f64 / (n as f64 / args.base as f64) / f64::from(args.interpolation);
+    let position = |i: usize, n: usize, [first, span]: [u32; 2]| {
+        (f64::from(first) + i as f64 / (n as f64 / f64::from(span))) / f64::from(args.interpolation)
+    };
     for (token, out) in out.chunks_exact_mut(args.y.cols).enumerate() {
-        let column = position(token % args.width, args.width);
-        let row = position(token / args.width, args.height);
+        let column = position(token % args.width, args.width, args.spans[0]);
+        let row = position(token / args.width, args.height, args.spans[1]);
         for (half, p) in out.chunks_exact_mut(2 * quarter).zip([column, row]) {
             for k in 0..quarter {
                 let angle = p / 10_000f64.powf(k as f64 / quarter as f64);

@@ -18,6 +18,7 @@ mod norm;
 mod pointwise;
 mod quantize;
 mod resample;
+mod rotary;
 mod round;
 mod sampler;
 mod scratch;
@@ -156,6 +157,8 @@ impl MemoryRules for Cpu {
             | OpArgs::Multiply(_)
             | OpArgs::Concat(_)
             | OpArgs::Slice(_)
+            | OpArgs::PadRows { .. }
+            | OpArgs::Rotary(_)
             | OpArgs::Quantize { .. }
             | OpArgs::Round(_)
             | OpArgs::VectorQuantize { .. }
@@ -300,6 +303,14 @@ impl Backend for Cpu {
         layout::slice(arena, args);
     }
 
+    fn pad_rows(&self, arena: &mut Arena, args: &PadRowsArgs, table: &TensorView) {
+        layout::pad_rows(arena, args, table);
+    }
+
+    fn rotary(&self, arena: &mut Arena, args: &RotaryArgs) {
+        with_isa!(self.tier, isa => rotary::rotary(isa, arena, args));
+    }
+
     fn quantize(&self, arena: &mut Arena, args: &QuantizeArgs, factors: Option<&TensorView>) {
         with_isa!(self.tier, isa => quantize::quantize(isa, arena, args, factors.map(floats)));
     }
@@ -373,6 +384,8 @@ pub fn scratch_bytes<T>(op: &OpArgs<T>) -> usize {
         | OpArgs::Multiply(_)
         | OpArgs::Concat(_)
         | OpArgs::Slice(_)
+        | OpArgs::PadRows { .. }
+        | OpArgs::Rotary(_)
         | OpArgs::Round(_)
         | OpArgs::Resample(_)
         | OpArgs::Parameter { .. }

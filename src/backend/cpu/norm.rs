@@ -24,14 +24,15 @@ pub fn layer_norm<I: Isa>(
     let (out, reads) = arena.write(at..at + bytes);
     let x = reads.floats(&args.x);
     let cols = args.x.cols;
-    let modulation = args.modulation.map(|(m, scale, shift)| {
+    let scale_and_shift = args.modulation.map(|(m, scale, shift)| (m, Some(scale), shift));
+    let modulation = scale_and_shift.or(args.shift.map(|(m, shift)| (m, None, shift))).map(|(m, scale, shift)| {
         let condition: &[u32] = reads.slice(m.condition.at, m.samples);
         (reads.floats(&m.table), m.table.cols, condition, m.rows_per_sample, scale, shift)
     });
     let normalize = |row: usize, y: &mut [f32]| {
         let modulation = modulation.map(|(table, table_cols, condition, rows_per_sample, scale, shift)| {
             let table = &table[condition[row / rows_per_sample] as usize * table_cols..][..table_cols];
-            (&table[scale..][..cols], &table[shift..][..cols])
+            (scale.map(|scale| &table[scale..][..cols]), &table[shift..][..cols])
         });
         isa.run(NormalizeRow, (&x[row * cols..][..cols], args.eps, args.rms, [weight, bias], modulation, y));
     };
@@ -51,13 +52,14 @@ pub fn layer_norm<I: Isa>(
 }
 
 vectorized! {
-    /// Layer norm of one row, without means if `rms`; `affine` is (weight, bias), `modulation` (scale, shift).
+    /// Layer norm of one row, without means if `rms`; `affine` is (weight, bias), `modulation` (scale, shift),
+    /// the scale perhaps 0.
     fn NormalizeRow<'a, I>(
         x: &'a [f32],
         eps: f32,
         rms: bool,
         affine: [Option<&'a [f32]>; 2],
-        modulation: Option<(&'a [f32], &'a [f32])>,
+        modulation: Option<(Option<&'a [f32]>, &'a [f32])>,
         y: &'a mut [f32],
     ) {
         let [weight, bias] = affine;
@@ -73,10 +75,14 @@ vectorized! {
         if let Some(b) = bias {
             y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
         }
-        if let Some((scale, shift)) = modulation {
-            for ((y, scale), shift) in y.iter_mut().zip(scale).zip(shift) {
-                *y = fma::<I>(*y, 1.0 + scale, *shift);
+        match modulation {
+            Some((Some(scale), shift)) => {
+                for ((y, scale), shift) in y.iter_mut().zip(scale).zip(shift) {
+                    *y = fma::<I>(*y, 1.0 + scale, *shift);
+                }
             }
+            Some((None, shift)) => y.iter_mut().zip(shift).for_each(|(y, shift)| *y += shift),
+            None => {}
         }
     }
 }

@@ -19,7 +19,9 @@ structs! {
     TimestepEmbeddingArgs, 64 { calls: u64, y: Floats, t: u64, t_stride: u64, cos_first: u32, shift: f32 }
 
     /// Sinusoids of grid positions.
-    PositionEmbeddingArgs, 56 { calls: u64, y: Floats, height: u32, width: u32, base: u32, interpolation: f32 }
+    PositionEmbeddingArgs, 72 {
+        calls: u64, y: Floats, height: u32, width: u32, first: [u32; 2], span: [u32; 2], interpolation: f32, pad: u32,
+    }
 
     /// A bias by distance.
     RelativeBiasArgs, 184 {
@@ -93,8 +95,10 @@ pub fn position_embedding(frame: &Frame, args: &args::PositionEmbeddingArgs, iss
         y: frame.floats(&args.y),
         height: args.height as u32,
         width: args.width as u32,
-        base: args.base as u32,
+        first: args.spans.map(|[first, _]| first),
+        span: args.spans.map(|[_, span]| span),
         interpolation: args.interpolation,
+        pad: 0,
     };
     launch("position_embedding", &args.y, kernel_args.as_bytes(), issue);
 }

@@ -1,8 +1,10 @@
 //! Ops that only move data: `kernels/layout.cu`.
 
+use super::DeviceTensor;
 use super::args::{Floats, Frame, structs};
 use super::launch::{Kernel, Launch};
 use crate::backend::args;
+use crate::format::TensorView;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 structs! {
@@ -16,6 +18,11 @@ structs! {
 
     /// Some columns of a matrix.
     SliceArgs, 80 { calls: u64, x: Floats, y: Floats, first: u32, pad: u32 }
+
+    /// Rows of a table in place of some of a matrix.
+    PadRowsArgs, 104 {
+        calls: u64, x: Floats, y: Floats, table: u64, lengths: u64, table_half: u32, tokens: u32, first: u32, pad: u32,
+    }
 }
 
 /// Threads per block.
@@ -57,5 +64,23 @@ pub fn slice(frame: &Frame, args: &args::SliceArgs, issue: &mut impl FnMut(Launc
     let grid = [(args.y.rows * args.y.cols).div_ceil(BLOCK as usize * run) as u32, 1, 1];
     let (x, y) = (frame.floats(&args.x), frame.floats(&args.y));
     let args = SliceArgs { calls: frame.calls, x, y, first: args.first as u32, pad: 0 };
+    issue(Launch { kernel, grid, block: BLOCK, shared: 0, args: args.as_bytes() });
+}
+
+/// See [`Op::PadRows`](crate::program::Op::PadRows).
+pub fn pad_rows(frame: &Frame, args: &args::PadRowsArgs, table: &DeviceTensor<'_>, issue: &mut impl FnMut(Launch<'_>)) {
+    let kernel = Kernel { module: "layout", entry: "pad_rows" };
+    let grid = [(args.y.rows * args.y.cols).div_ceil(BLOCK as usize) as u32, 1, 1];
+    let args = PadRowsArgs {
+        calls: frame.calls,
+        x: frame.floats(&args.x),
+        y: frame.floats(&args.y),
+        table: table.elements((args.first + args.tokens) * args.y.cols),
+        lengths: frame.place(args.lengths, args.y.rows / args.tokens * 4),
+        table_half: u32::from(matches!(table.view(), TensorView::F16(_))),
+        tokens: args.tokens as u32,
+        first: args.first as u32,
+        pad: 0,
+    };
     issue(Launch { kernel, grid, block: BLOCK, shared: 0, args: args.as_bytes() });
 }

@@ -30,6 +30,7 @@ mod pointwise;
 mod probe;
 mod quantize;
 mod resample;
+mod rotary;
 mod round;
 mod sampler;
 mod sizing;
@@ -369,6 +370,14 @@ impl<D: Driver> Backend for Cuda<'_, D> {
 
     fn slice(&self, arena: &mut Arena<D>, args: &SliceArgs) {
         layout::slice(&arena.frame(), args, &mut |launch| self.issue(launch));
+    }
+
+    fn pad_rows(&self, arena: &mut Arena<D>, args: &PadRowsArgs, table: &DeviceTensor<'_>) {
+        layout::pad_rows(&arena.frame(), args, table, &mut |launch| self.issue(launch));
+    }
+
+    fn rotary(&self, arena: &mut Arena<D>, args: &RotaryArgs) {
+        rotary::rotary(&arena.frame(), args, &mut |launch| self.issue(launch));
     }
 
     fn quantize(&self, arena: &mut Arena<D>, args: &QuantizeArgs, factors: Option<&DeviceTensor<'_>>) {

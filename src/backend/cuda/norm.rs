@@ -13,7 +13,7 @@ structs! {
     /// Layer norm.
     LayerNormArgs, 264 {
         calls: u64, x: Floats, y: Floats, to: QuantizeTo, weight: u64, bias: u64, modulation: PerSample,
-        scale: u32, shift: u32, eps: f32, quantize: u32, rms: u32, pad: u32,
+        scale: u32, shift: u32, eps: f32, quantize: u32, rms: u32, shifted: u32,
     }
 
     /// All kernels of a group norm.
@@ -34,7 +34,9 @@ pub fn layer_norm(
 ) {
     const MODULES: [&str; ROWS.len()] = row_modules!("norm_layer");
     let (y, to) = output(frame, &args.x, &args.y, None);
-    let (modulation, [scale, shift]) = modulation(frame, &args.x, &args.modulation);
+    // A shift alone is a modulation whose scale is not read.
+    let shifted = args.shift.map(|(columns, shift)| (columns, shift, shift));
+    let (modulation, [scale, shift]) = modulation(frame, &args.x, &args.modulation.or(shifted));
     let (variant, teams) = row_variant(args.x.cols);
     let kernel = Kernel { module: MODULES[variant], entry: "layer_norm" };
     let grid = [args.x.rows.div_ceil(teams) as u32, 1, 1];
@@ -51,7 +53,7 @@ pub fn layer_norm(
         eps: args.eps,
         quantize: u32::from(matches!(args.y, Output::Codes(_))),
         rms: u32::from(args.rms),
-        pad: 0,
+        shifted: u32::from(shifted.is_some()),
     };
     issue(Launch { kernel, grid, block: ROW_THREADS, shared: 0, args: args.as_bytes() });
 }

@@ -42,6 +42,8 @@ impl MemoryRules for CudaSizing {
             | OpArgs::Multiply(_)
             | OpArgs::Concat(_)
             | OpArgs::Slice(_)
+            | OpArgs::PadRows { .. }
+            | OpArgs::Rotary(_)
             | OpArgs::VectorQuantize { .. }
             | OpArgs::Resample(_)
             | OpArgs::Parameter { .. }

@@ -205,7 +205,7 @@ fn input_faults_are_named() {
     let words = split(sound().as_ref())[ARGS].len() / 4;
     // The sample has 7 words, the timestep and the labels 4 each.
     let cases: &[(usize, u32, &str)] = &[
-        (0, 8, "program 0 input 0 kind: expected 0 to 7, got 8; use a newer aquatint"),
+        (0, 10, "program 0 input 0 kind: expected 0 to 9, got 10; use a newer aquatint"),
         (0, u32::MAX, "program 0 input 0 kind"),
         (1, 1, "program 0 input 0 index: expected 0, got 1; use a newer aquatint"),
         (1, u32::MAX, "program 0 input 0 index"),
@@ -260,10 +260,10 @@ fn word_at(node: usize, word: usize) -> u64 {
 fn node_faults_are_named() {
     let s = start(NODES);
     let cases: &[(usize, usize, &[u8], &str)] = &[
-        (TIME, 0, &[0], "op: expected 1 to 22, got 0; use a newer aquatint"),
-        (TIME, 0, &[23], "op: expected 1 to 22, got 23; use a newer aquatint"),
+        (TIME, 0, &[0], "op: expected 1 to 24, got 0; use a newer aquatint"),
+        (TIME, 0, &[25], "op: expected 1 to 24, got 25; use a newer aquatint"),
         (TIME, 0, &[255], "op"),
-        (TIME, 1, &[1], "op: expected 1 to 22, got 266"),
+        (TIME, 1, &[1], "op: expected 1 to 24, got 266"),
         (TIME, 2, &[2], "flags: expected 0 or 1, got 0x2; use a newer aquatint"),
         (OUT, 2, &[3], "flags"),
         (OUT, 3, &[0x80], "flags"),

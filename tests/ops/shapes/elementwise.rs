@@ -2,8 +2,8 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Add, Embedding, GroupNorm, LayerNorm, Multiply, Parameter, Patchify, PositionEmbedding, RangeCurve, RelativeBias,
-    Resample, Round, Slice, TimestepEmbedding, Turn, Unpatchify,
+    Add, Concat, Embedding, GroupNorm, LayerNorm, Multiply, PadRows, Parameter, Patchify, PositionEmbedding,
+    RangeCurve, RelativeBias, Resample, Rotary, Round, Slice, TimestepEmbedding, Turn, Unpatchify,
 };
 
 fn layer_norm(
@@ -71,7 +71,7 @@ fn products_are_of_equal_shapes() {
 #[test]
 fn biases_by_distance_are_of_tokens() {
     let bias = |x, table, buckets, max_distance| Op::RelativeBias(RelativeBias { x, table, buckets, max_distance });
-    let rows = |x| Op::Slice(Slice { x, first: 0, count: 8 });
+    let rows = |x| Op::Slice(Slice { x, first: 0, count: 8, tokens: false });
     refuse(
         &[bias(SAMPLE, CODEBOOK, 4, 9)],
         "x: expected (n, t) tokens or (n, t, d) features, got ([2, 6, 10, 8], Float)",
@@ -185,7 +185,8 @@ fn pointwise_takes_any_floats() {
 fn add_repeats_rows_of_the_second_operand() {
     let add = |a, b| Op::Add(Add { a, b });
     accept(&[add(SAMPLE, SAMPLE)], &[2, 6, 10, 8], Kind::Float);
-    let position = Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0 });
+    let position =
+        Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0, keep_ratio: false });
     accept(&[position, add(SAMPLE, LAST)], &[2, 6, 10, 8], Kind::Float);
     let message = "residual: expected rows dividing those of [6, 10, 8], got [2, 6, 10, 8]";
     refuse(&[position, add(LAST, SAMPLE)], message);
@@ -308,8 +309,9 @@ fn timestep_embedding_has_a_sine_for_each_cosine() {
 
 #[test]
 fn position_embedding_has_the_grid_of_its_operand() {
-    let embedding =
-        |x, dim, base, interpolation| Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation });
+    let embedding = |x, dim, base, interpolation| {
+        Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation, keep_ratio: false })
+    };
     accept(&[embedding(SAMPLE, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     accept(&[quantize(SAMPLE, ROW8), embedding(LAST, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     refuse(&[embedding(NO_VALUE, 8, 4, 1.0)], "x: expected a value below 4, got 99");
@@ -359,7 +361,7 @@ fn unpatchify_undoes_patchify() {
 
 #[test]
 fn a_slice_has_columns_that_there_are() {
-    let slice = |x, first, count| Op::Slice(Slice { x, first, count });
+    let slice = |x, first, count| Op::Slice(Slice { x, first, count, tokens: false });
     accept(&[slice(SAMPLE, 0, 8)], &[2, 6, 10, 8], Kind::Float);
     accept(&[slice(SAMPLE, 5, 3)], &[2, 6, 10, 3], Kind::Float);
     accept(&[slice(TABLE, 8, 1)], &[3, 1], Kind::Float);
@@ -368,4 +370,73 @@ fn a_slice_has_columns_that_there_are() {
     refuse(&[slice(SAMPLE, 8, 0)], &format!("{message} \"0 from 8 on\""));
     refuse(&[slice(SAMPLE, u32::MAX, u32::MAX)], &format!("{message} \"{0} from {0} on\"", u32::MAX));
     refuse(&[slice(LABELS, 0, 1)], "x: expected float elements, got Index");
+}
+
+#[test]
+fn tokens_are_joined_and_sliced() {
+    // (2, 6, 10, 8) has no axis of tokens; patches of a row have.
+    let concat = |a, b, tokens| Op::Concat(Concat { a, b, tokens });
+    let slice = |x, first, count| Op::Slice(Slice { x, first, count, tokens: true });
+    let cube = Op::Parameter(Parameter { tensor: CUBE, flat: false, rows: 0 });
+    accept(&[cube, concat(LAST, LAST, true)], &[2, 4, 2], Kind::Float);
+    accept(&[cube, slice(LAST, 1, 1)], &[2, 1, 2], Kind::Float);
+    refuse(&[cube, slice(LAST, 1, 2)], "tokens: expected some of the 2 that x has, got \"2 from 1 on\"");
+    refuse(&[slice(SAMPLE, 0, 1)], "x: expected (n, t, d), got [2, 6, 10, 8]");
+    let both = "a, b: expected (n, t, d) and (n, u, d), got";
+    refuse(&[cube, concat(LAST, SAMPLE, true)], &format!("{both} ([2, 2, 2], [2, 6, 10, 8])"));
+    refuse(&[cube, concat(TABLE, LAST, true)], &format!("{both} ([3, 9], [2, 2, 2])"));
+    // Rows repeat: those of a row, of a half, of all.
+    let row = Op::Parameter(Parameter { tensor: V8, flat: true, rows: 0 });
+    accept(&[row, concat(TABLE, LAST, false)], &[3, 17], Kind::Float);
+    accept(&[cube, concat(SAMPLE, LAST, false)], &[2, 6, 10, 10], Kind::Float);
+    refuse(&[cube, concat(TABLE, LAST, false)], "b: expected rows dividing those of [3, 9], got [2, 2, 2]");
+    refuse(&[concat(TABLE, SAMPLE, false)], "b: expected rows dividing those of [3, 9], got [2, 6, 10, 8]");
+}
+
+#[test]
+fn padding_has_a_row_for_every_token() {
+    let pad = |x, lengths, table, first| Op::PadRows(PadRows { x, lengths, table, first });
+    let cube = Op::Parameter(Parameter { tensor: CUBE, flat: false, rows: 0 });
+    refuse(&[pad(SAMPLE, LABELS, ROWS, 0)], "x: expected (n, t, d), got [2, 6, 10, 8]");
+    refuse(&[cube, pad(LAST, LABELS, ROWS, 0)], "lengths: expected u32 [2], got ([3], Index)");
+    refuse(&[cube, pad(LAST, TIME, ROWS, 0)], "lengths: expected u32 [2], got ([3], Float)");
+    // Three texts of the conditions: one token of nine features each.
+    let texts = [Op::Parameter(Parameter { tensor: ROWS, flat: false, rows: 0 })];
+    refuse(&[texts[0], pad(LAST, LABELS, ROWS, 0)], "x: expected (n, t, d), got [7, 9]");
+}
+
+#[test]
+fn heads_turn_by_a_table_of_their_own_length() {
+    let rotary = |x, table, heads| Op::Rotary(Rotary { x, table, heads });
+    let grid = |dim| {
+        Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim, base: 4, interpolation: 1.0, keep_ratio: true })
+    };
+    accept(&[grid(4), rotary(SAMPLE, LAST, 2)], &[2, 6, 10, 8], Kind::Float);
+    accept(&[grid(8), rotary(SAMPLE, LAST, 1)], &[2, 6, 10, 8], Kind::Float);
+    for heads in [0, 3, 4] {
+        let message = format!("heads: expected a divisor of 8 that leaves multiples of 4, got {heads}");
+        refuse(&[grid(4), rotary(SAMPLE, LAST, heads)], &message);
+    }
+    let table = "table: expected 4 columns, and rows dividing those of [2, 6, 10, 8], got";
+    refuse(&[grid(8), rotary(SAMPLE, LAST, 2)], &format!("{table} [6, 10, 8]"));
+    refuse(&[rotary(SAMPLE, TABLE, 2)], &format!("{table} [3, 9]"));
+    refuse(&[rotary(TABLE, TABLE, 1)], "heads: expected a divisor of 9 that leaves multiples of 4, got 1");
+}
+
+#[test]
+fn a_norm_of_parts_or_with_a_shift_has_no_more() {
+    let norm = LayerNorm { x: SAMPLE, ..LayerNorm::default() };
+    let shift = Some(Columns { value: TABLE, offset: 1 });
+    accept(&[LayerNorm { parts: 2, ..norm }.into()], &[2, 6, 10, 8], Kind::Float);
+    accept(&[LayerNorm { shift, weight: Some(V8), ..norm }.into()], &[2, 6, 10, 8], Kind::Float);
+    accept(&[LayerNorm { shift, quantize: Some(ROW8), ..norm }.into()], &[2, 6, 10, 8], Kind::Codes(ROW8));
+    refuse(&[LayerNorm { parts: 3, ..norm }.into()], "parts: expected a divisor of 8, got 3");
+    let alone = "parts: expected 1 in a norm that is modulated or quantized, got 2";
+    refuse(&[LayerNorm { parts: 2, shift, ..norm }.into()], alone);
+    refuse(&[LayerNorm { parts: 2, quantize: Some(ROW8), ..norm }.into()], alone);
+    refuse(&[LayerNorm { parts: 2, weight: Some(V8), ..norm }.into()], "weight: expected f32 [4], got ([8], \"f32\")");
+    let modulation = Some(Modulation { value: TABLE, scale: 0, shift: 1 });
+    refuse(&[LayerNorm { shift, modulation, ..norm }.into()], "shift: expected none beside a modulation, got 1");
+    let far = Some(Columns { value: TABLE, offset: 2 });
+    refuse(&[LayerNorm { shift: far, ..norm }.into()], "shift: expected (3 conditions, at least 10), got [3, 9]");
 }

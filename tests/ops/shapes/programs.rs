@@ -2,7 +2,8 @@
 
 use super::*;
 use aquatint::raw::program::{
-    Conv2d, ConvStride, Embedding, GatedLinear, LayerNorm, Parameter, Patchify, TimestepEmbedding, VectorQuantize,
+    Conv2d, ConvStride, Embedding, GatedLinear, LayerNorm, PadRows, Parameter, Patchify, TimestepEmbedding,
+    VectorQuantize,
 };
 
 /// Inputs of prompts, with the ops that take them.
@@ -38,9 +39,26 @@ fn prompts_have_tokens_features_and_numbers() {
     assert_eq!(types(&[(InputKind::Context, context)], linear), Ok(vec![3, 7, 5]));
     assert_eq!(types(&[(InputKind::Pooled, &[Conditions, Fixed(8)])], linear), Ok(vec![3, 5]));
     let got = types(&[(InputKind::Context, &[Conditions, Fixed(77), Fixed(8)])], linear);
-    assert_eq!(got, Err("text encoder input Context: axes: expected [3, 7, features], got [3, 77, 8]".into()));
+    assert_eq!(got, Ok(vec![3, 77, 5]));
+    let got = types(&[(InputKind::Context, &[Conditions, Conditions, Fixed(8)])], linear);
+    assert_eq!(got, Err("text encoder input Context: axes: expected [3, 7, features], got [3, 3, 8]".into()));
     let got = types(&[(InputKind::Context, &[Batch, Tokens, Fixed(8)])], linear);
     assert_eq!(got, Err("text encoder input Context: axes: expected [3, 7, features], got [2, 7, 8]".into()));
+    let texts: &[(InputKind, &[Dim])] =
+        &[(InputKind::Context2, &[Conditions, Fixed(3), Fixed(8)]), (InputKind::Lengths2, &[Conditions])];
+    let pad = |table, first| Op::PadRows(PadRows { x: Value(0), lengths: Value(1), table, first });
+    assert_eq!(types(texts, pad(CODEBOOK, 1)), Ok(vec![3, 3, 8]));
+    for (table, first, axes) in
+        [(CODEBOOK, 2, "[4, 8]"), (CODEBOOK, u32::MAX, "[4, 8]"), (ROWS, 0, "[7, 9]"), (W_I8, 0, "[5, 8]")]
+    {
+        let wanted = format!("table: expected f16 or f32 [at least 3 rows from {first} on, 8], got {axes}");
+        let got = types(texts, pad(table, first));
+        assert!(got.as_ref().is_err_and(|e| e.ends_with(&wanted)), "{got:?} is not {wanted}");
+    }
+    let got = types(&[(InputKind::Context2, &[Batch, Fixed(3), Fixed(8)])], linear);
+    assert_eq!(got, Err("text encoder input Context2: axes: expected [3, tokens, features], got [2, 3, 8]".into()));
+    let got = types(&[(InputKind::Lengths2, &[Batch])], rows);
+    assert_eq!(got, Err("text encoder input Lengths2: axes: expected [3], got [2]".into()));
     let got = types(&[(InputKind::Tokens, &[Batch, Fixed(77)])], pointwise(Value(0)));
     assert!(got.is_err_and(|e| e.ends_with("x: expected float elements, got Index")));
 }

@@ -1,6 +1,7 @@
 //! One function per pipeline class: which networks it has, how they fit together, and its defaults.
 
 mod dit;
+mod hunyuan;
 mod latent;
 mod pixart;
 mod pixel;
@@ -23,6 +24,7 @@ pub fn lower(model: &Model) -> Result<Lowered> {
         "DDPMPipeline" | "DDIMPipeline" => pixel::lower(model),
         "LDMPipeline" => latent::lower_unconditional(model),
         "LDMClassToImagePipeline" => latent::lower_class_conditional(model),
+        "HunyuanDiTPipeline" => hunyuan::lower(model),
         "PixArtAlphaPipeline" | "PixArtSigmaPipeline" => pixart::lower(model),
         _ => stable_diffusion::lower(model),
     }

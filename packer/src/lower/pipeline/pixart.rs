@@ -38,7 +38,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         latent_multiple: config.patch,
         text: Some(TextMeta {
             zero_negative: false,
-            denoiser: Conditioning { context: vec![0], pooled: None, sizes },
+            denoiser: Conditioning { context: vec![0], context_2: None, pooled: None, sizes },
             encoders: vec![captions],
         }),
         ..meta(model, config.in_channels, [config.sample_size; 2], vae_config.pixels_per_latent())?

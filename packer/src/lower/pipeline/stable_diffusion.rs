@@ -174,7 +174,7 @@ fn denoiser(
     let Some(added) = config.added else {
         let inputs = Context::Text { pooled: 0, numbers: 0 };
         programs.push(unet2d_condition::lower(config, role, inputs, weights));
-        return Ok(Conditioning { context, pooled: None, sizes: Vec::new() });
+        return Ok(Conditioning { context, context_2: None, pooled: None, sizes: Vec::new() });
     };
     let Some(index) = (from..count).find(|&i| encoders[i].meta.pooled > 0) else {
         let expected = "an encoder of class CLIPTextModelWithProjection, for addition_embed_type text_time";
@@ -184,7 +184,7 @@ fn denoiser(
     let sizes = sizes(component, &added, pooled)?;
     let inputs = Context::Text { pooled, numbers: sizes.len() as u32 };
     programs.push(unet2d_condition::lower(config, role, inputs, weights));
-    Ok(Conditioning { context, pooled: Some(index as u32), sizes: sizes.to_vec() })
+    Ok(Conditioning { context, context_2: None, pooled: Some(index as u32), sizes: sizes.to_vec() })
 }
 
 /// The numbers that a denoiser reads, told by how many they are.

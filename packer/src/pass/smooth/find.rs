@@ -109,11 +109,11 @@ impl<'a> Graph<'a> {
         let Some(node) = self.program.node_of(value) else { return Err(Obstacle::Producer("the input")) };
         let op = self.op(node);
         match *op {
-            Op::LayerNorm(LayerNorm { weight, bias, modulation, .. }) => {
-                self.norm(node, [weight, bias], modulation, channels)
+            Op::LayerNorm(LayerNorm { weight, bias, modulation, shift, parts: 0 | 1, .. }) => {
+                self.norm(node, [weight, bias], shift_of(modulation).or(shift), channels)
             }
             Op::GroupNorm(GroupNorm { weight, bias, modulation, act: Act::None, .. }) => {
-                self.norm(node, [Some(weight), Some(bias)], modulation, channels)
+                self.norm(node, [Some(weight), Some(bias)], shift_of(modulation), channels)
             }
             Op::GatedLinear(GatedLinear { weight, bias, .. }) => self.rows(weight, bias).map(Fold::EvenRows),
             Op::Linear(_) => self.plain(node).map(Fold::Rows),
@@ -149,15 +149,14 @@ impl<'a> Graph<'a> {
         &self,
         node: usize,
         affine: [Option<Tensor>; 2],
-        modulation: Option<Modulation>,
+        shift: Option<Columns>,
         channels: usize,
     ) -> std::result::Result<Fold, Obstacle> {
         if affine.into_iter().flatten().any(|tensor| self.uses[tensor.0 as usize] != 1) {
             return Err(Obstacle::Shared);
         }
-        let Some(modulation) = modulation else { return Ok(Fold::Norm { node, shift: None }) };
-        let Modulation { value, shift, .. } = modulation;
-        let first = shift as usize;
+        let Some(Columns { value, offset }) = shift else { return Ok(Fold::Norm { node, shift: None }) };
+        let first = offset as usize;
         self.only_shifts(node, value, first..first + channels)?;
         let Some(made_by) = self.program.node_of(value) else { return Err(Obstacle::Producer("the input")) };
         Ok(Fold::Norm { node, shift: Some((self.plain(made_by)?, first)) })
@@ -179,6 +178,9 @@ impl<'a> Graph<'a> {
                     | Op::GroupNorm(GroupNorm { modulation: Some(m), .. }) => {
                         m.value == value && !overlaps(m.scale, width) && (reader == node || !overlaps(m.shift, width))
                     }
+                    Op::LayerNorm(LayerNorm { shift: Some(Columns { value: read, offset }), .. }) => {
+                        read == value && (reader == node || !overlaps(offset, width))
+                    }
                     Op::Linear(Linear { gate: Some(Columns { value: read, offset }), .. })
                     | Op::Conv2d(Conv2d { shift: Some(Columns { value: read, offset }), .. }) => {
                         read == value && !overlaps(offset, width)
@@ -191,4 +193,9 @@ impl<'a> Graph<'a> {
         }
         Ok(())
     }
+}
+
+/// The columns that a modulation adds.
+fn shift_of(modulation: Option<Modulation>) -> Option<Columns> {
+    modulation.map(|m| Columns { value: m.value, offset: m.shift })
 }

@@ -28,6 +28,7 @@ pub fn autoencoder(tensors: &dyn Tensors, class: &str) -> Result<Option<Member>>
         "PixArtAlphaPipeline" => (512, 0.18215),
         class if class.contains("StableDiffusion") => (512, 0.18215),
         "DiTPipeline" => (256, 0.18215),
+        "HunyuanDiTPipeline" => (1024, 0.13025),
         _ => (256, 1.0),
     };
     let scaling_factor = pipeline::scale_factor(tensors)?.unwrap_or(published);

@@ -2,6 +2,7 @@
 
 use super::autoencoder::Autoencoder;
 use super::dit::Dit;
+use super::hunyuan::Hunyuan;
 use super::pipeline::{self, Published};
 use super::pixart::Pixart;
 use super::scheduler::Betas;
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 pub type Describe = fn() -> Published;
 
 /// What people call them, and what they are.
-pub const ALL: [(&str, Describe); 12] = [
+pub const ALL: [(&str, Describe); 14] = [
     ("DDIM CIFAR-10", ddim_cifar10),
     ("LDM-4 (bedrooms, faces)", ldm4),
     ("LDM-8 (churches)", church),
@@ -24,6 +25,8 @@ pub const ALL: [(&str, Describe); 12] = [
     ("SDXL base", sdxl),
     ("SDXL refiner", sdxl_refiner),
     ("DiT", dit_xl_2),
+    ("Hunyuan-DiT 1.1", hunyuan_1_1),
+    ("Hunyuan-DiT 1.2", hunyuan_1_2),
     ("PixArt-alpha 512", pixart_alpha_512),
     ("PixArt-alpha 1024", pixart_alpha_1024),
     ("PixArt-Sigma 1024", pixart_sigma_1024),
@@ -141,6 +144,41 @@ pub fn dit_xl_2() -> Published {
         classes: 1000,
         sample_size: 32,
     })
+}
+
+/// Hunyuan-DiT 1.0 and 1.1 of Li et al. 2024, which read a style and sizes.
+pub fn hunyuan_1_1() -> Published {
+    pipeline::hunyuan(&Hunyuan { styled: true, ..hunyuan() })
+}
+
+/// Hunyuan-DiT 1.2.
+pub fn hunyuan_1_2() -> Published {
+    pipeline::hunyuan(&hunyuan())
+}
+
+/// Hunyuan-DiT 1.1 as diffusers has it, with its autoencoder and without text encoders.
+pub fn hunyuan_1_1_directory() -> Published {
+    hunyuan_1_1().in_directory(&vae_xl())
+}
+
+/// The same of 1.2.
+pub fn hunyuan_1_2_directory() -> Published {
+    hunyuan_1_2().in_directory(&vae_xl())
+}
+
+fn hunyuan() -> Hunyuan {
+    Hunyuan {
+        in_channels: 4,
+        features: 1408,
+        head: 88,
+        inner: 6144,
+        layers: 40,
+        patch: 2,
+        tokens: [77, 256],
+        text_features: [1024, 2048],
+        pooled: 1024,
+        styled: false,
+    }
 }
 
 /// PixArt-alpha of Chen et al. 2023 for 512 pixels.

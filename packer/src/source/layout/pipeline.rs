@@ -3,6 +3,7 @@
 use super::autoencoder::Autoencoder;
 use super::dit::{self, Dit};
 use super::elsewhere::{AUTOENCODER, ENCODER, Elsewhere, own};
+use super::hunyuan::{self, Hunyuan};
 use super::ignored::{ignored, quantizes};
 use super::known::unknown;
 use super::pixart::{self, NULL_CAPTION, Pixart};
@@ -200,6 +201,16 @@ pub(super) fn class_transformer(dit: &Dit) -> Published {
         .with(STEPS, json!(250))
 }
 
+/// Hunyuan-DiT, whose text encoders and autoencoder are never in the same file.
+pub(super) fn hunyuan(hunyuan: &Hunyuan) -> Published {
+    let (class, config, entries) = ("HunyuanDiT2DModel", hunyuan.config(), hunyuan.entries());
+    let member = Member { name: "transformer", library: "diffusers", class, config, entries };
+    // What tells the versions apart.
+    let (label, last_beta) = if hunyuan.styled { ("Hunyuan-DiT 1.1", 0.03) } else { ("Hunyuan-DiT 1.2", 0.018) };
+    let scheduler = scheduler::ddpm_velocity(Betas::scaled(0.00085, last_beta));
+    Published::new(label, "HunyuanDiTPipeline", scheduler, vec![member])
+}
+
 /// PixArt, whose text encoder and autoencoder are never in the same file. The caption for none is learned.
 pub(super) fn text_transformer(pixart: &Pixart) -> Published {
     let (config, entries) = (pixart.config(), pixart.entries());
@@ -286,6 +297,9 @@ pub fn recognise_without(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<
     } else if any("x_embedder.proj.") && any("blocks.0.adaLN_modulation.1.") {
         own(tensors, elsewhere.autoencoder, AUTOENCODER, || Ok(()))?;
         class_transformer(&dit::read(Network { tensors, prefix: "", component: "transformer" })?)
+    } else if any("x_embedder.proj.") && any("blocks.0.default_modulation.1.") {
+        own(tensors, elsewhere.autoencoder, AUTOENCODER, || Ok(()))?;
+        hunyuan(&hunyuan::read(Network { tensors, prefix: "", component: "transformer" })?)
     } else if any("x_embedder.proj.") && any("blocks.0.cross_attn.") && !any("blocks.0.attn_temp.") {
         own(tensors, elsewhere.autoencoder, AUTOENCODER, || Ok(()))?;
         own(tensors, elsewhere.text, ENCODER, || Ok(()))?;

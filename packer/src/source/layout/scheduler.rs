@@ -95,6 +95,19 @@ pub(super) fn iddpm() -> Object {
     betas.scheduler("DDPMScheduler", json!({"timestep_spacing": "linspace", "variance_type": "learned_range"}))
 }
 
+/// The ancestral sampler of Hunyuan-DiT, whose network predicts velocities.
+pub(super) fn ddpm_velocity(betas: Betas) -> Object {
+    betas.scheduler(
+        "DDPMScheduler",
+        json!({
+            "prediction_type": "v_prediction",
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+            "variance_type": "fixed_small",
+        }),
+    )
+}
+
 /// The sampler of PixArt's pipelines (Lu et al., arXiv 2211.01095), over timesteps that include both ends.
 pub(super) fn dpm_solver() -> Object {
     let betas = Betas { schedule: "linear", start: 1e-4, end: 0.02, count: 1000, table: None };
