@@ -25,7 +25,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
     let [height, width] = meta.latent_size.map(|n| n as usize);
     let cpu = Cpu::new(isa);
     let shape = |batch: usize| Binding {
-        dims: Dims { batch, conditions: 2, height, width, tokens: 1 },
+        dims: Dims { batch, conditions: 2, height, width, tokens: 1, ..Dims::ONE },
         calls: 50,
         table_bytes: 64 << 20,
         reserve: 0,
@@ -49,7 +49,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, _: bool) {
         c.bench_function(&format!("denoiser call, batch {batch}"), |b| b.iter(|| executor.call(0)));
     }
     let one = Binding {
-        dims: Dims { batch: 1, conditions: 1, height, width, tokens: 1 },
+        dims: Dims { batch: 1, conditions: 1, height, width, tokens: 1, ..Dims::ONE },
         calls: 1,
         table_bytes: 0,
         reserve: 0,

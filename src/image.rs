@@ -1,11 +1,13 @@
 //! Pictures: from the decoder's values to PNG files, and from files to what runs begin with.
 //!
-//! Owns rounding to bytes, contact sheets, and the text that image tools read back. Writes PNG only; reads PNG, JPEG, WebP
-//! and BMP ([`Picture`]).
+//! Owns rounding to bytes, contact sheets, animations, and the text that image tools read back. Writes PNG, and videos as GIF and
+//! WebP; reads PNG, JPEG, WebP and BMP ([`Picture`]).
 
+mod animation;
 mod read;
 mod resize;
 
+pub use animation::{FRAME_RATES, write_gif, write_webp};
 pub use read::{Picture, ResizeMode};
 
 use std::{

@@ -42,6 +42,7 @@ quantize 60 cases ops::device::quantize ops::device::turned ops::device::vector_
 tokens 60 cases ops::device::rotary ops::device::tokens ops::device::layer_norm_parts ops::device::layer_norm_shifted
 norms 60 cases ops::device::layer_norm ops::device::group_norm ops::device::group_norm_modulated
 encoders 60 cases ops::device::attention_masked ops::device::rms_norm ops::device::products ops::device::relative_bias ops::device::wide_stream ops::device::tables_of_modulations
+videos 60 cases ops::device::attention_within_reach ops::device::positions
 linear_float 60 cases ops::device::linear_float ops::device::gated_float
 elementwise 60 cases ops::device::elementwise ops::device::prompt ops::device::activations
 steps 60 cases pipeline::on_device::steps_replay pipeline::on_device::batch_invariance

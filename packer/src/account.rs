@@ -8,7 +8,7 @@ use crate::quantize::{Method, average_bits, quantized_bytes, raw_bytes};
 use aquatint::raw::codec::Bits;
 use aquatint::raw::format::Packed;
 use aquatint::raw::program::shape::{self, TensorType};
-use aquatint::raw::program::{Attention, Dims, Op, Program, Role, Tensor};
+use aquatint::raw::program::{Attention, Dims, Op, Program, Reach, Role, Tensor};
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -73,7 +73,7 @@ struct Layer {
 /// If the shapes of a program do not fit.
 pub fn accounts<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<Vec<Account>> {
     let [height, width] = packed.meta().pipeline.latent_size.map(|n| n as usize);
-    let dims = Dims { batch: 1, conditions: 1, height, width, tokens: TOKENS };
+    let dims = Dims { height, width, tokens: TOKENS, frames: packed.meta().pipeline.frames as usize, ..Dims::ONE };
     let layers = layers(packed);
     let types: Vec<TensorType> = packed.tensors().iter().map(|t| t.ty()).collect();
     let networks = packed.programs().iter().filter(|p| matches!(p.role, Role::Denoiser | Role::Refiner));
@@ -131,11 +131,16 @@ fn account(
             published += u128::from(macs * per_mac);
             used.push(weight);
         }
-        if let Op::Attention(Attention { q, k, .. }) = node.op {
+        if let Op::Attention(Attention { q, k, reach, .. }) = node.op {
             let (q, k) = (values[q.0 as usize].dims(), values[k.0 as usize].dims());
             let features = q.last().copied().unwrap_or(0) as u64;
             let keys: usize = k[1.min(k.len())..k.len().saturating_sub(1)].iter().product();
-            attention_macs += rows_of(q) * features * keys as u64;
+            let seen = match reach {
+                Reach::Sample => keys,
+                Reach::Frame => keys / dims.frames,
+                Reach::Place => dims.frames,
+            };
+            attention_macs += rows_of(q) * features * seen as u64;
         }
     }
     // Both products, floats on both sides.

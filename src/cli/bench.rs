@@ -149,9 +149,10 @@ impl Bench {
         ahead: usize,
     ) -> Result<Times> {
         let [height, width] = model.latents.size;
+        let frames = if role == Role::Denoiser { model.latents.frames } else { 1 };
         let conditions = if model.conditional() { batch.min(2) } else { 1 };
         let tokens = model.text.as_ref().map_or(1, TextModel::tokens);
-        let dims = Dims { batch, conditions, height, width, tokens };
+        let dims = Dims { batch, conditions, height, width, tokens, frames };
         let shape = Binding { dims, calls: self.repeat + 1, table_bytes: TABLE_BYTES, reserve: 0 };
         let begin = Instant::now();
         let mut executor = Executor::new(backend, model.packed(), role, shape)?;

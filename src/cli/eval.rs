@@ -21,7 +21,7 @@ pub struct Eval {
     /// Timestep the model receives
     #[arg(long, value_name = "T")]
     timestep: f32,
-    /// safetensors with latents [n,c,h,w], and class_labels [n] or prompt_embeds [n,tokens,features] (and pooled
+    /// safetensors with latents [n,c,h,w] ([n,c,frames,h,w] of videos), and class_labels [n] or prompt_embeds [n,tokens,features] (and pooled
     /// [n,features])
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
@@ -46,7 +46,7 @@ impl Eval {
         let mut tensors = read_tensors(&self.inputs)?;
         let source = tensors.source().to_owned();
         let missing = |name| Error::request(source.as_str(), format!("a tensor `{name}`"), "none");
-        let ([n, _, h, w], latents) = tensors.latents(model.latents.channels)?.ok_or_else(|| missing("latents"))?;
+        let ([n, _, f, h, w], latents) = tensors.latents(&model)?.ok_or_else(|| missing("latents"))?;
         let needed = if model.text.is_some() { "prompt_embeds" } else { "class_labels" };
         let prompts = match tensors.prompts(&model, false)? {
             Some(prompts) => prompts,
@@ -62,6 +62,7 @@ impl Eval {
                 Session::new(&model, &backend).eval(&latents, [h, w], prompts, self.timestep)
             })
         })??;
-        write(&self.outputs, &[NamedTensor { name: "sample", dims: vec![n, channels, h, w], values }])
+        let dims = model.latents.axes([n, channels, f, h, w]);
+        write(&self.outputs, &[NamedTensor { name: "sample", dims, values }])
     }
 }

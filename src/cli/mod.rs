@@ -1,9 +1,11 @@
 //! The command line: the only place that names a concrete back end, prints, reads the clock, or exits.
 
 mod bench;
+mod clock;
 mod device;
 mod encode;
 mod eval;
+mod frames;
 mod info;
 mod model;
 mod options;

@@ -1,29 +1,31 @@
 //! `aquatint run`.
 
+use super::clock::{Clock, bar};
 use super::device::{with_backend, with_threads};
+use super::frames::{Target, pattern, write_video};
 use super::options::{InitArgs, PromptArgs, SamplingArgs, SizeArgs};
 use super::tensors::write;
 use super::{Device, model, say, say_json};
 use aquatint::error::one_line;
-use aquatint::image::{self, from_nhwc, grid, numbered, write_png};
+use aquatint::image::{self, FRAME_RATES, from_nhwc, grid, numbered, write_png};
 use aquatint::infotext::Infotext;
 use aquatint::model::Model;
 use aquatint::options::{Made, NamedTensor, RequestOptions, Tensors, infotext};
-use aquatint::pipeline::{Event, NoiseSource, Output, Plans, Request, Session, swap_last_axes};
+use aquatint::pipeline::{NoiseSource, Output, Plans, Request, Session, swap_last_axes};
 use aquatint::raw::backend::Backend;
 use aquatint::raw::plan::Plan;
 use aquatint::raw::whole_file::check_target;
 use aquatint::{Error, Result};
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fs;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The keyword of the text in a PNG that tells how it was made.
 const TEXT: &str = "parameters";
+/// Frames a second, unless the caller says otherwise: what the models were trained on.
+const FPS: u32 = 8;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Rng {
@@ -55,6 +57,12 @@ pub struct Run {
     rng: Option<Rng>,
     #[command(flatten)]
     size: SizeArgs,
+    /// Frames of each video, of models that make videos [default: as many as the model was made for]
+    #[arg(long, value_name = "F", aliases = ["num-frames", "video-length", "video_length", "num_frames"])]
+    frames: Option<usize>,
+    /// Frames per second of a video [default: 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(*FRAME_RATES.start())..=i64::from(*FRAME_RATES.end())))]
+    fps: Option<u32>,
     #[command(flatten)]
     init: InitArgs,
     /// Images per pass through the network [default: all, at most 8]
@@ -67,10 +75,11 @@ pub struct Run {
     /// Decode tiles of N x N latents
     #[arg(long, value_name = "N")]
     vae_tile: Option<usize>,
-    /// Output; with %d or %03d one file per image, otherwise all images in one sheet
-    #[arg(short, long, alias = "outdir", default_value = "out.png", value_name = "PNG")]
+    /// Output; with %d or %03d one file per image, otherwise all images in one sheet. Of videos, the same for frames, a row of
+    /// the sheet for each; or a video by its ending, .gif, .webp or, where there is ffmpeg, .mp4; or a folder, which ends in /
+    #[arg(short, long, alias = "outdir", default_value = "out.png", value_name = "FILE")]
     output: String,
-    /// Replace what would be computed: safetensors with latents [n,c,h,w], class_labels [n],
+    /// Replace what would be computed: safetensors with latents [n,c,h,w] ([n,c,frames,h,w] of videos), class_labels [n],
     /// prompt_embeds [n,tokens,features], prompt_mask [n,tokens], pooled [n,features], and negative_ ones; `encode` makes
     /// those of prompts
     #[arg(long, value_name = "FILE")]
@@ -105,16 +114,17 @@ impl Run {
         let tensors = inputs.as_deref().zip(self.inputs.as_deref());
         let tensors = tensors.map(|(bytes, path)| Tensors::new(path.display().to_string(), bytes)).transpose()?;
         let request = options.request(&model, tensors)?;
-        self.check_outputs(request.prompts.len())?;
+        let target = self.check_outputs(&model, &request)?;
         options.warnings().iter().for_each(|warning| self.warn(warning));
         if let Some(text) = &from {
             RequestOptions::begins_otherwise(text, &request).iter().for_each(|remark| self.warn(remark));
         }
         if !self.quiet {
-            sampler_notes(&request).iter().for_each(|note| eprintln!("note: {}", one_line(note)));
+            let notes = sampler_notes(&request).into_iter().chain(frames_note(&model, &request));
+            notes.for_each(|note| eprintln!("note: {}", one_line(&note)));
         }
 
-        let bar = self.bar();
+        let bar = bar(self.quiet || self.json);
         let mut steps = Clock::default();
         let (output, tile, device) = self.device.install(|| {
             with_backend!(choice, packed, backend => {
@@ -136,7 +146,7 @@ impl Run {
         let name = model::name(self.model.as_deref());
         let resize = options.init.as_ref().and_then(|init| init.resize).unwrap_or_default();
         let made = Made { model: &name, device: &device, tile, resize, inputs: inputs.as_deref() };
-        let files = self.write(&model, &request, &output, &made)?;
+        let files = self.write(&model, &request, &output, (target, &made))?;
         self.report(&model, &request, &output, &files, &steps, begin.elapsed().as_secs_f64());
         Ok(())
     }
@@ -156,6 +166,7 @@ impl Run {
             say_json(&json!({
                 "files": files,
                 "images": n,
+                "frames": request.frames,
                 "class_labels": request.prompts.classes(),
                 "prompts": (0..n).map(|i| request.prompts.describe(i, model)[0].clone()).collect::<Vec<_>>(),
                 "seed": request.seed,
@@ -169,8 +180,9 @@ impl Run {
                 "seconds": seconds,
             }));
         } else if !self.quiet {
+            let what = if model.latents.video { "video" } else { "image" };
             say(format_args!(
-                "{n} image{}, {} steps of {:.1} ms, {seconds:.2} s in all: {}",
+                "{n} {what}{}, {} steps of {:.1} ms, {seconds:.2} s in all: {}",
                 if n == 1 { "" } else { "s" },
                 request.steps,
                 steps.mean() * 1e3,
@@ -193,6 +205,7 @@ impl Run {
             init: self.init.options()?,
             refiner_start: self.init.refiner_start,
             seed: self.seed,
+            frames: self.frames,
             stream: None,
             noise: self.rng.map(|rng| match rng {
                 Rng::Fast => NoiseSource::Fast,
@@ -216,7 +229,11 @@ impl Run {
     }
 
     /// Refuses outputs that could not be written, before anything is computed.
-    fn check_outputs(&self, n: usize) -> Result<()> {
+    fn check_outputs<D>(&self, model: &Model<'_, D>, request: &Request) -> Result<Target> {
+        let video = model.latents.video;
+        if self.fps.is_some() && !video {
+            return Err(Error::request("fps", "a model that makes videos", "one that makes images"));
+        }
         let inputs: Vec<&Path> = self
             .model
             .iter()
@@ -225,37 +242,35 @@ impl Run {
             .chain(&self.from)
             .map(PathBuf::as_path)
             .collect();
-        let sheet = !self.output.contains('%');
-        let kind = Path::new(&self.output).extension().filter(|kind| {
-            // What is written is a PNG; a name that says otherwise would be believed.
-            ["jpg", "jpeg", "jxl", "webp", "bmp", "gif", "tif", "tiff", "avif"]
-                .iter()
-                .any(|k| kind.eq_ignore_ascii_case(k))
-        });
-        if let Some(kind) = kind {
-            let (expected, got) = ("a name that ends in .png", format!(".{}", kind.display()));
-            return Err(Error::request(format!("output {}", self.output), expected, got));
+        let target = Target::of(&self.output, video)?;
+        if self.fps.is_some() && !matches!(target, Target::Video(_)) {
+            return Err(Error::request("fps", "an output that ends in .gif, .webp or .mp4", &self.output));
         }
-        for k in 0..if sheet { 1 } else { n } {
-            let png = if sheet { self.output.clone() } else { numbered(&self.output, k)? };
-            check_target(Path::new(&png), &inputs)?;
-            if self.outputs.as_deref() == Some(Path::new(&png)) {
-                return Err(Error::request("--outputs", "another file than --output", png));
+        let output = self.pattern(video)?;
+        let files: Vec<String> = match target {
+            Target::Sheet if !output.contains('%') => vec![output],
+            Target::Sheet | Target::Pictures => {
+                (0..request.pictures()).map(|k| numbered(&output, k)).collect::<Result<_>>()?
+            }
+            Target::Video(_) => (0..request.prompts.len()).map(|k| numbered(&output, k)).collect::<Result<_>>()?,
+        };
+        for file in files {
+            check_target(Path::new(&file), &inputs)?;
+            if self.outputs.as_deref() == Some(Path::new(&file)) {
+                return Err(Error::request("--outputs", "another file than --output", file));
             }
         }
-        self.outputs.as_deref().map_or(Ok(()), |path| check_target(path, &inputs))
+        self.outputs.as_deref().map_or(Ok(()), |path| check_target(path, &inputs))?;
+        Ok(if output_is_folder(&self.output, video) { Target::Pictures } else { target })
     }
 
-    fn bar(&self) -> ProgressBar {
-        if self.quiet || self.json || !std::io::stderr().is_terminal() {
-            return ProgressBar::hidden();
+    /// The pattern of names that the output stands for; makes the folder that it names, if it does.
+    fn pattern(&self, video: bool) -> Result<String> {
+        let folder = Path::new(&self.output);
+        if output_is_folder(&self.output, video) && !folder.is_dir() {
+            fs::create_dir(folder).map_err(Error::io("make", folder))?;
         }
-        let style = ProgressStyle::with_template("{prefix:>8} {bar:32} {pos}/{len} {msg} {eta} left");
-        let bar = ProgressBar::new(0);
-        if let Ok(style) = style {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar
+        Ok(pattern(&self.output, video))
     }
 
     /// Writes everything asked for; gives the names of the images' files.
@@ -264,36 +279,59 @@ impl Run {
         model: &Model<'_, D>,
         request: &Request,
         output: &Output,
-        made: &Made<'_>,
+        (target, made): (Target, &Made<'_>),
     ) -> Result<Vec<String>> {
-        let n = request.prompts.len();
+        let (n, f) = (request.prompts.len(), output.frames);
         let [h, w] = output.size;
         if let Some(path) = &self.outputs {
             let [lh, lw] = request.latent_size;
             let channels = model.latents.channels;
-            let image = swap_last_axes(&output.images, [n, h * w, output.channels]);
+            let image = swap_last_axes(&output.images, [n, f * h * w, output.channels]);
+            let [latents, pictures] = [[n, channels, f, lh, lw], [n, output.channels, f, h, w]];
+            let [latents, pictures] = [latents, pictures].map(|axes| model.latents.axes(axes));
             let mut tensors = vec![
-                NamedTensor { name: "latents", dims: vec![n, channels, lh, lw], values: output.latents.clone() },
-                NamedTensor { name: "image", dims: vec![n, output.channels, h, w], values: image },
+                NamedTensor { name: "latents", dims: latents, values: output.latents.clone() },
+                NamedTensor { name: "image", dims: pictures, values: image },
             ];
             tensors.extend(NamedTensor::of_prompts(&output.prompts));
             write(path, &tensors)?;
         }
-        let images = from_nhwc(&output.images, n, h as u32, w as u32, output.channels)?;
+        let images = from_nhwc(&output.images, n * f, h as u32, w as u32, output.channels)?;
         let text = |images: std::ops::Range<usize>| infotext(model, request, made, images).to_string();
-        if !self.output.contains('%') {
-            let sheet = grid(&images, (n as f64).sqrt().ceil() as usize)?;
-            write_png(&self.output, &sheet, &[(TEXT, &text(0..n))])?;
-            return Ok(vec![self.output.clone()]);
+        let name = self.pattern(model.latents.video)?;
+        match target {
+            Target::Sheet => {
+                let columns = if f > 1 { f } else { (n as f64).sqrt().ceil() as usize };
+                write_png(&name, &grid(&images, columns)?, &[(TEXT, &text(0..n))])?;
+                Ok(vec![name])
+            }
+            Target::Pictures => {
+                let files = (0..n * f).map(|k| numbered(&name, k)).collect::<Result<Vec<_>>>()?;
+                for (k, (path, image)) in files.iter().zip(&images).enumerate() {
+                    write_png(path, image, &[(TEXT, &text(k / f..k / f + 1))])?;
+                }
+                Ok(files)
+            }
+            Target::Video(format) => {
+                let files = (0..n).map(|k| numbered(&name, k)).collect::<Result<Vec<_>>>()?;
+                for (path, frames) in files.iter().zip(images.chunks_exact(f)) {
+                    write_video(format, Path::new(path), frames, self.fps.unwrap_or(FPS))?;
+                }
+                Ok(files)
+            }
         }
-        let mut files = Vec::with_capacity(n);
-        for (k, image) in images.iter().enumerate() {
-            let path = numbered(&self.output, k)?;
-            write_png(&path, image, &[(TEXT, &text(k..k + 1))])?;
-            files.push(path);
-        }
-        Ok(files)
     }
+}
+
+/// Whether `output` names a folder of frames.
+fn output_is_folder(output: &str, video: bool) -> bool {
+    pattern(output, video) != output
+}
+
+/// What a person should know of a number of frames that the model was not made for.
+fn frames_note<D>(model: &Model<'_, D>, request: &Request) -> Option<String> {
+    let made = model.latents.frames;
+    (request.frames != made).then(|| format!("the model was made for {made} frames, not for {}", request.frames))
 }
 
 /// A seed as people write it; -1 is a random one.
@@ -336,53 +374,5 @@ fn shown(files: &[String]) -> String {
         [] => String::new(),
         [one] => one.clone(),
         [first, .., last] => format!("{first} to {last}"),
-    }
-}
-
-/// Times of steps and decoding, seen through events.
-#[derive(Default)]
-struct Clock {
-    images: usize,
-    last: Option<Instant>,
-    steps: usize,
-    seconds: f64,
-    decode: f64,
-}
-
-impl Clock {
-    fn see(&mut self, event: &Event, bar: &ProgressBar) {
-        let now = Instant::now();
-        let show = |what: &'static str, done: usize, total: usize| {
-            bar.set_prefix(what);
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        };
-        match event {
-            Event::Queued { images, .. } => self.images = *images,
-            Event::Encoding => show("encode", 0, 1),
-            Event::Step { done, total, .. } => {
-                if *done > 1 {
-                    // The first step also fills tables; it is not counted.
-                    self.seconds += self.last.map_or(0.0, |t| (now - t).as_secs_f64());
-                    self.steps += 1;
-                }
-                show("steps", *done, *total);
-                bar.set_message(format!("{:.0} ms/step", self.mean() * 1e3));
-            }
-            Event::Decoding { index } => {
-                show("decode", *index, self.images);
-                bar.set_message("");
-            }
-            Event::Image { index } => {
-                self.decode += self.last.map_or(0.0, |t| (now - t).as_secs_f64());
-                show("decode", index + 1, self.images);
-            }
-            _ => {}
-        }
-        self.last = Some(now);
-    }
-
-    fn mean(&self) -> f64 {
-        self.seconds / self.steps.max(1) as f64
     }
 }

@@ -122,6 +122,9 @@ pub struct PipelineMeta {
     pub latent_channels: u32,
     /// Height and width of the latents the model was made for.
     pub latent_size: [u32; 2],
+    /// Frames of the videos that the model was made for; 1 for images.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub frames: u32,
     /// Pixels of the image per latent pixel, per axis.
     pub pixels_per_latent: u32,
     /// Height and width of latents are multiples of this.
@@ -201,6 +204,10 @@ pub struct TextMeta {
     pub encoders: Vec<TextEncoderMeta>,
     /// Whether an empty negative prompt is zeros instead of the features of an empty text.
     pub zero_negative: bool,
+    /// Name in the file of the features that stand for no negative prompt, f32 `(tokens, features)`, of which the first rows
+    /// are read, as many as the prompt has tokens. None where an empty text stands for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub null_caption: Option<String>,
     /// What the denoiser reads.
     pub denoiser: Conditioning,
 }

@@ -154,8 +154,9 @@ impl<D: AsRef<[u8]>> Packed<D> {
         self.verify_files()?;
         let types: Vec<_> = self.tensors.iter().map(TensorInfo::ty).collect();
         let [height, width] = self.meta.pipeline.latent_size.map(|n| n as usize);
+        let dims = Dims { height, width, frames: self.meta.pipeline.frames as usize, ..Dims::ONE };
         for program in &self.programs {
-            shape::infer(program, &types, &Dims { batch: 1, conditions: 1, height, width, tokens: 1 })?;
+            shape::infer(program, &types, &dims)?;
         }
         Ok(())
     }

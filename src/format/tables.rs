@@ -7,8 +7,8 @@ use super::words::{SYMBOL, SYMBOLS};
 use super::{MAX_INPUTS, MAX_META, MAX_NAME, MAX_NODES, MAX_PHASED_NODES, MAX_PROGRAMS, MAX_TENSORS, MAX_WEIGHTS};
 use crate::codec::Grain;
 use crate::program::{
-    Act, ConvStride, CurveAxis, Dim, Field, InputKind, MAX_PHASES, Numbered, Op, QuantizeGrain, Range, Resampling,
-    Role, shape::MAX_AXES,
+    Act, ConvStride, CurveAxis, Dim, Field, InputKind, MAX_PHASES, Numbered, Op, QuantizeGrain, Range, Reach,
+    Resampling, Role, shape::MAX_AXES,
 };
 use std::fmt::Write;
 
@@ -53,6 +53,7 @@ fn symbols() -> String {
             Dim::Height => "rows of the latents",
             Dim::Width => "columns of the latents",
             Dim::Tokens => "tokens of a prompt",
+            Dim::Frames => "frames of a video",
             Dim::Fixed(_) => unreachable!("a length is no symbol"),
         };
         writeln!(text, "| {:#x} | {meaning} |", SYMBOL + i as u32).unwrap();
@@ -109,6 +110,7 @@ fn text() -> String {
     text += &numbers::<Resampling>();
     text += &numbers::<QuantizeGrain>();
     text += &numbers::<Range>();
+    text += &numbers::<Reach>();
     text += &numbers::<CurveAxis>();
     text.trim_end().to_owned() + "\n"
 }
@@ -145,5 +147,6 @@ fn numbers_are_those_of_their_places() {
     check::<Resampling>(0);
     check::<QuantizeGrain>(0);
     check::<Range>(0);
+    check::<Reach>(0);
     check::<CurveAxis>(0);
 }

@@ -12,7 +12,7 @@ use zerocopy::little_endian::U32;
 /// Marks a symbolic axis; the other bits number it.
 pub const SYMBOL: u32 = 1 << 31;
 /// The symbolic axes, in the order of their numbers.
-pub const SYMBOLS: [Dim; 5] = [Dim::Batch, Dim::Conditions, Dim::Height, Dim::Width, Dim::Tokens];
+pub const SYMBOLS: [Dim; 6] = [Dim::Batch, Dim::Conditions, Dim::Height, Dim::Width, Dim::Tokens, Dim::Frames];
 /// What a message adds where a later version may know more.
 pub const NEWER: &str = "; use a newer aquatint";
 
@@ -185,7 +185,7 @@ fn dim_code(dim: Dim) -> u32 {
     let symbol = |dim| SYMBOLS.iter().position(|&symbol| symbol == dim).map_or(u32::MAX, |i| SYMBOL | i as u32);
     match dim {
         Dim::Fixed(n) => n,
-        Dim::Batch | Dim::Conditions | Dim::Height | Dim::Width | Dim::Tokens => symbol(dim),
+        Dim::Batch | Dim::Conditions | Dim::Height | Dim::Width | Dim::Tokens | Dim::Frames => symbol(dim),
     }
 }
 

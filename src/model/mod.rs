@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 
 /// Programs of the text encoders, in META's order.
 pub const TEXT_ENCODERS: [Role; 2] = [Role::TextEncoder, Role::TextEncoder2];
+/// Most frames of a video: beyond any use.
+pub const MAX_FRAMES: usize = 1 << 12;
 /// Most pixels on a side of an image.
 pub const MAX_SIDE: usize = 1 << 14;
 /// Channels that pictures may have: grey, RGB, RGBA.
@@ -56,6 +58,10 @@ pub struct LatentSpace {
     pub channels: usize,
     /// Height and width that the model was made for.
     pub size: [usize; 2],
+    /// Frames that it was made for; 1 if it makes images.
+    pub frames: usize,
+    /// Whether it makes videos, of any number of frames.
+    pub video: bool,
     /// Heights and widths are multiples of this.
     pub multiple: usize,
     /// Pixels of the image per latent, per axis.
@@ -68,7 +74,12 @@ impl LatentSpace {
         self.multiple * self.pixels
     }
 
-    /// Floats of latents of this height and width.
+    /// The axes n, c, f, h and w of tensors that people see, without that of frames where there are none but images.
+    pub fn axes(&self, [n, c, f, h, w]: [usize; 5]) -> Vec<usize> {
+        if self.video { vec![n, c, f, h, w] } else { vec![n, c, h, w] }
+    }
+
+    /// Floats of a frame's latents of this height and width.
     pub fn len(&self, [height, width]: [usize; 2]) -> usize {
         height * width * self.channels
     }
@@ -167,6 +178,9 @@ pub struct TextModel<'m> {
     pub encoders: Vec<TextEncoder<'m>>,
     /// Whether an empty negative prompt is zeros instead of the features of an empty text.
     pub zero_negative: bool,
+    /// The learned features that stand for no negative prompt, little-endian f32 `(tokens, features)`, at least as many tokens
+    /// as a prompt may have; none where an empty text stands for it.
+    pub null_caption: Option<&'m [u8]>,
     /// What the denoiser reads of them.
     pub denoiser: &'m Conditioning,
     /// Whether denoisers are told how many tokens of each prompt count, so that prompts of one call may differ in length.
@@ -186,6 +200,12 @@ impl TextModel<'_> {
                 Err(Error::request("prompt", expected, "a file packed without it"))
             }
         }
+    }
+
+    /// What stands for no negative prompt beside a prompt of so many tokens, `(tokens, features)`, if it is learned.
+    pub fn null_features(&self, tokens: usize) -> Option<Vec<f32>> {
+        let features = self.encoders.first().map_or(0, |encoder| encoder.features);
+        self.null_caption.map(|caption| f32s(caption).take(tokens * features).collect())
     }
 
     /// Tokens of a prompt for memory plans: as many as there can be in one chunk.
@@ -279,6 +299,11 @@ impl<'m, D: AsRef<[u8]>> Model<'m, D> {
     pub fn conditional(&self) -> bool {
         self.classes.is_some() || self.text.is_some()
     }
+}
+
+/// Little-endian numbers.
+fn f32s(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 /// What the rules need to know of the tensors of `packed`.

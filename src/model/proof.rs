@@ -3,25 +3,24 @@
 //! Every rule is a comparison of a field of META with a shape that the shape rules infer from the programs at the model's
 //! own size, or a bound beyond which a number has no meaning. Other sizes are proven when a program is planned for them.
 
+mod texts;
+
 use super::{
-    Classes, DECODED_CHANNELS, LatentSpace, MAX_SIDE, Model, PICTURE_CHANNELS, TEXT_ENCODERS, TextEncoder, TextModel,
-    rows_of, tensor_types,
+    Classes, DECODED_CHANNELS, LatentSpace, MAX_FRAMES, MAX_SIDE, Model, PICTURE_CHANNELS, TextModel, rows_of,
+    tensor_types,
 };
 use crate::error::{Error, Result};
-use crate::format::meta::{Conditioning, LayerMeta, PipelineMeta, TextEncoderMeta, TextLength, TextMeta};
+use crate::format::meta::{LayerMeta, PipelineMeta};
 use crate::format::{Packed, TensorKind};
 use crate::program::shape::{Type, infer};
 use crate::program::{Dim, Dims, InputKind, Program, Role, describe_attention};
-use crate::text::Tokenizer;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+pub(super) use texts::tokenizers;
+use texts::{conditioning, text_model};
 
-/// Most tokens of a text; what encoders read lies far below.
-const MAX_TOKENS: usize = 1 << 15;
 /// Most channels of latents.
 const MAX_CHANNELS: usize = 1 << 10;
-/// Most columns of features of a text, and of its vector.
-const MAX_FEATURES: usize = 1 << 16;
 /// Most steps of a request that names none; the longest schedules that models are trained with have 4000.
 const MAX_STEPS: usize = 1 << 12;
 
@@ -40,7 +39,7 @@ fn number(field: &str, value: u32, least: usize, most: usize) -> Result<usize> {
 
 pub(super) fn model<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<Model<'_, D>> {
     let p = &packed.meta().pipeline;
-    let latents = latent_space(p)?;
+    let latents = latent_space(packed, p)?;
     let model = Model {
         packed,
         latents,
@@ -73,7 +72,7 @@ fn has<D: AsRef<[u8]>>(packed: &Packed<D>, role: Role) -> bool {
     packed.programs().iter().any(|p| p.role == role)
 }
 
-fn latent_space(p: &PipelineMeta) -> Result<LatentSpace> {
+fn latent_space<D: AsRef<[u8]>>(packed: &Packed<D>, p: &PipelineMeta) -> Result<LatentSpace> {
     let channels = number("latent_channels", p.latent_channels, 1, MAX_CHANNELS)?;
     let pixels = number("pixels_per_latent", p.pixels_per_latent, 1, 1 << 8)?;
     let most = MAX_SIDE / pixels;
@@ -85,17 +84,19 @@ fn latent_space(p: &PipelineMeta) -> Result<LatentSpace> {
             return wrong("latent_size", format!("multiples of latent_multiple, {multiple}"), side);
         }
     }
-    Ok(LatentSpace { channels, size, multiple, pixels })
+    let frames = number("frames", p.frames, 1, MAX_FRAMES)?;
+    let denoiser = packed.program(Role::Denoiser)?;
+    let sample = denoiser.inputs.iter().find(|input| input.kind == InputKind::Sample);
+    let video = sample.is_some_and(|sample| sample.dims.contains(&Dim::Frames));
+    if frames > 1 && !video {
+        return wrong("frames", "1, as the denoiser reads images", frames);
+    }
+    Ok(LatentSpace { channels, size, frames, video, multiple, pixels })
 }
 
-/// The types of all values of `program` for one sample of `size`, with texts of `tokens`.
-fn types<D: AsRef<[u8]>>(
-    packed: &Packed<D>,
-    program: &Program,
-    [height, width]: [usize; 2],
-    tokens: usize,
-) -> Result<Vec<Type>> {
-    infer(program, &tensor_types(packed), &Dims { batch: 1, conditions: 1, height, width, tokens })
+/// The types of all values of `program` for one sample of such axes.
+fn types<D: AsRef<[u8]>>(packed: &Packed<D>, program: &Program, dims: Dims) -> Result<Vec<Type>> {
+    infer(program, &tensor_types(packed), &dims)
 }
 
 /// Length of the last axis of the input of `kind`.
@@ -131,113 +132,23 @@ fn classes<'m, D: AsRef<[u8]>>(packed: &'m Packed<D>, p: &'m PipelineMeta) -> Re
     }
 }
 
-fn text_model<'m, D: AsRef<[u8]>>(packed: &'m Packed<D>, meta: &'m TextMeta) -> Result<TextModel<'m>> {
-    let n = meta.encoders.len();
-    if !(1..=TEXT_ENCODERS.len()).contains(&n) {
-        return wrong("encoders", format!("1 to {} text encoders", TEXT_ENCODERS.len()), n);
-    }
-    let pairs = meta.encoders.iter().zip(TEXT_ENCODERS);
-    let encoders = pairs.map(|(meta, role)| text_encoder(packed, meta, role)).collect::<Result<Vec<_>>>()?;
-    if let Some(role) = TEXT_ENCODERS.into_iter().skip(n).find(|&role| has(packed, role)) {
-        return wrong("encoders", format!("an entry for the {}", role.name()), "none");
-    }
-    if let Some(other) = encoders.iter().find(|e| e.encodes != encoders[0].encodes) {
-        return wrong("encoders", "programs of all text encoders, or of none", format!("no {}", other.role.name()));
-    }
-    if meta.zero_negative && encoders.iter().any(|e| e.length != TextLength::Padded) {
-        return wrong("zero_negative", "false where texts are not padded", true);
-    }
-    let lengths = packed.program(Role::Denoiser)?.input(InputKind::Lengths).is_some();
-    Ok(TextModel { encoders, zero_negative: meta.zero_negative, denoiser: &meta.denoiser, lengths })
-}
-
-fn text_encoder<'m, D: AsRef<[u8]>>(
-    packed: &'m Packed<D>,
-    meta: &'m TextEncoderMeta,
-    role: Role,
-) -> Result<TextEncoder<'m>> {
-    let tokens = number("tokens", meta.tokens, meta.marks() + 1, MAX_TOKENS)?;
-    let features = number("features", meta.features, 1, MAX_FEATURES)?;
-    let pooled = number("pooled", meta.pooled, 0, MAX_FEATURES)?;
-    let encodes = has(packed, role);
-    if encodes {
-        encoder_program(packed, meta, role, [tokens, features, pooled])?;
-    }
-    let tokenizer = match meta.tokenizer.as_str() {
-        "" => None,
-        name if !encodes => {
-            return wrong("tokenizer", format!("none, as there is no {}", role.name()), format!("{name:?}"));
-        }
-        name => match packed.bytes(name) {
-            Some(json) => Some(json),
-            None => return wrong("tokenizer", "a file of bytes in DATA", format!("{name:?}")),
-        },
-    };
-    Ok(TextEncoder { role, encodes, tokens, length: meta.length, features, pooled, tokenizer, special: meta })
-}
-
-/// Proves that a text encoder's program reads and makes what META says.
-fn encoder_program<D: AsRef<[u8]>>(
-    packed: &Packed<D>,
-    meta: &TextEncoderMeta,
-    role: Role,
-    [tokens, features, pooled]: [usize; 3],
-) -> Result<()> {
-    let program = packed.program(role)?;
-    let values = types(packed, program, [1, 1], tokens)?;
-    let input = width(program, &values, InputKind::Tokens).unwrap_or(0);
-    let output = &values[program.output.0 as usize];
-    let masked = program.input(InputKind::Lengths).is_some();
-    let others = program.inputs.len() != 1 + usize::from(masked);
-    if others || [input, output.rows(), output.cols()] != [tokens, tokens, features + pooled] {
-        let expected = format!("{input} tokens to {} rows of {}, as its program has", output.rows(), output.cols());
-        return wrong(role.name(), expected, format!("{tokens} tokens to features {features} + {pooled}"));
-    }
-    let axis = program.inputs.iter().find(|input| input.kind == InputKind::Tokens).map(|input| input.dims[1]);
-    let told = (meta.length, masked, axis == Some(Dim::Tokens));
-    if !matches!(told, (TextLength::Padded, false, _) | (TextLength::Masked, true, _) | (TextLength::Own, false, true))
-    {
-        let reads = if masked { "lengths" } else { "no lengths" };
-        let expected = format!("one that the {} can have, which reads {reads}", role.name());
-        return wrong("length", expected, format!("{:?}", meta.length));
-    }
-    let rows = rows_of(packed, program, InputKind::Tokens);
-    let mut marks = meta.begin.into_iter().chain([meta.end, meta.pad]);
-    match marks.find(|&token| token as usize >= rows) {
-        Some(token) => wrong("begin, end and pad", format!("tokens below {rows}"), token),
-        None => Ok(()),
-    }
-}
-
-/// Proves that tokenizers can be read and make no token that their encoder has no row for.
-pub(super) fn tokenizers<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
-    for encoder in model.text.iter().flat_map(|text| &text.encoders) {
-        let Some(json) = encoder.tokenizer else { continue };
-        let vocabulary = Tokenizer::new(json)?.vocabulary();
-        let rows = rows_of(model.packed, model.packed.program(encoder.role)?, InputKind::Tokens);
-        if vocabulary > rows {
-            let expected = format!("at most {rows} tokens, the rows of the {}'s table", encoder.role.name());
-            return wrong("tokenizer", expected, vocabulary);
-        }
-    }
-    Ok(())
-}
-
 /// Proves that the denoiser of `role` works on the model's latents and reads what META says.
 fn denoiser<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role) -> Result<()> {
     let program = model.packed.program(role)?;
-    let LatentSpace { channels, size: [height, width_], .. } = model.latents;
+    let LatentSpace { channels, size: [height, width_], frames, .. } = model.latents;
     let tokens = model.text.as_ref().map_or(1, TextModel::tokens);
-    let values = types(model.packed, program, model.latents.size, tokens)?;
+    let values = types(model.packed, program, Dims { height, width: width_, tokens, frames, ..Dims::ONE })?;
     let sample = width(program, &values, InputKind::Sample).unwrap_or(0);
     if sample != channels {
         return wrong("latent_channels", format!("{sample}, as the {} reads", role.name()), channels);
     }
     let output = values[program.output.0 as usize];
-    let fits = matches!(output.dims()[..], [1, h, w, c] if [h, w] == [height, width_] && c >= channels);
+    // Frames lie below each other.
+    let rows = frames * height;
+    let fits = matches!(output.dims()[..], [1, h, w, c] if [h, w] == [rows, width_] && c >= channels);
     if !fits {
         let expected = format!("latents of {:?}, as the {} makes", output.dims(), role.name());
-        return wrong("latent_channels", expected, format!("[1, {height}, {width_}, {channels}]"));
+        return wrong("latent_channels", expected, format!("[1, {rows}, {width_}, {channels}]"));
     }
     if program.input(InputKind::Tokens).is_some() {
         return wrong(role.name(), "a program that reads latents", "one that reads tokens");
@@ -246,92 +157,6 @@ fn denoiser<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role) -> Result<()> {
         return wrong("refiner", "a program that reads prompts", "one that reads class labels");
     }
     conditioning(model, role, program, &values)
-}
-
-/// Proves that features, vectors and numbers of prompts are as wide as the denoiser's inputs for them.
-fn conditioning<D: AsRef<[u8]>>(model: &Model<'_, D>, role: Role, program: &Program, types: &[Type]) -> Result<()> {
-    let kinds = [InputKind::Context, InputKind::Pooled, InputKind::Sizes, InputKind::Context2];
-    let reads = kinds.map(|kind| width(program, types, kind));
-    let Some(Conditioning { context, pooled, sizes, context_2 }) = model.conditioning(role) else {
-        let lengths = [InputKind::Lengths, InputKind::Lengths2].map(|kind| program.input(kind));
-        return match (reads, lengths) {
-            ([None, None, None, None], [None, None]) => Ok(()),
-            _ => wrong("text", format!("what the {} reads of prompts", role.name()), "none"),
-        };
-    };
-    let Some(text) = &model.text else {
-        return wrong("text", format!("text encoders, which the {} reads", role.name()), "none");
-    };
-    if model.classes.is_some() {
-        return wrong("classes", "0 in a model that reads prompts", "some");
-    }
-    let encoder = |index: u32| match text.encoders.get(index as usize) {
-        Some(encoder) => Ok(encoder),
-        None => wrong("context and pooled", format!("text encoders below {}", text.encoders.len()), index),
-    };
-    let read = context.iter().map(|&i| encoder(i)).collect::<Result<Vec<_>>>()?;
-    told_lengths(role, program, text, &read)?;
-    let features = read.iter().map(|encoder| encoder.features);
-    let vector = pooled.map(|i| encoder(i).map(|e| e.pooled)).transpose()?;
-    let some = |n: usize| (n > 0).then_some(n);
-    let second = context_2.map(encoder).transpose()?;
-    second_context(role, program, types, second)?;
-    let told = [some(features.sum()), vector, some(sizes.len()), second.map(|encoder| encoder.features)];
-    for ((field, told), reads) in ["context", "pooled", "sizes", "context_2"].into_iter().zip(told).zip(reads) {
-        if told != reads {
-            let show = |n: Option<usize>| n.map_or("none".into(), |n| format!("{n} columns"));
-            let expected = format!("{}, as the {} reads", show(reads), role.name());
-            return wrong(field, expected, show(told));
-        }
-    }
-    Ok(())
-}
-
-/// Proves that the second context has as many tokens as its text encoder, which fills texts up and tells how many count.
-fn second_context(role: Role, program: &Program, types: &[Type], encoder: Option<&TextEncoder>) -> Result<()> {
-    let tokens = program.input(InputKind::Context2).map(|value| types[value.0 as usize].rows_per_sample());
-    let told = program.input(InputKind::Lengths2).is_some();
-    let has = encoder.map(|encoder| encoder.tokens);
-    if tokens != has || told != tokens.is_some() {
-        let show = |n: Option<usize>| n.map_or("none".into(), |n| format!("{n} tokens"));
-        let lengths = if told { "" } else { " and no lengths" };
-        return wrong("context_2", format!("{}{lengths}, as the {} reads", show(tokens), role.name()), show(has));
-    }
-    match encoder {
-        Some(encoder) if encoder.length != TextLength::Masked => {
-            wrong("length", "masked in a second context", format!("{:?}", encoder.length))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Proves that features of `encoders` can lie side by side, and that the denoiser is told how many rows count if not all do.
-fn told_lengths(role: Role, program: &Program, text: &TextModel, encoders: &[&TextEncoder]) -> Result<()> {
-    let shape = |encoder: &TextEncoder| (encoder.tokens, encoder.length);
-    if let Some(other) = encoders.iter().find(|encoder| shape(encoder) != shape(encoders[0])) {
-        let expected = format!("{}, {:?}, in every text encoder", encoders[0].tokens, encoders[0].length);
-        return wrong("tokens", expected, format!("{}, {:?}", other.tokens, other.length));
-    }
-    let context = program.input(InputKind::Context).map(|value| &program.inputs[value.0 as usize].dims[..]);
-    match (context, encoders.first()) {
-        (Some(&[_, Dim::Fixed(t), _]), Some(first)) if t as usize != first.tokens => {
-            let expected = format!("{t}, as the {} reads", role.name());
-            return wrong("tokens", expected, first.tokens);
-        }
-        _ => {}
-    }
-    let told = program.input(InputKind::Lengths).is_some();
-    if told != text.lengths {
-        let expected = if text.lengths { "one that reads lengths" } else { "one that reads none" };
-        return wrong(role.name(), format!("{expected}, as the denoiser"), "another");
-    }
-    match encoders.iter().find(|encoder| encoder.length != TextLength::Padded) {
-        Some(encoder) if !told => {
-            let expected = format!("padded, as the {} is not told how long prompts are", role.name());
-            wrong("length", expected, format!("{:?}", encoder.length))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn decoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
@@ -345,7 +170,7 @@ fn decoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
         };
     }
     let program = model.packed.program(Role::VaeDecoder)?;
-    let values = types(model.packed, program, model.latents.size, 1)?;
+    let values = types(model.packed, program, Dims { height, width: width_, ..Dims::ONE })?;
     let reads = width(program, &values, InputKind::Sample).unwrap_or(0);
     if program.inputs.len() != 1 || reads != channels {
         return wrong("latent_channels", format!("{reads}, as the decoder reads"), channels);
@@ -374,7 +199,8 @@ fn image_encoder<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
         return wrong("encoder", "a finite scale, not 0, and a finite shift", format!("{encoder:?}"));
     }
     let program = model.packed.program(Role::VaeEncoder)?;
-    let values = types(model.packed, program, size.map(|n| n * pixels), 1)?;
+    let [height, width_] = size.map(|n| n * pixels);
+    let values = types(model.packed, program, Dims { height, width: width_, ..Dims::ONE })?;
     let reads = width(program, &values, InputKind::Sample).unwrap_or(0);
     let made = values[program.output.0 as usize];
     let told = [1, size[0], size[1], 2 * channels];
@@ -397,7 +223,9 @@ fn defaults<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
     for role in [Role::Denoiser, Role::Refiner].into_iter().filter(|&role| has(model.packed, role)) {
         let program = model.packed.program(role)?;
         let tokens = model.text.as_ref().map_or(1, TextModel::tokens);
-        let outputs = types(model.packed, program, model.latents.size, tokens)?[program.output.0 as usize].cols();
+        let LatentSpace { size: [height, width], frames, .. } = model.latents;
+        let dims = Dims { height, width, tokens, frames, ..Dims::ONE };
+        let outputs = types(model.packed, program, dims)?[program.output.0 as usize].cols();
         if table.learned() && outputs != 2 * model.latents.channels {
             let expected = format!("another than learned_range: the {} makes no variances", role.name());
             return wrong("variance", expected, "learned_range");

@@ -58,6 +58,9 @@ pub fn infotext<D: AsRef<[u8]>>(
     }
     let [h, w] = request.pixels(model);
     text.push("Size", format_args!("{w}x{h}"));
+    if model.latents.video {
+        text.push("Frames", request.frames);
+    }
     text.push("Model hash", hash_of(model));
     text.push("Model", made.model);
     if let Some(init) = &request.init {

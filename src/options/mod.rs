@@ -22,7 +22,7 @@ pub use size::SizeOptions;
 pub use tensors::{NamedTensor, Tensors};
 
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{MAX_FRAMES, Model};
 pub use crate::pipeline::MAX_IMAGES;
 use crate::pipeline::{NoiseSource, NoiseStream, Prompts, Request};
 
@@ -35,6 +35,8 @@ pub struct RequestOptions {
     pub sampling: SamplingOptions,
     /// The size of images.
     pub size: SizeOptions,
+    /// Frames of each video.
+    pub frames: Option<usize>,
     /// The image to begin with.
     pub init: Option<InitOptions>,
     /// Share of the run after which the refiner takes over, above 0 to 1.
@@ -69,7 +71,7 @@ impl RequestOptions {
         let (prompts, latents) = match tensors {
             None => (self.prompts.prompts(model, None, true)?, None),
             Some(mut tensors) => {
-                let latents = tensors.latents(model.latents.channels)?;
+                let latents = tensors.latents(model)?;
                 let mut prompts = self.prompts.prompts(model, Some(&mut tensors), guided)?;
                 tensors.finish()?;
                 if let Some(([n, ..], _)) = &latents {
@@ -79,10 +81,11 @@ impl RequestOptions {
             }
         };
         let mut request = Request::new(model, prompts);
-        if let Some(([_, _, h, w], values)) = latents {
-            request.latent_size = [h, w];
+        if let Some(([_, _, f, h, w], values)) = latents {
+            (request.latent_size, request.frames) = ([h, w], f);
             request.latents = Some(values);
         }
+        self.set_frames(&mut request, model)?;
         request.seed = self.seed.unwrap_or(request.seed);
         request.noise = self.noise.unwrap_or(request.noise);
         request.stream = self.stream.filter(|_| request.noise == NoiseSource::Torch);
@@ -93,6 +96,22 @@ impl RequestOptions {
         init::apply(self, &mut request, model)?;
         self.check_effect(&request, model)?;
         Ok(request)
+    }
+
+    /// Sets the frames of the videos of `request`.
+    fn set_frames<D>(&self, request: &mut Request, model: &Model<'_, D>) -> Result<()> {
+        let Some(frames) = self.frames else { return Ok(()) };
+        if !model.latents.video {
+            return Err(Error::request("frames", "a model that makes videos", "one that makes images"));
+        }
+        if !(1..=MAX_FRAMES).contains(&frames) {
+            return Err(Error::request("frames", format!("1 to {MAX_FRAMES}"), frames));
+        }
+        if request.latents.is_some() && request.frames != frames {
+            return Err(Error::request("frames", format!("{}, as the latents have", request.frames), frames));
+        }
+        request.frames = frames;
+        Ok(())
     }
 
     /// What of the prompts other programs would act on, and this one reads as words; for people.
@@ -135,6 +154,7 @@ impl RequestOptions {
         request.batch_size = images;
         self.sampling.apply(&mut request)?;
         self.size.apply(&mut request, model)?;
+        self.set_frames(&mut request, model)?;
         Ok(request)
     }
 }

@@ -129,6 +129,7 @@ impl RequestOptions {
             "CFG scale" => keep(&mut sampling.cfg_scale, name, value)?,
             "CFG rescale" | "CFG Rescale" => keep(&mut sampling.guidance_rescale, name, value)?,
             "Seed" => keep(&mut self.seed, name, value)?,
+            "Frames" if model.latents.video => keep(&mut self.frames, name, value)?,
             "VAE tile" => keep(&mut self.vae_tile, name, value)?,
             "Refiner switch at" if model.refiner.is_some() => keep(&mut self.refiner_start, name, value)?,
             "Denoising strength" => match &mut self.init {

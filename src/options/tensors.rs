@@ -1,9 +1,9 @@
-//! Tensors in place of what would be computed, in diffusers' layouts: `latents` `(n, c, h, w)`, `class_labels` `(n)`,
+//! Tensors in place of what would be computed, in diffusers' layouts: `latents` `(n, c, h, w)` or `(n, c, f, h, w)`, `class_labels` `(n)`,
 //! `prompt_embeds` `(n, tokens, features)` and more, from safetensors files.
 
 use crate::error::{Error, Result};
 use crate::format::meta::TextLength;
-use crate::model::{Model, TextEncoder, TextModel};
+use crate::model::{LatentSpace, Model, TextEncoder, TextModel};
 use crate::pipeline::{Embeddings, EncoderFeatures, PromptFeatures, Prompts};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::ops::Range;
@@ -100,19 +100,24 @@ impl Tensors {
         }
     }
 
-    /// Latents `(n, c, h, w)` with `channels` channels.
+    /// Latents `(n, c, h, w)`, or for a model that makes videos `(n, c, f, h, w)`, and n, c, f, h and w, 1 for f of images.
     ///
     /// # Errors
     /// [`Error::Request`] if they have other axes.
-    pub fn latents(&mut self, channels: usize) -> Result<Option<([usize; 4], Vec<f32>)>> {
+    pub fn latents<D>(&mut self, model: &Model<'_, D>) -> Result<Option<([usize; 5], Vec<f32>)>> {
         let Some((dims, values)) = self.take("latents") else { return Ok(None) };
-        match dims[..] {
-            [n, c, h, w] if c == channels && n * h * w > 0 => Ok(Some(([n, c, h, w], values))),
-            _ => {
-                let what = format!("{}: latents", self.source);
-                Err(Error::request(what, format!("[n, {channels}, h, w]"), format!("{dims:?}")))
-            }
+        let LatentSpace { channels, video, .. } = model.latents;
+        let axes = match dims[..] {
+            [n, c, h, w] if !video => [n, c, 1, h, w],
+            [n, c, f, h, w] if video => [n, c, f, h, w],
+            _ => [0; 5],
+        };
+        if axes[1] != channels || axes.contains(&0) {
+            let what = format!("{}: latents", self.source);
+            let frames = if video { "frames, " } else { "" };
+            return Err(Error::request(what, format!("[n, {channels}, {frames}h, w]"), format!("{dims:?}")));
         }
+        Ok(Some((axes, values)))
     }
 
     /// The classes or prompts it holds, if any. With guidance, prompts need negative ones.
@@ -155,6 +160,9 @@ impl Tensors {
                 return Err(Error::request("--inputs negative_prompt_embeds", expected, got));
             }
             None if text.zero_negative || !guided => prompts.iter().map(zeroed).collect(),
+            None if text.null_caption.is_some() => {
+                prompts.iter().map(|prompt| null(text, prompt)).collect::<Result<_>>()?
+            }
             None => {
                 return Err(Error::request("--inputs", "negative_prompt_embeds beside prompt_embeds", "none"));
             }
@@ -296,6 +304,22 @@ fn features_of(
     let rows = rows.zip(mask).filter(|(_, counts)| **counts);
     let features = rows.flat_map(|(row, _)| row).copied().collect();
     Ok(EncoderFeatures { tokens: length, length, features, pooled })
+}
+
+/// What stands for no prompt beside `prompt`, as many rows as count there.
+fn null(text: &TextModel<'_>, prompt: &PromptFeatures) -> Result<PromptFeatures> {
+    let of = |(e, encoder): (&EncoderFeatures, &TextEncoder)| {
+        let (tokens, most) = (e.length, encoder.tokens);
+        match text.null_features(tokens).filter(|_| tokens <= most) {
+            Some(features) => Ok(EncoderFeatures { tokens, length: tokens, features, pooled: Vec::new() }),
+            None => {
+                let expected = format!("at most {most} tokens, or negative_prompt_embeds");
+                Err(Error::request("--inputs prompt_embeds", expected, tokens))
+            }
+        }
+    };
+    let encoders = prompt.encoders.iter().zip(&text.encoders).map(of).collect::<Result<_>>()?;
+    Ok(PromptFeatures { encoders })
 }
 
 fn zeroed(prompt: &PromptFeatures) -> PromptFeatures {

@@ -125,7 +125,7 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         let [height, width] = request.latent_size;
         let conditions = plans::conditions(self.model(), request, images.clone()).list;
         let (tokens, conditions) = (conditions::tokens(&conditions, &request.prompts), conditions.len());
-        let dims = Dims { batch: n * request.copies(), conditions, height, width, tokens };
+        let dims = Dims { batch: n * request.copies(), conditions, height, width, tokens, frames: request.frames };
         // A table of one call, so that what is shown of it belongs to this call.
         let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         self.executor(call.role, binding, None)?;

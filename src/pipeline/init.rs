@@ -166,6 +166,6 @@ fn sampled(moments: &[f32], noise: &[f32], channels: usize, encoder: EncoderMeta
 
 /// What the image encoder is bound to for one tile of latents of `scale` pixels.
 pub(super) fn binding([height, width]: [usize; 2], scale: usize) -> Binding {
-    let dims = Dims { batch: 1, conditions: 1, height: height * scale, width: width * scale, tokens: 1 };
+    let dims = Dims { height: height * scale, width: width * scale, ..Dims::ONE };
     Binding { dims, calls: 1, table_bytes: 0, reserve: 0 }
 }

@@ -11,7 +11,7 @@ use super::swap_last_axes;
 use super::texts::TokenizedTexts;
 use crate::backend::Backend;
 use crate::backend::args::{ModelInputArgs, SamplerStepArgs};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::exec::Moment;
 use crate::plan::Binding;
 use std::ops::Range;
@@ -26,6 +26,8 @@ pub enum Event {
         steps: usize,
         /// Images.
         images: usize,
+        /// Frames of each, 1 but of videos.
+        frames: usize,
     },
     /// Prompts and the initial image are encoded next.
     Encoding,
@@ -38,12 +40,12 @@ pub enum Event {
         /// Images of this batch.
         images: Range<usize>,
     },
-    /// This image is decoded next.
+    /// This picture, an image or a frame of a video, is decoded next.
     Decoding {
-        /// Its number.
+        /// Its number: frames of a video follow each other.
         index: usize,
     },
-    /// This image is done; see [`Job::image`].
+    /// This picture is done; see [`Job::image`].
     Image {
         /// Its number.
         index: usize,
@@ -53,10 +55,12 @@ pub enum Event {
 /// What was made.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// Final latents as the sampler left them, `(n, c, h, w)`.
+    /// Final latents as the sampler left them, `(n, c, h, w)`, of videos `(n, c, f, h, w)`.
     pub latents: Vec<f32>,
-    /// Images `(n, h, w, c)`, each value in 0..1.
+    /// Images `(n, h, w, c)` or videos `(n, f, h, w, c)`, each value in 0..1.
     pub images: Vec<f32>,
+    /// Frames of each video; 1 for images.
+    pub frames: usize,
     /// Channels of an image: 1 is grey, 3 RGB, 4 RGBA.
     pub channels: usize,
     /// Height and width of an image.
@@ -70,7 +74,7 @@ pub struct Output {
 /// The latents of the batch at work, to be looked at.
 #[derive(Clone, Debug)]
 pub struct Preview {
-    /// `(n, h, w, c)`.
+    /// `(n, h, w, c)`, of videos `(n, f, h, w, c)`.
     pub latents: Vec<f32>,
     /// Images of the batch.
     pub images: Range<usize>,
@@ -143,7 +147,13 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
             request.prompts = Prompts::Embeddings(texts.outline());
         }
         let plans = Plans::new(session.backend(), session.model(), &request)?;
-        session.check_memory(&plans)?;
+        if let Err(error) = session.check_memory(&plans) {
+            let fits = |bytes| session.backend().check_memory(bytes).is_ok();
+            return Err(match error.kind() {
+                ErrorKind::Memory => plans::short_of_memory(session.backend(), session.model(), &request, &fits, error),
+                _ => error,
+            });
+        }
         let (latents, images) = (Vec::new(), Vec::new());
         let (noise, init, state) = (RunNoise::default(), None, State::New);
         Ok(Job { session, request, plans, texts, state, latents, noise, init, images })
@@ -177,7 +187,8 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
                 State::New => {
                     let encodes = self.texts.is_some() || self.plans.encoder.is_some();
                     self.state = if encodes { State::Encode(false) } else { State::Begin };
-                    return Ok(Some(Event::Queued { steps: self.plans.steps(), images: self.request.prompts.len() }));
+                    let (images, frames) = (self.request.prompts.len(), self.request.frames);
+                    return Ok(Some(Event::Queued { steps: self.plans.steps(), images, frames }));
                 }
                 State::Encode(false) => {
                     self.state = State::Encode(true);
@@ -195,7 +206,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
                 }
                 State::Decode(index, true) => {
                     self.decode(index)?;
-                    let last = index + 1 == self.request.prompts.len();
+                    let last = index + 1 == self.request.pictures();
                     self.state = if last { State::Done } else { State::Decode(index + 1, false) };
                     return Ok(Some(Event::Image { index }));
                 }
@@ -224,6 +235,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         Ok(Output {
             latents: swap_last_axes(&self.latents, [n, pixels, channels]),
             images: self.images,
+            frames: self.request.frames,
             channels: self.session.model().picture_channels(),
             size: self.request.pixels(self.session.model()),
             prompts: self.request.prompts,
@@ -231,7 +243,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         })
     }
 
-    /// Final latents `(n, h, w, c)` of all images, without decoding any.
+    /// Final latents `(n, h, w, c)` of all images, or `(n, f, h, w, c)` of all videos, without decoding any.
     ///
     /// # Errors
     /// Those of [`next`](Self::next).
@@ -250,7 +262,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
     /// # Errors
     /// [`Error::Device`] if the device fails.
     pub fn preview(&mut self) -> Result<Option<Preview>> {
-        let len = self.session.model().latents.len(self.request.latent_size);
+        let len = self.request.latents_len(self.session.model());
         match self.state.clone() {
             State::Step(batch, running) => {
                 let mut latents = vec![0.0; batch.images.len() * len];
@@ -265,11 +277,11 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         }
     }
 
-    /// Image `index`, `(h, w, c)` in 0..1; none before its [`Event::Image`].
+    /// Image or frame `index`, `(h, w, c)` in 0..1; none before its [`Event::Image`].
     pub fn image(&self, index: usize) -> Option<&[f32]> {
         let done = match self.state {
             State::Decode(next, _) => next,
-            State::Done => self.request.prompts.len(),
+            State::Done => self.request.pictures(),
             _ => 0,
         };
         let model = self.session.model();
@@ -314,7 +326,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
             let expected = format!("a model with {} outputs, half of them variances", 2 * step.channels);
             return Err(Error::request("variance_type learned_range", expected, step.model.cols));
         }
-        let len = model.latents.len(request.latent_size);
+        let len = request.latents_len(model);
         let part = batch.images.start * len..batch.images.end * len;
         let (backend, arena) = executor.parts();
         backend.write_f32(arena, memory.states.at, &self.latents[part.clone()])?;
@@ -351,7 +363,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
             self.state = State::Step(batch, Running { call: done, ..running });
             return Ok(event);
         }
-        let len = self.session.model().latents.len(self.request.latent_size);
+        let len = self.request.latents_len(self.session.model());
         let mut latents = vec![0.0; batch.images.len() * len];
         self.read_latents(&batch, &running, &mut latents)?;
         self.latents[batch.images.start * len..batch.images.end * len].copy_from_slice(&latents);
@@ -380,15 +392,14 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
             &self.latents[index * len..][..len],
         )?;
         // Images come in their order.
-        self.images.reserve_exact((self.request.prompts.len() - index) * image.len());
+        self.images.reserve_exact((self.request.pictures() - index) * image.len());
         self.images.extend_from_slice(&image);
         Ok(())
     }
 
     fn shape(&self) -> LatentsShape {
-        let [h, w] = self.request.latent_size;
         let channels = self.session.model().latents.channels;
-        LatentsShape { n: self.request.prompts.len(), pixels: h * w, channels }
+        LatentsShape { n: self.request.prompts.len(), pixels: self.request.latent_pixels(), channels }
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Generators {
     /// Images.
     n: usize,
     channels: usize,
-    /// Pixels of an image's latents.
+    /// Pixels of an image's latents, of all its frames.
     pixels: usize,
 }
 
@@ -53,10 +53,10 @@ impl Generators {
                 Rng::One(Box::new(TorchRng::new(request.seed)), stream)
             }
         };
-        Generators { rng, n, channels, pixels: request.latent_size[0] * request.latent_size[1] }
+        Generators { rng, n, channels, pixels: request.latent_pixels() }
     }
 
-    /// The next standard normal noise of each image, `(n, h, w, c)`.
+    /// The next standard normal noise of each image, `(n, h, w, c)`, or video, `(n, f, h, w, c)`.
     pub fn draw(&mut self) -> Vec<f32> {
         let len = self.pixels * self.channels;
         let mut noise = vec![0.0; self.n * len];
@@ -86,7 +86,7 @@ impl Generators {
         }
     }
 
-    /// Generators speak (n, c, h, w); the loop is channels-last.
+    /// Generators speak (n, c, h, w) or (n, c, f, h, w); the loop is channels-last.
     fn channels_last(&self, noise: &[f32]) -> Vec<f32> {
         swap_last_axes(noise, [self.n, self.channels, self.pixels])
     }

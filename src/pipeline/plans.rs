@@ -141,8 +141,61 @@ fn largest_batch<D: AsRef<[u8]>>(
             return Ok((n, plans));
         }
     }
-    let got = request.max_memory.unwrap_or_default();
-    Err(Error::memory("memory", format!("at least {needed} bytes for one image"), got))
+    let most = request.max_memory.unwrap_or_default();
+    let expected = match (request.frames, most_frames(model, request, stages, plan, &|bytes| bytes <= most)?) {
+        (1, _) => format!("at least {needed} bytes for one image"),
+        (frames, 0) => format!("at least {needed} bytes for a video of {frames} frames; not even one frame fits"),
+        (frames, fit) => {
+            format!("at least {needed} bytes for a video of {frames} frames, or --frames {fit}, which fits")
+        }
+    };
+    Err(Error::memory("memory", expected, most))
+}
+
+/// The most frames, fewer than those of `request`, of which one video's arena `fits`; 0 if not even one frame's does.
+fn most_frames<D: AsRef<[u8]>>(
+    model: &Model<'_, D>,
+    request: &Request,
+    stages: &[Stage],
+    plan: &impl Fn(Role, &Binding) -> Result<Plan>,
+    fits: &dyn Fn(usize) -> bool,
+) -> Result<usize> {
+    let (mut fit, mut too_many) = (0, request.frames);
+    while fit + 1 < too_many {
+        let frames = fit.midpoint(too_many);
+        let request = Request { frames, latents: None, ..request.clone() };
+        let mut bytes = 0;
+        for [tokens, images, conditions] in batch_sizes(model, &request, 1) {
+            for stage in stages {
+                let binding = loop_binding(model, &request, stage, images, conditions, tokens);
+                bytes = bytes.max(plan(stage.role, &binding)?.arena);
+            }
+        }
+        match fits(bytes) {
+            true => fit = frames,
+            false => too_many = frames,
+        }
+    }
+    Ok(fit)
+}
+
+/// The error that the device has not the memory for `request`, with what would fit if it is of videos.
+pub(super) fn short_of_memory<N: MemoryRules, D: AsRef<[u8]>>(
+    rules: &N,
+    model: &Model<'_, D>,
+    request: &Request,
+    fits: &dyn Fn(usize) -> bool,
+    error: Error,
+) -> Error {
+    let plan = |role: Role, binding: &Binding| Plan::of_role(rules, model.packed(), role, binding);
+    let most = request.stages(model).and_then(|stages| most_frames(model, request, &stages, &plan, fits));
+    match most {
+        Ok(fit) if fit > 0 => {
+            let what = format!("memory for {} frames", request.frames);
+            Error::memory(what, format!("no more than --frames {fit}"), error)
+        }
+        _ => error,
+    }
 }
 
 fn largest(plans: &[Plan]) -> usize {
@@ -205,7 +258,7 @@ pub(super) fn loop_binding<D>(
 ) -> Binding {
     let [height, width] = request.latent_size;
     Binding {
-        dims: Dims { batch: images * request.copies(), conditions, height, width, tokens },
+        dims: Dims { batch: images * request.copies(), conditions, height, width, tokens, frames: request.frames },
         calls: stage.table.rows.len(),
         table_bytes: request.table_bytes,
         reserve: step_memory(0, model, request, &stage.table, images).bytes,
@@ -220,17 +273,16 @@ pub(super) fn step_memory<D>(
     table: &Table,
     images: usize,
 ) -> StepMemory {
-    let [height, width] = request.latent_size;
     let blend = request.init.as_ref().is_some_and(|init| init.mask.is_some());
     let channels = model.guided_channels;
     let guidance = request.guided().then_some(Guidance { scale: request.guidance_scale, channels });
     let guiding = Guiding { guidance, rescale: request.guidance_rescale, blend };
-    let latents = Latents { images, pixels: height * width, channels: model.latents.channels };
+    let latents = Latents { images, pixels: request.latent_pixels(), channels: model.latents.channels };
     StepMemory::new(at, table, latents, guiding)
 }
 
 /// What a decoder is bound to for one tile of latents.
 pub(super) fn decoder_binding([height, width]: [usize; 2]) -> Binding {
-    let dims = Dims { batch: 1, conditions: 1, height, width, tokens: 1 };
+    let dims = Dims { height, width, ..Dims::ONE };
     Binding { dims, calls: 1, table_bytes: 0, reserve: 0 }
 }

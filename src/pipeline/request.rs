@@ -5,7 +5,7 @@ use super::noise::{NoiseSource, NoiseStream};
 use super::prompts::{Embeddings, EncoderFeatures, PromptFeatures, Prompts};
 use crate::error::{Error, Result};
 use crate::format::meta::TextLength;
-use crate::model::{MAX_SIDE, Model, TextModel};
+use crate::model::{MAX_FRAMES, MAX_SIDE, Model, TextModel};
 use crate::program::Role;
 use crate::sampler::{Config, Span, Start, Table};
 
@@ -41,11 +41,14 @@ pub struct Request {
     /// The larger request whose noise this one's images have, with [`NoiseSource::Torch`]: so that one of its images can be
     /// made again without the others.
     pub stream: Option<NoiseStream>,
-    /// Initial latents `(n, c, h, w)` instead of noise, of unit variance: samplers that start from wider ones scale
+    /// Initial latents `(n, c, h, w)`, of videos `(n, c, f, h, w)`, instead of noise, of unit variance: samplers that start from wider ones scale
     /// them, as diffusers' pipelines do.
     pub latents: Option<Vec<f32>>,
     /// Height and width of the latents.
     pub latent_size: [usize; 2],
+    /// Frames of each video; 1 for images. What is said of images, such as how many there are in a request or a pass, holds
+    /// of videos; what is decoded is single frames.
+    pub frames: usize,
     /// Images per pass through the network.
     pub batch_size: usize,
     /// Most bytes of tables of timestep-dependent values.
@@ -85,6 +88,7 @@ impl Request {
             stream: None,
             latents: None,
             latent_size: model.latents.size,
+            frames: model.latents.frames,
             table_bytes: TABLE_BYTES,
             max_memory: None,
             tile: None,
@@ -138,6 +142,21 @@ impl Request {
             }
         }
         Ok(())
+    }
+
+    /// Pixels of an image's latents, or of all frames of a video's.
+    pub(super) fn latent_pixels(&self) -> usize {
+        self.frames * self.latent_size.iter().product::<usize>()
+    }
+
+    /// Floats of an image's or a video's latents.
+    pub fn latents_len<D>(&self, model: &Model<'_, D>) -> usize {
+        self.frames * model.latents.len(self.latent_size)
+    }
+
+    /// Pictures that are decoded: images, or frames of videos.
+    pub fn pictures(&self) -> usize {
+        self.prompts.len() * self.frames
     }
 
     /// Height and width of the images in pixels.
@@ -204,13 +223,24 @@ impl Request {
         if h.max(w) > most {
             return Err(Error::request("size", format!("at most {most} latents on a side"), format!("{h} x {w}")));
         }
+        if self.frames != 1 && !model.latents.video {
+            return Err(Error::request("frames", "1 for a model that makes images", self.frames));
+        }
+        // Together with the sides, far from overflowing anything.
+        if !(1..=MAX_FRAMES).contains(&self.frames) {
+            return Err(Error::request("frames", format!("1 to {MAX_FRAMES}"), self.frames));
+        }
         let (n, channels) = (self.prompts.len(), model.latents.channels);
         if let Some(latents) = &self.latents
-            && latents.len() != n * model.latents.len(self.latent_size)
+            && latents.len() != n * self.latents_len(model)
         {
-            let values = n * model.latents.len(self.latent_size);
-            let expected = format!("{n} x {channels} x {h} x {w} = {values} values");
+            let values = n * self.latents_len(model);
+            let frames = if model.latents.video { format!(" x {} frames", self.frames) } else { String::new() };
+            let expected = format!("{n} x {channels}{frames} x {h} x {w} = {values} values");
             return Err(Error::request("latents", expected, latents.len()));
+        }
+        if self.init.is_some() && model.latents.video {
+            return Err(Error::request("initial picture", "none for a model that makes videos", "one"));
         }
         self.check_init(model)
     }

@@ -97,8 +97,8 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         self.job(request)?.finish()
     }
 
-    /// One denoiser call on `sample` `(n, c, h, w)`, without guidance or sampler; gives `(n, channels out, h, w)` and
-    /// the number of its channels.
+    /// One denoiser call on `sample` `(n, c, h, w)`, of videos `(n, c, f, h, w)`, without guidance or sampler; gives
+    /// the same with other channels, and their number.
     ///
     /// # Errors
     /// [`Error::Request`] if a length is wrong or a class is none.
@@ -113,6 +113,10 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         let mut request = Request::new(self.model, prompts);
         (request.latent_size, request.steps, request.guidance_scale) = (latent_size, 1, 1.0);
         request.latents = Some(sample.to_vec());
+        if self.model.latents.video {
+            // A length that is of no whole frames is refused below.
+            request.frames = sample.len() / (n * self.model.latents.len(latent_size)).max(1);
+        }
         request.check(self.model)?;
         if matches!(request.prompts, Prompts::Texts(_)) {
             return Err(Error::request("prompt", "ready features for a single call", "texts"));
@@ -122,24 +126,25 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         plans::check_together(self.model, &request.prompts, 0..n)?;
         let conditions = plans::conditions(self.model, &request, 0..n).list;
         let (tokens, conditions) = (conditions::tokens(&conditions, &request.prompts), conditions.len());
-        let dims = Dims { batch: n, conditions, height, width, tokens };
+        let (frames, pixels) = (request.frames, request.latent_pixels());
+        let dims = Dims { batch: n, conditions, height, width, tokens, frames };
         let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let executor = self.executor(Role::Denoiser, binding, None)?;
         // That it does at the model's own size is proven.
         let made = executor.plan().output_type;
-        if made.dims()[..made.dims().len() - 1] != [n, height, width] {
-            let expected = format!("[{n}, {height}, {width}, channels]");
+        if made.dims()[..made.dims().len() - 1] != [n, frames * height, width] {
+            let expected = format!("[{n}, {}, {width}, channels]", frames * height);
             return Err(Error::shape(Role::Denoiser.name(), "result", expected, format!("{:?}", made.dims())));
         }
         executor.set_moments([Moment { timestep, fraction: 0.0 }].into_iter())?;
-        executor.write_sample(&swap_last_axes(sample, [n, channels, height * width]))?;
+        executor.write_sample(&swap_last_axes(sample, [n, channels, pixels]))?;
         self.set_conditions(Role::Denoiser, binding, &request, 0..n)?;
         let executor = self.executor(Role::Denoiser, binding, None)?;
         executor.call(0)?;
         let out = executor.plan().output;
         let mut result = vec![0.0; out.rows * out.cols];
         executor.read_output(&mut result)?;
-        Ok((swap_last_axes(&result, [n, height * width, out.cols]), out.cols))
+        Ok((swap_last_axes(&result, [n, pixels, out.cols]), out.cols))
     }
 
     /// Writes what the images `images` of `request` are conditioned on into the denoiser of `role`, which is bound.

@@ -44,7 +44,7 @@ pub(super) struct TokenizedTexts {
     prompts: Vec<(Option<usize>, usize)>,
     /// Per text encoder, the chunks of each prompt that has a text.
     chunks: Vec<Vec<Chunks>>,
-    /// Per text encoder, tokens of a chunk.
+    /// Per text encoder, rows of features of a chunk that stands for no text.
     chunk: Vec<usize>,
     /// Per image: index of its prompt and of its negative prompt.
     of_image: Vec<[usize; 2]>,
@@ -80,7 +80,7 @@ impl TokenizedTexts {
         let pairs: Vec<[Option<usize>; 2]> = (0..n)
             .map(|i| {
                 let prompt = number(&mut distinct, texts.prompts[i].as_str());
-                let negative = texts.negative(i).or((!meta.zero_negative).then_some(""));
+                let negative = texts.negative(i).or((!meta.zero_negative && meta.null_caption.is_none()).then_some(""));
                 [Some(prompt), negative.map(|text| number(&mut distinct, text))]
             })
             .collect();
@@ -97,7 +97,13 @@ impl TokenizedTexts {
         let mut of_image = Vec::with_capacity(n);
         for pair in pairs {
             let longer = length(pair[0]).max(length(pair[1]));
-            of_image.push(pair.map(|text| number(&mut prompts, (text, if guided { longer } else { length(text) }))));
+            let chunks = |text: Option<usize>| match (text, pair[0]) {
+                // As many rows of the learned caption as the prompt has tokens.
+                (None, Some(prompt)) if meta.null_caption.is_some() => encoded[0][prompt].ids.len(),
+                _ if guided => longer,
+                _ => length(text),
+            };
+            of_image.push(pair.map(|text| number(&mut prompts, (text, chunks(text)))));
         }
         let filled = |(encoder, texts): (&TextEncoder, Vec<Chunks>)| {
             let with_text = prompts.iter().filter_map(|&(text, chunks)| Some((text?, chunks)));
@@ -111,7 +117,8 @@ impl TokenizedTexts {
             with_text.map(fill).collect()
         };
         let chunks = encoders.iter().zip(encoded).map(filled).collect();
-        let chunk = encoders.iter().map(|encoder| encoder.tokens).collect();
+        let rows = |encoder: &TextEncoder| if meta.null_caption.is_some() { 1 } else { encoder.tokens };
+        let chunk = encoders.iter().map(rows).collect();
         Ok(TokenizedTexts { prompts, chunks, chunk, of_image, cut })
     }
 
@@ -143,7 +150,8 @@ impl TokenizedTexts {
                 match text.and_then(|_| texts.next()) {
                     Some(features) => *place = features,
                     None => {
-                        place.features = vec![0.0; place.tokens * encoder.features];
+                        let null = model.text.as_ref().and_then(|text| text.null_features(place.tokens));
+                        place.features = null.unwrap_or_else(|| vec![0.0; place.tokens * encoder.features]);
                         place.pooled = vec![0.0; encoder.pooled];
                     }
                 }
@@ -265,6 +273,6 @@ pub(super) fn bindings<D>(model: &Model<'_, D>, prompts: &Prompts) -> Vec<(Role,
 
 /// What a text encoder is bound to for so many texts of so many tokens.
 fn binding(batch: usize, tokens: usize) -> Binding {
-    let dims = Dims { batch, conditions: 1, height: 1, width: 1, tokens };
+    let dims = Dims { batch, tokens, ..Dims::ONE };
     Binding { dims, calls: 1, table_bytes: 0, reserve: 0 }
 }

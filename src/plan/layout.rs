@@ -19,7 +19,11 @@ impl Arguments for Unpatchify {
 
 /// `pixels` is the type of those, which are what goes in or what comes out.
 fn patch(at: &Site<'_>, x: Value, pixels: &Type, patch: u32, inverse: bool) -> OpArgs<Tensor> {
-    let [samples, height, width, channels] = *pixels.dims() else { unreachable!("checked by the shape rules") };
+    let [samples, height, width, channels] = match *pixels.dims() {
+        [n, h, w, c] => [n, h, w, c],
+        [n, f, h, w, c] => [n, f * h, w, c],
+        _ => unreachable!("checked by the shape rules"),
+    };
     let (x, y, patch) = (at.floats(x), at.y(), patch as usize);
     OpArgs::Patch(PatchArgs { x, y, samples, height, width, channels, patch, inverse })
 }

@@ -99,6 +99,11 @@ impl<'a> Site<'a> {
         self.floats(self.own)
     }
 
+    /// Frames of a sample.
+    pub fn frames(&self) -> usize {
+        self.values.frames
+    }
+
     /// Samples of the result.
     pub fn samples(&self) -> usize {
         self.ty.dims()[0]

@@ -3,7 +3,7 @@
 use super::{ALIGN, Binding};
 use crate::backend::args::{Codes, Element, Slot};
 use crate::program::shape::{Kind, Type};
-use crate::program::{Attention, Op, Program, QuantizeGrain, QuantizeSpec, Rate, Value};
+use crate::program::{Attention, Dims, Op, Program, QuantizeGrain, QuantizeSpec, Rate, Value};
 
 /// The values of a program, inputs first.
 pub struct Values<'a> {
@@ -27,6 +27,8 @@ pub struct Values<'a> {
     pub window: usize,
     /// Distinct conditions of one call.
     pub conditions: usize,
+    /// Frames of a sample.
+    pub frames: usize,
 }
 
 impl<'a> Values<'a> {
@@ -35,7 +37,7 @@ impl<'a> Values<'a> {
         let elements = elements(program, &rates, narrow);
         let (kept, needed) = (kept(program, &rates), program.needed());
         let (tables, room) = (Vec::new(), Vec::new());
-        Values { program, rates, elements, types, tables, kept, room, needed, window: 1, conditions: 1 }
+        Values { program, rates, elements, types, tables, kept, room, needed, window: 1, conditions: 1, frames: 1 }
     }
 
     /// Settles what the phases of one program have in common: what is kept, the room for it, and how many calls fill tables.
@@ -60,7 +62,8 @@ impl<'a> Values<'a> {
             };
             values.tables = values.types.iter().zip(&values.rates).map(table).collect();
             (values.kept, values.window) = (kept.clone(), window);
-            values.conditions = binding.dims.conditions;
+            let Dims { conditions, frames, .. } = values.program.dims(binding.dims);
+            (values.conditions, values.frames) = (conditions, frames);
         }
         let room = |i: usize| phases.iter().map(|values| values.bytes(i)).max().unwrap_or(0);
         let room: Vec<usize> = (0..n).map(room).collect();

@@ -1,5 +1,6 @@
 //! Attention.
 
+use super::numbered::numbered;
 use super::op::{Operation, Value};
 use super::quantize::QuantizeRange;
 use super::shape::{Kind, Rule, Type};
@@ -17,6 +18,19 @@ pub struct Attend {
     pub per_condition: bool,
     /// Scores and sums may be made of 8-bit codes of `q`, `k`, `v` and of the probabilities.
     pub int8: bool,
+}
+
+numbered! {
+    "Reaches of attention"
+    /// Which tokens of a sample attend to each other. Tokens of a video lie frame by frame, as many of each.
+    pub enum Reach: Default {
+        /// All of them.
+        Sample = 0 "sample",
+        /// Those of one frame.
+        Frame = 1 "frame",
+        /// Those at one place of all frames.
+        Place = 2 "place",
+    }
 }
 
 /// The grid that probabilities are rounded to before they weigh values: `delta * q`, `q = round(p / delta)` in `0..2^bits`,
@@ -53,6 +67,8 @@ pub struct Attention {
     /// u32 per sample, or per condition if `k` holds rows per condition: keys at this place and beyond are not seen. An input;
     /// what is more than there are keys counts as all of them.
     pub lengths: Option<Value>,
+    /// How far a query sees; less than its whole sample only among the tokens of the sample itself, all of which count.
+    pub reach: Reach,
 }
 
 impl Operation for Attention {
@@ -71,6 +87,7 @@ impl Operation for Attention {
         v.softmax(&mut self.softmax);
         v.optional_value("bias", &mut self.bias);
         v.optional_value("lengths", &mut self.lengths);
+        v.choice("reach", &mut self.reach);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
@@ -105,11 +122,27 @@ impl Operation for Attention {
             rule.curve(range)?;
         }
         self.masks(rule, &q, &k)?;
+        self.reached(rule, &q, &k)?;
         Ok(q)
     }
 }
 
 impl Attention {
+    /// Checks that tokens are whole frames, and that nothing tells keys apart of which a query sees some alone.
+    fn reached(&self, rule: &Rule<'_>, q: &Type, k: &Type) -> Result<()> {
+        if self.reach == Reach::Sample {
+            return Ok(());
+        }
+        let frames = rule.dims.frames;
+        if q.rows_per_sample() != k.rows_per_sample() || frames == 0 || !q.rows_per_sample().is_multiple_of(frames) {
+            return rule.err("q, k", format!("the tokens of {frames} frames"), (q.dims(), k.dims()));
+        }
+        match self.attend.per_condition || self.bias.is_some() || self.lengths.is_some() {
+            true => rule.err("reach", "sample, with keys of conditions, a bias or lengths", self.reach.name()),
+            false => Ok(()),
+        }
+    }
+
     /// Checks what is added to scores and which keys are seen.
     fn masks(&self, rule: &Rule<'_>, q: &Type, k: &Type) -> Result<()> {
         if let Some(bias) = self.bias {

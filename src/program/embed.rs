@@ -80,26 +80,32 @@ impl Operation for TimestepEmbedding {
     }
 }
 
-/// 2-D sin-cos position embedding of the grid of `x`: `(n, h, w, _) -> (h, w, dim)`. Depends on shapes only.
+/// 2-D sin-cos position embedding of the grid of `x`: `(n, h, w, _) -> (h, w, dim)`; of f frames below each other, that of one,
+/// `(h / f, w, dim)`, or that of frames: `(f, h w / f, dim)`. Depends on shapes only.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PositionEmbedding {
     /// `(n, h, w, _)`; only its shape is used.
     pub x: Value,
     /// Features, a multiple of 4.
     pub dim: u32,
-    /// Grid size at which positions are `0, 1, 2, ..`.
+    /// Grid size at which positions are `0, 1, 2, ..`; 0 if they are so at every size, of whatever ratio.
     pub base: u32,
     /// Divides the positions.
     pub interpolation: f32,
     /// Whether positions keep the ratio of sides. The longer side spans `base`; the shorter one as much less as it is shorter,
     /// in whole numbers, in the middle. Otherwise either side spans `base`.
     pub keep_ratio: bool,
+    /// Whether rows of the grid are frames, and columns the places of each, instead of rows and columns of a frame.
+    pub frames: bool,
 }
 
 impl PositionEmbedding {
     /// First position and span of columns and of rows of a grid, before they are divided by the interpolation: position `i`
     /// of `n` is `first + i span / n`. Numbers are rounded as Python rounds them, to even ones in the middle.
     pub fn spans(&self, [height, width]: [usize; 2]) -> [[u32; 2]; 2] {
+        if self.base == 0 {
+            return [width, height].map(|size| [0, size as u32]);
+        }
         let base = f64::from(self.base);
         let whole = [0, self.base];
         if !self.keep_ratio || height == width {
@@ -123,19 +129,24 @@ impl Operation for PositionEmbedding {
         v.number("base", &mut self.base);
         v.float("interpolation", &mut self.interpolation);
         v.flag("keep ratio", &mut self.keep_ratio);
+        v.flag("frames", &mut self.frames);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
-        let PositionEmbedding { dim, base, interpolation, .. } = *self;
-        let x = rule.value("x", self.x)?;
+        let PositionEmbedding { dim, interpolation, .. } = *self;
+        let (x, frames) = (rule.value("x", self.x)?, rule.dims.frames);
         let [_, h, w, _] = *x.dims() else {
             return rule.err("x", "(n, h, w, c)", x.dims());
         };
-        if dim == 0 || dim % 4 != 0 || base == 0 || !(interpolation.is_finite() && interpolation > 0.0) {
-            let expected = "a multiple of 4, and two positive numbers";
-            return rule.err("dim, base, interpolation", expected, (dim, base, interpolation));
+        if frames == 0 || !h.is_multiple_of(frames) {
+            return rule.err("x", format!("the rows of {frames} frames"), x.dims());
         }
-        Ok(Type::new(&[h, w, dim as usize], Kind::Float))
+        if dim == 0 || dim % 4 != 0 || !(interpolation.is_finite() && interpolation > 0.0) {
+            let expected = "a multiple of 4, and a positive number";
+            return rule.err("dim, interpolation", expected, (dim, interpolation));
+        }
+        let [rows, columns] = if self.frames { [frames, h / frames * w] } else { [h / frames, w] };
+        Ok(Type::new(&[rows, columns, dim as usize], Kind::Float))
     }
 }
 

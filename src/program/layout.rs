@@ -5,7 +5,8 @@ use super::shape::{Kind, Rule, Type};
 use super::visit::Visit;
 use crate::error::Result;
 
-/// `(n, h, w, c) -> (n, h / p, w / p, p * p * c)`, features ordered (row, column, channel).
+/// `(n, h, w, c) -> (n, h / p, w / p, p * p * c)`, features ordered (row, column, channel). Of videos frames lie below each
+/// other: `(n, f, h, w, c) -> (n, f h / p, w / p, p * p * c)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Patchify {
     /// The pixels.
@@ -24,16 +25,24 @@ impl Operation for Patchify {
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
-        let (x, [n, h, w, c]) = rule.float_image("x", self.x)?;
+        let x = rule.float("x", self.x)?;
+        let [n, f, h, w, c] = match *x.dims() {
+            [n, h, w, c] => [n, 1, h, w, c],
+            [n, f, h, w, c] => [n, f, h, w, c],
+            _ => return rule.err("x", "(n, h, w, c) or (n, f, h, w, c)", x.dims()),
+        };
         let p = self.patch as usize;
         if p == 0 || h % p != 0 || w % p != 0 {
             return rule.err("x", format!("height and width in multiples of the patch size {p}"), x.dims());
         }
-        Ok(Type::new(&[n, h / p, w / p, p * p * c], Kind::Float))
+        let Some(rows) = f.checked_mul(h / p) else {
+            return rule.err("x", "fewer frames", x.dims());
+        };
+        Ok(Type::new(&[n, rows, w / p, p * p * c], Kind::Float))
     }
 }
 
-/// The inverse of [`Patchify`].
+/// The inverse of [`Patchify`], but that frames stay below each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Unpatchify {
     /// The patches.

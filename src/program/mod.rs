@@ -31,7 +31,7 @@ pub mod shape;
 mod vector_quantize;
 mod visit;
 
-pub use attention::{Attend, Attention, SoftmaxGrid, describe_attention};
+pub use attention::{Attend, Attention, Reach, SoftmaxGrid, describe_attention};
 pub use conv::{Conv2d, ConvStride};
 pub use embed::{Embedding, MAX_BUCKETS, Parameter, PositionEmbedding, RelativeBias, TimestepEmbedding, bucket_starts};
 pub use layout::{Concat, PadRows, Patchify, Slice, Unpatchify};
@@ -91,7 +91,7 @@ numbered! {
     "Kinds of inputs"
     /// A program input.
     pub enum InputKind {
-        /// Latents `(n, h, w, c)`, already scaled for the model; of encoders, pixels in -1..1.
+        /// Latents `(n, h, w, c)`, or of videos `(n, f, h, w, c)`, already scaled for the model; of encoders, pixels in -1..1.
         Sample = 0 "sample",
         /// Timesteps `(conditions)`, as f32.
         Timestep = 1 "timestep",
@@ -149,6 +149,8 @@ pub enum Dim {
     Width,
     /// Tokens of a prompt.
     Tokens,
+    /// Frames of a video.
+    Frames,
 }
 
 /// Values of the symbolic axes.
@@ -164,9 +166,14 @@ pub struct Dims {
     pub width: usize,
     /// Tokens of a prompt; 1 where there are none.
     pub tokens: usize,
+    /// Frames of a sample; 1 where there are none but images.
+    pub frames: usize,
 }
 
 impl Dims {
+    /// One of each: what others are written as a change of.
+    pub const ONE: Dims = Dims { batch: 1, conditions: 1, height: 1, width: 1, tokens: 1, frames: 1 };
+
     /// The length of axis `dim`.
     pub fn resolve(&self, dim: Dim) -> usize {
         match dim {
@@ -176,6 +183,7 @@ impl Dims {
             Dim::Height => self.height,
             Dim::Width => self.width,
             Dim::Tokens => self.tokens,
+            Dim::Frames => self.frames,
         }
     }
 }
@@ -229,6 +237,12 @@ impl Program {
     /// The node that makes `value`; `None` for an input.
     pub fn node_of(&self, value: Value) -> Option<usize> {
         (value.0 as usize).checked_sub(self.inputs.len())
+    }
+
+    /// `dims` as this program has them: what reads no frames works on one at a time.
+    pub fn dims(&self, dims: Dims) -> Dims {
+        let video = self.inputs.iter().any(|input| input.dims.contains(&Dim::Frames));
+        Dims { frames: if video { dims.frames } else { 1 }, ..dims }
     }
 
     /// The input of `kind`, if the program has one.

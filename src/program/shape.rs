@@ -128,6 +128,7 @@ pub fn infer(program: &Program, tensors: &[TensorType], dims: &Dims) -> Result<V
 
 /// Types of all values, whatever other phases there are.
 fn infer_nodes(program: &Program, tensors: &[TensorType], dims: &Dims) -> Result<Vec<Type>> {
+    let dims = &program.dims(*dims);
     let mut types: Vec<Type> = Vec::with_capacity(program.n_values());
     for (i, input) in program.inputs.iter().enumerate() {
         types.push(declared(program, i, input, dims)?);
@@ -162,9 +163,13 @@ fn declared(program: &Program, index: usize, input: &Input, dims: &Dims) -> Resu
         return Err(Error::shape(path(), "input", "each kind once", "a second one"));
     }
     let axes: Vec<usize> = input.dims.iter().map(|&d| dims.resolve(d)).collect();
-    let Dims { batch, conditions, height, width, tokens } = *dims;
+    let Dims { batch, conditions, height, width, tokens, frames } = *dims;
     let (kind, fits) = match input.kind {
-        InputKind::Sample => (Kind::Float, matches!(axes[..], [n, h, w, _] if [n, h, w] == [batch, height, width])),
+        InputKind::Sample => {
+            let image = matches!(axes[..], [n, h, w, _] if [n, h, w] == [batch, height, width]);
+            let video = matches!(axes[..], [n, f, h, w, _] if [n, f, h, w] == [batch, frames, height, width]);
+            (Kind::Float, image || video)
+        }
         InputKind::Timestep => (Kind::Float, axes == [conditions]),
         InputKind::ClassLabels => (Kind::Index, axes == [conditions]),
         // A text encoder is made for a fixed number of tokens; what reads features takes any.
@@ -182,7 +187,8 @@ fn declared(program: &Program, index: usize, input: &Input, dims: &Dims) -> Resu
     };
     if !fits {
         let expected = match input.kind {
-            InputKind::Sample => format!("[{batch}, {height}, {width}, channels]"),
+            InputKind::Sample if frames == 1 => format!("[{batch}, {height}, {width}, channels]"),
+            InputKind::Sample => format!("[{batch}, {frames} frames, {height}, {width}, channels]"),
             InputKind::Tokens => format!("[{batch}, tokens]"),
             InputKind::Context => format!("[{conditions}, {tokens}, features]"),
             InputKind::Pooled | InputKind::Sizes => format!("[{conditions}, features]"),

@@ -5,3 +5,4 @@ mod interrupted;
 mod prompts;
 mod readme;
 mod run;
+mod video;

@@ -81,6 +81,7 @@ pub fn attention_masked() -> Vec<Case> {
             softmax: None,
             bias,
             lengths: lengths_of,
+            ..Attention::default()
         }));
         let mut inputs = inputs([n, tokens[0], tokens[1], d], || normal(rng));
         if let Some(keys) = context {
@@ -225,8 +226,18 @@ pub fn wide_stream() -> Vec<Case> {
         let lengths_of = b.program.input(InputKind::Lengths);
         let (heads, scale) = (heads as u32, 1.0 / (e as f32).sqrt());
         let attend = Attend::default();
-        let y =
-            b.op(Op::Attention(Attention { q, k, v, heads, scale, attend, softmax: None, bias, lengths: lengths_of }));
+        let y = b.op(Op::Attention(Attention {
+            q,
+            k,
+            v,
+            heads,
+            scale,
+            attend,
+            softmax: None,
+            bias,
+            lengths: lengths_of,
+            ..Attention::default()
+        }));
         let w = weight(&mut b, d, d, 3e4);
         let x = wide(&mut b, layer(y, w, Act::None, Some(x)));
         let y = b.op(norm(x, ones));

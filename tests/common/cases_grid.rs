@@ -142,8 +142,18 @@ pub fn attention_on_grid() -> Vec<Case> {
             let keys = context.unwrap_or(tokens[0] * tokens[1]);
             let sizes = [heads, tokens[0] * tokens[1], keys];
             let (bias, seen) = masks(&mut b, rng, sizes, biased);
-            let attention =
-                Attention { q: SAMPLE, k, v, heads: heads as u32, scale, attend, softmax, bias, lengths: seen };
+            let attention = Attention {
+                q: SAMPLE,
+                k,
+                v,
+                heads: heads as u32,
+                scale,
+                attend,
+                softmax,
+                bias,
+                lengths: seen,
+                ..Attention::default()
+            };
             b.op(Op::Attention(attention));
             let mut inputs = inputs([n, tokens[0], tokens[1], d], || size * normal(rng));
             if let Some(keys) = context {

@@ -9,6 +9,7 @@ pub mod cases_norm;
 pub mod cases_text;
 pub mod cases_tokens;
 pub mod cases_unet;
+pub mod cases_video;
 pub mod documented;
 pub mod drive;
 pub mod emulated;
@@ -183,6 +184,7 @@ pub fn meta(latent: [usize; 2]) -> Meta {
         class: "Test".into(),
         latent_channels: 1,
         latent_size: latent.map(|n| n as u32),
+        frames: 1,
         pixels_per_latent: 8,
         latent_multiple: 1,
         classes: 1,
@@ -241,7 +243,7 @@ pub fn prompt<'a>(program: &Program, inputs: &'a Inputs) -> PromptInputs<'a> {
 /// Inputs of `n` samples of `h * w * c` numbers each, with a condition per sample.
 pub fn inputs([n, h, w, c]: [usize; 4], sample: impl FnMut() -> f32) -> Inputs {
     let sample: Vec<f32> = std::iter::repeat_with(sample).take(n * h * w * c).collect();
-    let dims = Dims { batch: n, conditions: n, height: h, width: w, tokens: 1 };
+    let dims = Dims { batch: n, conditions: n, height: h, width: w, tokens: 1, ..Dims::ONE };
     let numbers: Vec<u32> = (0..n as u32).collect();
     Inputs {
         dims,

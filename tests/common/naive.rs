@@ -423,13 +423,19 @@ impl Scope<'_> {
     }
 
     fn position_embedding(&self, op: PositionEmbedding) -> Array {
-        let PositionEmbedding { x, dim, base, interpolation, keep_ratio } = op;
-        let (h, w, dim) = (self.value(x).dims[1], self.value(x).dims[2], dim as usize);
+        let PositionEmbedding { x, dim, base, interpolation, keep_ratio, frames } = op;
+        let (rows, columns, dim) = (self.value(x).dims[1], self.value(x).dims[2], dim as usize);
+        let one_frame = rows / self.inputs.dims.frames;
+        let (h, w) = if frames { (self.inputs.dims.frames, one_frame * columns) } else { (one_frame, columns) };
         let quarter = dim / 4;
         Array::new(&[h, w, dim], |i| {
             let (row, column, feature) = (i / dim / w, i / dim % w, i % dim);
             let (at, size) = if feature < 2 * quarter { (column, w) } else { (row, h) };
-            let (first, span) = if keep_ratio { fitted(size, h.max(w), base) } else { (0.0, f64::from(base)) };
+            let (first, span) = match base {
+                0 => (0.0, size as f64),
+                _ if keep_ratio => fitted(size, h.max(w), base),
+                _ => (0.0, f64::from(base)),
+            };
             let position = (first + at as f64 * span / size as f64) / f64::from(interpolation);
             let angle = position / 10_000f64.powf((feature % quarter) as f64 / quarter as f64);
             if feature / quarter % 2 == 0 { angle.sin() } else { angle.cos() }
@@ -607,7 +613,12 @@ fn curve(points: &Array, position: f64) -> (f64, f64) {
 
 /// `(n, h, w, c) -> (n, h / p, w / p, p * p * c)`.
 fn patchify(x: &Array, p: usize) -> Array {
-    let [n, h, w, c] = x.dims[..] else { panic!("not an image: {:?}", x.dims) };
+    // Frames lie below each other.
+    let [n, h, w, c] = match x.dims[..] {
+        [n, f, h, w, c] => [n, f * h, w, c],
+        [n, h, w, c] => [n, h, w, c],
+        _ => panic!("neither image nor video: {:?}", x.dims),
+    };
     let mut out = Array::new(&[n, h / p, w / p, p * p * c], |_| 0.0);
     each_pixel(&[n, h, w, c], p, |pixel, patch| out.data[patch] = x.data[pixel]);
     out

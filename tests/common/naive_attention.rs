@@ -1,7 +1,7 @@
 //! The oracle of attention, and who sees which keys.
 
 use super::naive::{Array, Inputs};
-use aquatint::raw::program::Attention;
+use aquatint::raw::program::{Attention, Reach};
 
 /// Which keys are seen, and what is added to scores.
 pub struct Masks<'a> {
@@ -12,6 +12,9 @@ pub struct Masks<'a> {
     lengths: Vec<usize>,
     /// `(heads, queries, keys)`.
     bias: Option<&'a Array>,
+    reach: Reach,
+    /// Tokens of a frame.
+    places: usize,
 }
 
 impl<'a> Masks<'a> {
@@ -31,6 +34,8 @@ impl<'a> Masks<'a> {
                 None => vec![keys; k.dims[0]],
             },
             bias: op.bias.map(value),
+            reach: op.reach,
+            places: keys / inputs.dims.frames,
         }
     }
 
@@ -44,6 +49,15 @@ impl<'a> Masks<'a> {
     /// How many of the keys of `sample` any query sees that is not causal.
     pub fn length(&self, sample: usize) -> usize {
         self.lengths[self.of_keys[sample]]
+    }
+
+    /// Whether a key is within the reach of a query.
+    pub fn reaches(&self, query: usize, key: usize) -> bool {
+        match self.reach {
+            Reach::Sample => true,
+            Reach::Frame => query / self.places == key / self.places,
+            Reach::Place => query % self.places == key % self.places,
+        }
     }
 
     /// What is added to a score of `head`.
@@ -69,6 +83,9 @@ pub(super) fn attention(
         let query = row % queries;
         let (first, seen) = masks.keys(row / queries, query, keys);
         let score = |key: usize| -> f64 {
+            if !masks.reaches(query, key) {
+                return f64::NEG_INFINITY;
+            }
             let products = q.row(row)[columns.clone()].iter().zip(&k.row(first + key)[columns.clone()]);
             products.map(|(a, b)| a * b).sum::<f64>() * scale + masks.bias(head, query, key)
         };

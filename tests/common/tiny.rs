@@ -264,7 +264,14 @@ fn denoiser(writer: &mut Writer) -> Program {
     let x = b.op("patches", Op::Patchify(Patchify { x: sample, patch: 2 }));
     let position = b.op(
         "position",
-        Op::PositionEmbedding(PositionEmbedding { x, dim: 8, base: 2, interpolation: 1.0, keep_ratio: false }),
+        Op::PositionEmbedding(PositionEmbedding {
+            x,
+            dim: 8,
+            base: 2,
+            interpolation: 1.0,
+            keep_ratio: false,
+            frames: false,
+        }),
     );
     let weight = b.f16("proj.weight", &[8, 16]);
     let residual = Some(position);
@@ -407,6 +414,7 @@ pub fn meta() -> Meta {
             class: "DiTPipeline".into(),
             latent_channels: 4,
             latent_size: [4, 6],
+            frames: 1,
             pixels_per_latent: 2,
             latent_multiple: 1,
             classes: 3,

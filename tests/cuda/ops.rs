@@ -59,7 +59,8 @@ macro_rules! cuda_suite {
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
             attention_causal, attention_per_condition, activations; cases_grid: rounded, attention_on_grid;
             cases_conv: conv_sized; cases_encoder: attention_masked, rms_norm, products, relative_bias,
-            wide_stream, tables_of_modulations; cases_tokens: rotary, layer_norm_parts, layer_norm_shifted, tokens);
+            wide_stream, tables_of_modulations; cases_tokens: rotary, layer_norm_parts, layer_norm_shifted, tokens;
+            cases_video: attention_within_reach, positions);
     };
     ($driver:ident; $($module:ident: $($family:ident),+);+) => {
         mod $driver {

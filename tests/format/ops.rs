@@ -6,7 +6,7 @@ use aquatint::raw::format::{Packed, TensorKind, TensorSpec, Writer};
 use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
     GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Multiply, Node, Op, PadRows, Parameter, Patchify,
-    Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve,
+    Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Reach,
     RelativeBias, Resample, Resampling, Role, Rotary, Round, Slice, SoftmaxGrid, Tensor, TimestepEmbedding, Turn,
     Unpatchify, Value, VectorQuantize,
 };
@@ -88,6 +88,11 @@ fn on_grid(grid: SoftmaxGrid) -> Op {
     Op::Attention(Attention { softmax: Some(grid), ..op })
 }
 
+fn within(reach: Reach) -> Op {
+    let Op::Attention(op) = attention(Attend::default()) else { unreachable!("an attention") };
+    Op::Attention(Attention { q: X, k: X, v: X, reach, ..op })
+}
+
 /// Every op, each attribute with a value of its own.
 fn ops() -> Vec<Op> {
     let mut ops = vec![
@@ -104,14 +109,38 @@ fn ops() -> Vec<Op> {
             shift: Some(Columns { value: POOLED, offset: 9 }),
             ..LayerNorm::default()
         }),
-        Op::PositionEmbedding(PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: true }),
+        Op::PositionEmbedding(PositionEmbedding {
+            x: X,
+            dim: 8,
+            base: 3,
+            interpolation: 2.0,
+            keep_ratio: true,
+            frames: false,
+        }),
         group_norm(None),
         group_norm(Some(Modulation { value: POOLED, scale: 11, shift: 1_000_000 })),
         Op::Parameter(Parameter { tensor: KERNEL, ..Parameter::default() }),
         Op::Parameter(Parameter { tensor: KERNEL, flat: true, rows: 2 }),
         Op::Embedding(Embedding { index: TOKENS, table: ROWS }),
         Op::TimestepEmbedding(TimestepEmbedding { t: SIZES, dim: 8, cos_first: true, shift: 1.0 }),
-        Op::PositionEmbedding(PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: false }),
+        Op::PositionEmbedding(PositionEmbedding {
+            x: X,
+            dim: 8,
+            base: 3,
+            interpolation: 2.0,
+            keep_ratio: false,
+            frames: false,
+        }),
+        Op::PositionEmbedding(PositionEmbedding {
+            x: X,
+            dim: 8,
+            base: 0,
+            interpolation: 2.0,
+            keep_ratio: false,
+            frames: true,
+        }),
+        within(Reach::Frame),
+        within(Reach::Place),
         Op::Add(Add { a: X, b: CONTEXT }),
         Op::Multiply(Multiply { a: X, b: FIRST }),
         Op::RelativeBias(RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 }),
@@ -248,11 +277,11 @@ fn words_are_those_of_the_specification() {
         (Multiply { a: X, b: X }.into(), &[1, 1]),
         (RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 }.into(), &[2, 3, 16, 128]),
         (
-            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: false }.into(),
+            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: false, frames: false }.into(),
             &[1, 8, 3, real(2.0)],
         ),
         (
-            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: true }.into(),
+            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: true, frames: false }.into(),
             &[1, 8, 3, real(2.0), 1],
         ),
         (Concat { a: CONTEXT, b: CONTEXT, tokens: true }.into(), &[3, 3, 1]),
@@ -260,6 +289,11 @@ fn words_are_those_of_the_specification() {
         (Rotary { x: X, table: X, heads: 1 }.into(), &[1, 1, 1]),
         (LayerNorm { shift: gate, ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4]),
         (LayerNorm { parts: 2, ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]),
+        (
+            PositionEmbedding { x: X, dim: 8, base: 0, interpolation: 2.0, keep_ratio: false, frames: true }.into(),
+            &[1, 8, 0, real(2.0), 0, 1],
+        ),
+        (within(Reach::Place), &[1, 1, 1, 2, real(0.5), 0, 0, 0, 0, 0, 0, 0, 0, 2]),
     ];
     for &(op, wanted) in cases {
         assert_eq!(words(op), wanted, "{op:?}");
@@ -360,7 +394,8 @@ fn faults_of_the_newer_ops_are_named() {
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1, 7], "softmax curve: expected a tensor below 6, got 6"),
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 16, 1, 2, 1, 7], "lengths: expected a value below 5, got 6"),
         (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 6], "bias: expected a value below 5, got 5"),
-        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2, 1], "words: expected at most 13, got 14"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3], "reach: expected 0 to 2, got 3; use a newer aquatint"),
+        (attention, &[3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2, 1, 1], "words: expected at most 14, got 15"),
         (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2], "rms: expected 0 or 1, got 2"),
         (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 6], "shift: expected a value below 5, got 5"),
         (rms, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3], "first column of the shift alone: expected 0, got 3"),

@@ -82,7 +82,7 @@ fn every_depth_of_the_denoiser_equals_diffusers() {
             .collect();
         assert!(!ends.is_empty(), "block ends are found by path");
         let cpu = Cpu::new(aquatint::raw::backend::cpu::simd::scalar::Scalar);
-        let dims = Dims { batch: n, conditions: n, height, width, tokens: 1 };
+        let dims = Dims { batch: n, conditions: n, height, width, tokens: 1, ..Dims::ONE };
         let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::new(&cpu, &packed, Role::Denoiser, shape).expect("it binds");
         executor.set_class_labels(&io.labels("b2_t500.class_labels")).expect("labels");
@@ -119,7 +119,7 @@ fn the_f32_decoder_equals_diffusers() {
             let (latent, dims) = io.get(&format!("{case}.latent"));
             let [n, channels, height, width] = dims[..] else { panic!("{dims:?}") };
             let shape = Binding {
-                dims: Dims { batch: n, conditions: 1, height, width, tokens: 1 },
+                dims: Dims { batch: n, conditions: 1, height, width, tokens: 1, ..Dims::ONE },
                 calls: 1,
                 table_bytes: 0,
                 reserve: 0,

@@ -69,7 +69,7 @@ impl Feed {
     fn run(&self, packed: &Packed<FileBytes>, tier: Tier) -> Vec<f32> {
         let [n, channels, height, width] = self.dims;
         let shape = Binding {
-            dims: Dims { batch: n, conditions: n, height, width, tokens: TOKENS },
+            dims: Dims { batch: n, conditions: n, height, width, tokens: TOKENS, ..Dims::ONE },
             calls: 1,
             table_bytes: 0,
             reserve: 0,

@@ -65,7 +65,7 @@ fn watched<B: Backend>(backend: &B) {
     two.batch_size = 1;
 
     let mut job = session.job(two.clone()).unwrap();
-    assert_eq!(job.next().unwrap(), Some(Event::Queued { steps: 3, images: 2 }));
+    assert_eq!(job.next().unwrap(), Some(Event::Queued { steps: 3, images: 2, frames: 1 }));
     assert!(job.preview().unwrap().is_none() && job.image(0).is_none());
     let step = |done, images| Some(Event::Step { done, total: 3, images });
     assert_eq!(job.next().unwrap(), step(1, 0..1));
@@ -90,7 +90,7 @@ fn watched<B: Backend>(backend: &B) {
     }
     let images = |index| [Event::Decoding { index }, Event::Image { index }];
     let steps = [(1, 0..1), (2, 0..1), (3, 0..1), (1, 1..2), (2, 1..2), (3, 1..2)];
-    let mut wanted = vec![Event::Queued { steps: 3, images: 2 }];
+    let mut wanted = vec![Event::Queued { steps: 3, images: 2, frames: 1 }];
     wanted.extend(steps.map(|(done, images)| Event::Step { done, total: 3, images }));
     wanted.extend(images(0).into_iter().chain(images(1)));
     assert_eq!(events, wanted);

@@ -85,7 +85,7 @@ fn denoise<B: Backend>(backend: &B, packed: &Packed<FileBytes>, io: &Fixture, ca
     let get = |name: &str| io.get(&format!("{case}.{name}"));
     let (sample, context) = (get("sample"), get("context"));
     let (n, tokens) = (context.1[0], context.1[1]);
-    let dims = Dims { batch: n, conditions: n, height: sample.1[2], width: sample.1[3], tokens };
+    let dims = Dims { batch: n, conditions: n, height: sample.1[2], width: sample.1[3], tokens, ..Dims::ONE };
     let lengths: Vec<u32> = get("lengths").0.iter().map(|&n| n as u32).collect();
     let sizes = io.find(&format!("{case}.sizes")).map(|(sizes, _)| sizes);
     run(backend, packed, Role::Denoiser, dims, |executor| {
@@ -109,7 +109,7 @@ fn encode<B: Backend>(
     lengths: Option<&[u32]>,
 ) -> Vec<f32> {
     let tokens: Vec<u32> = tokens.iter().map(|&t| t as u32).collect();
-    let dims = Dims { batch: dims[0], conditions: dims[0], height: 1, width: 1, tokens: dims[1] };
+    let dims = Dims { batch: dims[0], conditions: dims[0], height: 1, width: 1, tokens: dims[1], ..Dims::ONE };
     run(backend, packed, Role::TextEncoder, dims, |executor| {
         executor.set_tokens(&tokens).unwrap();
         executor.set_prompt(&PromptInputs { lengths, ..PromptInputs::default() }).unwrap();
@@ -145,7 +145,7 @@ fn tokens_that_do_not_count_are_not_seen() {
     let lengths: Vec<u32> = io.labels("denoiser.b3.lengths");
     let (n, width) = (3, context.len() / 27);
     let run = |tokens: usize, context: &[f32]| {
-        let dims = Dims { batch: n, conditions: n, height: sample.1[2], width: sample.1[3], tokens };
+        let dims = Dims { batch: n, conditions: n, height: sample.1[2], width: sample.1[3], tokens, ..Dims::ONE };
         let cpu = Cpu::best();
         run(&cpu, &packed, Role::Denoiser, dims, |executor| {
             let prompt = PromptInputs { context: Some(context), lengths: Some(&lengths), ..PromptInputs::default() };
@@ -164,8 +164,10 @@ fn tokens_that_do_not_count_are_not_seen() {
     let plain = run(9, &context);
     assert_eq!(plain, run(9, &filled(9, 1e4)));
     assert_eq!(plain, run(14, &filled(14, -3.0)), "whatever a caption is filled up to");
-    let (packed_tokens, dims) =
-        (packed.program(Role::Denoiser).unwrap(), Dims { batch: 1, conditions: 1, height: 4, width: 4, tokens: 2 });
+    let (packed_tokens, dims) = (
+        packed.program(Role::Denoiser).unwrap(),
+        Dims { batch: 1, conditions: 1, height: 4, width: 4, tokens: 2, ..Dims::ONE },
+    );
     assert!(packed_tokens.input(InputKind::Lengths).is_some());
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let cpu = Cpu::best();
@@ -198,6 +200,29 @@ fn encoders_of_pipelines_equal_transformers_at_any_length() {
             }
         }
     }
+}
+
+/// Without a negative text, the authors' alpha is led away from a learned caption, of which as many rows count as the text has
+/// tokens; who names a negative text gets that.
+#[test]
+fn the_authors_alpha_is_led_away_from_its_learned_caption() {
+    let packed = pack_file("pixart");
+    let model = Model::new(&packed).unwrap();
+    let file = Checkpoint::open_file(&fixture("transformers/pixart.pth"), &mut Vec::new()).unwrap();
+    let learned = file.read("state_dict.y_embedder.y_embedding").unwrap();
+    let cpu = Cpu::best();
+    let texts = Texts { prompts: vec!["a red cat".into(), "fog".into()], ..Texts::default() };
+    let (embeddings, _) = Session::new(&model, &cpu).encode(&texts, true).unwrap();
+    for [prompt, negative] in embeddings.of_image {
+        let [prompt, negative] = [prompt, negative].map(|index| &embeddings.prompts[index].encoders[0]);
+        assert_eq!((prompt.tokens, prompt.length), (negative.tokens, negative.length));
+        assert_eq!(negative.features, learned[..prompt.features.len()]);
+    }
+    let named = Texts { negatives: vec![Some(String::new())], ..texts };
+    let (embeddings, _) = Session::new(&model, &cpu).encode(&named, true).unwrap();
+    let negative = &embeddings.prompts[embeddings.of_image[0][1]].encoders[0];
+    assert_ne!(negative.features, learned[..negative.features.len()]);
+    assert!(Model::new(&pack("alpha", "f32")).unwrap().text.unwrap().null_caption.is_none());
 }
 
 /// A packed file of one program whose checkpoint is in `folder`, in f32.
@@ -261,7 +286,14 @@ fn decoders_equal_diffusers() {
     for name in MODELS {
         let (packed, io) = (pack(name, "f32"), Fixture::open(&model(name).join("io.safetensors")));
         let (latents, want) = (io.get("decode.latents"), channels_last(io.get("decode.image")));
-        let dims = Dims { batch: latents.1[0], conditions: 1, height: latents.1[2], width: latents.1[3], tokens: 1 };
+        let dims = Dims {
+            batch: latents.1[0],
+            conditions: 1,
+            height: latents.1[2],
+            width: latents.1[3],
+            tokens: 1,
+            ..Dims::ONE
+        };
         for tier in Tier::available() {
             let cpu = Cpu::new(tier);
             let out = run(&cpu, &packed, Role::VaeDecoder, dims, |executor| {

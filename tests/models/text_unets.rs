@@ -72,7 +72,7 @@ impl Feed {
 /// The result of the program of `role`; images come back in the fixture's order of axes.
 fn run<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>, role: Role, feed: &Feed) -> Vec<f32> {
     let [batch, height, width] = feed.dims;
-    let dims = Dims { batch, conditions: batch, height, width, tokens: feed.tokens };
+    let dims = Dims { batch, conditions: batch, height, width, tokens: feed.tokens, ..Dims::ONE };
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let mut executor = Executor::new(backend, packed, role, shape).unwrap();
     let program = executor.program();
@@ -156,7 +156,7 @@ fn samples_find_their_conditions() {
     let one = pair.len() / 2;
     let three = [&feed.sample[..], &feed.sample[..one]].concat();
     let [_, height, width] = feed.dims;
-    let dims = Dims { batch: 3, conditions: 2, height, width, tokens: feed.tokens };
+    let dims = Dims { batch: 3, conditions: 2, height, width, tokens: feed.tokens, ..Dims::ONE };
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let out = {
         let cpu = Cpu::new(tier);

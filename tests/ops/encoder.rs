@@ -93,7 +93,7 @@ fn an_encoder_on_padded_texts_is_that_of_transformers() {
     let model = encoder(&fixture).open([1, 1]);
     for tier in Tier::available() {
         let cpu = Cpu::new(tier);
-        let dims = Dims { batch: dims[0], conditions: 1, height: 1, width: 1, tokens: 1 };
+        let dims = Dims { batch: dims[0], conditions: 1, height: 1, width: 1, tokens: 1, ..Dims::ONE };
         let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::new(&cpu, &model, Role::TextEncoder, binding).unwrap();
         executor.set_tokens(&numbers(&fixture, "tokens")).unwrap();

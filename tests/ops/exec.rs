@@ -399,7 +399,7 @@ fn a_text_encoder_needs_tokens_alone() {
     b.op(Op::Add(Add { a: x, b: y }));
     let model = b.open([1, 1]);
     let cpu = Cpu::new(Scalar);
-    let dims = Dims { batch: 2, conditions: 2, height: 1, width: 1, tokens: 1 };
+    let dims = Dims { batch: 2, conditions: 2, height: 1, width: 1, tokens: 1, ..Dims::ONE };
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let mut executor = Executor::new(&cpu, &model, Role::TextEncoder, shape).unwrap();
     let rate = |rate: Rate| executor.plan().phases[0].ops[rate as usize].len();

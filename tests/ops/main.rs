@@ -10,6 +10,7 @@ mod kernels;
 mod oracle;
 mod outliers;
 mod pictures;
+mod reach;
 mod rng;
 mod sampler_ops;
 mod samplers;

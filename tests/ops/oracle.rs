@@ -177,6 +177,7 @@ fn masked_and_shared_attention_by_hand() {
             base: 2,
             interpolation: 1.0,
             keep_ratio: false,
+            frames: false,
         }));
         let weight = b.f32(&[1, 4], &[1.0, 0.0, 100.0, 0.0]);
         b.op(linear(grid, weight))
@@ -461,9 +462,10 @@ fn position_embeddings_are_diffusers() {
             base,
             interpolation: 1.0,
             keep_ratio: false,
+            frames: false,
         }));
         let mut inputs = inputs([1, side, side, 4], || 0.0);
-        inputs.dims = Dims { batch: 1, conditions: 1, height: side, width: side, tokens: 1 };
+        inputs.dims = Dims { batch: 1, conditions: 1, height: side, width: side, tokens: 1, ..Dims::ONE };
         // diffusers rounds positions, of up to 8, to f32.
         agree(name, &b, &inputs, &want, 5e-7);
     }

@@ -24,7 +24,8 @@ macro_rules! op_suite {
             attention_causal, attention_per_condition, activations; cases_attention: attention_int8;
             cases_grid: rounded, attention_on_grid;
             cases_conv: conv_sized; cases_encoder: attention_masked, rms_norm, products, relative_bias,
-            wide_stream, tables_of_modulations; cases_tokens: rotary, layer_norm_parts, layer_norm_shifted, tokens);
+            wide_stream, tables_of_modulations; cases_tokens: rotary, layer_norm_parts, layer_norm_shifted, tokens;
+            cases_video: attention_within_reach, positions);
     };
     ($tier:ident, $isa:expr; $($module:ident: $($family:ident),+);+) => {
         mod $tier {

@@ -83,7 +83,7 @@ impl Inputs {
         let plan = |batch, conditions| {
             let dims = match is_text(program.role) {
                 true => text_dims(batch),
-                false => Dims { batch, conditions, height, width, tokens },
+                false => Dims { batch, conditions, height, width, tokens, ..Dims::ONE },
             };
             let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
             Plan::of_role(&Cpu::best(), packed, program.role, &binding)
@@ -142,7 +142,7 @@ pub fn is_text(role: Role) -> bool {
 
 /// What a text encoder is bound to for so many chunks.
 pub fn text_dims(batch: usize) -> Dims {
-    Dims { batch, conditions: 1, height: 1, width: 1, tokens: 1 }
+    Dims { batch, ..Dims::ONE }
 }
 
 /// The weight of a layer, and how it looks at its input.

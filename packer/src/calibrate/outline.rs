@@ -90,6 +90,10 @@ impl<'a, 'm> Outline<'a, 'm> {
         asked: Request,
         prompts: Prompts,
     ) -> Result<Self> {
+        if model.latents.video {
+            // What is looked at is cut into single images.
+            return Err(Error::request("calibration", "a model that makes images", "one that makes videos").into());
+        }
         let (request, copies) = (samples::with(&asked, prompts), if asked.guidance_scale > 1.0 { 2 } else { 1 });
         let shard = settings.shard.unwrap_or(Shard { index: 0, of: 1 });
         let images: Vec<usize> = (shard.index..settings.images).step_by(shard.of).collect();
@@ -289,7 +293,8 @@ fn trajectory(path: &Path, float: &Packed<FileBytes>) -> Result<Packed<FileBytes
 /// Arithmetic operations of one call of one image by the denoiser.
 fn operations(packed: &Packed<FileBytes>, request: &Request, copies: usize) -> Result<f64> {
     let [height, width] = request.latent_size;
-    let dims = Dims { batch: copies, conditions: copies, height, width, tokens: request.prompts.tokens(0) };
+    let dims =
+        Dims { batch: copies, conditions: copies, height, width, tokens: request.prompts.tokens(0), ..Dims::ONE };
     let plan =
         Plan::of_role(&Cpu::best(), packed, Role::Denoiser, &Binding { dims, calls: 1, table_bytes: 0, reserve: 0 })?;
     Ok(plan.phases[0].ops[Rate::Loop as usize].iter().map(|planned| planned.op.operations()).sum())

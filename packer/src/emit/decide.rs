@@ -35,7 +35,7 @@ pub(super) fn open(options: &Options) -> Result<Model> {
 /// The sizes by which shapes are checked: one sample of the model's own size.
 pub(crate) fn dims(pipeline: &PipelineMeta) -> Dims {
     let [height, width] = pipeline.latent_size.map(|n| n as usize);
-    Dims { batch: 1, conditions: 1, height, width, tokens: 1 }
+    Dims { height, width, frames: pipeline.frames as usize, ..Dims::ONE }
 }
 
 /// Splits what is to be split, and decides about every weight; opens the import, if there is one.

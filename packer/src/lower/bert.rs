@@ -128,7 +128,8 @@ fn layer(b: &mut Builder, c: &Config, path: &str, x: Value, lengths: Option<Valu
         .map(|name| b.linear(&format!("{attention}.self.{name}"), x, &[d, d], Linear::default()));
     let scale = ((c.features / c.heads) as f32).sqrt().recip();
     let (heads, attend) = (c.heads, Attend::default());
-    let attended = Attention { q, k, v, heads, scale, attend, softmax: None, bias: None, lengths };
+    let attended =
+        Attention { q, k, v, heads, scale, attend, softmax: None, bias: None, lengths, ..Attention::default() };
     let attended = b.push(&format!("{attention}.self"), attended.into());
     let with = |residual| Linear { residual: Some(residual), ..Linear::default() };
     let sum = b.linear(&format!("{attention}.output.dense"), attended, &[d, d], with(x));

@@ -159,6 +159,7 @@ pub fn lower(config: &Config, same: &dyn Fn(&str, &str) -> bool, weights: &mut W
         base,
         interpolation: 1.0,
         keep_ratio: false,
+        frames: false,
     });
     let position = b.push("pos_embed.pos_embed", position);
     let with = Linear { residual: Some(position), ..Linear::default() };

@@ -186,6 +186,7 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
         base: WHOLE_POSITIONS / c.patch,
         interpolation: 1.0,
         keep_ratio: true,
+        frames: false,
     };
     let table = b.push("image_rotary_emb", Op::PositionEmbedding(positions));
     let mut x = b.linear("pos_embed.proj", patches, &[d, c.in_channels as usize, p, p], Linear::default());

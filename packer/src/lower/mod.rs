@@ -1,6 +1,6 @@
 //! Lowering: a model's configuration becomes programs, and the list of weights they use.
 //!
-//! One hand-written builder per architecture ([`dit`], [`pixart`], [`hunyuan`], [`unet2d`], [`unet2d_condition`], [`clip`], [`t5`], [`bert`], [`vae`], [`vq`]), on
+//! One hand-written builder per architecture ([`dit`], [`pixart`], [`hunyuan`], [`latte`], [`stdit`], [`unet2d`], [`unet2d_condition`], [`clip`], [`t5`], [`bert`], [`vae`], [`vq`]), on
 //! top of blocks that several share ([`blocks`], [`unet`], [`transformer2d`]) and the typed steps of [`Builder`]; and one
 //! function per class of pipeline ([`pipeline`]), which says what fits together how. Builders read configurations and
 //! tensor *names*, and ask whether two tensors are the same; no weight is used here, and nothing is known of quantization.
@@ -14,8 +14,10 @@ pub mod clip;
 pub mod dit;
 mod fields;
 pub mod hunyuan;
+pub mod latte;
 pub mod pipeline;
 pub mod pixart;
+pub mod stdit;
 pub mod t5;
 pub mod transformer2d;
 pub mod unet;

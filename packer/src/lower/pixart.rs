@@ -21,7 +21,7 @@ use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Dim, Input, InputKind, Modulation, Op, Patchify, PositionEmbedding,
-    Program, Role, Slice, TimestepEmbedding, Unpatchify, Value,
+    Program, Reach, Role, Slice, TimestepEmbedding, Unpatchify, Value,
 };
 use serde_json::json;
 
@@ -111,7 +111,7 @@ impl Config {
         Ok(config)
     }
 
-    fn check(&self, fields: &Fields) -> Result<()> {
+    pub(super) fn check(&self, fields: &Fields) -> Result<()> {
         let dim = self.dim();
         if !dim.is_multiple_of(if self.sizes { 12 } else { 4 }) {
             let expected = "heads times features in multiples of 4, for the position embedding, and of 3 for sizes";
@@ -135,79 +135,110 @@ impl Config {
     pub fn dim(&self) -> u32 {
         self.heads * self.head_dim
     }
+
+    /// What scores of attention are multiplied by.
+    fn scale(&self) -> f32 {
+        (self.head_dim as f32).sqrt().recip()
+    }
 }
 
-/// What all blocks read beside the image.
+/// What a block reads beside the image.
 #[derive(Clone, Copy)]
-struct Conditions {
+pub(super) struct Conditions {
     /// `(conditions, 6 d)`: [`Config::dim`] columns each for shift, scale and gate of attention and of the MLP.
-    modulation: Value,
-    /// `(conditions, tokens, d)`: the caption.
-    caption: Value,
+    pub modulation: Value,
+    /// What of the caption it reads; blocks that read none have no attention for it.
+    pub caption: Option<Caption>,
+}
+
+/// A caption.
+#[derive(Clone, Copy)]
+pub(super) struct Caption {
+    /// `(conditions, tokens, d)`.
+    pub features: Value,
     /// How many tokens of it count.
-    lengths: Value,
+    pub lengths: Value,
 }
 
 /// The denoiser: `(n, h, w, in_channels)`, timesteps, captions with their lengths, and perhaps sizes, to
 /// `(n, h, w, out_channels)`.
 pub fn lower(config: &Config, weights: &mut Weights) -> Program {
     let c = config;
-    let (d, p) = (c.dim() as usize, c.patch as usize);
-    let (channels, out_channels) = (c.in_channels as usize, c.out_channels as usize);
-    let input = |kind, dims: &[Dim]| Input { kind, dims: dims.to_vec() };
-    let mut inputs = vec![
-        input(InputKind::Sample, &[Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(c.in_channels)]),
-        input(InputKind::Timestep, &[Dim::Conditions]),
-        input(InputKind::Context, &[Dim::Conditions, Dim::Tokens, Dim::Fixed(c.caption_features)]),
-        input(InputKind::Lengths, &[Dim::Conditions]),
-    ];
-    let [sample, timestep, context, lengths, sizes] = [0, 1, 2, 3, 4].map(Value);
+    let d = c.dim() as usize;
+    let (mut inputs, [sample, timestep, context, lengths]) = inputs(c, false);
+    let sizes = Value(inputs.len() as u32);
     if c.sizes {
-        inputs.push(input(InputKind::Sizes, &[Dim::Conditions, Dim::Fixed(SIZE_NUMBERS)]));
+        inputs.push(Input { kind: InputKind::Sizes, dims: vec![Dim::Conditions, Dim::Fixed(SIZE_NUMBERS)] });
     }
     let mut builder = Builder::new(Role::Denoiser, DENOISER, inputs, weights);
     let b = &mut builder;
 
-    let patches = b.push("pos_embed", Op::Patchify(Patchify { x: sample, patch: c.patch }));
-    let (base, interpolation) = (c.sample_size / c.patch, c.interpolation);
-    let position = PositionEmbedding { x: patches, dim: c.dim(), base, interpolation, keep_ratio: false };
-    let position = b.push("pos_embed.pos_embed", position.into());
-    let with = Linear { residual: Some(position), ..Linear::default() };
-    let mut x = b.linear("pos_embed.proj", patches, &[d, channels, p, p], with);
+    let mut x = patches(b, c, sample, c.sample_size / c.patch);
 
     let time = time(b, c, timestep, c.sizes.then_some(sizes));
     let silu = super::blocks::activate(b, "adaln_single.silu", time, Act::Silu);
     let modulation = b.linear("adaln_single.linear", silu, &[6 * d, d], Linear::default());
     let caption = mlp(b, "caption_projection", context, [c.caption_features as usize, d], Act::GeluTanh);
-    let conditions = Conditions { modulation, caption, lengths };
+    let conditions = Conditions { modulation, caption: Some(Caption { features: caption, lengths }) };
     for block in 0..c.layers {
-        x = transformer_block(b, c, &format!("transformer_blocks.{block}"), x, conditions);
+        x = transformer_block(b, c, &format!("transformer_blocks.{block}"), x, conditions, Reach::Sample);
     }
+    let out = pixels(b, c, x, time);
+    builder.finish(out)
+}
 
+/// Inputs: images, or the frames of videos, timesteps, captions, and how many tokens of each count; and the values that they
+/// are.
+pub(super) fn inputs(c: &Config, videos: bool) -> (Vec<Input>, [Value; 4]) {
+    let input = |kind, dims: &[Dim]| Input { kind, dims: dims.to_vec() };
+    let (image, frames) = ([Dim::Height, Dim::Width, Dim::Fixed(c.in_channels)], [Dim::Batch, Dim::Frames]);
+    let inputs = vec![
+        input(InputKind::Sample, &[&frames[..1 + usize::from(videos)], &image[..]].concat()),
+        input(InputKind::Timestep, &[Dim::Conditions]),
+        input(InputKind::Context, &[Dim::Conditions, Dim::Tokens, Dim::Fixed(c.caption_features)]),
+        input(InputKind::Lengths, &[Dim::Conditions]),
+    ];
+    (inputs, [0, 1, 2, 3].map(Value))
+}
+
+/// The patches of `sample` as tokens that know their place, as positions are that are whole numbers in a grid of `base`; see
+/// [`PositionEmbedding::base`].
+pub(super) fn patches(b: &mut Builder, c: &Config, sample: Value, base: u32) -> Value {
+    let (d, p) = (c.dim() as usize, c.patch as usize);
+    let patches = b.push("pos_embed", Op::Patchify(Patchify { x: sample, patch: c.patch }));
+    let (dim, interpolation) = (c.dim(), c.interpolation);
+    let position = PositionEmbedding { x: patches, dim, base, interpolation, keep_ratio: false, frames: false };
+    let position = b.push("pos_embed.pos_embed", position.into());
+    let with = Linear { residual: Some(position), ..Linear::default() };
+    b.linear("pos_embed.proj", patches, &[d, c.in_channels as usize, p, p], with)
+}
+
+/// The result of tokens `x`, `(n, h, w, out_channels)`; `time` is the embedding of the timestep.
+pub(super) fn pixels(b: &mut Builder, c: &Config, x: Value, time: Value) -> Value {
+    let (d, p) = (c.dim() as usize, c.patch as usize);
     // Both shift and scale are the embedded timestep itself and a row of the table.
     let twice = b.push("norm_out", Op::Concat(Concat { a: time, b: time, tokens: false }));
     let table = b.flat("scale_shift_table", "scale_shift_table".into(), [2, d]);
     let out = b.push("scale_shift_table", Op::Add(Add { a: twice, b: table }));
-    x = b.adaptive_layer_norm("norm_out", x, EPS_OUT, Modulation { value: out, shift: 0, scale: d as u32 });
+    let x = b.adaptive_layer_norm("norm_out", x, EPS_OUT, Modulation { value: out, shift: 0, scale: d as u32 });
     // The result drives a sampler whose coefficients reach 1 / alpha, so it keeps its 32 bits.
-    x = b.linear("proj_out", x, &[p * p * out_channels, d], Linear::default());
+    let x = b.linear("proj_out", x, &[p * p * c.out_channels as usize, d], Linear::default());
     b.wide(x);
-    x = b.push("unpatchify", Op::Unpatchify(Unpatchify { x, patch: c.patch }));
-    b.wide(x);
-    builder.finish(x)
+    let x = b.push("unpatchify", Op::Unpatchify(Unpatchify { x, patch: c.patch }));
+    b.wide(x)
 }
 
 /// Epsilon of the last norm, which no configuration sets.
 const EPS_OUT: f32 = 1e-6;
 
 /// Two layers from `k` to `d` features with `act` between them.
-fn mlp(b: &mut Builder, path: &str, x: Value, [k, d]: [usize; 2], act: Act) -> Value {
+pub(super) fn mlp(b: &mut Builder, path: &str, x: Value, [k, d]: [usize; 2], act: Act) -> Value {
     let hidden = b.linear(&format!("{path}.linear_1"), x, &[d, k], Linear { act, ..Linear::default() });
     b.linear(&format!("{path}.linear_2"), hidden, &[d, d], Linear::default())
 }
 
 /// The embedding of the timestep, and of the image's size where a model reads it: `(conditions, d)`.
-fn time(b: &mut Builder, c: &Config, t: Value, sizes: Option<Value>) -> Value {
+pub(super) fn time(b: &mut Builder, c: &Config, t: Value, sizes: Option<Value>) -> Value {
     let (d, k) = (c.dim() as usize, SINUSOIDS as usize);
     let path = "adaln_single.emb";
     let sinusoids = |t| Op::TimestepEmbedding(TimestepEmbedding { t, dim: SINUSOIDS, cos_first: true, shift: 0.0 });
@@ -229,11 +260,24 @@ fn time(b: &mut Builder, c: &Config, t: Value, sizes: Option<Value>) -> Value {
     b.push(path, Op::Add(Add { a: time, b: size }))
 }
 
-fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, conditions: Conditions) -> Value {
+/// The modulation of the block at module `path`: what all blocks have in common and the block's own table.
+pub(super) fn modulated(b: &mut Builder, path: &str, modulation: Value, d: usize) -> Value {
+    let path = format!("{path}.scale_shift_table");
+    let table = b.flat(&path, path.clone(), [6, d]);
+    b.push(&path, Op::Add(Add { a: modulation, b: table }))
+}
+
+/// A block at module `path`, whose tokens attend to those within `reach`.
+pub(super) fn transformer_block(
+    b: &mut Builder,
+    c: &Config,
+    path: &str,
+    x: Value,
+    Conditions { modulation, caption }: Conditions,
+    reach: Reach,
+) -> Value {
     let d = c.dim() as usize;
-    let Conditions { modulation, caption, lengths } = conditions;
-    let table = b.flat(path, format!("{path}.scale_shift_table"), [6, d]);
-    let m = b.push(&format!("{path}.scale_shift_table"), Op::Add(Add { a: modulation, b: table }));
+    let m = modulated(b, path, modulation, d);
     let column = |run: usize| (run * d) as u32;
     let gate = |run| Some(Columns { value: m, offset: column(run) });
     let norm = |b: &mut Builder, name: &str, x, run| {
@@ -242,33 +286,63 @@ fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, conditio
     };
 
     let normed = norm(b, "norm1", x, 0);
-    let attended = attention(b, c, &format!("{path}.attn1"), [normed; 2], None);
+    let attended = attention(b, c, &format!("{path}.attn1"), normed, reach);
     let with = Linear { gate: gate(2), residual: Some(x), ..Linear::default() };
-    let x = b.linear(&format!("{path}.attn1.to_out.0"), attended, &[d, d], with);
+    let mut x = b.linear(&format!("{path}.attn1.to_out.0"), attended, &[d, d], with);
 
-    let attended = attention(b, c, &format!("{path}.attn2"), [x, caption], Some(lengths));
-    let with = Linear { residual: Some(x), ..Linear::default() };
-    let x = b.linear(&format!("{path}.attn2.to_out.0"), attended, &[d, d], with);
+    if let Some(caption) = caption {
+        x = read_caption(b, c, &format!("{path}.attn2"), x, caption);
+    }
 
     let normed = norm(b, "norm2", x, 3);
+    feed_forward(b, path, [normed, x], gate(5), d)
+}
+
+/// The gated MLP of the block at module `path` from `normed`, added to `x`.
+pub(super) fn feed_forward(
+    b: &mut Builder,
+    path: &str,
+    [normed, x]: [Value; 2],
+    gate: Option<Columns>,
+    d: usize,
+) -> Value {
     let gelu = Linear { act: Act::GeluTanh, ..Linear::default() };
     let hidden = b.linear(&format!("{path}.ff.net.0.proj"), normed, &[4 * d, d], gelu);
-    let with = Linear { gate: gate(5), residual: Some(x), ..Linear::default() };
+    let with = Linear { gate, residual: Some(x), ..Linear::default() };
     b.linear(&format!("{path}.ff.net.2"), hidden, &[d, 4 * d], with)
 }
 
-/// Attention of queries from `reads[0]` to keys and values from `reads[1]`, which has a row of tokens per condition, so many
-/// of which count, if there are `lengths`.
-fn attention(b: &mut Builder, c: &Config, path: &str, reads: [Value; 2], lengths: Option<Value>) -> Value {
+/// `x` and what it reads of a caption in the attention at module `path`.
+pub(super) fn read_caption(b: &mut Builder, c: &Config, path: &str, x: Value, caption: Caption) -> Value {
+    let [q, k, v] = queries_keys_values(b, c, path, [x, caption.features]);
+    let attend = Attend { per_condition: true, ..Attend::default() };
+    let lengths = Some(caption.lengths);
+    let attention = Attention { q, k, v, heads: c.heads, scale: c.scale(), attend, lengths, ..Attention::default() };
+    let attended = b.push(path, attention.into());
+    let d = c.dim() as usize;
+    b.linear(&format!("{path}.to_out.0"), attended, &[d, d], Linear { residual: Some(x), ..Linear::default() })
+}
+
+/// Attention at module `path` among tokens within `reach`, without the layer after it.
+pub(super) fn attention(b: &mut Builder, c: &Config, path: &str, x: Value, reach: Reach) -> Value {
+    let [q, k, v] = queries_keys_values(b, c, path, [x; 2]);
+    let attention = Attention { q, k, v, heads: c.heads, scale: c.scale(), reach, ..Attention::default() };
+    b.push(path, attention.into())
+}
+
+/// Queries of `reads[0]`, keys and values of `reads[1]`.
+fn queries_keys_values(b: &mut Builder, c: &Config, path: &str, [x, context]: [Value; 2]) -> [Value; 3] {
     let d = c.dim() as usize;
     let with = Linear { bias: c.attention_bias, ..Linear::default() };
-    let [x, context] = reads;
-    let [q, k, v] = [("to_q", x), ("to_k", context), ("to_v", context)]
-        .map(|(name, x)| b.linear(&format!("{path}.{name}"), x, &[d, d], with));
-    let attend = Attend { per_condition: lengths.is_some(), ..Attend::default() };
-    let scale = (c.head_dim as f32).sqrt().recip();
-    b.push(
-        path,
-        Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend, softmax: None, bias: None, lengths }),
-    )
+    [("to_q", x), ("to_k", context), ("to_v", context)]
+        .map(|(name, x)| b.linear(&format!("{path}.{name}"), x, &[d, d], with))
+}
+
+/// The position embedding of the frames of tokens `x`, `(n, f h, w, d)`, a row for each token of a sample: sines, then cosines
+/// of `frame / scale` (MAE's `get_1d_sincos_pos_embed`).
+pub(super) fn frames(b: &mut Builder, path: &str, x: Value, d: u32, scale: f32) -> Value {
+    // Of a grid of two axes, the second half is that of rows.
+    let grid = PositionEmbedding { x, dim: 2 * d, base: 0, interpolation: scale, keep_ratio: false, frames: true };
+    let grid = b.push(path, grid.into());
+    b.push(path, Slice { x: grid, first: d, count: d, tokens: false }.into())
 }

@@ -167,7 +167,18 @@ fn layer(b: &mut Builder, c: &Config, path: &str, x: Value, bias: Value, lengths
     let attention = format!("{path}.0.SelfAttention");
     let [q, k, v] = ["q", "k", "v"].map(|name| b.linear(&format!("{attention}.{name}"), normed, &[inner, d], plain));
     let (heads, attend) = (c.heads, Attend::default());
-    let attended = Attention { q, k, v, heads, scale: 1.0, attend, softmax: None, bias: Some(bias), lengths };
+    let attended = Attention {
+        q,
+        k,
+        v,
+        heads,
+        scale: 1.0,
+        attend,
+        softmax: None,
+        bias: Some(bias),
+        lengths,
+        ..Attention::default()
+    };
     let attended = b.push(&attention, attended.into());
     let x = b.linear(&format!("{attention}.o"), attended, &[d, inner], Linear { residual: Some(x), ..plain });
     b.wide(x);

@@ -212,7 +212,7 @@ mod tests {
     use crate::weight::{Elements, Storage, Weight, step};
     use aquatint::raw::program::{Columns, Dim, Input, InputKind, Parameter, Role};
 
-    const DIMS: Dims = Dims { batch: 1, conditions: 1, height: 2, width: 2, tokens: 1 };
+    const DIMS: Dims = Dims { batch: 1, conditions: 1, height: 2, width: 2, tokens: 1, ..Dims::ONE };
 
     fn node(op: impl Into<Op>) -> Node {
         Node { op: op.into(), path: "n".into(), wide: false }

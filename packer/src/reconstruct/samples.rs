@@ -43,7 +43,7 @@ impl Shapes {
     pub fn new(types: &[TensorType], program: &Program, size: [usize; 2], tokens: usize) -> Result<Self> {
         let of = |n| {
             let [height, width] = size;
-            shape::infer(program, types, &Dims { batch: n, conditions: n, height, width, tokens })
+            shape::infer(program, types, &Dims { batch: n, conditions: n, height, width, tokens, ..Dims::ONE })
         };
         let (one, two) = (of(1)?, of(2)?);
         let alike = (0..one.len()).filter(|&i| one[i].dims() == two[i].dims());

@@ -2,7 +2,7 @@
 
 use super::Tape;
 use super::array::{Array, Cotangents};
-use aquatint::raw::program::Attention;
+use aquatint::raw::program::{Attention, Reach};
 use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 
@@ -57,9 +57,10 @@ fn probabilities(op: &Attention, q: &Array2<f32>, k: &Array2<f32>) -> Array2<f32
     p
 }
 
-/// Whether there is a derivative: not of probabilities on a grid, nor of what adds to scores or hides keys.
+/// Whether there is a derivative: not of probabilities on a grid, nor of what adds to scores or hides keys, some
+/// of them from some queries.
 pub(super) fn has_rule(op: &Attention) -> bool {
-    op.softmax.is_none() && op.bias.is_none() && op.lengths.is_none()
+    op.softmax.is_none() && op.bias.is_none() && op.lengths.is_none() && op.reach == Reach::Sample
 }
 
 pub(super) fn forward(op: &Attention, tape: &Tape) -> Array {

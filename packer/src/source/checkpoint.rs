@@ -112,13 +112,15 @@ impl Checkpoint {
     fn add_file(&mut self, root: &Path, relative: &str, sources: &mut Vec<SourceFile>) -> Result<()> {
         let path = root.join(relative);
         let map = aquatint::raw::mmap::open(&path)?;
-        let found = if safetensors::recognise(&map) {
+        let mut found = if safetensors::recognise(&map) {
             safetensors::tensors(&map, &path)?
         } else {
             let contents = torch::read(&map, &path)?;
             self.objects.extend(contents.objects);
             contents.tensors
         };
+        // By name, so that what is told of several faults is the same each time.
+        found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (key, view) in found {
             if self.tensors.contains_key(&key) {
                 return Err(Error::request(relative, "each tensor once, in one shard", format!("{key} again")));

@@ -36,15 +36,17 @@ pub struct Pipeline {
 
 /// Pipelines that can be packed. Whatever else their directories hold (a `safety_checker`, a `feature_extractor`) is not
 /// looked at.
-pub const PIPELINES: [Pipeline; 14] = [
+pub const PIPELINES: [Pipeline; 16] = [
     plain("DiTPipeline", &[&["transformer"], &["vae"]]),
     plain("DDPMPipeline", &[&["unet"]]),
     plain("DDIMPipeline", &[&["unet"]]),
     plain("LDMPipeline", &[&["unet"], &["vqvae", "vae"]]),
     plain("LDMClassToImagePipeline", &[&["unet"], &["class_embedding"], &["vqvae", "vae"]]),
     hunyuan("HunyuanDiTPipeline"),
-    pixart("PixArtAlphaPipeline"),
-    pixart("PixArtSigmaPipeline"),
+    captioned("PixArtAlphaPipeline"),
+    captioned("PixArtSigmaPipeline"),
+    captioned("LattePipeline"),
+    captioned("OpenSoraPipeline"),
     stable_diffusion("StableDiffusionPipeline"),
     stable_diffusion("StableDiffusionImg2ImgPipeline"),
     stable_diffusion("StableDiffusionInpaintPipeline"),
@@ -62,7 +64,7 @@ const fn hunyuan(class: &'static str) -> Pipeline {
     Pipeline { class, needs: &[&["transformer"], &["vae"]], takes, tokenizers: &["tokenizer", "tokenizer_2"] }
 }
 
-const fn pixart(class: &'static str) -> Pipeline {
+const fn captioned(class: &'static str) -> Pipeline {
     Pipeline { class, needs: &[&["transformer"], &["text_encoder"], &["vae"]], takes: &[], tokenizers: &["tokenizer"] }
 }
 

@@ -112,7 +112,7 @@ impl View {
     }
 
     /// `part` of this tensor, with axes `shape`; nothing is read. Axes of one element at the end do not count on either
-    /// side: a 1x1 convolution is a matrix.
+    /// side: a 1x1 convolution is a matrix; of a whole tensor, no axis of one element does.
     ///
     /// # Errors
     /// If this tensor has no such part, or the part has not the elements that `shape` asks for.
@@ -164,7 +164,9 @@ impl View {
                 let (rows, rest) = shape.split_first().map_or((0, shape), |(&rows, rest)| (rows, rest));
                 axes[0] * axes[1] == rows && axes[2..] == *trimmed(rest)
             }
-            _ => trimmed(&axes) == trimmed(shape),
+            // A kernel of one frame is that of an image.
+            Part::Whole => several(&axes).eq(several(shape)),
+            Part::Rows(_) | Part::Transposed | Part::SwappedHalves => trimmed(&axes) == trimmed(shape),
         };
         if !fits {
             return fault();
@@ -228,6 +230,11 @@ impl View {
             }
         }
     }
+}
+
+/// The axes that have more than one element.
+fn several(shape: &[usize]) -> impl Iterator<Item = &usize> {
+    shape.iter().filter(|&&d| d != 1)
 }
 
 /// `shape` without axes of one element at its end.

@@ -43,7 +43,7 @@ pub enum SynthModel {
 }
 
 /// Models that can be made up, by name.
-pub const MODELS: [(&str, SynthModel); 14] = [
+pub const MODELS: [(&str, SynthModel); 16] = [
     ("dit-xl-2-256", SynthModel::Dit(32)),
     ("dit-xl-2-512", SynthModel::Dit(64)),
     ("sd15", SynthModel::Directory(known::sd1)),
@@ -57,6 +57,8 @@ pub const MODELS: [(&str, SynthModel); 14] = [
     ("cin256", SynthModel::File(known::cin256_v2)),
     ("pixart-alpha-512", SynthModel::Directory(known::pixart_alpha_512_directory)),
     ("pixart-sigma-1024", SynthModel::Directory(known::pixart_sigma_1024_directory)),
+    ("opensora-16x512", SynthModel::File(known::open_sora_16_512)),
+    ("latte", SynthModel::Directory(known::latte_directory)),
     ("t5-xxl", SynthModel::T5Xxl),
 ];
 

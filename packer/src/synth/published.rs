@@ -35,7 +35,7 @@ pub(super) fn write_directory(published: &Published, dir: &Path, seed: u64) -> R
         let drawn = Drawn::new(member, seed);
         weights::write(&file, &tensors, Float::F16, &mut |i| Ok(drawn.values(&tensors[i].0, &tensors[i].1)))?;
     }
-    if published.class.starts_with("PixArt") {
+    if published.index.get("text_encoder").is_some_and(|v| v[1] == "T5EncoderModel") {
         // Its text encoder is thrice as large as all the rest and the same for all, so only what it is is written.
         t5::write_configuration(&t5::xxl(), at)?;
     }

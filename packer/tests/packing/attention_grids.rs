@@ -83,7 +83,7 @@ fn all_attentions_of_the_denoiser_have_the_grids() {
 /// The denoiser's result for two samples of noise.
 fn first_call(packed: &Packed<FileBytes>) -> Vec<f32> {
     let [height, width] = packed.meta().pipeline.latent_size.map(|n| n as usize);
-    let dims = Dims { batch: 2, conditions: 2, height, width, tokens: 1 };
+    let dims = Dims { batch: 2, conditions: 2, height, width, tokens: 1, ..Dims::ONE };
     let binding = Binding { dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
     let cpu = Cpu::new(Scalar);
     let mut executor = Executor::new(&cpu, packed, Role::Denoiser, binding).unwrap();

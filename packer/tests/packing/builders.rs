@@ -156,7 +156,7 @@ fn encoders_of_whole_texts_want_the_published_tensors() {
 fn work((program, weights): &(Program, Weights), latents: usize, tokens: usize) -> ([f64; 4], Vec<&'static str>) {
     let ty = |w: &Weight| TensorType { dims: w.dims(), integer: false, f32: true, codes: false, bytes: false };
     let types: Vec<TensorType> = weights.iter().map(ty).collect();
-    let dims = Dims { batch: 1, conditions: 1, height: latents, width: latents, tokens };
+    let dims = Dims { batch: 1, conditions: 1, height: latents, width: latents, tokens, ..Dims::ONE };
     let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let plan = plan(program, &types, &binding, Element::F16, &|_| 0).unwrap();
     let ops = &plan.phases[0].ops;

@@ -308,8 +308,8 @@ fn canonical(entries: &[Entry]) -> Value {
 
 #[test]
 fn published_models_have_the_tensors_of_diffusers_and_of_their_authors() {
-    let expected =
-        [expected(), expected_transformers(), expected_hunyuan()].map(|all| all["lists"].as_object().unwrap().clone());
+    let expected = [expected(), expected_transformers(), expected_hunyuan(), json_file("stdit/expected.json")];
+    let expected = expected.map(|file| file["lists"].as_object().unwrap().clone());
     let expected: BTreeMap<String, Value> = expected.into_iter().flatten().collect();
     for (label, published) in known::ALL {
         let (published, expected) = (published(), expected[label].as_object().unwrap());
@@ -341,6 +341,7 @@ fn the_authors_code_makes_these_tensors() {
         (known::pixart_alpha_512(), "", 436, 0x3ebd60c3a15a7835),
         (known::pixart_alpha_1024(), "", 444, 0x3317d5272a58063f),
         (known::pixart_sigma_1024(), "", 436, 0x416b7312deb57206),
+        (known::open_sora_16_512(), "", 548, 0x74670f4aac176ce2),
     ] {
         let file = published.file();
         let own = file.iter().filter_map(|(name, dims)| Some((name.strip_prefix(prefix)?, &dims[..])));
@@ -360,6 +361,7 @@ fn the_authors_code_makes_these_tensors() {
         (member(known::sdxl(), "text_encoder_2"), 517, 0x4b8328c03c5966a4),
         (member(known::pixart_alpha_512_directory(), "transformer"), 603, 0x0ea90eb8035c6066),
         (member(known::pixart_sigma_1024_directory(), "transformer"), 603, 0x0ea90eb8035c6066),
+        (member(known::latte_directory(), "transformer"), 967, 0x9b23429db9a97cdb),
         (member(known::pixart_sigma_1024_directory(), "vae"), 248, 0xc150854edf694d48),
     ] {
         assert_eq!(canonical(&entries), json!([count, format!("{hash:016x}")]));

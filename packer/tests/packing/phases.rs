@@ -39,7 +39,7 @@ fn rotated(scratch: &Scratch, config: &str, (calibrated, rotated): (bool, bool),
 fn calls(path: &Path, order: &[usize]) -> Vec<Vec<u32>> {
     let file = Packed::open(path).unwrap();
     let cpu = Cpu::new(Scalar);
-    let dims = Dims { batch: 2, conditions: 2, height: 4, width: 4, tokens: 1 };
+    let dims = Dims { batch: 2, conditions: 2, height: 4, width: 4, tokens: 1, ..Dims::ONE };
     let binding = Binding { dims, calls: CALLS, table_bytes: 1 << 20, reserve: 0 };
     let mut executor = Executor::new(&cpu, &file, Role::Denoiser, binding).unwrap();
     let moment = |i: usize| Moment { timestep: 999.0 - 125.0 * i as f32, fraction: i as f32 / CALLS as f32 };

@@ -37,7 +37,7 @@ fn smooth_all(model: &Path, output: &Path, spoil: &dyn Fn(&mut Weights, &Smoothe
         ..Options::default()
     };
     let mut packing = Packing::open(&options).unwrap();
-    let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens: 1 };
+    let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens: 1, ..Dims::ONE };
     let dims = match model.ends_with("d3odd") || model.ends_with("d1p1") {
         true => Dims { height: 6, width: 6, ..dims },
         false => dims,
@@ -60,7 +60,7 @@ fn run(file: &Path, [height, width]: [usize; 2], batch: usize) -> Vec<f32> {
     let wave = |n: usize, by: f32| (0..n).map(|i| (i as f32 * by).sin()).collect::<Vec<_>>();
     let program = packed.program(Role::Denoiser).unwrap();
     let tokens = 5;
-    let dims = Dims { batch, conditions: batch, height, width, tokens };
+    let dims = Dims { batch, conditions: batch, height, width, tokens, ..Dims::ONE };
     let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let cpu = Cpu::best();
     let mut executor = Executor::new(&cpu, &packed, Role::Denoiser, binding).unwrap();

@@ -59,7 +59,7 @@ fn run_all<D: AsRef<[u8]>>(packed: &Packed<D>) -> Vec<f32> {
 fn run<B: Backend, D: AsRef<[u8]>>(backend: &B, packed: &Packed<D>) -> Vec<f32> {
     let wave = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
     let (tokens, features) = (7, 18);
-    let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens };
+    let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens, ..Dims::ONE };
     let shape = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
     let mut executor = Executor::new(backend, packed, Role::Denoiser, shape).unwrap();
     let context = wave(tokens * features);
@@ -216,7 +216,7 @@ fn a_layer_over_two_values_may_be_split_and_is_joined_again() {
     let plain = outcome("split-none", &|_, _| ());
     for (kind, layer) in [(Split::Shortcut, "conv_shortcut"), (Split::Conv, "conv1")] {
         let halves = outcome(&format!("split-{kind}"), &|program, weights| {
-            let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens: 7 };
+            let dims = Dims { batch: 1, conditions: 1, height: 8, width: 8, tokens: 7, ..Dims::ONE };
             let wanted = |_: &Weights, _, split| split == kind;
             let split = split_layers(std::slice::from_mut(program), weights, &dims, &wanted).unwrap();
             assert_eq!(split.len(), 6, "two blocks in each of three levels");

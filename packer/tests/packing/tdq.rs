@@ -207,7 +207,7 @@ fn forward(tier: Tier, packed: &Packed<FileBytes>, layer: &str, x: &Dense, times
     meta.quantization.layers.clear();
     writer.finish(&[program], &meta).unwrap();
     let alone = Packed::open(file).unwrap();
-    let dims = Dims { batch: n, conditions: 1, height: h, width: w, tokens: 1 };
+    let dims = Dims { batch: n, conditions: 1, height: h, width: w, tokens: 1, ..Dims::ONE };
     let binding = Binding { dims, calls: timesteps.len(), table_bytes: 1 << 20, reserve: 0 };
     let cpu = Cpu::new(tier);
     let mut executor = Executor::new(&cpu, &alone, Role::Denoiser, binding).unwrap();

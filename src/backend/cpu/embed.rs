@@ -53,20 +53,24 @@ pub fn timestep_embedding(arena: &mut Arena, args: &TimestepEmbeddingArgs) {
 /// half: rows; each sines then cosines; all in f64, as diffusers' `get_2d_sincos_pos_embed`.
 pub fn position_embedding(arena: &mut Arena, args: &PositionEmbeddingArgs) {
     let (out, _) = arena.write_floats(&args.y);
-    let quarter = args.y.cols / 4;
-    let position = |i: usize, n: usize, [first, span]: [u32; 2]| {
-        (f64::from(first) + i as f64 / (n as f64 / f64::from(span))) / f64::from(args.interpolation)
-    };
-    for (token, out) in out.chunks_exact_mut(args.y.cols).enumerate() {
-        let column = position(token % args.width, args.width, args.spans[0]);
-        let row = position(token / args.width, args.height, args.spans[1]);
-        for (half, p) in out.chunks_exact_mut(2 * quarter).zip([column, row]) {
+    let (half, quarter) = (args.y.cols / 2, args.y.cols / 4);
+    // Each axis has few positions, which many tokens have in common.
+    let axis = |size: usize, [first, span]: [u32; 2]| -> Vec<f32> {
+        let mut table = vec![0.0; size * half];
+        for (i, row) in table.chunks_exact_mut(half).enumerate() {
+            let p = (f64::from(first) + i as f64 / (size as f64 / f64::from(span))) / f64::from(args.interpolation);
             for k in 0..quarter {
                 let angle = p / 10_000f64.powf(k as f64 / quarter as f64);
-                half[k] = angle.sin() as f32;
-                half[quarter + k] = angle.cos() as f32;
+                row[k] = angle.sin() as f32;
+                row[quarter + k] = angle.cos() as f32;
             }
         }
+        table
+    };
+    let (columns, rows) = (axis(args.width, args.spans[0]), axis(args.height, args.spans[1]));
+    for (token, out) in out.chunks_exact_mut(args.y.cols).enumerate() {
+        out[..half].copy_from_slice(&columns[token % args.width * half..][..half]);
+        out[half..].copy_from_slice(&rows[token / args.width * half..][..half]);
     }
 }
 

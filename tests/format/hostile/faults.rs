@@ -212,7 +212,7 @@ fn input_faults_are_named() {
         (2, 0, "program 0 input 0 axes: expected 1 to 5, got 0"),
         (2, 6, "program 0 input 0 axes: expected 1 to 5, got 6"),
         (2, u32::MAX, "program 0 input 0 axes"),
-        (3, 1 << 31 | 5, "program 0 input 0 axis 0: expected a length or a known symbol, got 0x80000005; use a newer"),
+        (3, 1 << 31 | 6, "program 0 input 0 axis 0: expected a length or a known symbol, got 0x80000006; use a newer"),
         (14, u32::MAX, "program 0 input 2 axis 0"),
     ];
     for &(word, value, text) in cases {

@@ -124,7 +124,7 @@ fn le(n: u32) -> [u8; 4] {
 }
 
 const SHAPE: Binding = Binding {
-    dims: Dims { batch: 2, conditions: 2, height: 4, width: 6, tokens: 1 },
+    dims: Dims { batch: 2, conditions: 2, height: 4, width: 6, tokens: 1, ..Dims::ONE },
     calls: 3,
     table_bytes: 1 << 12,
     reserve: 64,

@@ -185,8 +185,14 @@ fn pointwise_takes_any_floats() {
 fn add_repeats_rows_of_the_second_operand() {
     let add = |a, b| Op::Add(Add { a, b });
     accept(&[add(SAMPLE, SAMPLE)], &[2, 6, 10, 8], Kind::Float);
-    let position =
-        Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0, keep_ratio: false });
+    let position = Op::PositionEmbedding(PositionEmbedding {
+        x: SAMPLE,
+        dim: 8,
+        base: 4,
+        interpolation: 1.0,
+        keep_ratio: false,
+        frames: false,
+    });
     accept(&[position, add(SAMPLE, LAST)], &[2, 6, 10, 8], Kind::Float);
     let message = "residual: expected rows dividing those of [6, 10, 8], got [2, 6, 10, 8]";
     refuse(&[position, add(LAST, SAMPLE)], message);
@@ -310,24 +316,25 @@ fn timestep_embedding_has_a_sine_for_each_cosine() {
 #[test]
 fn position_embedding_has_the_grid_of_its_operand() {
     let embedding = |x, dim, base, interpolation| {
-        Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation, keep_ratio: false })
+        Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation, keep_ratio: false, frames: false })
     };
     accept(&[embedding(SAMPLE, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     accept(&[quantize(SAMPLE, ROW8), embedding(LAST, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     refuse(&[embedding(NO_VALUE, 8, 4, 1.0)], "x: expected a value below 4, got 99");
     refuse(&[embedding(TABLE, 8, 4, 1.0)], "x: expected (n, h, w, c), got [3, 9]");
-    let positive = "dim, base, interpolation: expected a multiple of 4, and two positive numbers, got ";
+    // Without a base, a grid of any size is its own one.
+    accept(&[embedding(SAMPLE, 8, 0, 1.0)], &[6, 10, 8], Kind::Float);
+    let positive = "dim, interpolation: expected a multiple of 4, and a positive number, got ";
     let cases = [
-        (0, 4, 1.0, "(0, 4, 1.0)"),
-        (6, 4, 1.0, "(6, 4, 1.0)"),
-        (8, 0, 1.0, "(8, 0, 1.0)"),
-        (8, 4, 0.0, "(8, 4, 0.0)"),
-        (8, 4, -1.0, "(8, 4, -1.0)"),
-        (8, 4, f32::NAN, "(8, 4, NaN)"),
-        (8, 4, f32::INFINITY, "(8, 4, inf)"),
+        (0, 1.0, "(0, 1.0)"),
+        (6, 1.0, "(6, 1.0)"),
+        (8, 0.0, "(8, 0.0)"),
+        (8, -1.0, "(8, -1.0)"),
+        (8, f32::NAN, "(8, NaN)"),
+        (8, f32::INFINITY, "(8, inf)"),
     ];
-    for (dim, base, interpolation, got) in cases {
-        refuse(&[embedding(SAMPLE, dim, base, interpolation)], &format!("{positive}{got}"));
+    for (dim, interpolation, got) in cases {
+        refuse(&[embedding(SAMPLE, dim, 4, interpolation)], &format!("{positive}{got}"));
     }
     refuse_size(&[embedding(SAMPLE, MUCH, 4, 1.0)], "[6, 10, 2147483648]");
 }
@@ -341,7 +348,7 @@ fn patches_divide_the_size() {
         let multiples = format!("x: expected height and width in multiples of the patch size {patch}");
         refuse(&[patchify(SAMPLE, patch)], &format!("{multiples}, got [2, 6, 10, 8]"));
     }
-    refuse(&[patchify(TABLE, 1)], "x: expected (n, h, w, c), got [3, 9]");
+    refuse(&[patchify(TABLE, 1)], "x: expected (n, h, w, c) or (n, f, h, w, c), got [3, 9]");
     let codes = "x: expected float elements, got Codes(QuantizeSpec { bits: 8, grain: Row, range: Dynamic })";
     refuse(&[quantize(SAMPLE, ROW8), patchify(LAST, 1)], codes);
 }
@@ -409,7 +416,14 @@ fn padding_has_a_row_for_every_token() {
 fn heads_turn_by_a_table_of_their_own_length() {
     let rotary = |x, table, heads| Op::Rotary(Rotary { x, table, heads });
     let grid = |dim| {
-        Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim, base: 4, interpolation: 1.0, keep_ratio: true })
+        Op::PositionEmbedding(PositionEmbedding {
+            x: SAMPLE,
+            dim,
+            base: 4,
+            interpolation: 1.0,
+            keep_ratio: true,
+            frames: false,
+        })
     };
     accept(&[grid(4), rotary(SAMPLE, LAST, 2)], &[2, 6, 10, 8], Kind::Float);
     accept(&[grid(8), rotary(SAMPLE, LAST, 1)], &[2, 6, 10, 8], Kind::Float);

@@ -11,7 +11,7 @@ use aquatint::raw::program::{
     Value,
 };
 
-const DIMS: Dims = Dims { batch: 2, conditions: 3, height: 6, width: 10, tokens: 1 };
+const DIMS: Dims = Dims { batch: 2, conditions: 3, height: 6, width: 10, tokens: 1, ..Dims::ONE };
 const MUCH: u32 = 1 << 31;
 
 // Values of every program here; its nodes follow.

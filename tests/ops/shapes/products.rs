@@ -17,8 +17,14 @@ fn linear_takes_rows_of_any_shape() {
     accept(&[gated(SAMPLE, TABLE, 4)], &[2, 6, 10, 5], Kind::Float);
     accept(&[linear(SAMPLE, W), summed(SAMPLE, LAST)], &[2, 6, 10, 5], Kind::Float);
     // A grid of positions repeats over the samples.
-    let position =
-        Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 4, interpolation: 1.0, keep_ratio: false });
+    let position = Op::PositionEmbedding(PositionEmbedding {
+        x: SAMPLE,
+        dim: 8,
+        base: 4,
+        interpolation: 1.0,
+        keep_ratio: false,
+        frames: false,
+    });
     accept(&[position, linear(LAST, W), summed(SAMPLE, Value(5))], &[2, 6, 10, 5], Kind::Float);
 }
 
@@ -216,8 +222,14 @@ fn attention_takes_biases_of_all_scores_and_lengths_of_all_keys() {
     let to_prompt = |lengths| of(SAMPLE, LAST, None, Some(lengths), true);
     let table = Op::TimestepEmbedding(TimestepEmbedding { t: TIME, dim: 8, cos_first: true, shift: 0.0 });
     // Two heads, 60 queries; a key of each condition, of which there are three.
-    let bias =
-        Op::PositionEmbedding(PositionEmbedding { x: SAMPLE, dim: 8, base: 1, interpolation: 1.0, keep_ratio: false });
+    let bias = Op::PositionEmbedding(PositionEmbedding {
+        x: SAMPLE,
+        dim: 8,
+        base: 1,
+        interpolation: 1.0,
+        keep_ratio: false,
+        frames: false,
+    });
     accept(&[table, to_prompt(LABELS)], &[2, 6, 10, 8], Kind::Float);
     refuse(&[masked(SAMPLE, SAMPLE, None, Some(LABELS))], "lengths: expected u32 [2], got ([3], Index)");
     refuse(&[table, to_prompt(TIME)], "lengths: expected u32 [3], got ([3], Float)");

@@ -135,12 +135,19 @@ fn no_axis_is_empty_and_no_size_overflows() {
         Dims { batch: usize::MAX, ..DIMS },
         Dims { conditions: usize::MAX, ..DIMS },
         Dims { height: 1 << 32, width: 1 << 32, ..DIMS },
-        Dims { batch: usize::MAX, conditions: usize::MAX, height: usize::MAX, width: usize::MAX, tokens: 1 },
+        Dims {
+            batch: usize::MAX,
+            conditions: usize::MAX,
+            height: usize::MAX,
+            width: usize::MAX,
+            tokens: 1,
+            ..Dims::ONE
+        },
     ] {
         let got = declared(inputs(), 0, dims).expect_err("refused");
         assert!(got.contains("number of elements: expected 1 to 2^36, got shape ["), "{dims:?}: {got}");
     }
-    let most = Dims { batch: MAX_ELEMENTS / 8, conditions: 1, height: 1, width: 1, tokens: 1 };
+    let most = Dims { batch: MAX_ELEMENTS / 8, conditions: 1, height: 1, width: 1, tokens: 1, ..Dims::ONE };
     declared(inputs(), 0, most).expect("the most that is allowed");
     declared(inputs(), 0, Dims { batch: MAX_ELEMENTS / 8 + 1, ..most }).expect_err("one more");
 }
@@ -156,7 +163,7 @@ fn the_output_is_a_float_value() {
 #[test]
 fn odd_sizes_pass_through() {
     for (batch, height, width) in [(1, 1, 1), (3, 5, 7), (2, 17, 33)] {
-        let dims = Dims { batch, height, width, conditions: 1, tokens: 1 };
+        let dims = Dims { batch, height, width, conditions: 1, tokens: 1, ..Dims::ONE };
         let ops = [
             conv(SAMPLE, CONV, None, ConvStride::Up, None),
             pointwise(Value(3)),

@@ -49,6 +49,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         text: Some(TextMeta {
             encoders,
             zero_negative: false,
+            null_caption: None,
             denoiser: Conditioning { context: vec![0], context_2: Some(1), pooled: None, sizes },
         }),
         ..meta(model, config.in_channels, [config.sample_size; 2], vae_config.pixels_per_latent())?

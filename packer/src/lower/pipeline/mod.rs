@@ -3,6 +3,8 @@
 mod dit;
 mod hunyuan;
 mod latent;
+mod latte;
+mod open_sora;
 mod pixart;
 mod pixel;
 mod stable_diffusion;
@@ -25,6 +27,8 @@ pub fn lower(model: &Model) -> Result<Lowered> {
         "LDMPipeline" => latent::lower_unconditional(model),
         "LDMClassToImagePipeline" => latent::lower_class_conditional(model),
         "HunyuanDiTPipeline" => hunyuan::lower(model),
+        "LattePipeline" => latte::lower(model),
+        "OpenSoraPipeline" => open_sora::lower(model),
         "PixArtAlphaPipeline" | "PixArtSigmaPipeline" => pixart::lower(model),
         _ => stable_diffusion::lower(model),
     }
@@ -38,6 +42,7 @@ fn meta(model: &Model, latent_channels: u32, latent_size: [u32; 2], pixels_per_l
         class: model.class.clone(),
         latent_channels,
         latent_size,
+        frames: 1,
         pixels_per_latent,
         latent_multiple: 1,
         classes: 0,

@@ -2,8 +2,8 @@
 
 use super::{fits, meta};
 use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, pixart, t5, vae};
-use crate::source::diffusers::Model;
-use crate::source::layout::{NULL_CAPTION, STEPS};
+use crate::source::diffusers::{Component, Model};
+use crate::source::layout::{LEARNED_NULL, NULL_CAPTION, STEPS};
 use crate::source::tokenizer::TokenizerFile;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
@@ -11,12 +11,15 @@ use aquatint::raw::format::meta::{Conditioning, PipelineMeta, SizeKind, TextEnco
 use aquatint::raw::program::{Program, Role};
 use aquatint::raw::text::Family;
 use serde_json::Value;
+use zerocopy::IntoBytes;
 
 /// Most tokens of a caption in the first version, alpha, and in the second, Sigma: those that they were trained on.
 const TOKENS: [u32; 2] = [120, 300];
 /// The token of T5 that ends a text, and the one that fills it up, for files that do not make tokens of texts.
 const END: u32 = 1;
 const PAD: u32 = 0;
+/// The name of the caption for none among a packed file's files.
+const NULL_FILE: &str = "null_caption.f32";
 /// What a transformer reads of an image's size, where it does.
 const SIZES: [SizeKind; pixart::SIZE_NUMBERS as usize] =
     [SizeKind::TargetHeight, SizeKind::TargetWidth, SizeKind::AspectRatio];
@@ -28,7 +31,12 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     fits(decoder, "latent_channels", vae_config.latent_channels, DENOISER, config.in_channels)?;
     let mut weights = Weights::new();
     let denoiser = pixart::lower(&config, &mut weights);
-    let Captions { meta: captions, program, tokenizer } = captions(model, config.caption_features, &mut weights)?;
+    let most = TOKENS[usize::from(model.class == "PixArtSigmaPipeline")];
+    // The authors lead alpha away from a caption that it has learned, and Sigma, as diffusers does both, from an empty one.
+    let learned = model.index.get(LEARNED_NULL).and_then(Value::as_bool) == Some(true);
+    let null = learned.then(|| null_caption(transformer, config.caption_features)).transpose()?;
+    let most = null.as_ref().map_or(most, |null| most.min(null.tokens));
+    let Captions { meta: captions, program, tokenizer } = captions(model, config.caption_features, most, &mut weights)?;
     let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
     let sizes = if config.sizes { SIZES.to_vec() } else { Vec::new() };
     let pipeline = PipelineMeta {
@@ -38,6 +46,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         latent_multiple: config.patch,
         text: Some(TextMeta {
             zero_negative: false,
+            null_caption: null.as_ref().map(|null| null.file.0.clone()),
             denoiser: Conditioning { context: vec![0], context_2: None, pooled: None, sizes },
             encoders: vec![captions],
         }),
@@ -54,20 +63,39 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         unused.push(format!("{}/", TEXT_ENCODERS[0].0));
     }
     let programs = [denoiser].into_iter().chain(program).chain([image]).collect();
-    Ok(Lowered { programs, weights, files: tokenizer.into_iter().collect(), pipeline, unused })
+    let files = tokenizer.into_iter().chain(null.map(|null| null.file)).collect();
+    Ok(Lowered { programs, weights, files, pipeline, unused })
+}
+
+/// The features that a transformer has learned for no caption.
+pub(super) struct NullCaption {
+    /// Of so many tokens.
+    pub tokens: u32,
+    /// Name and contents of the packed file's file of them.
+    pub file: (String, Vec<u8>),
+}
+
+/// Reads [`NULL_CAPTION`], rows of `features`.
+pub(super) fn null_caption(transformer: &Component, features: u32) -> Result<NullCaption> {
+    let values = transformer.weights.read(NULL_CAPTION)?;
+    Ok(NullCaption {
+        tokens: (values.len() as u32).checked_div(features).unwrap_or(0),
+        file: (NULL_FILE.to_owned(), values.as_bytes().to_vec()),
+    })
 }
 
 /// What makes features of captions.
-struct Captions {
-    meta: TextEncoderMeta,
+pub(super) struct Captions {
+    pub meta: TextEncoderMeta,
     /// None if texts are encoded elsewhere.
-    program: Option<Program>,
+    pub program: Option<Program>,
     /// Name and contents of the tokenizer's file.
-    tokenizer: Option<(String, Vec<u8>)>,
+    pub tokenizer: Option<(String, Vec<u8>)>,
 }
 
-/// T5, which reads captions at their own length: the authors fill them up and leave out again what does not count.
-fn captions(model: &Model, features: u32, weights: &mut Weights) -> Result<Captions> {
+/// T5, which reads captions at their own length, of at most so many tokens: the authors fill them up and leave out again what
+/// does not count.
+pub(super) fn captions(model: &Model, features: u32, most: u32, weights: &mut Weights) -> Result<Captions> {
     let [(folder, tokenizer), _] = TEXT_ENCODERS;
     let encoder = model.component(folder);
     let config = t5::Config::read(folder, &encoder.class, &encoder.config)?;
@@ -75,7 +103,6 @@ fn captions(model: &Model, features: u32, weights: &mut Weights) -> Result<Capti
         let expected = format!("{features}, the {DENOISER}'s caption_channels");
         return Err(Error::request(format!("{folder}/config.json: d_model"), expected, config.features));
     }
-    let most = TOKENS[usize::from(model.class == "PixArtSigmaPipeline")];
     let meta = TextEncoderMeta {
         tokenizer: String::new(),
         tokens: most,

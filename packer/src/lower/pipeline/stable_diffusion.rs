@@ -84,6 +84,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         text: Some(TextMeta {
             encoders: encoders.iter().map(|e| e.meta.clone()).collect(),
             zero_negative,
+            null_caption: None,
             denoiser: conditioning,
         }),
         encoder: images.encodes.then(|| images.config.encoder_meta()),

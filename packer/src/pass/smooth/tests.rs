@@ -6,7 +6,7 @@ use aquatint::raw::program::{
     Act, Attention, Columns, Dim, Dims, GatedLinear, Input, InputKind, Linear, Modulation, Node, Pointwise, Role,
 };
 
-const DIMS: Dims = Dims { batch: 1, conditions: 1, height: 2, width: 2, tokens: 1 };
+const DIMS: Dims = Dims { batch: 1, conditions: 1, height: 2, width: 2, tokens: 1, ..Dims::ONE };
 
 /// A program over rows of 4 channels, of which the first input is the sample and the second one a row per condition.
 struct Sketch {

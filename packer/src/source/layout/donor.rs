@@ -25,7 +25,7 @@ pub fn autoencoder(tensors: &dyn Tensors, class: &str) -> Result<Option<Member>>
     let (sample_size, published) = match class {
         class if class.contains("XL") => (1024, 0.13025),
         "PixArtSigmaPipeline" => (1024, 0.13025),
-        "PixArtAlphaPipeline" => (512, 0.18215),
+        "PixArtAlphaPipeline" | "LattePipeline" | "OpenSoraPipeline" => (512, 0.18215),
         class if class.contains("StableDiffusion") => (512, 0.18215),
         "DiTPipeline" => (256, 0.18215),
         "HunyuanDiTPipeline" => (1024, 0.13025),

@@ -5,7 +5,7 @@ use super::pipeline::SCALE_FACTOR;
 use crate::source::settings::MARKS;
 
 /// Tensors beside a model's weights: tables that follow from the schedule, counters, and what only training needs.
-const IGNORED: [&str; 21] = [
+const IGNORED: [&str; 22] = [
     "betas",
     "alphas_cumprod",
     "alphas_cumprod_prev",
@@ -29,6 +29,7 @@ const IGNORED: [&str; 21] = [
     "denoiser.sigmas",
     // Of transformers: it follows from the size.
     "pos_embed",
+    "pos_embed_temporal",
 ];
 /// The same, by how names begin.
 const IGNORED_PREFIXES: [&str; 6] =

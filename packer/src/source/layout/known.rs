@@ -3,9 +3,11 @@
 use super::autoencoder::Autoencoder;
 use super::dit::Dit;
 use super::hunyuan::Hunyuan;
+use super::latte::Latte;
 use super::pipeline::{self, Published};
 use super::pixart::Pixart;
 use super::scheduler::Betas;
+use super::stdit::Stdit;
 use super::text::TextEncoder;
 use super::unet::{Added, Attention, Conventions, Heads, Unet};
 use aquatint::error::Error;
@@ -15,7 +17,7 @@ use std::collections::BTreeSet;
 pub type Describe = fn() -> Published;
 
 /// What people call them, and what they are.
-pub const ALL: [(&str, Describe); 14] = [
+pub const ALL: [(&str, Describe); 15] = [
     ("DDIM CIFAR-10", ddim_cifar10),
     ("LDM-4 (bedrooms, faces)", ldm4),
     ("LDM-8 (churches)", church),
@@ -30,6 +32,7 @@ pub const ALL: [(&str, Describe); 14] = [
     ("PixArt-alpha 512", pixart_alpha_512),
     ("PixArt-alpha 1024", pixart_alpha_1024),
     ("PixArt-Sigma 1024", pixart_sigma_1024),
+    ("Open-Sora 1.0", open_sora_16_512),
 ];
 
 /// Song et al. 2021 on CIFAR-10.
@@ -194,6 +197,16 @@ pub fn pixart_alpha_1024() -> Published {
 /// PixArt-Sigma of Chen et al. 2024 for 1024 pixels.
 pub fn pixart_sigma_1024() -> Published {
     pipeline::text_transformer(&Pixart { sample_size: 128, tokens: 300, ..pixart() })
+}
+
+/// Open-Sora 1.0 (hpcaitech, 2024) for 16 frames of 512 pixels, and the same for 256 pixels but for positions.
+pub fn open_sora_16_512() -> Published {
+    pipeline::video_transformer(&Stdit { frame: pixart(), frames: 16, space_scale: 1.0, time_scale: 1.0, split: false })
+}
+
+/// Latte-1 of Ma et al. 2024 for 16 frames of 512 pixels, as diffusers has it, with its autoencoder and without a text encoder.
+pub fn latte_directory() -> Published {
+    pipeline::interleaved_transformer(&Latte { frame: pixart(), frames: 16 }).in_directory(&kl_f8())
 }
 
 /// PixArt-alpha for 512 pixels as diffusers has it, with its autoencoder and without a text encoder.

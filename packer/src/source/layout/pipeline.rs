@@ -6,8 +6,10 @@ use super::elsewhere::{AUTOENCODER, ENCODER, Elsewhere, own};
 use super::hunyuan::{self, Hunyuan};
 use super::ignored::{ignored, quantizes};
 use super::known::unknown;
+use super::latte::Latte;
 use super::pixart::{self, NULL_CAPTION, Pixart};
 use super::scheduler::{self, Betas};
+use super::stdit::{self, Stdit};
 use super::text::TextEncoder;
 use super::unet::{Attention, Heads, Unet};
 use super::{Entry, Network, Tensors, compvis, object, openclip, taming};
@@ -44,6 +46,8 @@ const CLASSES_AND_NONE: usize = 1001;
 pub const GUIDED_CHANNELS: &str = "guided_channels";
 /// Another: steps when none are asked for.
 pub const STEPS: &str = "num_inference_steps";
+/// Likewise whether guidance leads away from the caption that the transformer has learned for none, where it could be another.
+pub const LEARNED_NULL: &str = "learned_null_caption";
 
 /// A network of a pipeline.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,7 +157,7 @@ pub(super) fn text_encoder(name: &'static str, encoder: &TextEncoder, entries: V
 pub(super) fn ddim(unet: &Unet, prefix: &str) -> Published {
     let entries = taming::unet_entries(unet, prefix);
     let member = Member { name: "unet", library: "diffusers", class: unet.class(), config: unet.config(), entries };
-    Published::new("DDIM on pixels", "DDIMPipeline", scheduler::ddim_pixels(), vec![member])
+    Published::new("DDIM on pixels", "DDIMPipeline", scheduler::ddim_linear(), vec![member])
 }
 
 /// A network that the file may lack, because another gives it.
@@ -220,7 +224,26 @@ pub(super) fn text_transformer(pixart: &Pixart) -> Published {
         true => ("PixArt-Sigma", "PixArtSigmaPipeline"),
         false => ("PixArt-alpha", "PixArtAlphaPipeline"),
     };
-    Published::new(label, class, scheduler::dpm_solver(), vec![member]).with(STEPS, json!(20))
+    let published = Published::new(label, class, scheduler::dpm_solver(), vec![member]).with(STEPS, json!(20));
+    published.with(LEARNED_NULL, json!(!pixart.is_sigma()))
+}
+
+/// Latte, which no single file holds.
+pub(super) fn interleaved_transformer(latte: &Latte) -> Published {
+    let (config, entries) = (latte.config(), latte.entries());
+    let member =
+        Member { name: "transformer", library: "diffusers", class: "LatteTransformer3DModel", config, entries };
+    Published::new("Latte", "LattePipeline", scheduler::ddim_linear(), vec![member])
+}
+
+/// Open-Sora 1.0, likewise.
+pub(super) fn video_transformer(stdit: &Stdit) -> Published {
+    let (config, entries) = (stdit.config(), stdit.entries());
+    let member =
+        Member { name: "transformer", library: "diffusers", class: crate::lower::stdit::CLASS, config, entries };
+    Published::new("Open-Sora 1.0", "OpenSoraPipeline", scheduler::iddpm(), vec![member])
+        .with(GUIDED_CHANNELS, json!(3))
+        .with(STEPS, json!(100))
 }
 
 /// Stable Diffusion 1.x; its text encoder comes with what its names begin with.
@@ -300,10 +323,14 @@ pub fn recognise_without(tensors: &dyn Tensors, elsewhere: Elsewhere) -> Result<
     } else if any("x_embedder.proj.") && any("blocks.0.default_modulation.1.") {
         own(tensors, elsewhere.autoencoder, AUTOENCODER, || Ok(()))?;
         hunyuan(&hunyuan::read(Network { tensors, prefix: "", component: "transformer" })?)
-    } else if any("x_embedder.proj.") && any("blocks.0.cross_attn.") && !any("blocks.0.attn_temp.") {
+    } else if any("x_embedder.proj.") && any("blocks.0.cross_attn.") {
         own(tensors, elsewhere.autoencoder, AUTOENCODER, || Ok(()))?;
         own(tensors, elsewhere.text, ENCODER, || Ok(()))?;
-        text_transformer(&pixart::read(Network { tensors, prefix: "", component: "transformer" })?)
+        let net = Network { tensors, prefix: "", component: "transformer" };
+        match any("blocks.0.attn_temp.") {
+            true => video_transformer(&stdit::read(net)?),
+            false => text_transformer(&pixart::read(net)?),
+        }
     } else if let Some(prefix) = ["", "module."].into_iter().find(|p| any(&format!("{p}temb.dense.0."))) {
         // The second is what training on several devices leaves.
         ddim(&taming::read_unet(Network { tensors, prefix, component: "unet" })?, prefix)

@@ -55,12 +55,6 @@ pub(super) fn read(net: Network) -> Result<Pixart> {
         return Err(net.error(&format!("blocks.{block}.attn.sr.weight"), expected, "such a layer"));
     }
     let patch = net.dim("x_embedder.proj.weight", 2)?;
-    let outputs = net.dim("final_layer.linear.weight", 0)?;
-    let features = net.dim("x_embedder.proj.weight", 0)?;
-    if !features.is_multiple_of(HEAD) {
-        let expected = format!("heads of {HEAD} features");
-        return Err(net.error("x_embedder.proj.weight", expected, format!("{features} features")));
-    }
     let tokens = net.dim("y_embedder.y_embedding", 0)?;
     let sizes = net.has("csize_embedder.mlp.0.weight");
     // The table of positions follows from the size and may have been left out; then the size is what published models of the
@@ -71,7 +65,22 @@ pub(super) fn read(net: Network) -> Result<Pixart> {
     if side * side != patches {
         return Err(net.error("pos_embed", "a square of patches", patches));
     }
-    if !outputs.is_multiple_of(patch * patch) {
+    structure(net, patch, side * patch)
+}
+
+/// The structure of the transformer whose tensors `net` are, with patches of `patch` latents, trained on `sample_size` on a side.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn structure(net: Network, patch: usize, sample_size: usize) -> Result<Pixart> {
+    let layers = net.count(|i| format!("blocks.{i}.scale_shift_table"));
+    let outputs = net.dim("final_layer.linear.weight", 0)?;
+    let features = net.dim("x_embedder.proj.weight", 0)?;
+    if !features.is_multiple_of(HEAD) {
+        let expected = format!("heads of {HEAD} features");
+        return Err(net.error("x_embedder.proj.weight", expected, format!("{features} features")));
+    }
+    if patch == 0 || !outputs.is_multiple_of(patch * patch) {
         let got = format!("{outputs} outputs for patches of {patch} x {patch}");
         return Err(net.error("final_layer.linear.weight", "whole patches", got));
     }
@@ -82,15 +91,15 @@ pub(super) fn read(net: Network) -> Result<Pixart> {
         layers,
         patch,
         caption_features: net.dim("y_embedder.y_proj.fc1.weight", 1)?,
-        tokens,
-        sample_size: side * patch,
-        sizes,
+        tokens: net.dim("y_embedder.y_embedding", 0)?,
+        sample_size,
+        sizes: net.has("csize_embedder.mlp.0.weight"),
     })
 }
 
 impl Pixart {
     /// Names and axes of all its tensors as diffusers has them, and of the caption for none.
-    fn tensors(&self) -> List {
+    pub(super) fn tensors(&self) -> List {
         let mut list = List::default();
         let d = self.features;
         list.layer("pos_embed.proj", &[d, self.in_channels, self.patch, self.patch]);
@@ -124,13 +133,6 @@ impl Pixart {
 
     /// Where a file has its tensors.
     pub(super) fn entries(&self) -> Vec<Entry> {
-        let entry = |(key, dims): (String, Vec<usize>)| {
-            let Place { source, part: [at, parts] } = place(&key);
-            let mut source_dims = dims.clone();
-            source_dims[0] *= parts;
-            let part = if parts == 1 { Part::Whole } else { Part::Rows(at * dims[0]..(at + 1) * dims[0]) };
-            Entry { key, dims, source, source_dims, part }
-        };
         self.tensors().0.into_iter().map(entry).collect()
     }
 
@@ -156,6 +158,15 @@ impl Pixart {
             "use_additional_conditions": self.sizes,
         }))
     }
+}
+
+/// Where a file has the tensor that diffusers calls `key`.
+pub(super) fn entry((key, dims): (String, Vec<usize>)) -> Entry {
+    let Place { source, part: [at, parts] } = place(&key);
+    let mut source_dims = dims.clone();
+    source_dims[0] *= parts;
+    let part = if parts == 1 { Part::Whole } else { Part::Rows(at * dims[0]..(at + 1) * dims[0]) };
+    Entry { key, dims, source, source_dims, part }
 }
 
 /// Where a file has a tensor: its name there, and which of how many equal parts of that one's rows.
@@ -190,12 +201,15 @@ fn place(key: &str) -> Place {
         }
         [_, block, "scale_shift_table"] => whole(format!("blocks.{block}.scale_shift_table")),
         [_, block, "attn1", "to_out", _, last] => whole(format!("blocks.{block}.attn.proj.{last}")),
+        [_, block, "attn_temp", "to_out", _, last] => whole(format!("blocks.{block}.attn_temp.proj.{last}")),
         [_, block, "attn2", "to_out", _, last] => whole(format!("blocks.{block}.cross_attn.proj.{last}")),
         [_, block, "attn2", "to_q", last] => whole(format!("blocks.{block}.cross_attn.q_linear.{last}")),
         [_, block, attention, which, last] if attention.starts_with("attn") => {
             // All three in one matrix, or keys and values in one.
             let (source, names): (_, &[&str]) = match attention {
                 "attn1" => ("attn.qkv", &["to_q", "to_k", "to_v"]),
+                // Of Open-Sora, which has PixArt's blocks and more.
+                "attn_temp" => ("attn_temp.qkv", &["to_q", "to_k", "to_v"]),
                 _ => ("cross_attn.kv_linear", &["to_k", "to_v"]),
             };
             let at = names.iter().position(|name| *name == which).unwrap_or(0);

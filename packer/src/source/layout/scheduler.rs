@@ -81,8 +81,8 @@ impl Betas {
     }
 }
 
-/// Song et al. 2021 on images.
-pub(super) fn ddim_pixels() -> Object {
+/// Song et al. 2021 on images, and Latte.
+pub(super) fn ddim_linear() -> Object {
     let betas = Betas { schedule: "linear", start: 1e-4, end: 0.02, count: 1000, table: None };
     betas
         .scheduler("DDIMScheduler", json!({"set_alpha_to_one": true, "steps_offset": 0, "timestep_spacing": "leading"}))
