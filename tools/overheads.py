@@ -5,11 +5,10 @@
     packer calibrate xl --cali-n 1 --cali-st 1 --steps 2 -o xl.safetensors
     python tools/overheads.py xl --calib xl.safetensors
 
-Every way has the same bits, so what it takes longer is its own cost. A round times each file once, in an order that turns. A
-row has, for whole calls and for the layers it changes (products of codes, and making codes and norms), the ratio of the least
-times of all rounds, which other work on the machine disturbs least, and in brackets the median over rounds of the ratio to the
-plain file of the same round: where the two differ, the machine was too noisy to tell. What packing refuses is left out, with
-its reason.
+Every way has the same bits, so what it takes longer is its own cost. All files are called by turns in one process. A row has, for
+whole calls and for the layers that a way changes (products of codes, and making codes and norms), the median over turns of the
+ratio to the plain file, and in brackets the interval that holds the true median in 95 of 100 such runs. A second file packed plainly
+says how far noise goes. What packing refuses is left out, with its reason.
 """
 
 import argparse
@@ -24,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Way, what packing is told, whether it needs a calibration.
 WAYS = [
     ("plain", [], False),
+    ("plain again", [], False),
     ("one fixed range per layer", ["--act-range", "min-max"], True),
     ("fixed ranges, five intervals", ["--act-range", "min-max", "--act-intervals", "5"], True),
     ("smoothed, folded", ["--smooth", "0.5", "--smooth-layers", "*.attn*.to_*"], True),
@@ -35,15 +35,22 @@ WAYS = [
 LAYERS = ("linear", "conv", "quantize", "norm", "gated")
 
 
-def bench(aquatint, file, batch, repeat):
-    command = [str(aquatint), "bench", str(file), "--json", "--no-decode", "--repeat", str(repeat), *batch]
-    return json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL))["denoiser"]
+def bench(aquatint, files, batch, turns):
+    command = [str(aquatint), "bench", *map(str, files), "--json", "--repeat", str(turns), *batch]
+    return json.loads(subprocess.check_output(command))["files"]
 
 
 def seconds(report):
-    """The best call, and what of the median one layers take."""
-    layers = sum(time for op, time in report["ops"].items() if any(word in op for word in LAYERS))
-    return report["best"], layers
+    """Of each turn, the call, and what of one more call its layers take."""
+    ops = [of for op, of in report["ops"].items() if any(word in op for word in LAYERS)]
+    return [report["calls"], [sum(turn) for turn in zip(*ops)]]
+
+
+def ratio(mine, plain):
+    """The median of the ratios of each turn, and the order statistics around it."""
+    ratios = sorted(a / b for a, b in zip(mine, plain))
+    low = max(0, int((len(ratios) - 1.96 * len(ratios) ** 0.5) / 2))
+    return f"{statistics.median(ratios):.3f} ({ratios[low]:.3f} to {ratios[-1 - low]:.3f})"
 
 
 def main():
@@ -51,8 +58,7 @@ def main():
     parser.add_argument("model", type=Path)
     parser.add_argument("--calib", type=Path, help="a calibration; without one, ways that need it are left out")
     parser.add_argument("--q-config", default="w4a8:max", help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=2, help="calls of a file in a round (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=40, help="calls of each file that are timed (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, help="images of a call")
     parser.add_argument("--keep", type=Path, help="a folder for packed files; those found there are not packed again")
     parser.add_argument("--bin", type=Path, default=ROOT / "target/release", help="where packer and aquatint are")
@@ -73,16 +79,10 @@ def main():
                 print(f"{way}: left out, {packed.stderr.strip()}", file=sys.stderr)
                 continue
             files[way] = file
-        rounds = []
-        for i in range(args.rounds):
-            order = list(files)[i % len(files) :] + list(files)[: i % len(files)]
-            rounds.append({way: seconds(bench(args.bin / "aquatint", files[way], batch, args.repeat)) for way in order})
-            print(f"round {i + 1} of {args.rounds}: plain {rounds[-1]['plain'][0]:.3f} s", file=sys.stderr)
+        reports = dict(zip(files, map(seconds, bench(args.bin / "aquatint", files.values(), batch, args.turns))))
         print("| way | file | call | its layers |\n|---|---|---|---|")
         for way, file in files.items():
-            medians = [statistics.median(r[way][k] / r["plain"][k] for r in rounds) for k in (0, 1)]
-            least = [min(r[way][k] for r in rounds) / min(r["plain"][k] for r in rounds) for k in (0, 1)]
-            columns = [f"{a:.3f} ({b:.3f})" for a, b in zip(least, medians)]
+            columns = [ratio(mine, plain) for mine, plain in zip(reports[way], reports["plain"])]
             print(f"| {way} | {file.stat().st_size / 1e6:.1f} MB | {' | '.join(columns)} |")
 
 

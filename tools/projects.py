@@ -10,7 +10,6 @@ keeps the files and the figures; figures found there are not measured again.  Ne
 """
 
 import json
-import statistics
 import subprocess
 from pathlib import Path
 
@@ -67,14 +66,11 @@ def file_name(project, setting):
     return "".join(c if c.isalnum() else "-" for c in f"{project} {setting}") + ".aqt"
 
 
-def times(aquatint, files, rounds):
-    """Median over rounds of the best call of each file, the files in turns."""
-    seconds = {file: [] for file in files}
-    for _ in range(rounds):
-        for file in files:
-            command = [str(aquatint), "bench", str(file), "--json", "--no-decode", "--repeat", "15", "--batch-size", "8"]
-            seconds[file].append(json.loads(subprocess.check_output(command))["denoiser"]["best"])
-    return {file.name: statistics.median(of) for file, of in seconds.items()}
+def times(aquatint, files, turns):
+    """Of each file, the ratio of its calls to those of the first, by turns in one process: the median and its interval."""
+    command = [str(aquatint), "bench", *map(str, files), "--json", "--repeat", str(turns), "--batch-size", "8"]
+    told = json.loads(subprocess.check_output(command))["files"]
+    return {file.name: of["ratio"] for file, of in zip(files, told)}
 
 
 def pack(packer, model, folder, prompts):
@@ -114,20 +110,20 @@ def measure(tools, model, folder, args):
         at = ["--at", args.at] if args.at else []
         steps = ["--steps", args.steps] if args.steps else []
         run(packer, "evaluate", *files, *prompts, *scores, *at, *steps, "--n", args.images, "--json", figures, "--quiet")
-    if args.rounds and not seconds.exists():
-        files = [folder / file_name(project, setting) for project, setting, *_ in ROWS]
-        seconds.write_text(json.dumps(times(aquatint, files, args.rounds)))
+    if args.turns and not seconds.exists():
+        rows = [folder / file_name(project, setting) for project, setting, *_ in ROWS]
+        reference = folder / file_name(OURS, REFERENCE)
+        seconds.write_text(json.dumps(times(aquatint, [reference, *(file for file in rows if file != reference)], args.turns)))
     known = json.loads(seconds.read_text()) if seconds.exists() else {}
-    return json.loads(figures.read_text()) | {"seconds": known}
+    return json.loads(figures.read_text()) | {"ratios": known}
 
 
 def rows(report):
     """The figures of each row, in order."""
     by_name = {file["name"]: file for file in report["files"]}
-    plain = report["seconds"].get(file_name(OURS, REFERENCE))
     for project, setting, *_ in ROWS:
         name = file_name(project, setting)
-        yield project, setting, by_name[name], plain and report["seconds"][name] / plain
+        yield project, setting, by_name[name], report["ratios"].get(name)
 
 
 def table(model, report):
@@ -146,7 +142,7 @@ def table(model, report):
     ]
     for project, setting, file, time in rows(report):
         eps, middle = (file["figures"][key]["value"] for key in ("eps", "latents_median"))
-        cells = [project, setting, f"{file['bytes'] / 1e6:.2f} MB", f"{eps:.4f}", f"{middle:.3f}", f"{time:.2f}" if time else ""]
+        cells = [project, setting, f"{file['bytes'] / 1e6:.2f} MB", f"{eps:.4f}", f"{middle:.3f}", "{median:.2f} ({low:.2f} to {high:.2f})".format(**time) if time else ""]
         if reads:
             share = file["reads"][reads]["share"]
             cells.insert(5, f"{100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})")
@@ -181,7 +177,7 @@ def plot(reports, target):
 def main():
     parser = quality.arguments(__doc__)
     parser.add_argument("--aquatint", type=Path, default=ROOT / "target/release/aquatint", help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing, 0 for none (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=50, help="calls of each file that are timed, 0 for none (default: %(default)s)")
     parser.add_argument("--at", help="network calls that are looked at, such as 2,13,25 (default: all)")
     parser.add_argument("--steps", type=int, help="steps of a run (default: the model's)")
     args = parser.parse_args()

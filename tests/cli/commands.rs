@@ -507,6 +507,29 @@ fn reports_are_json() {
     assert!(bench["decoder"].is_null() && bench["denoiser"]["phases"].is_null());
 }
 
+/// Several files are timed by turns, and compared with the first.
+#[test]
+fn bench_compares_files() {
+    let dir = directory("bench-files");
+    let file = model("w4a8");
+    let bench = json(&dir, &["bench", file, file, model("f32"), "--json", "--repeat", "9"]);
+    let files = bench["files"].as_array().expect("files");
+    assert_eq!(files.len(), 3);
+    for of in files {
+        let ratio = |name: &str| of["ratio"][name].as_f64().expect("a number");
+        assert!(0.0 < ratio("low") && ratio("low") <= ratio("median") && ratio("median") <= ratio("high"), "{of}");
+        assert_eq!(of["calls"].as_array().expect("calls").len(), 9);
+        assert!(of["best"].as_f64() <= of["median"].as_f64(), "{of}");
+        let ops = of["ops"].as_object().expect("ops");
+        assert!(ops.values().all(|op| op.as_array().unwrap().len() == 9), "{of}");
+    }
+    assert_eq!(files[0]["ratio"], serde_json::json!({ "median": 1.0, "low": 1.0, "high": 1.0 }));
+    assert!(files[1]["ops"]["linear (codes)"].is_array() && files[2]["ops"]["linear (codes)"].is_null(), "{bench}");
+    let told = works(&dir, &["bench", file, file, "--repeat", "3"]);
+    assert!(told.contains("to the first") && told.matches(file).count() == 2, "{told}");
+    refuses(&dir, &["bench", file, "missing.aqt"], &["missing.aqt"]);
+}
+
 /// Each phase of a file is timed; a call of a run takes their mean, by how many calls each holds.
 #[test]
 fn bench_times_every_phase() {
