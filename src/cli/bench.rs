@@ -38,6 +38,9 @@ pub struct Bench {
     /// Leave the decoder out
     #[arg(long)]
     no_decode: bool,
+    /// Leave the text encoders out
+    #[arg(long)]
+    no_encode: bool,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -88,12 +91,16 @@ impl Bench {
         let step = self.step(backend, model)?;
         let undecoded = self.no_decode || !model.decoder;
         let decoder = if undecoded { None } else { Some(self.time(backend, model, Role::VaeDecoder, 1, ahead)?) };
+        let encoders = model.text.iter().flat_map(|text| &text.encoders).filter(|e| e.encodes && !self.no_encode);
+        let encoders = encoders.map(|e| Ok((e, self.time(backend, model, e.role, 1, ahead)?)));
+        let encoders = encoders.collect::<Result<Vec<_>>>()?;
         if self.json {
             say_json(&json!({
                 "device": name, "open_seconds": open, "batch": self.batch_size,
                 "step_seconds": step,
                 "uploads": uploads.iter().map(|(path, rate)| (format!("{path:?}"), json!(rate))).collect::<serde_json::Map<_, _>>(),
                 "denoiser": denoiser.json(), "decoder": decoder.as_ref().map(Times::json),
+                "encoders": encoders.iter().map(|(_, times)| times.json()).collect::<Vec<_>>(),
                 "ceilings": ceilings.map(|c| json!({ "int8": c.int8, "f16": c.f16, "bandwidth": c.bandwidth })),
             }));
             return Ok(());
@@ -116,6 +123,10 @@ impl Bench {
         denoiser.print(&format!("denoiser call, batch {}", self.batch_size), axis, ahead > 0);
         if let Some(decoder) = &decoder {
             decoder.print("decoder call, batch 1", axis, ahead > 0);
+        }
+        for (encoder, times) in &encoders {
+            let what = format!("{} call, {} tokens", encoder.role.name(), encoder.tokens);
+            times.print(&what, axis, ahead > 0);
         }
         Ok(())
     }

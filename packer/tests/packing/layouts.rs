@@ -9,7 +9,7 @@ use packer::lower::lower;
 use packer::source::Checkpoint;
 use packer::source::diffusers::{Model, Object};
 use packer::source::donors::Donors;
-use packer::source::layout::{Elsewhere, Entry, Published, Tensors, known, recognise, recognise_without};
+use packer::source::layout::{Elsewhere, Entry, LEARNED_NULL, Published, Tensors, known, recognise, recognise_without};
 use packer::source::settings::Overrules;
 use packer::source::tokenizer::TokenizerFile;
 use packer::synth::{MODELS, SynthModel};
@@ -365,6 +365,10 @@ fn the_authors_code_makes_these_tensors() {
         (member(known::pixart_sigma_1024_directory(), "vae"), 248, 0xc150854edf694d48),
     ] {
         assert_eq!(canonical(&entries), json!([count, format!("{hash:016x}")]));
+    }
+    // diffusers leads away from an empty caption: it leaves the learned one out, so nothing may ask for that.
+    for published in [known::pixart_alpha_512_directory(), known::pixart_sigma_1024_directory()] {
+        assert!(!published.index.contains_key(LEARNED_NULL), "{}", published.label);
     }
     // Newer files of transformers leave the prefix out.
     let bare = member(known::sd1(), "text_encoder");

@@ -36,11 +36,7 @@ impl<'m, B: Backend> Target<'m, B> {
         batch: usize,
         calls: usize,
     ) -> Result<Self> {
-        let [height, width] = model.latents.size;
-        let frames = if role == Role::Denoiser { model.latents.frames } else { 1 };
-        let conditions = if model.conditional() { batch.min(2) } else { 1 };
-        let tokens = model.text.as_ref().map_or(1, TextModel::tokens);
-        let dims = Dims { batch, conditions, height, width, tokens, frames };
+        let dims = dims(model, role, batch);
         let phases = model.packed().program(role)?.phases.count();
         let shape = Binding { dims, calls: calls * phases, table_bytes: TABLE_BYTES, reserve: 0 };
         let begin = Instant::now();
@@ -111,6 +107,18 @@ impl<'m, B: Backend> Target<'m, B> {
         })?;
         Ok((by_op, mark))
     }
+}
+
+/// Sizes of `batch` samples as the model was trained for; texts as long as it reads.
+fn dims(model: &Model<'_, model::Bytes>, role: Role, batch: usize) -> Dims {
+    if let Some(encoder) = model.text.iter().flat_map(|text| &text.encoders).find(|encoder| encoder.role == role) {
+        return Dims { batch, tokens: encoder.tokens, ..Dims::ONE };
+    }
+    let [height, width] = model.latents.size;
+    let frames = if role == Role::Denoiser { model.latents.frames } else { 1 };
+    let conditions = if model.conditional() { batch.min(2) } else { 1 };
+    let tokens = model.text.as_ref().map_or(1, TextModel::tokens);
+    Dims { batch, conditions, height, width, tokens, frames }
 }
 
 /// Random values for every input that the program has; all tokens count.

@@ -104,7 +104,7 @@ impl Calls<'_> {
                 turns[turn - 1] += share * work.seconds;
             }
         }
-        if !(seconds > 0.0) {
+        if seconds <= 0.0 {
             return Err(Error::request("--repeat", "calls that take time", seconds));
         }
         self.seconds.push(seconds);

@@ -118,6 +118,7 @@ impl Published {
         for member in &mut self.members {
             member.entries.retain(|entry| entry.key != NULL_CAPTION);
         }
+        self.index.remove(LEARNED_NULL);
         let vae = first_stage(vae);
         self.index.insert(vae.name.into(), json!([vae.library, vae.class]));
         self.members.push(vae);
