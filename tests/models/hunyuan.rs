@@ -1,20 +1,25 @@
 //! Hunyuan-DiT against diffusers (`tests/fixtures/make_hunyuan.py`): version 1.2 from a directory and 1.1 from its authors'
-//! layout, single calls of odd sizes, and guided runs from given features.
+//! layout, single calls of odd sizes, and guided runs from given features; and a whole pipeline from prompts to pictures, with
+//! BERT, mT5 and both tokenizers (`tests/fixtures/make_hunyuan_texts.py`).
 
 use aquatint::model::Model;
 use aquatint::options::Tensors;
-use aquatint::pipeline::{Request, Session, swap_last_axes};
+use aquatint::pipeline::{NoiseSource, Prompts, Request, Session, Texts, swap_last_axes};
 use aquatint::raw::backend::cpu::{Cpu, Tier};
 use aquatint::raw::exec::{Executor, PromptInputs};
 use aquatint::raw::format::Packed;
+use aquatint::raw::format::meta::TextLength;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::plan::Binding;
 use aquatint::raw::program::{Dims, Rate, Role};
+use aquatint::raw::text::{PromptStyle, Tokenizer, encode};
 use aquatint::sampler::SamplerKind;
 use common::fixture::{Fixture, pack_as, relative};
 use packer::emit::Options;
 use packer::source::donors::Donors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const VERSIONS: [&str; 2] = ["v11", "v12"];
@@ -202,6 +207,104 @@ fn guided_runs_from_given_features_equal_diffusers() {
             let error = relative(&latents, &io.get(&format!("{run}.latents")).0);
             println!("{run}: {error:.1e}");
             assert!(error < 1e-3, "{run}: {error:e}");
+        }
+    }
+}
+
+/// A directory with both text encoders and their tokenizers.
+fn whole() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hunyuan")
+}
+
+fn pack_whole() -> Packed<FileBytes> {
+    let precision = Some("f32".to_owned());
+    pack_as(Options {
+        model: whole(),
+        q_config: precision.clone(),
+        text_q_config: precision.clone(),
+        vae_q_config: precision,
+        ..Options::default()
+    })
+}
+
+/// The texts of the fixture's encoders, in its order.
+const TEXTS: [&str; 4] = ["a red cat on the low sky", "雾 山水画", "Foggy, a dog in the RIVER", ""];
+
+#[test]
+fn both_encoders_read_texts_as_transformers_does() {
+    let (packed, io) = (pack_whole(), Fixture::open(&whole().join("io.safetensors")));
+    let model = Model::new(&packed).expect("a model");
+    let encoders = &model.text.as_ref().expect("texts").encoders;
+    assert!(encoders.iter().all(|encoder| encoder.length == TextLength::Masked));
+    for tier in Tier::available() {
+        let cpu = Cpu::new(tier);
+        let texts = TEXTS.map(str::to_owned).to_vec();
+        let texts = Texts { prompts: texts, style: PromptStyle::Plain, ..Texts::default() };
+        let (embeddings, cut) = Session::new(&model, &cpu).encode(&texts, false).expect("they run");
+        assert!(cut.is_empty());
+        for (i, name) in ["bert", "mt5"].into_iter().enumerate() {
+            let (tokens, (want, dims)) = (io.labels(&format!("{name}.tokens")), io.get(&format!("{name}.out")));
+            let (lengths, rows) = (io.labels(&format!("{name}.lengths")), dims[1]);
+            let tokenizer = Tokenizer::new(encoders[i].tokenizer.expect("a tokenizer")).expect("it is read");
+            for (text, prompt) in TEXTS.into_iter().enumerate() {
+                let what = format!("{name}, {text:?} on {}", tier.name());
+                let ids = encode(&tokenizer, encoders[i].special, TEXTS[text], PromptStyle::Plain).expect("tokens").ids;
+                assert_eq!(ids, tokens[text * rows..(text + 1) * rows], "{what}");
+                let features = &embeddings.prompts[embeddings.of_image[text][0]].encoders[i];
+                assert_eq!((features.tokens, features.length), (rows, lengths[text] as usize), "{what}");
+                let error = relative(&features.features, &want[text * rows * dims[2]..][..rows * dims[2]]);
+                println!("{what} {prompt:?}: {error:.1e}");
+                assert!(error < 1e-5, "{what}: {error:e}");
+            }
+        }
+    }
+}
+
+/// A run of the fixture's pipeline.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Run {
+    prompts: Vec<String>,
+    negative: String,
+    sampler: String,
+    seed: u64,
+    guidance: f32,
+    steps: usize,
+}
+
+/// Prompts in, pictures out: ancestral steps by the saved scheduler, and DDIM led away from a text, with torch's noise.
+#[test]
+fn prompts_become_the_pictures_of_diffusers() {
+    let packed = pack_whole();
+    let model = Model::new(&packed).expect("a model");
+    let json = std::fs::read(whole().join("runs.json")).expect("runs");
+    let runs: BTreeMap<String, Run> = serde_json::from_slice(&json).expect("runs");
+    let tensors = Fixture::open(&whole().join("runs.safetensors"));
+    assert_eq!(runs.len(), 2);
+    for (name, run) in &runs {
+        let get = |what: &str| tensors.get(&format!("{name}.{what}"));
+        let ((latents, dims), (image, picture)) = (get("latents"), get("image"));
+        let negatives = Some(run.negative.clone()).filter(|text| !text.is_empty()).map(Some);
+        let prompts = Prompts::Texts(Texts {
+            prompts: run.prompts.clone(),
+            negatives: negatives.into_iter().collect(),
+            style: PromptStyle::Plain,
+        });
+        let mut request = Request::new(&model, prompts);
+        (request.steps, request.guidance_scale) = (run.steps, run.guidance);
+        (request.seed, request.noise, request.latent_size) = (run.seed, NoiseSource::Torch, [dims[2], dims[3]]);
+        let kind: SamplerKind = if run.sampler == "ddim" { SamplerKind::Ddim } else { request.sampler.kind };
+        assert_eq!(kind.name(), run.sampler);
+        request.sampler = request.sampler.with_kind(kind);
+        for tier in Tier::available() {
+            let cpu = Cpu::new(tier);
+            let made = Session::new(&model, &cpu).run(request.clone()).expect("it runs");
+            let image = swap_last_axes(&image, [picture[0], picture[1], picture[2] * picture[3]]);
+            for (what, got, want) in [("latents", &made.latents, &latents), ("image", &made.images, &image)] {
+                let error = relative(got, want);
+                println!("{name} {what} on {}: {error:.1e}", tier.name());
+                assert!(error < 1e-3, "{name} {what} on {}: {error:e}", tier.name());
+            }
         }
     }
 }
