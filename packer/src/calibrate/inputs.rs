@@ -35,8 +35,10 @@ pub struct LayerInput {
     pub rate: Rate,
     /// What it has rows of.
     pub unit: Unit,
-    /// Rows per unit.
+    /// Rows per unit; of a text encoder that reads texts at their own length, per token.
     pub unit_rows: usize,
+    /// Whether it has a row for every token of a prompt, so that there are more for longer ones.
+    pub by_token: bool,
     /// What rows are.
     pub rows: Rows,
 }
@@ -54,12 +56,12 @@ pub struct Inputs {
 type Look = (Value, Option<(ConvStride, Option<Value>)>);
 
 impl Inputs {
-    /// Those of the denoisers and text encoders of `packed` at latents of `size`, with prompts of `tokens`. Moments of
-    /// convolutions with more than `dense` values a row are kept by displacement.
+    /// Those of the denoisers and text encoders of `packed` for one sample of these `dims`. Moments of convolutions with more
+    /// than `dense` values a row are kept by displacement.
     ///
     /// # Errors
     /// If a program cannot take this size.
-    pub fn new<D: AsRef<[u8]>>(packed: &Packed<D>, size: [usize; 2], tokens: usize, dense: usize) -> Result<Self> {
+    pub fn new<D: AsRef<[u8]>>(packed: &Packed<D>, dims: Dims, dense: usize) -> Result<Self> {
         let layers: BTreeSet<&str> = packed.meta().quantization.layers.iter().map(|l| l.name.as_str()).collect();
         let quantizable = |tensor: Tensor| {
             let info = &packed.tensors()[tensor.0 as usize];
@@ -68,7 +70,7 @@ impl Inputs {
         };
         let mut inputs = Inputs::default();
         for program in packed.programs().iter().filter(|p| !matches!(p.role, Role::VaeDecoder | Role::VaeEncoder)) {
-            inputs.add(packed, program, &quantizable, [size, [tokens, dense]])?;
+            inputs.add(packed, program, &quantizable, (dims, dense))?;
         }
         Ok(inputs)
     }
@@ -78,25 +80,28 @@ impl Inputs {
         packed: &Packed<D>,
         program: &Program,
         quantizable: &dyn Fn(Tensor) -> Option<&'a str>,
-        [[height, width], [tokens, dense]]: [[usize; 2]; 2],
+        (dims, dense): (Dims, usize),
     ) -> Result<()> {
-        let plan = |batch, conditions| {
-            let dims = match is_text(program.role) {
-                true => text_dims(batch),
-                false => Dims { batch, conditions, height, width, tokens, ..Dims::ONE },
-            };
+        let dims = if is_text(program.role) { text_dims(1, 1) } else { dims };
+        let plan = |dims| {
             let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
             Plan::of_role(&Cpu::best(), packed, program.role, &binding)
         };
-        let (one, more) = (plan(1, 1)?, plan(1, 2)?);
+        let one = plan(dims)?;
+        let more = plan(Dims { conditions: 2, ..dims })?;
+        let longer = plan(Dims { tokens: dims.tokens + 1, ..dims })?;
         let mut known: Vec<Look> = Vec::new();
         let first = self.list.len();
         let rates = [Rate::Bind, Rate::Prompt, Rate::Step, Rate::Loop];
-        let all = rates.iter().zip(&one.phases[0].ops).zip(&more.phases[0].ops);
-        let mut nodes: Vec<_> =
-            all.flat_map(|((&rate, ops), more)| ops.iter().zip(more).map(move |o| (rate, o))).collect();
-        nodes.sort_by_key(|(_, (planned, _))| planned.node);
-        for (rate, (Planned { node, op }, more)) in nodes {
+        let others = more.phases[0].ops.iter().zip(&longer.phases[0].ops);
+        let all = rates.iter().zip(&one.phases[0].ops).zip(others);
+        let mut nodes: Vec<_> = all
+            .flat_map(|((&rate, ops), (more, longer))| {
+                ops.iter().zip(more.iter().zip(longer)).map(move |(planned, others)| (rate, planned, others))
+            })
+            .collect();
+        nodes.sort_by_key(|(_, planned, _)| planned.node);
+        for (rate, Planned { node, op }, (more, longer)) in nodes {
             let Some((tensor, look)) = look(&program.nodes[*node].op) else { continue };
             let Some(name) = quantizable(tensor) else { continue };
             let index = first + known.iter().position(|known| *known == look).unwrap_or(known.len());
@@ -104,7 +109,8 @@ impl Inputs {
                 known.push(look);
                 let rows = rows(op, dense);
                 let unit_rows = op.operands().next().map_or(0, |x| x.rows());
-                let doubled = more.op.operands().next().is_some_and(|x| x.rows() == 2 * unit_rows);
+                let rows_of = |planned: &Planned<_>| planned.op.operands().next().map_or(0, |x| x.rows());
+                let (doubled, by_token) = (rows_of(more) == 2 * unit_rows, rows_of(longer) > unit_rows);
                 let unit = match (rate, doubled) {
                     (Rate::Bind, _) => Unit::Shapes,
                     (_, true) => Unit::Condition,
@@ -118,6 +124,7 @@ impl Inputs {
                     rate,
                     unit,
                     unit_rows,
+                    by_token,
                     rows,
                 });
             }
@@ -140,9 +147,9 @@ pub fn is_text(role: Role) -> bool {
     TEXT_ENCODERS.contains(&role)
 }
 
-/// What a text encoder is bound to for so many chunks.
-pub fn text_dims(batch: usize) -> Dims {
-    Dims { batch, ..Dims::ONE }
+/// What a text encoder is bound to for so many chunks; those of an encoder whose texts are of one length have that anyway.
+pub fn text_dims(batch: usize, tokens: usize) -> Dims {
+    Dims { batch, tokens, ..Dims::ONE }
 }
 
 /// The weight of a layer, and how it looks at its input.

@@ -6,12 +6,13 @@ use super::run::PENDING;
 use super::samples::{self, conditions};
 use super::states::Call;
 use super::sums::{Accumulator, Slice, flush};
-use super::texts::EncoderTexts;
+use super::texts::{Chunk, EncoderTexts};
 use aquatint::error::Error;
 use aquatint::pipeline::{ModelCall, Request, Session};
 use aquatint::raw::backend::cpu::Cpu;
-use aquatint::raw::exec::{Executor, Seen};
+use aquatint::raw::exec::{Executor, PromptInputs, Seen};
 use aquatint::raw::format::Packed;
+use aquatint::raw::format::meta::TextLength;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::plan::Binding;
 use aquatint::raw::program::Rate;
@@ -103,6 +104,8 @@ impl Group {
         let (input, _) = &self.inputs[index];
         let Some(operand) = seen.op.operands().next().filter(|_| input.rate == Rate::Loop) else { return Ok(()) };
         let values = seen.values(&operand)?;
+        let (prompts, images_of) = (&scene.request.prompts, scene.images);
+        let most = images.clone().map(|i| longest(prompts, images_of[i], scene.copies)).max().unwrap_or(1);
         // The row or rows of each sample: its own, or those of its condition.
         let (own, units) = match input.unit {
             Unit::Sample | Unit::Shapes => (None, images.len() * scene.copies),
@@ -120,14 +123,15 @@ impl Group {
                     Some(list) => list.iter().position(|key| *key == scene.key(image, branch)).unwrap_or(0),
                 };
                 let place = Place { image: scene.images[image], call: scene.index, branch };
-                slices.push(Slice { values: &values[unit * len..][..len], place, weight: 1.0 });
+                let counting = counting(input, prompts, (images_of[image], branch), len, most);
+                slices.push(Slice { values: &values[unit * len..][..counting], place, weight: 1.0 });
             }
         }
         self.push(index, place, &slices, scene.index)
     }
 
     /// Looks at what depends on prompts and timesteps alone: each distinct condition once, with the weight of the images
-    /// that have it in `counts`. What depends on prompts alone is looked at if `prompts`.
+    /// that have it in `counts`. What depends on prompts alone is looked at if `once_per_prompt`.
     ///
     /// # Errors
     /// As those of [`look`](Self::look).
@@ -136,7 +140,7 @@ impl Group {
         session: &mut Session<'_, Cpu, FileBytes>,
         scene: Scene<'_>,
         counts: &BTreeMap<usize, f32>,
-        prompts: bool,
+        once_per_prompt: bool,
     ) -> Result<()> {
         let mut known = BTreeSet::new();
         let new =
@@ -144,18 +148,20 @@ impl Group {
         let images: Vec<usize> = scene.images.iter().copied().filter(new).collect();
         let scene = Scene { images: &images, ..scene };
         let request = wide(session, shown(scene.request, &images));
-        let latents = session.model().latents.len(request.latent_size);
+        let latents = request.latents_len(session.model());
         let (mut first, mut done) = (0, BTreeSet::new());
         while first < images.len() {
             let batch = batch(&request.prompts, first, request.batch_size);
             first = batch.end;
-            let fresh: Vec<usize> = batch
+            let fresh: Vec<Sample> = batch
                 .clone()
                 .flat_map(|i| (0..scene.copies).map(move |b| (i, b)))
-                .map(|(i, branch)| scene.key(i, branch))
-                .filter(|key| done.insert(*key))
+                .map(|(i, branch)| Sample { image: images[i], branch, key: scene.key(i, branch) })
+                .filter(|sample| done.insert(sample.key))
                 .collect();
-            let (list, once) = (scene.list(batch.clone()), prompts && batch.start == 0);
+            let prompts = &scene.request.prompts;
+            let most = batch.clone().map(|i| longest(prompts, images[i], scene.copies)).max().unwrap_or(1);
+            let (list, once) = (scene.list(batch.clone()), once_per_prompt && batch.start == 0);
             let call = model_call(scene, batch.clone(), &vec![0.0; batch.len() * latents]);
             let mut ended = false;
             let result = session.observe(&request, &call, |seen| {
@@ -164,7 +170,7 @@ impl Group {
                     ended = true;
                     return Err(Error::request("call", "its tables", "its loop"));
                 }
-                self.see_tables(&seen, scene, (&list, &fresh), counts, [prompts, once])
+                self.see_tables(&seen, scene, (&list, &fresh, most), counts, [once_per_prompt, once])
             });
             if !ended {
                 result?;
@@ -174,7 +180,7 @@ impl Group {
         Ok(())
     }
 
-    /// Looks at what text encoders make of their texts, `batch` chunks at a time.
+    /// Looks at what text encoders make of their texts, `batch` chunks of one length at a time.
     ///
     /// # Errors
     /// As those of [`look`](Self::look).
@@ -188,26 +194,43 @@ impl Group {
         if !self.inputs.iter().any(|(input, _)| input.role == encoder.role) {
             return Ok(());
         }
-        let chunks: Vec<_> = encoder.chunks().filter(|(.., weight)| *weight > 0.0).collect();
-        let batch = batch.min(chunks.len());
-        let binding = Binding { dims: text_dims(batch), calls: 1, table_bytes: 0, reserve: 0 };
+        let chunks: Vec<Chunk<'_>> = encoder.chunks().filter(|chunk| chunk.weight > 0.0).collect();
+        for chunks in chunks.chunk_by(|a, b| a.ids.len() == b.ids.len()) {
+            self.look_at_chunks(cpu, packed, encoder, chunks, batch.min(chunks.len()))?;
+        }
+        Ok(())
+    }
+
+    /// The same of `chunks` that are all as long.
+    fn look_at_chunks(
+        &mut self,
+        cpu: &Cpu,
+        packed: &Packed<FileBytes>,
+        encoder: &EncoderTexts,
+        chunks: &[Chunk<'_>],
+        batch: usize,
+    ) -> Result<()> {
+        let dims = text_dims(batch, chunks.first().map_or(1, |chunk| chunk.ids.len()));
+        let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::new(cpu, packed, encoder.role, binding)?;
         for chunks in chunks.chunks(batch) {
             // A batch is filled up with its last chunk, which nobody looks at then.
             let padding = std::iter::repeat_n(chunks.last(), batch - chunks.len()).flatten();
-            let ids: Vec<u32> = chunks.iter().chain(padding).flat_map(|(ids, ..)| *ids).copied().collect();
+            let all = || chunks.iter().chain(padding.clone());
+            let ids: Vec<u32> = all().flat_map(|chunk| chunk.ids).copied().collect();
             executor.set_tokens(&ids)?;
+            if encoder.length == TextLength::Masked {
+                let lengths: Vec<u32> = all().map(|chunk| chunk.length as u32).collect();
+                executor.set_prompt(&PromptInputs { lengths: Some(&lengths), ..Default::default() })?;
+            }
             executor.observe(0, |seen| {
                 let Some(&index) = self.by_node.get(&(encoder.role as u32, seen.node)) else { return Ok(()) };
                 let Some(operand) = seen.op.operands().next() else { return Ok(()) };
                 let values = seen.values(&operand)?;
                 let rows = values.chunks_exact(values.len() / batch).zip(chunks);
-                let slice = |(values, &(_, text, weight)): (_, &(_, usize, f32))| Slice {
-                    values,
-                    place: Place { image: text, call: 0, branch: 0 },
-                    weight,
-                };
-                self.push(index, 0, &rows.map(slice).collect::<Vec<_>>(), 0)
+                let channels = self.inputs[index].0.rows.channels();
+                let slices: Vec<_> = rows.map(|(values, chunk)| of_chunk(values, channels, chunk)).collect();
+                self.push(index, 0, &slices, 0)
             })?;
             flush(&mut self.sums);
         }
@@ -218,9 +241,9 @@ impl Group {
         &mut self,
         seen: &Seen<'_, '_, Cpu>,
         scene: Scene<'_>,
-        (list, fresh): (&[usize], &[usize]),
+        (list, fresh, most): (&[usize], &[Sample], usize),
         counts: &BTreeMap<usize, f32>,
-        [prompts, once]: [bool; 2],
+        [once_per_prompt, once]: [bool; 2],
     ) -> Result<()> {
         let Some(&index) = self.by_node.get(&(scene.call.role as u32, seen.node)) else { return Ok(()) };
         let (input, _) = &self.inputs[index];
@@ -228,7 +251,7 @@ impl Group {
             (Rate::Loop, _) => false,
             (_, Unit::Shapes) => once,
             (Rate::Step, _) => true,
-            (Rate::Bind | Rate::Prompt, _) => prompts,
+            (Rate::Bind | Rate::Prompt, _) => once_per_prompt,
         };
         let Some(operand) = seen.op.operands().next().filter(|_| wanted) else { return Ok(()) };
         let values = seen.values(&operand)?;
@@ -239,10 +262,11 @@ impl Group {
             slices.push(Slice { values: &values, place, weight: 1.0 });
         } else {
             let len = values.len() / list.len();
-            for &key in fresh {
+            for &Sample { image, branch, key } in fresh {
                 let row = list.iter().position(|other| *other == key).unwrap_or(0);
                 let (place, weight) = (Place { image: key, call, branch: 0 }, counts.get(&key).copied().unwrap_or(1.0));
-                slices.push(Slice { values: &values[row * len..][..len], place, weight });
+                let counting = counting(input, &scene.request.prompts, (image, branch), len, most);
+                slices.push(Slice { values: &values[row * len..][..counting], place, weight });
             }
         }
         self.push(index, call, &slices, scene.index)
@@ -258,6 +282,41 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// What is looked at of the `values` of a chunk, rows of `channels`.
+fn of_chunk<'a>(values: &'a [f32], channels: usize, chunk: &Chunk<'_>) -> Slice<'a> {
+    let place = Place { image: chunk.text, call: 0, branch: 0 };
+    let rows = values.len() / channels;
+    let counting = if rows == chunk.ids.len() { chunk.length } else { rows };
+    Slice { values: &values[..counting * channels], place, weight: chunk.weight }
+}
+
+/// A sample of an image, and its condition.
+#[derive(Clone, Copy)]
+struct Sample {
+    image: usize,
+    branch: usize,
+    key: usize,
+}
+
+/// How many of the `len` values are looked at that `input` has of a sample, in a call whose longest prompt has `most` tokens: those
+/// of tokens that the sample's own prompt has, as others only fill up the batch.
+fn counting(input: &LayerInput, prompts: &Prompts, (image, branch): (usize, usize), len: usize, most: usize) -> usize {
+    if input.by_token { len / most * own_tokens(prompts, image, branch) } else { len }
+}
+
+/// Tokens of what an image shows, or of what guidance leads it away from.
+fn own_tokens(prompts: &Prompts, image: usize, branch: usize) -> usize {
+    match prompts {
+        Prompts::Embeddings(embeddings) => embeddings.prompts[embeddings.of_image[image][branch]].tokens(),
+        Prompts::Unconditional(_) | Prompts::Classes(_) | Prompts::Texts(_) => 1,
+    }
+}
+
+/// Tokens of the longer of both.
+fn longest(prompts: &Prompts, image: usize, copies: usize) -> usize {
+    (0..copies).map(|branch| own_tokens(prompts, image, branch)).max().unwrap_or(1)
 }
 
 impl Scene<'_> {

@@ -10,6 +10,9 @@
 //! [`Calibration`] reads. Layers that read the same value share its sums. Where memory does not hold the sums of all
 //! inputs, the calls are made again for each group of them.
 //!
+//! Rows are those of what is asked for: of a prompt that is shorter than others of its call, its own tokens alone; of a text that
+//! is filled up and masked, what an encoder makes of its own tokens; of a video, those of all its frames.
+//!
 //! Every sum has a fixed order, so a file depends neither on threads nor on batches, and one that was interrupted and
 //! continued is the same as one that was not (`partial`). Files of different samples are added ([`merge`]).
 

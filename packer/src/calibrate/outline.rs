@@ -90,16 +90,13 @@ impl<'a, 'm> Outline<'a, 'm> {
         asked: Request,
         prompts: Prompts,
     ) -> Result<Self> {
-        if model.latents.video {
-            // What is looked at is cut into single images.
-            return Err(Error::request("calibration", "a model that makes images", "one that makes videos").into());
-        }
         let (request, copies) = (samples::with(&asked, prompts), if asked.guidance_scale > 1.0 { 2 } else { 1 });
         let shard = settings.shard.unwrap_or(Shard { index: 0, of: 1 });
         let images: Vec<usize> = (shard.index..settings.images).step_by(shard.of).collect();
         let texts = texts::read(model, &asked, &images, copies)?;
         let tokens = (0..settings.images).map(|i| request.prompts.tokens(i)).max().unwrap_or(1);
-        let inputs = Inputs::new(model.packed(), request.latent_size, tokens, settings.dense)?;
+        let ([height, width], frames) = (request.latent_size, request.frames);
+        let inputs = Inputs::new(model.packed(), Dims { height, width, tokens, frames, ..Dims::ONE }, settings.dense)?;
         let plans = Session::new(model, &Cpu::best()).plans(&request)?;
         let run_calls = plans.steps();
         let calls = choose(run_calls, settings.calls).len();
@@ -181,13 +178,13 @@ impl<'a, 'm> Outline<'a, 'm> {
             When::Sample => states.chosen.iter().filter(|&&call| states.calls[call].role == input.role).count(),
         };
         let units = match when {
-            _ if is_text(input.role) => {
-                self.texts.iter().filter(|texts| texts.role == input.role).map(|texts| texts.chunks().count()).sum()
-            }
+            _ if is_text(input.role) => 0,
             When::Sample => self.settings.images * self.copies,
             When::Prompt | When::Call => self.conditions(0..self.tables.0.prompts.len()).len(),
         };
-        let rows = (looks * units) as u64 * input.unit_rows as u64;
+        let texts = self.texts.iter().filter(|texts| texts.role == input.role);
+        let of_texts: usize = texts.flat_map(|texts| texts.chunks().map(|chunk| chunk.rows(input.unit_rows))).sum();
+        let rows = (looks * units * input.unit_rows + of_texts) as u64;
         let k = input.rows.inputs() as u64;
         let most = (ROWS[0] * k).max(ROWS[1]);
         let toeplitz = matches!(input.rows, Rows::Displacements(_));
@@ -292,9 +289,9 @@ fn trajectory(path: &Path, float: &Packed<FileBytes>) -> Result<Packed<FileBytes
 
 /// Arithmetic operations of one call of one image by the denoiser.
 fn operations(packed: &Packed<FileBytes>, request: &Request, copies: usize) -> Result<f64> {
-    let [height, width] = request.latent_size;
-    let dims =
-        Dims { batch: copies, conditions: copies, height, width, tokens: request.prompts.tokens(0), ..Dims::ONE };
+    let ([height, width], frames) = (request.latent_size, request.frames);
+    let tokens = request.prompts.tokens(0);
+    let dims = Dims { batch: copies, conditions: copies, height, width, tokens, frames };
     let plan =
         Plan::of_role(&Cpu::best(), packed, Role::Denoiser, &Binding { dims, calls: 1, table_bytes: 0, reserve: 0 })?;
     Ok(plan.phases[0].ops[Rate::Loop as usize].iter().map(|planned| planned.op.operations()).sum())

@@ -145,7 +145,7 @@ impl<'m> Work<'_, 'm> {
     /// Runs the images and keeps the states before the calls that are looked at.
     fn states(&mut self) -> Result<States> {
         let chosen = choose(self.outline.bill.run_calls, self.settings.calls);
-        let len = self.model.latents.len(self.outline.request.latent_size);
+        let len = self.outline.request.latents_len(self.model);
         let mut states = States { samples: vec![Vec::new(); chosen.len()], chosen, ..States::default() };
         self.partial.read_states(&mut states, len)?;
         let (calls, all, n) =

@@ -5,22 +5,34 @@ use aquatint::Model;
 use aquatint::pipeline::{Prompts, Request};
 use aquatint::raw::format::meta::TextLength;
 use aquatint::raw::program::Role;
-use aquatint::raw::text::{self, Tokenizer};
+use aquatint::raw::text::{self, Chunks, Tokenizer};
 
 /// The texts of one encoder.
 pub struct EncoderTexts {
     /// Its program.
     pub role: Role,
-    /// Tokens of a chunk.
-    pub tokens: usize,
+    /// How long its texts are.
+    pub length: TextLength,
     /// Every text of the calibration.
-    pub texts: Vec<Tokens>,
+    texts: Vec<Text>,
 }
 
 /// A text.
-pub struct Tokens {
-    /// `(chunks, tokens)`.
-    pub ids: Vec<u32>,
+struct Text {
+    chunks: Chunks,
+    /// Samples that have it.
+    weight: f32,
+}
+
+/// What an encoder reads at once.
+#[derive(Clone, Copy)]
+pub struct Chunk<'a> {
+    /// Its tokens.
+    pub ids: &'a [u32],
+    /// How many of them, the first ones, are no padding that is masked: rows of others are not looked at.
+    pub length: usize,
+    /// The number of its text.
+    pub text: usize,
     /// Samples that have it.
     pub weight: f32,
 }
@@ -39,8 +51,9 @@ pub fn read<D: AsRef<[u8]>>(
     let (Some(meta), Prompts::Texts(texts)) = (&model.text, &request.prompts) else { return Ok(Vec::new()) };
     let mut distinct: Vec<(&str, f32)> = Vec::new();
     for i in 0..texts.prompts.len() {
-        // Where there is no negative text, the denoiser reads zeros or an empty one.
-        let negative = texts.negative(i).or((!meta.zero_negative).then_some(""));
+        // Where there is no negative text, the denoiser reads zeros, what it has learned, or an empty one.
+        let empty = !meta.zero_negative && meta.null_caption.is_none();
+        let negative = texts.negative(i).or(empty.then_some(""));
         let both = [Some(texts.prompts[i].as_str()), negative];
         for text in both.into_iter().take(copies).flatten() {
             let at = distinct.iter().position(|(known, _)| *known == text).unwrap_or_else(|| {
@@ -52,28 +65,37 @@ pub fn read<D: AsRef<[u8]>>(
     }
     let mut encoders = Vec::new();
     for encoder in &meta.encoders {
-        // Of texts that are not all as long, nothing is looked at: what is not known is rounded to the nearest level.
-        if encoder.length != TextLength::Padded {
-            continue;
-        }
         let Some(json) = encoder.tokenizer else { continue };
         let tokenizer = Tokenizer::new(json)?;
         let tokens = |&(text, weight): &(&str, f32)| {
-            let ids = text::encode(&tokenizer, encoder.special, text, texts.style)?.ids;
-            Ok(Tokens { ids, weight })
+            let chunks = text::encode(&tokenizer, encoder.special, text, texts.style)?;
+            Ok(Text { chunks, weight })
         };
         let texts = distinct.iter().map(tokens).collect::<aquatint::Result<_>>()?;
-        encoders.push(EncoderTexts { role: encoder.role, tokens: encoder.tokens, texts });
+        encoders.push(EncoderTexts { role: encoder.role, length: encoder.length, texts });
     }
     Ok(encoders)
 }
 
 impl EncoderTexts {
-    /// All chunks: their tokens, the number of their text, and its weight.
-    pub fn chunks(&self) -> impl Iterator<Item = (&[u32], usize, f32)> {
-        self.texts
-            .iter()
-            .enumerate()
-            .flat_map(|(i, text)| text.ids.chunks_exact(self.tokens).map(move |ids| (ids, i, text.weight)))
+    /// All chunks.
+    pub fn chunks(&self) -> impl Iterator<Item = Chunk<'_>> {
+        self.texts.iter().enumerate().flat_map(move |(i, text)| {
+            let lengths = &text.chunks.lengths;
+            let all = text.chunks.ids.chunks_exact(text.chunks.ids.len() / lengths.len());
+            all.zip(lengths).map(move |(ids, &length)| {
+                // Padding that is not masked counts as all tokens do.
+                let length = if self.length == TextLength::Masked { length } else { ids.len() };
+                Chunk { ids, length, text: i, weight: text.weight }
+            })
+        })
+    }
+}
+
+impl Chunk<'_> {
+    /// Rows that are looked at of an input that has `unit_rows`, if all count: those of its tokens if it has as many, or, of texts of
+    /// their own length, as many for each token.
+    pub fn rows(&self, unit_rows: usize) -> usize {
+        if unit_rows == self.ids.len() || unit_rows == 1 { self.length } else { unit_rows }
     }
 }

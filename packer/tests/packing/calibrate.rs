@@ -69,14 +69,14 @@ fn probed(rows: usize, cols: usize, at: impl Fn(usize, usize) -> f64) -> Vec<f64
 }
 
 /// `|a - b| / |b|`.
-fn distance(a: &[f64], b: &[f32]) -> f64 {
+pub fn distance(a: &[f64], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let squares = a.iter().zip(b).map(|(a, &b)| (a - f64::from(b)).powi(2)).sum::<f64>();
     (squares / b.iter().map(|&b| f64::from(b).powi(2)).sum::<f64>()).sqrt()
 }
 
 /// How far what is known of a layer's moments is from the fixture's.
-fn moments_distance(moments: &Moments, layer: &str, want: &BTreeMap<String, Dense>) -> f64 {
+pub fn moments_distance(moments: &Moments, layer: &str, want: &BTreeMap<String, Dense>) -> f64 {
     let of = |what: &str| &want[&format!("{layer}.{what}")].values[..];
     let mean = distance(&moments.mean, of("mean"));
     let k = moments.inputs();

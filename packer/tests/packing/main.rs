@@ -5,6 +5,7 @@ mod adaround;
 mod attention_grids;
 mod builders;
 mod calibrate;
+mod calibrate_texts;
 mod common;
 mod config;
 mod donors;
