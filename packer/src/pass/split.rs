@@ -335,7 +335,7 @@ mod tests {
         let inputs = Values::from([(Value(0), sample)]);
         let nodes: Vec<usize> = (0..programs[0].nodes.len()).collect();
         let find = |Tensor(i): Tensor| &arrays[i as usize];
-        let tape = Tape::run(&programs[0], &nodes, &inputs, &find).unwrap();
+        let tape = Tape::run(&programs[0], &nodes, 1, &inputs, &find).unwrap();
         tape.value(programs[0].output).values.clone()
     }
 

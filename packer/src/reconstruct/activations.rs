@@ -111,7 +111,7 @@ fn begin(
     for which in chunks(samples.count) {
         let inputs = part(&inputs, &samples.shared, &which.clone().collect::<Vec<_>>());
         let find = |tensor: Tensor| -> &Array { &weights[&tensor] };
-        let tape = Tape::run(program, &segment.nodes, &inputs, &find)?;
+        let tape = Tape::run(program, &segment.nodes, samples.frames, &inputs, &find)?;
         for (coded, seen) in coded.iter().zip(&mut seen) {
             let x = tape.value(coded.x);
             let of_sample = x.values.chunks_exact(x.values.len() / x.dims[0]);
@@ -159,7 +159,8 @@ pub(super) fn train(
     let nodes: Vec<usize> = (0..alone.nodes.len()).collect();
     let find = |tensor: Tensor| &weights[&tensor];
     let (output, inputs, shared) = (alone.output, &inputs, &shared);
-    let block = Block { program: &alone, nodes: &nodes, output, inputs, shared, target, weights: &find };
+    let (program, nodes, frames) = (&alone, &nodes[..], samples.frames);
+    let block = Block { program, nodes, frames, output, inputs, shared, target, weights: &find };
     let Some(curve) = block.train_steps(&mut steps, &times.of_sample, training, batch, see)? else { return Ok(None) };
     let mut learned = Learned::new();
     for (coded, steps) in coded.iter().zip(&steps) {

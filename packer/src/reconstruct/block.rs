@@ -21,6 +21,8 @@ pub struct Block<'a> {
     pub program: &'a Program,
     /// The block's nodes, ascending.
     pub nodes: &'a [usize],
+    /// Frames of a sample.
+    pub frames: usize,
     /// What it makes.
     pub output: Value,
     /// What it is given: of each value all samples, or what all samples have in common.
@@ -61,7 +63,7 @@ impl Block<'_> {
             let weights = current(trainees, Trainee::soft);
             let (inputs, target) = self.part(&batch(count));
             let find = |tensor: Tensor| weights.get(&tensor).unwrap_or_else(|| (self.weights)(tensor));
-            let tape = Tape::run(self.program, self.nodes, &inputs, &find)?;
+            let tape = Tape::run(self.program, self.nodes, self.frames, &inputs, &find)?;
             let (loss, seed) = squared_error(tape.value(self.output), &target);
             let back = tape.backward(Values::from([(self.output, seed)]), &wanted);
             for (tensor, trainee) in trainees.iter_mut() {
@@ -89,18 +91,19 @@ impl Block<'_> {
     /// The loss over all samples.
     fn loss(&self, weights: &BTreeMap<Tensor, Array>) -> Result<f64> {
         let find = |tensor: Tensor| weights.get(&tensor).unwrap_or_else(|| (self.weights)(tensor));
-        let y = run(self.program, self.nodes, self.output, (self.inputs, self.shared), self.target.dims[0], &find)?;
+        let (nodes, inputs, count) = ((self.nodes, self.frames), (self.inputs, self.shared), self.target.dims[0]);
+        let y = run(self.program, nodes, self.output, inputs, count, &find)?;
         Ok(squared_error(&y, self.target).0)
     }
 }
 
-/// What `nodes` make of all `samples` of `inputs`, of which some are `shared`: the value `output`.
+/// What `nodes` make of all `samples` of `inputs`, each of so many frames, of which some are `shared`: the value `output`.
 ///
 /// # Errors
 /// Those of [`Tape::run`].
 pub(super) fn run<'w>(
     program: &Program,
-    nodes: &[usize],
+    (nodes, frames): (&[usize], usize),
     output: Value,
     (inputs, shared): (&Values, &BTreeSet<Value>),
     samples: usize,
@@ -110,7 +113,7 @@ pub(super) fn run<'w>(
     for which in chunks(samples) {
         let inputs = part(inputs, shared, &which.collect::<Vec<_>>());
         let find = |tensor: Tensor| -> &Array { weights(tensor) };
-        let tape = Tape::run(program, nodes, &inputs, &find)?;
+        let tape = Tape::run(program, nodes, frames, &inputs, &find)?;
         let y = tape.into_values().remove(&output).expect("the output of these nodes");
         match &mut all {
             None => all = Some(y),

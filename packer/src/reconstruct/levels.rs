@@ -188,7 +188,7 @@ mod tests {
         let (program, weights) = (program(), levels.current());
         let find = |Tensor(i): Tensor| &weights[i as usize].1;
         let inputs = Values::from([(Value(0), Array::new(&[4, 5], numbers(20, 3)))]);
-        let tape = Tape::run(&program, &[0], &inputs, &find).unwrap();
+        let tape = Tape::run(&program, &[0], 1, &inputs, &find).unwrap();
         let slope = numbers(12, 4);
         let y = &tape.value(Value(1)).values;
         let loss = y.iter().zip(&slope).map(|(&y, &d)| f64::from(y) * f64::from(d)).sum();

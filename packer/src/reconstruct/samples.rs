@@ -5,13 +5,14 @@ use crate::calibrate::samples;
 use crate::calibrate::states::{self, States};
 use crate::error::Result;
 use crate::reverse::{Array, Values};
+use aquatint::Model;
 use aquatint::error::Error;
-use aquatint::pipeline::{ModelCall, Request, Session};
+use aquatint::pipeline::{ModelCall, Prompts, Request, Session};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::exec::Seen;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::program::shape::{self, TensorType, Type};
-use aquatint::raw::program::{Dims, Program, Role, Value};
+use aquatint::raw::program::{Dims, InputKind, Program, Role, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Values of samples: of each value all samples, but for what they have in common.
@@ -27,6 +28,8 @@ pub struct Samples {
     pub times: Vec<(usize, f32)>,
     /// Calls of the run.
     pub calls: usize,
+    /// Frames of a sample.
+    pub frames: usize,
 }
 
 /// The axes of values of one sample, and which of them all samples have in common.
@@ -36,14 +39,14 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Those of `program`, whose tensors are of these types, at latents of `size` with prompts of `tokens`.
+    /// Those of `program`, whose tensors are of these types, for what `request` asks for, with prompts of `tokens`.
     ///
     /// # Errors
     /// If the program cannot take this size.
-    pub fn new(types: &[TensorType], program: &Program, size: [usize; 2], tokens: usize) -> Result<Self> {
+    pub fn new(types: &[TensorType], program: &Program, request: &Request, tokens: usize) -> Result<Self> {
         let of = |n| {
-            let [height, width] = size;
-            shape::infer(program, types, &Dims { batch: n, conditions: n, height, width, tokens, ..Dims::ONE })
+            let ([height, width], frames) = (request.latent_size, request.frames);
+            shape::infer(program, types, &Dims { batch: n, conditions: n, height, width, tokens, frames })
         };
         let (one, two) = (of(1)?, of(2)?);
         let alike = (0..one.len()).filter(|&i| one[i].dims() == two[i].dims());
@@ -126,8 +129,9 @@ impl Calls<'_> {
         shapes: &Shapes,
         count: usize,
     ) -> Result<Samples> {
-        let places = places(program, segments)?;
-        let mut samples = Samples { calls: self.states.calls.len(), ..Samples::default() };
+        let (places, counts) = (places(program, segments)?, counts(program, segments));
+        let (calls, frames) = (self.states.calls.len(), self.request.frames);
+        let mut samples = Samples { calls, frames, ..Samples::default() };
         for image in 0..self.request.prompts.len() {
             for (place, &index) in self.states.chosen.iter().enumerate() {
                 let call = self.states.calls[index];
@@ -145,6 +149,9 @@ impl Calls<'_> {
                     }
                     Ok(())
                 })?;
+                for &(value, kind) in &counts {
+                    samples.push(value, &self.counts(session.model(), kind, image)?, wanted, shapes);
+                }
                 samples.count += wanted;
                 samples.times.extend(std::iter::repeat_n((index, call.moment.timestep), wanted));
             }
@@ -154,6 +161,49 @@ impl Calls<'_> {
         }
         Ok(samples)
     }
+
+    /// How many tokens count of what an image shows, and of what guidance leads away from, as the input of `kind` tells.
+    fn counts<D: AsRef<[u8]>>(&self, model: &Model<'_, D>, kind: InputKind, image: usize) -> Result<Vec<f32>> {
+        let missing = || Error::request("prompts", "features of the text encoder that the denoiser reads", "none");
+        let reads = model.conditioning(Role::Denoiser).ok_or_else(missing)?;
+        let encoder = match kind {
+            InputKind::Lengths2 => reads.context_2,
+            _ => reads.context.first().copied(),
+        };
+        let (Some(encoder), Prompts::Embeddings(embeddings)) = (encoder, &self.request.prompts) else {
+            return Err(missing().into());
+        };
+        let of = |prompt: &usize| embeddings.prompts[*prompt].encoders.get(encoder as usize).map(|e| e.length as f32);
+        embeddings.of_image[image].iter().map(|prompt| of(prompt).ok_or_else(|| missing().into())).collect()
+    }
+}
+
+/// `prompts` with as many tokens in all, behind which zeros are put that do not count, where `model` is told what counts: so samples
+/// have the same axes.
+pub fn filled<D>(prompts: Prompts, model: &Model<'_, D>) -> Prompts {
+    let Prompts::Embeddings(mut embeddings) = prompts else { return prompts };
+    if model.text.as_ref().is_some_and(|text| text.lengths) {
+        let encoders = embeddings.prompts.first().map_or(0, |prompt| prompt.encoders.len());
+        for index in 0..encoders {
+            let most = embeddings.prompts.iter().map(|prompt| prompt.encoders[index].tokens).max().unwrap_or(0);
+            for told in embeddings.prompts.iter_mut().map(|prompt| &mut prompt.encoders[index]) {
+                told.features.resize(told.features.len() / told.tokens.max(1) * most, 0.0);
+                told.tokens = most;
+            }
+        }
+    }
+    Prompts::Embeddings(embeddings)
+}
+
+/// The inputs that `segments` read which tell how many tokens of a prompt count.
+fn counts(program: &Program, segments: &[Segment]) -> Vec<(Value, InputKind)> {
+    let reads = |value: &Value| segments.iter().any(|segment| segment.inputs.contains(value));
+    let all = program.inputs.iter().enumerate().map(|(i, input)| (Value(i as u32), input.kind));
+    all.filter(|(value, kind)| is_count(*kind) && reads(value)).collect()
+}
+
+fn is_count(kind: InputKind) -> bool {
+    matches!(kind, InputKind::Lengths | InputKind::Lengths2)
 }
 
 /// By node, the values to be looked at when it has run, and whether they are its result or what it reads first.
@@ -163,7 +213,8 @@ fn places(program: &Program, segments: &[Segment]) -> Result<Places> {
     let made: BTreeSet<Value> = segments.iter().map(|segment| segment.output).collect();
     let read: BTreeSet<Value> = segments.iter().flat_map(|segment| &segment.inputs).copied().collect();
     let (readers, mut places) = (readers(program), Places::new());
-    for &value in read.difference(&made) {
+    let count = |value: &Value| program.inputs.get(value.0 as usize).is_some_and(|input| is_count(input.kind));
+    for &value in read.difference(&made).filter(|value| !count(value)) {
         let place = match program.node_of(value) {
             Some(node) if is_source(&program.nodes[node].op) => Some((node, true)),
             _ => {

@@ -8,7 +8,7 @@ use aquatint::raw::program::{Op, Program, Tensor, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Modules whose numbered members are blocks.
-const BLOCKS: [&str; 3] = ["transformer_blocks", "resnets", "blocks"];
+const BLOCKS: [&str; 4] = ["transformer_blocks", "temporal_transformer_blocks", "resnets", "blocks"];
 /// Likewise, where there are no transformer blocks in them.
 const ATTENTIONS: &str = "attentions";
 
@@ -57,7 +57,7 @@ pub fn segments(program: &Program, layers: &BTreeSet<Tensor>) -> Vec<Segment> {
 }
 
 /// Whether an op's result is looked at while the float network runs, rather than computed here: it reads no values, or
-/// numbers that are no floats.
+/// numbers that are no floats and no counts.
 pub fn is_source(op: &Op) -> bool {
     matches!(
         op,

@@ -91,7 +91,7 @@ impl Block<'_> {
             let (inputs, target) = self.part(&which);
             let tables = tables(steps, &at);
             let find = |tensor| find(&tables, tensor).unwrap_or_else(|| (self.weights)(tensor));
-            let tape = Tape::run(self.program, self.nodes, &inputs, &find)?;
+            let tape = Tape::run(self.program, self.nodes, self.frames, &inputs, &find)?;
             let y = tape.value(self.output);
             let (loss, seed) = power_error(y, &target, y.rows());
             let back = tape.backward(Values::from([(self.output, seed)]), &wanted);
@@ -121,7 +121,7 @@ impl Block<'_> {
             let tables = tables(steps, &at[which.clone()]);
             let (inputs, target) = self.part(&which.collect::<Vec<_>>());
             let find = |tensor| find(&tables, tensor).unwrap_or_else(|| (self.weights)(tensor));
-            let tape = Tape::run(self.program, self.nodes, &inputs, &find)?;
+            let tape = Tape::run(self.program, self.nodes, self.frames, &inputs, &find)?;
             loss += power_error(tape.value(self.output), &target, self.target.rows()).0;
         }
         Ok(loss)

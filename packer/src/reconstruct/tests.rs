@@ -1,11 +1,12 @@
 //! The network as it is walked through, against the runtime's own calls.
 
 use super::block;
-use super::samples::{Calls, Shapes};
+use super::samples::{Calls, Shapes, filled};
 use super::segments::segments;
 use crate::calibrate::{Settings, samples, states};
 use crate::emit::{Options, pack};
 use crate::reverse::Array;
+use crate::source::donors::Donors;
 use aquatint::Model;
 use aquatint::options::SamplingOptions;
 use aquatint::pipeline::{ModelCall, Session};
@@ -38,18 +39,29 @@ const ROUNDINGS: f32 = 256.0;
 
 #[test]
 fn segments_make_of_what_is_looked_at_what_the_runtime_makes() {
+    let texts = Some("a red cat on the low sky\nfog\n");
     for (model, guidance, prompts) in [
         ("dit/d2", Some(3.0), Some("class 0\n3\n")),
         ("dit/d4own", Some(3.0), None),
         ("unet/asym", None, None),
         ("unet/sym", None, None),
         ("sd/v1", Some(5.0), Some("a cat\na dog on a hill\n")),
+        ("pixart/alpha", Some(4.5), texts),
+        ("hunyuan", Some(5.0), texts),
+        ("latte", Some(3.0), texts),
+        ("stdit/stdit.pth", Some(7.0), texts),
     ] {
         let scratch = Scratch::new(&model.replace('/', "-"));
         let output = scratch.0.join("f32.aqt");
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(model);
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+        let model = fixtures.join(model);
+        // A network alone takes the others from elsewhere.
+        let donor = fixtures.join("pixart/alpha");
+        let autoencoder = model.is_file().then(|| donor.join("vae"));
+        let text = Vec::from_iter(model.is_file().then_some(donor));
         let options = Options {
             model: model.clone(),
+            donors: Donors { autoencoder, text, ..Donors::default() },
             q_config: Some("f32".into()),
             output: output.clone(),
             ..Options::default()
@@ -79,7 +91,7 @@ fn check(packed: &Packed<aquatint::raw::mmap::FileBytes>, settings: &Settings) {
     let mut session = Session::new(&model, &cpu);
     let asked = samples::request(settings, &model).unwrap();
     let (prompts, _) = states::encoded(&mut session, &asked).unwrap();
-    let request = samples::with(&asked, prompts);
+    let request = samples::with(&asked, filled(prompts, &model));
     let states = Calls::run(&mut session, &request, 2, &mut |_| true).unwrap();
     let copies = if request.guidance_scale > 1.0 { 2 } else { 1 };
     let calls = Calls { request: &request, copies, states: &states };
@@ -97,7 +109,7 @@ fn check(packed: &Packed<aquatint::raw::mmap::FileBytes>, settings: &Settings) {
     let segments = segments(program, &layers);
     assert!(segments.iter().any(|segment| segment.nodes.len() > 3), "{what}: blocks");
     let types: Vec<_> = packed.tensors().iter().map(|tensor| tensor.ty()).collect();
-    let shapes = Shapes::new(&types, program, request.latent_size, request.prompts.tokens(0)).unwrap();
+    let shapes = Shapes::new(&types, program, &request, request.prompts.tokens(0)).unwrap();
     let all = 2 * 2 * copies;
     let mut values = calls.look(&mut session, program, &segments, &shapes, usize::MAX).unwrap();
     assert_eq!(values.count, all, "{what}");
@@ -108,7 +120,8 @@ fn check(packed: &Packed<aquatint::raw::mmap::FileBytes>, settings: &Settings) {
         let shared = shapes.is_shared(segment.output);
         let count = if shared { 1 } else { values.count };
         let find = |tensor: Tensor| &weights[&tensor];
-        let result = block::run(program, &segment.nodes, segment.output, inputs, count, &find).unwrap();
+        let nodes = (&segment.nodes[..], request.frames);
+        let result = block::run(program, nodes, segment.output, inputs, count, &find).unwrap();
         values.values.insert(segment.output, result);
         values.shared.extend(shared.then_some(segment.output));
     }

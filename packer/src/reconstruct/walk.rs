@@ -5,7 +5,7 @@ use super::block::{self, Block};
 use super::file::{ActivationRecord, Layer};
 use super::known::Known;
 use super::run::{Event, Work, stopped};
-use super::samples::{Calls, Samples, Shapes, last_readers};
+use super::samples::{Calls, Samples, Shapes, filled, last_readers};
 use super::segments::{Segment, segments};
 use super::trainee::Trainee;
 use super::{Activations, Curve, Learned, Settings};
@@ -47,7 +47,8 @@ pub(super) fn walk(
         let run = |samples: &Samples, weights: &BTreeMap<Tensor, Array>| {
             let count = if shapes.is_shared(segment.output) { 1 } else { samples.count };
             let inputs = (&samples.values, &samples.shared);
-            block::run(&program, &segment.nodes, segment.output, inputs, count, &|tensor| &weights[&tensor])
+            let nodes = (&segment.nodes[..], samples.frames);
+            block::run(&program, nodes, segment.output, inputs, count, &|tensor| &weights[&tensor])
         };
         let target = run(&float, &weights)?;
         if is_unit(&segment) {
@@ -111,9 +112,9 @@ fn begin(
     let cpu = Cpu::best();
     let mut session = Session::new(&model, &cpu);
     let (prompts, _) = states::encoded(&mut session, &request)?;
-    let request = samples::with(&request, prompts);
+    let request = samples::with(&request, filled(prompts, &model));
     let tokens = tokens(&request)?;
-    let shapes = Shapes::new(&work.network.types(), &work.network.program, request.latent_size, tokens)?;
+    let shapes = Shapes::new(&work.network.types(), &work.network.program, &request, tokens)?;
     let count = fitting(settings, shapes.most_alive(segments), &mut work.see)?;
     let see = &mut work.see;
     let states = Calls::run(&mut session, &request, calls, &mut |share| see(Event::Runs(share)))?;
@@ -201,6 +202,7 @@ fn train_weights(work: &mut Work<'_>, unit: &mut Training<'_>, tensors: &[Tensor
     let block = Block {
         program: unit.program,
         nodes: &unit.segment.nodes,
+        frames: unit.quantized.frames,
         output: unit.segment.output,
         inputs: &unit.quantized.values,
         shared: &unit.quantized.shared,

@@ -4,7 +4,8 @@ use super::Tape;
 use super::act::{activate, chain};
 use super::array::{Array, Cotangents};
 use super::linear::{add_cyclic, sum_cyclic};
-use aquatint::raw::program::{Add, Concat, Multiply, Pointwise, Resample, Resampling, Slice};
+use aquatint::raw::program::{Add, Concat, Multiply, Patchify, Pointwise, Resample, Resampling, Slice};
+use std::ops::Range;
 
 pub(super) fn pointwise(op: &Pointwise, tape: &Tape) -> Array {
     let mut y = tape.value(op.x).clone();
@@ -47,50 +48,80 @@ fn times(a: &Array, b: &Array) -> Array {
     Array::new(&a.dims, a.values.iter().zip(&b.values).map(|(a, b)| a * b).collect())
 }
 
+/// Values that lie side by side of what is joined or cut: a row or, if that is along the axis of `tokens`, a sample.
+fn run(x: &Array, tokens: bool) -> usize {
+    if tokens { x.values.len() / x.dims[0] } else { x.cols() }
+}
+
 pub(super) fn concat(op: &Concat, tape: &Tape) -> Array {
     let (a, b) = (tape.value(op.a), tape.value(op.b));
-    let mut values = Vec::with_capacity(a.rows() * (a.cols() + b.cols()));
-    for (a, b) in a.values.chunks_exact(a.cols()).zip(b.values.chunks_exact(b.cols()).cycle()) {
+    let [of_a, of_b] = [a, b].map(|x| run(x, op.tokens));
+    let mut values = Vec::with_capacity(a.values.len() / of_a * (of_a + of_b));
+    for (a, b) in a.values.chunks_exact(of_a).zip(b.values.chunks_exact(of_b).cycle()) {
         values.extend_from_slice(a);
         values.extend_from_slice(b);
     }
-    Array::new(&a.dims_with(a.cols() + b.cols()), values)
+    let mut dims = a.dims.clone();
+    let axis = dims.len() - if op.tokens { 2 } else { 1 };
+    dims[axis] = (of_a + of_b) / if op.tokens { a.cols() } else { 1 };
+    Array::new(&dims, values)
 }
 
 pub(super) fn concat_backward(op: &Concat, tape: &Tape, dy: Array, back: &mut Cotangents) {
     let (a, b) = (tape.value(op.a), tape.value(op.b));
-    for (value, like, first) in [(op.a, a, 0), (op.b, b, a.cols())] {
-        let rows = dy.values.chunks_exact(dy.cols());
-        let part: Vec<f32> = rows.flat_map(|row| &row[first..first + like.cols()]).copied().collect();
+    let (of_a, of_all) = (run(a, op.tokens), run(&dy, op.tokens));
+    for (value, like, range) in [(op.a, a, 0..of_a), (op.b, b, of_a..of_all)] {
+        let part: Vec<f32> = dy.values.chunks_exact(of_all).flat_map(|both| &both[range.clone()]).copied().collect();
         back.add(value, sum_cyclic(&part, like));
     }
 }
 
+/// Where what is cut out lies in each [`run`], and the length of that.
+fn cut(op: &Slice, x: &Array) -> (Range<usize>, usize) {
+    let unit = if op.tokens { x.cols() } else { 1 };
+    let first = op.first as usize * unit;
+    (first..first + op.count as usize * unit, run(x, op.tokens))
+}
+
 pub(super) fn slice(op: &Slice, tape: &Tape) -> Array {
-    let (x, first, count) = (tape.value(op.x), op.first as usize, op.count as usize);
-    let rows = x.values.chunks_exact(x.cols());
-    Array::new(&x.dims_with(count), rows.flat_map(|row| &row[first..first + count]).copied().collect())
+    let x = tape.value(op.x);
+    let (range, len) = cut(op, x);
+    let values = x.values.chunks_exact(len).flat_map(|all| &all[range.clone()]).copied().collect();
+    let mut dims = x.dims.clone();
+    let axis = dims.len() - if op.tokens { 2 } else { 1 };
+    dims[axis] = op.count as usize;
+    Array::new(&dims, values)
 }
 
 pub(super) fn slice_backward(op: &Slice, tape: &Tape, dy: Array, back: &mut Cotangents) {
-    let (first, count) = (op.first as usize, op.count as usize);
-    let mut dx = Array::zeros(&tape.value(op.x).dims);
-    let cols = dx.cols();
-    for (dx, dy) in dx.values.chunks_exact_mut(cols).zip(dy.values.chunks_exact(count)) {
-        dx[first..first + count].copy_from_slice(dy);
+    let x = tape.value(op.x);
+    let (range, len) = cut(op, x);
+    let mut dx = Array::zeros(&x.dims);
+    for (dx, dy) in dx.values.chunks_exact_mut(len).zip(dy.values.chunks_exact(range.len())) {
+        dx[range.clone()].copy_from_slice(dy);
     }
     back.add(op.x, dx);
 }
 
-/// `(n, h, w, c) -> (n, h / p, w / p, p * p * c)`.
+/// `(n, h, w, c) -> (n, h / p, w / p, p * p * c)`; of videos `(n, f, h, w, c)` frames lie below each other.
 pub(super) fn patchify(x: &Array, p: usize) -> Array {
-    let [n, h, w, c] = x.dims[..] else { panic!("pixels") };
+    let [n, h, w, c] = match x.dims[..] {
+        [n, h, w, c] => [n, h, w, c],
+        [n, f, h, w, c] => [n, f * h, w, c],
+        _ => panic!("pixels"),
+    };
     let mut y = Array::zeros(&[n, h / p, w / p, p * p * c]);
     patches([n, h, w, c], p, |pixel, patch| y.values[patch..patch + c].copy_from_slice(&x.values[pixel..pixel + c]));
     y
 }
 
-/// The inverse of [`patchify`], and so what it gives back.
+/// What [`patchify`] gives back.
+pub(super) fn patchify_backward(op: &Patchify, tape: &Tape, dy: &Array, back: &mut Cotangents) {
+    let dims = tape.value(op.x).dims.clone();
+    back.add(op.x, Array { dims, values: unpatchify(dy, op.patch as usize).values });
+}
+
+/// The inverse of [`patchify`], but that frames stay below each other.
 pub(super) fn unpatchify(y: &Array, p: usize) -> Array {
     let [n, h, w, f] = y.dims[..] else { panic!("patches") };
     let dims = [n, h * p, w * p, f / (p * p)];

@@ -7,7 +7,8 @@
 //! A [`Tape`] holds what the nodes of one run made; [`Tape::backward`] goes through them the other way (reverse-mode
 //! differentiation: Griewank & Walther, Evaluating Derivatives, chapter 3). Each op's rules stand in the file of its family,
 //! forward and backward side by side. The ops that have rules are those that stand between the weights of a network's
-//! blocks; of others there are none, and a program that has them is refused. Codes are floats again at once, and have rules where
+//! blocks; of others there are none, and a program that has them is refused. How many tokens of a prompt count is a number per
+//! sample. Codes are floats again at once, and have rules where
 //! their range is fixed: the curve's tensor is, in a run, (samples, 2), the scale and zero point at the time of each sample.
 //!
 //! Everything is f32, as in the training that this serves; sums over rows that could lose digits are of f64. No result
@@ -22,6 +23,8 @@ mod linear;
 mod norm;
 mod product;
 mod quantize;
+mod rotary;
+mod rows;
 
 pub use array::{Array, Cotangents, Values};
 pub(crate) use product::product;
@@ -46,6 +49,8 @@ pub struct Wanted {
 pub struct Tape<'a> {
     program: &'a Program,
     nodes: &'a [usize],
+    /// Frames of a sample.
+    frames: usize,
     inputs: &'a Values,
     weights: Weights<'a>,
     made: Values,
@@ -55,16 +60,23 @@ pub struct Tape<'a> {
 
 impl<'a> Tape<'a> {
     /// Runs `nodes` of `program`, ascending, on `inputs`: every value that they read and do not make. Values have the axes of
-    /// the program; what depends on conditions has a row per sample, each sample being its own condition.
+    /// the program, of samples of so many `frames`; what depends on conditions has a row per sample, each sample being its own
+    /// condition.
     ///
     /// # Errors
     /// [`Error::Request`] naming the node if it is an op without a rule, or reads a value that there is not.
     ///
     /// # Panics
     /// If a value or weight has other axes than the program's shape rules say.
-    pub fn run(program: &'a Program, nodes: &'a [usize], inputs: &'a Values, weights: Weights<'a>) -> Result<Self> {
+    pub fn run(
+        program: &'a Program,
+        nodes: &'a [usize],
+        frames: usize,
+        inputs: &'a Values,
+        weights: Weights<'a>,
+    ) -> Result<Self> {
         let (made, before) = (Values::new(), BTreeMap::new());
-        let mut tape = Tape { program, nodes, inputs, weights, made, before };
+        let mut tape = Tape { program, nodes, frames, inputs, weights, made, before };
         for &node in nodes {
             if let Some(missing) = program.nodes[node].op.operands().find(|value| tape.find(*value).is_none()) {
                 let what = format!("{} (node {node})", program.nodes[node].path);
@@ -104,8 +116,11 @@ impl<'a> Tape<'a> {
             Op::Pointwise(op) => (layout::pointwise(op, self), None),
             Op::Add(op) => (layout::add(op, self), None),
             Op::Multiply(op) => (layout::multiply(op, self), None),
-            Op::Concat(op) if !op.tokens => (layout::concat(op, self), None),
-            Op::Slice(op) if !op.tokens => (layout::slice(op, self), None),
+            Op::Concat(op) => (layout::concat(op, self), None),
+            Op::Slice(op) => (layout::slice(op, self), None),
+            Op::PadRows(op) => (rows::pad(op, self), None),
+            Op::Rotary(op) => (rotary::forward(op, self), None),
+            Op::Parameter(op) => (rows::parameter(op, self), None),
             Op::Patchify(op) => (layout::patchify(self.value(op.x), op.patch as usize), None),
             Op::Unpatchify(op) => (layout::unpatchify(self.value(op.x), op.patch as usize), None),
             Op::Resample(op) => (layout::resample(op, self), None),
@@ -116,17 +131,12 @@ impl<'a> Tape<'a> {
             Op::LayerNorm(_)
             | Op::GroupNorm(_)
             | Op::Attention(_)
-            | Op::Concat(_)
-            | Op::Slice(_)
-            | Op::PadRows(_)
-            | Op::Rotary(_)
             | Op::Round(_)
             | Op::Embedding(_)
             | Op::TimestepEmbedding(_)
             | Op::PositionEmbedding(_)
             | Op::RelativeBias(_)
-            | Op::VectorQuantize(_)
-            | Op::Parameter(_) => return Err(no_rule(self.program, node)),
+            | Op::VectorQuantize(_) => return Err(no_rule(self.program, node)),
         };
         let (y, before) = y;
         self.before.extend(before.map(|before| (node, before)));
@@ -160,7 +170,10 @@ impl<'a> Tape<'a> {
                 Op::Multiply(op) => layout::multiply_backward(op, self, dy, &mut back),
                 Op::Concat(op) => layout::concat_backward(op, self, dy, &mut back),
                 Op::Slice(op) => layout::slice_backward(op, self, dy, &mut back),
-                Op::Patchify(op) => back.add(op.x, layout::unpatchify(&dy, op.patch as usize)),
+                Op::PadRows(op) => rows::pad_backward(op, self, dy, &mut back),
+                Op::Rotary(op) => rotary::backward(op, self, dy, &mut back),
+                Op::Parameter(op) => rows::parameter_backward(op, self, dy, &mut back),
+                Op::Patchify(op) => layout::patchify_backward(op, self, &dy, &mut back),
                 Op::Unpatchify(op) => back.add(op.x, layout::patchify(&dy, op.patch as usize)),
                 Op::Resample(op) => layout::resample_backward(op, self, dy, &mut back),
                 Op::Quantize(op) => {
@@ -168,14 +181,11 @@ impl<'a> Tape<'a> {
                     quantize::backward(op, tensor, self, dy, &mut back);
                 }
                 Op::Round(_)
-                | Op::PadRows(_)
-                | Op::Rotary(_)
                 | Op::Embedding(_)
                 | Op::TimestepEmbedding(_)
                 | Op::PositionEmbedding(_)
                 | Op::RelativeBias(_)
-                | Op::VectorQuantize(_)
-                | Op::Parameter(_) => unreachable!("refused on the way forward"),
+                | Op::VectorQuantize(_) => unreachable!("refused on the way forward"),
             }
         }
         back
@@ -204,24 +214,24 @@ pub fn has_rule(op: &Op) -> bool {
         | Op::Pointwise(_)
         | Op::Add(_)
         | Op::Multiply(_)
+        | Op::Concat(_)
+        | Op::Slice(_)
+        | Op::PadRows(_)
+        | Op::Rotary(_)
+        | Op::Parameter(_)
         | Op::Patchify(_)
         | Op::Unpatchify(_)
         | Op::Resample(_) => true,
-        Op::Concat(op) => !op.tokens,
-        Op::Slice(op) => !op.tokens,
         Op::LayerNorm(op) => norm::has_rule(op),
         Op::GroupNorm(op) => op.quantize.is_none(),
         Op::Attention(op) => attention::has_rule(op),
         Op::Quantize(op) => quantize::curve(op).is_some(),
         Op::Round(_)
-        | Op::PadRows(_)
-        | Op::Rotary(_)
         | Op::Embedding(_)
         | Op::TimestepEmbedding(_)
         | Op::PositionEmbedding(_)
         | Op::RelativeBias(_)
-        | Op::VectorQuantize(_)
-        | Op::Parameter(_) => false,
+        | Op::VectorQuantize(_) => false,
     }
 }
 

@@ -8,14 +8,18 @@ use aquatint::raw::program::{Act, Columns, GroupNorm, LayerNorm, Modulation, Ten
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// What layer norms and group norms have in common: `y = act((xhat * weight + bias) * (1 + scale) + shift)`.
+/// What layer norms and group norms have in common: `y = act((xhat * weight + bias) * (1 + scale) + shift)`, the last two perhaps
+/// absent.
 pub(super) struct Norm {
     x: Value,
     weight: Option<Tensor>,
     bias: Option<Tensor>,
     eps: f32,
-    modulation: Option<Modulation>,
+    scale: Option<Columns>,
+    shift: Option<Columns>,
     act: Act,
+    /// Equal parts of a row that are rows of their own.
+    parts: usize,
     /// Groups of channels that share statistics over all pixels of a sample; in a layer norm each row has its own.
     groups: Option<usize>,
     /// Whether no mean is taken off.
@@ -73,33 +77,45 @@ impl Sets {
     }
 }
 
-/// Whether there is a rule: none for norms that only shift, or norm parts of rows.
+/// Whether there is a rule: none for norms that make codes.
 pub(super) fn has_rule(op: &LayerNorm) -> bool {
-    op.quantize.is_none() && op.shift.is_none() && op.parts <= 1
+    op.quantize.is_none()
+}
+
+/// Columns of the scale and of the shift.
+fn columns(modulation: Option<Modulation>) -> [Option<Columns>; 2] {
+    let at = |offset: fn(&Modulation) -> u32| modulation.map(|m| Columns { value: m.value, offset: offset(&m) });
+    [at(|m| m.scale), at(|m| m.shift)]
 }
 
 impl Norm {
     pub(super) fn of_layer(op: &LayerNorm) -> Self {
         let LayerNorm { x, weight, bias, eps, modulation, rms, .. } = *op;
-        Norm { x, weight, bias, eps, modulation, act: Act::None, groups: None, rms }
+        let [scale, shift] = columns(modulation);
+        let (shift, parts) = (shift.or(op.shift), op.parts.max(1) as usize);
+        Norm { x, weight, bias, eps, scale, shift, act: Act::None, parts, groups: None, rms }
     }
 
     pub(super) fn of_group(op: &GroupNorm) -> Self {
         let GroupNorm { x, weight, bias, eps, modulation, act, groups, .. } = *op;
+        let [scale, shift] = columns(modulation);
         Norm {
             x,
             weight: Some(weight),
             bias: Some(bias),
             eps,
-            modulation,
+            scale,
+            shift,
             act,
+            parts: 1,
             groups: Some(groups as usize),
             rms: false,
         }
     }
 
     fn sets(&self, x: &Array) -> Sets {
-        Sets { rows: x.rows() / x.dims[0], cols: x.cols(), groups: self.groups, rms: self.rms }
+        let (rows, cols) = (self.parts * x.rows() / x.dims[0], x.cols() / self.parts);
+        Sets { rows, cols, groups: self.groups, rms: self.rms }
     }
 
     fn parameter<'a>(&self, tape: &Tape<'a>, tensor: Option<Tensor>, n: usize, default: f32) -> Vec<f32> {
@@ -107,18 +123,18 @@ impl Norm {
     }
 
     /// Scale and shift of every sample, by which (1 + scale) multiplies.
-    fn modulation<'a>(&self, tape: &'a Tape, samples: usize) -> Option<[PerSample<'a>; 2]> {
-        let Modulation { value, scale, shift } = self.modulation?;
-        Some([scale, shift].map(|offset| PerSample::new(tape, Columns { value, offset }, samples)))
+    fn modulation<'a>(&self, tape: &'a Tape, samples: usize) -> [Option<PerSample<'a>>; 2] {
+        [self.scale, self.shift].map(|columns| columns.map(|columns| PerSample::new(tape, columns, samples)))
     }
 }
 
 /// The result, and what it was before its activation if it has one.
 pub(super) fn forward(norm: &Norm, tape: &Tape) -> (Array, Option<Array>) {
     let x = tape.value(norm.x);
-    let (sets, n, cols) = (norm.sets(x), x.dims[0], x.cols());
+    let (sets, n) = (norm.sets(x), x.dims[0]);
+    let cols = sets.cols;
     let (weight, bias) = (norm.parameter(tape, norm.weight, cols, 1.0), norm.parameter(tape, norm.bias, cols, 0.0));
-    let modulation = norm.modulation(tape, n);
+    let [scale, shift] = norm.modulation(tape, n);
     let mut z = Array::zeros(&x.dims);
     let len = sets.rows * cols;
     z.values.par_chunks_mut(len).zip(x.values.par_chunks(len)).enumerate().for_each(|(sample, (z, x))| {
@@ -127,11 +143,11 @@ pub(super) fn forward(norm: &Norm, tape: &Tape) -> (Array, Option<Array>) {
             for (c, (z, hat)) in z.iter_mut().zip(hat).enumerate() {
                 *z = hat * weight[c] + bias[c];
             }
-            if let Some([scale, shift]) = &modulation {
-                let (scale, shift) = (scale.of(sample, cols), shift.of(sample, cols));
-                z.iter_mut()
-                    .zip(scale.iter().zip(shift))
-                    .for_each(|(z, (scale, shift))| *z = *z * (1.0 + scale) + shift);
+            if let Some(scale) = &scale {
+                z.iter_mut().zip(scale.of(sample, cols)).for_each(|(z, scale)| *z *= 1.0 + scale);
+            }
+            if let Some(shift) = &shift {
+                z.iter_mut().zip(shift.of(sample, cols)).for_each(|(z, shift)| *z += shift);
             }
         }
     });
@@ -153,13 +169,14 @@ struct Back {
 
 pub(super) fn backward(norm: &Norm, tape: &Tape, before: Option<&Array>, dy: Array, back: &mut Cotangents) {
     let x = tape.value(norm.x);
-    let (sets, n, cols) = (norm.sets(x), x.dims[0], x.cols());
+    let (sets, n) = (norm.sets(x), x.dims[0]);
+    let cols = sets.cols;
     let mut dz = dy;
     if let Some(z) = before {
         chain(norm.act, &z.values, &mut dz.values);
     }
     let parameters = [norm.parameter(tape, norm.weight, cols, 1.0), norm.parameter(tape, norm.bias, cols, 0.0)];
-    let modulation = norm.modulation(tape, n);
+    let [scale, _] = norm.modulation(tape, n);
     let len = sets.rows * cols;
     let samples: Vec<Back> = dz
         .values
@@ -167,20 +184,20 @@ pub(super) fn backward(norm: &Norm, tape: &Tape, before: Option<&Array>, dy: Arr
         .zip(x.values.par_chunks(len))
         .enumerate()
         .map(|(sample, (dz, x))| {
-            let scale = modulation.as_ref().map(|[scale, _]| scale.of(sample, cols));
+            let scale = scale.as_ref().map(|scale| scale.of(sample, cols));
             of_sample(&sets, (x, norm.eps), dz, [&parameters[0], &parameters[1]], scale)
         })
         .collect();
-    if let Some(modulation) = norm.modulation.filter(|m| back.needs(m.value)) {
-        let mut d = Array::zeros(&tape.value(modulation.value).dims);
+    let sums: [fn(&Back) -> &Vec<f64>; 2] = [|part| &part.scale, |part| &part.shift];
+    for (columns, sums) in [norm.scale, norm.shift].into_iter().zip(sums) {
+        let Some(Columns { value, offset }) = columns.filter(|columns| back.needs(columns.value)) else { continue };
+        let mut d = Array::zeros(&tape.value(value).dims);
         let width = d.cols();
         for (sample, part) in samples.iter().enumerate() {
-            for (offset, sums) in [(modulation.scale, &part.scale), (modulation.shift, &part.shift)] {
-                let to = &mut d.values[sample * width + offset as usize..][..cols];
-                to.iter_mut().zip(sums).for_each(|(to, v)| *to += *v as f32);
-            }
+            let to = &mut d.values[sample * width + offset as usize..][..cols];
+            to.iter_mut().zip(sums(part)).for_each(|(to, v)| *to = *v as f32);
         }
-        back.add(modulation.value, d);
+        back.add(value, d);
     }
     let total = |of: fn(&Back) -> &Vec<f64>| -> Vec<f32> {
         (0..cols).map(|c| samples.iter().map(|part| of(part)[c]).sum::<f64>() as f32).collect()

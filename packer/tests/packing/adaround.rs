@@ -219,6 +219,7 @@ impl Setting {
         let block = Block {
             program: &self.program,
             nodes: &self.nodes,
+            frames: 1,
             output: self.program.output,
             inputs: &self.values,
             shared: &shared,

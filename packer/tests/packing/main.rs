@@ -27,6 +27,7 @@ mod quantizers;
 mod ranges;
 mod readme;
 mod reconstruct;
+mod reconstruct_texts;
 mod refusals;
 mod research;
 mod reverse;

@@ -48,7 +48,7 @@ fn codes_of_fixed_ranges_have_the_derivatives_of_torch() {
     assert!(has_rule(&program.nodes[0].op));
     let (inputs, ranges) = (Values::from([(Value(0), array(at("x")))]), array(at("ranges")));
     let find = |_| &ranges;
-    let tape = Tape::run(&program, &[0], &inputs, &find).unwrap();
+    let tape = Tape::run(&program, &[0], 1, &inputs, &find).unwrap();
     assert_near(&tape.value(Value(1)).values, &at("y").values, "result");
     let wanted = Wanted { tensors: [CURVE].into(), values: [Value(0)].into() };
     let back = tape.backward(Values::from([(Value(1), array(at("dy")))]), &wanted);
@@ -68,7 +68,7 @@ fn ranges_that_are_taken_while_running_have_no_rule() {
     let inputs = Values::from([(Value(0), Array::zeros(&[1, 4]))]);
     let none = Array::zeros(&[1]);
     let find = |_| &none;
-    assert!(Tape::run(&program, &[0], &inputs, &find).is_err());
+    assert!(Tape::run(&program, &[0], 1, &inputs, &find).is_err());
 }
 
 #[test]
@@ -82,6 +82,7 @@ fn steps_are_learned_as_torch_learns_them() {
     let block = Block {
         program: &program,
         nodes: &[0, 1],
+        frames: 1,
         output: Value(2),
         inputs: &inputs,
         shared: &shared,
