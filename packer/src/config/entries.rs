@@ -1,13 +1,20 @@
 //! Reading a configuration file of any format into one list of entries.
 
 use super::cache::{self, Sample, Wanted};
-use super::{Activations, Choice, ConfigError, Decider, Phases, QConfig, SpecFault, foreign, pickled, spec};
+use super::rules::{Pattern, Rule};
+use super::{Activations, Choice, ConfigError, Decider, FLOAT, Phases, QConfig, SpecFault, foreign, pickled, spec};
 use crate::source::{pickle, text};
+use crate::weight::SECOND_HALF;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::{collections::HashSet, fmt, fs, path::Path};
 
 /// Longest file read. The largest published configuration has 50 KB, a cache of 500 samples about 20 MB.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// What follows a layer's path in Qua2SeDiMo's files.
+const QUANTIZER: &str = ".weight_quantizer";
+/// What makes one vector of a text in Hunyuan-DiT: its projections are no layers to Qua2SeDiMo, which multiplies none by itself.
+const POOLER: &str = "time_extra_emb.pooler";
 
 /// What is wrong with a list of anything but configurations.
 pub(super) const NO_MAP: &str = "a map from layers to precisions is expected, this is a list";
@@ -197,7 +204,18 @@ fn entries(
         entries.push((key, spec));
         Ok(())
     })?;
-    Ok(QConfig { default, entries, ..QConfig::empty(origin) })
+    let mut config = QConfig { default, entries, ..QConfig::empty(origin) };
+    let alone = config.default.is_none() && !config.entries.is_empty();
+    if alone && config.entries.iter().all(|(key, _)| of_qua2sedimo(key)) {
+        let pooler = Rule::new(POOLER, Pattern::Components(POOLER.into()), FLOAT);
+        config.rules.push(pooler.unwritten("layers of `pooler` stay f16: Qua2SeDiMo neither quantizes nor counts them"));
+    }
+    Ok(config)
+}
+
+/// Whether a key has the decorations of Qua2SeDiMo's files.
+fn of_qua2sedimo(key: &str) -> bool {
+    key.ends_with(QUANTIZER) || key.ends_with(SECOND_HALF)
 }
 
 fn value_error(origin: &str, key: &str, value: &str, fault: SpecFault) -> ConfigError {

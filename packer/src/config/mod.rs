@@ -13,7 +13,9 @@
 //! proj_out_2 = "f16"
 //! ```
 //!
-//! A key is a module path, or a glob over module paths (`*` crosses dots). Nested maps spell a path in pieces.
+//! A key is a module path, or a glob over module paths (`*` crosses dots). Nested maps spell a path in pieces. Paths are
+//! diffusers'; those that the authors of DiT, PixArt and Open-Sora give to layers are understood as well (`blocks.3.mlp.fc1`),
+//! and ViDiT-Q's for parts of their matrices (`blocks.3.attn.q`).
 //! Qua2SeDiMo's decorations, `model.` before and `.weight_quantizer` behind, may be left on. **An exact name beats every
 //! glob; among globs the one with more literal characters wins, and an equally literal one with another value is an
 //! error**, so the order of a map never matters. A layer that nothing matches is an error, and so is a key that matches
@@ -283,9 +285,21 @@ impl QConfig {
     /// What of another project's file is taken otherwise or not at all, a sentence each; rules that are for none of `layers`
     /// among it.
     pub fn notes(&self, layers: &[&str]) -> Vec<String> {
-        let idle = |rule: &&rules::Rule| !rule.is_rest() && !layers.iter().any(|layer| rule.matches(layer));
-        let note = |rule: &rules::Rule| format!("`{}` matches no layer of this model", spec::shorten(&rule.key));
-        self.notes.iter().cloned().chain(self.rules.iter().filter(idle).map(note)).collect()
+        let of_rule = |rule: &rules::Rule| {
+            let used = rule.is_rest() || layers.iter().any(|layer| rule.matches(layer));
+            match (used, rule.note) {
+                (true, note) => note.map(str::to_owned),
+                (false, None) => Some(format!("`{}` matches no layer of this model", spec::shorten(&rule.key))),
+                (false, Some(_)) => None,
+            }
+        };
+        let mut notes = self.notes.clone();
+        for note in self.rules.iter().filter_map(of_rule) {
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        notes
     }
 
     /// Whether an entry, and no glob, is for the second half of `layer`: it must be split then.

@@ -1,9 +1,10 @@
 //! Matching a configuration against the layers of a model. The rules are those of the [module](super).
 
 use super::{Choice, ConfigError, Decider, LayerSpec, QConfig, spec::shorten};
+use crate::source::layout::authors_paths;
 use crate::weight::SECOND_HALF;
 use globset::{Glob, GlobMatcher};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Layers named in an error.
 const SHOWN: usize = 3;
@@ -45,7 +46,11 @@ pub(super) fn resolve(
     let origin = || config.origin.clone();
     let index: HashMap<&str, usize> = layers.iter().enumerate().map(|(i, &name)| (name, i)).collect();
     let duplicates: HashMap<&str, usize> = aliases.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
-    let known = |name: &str| index.contains_key(name) || duplicates.contains_key(name);
+    // What their authors call the layers; of a matrix that they have in one, several layers have the name.
+    let authors: Vec<Vec<String>> = layers.iter().map(|layer| authors_paths(layer)).collect();
+    let by_authors: HashSet<&str> = authors.iter().flatten().map(String::as_str).collect();
+    let known =
+        |name: &str| index.contains_key(name) || duplicates.contains_key(name) || by_authors.contains(name);
 
     // Exact entries by the name they mean, and globs.
     let mut exact: HashMap<&str, (&str, LayerSpec)> = HashMap::new();
@@ -81,18 +86,20 @@ pub(super) fn resolve(
     let mut unmatched = Vec::new();
     let mut choices = Vec::with_capacity(layers.len());
     for (i, &layer) in layers.iter().enumerate() {
+        let by_authors = || authors[i].iter().find_map(|name| exact.get(&name[..]));
         let named = |name: &str| exact.get(name).or_else(|| inherited.get(name)).copied();
         let first_half = layer.strip_suffix(SECOND_HALF);
         let mut by_glob = None;
-        for name in [Some(layer), first_half].into_iter().flatten() {
-            let found = best_glob(&mut globs, name).map_err(|keys| ConfigError::Conflict {
+        let names: Vec<&str> = std::iter::once(layer).chain(authors[i].iter().map(String::as_str)).collect();
+        for names in std::iter::once(&names[..]).chain(first_half.as_ref().map(std::slice::from_ref)) {
+            let found = best_glob(&mut globs, names).map_err(|keys| ConfigError::Conflict {
                 origin: origin(),
-                layer: name.into(),
+                layer: names[0].into(),
                 keys,
             })?;
             by_glob = by_glob.or(found);
         }
-        let entry = named(layer).or_else(|| first_half.and_then(named)).or(by_glob);
+        let entry = named(layer).or_else(|| by_authors().copied()).or_else(|| first_half.and_then(named)).or(by_glob);
         let entry = entry.map(|(key, spec)| Choice { spec, by: Decider::Entry(key.to_owned()) });
         let rule = || {
             let rule = config.rules.iter().find(|rule| rule.matches(first_half.unwrap_or(layer)))?;
@@ -136,11 +143,11 @@ fn pattern<'a>(config: &QConfig, key: &'a str, spec: LayerSpec) -> Result<Patter
     Ok(Pattern { key, spec, matchers, literal, used: false })
 }
 
-/// The most literal glob that matches, and its value; both keys if two of them disagree.
-fn best_glob<'a>(globs: &mut [Pattern<'a>], layer: &str) -> Result<Option<(&'a str, LayerSpec)>, [String; 2]> {
+/// The most literal glob that matches one of a layer's `names`, and its value; both keys if two of them disagree.
+fn best_glob<'a>(globs: &mut [Pattern<'a>], names: &[&str]) -> Result<Option<(&'a str, LayerSpec)>, [String; 2]> {
     let mut best: Option<(usize, LayerSpec, &'a str)> = None;
     let mut rival = None;
-    for glob in globs.iter_mut().filter(|glob| glob.matches(layer)) {
+    for glob in globs.iter_mut().filter(|glob| names.iter().any(|name| glob.matches(name))) {
         glob.used = true;
         match best {
             Some((literal, ..)) if literal > glob.literal => {}

@@ -1,6 +1,7 @@
 //! Rules in order, the first of which that matches a layer decides: how other projects say which layers they mean.
 
 use super::LayerSpec;
+use crate::source::layout::authors_paths;
 use regex::Regex;
 
 /// A rule of another project's configuration.
@@ -10,6 +11,8 @@ pub(super) struct Rule {
     pub(super) key: String,
     pattern: Pattern,
     pub(super) spec: LayerSpec,
+    /// What to tell where it is for a layer; such a rule may be for none.
+    pub(super) note: Option<&'static str>,
 }
 
 /// Which layers a rule is for.
@@ -49,12 +52,17 @@ impl Pattern {
 
 impl Rule {
     pub(super) fn new(key: &str, pattern: Pattern, spec: LayerSpec) -> Self {
-        Rule { key: key.to_owned(), pattern, spec }
+        Rule { key: key.to_owned(), pattern, spec, note: None }
     }
 
-    /// Whether it is for the layer with this module path, as diffusers has it.
+    /// The same, of what a project has in its code and not in its files: `note` tells of it where it is for a layer.
+    pub(super) fn unwritten(self, note: &'static str) -> Self {
+        Rule { note: Some(note), ..self }
+    }
+
+    /// Whether it is for the layer with this module path, as diffusers has it, under this or one of its authors' names.
     pub(super) fn matches(&self, layer: &str) -> bool {
-        self.pattern.matches(layer)
+        self.pattern.matches(layer) || authors_paths(layer).iter().any(|path| self.pattern.matches(path))
     }
 
     /// Whether it is for whatever no other rule is for.

@@ -2,6 +2,7 @@
 
 use crate::config;
 use crate::error::Result;
+use crate::source::layout::authors_paths;
 use crate::weight::Weight;
 use aquatint::error::Error;
 use globset::{Glob, GlobMatcher};
@@ -72,6 +73,7 @@ impl Matcher {
             Matcher::Regex(list) => list.iter().any(|regex| regex.is_match(layer)),
             Matcher::Components(list) => list.iter().any(|parts| config::has_components(layer, parts)),
         };
-        named(&weight.layer()) || weight.copied_layers().any(named)
+        let layer = weight.layer();
+        named(&layer) || weight.copied_layers().any(named) || authors_paths(&layer).iter().any(|path| named(path))
     }
 }

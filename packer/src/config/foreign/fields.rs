@@ -42,6 +42,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Those of `keys` that have a value, each with the keys above it.
+    pub(super) fn present(&self, keys: &[&str]) -> Vec<String> {
+        keys.iter().filter(|key| self.get(key).is_some()).map(|key| format!("{}{key}", self.path)).collect()
+    }
+
     /// What is wrong with `key`.
     pub(super) fn fault(&self, key: &str, reason: &str) -> ConfigError {
         let key = spec::shorten(&format!("{}{key}", self.path));
@@ -128,6 +133,12 @@ fn words(value: &Raw) -> String {
         Raw::Map(_) => "a map".into(),
         Raw::Other(kind) => (*kind).into(),
     }
+}
+
+/// What is told of fields that change nothing, `ignored` by name; nothing if there are none.
+pub(super) fn ignored(ignored: &[String], reason: &str) -> Option<String> {
+    let verb = if ignored.len() == 1 { "changes" } else { "change" };
+    (!ignored.is_empty()).then(|| format!("{} {verb} nothing: {reason}", ignored.join(", ")))
 }
 
 /// What is wrong with one part of a precision, where it is not one that is packed.

@@ -2,7 +2,7 @@
 //! of layers that are left alone.
 
 use super::default;
-use super::fields::{Fields, MAX_ITEMS, width_fault};
+use super::fields::{Fields, MAX_ITEMS, ignored, width_fault};
 use super::steps::METHOD;
 use crate::config::entries::Raw;
 use crate::config::rules::{Pattern, Rule};
@@ -16,6 +16,10 @@ use std::path::{Component, Path, PathBuf};
 
 /// Longest list of layers that is read.
 const MAX_LIST: u64 = 1 << 20;
+/// Layers of PixArt that the project's scripts leave in floats, whatever a file says.
+const PIXART_FLOATS: [&str; 6] = ["x_embedder", "t_embedder", "t_block", "y_embedder", "csize_embedder", "ar_embedder"];
+/// The layer of PixArt that they smooth, and no other.
+const PIXART_SMOOTHED: &str = "blocks.27.mlp.fc2";
 /// Of a range so far, hundredths that stay when a call is seen: `running_stat`.
 const MOMENTUM: u8 = 95;
 
@@ -46,6 +50,12 @@ pub(super) fn read(path: &Path, file: &Fields) -> Result<QConfig, ConfigError> {
             config.rules.push(Rule::new(&layer, Pattern::Components(layer.clone()), FLOAT));
         }
     }
+    if is_pixart(file)? {
+        let note = "x_embedder, t_embedder, t_block, y_embedder, csize_embedder and ar_embedder stay f16, as the project's \
+                    scripts for PixArt have them";
+        let floats = PIXART_FLOATS.map(|name| Rule::new(name, Pattern::Components(name.into()), FLOAT).unwritten(note));
+        config.rules.extend(floats);
+    }
     let spec = LayerSpec { weights, activations };
     config.rules.push(Rule::new("quant", Pattern::Any, spec));
     config.default = default(spec);
@@ -64,10 +74,19 @@ pub(super) fn read(path: &Path, file: &Fields) -> Result<QConfig, ConfigError> {
             .notes
             .push("mixed_precision names widths that layers may be set to; all have those of the quantizers".into());
     }
-    config
-        .notes
-        .push("model, conditional, calib_data, grad_checkpoint and optimization: nothing is taken from them".into());
+    let weight = quant.map("weight")?;
+    let mut idle = file.present(&["model", "conditional", "calib_data"]);
+    idle.extend(quant.present(&["grad_checkpoint"]));
+    idle.extend([&weight, &activation].into_iter().flat_map(|fields| fields.present(&["optimization"])));
+    let reason = "they are about calibration and training, which --calib and packer reconstruct do in their own way";
+    config.notes.extend(ignored(&idle, reason));
     Ok(config)
+}
+
+/// Whether the file is for PixArt, of which the project's scripts know more than it says.
+fn is_pixart(file: &Fields) -> Result<bool, ConfigError> {
+    let model = file.map("model")?;
+    Ok(matches!(model.get("model_id"), Some(Raw::Text(id)) if id.contains("pixart")))
 }
 
 /// Refuses levels or ranges for every timestep.
@@ -109,6 +128,8 @@ fn weights(weight: &Fields, notes: &mut Vec<String>) -> Result<Weights, ConfigEr
             "round_mode: learned_hard_sigmoid is not honoured: codes are the nearest, or chosen by --calib".into(),
         );
     }
+    let idle = quantizer.present(&["channel_wise", "channel_dim"]);
+    notes.extend(ignored(&idle, "weights have a step per output channel"));
     coded(&quantizer, rule)
 }
 
@@ -153,11 +174,15 @@ fn activations(quantizer: &Fields, config: &mut QConfig) -> Result<Activations, 
             .notes
             .push("softmax is not honoured: what attention multiplies stays float, or see --int8-attention".into());
     }
+    let idle = quantizer.present(&["channel_wise", "round_mode", "n_spatial_token", "n_temporal_token", "n_prompt"]);
+    config.notes.extend(ignored(&idle, "codes of activations are the nearest, and ranges of rows need no number of tokens"));
     if activations == Activations::Float {
         return Ok(activations);
     }
     match (dynamic, by_token) {
         (true, _) => {
+            let idle = quantizer.present(&["scale_method", "running_stat", "sym"]);
+            config.notes.extend(ignored(&idle, "ranges are taken while running, by the extremes of each row"));
             let whole = if by_token { "token of a batch" } else { "tensor" };
             config.notes.push(format!(
                 "activations have the range of each row here, asymmetric, where the project's code takes that of each {whole}"
@@ -215,7 +240,16 @@ fn smooth(file: &Fields, smooth: &Fields, config: &mut QConfig) -> Result<(), Co
         }
         Some(_) => return Err(smooth.fault("timerange", "must be as many [first, last] as there are alphas")),
     };
-    let layers = file.text("smooth_quant_list")?.into_iter().filter(|l| !l.is_empty()).map(str::to_owned).collect();
+    let idle = smooth.present(&["channel_wise_scale_type", "momentum"]);
+    config.notes.extend(ignored(&idle, "factors follow from the greatest magnitudes that --calib has seen"));
+    let listed = file.text("smooth_quant_list")?.filter(|list| !list.is_empty());
+    let of_code = is_pixart(file)?.then_some(PIXART_SMOOTHED);
+    if listed.is_none()
+        && let Some(layer) = of_code
+    {
+        config.notes.push(format!("{layer} alone is smoothed, as the project's scripts for PixArt have it"));
+    }
+    let layers = listed.or(of_code).into_iter().map(str::to_owned).collect();
     let alphas = alphas.into_iter().zip(spans).collect();
     config.transforms.smooth.push(Smoothing { rule: SmoothingRule::Activations, alphas, layers });
     Ok(())

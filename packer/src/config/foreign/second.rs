@@ -2,7 +2,7 @@
 //! layer's path; linear layers only.
 
 use super::default;
-use super::fields::{Fields, MAX_ITEMS, width_fault};
+use super::fields::{Fields, MAX_ITEMS, ignored, width_fault};
 use super::steps::METHOD;
 use crate::config::entries::Raw;
 use crate::config::rules::{Pattern, Rule};
@@ -52,7 +52,8 @@ pub(super) fn read(file: &Fields) -> Result<QConfig, ConfigError> {
     if act.get("n_bits").is_some() {
         config.notes.push("activations have the range of each row, asymmetric, whatever act.sym says".into());
     }
-    config.notes.push("model and calib_data: nothing is taken from them".into());
+    let idle = file.present(&["model", "calib_data"]);
+    config.notes.extend(ignored(&idle, "the model is what is packed, and --calib what is known of its activations"));
     Ok(config)
 }
 

@@ -37,7 +37,7 @@ pub use hunyuan::Hunyuan;
 pub use latte::Latte;
 pub use list::List;
 pub use pipeline::{GUIDED_CHANNELS, LEARNED_NULL, Member, Published, STEPS, recognise, recognise_without};
-pub use pixart::{NULL_CAPTION, Pixart};
+pub use pixart::{NULL_CAPTION, Pixart, authors_paths};
 pub use stdit::Stdit;
 pub use text::TextEncoder;
 pub use unet::{Added, Attention, Conventions, Heads, Unet};

@@ -20,6 +20,9 @@ const SIGMA_TOKENS: usize = 300;
 /// Name, in diffusers' terms, of the caption for none, which its first versions had too and its pipelines never read.
 pub const NULL_CAPTION: &str = "caption_projection.y_embedding";
 
+/// What ViDiT-Q calls the three parts of a matrix of queries, keys and values.
+pub(super) const QKV: [&str; 3] = ["q", "k", "v"];
+
 /// The transformer of a PixArt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pixart {
@@ -162,7 +165,7 @@ impl Pixart {
 
 /// Where a file has the tensor that diffusers calls `key`.
 pub(super) fn entry((key, dims): (String, Vec<usize>)) -> Entry {
-    let Place { source, part: [at, parts] } = place(&key);
+    let Some(Place { source, part: [at, parts] }) = place(&key) else { unreachable!("{key} is no tensor of a PixArt") };
     let mut source_dims = dims.clone();
     source_dims[0] *= parts;
     let part = if parts == 1 { Part::Whole } else { Part::Rows(at * dims[0]..(at + 1) * dims[0]) };
@@ -175,14 +178,24 @@ struct Place {
     part: [usize; 2],
 }
 
-/// The place of the tensor that diffusers calls `key`.
-fn place(key: &str) -> Place {
+/// The paths that the authors of DiT, PixArt and Open-Sora give to the layer that diffusers calls `layer`, for configurations in
+/// their words; none if it is no layer of such a transformer. Of queries, keys and values the one that ViDiT-Q splits matrices
+/// into comes before that of the whole matrix.
+pub fn authors_paths(layer: &str) -> Vec<String> {
+    let Some(Place { source, part: [at, _] }) = place(&format!("{layer}.weight")) else { return Vec::new() };
+    let whole = source.trim_end_matches(".weight").to_owned();
+    let own = whole.strip_suffix(".qkv").map(|module| format!("{module}.{}", QKV[at]));
+    own.into_iter().chain([whole]).collect()
+}
+
+/// The place of the tensor that diffusers calls `key`; none if it is no tensor of such a transformer.
+fn place(key: &str) -> Option<Place> {
     let whole = |source: String| Place { source, part: [0, 1] };
     let layer = |name: &str| match name {
         "linear_1" => 0,
         _ => 2,
     };
-    match key.split('.').collect::<Vec<_>>()[..] {
+    Some(match key.split('.').collect::<Vec<_>>()[..] {
         _ if key == NULL_CAPTION => whole("y_embedder.y_embedding".into()),
         ["scale_shift_table"] => whole("final_layer.scale_shift_table".into()),
         ["pos_embed", "proj", last] => whole(format!("x_embedder.proj.{last}")),
@@ -199,24 +212,34 @@ fn place(key: &str) -> Place {
         ["caption_projection", name, last] => {
             whole(format!("y_embedder.y_proj.fc{}.{last}", if name == "linear_1" { 1 } else { 2 }))
         }
-        [_, block, "scale_shift_table"] => whole(format!("blocks.{block}.scale_shift_table")),
-        [_, block, "attn1", "to_out", _, last] => whole(format!("blocks.{block}.attn.proj.{last}")),
-        [_, block, "attn_temp", "to_out", _, last] => whole(format!("blocks.{block}.attn_temp.proj.{last}")),
-        [_, block, "attn2", "to_out", _, last] => whole(format!("blocks.{block}.cross_attn.proj.{last}")),
-        [_, block, "attn2", "to_q", last] => whole(format!("blocks.{block}.cross_attn.q_linear.{last}")),
-        [_, block, attention, which, last] if attention.starts_with("attn") => {
+        ["transformer_blocks", block, ref rest @ ..] => in_block(block, rest)?,
+        _ => return None,
+    })
+}
+
+/// The place of a tensor of a block.
+fn in_block(block: &str, name: &[&str]) -> Option<Place> {
+    let whole = |source: String| Place { source: format!("blocks.{block}.{source}"), part: [0, 1] };
+    Some(match name {
+        ["scale_shift_table"] => whole("scale_shift_table".into()),
+        ["attn1", "to_out", _, last] => whole(format!("attn.proj.{last}")),
+        ["attn_temp", "to_out", _, last] => whole(format!("attn_temp.proj.{last}")),
+        ["attn2", "to_out", _, last] => whole(format!("cross_attn.proj.{last}")),
+        ["attn2", "to_q", last] => whole(format!("cross_attn.q_linear.{last}")),
+        [attention, which, last] => {
             // All three in one matrix, or keys and values in one.
-            let (source, names): (_, &[&str]) = match attention {
+            let (source, names): (_, &[&str]) = match *attention {
                 "attn1" => ("attn.qkv", &["to_q", "to_k", "to_v"]),
                 // Of Open-Sora, which has PixArt's blocks and more.
                 "attn_temp" => ("attn_temp.qkv", &["to_q", "to_k", "to_v"]),
-                _ => ("cross_attn.kv_linear", &["to_k", "to_v"]),
+                "attn2" => ("cross_attn.kv_linear", &["to_k", "to_v"]),
+                _ => return None,
             };
-            let at = names.iter().position(|name| *name == which).unwrap_or(0);
+            let at = names.iter().position(|name| name == which)?;
             Place { source: format!("blocks.{block}.{source}.{last}"), part: [at, names.len()] }
         }
-        [_, block, "ff", "net", "0", "proj", last] => whole(format!("blocks.{block}.mlp.fc1.{last}")),
-        [_, block, "ff", "net", "2", last] => whole(format!("blocks.{block}.mlp.fc2.{last}")),
-        _ => unreachable!("{key} is no tensor of a PixArt"),
-    }
+        ["ff", "net", "0", "proj", last] => whole(format!("mlp.fc1.{last}")),
+        ["ff", "net", "2", last] => whole(format!("mlp.fc2.{last}")),
+        _ => return None,
+    })
 }

@@ -100,7 +100,7 @@ impl Stdit {
             && let Some((module, last)) = entry.source.split_once(".qkv.")
             && let Part::Rows(rows) = &entry.part
         {
-            let which = ["q", "k", "v"][(rows.start / self.frame.features).min(2)];
+            let which = pixart::QKV[(rows.start / self.frame.features).min(2)];
             entry.source = format!("{module}.{which}.{last}");
             (entry.source_dims, entry.part) = (entry.dims.clone(), Part::Whole);
         }
