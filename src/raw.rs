@@ -4,7 +4,7 @@
 //! * [`format`](mod@format) the `.aqt` file: its specification, reader, verifier and writer; [`mmap`] maps it,
 //!   [`whole_file`] writes it
 //! * [`codec`] the one weight codec: code -> codebook -> scale
-//! * [`program`] ops, shapes; [`hoist`] how often each must run; [`plan`] memory; [`exec`] the executor
+//! * [`program`] ops, shapes; [`hoist`] how often each must run; [`work`] how much arithmetic that is; [`plan`] memory; [`exec`] the executor
 //! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX2 and portable code; [`backend::cuda`] CUDA devices
 //! * [`text`] prompts to tokens and weights; [`rng`] torch's and our own noise; [`step`] the places of a sampling run
 
@@ -32,3 +32,5 @@ pub mod step;
 pub mod text;
 #[path = "whole_file.rs"]
 pub mod whole_file;
+#[path = "work.rs"]
+pub mod work;

@@ -3,17 +3,15 @@
 
 use crate::error::Result;
 use crate::lower::Part;
-use crate::pass::product;
-use crate::quantize::{Method, average_bits, quantized_bytes, raw_bytes};
+use crate::quantize::{Method, average_bits, is_counted, quantized_bytes, raw_bytes};
 use aquatint::raw::codec::Bits;
 use aquatint::raw::format::Packed;
 use aquatint::raw::program::shape::{self, TensorType};
-use aquatint::raw::program::{Attention, Dims, Op, Program, Reach, Role, Tensor};
+use aquatint::raw::program::{Dims, Program, Role, Tensor};
+use aquatint::raw::work::{self, Macs};
 use serde::Serialize;
 use std::collections::HashMap;
 
-/// Tokens of a prompt in one call, where a network reads prompts: CLIP's chunk.
-const TOKENS: usize = 77;
 /// Bits that floats count as.
 const FLOAT: u64 = 16;
 
@@ -34,7 +32,7 @@ pub struct Size {
 /// What a denoiser's call costs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Account {
-    /// The denoiser, or the refiner.
+    /// The denoiser, the refiner, or a text encoder.
     pub network: &'static str,
     /// The phase of its program that is meant; 0 where there is one.
     pub phase: usize,
@@ -65,25 +63,46 @@ struct Layer {
     codes: Option<(Method, Bits)>,
     /// Bits of what multiplies it; floats count as [`FLOAT`].
     activation_bits: u64,
+    /// Whether its size counts.
+    counted: bool,
 }
 
-/// The accounts of the denoisers of a packed file, one for each phase.
+/// The accounts of the denoisers of a packed file, one for each phase, and then of its text encoders.
+///
+/// A call is of one image or video of the model's own size, with a prompt of as many tokens as the model reads at most.
 ///
 /// # Errors
 /// If the shapes of a program do not fit.
 pub fn accounts<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<Vec<Account>> {
-    let [height, width] = packed.meta().pipeline.latent_size.map(|n| n as usize);
-    let dims = Dims { height, width, tokens: TOKENS, frames: packed.meta().pipeline.frames as usize, ..Dims::ONE };
-    let layers = layers(packed);
+    let pipeline = &packed.meta().pipeline;
+    let [height, width] = pipeline.latent_size.map(|n| n as usize);
+    let encoders = pipeline.text.as_ref().map_or(&[][..], |text| &text.encoders);
+    let tokens = |encoder: usize| encoders.get(encoder).map_or(1, |encoder| encoder.tokens as usize);
+    let frames = pipeline.frames as usize;
+    let dims = |role| match role {
+        Role::TextEncoder => Dims { tokens: tokens(0), ..Dims::ONE },
+        Role::TextEncoder2 => Dims { tokens: tokens(1), ..Dims::ONE },
+        Role::Denoiser | Role::Refiner | Role::VaeDecoder | Role::VaeEncoder => {
+            Dims { height, width, tokens: tokens(0), frames, ..Dims::ONE }
+        }
+    };
     let types: Vec<TensorType> = packed.tensors().iter().map(|t| t.ty()).collect();
-    let networks = packed.programs().iter().filter(|p| matches!(p.role, Role::Denoiser | Role::Refiner));
-    let each = networks.flat_map(|program| program.phases.shares().into_iter().enumerate().map(move |p| (program, p)));
-    let one = |(program, phase): (&Program, (usize, f64))| account(program, phase, (&types, &layers), &dims);
-    each.map(one).collect()
+    let mut accounts = Vec::new();
+    for (part, roles) in
+        [(Part::Denoiser, [Role::Denoiser, Role::Refiner]), (Part::Text, [Role::TextEncoder, Role::TextEncoder2])]
+    {
+        let layers = layers(packed, part);
+        for program in packed.programs().iter().filter(|p| roles.contains(&p.role)) {
+            for phase in program.phases.shares().into_iter().enumerate() {
+                accounts.push(account(program, phase, (&types, &layers), &dims(program.role))?);
+            }
+        }
+    }
+    Ok(accounts)
 }
 
-/// The layers of the denoisers, by their weights.
-fn layers<D: AsRef<[u8]>>(packed: &Packed<D>) -> HashMap<Tensor, Layer> {
+/// The layers of a part of the model, by their weights.
+fn layers<D: AsRef<[u8]>>(packed: &Packed<D>, of: Part) -> HashMap<Tensor, Layer> {
     let meta = packed.meta();
     let named: HashMap<String, _> =
         meta.quantization.layers.iter().map(|l| (format!("{}.weight", l.name), l)).collect();
@@ -99,8 +118,9 @@ fn layers<D: AsRef<[u8]>>(packed: &Packed<D>) -> HashMap<Tensor, Layer> {
             32 => FLOAT,
             bits => u64::from(bits),
         };
-        let layer = Layer { matrix: (rows, weights / rows.max(1)), copies, codes, activation_bits };
-        (part == Part::Denoiser).then_some((Tensor(i as u32), layer))
+        let matrix = (rows, weights / rows.max(1));
+        let layer = Layer { matrix, copies, codes, activation_bits, counted: is_counted(&tensor.name) };
+        (part == of).then_some((Tensor(i as u32), layer))
     };
     packed.tensors().iter().enumerate().filter_map(layer).collect()
 }
@@ -116,38 +136,26 @@ fn account(
     let (mut layer_macs, mut attention_macs, mut bit_operations, mut published) = (0, 0, 0.0, 0u128);
     let mut used: Vec<Tensor> = Vec::new();
     for (i, node) in program.nodes.iter().enumerate() {
-        if let Some((weight, ..)) = product(&node.op)
-            && let Some(layer) = layers.get(&weight)
-        {
-            let macs = rows_of(values[program.value_of(i).0 as usize].dims()) * layer.matrix.0 * layer.matrix.1;
-            let bits = layer.codes.map_or(FLOAT, |(_, bits)| u64::from(bits.get()));
-            layer_macs += macs;
-            bit_operations += macs as f64 * (bits * layer.activation_bits) as f64;
-            let per_mac = match layer.codes {
-                Some((Method::Uniform(_), bits)) => u64::from(bits.get()) * FLOAT,
-                Some(_) => FLOAT * FLOAT,
-                None => FLOAT,
-            };
-            published += u128::from(macs * per_mac);
-            used.push(weight);
-        }
-        if let Op::Attention(Attention { q, k, reach, .. }) = node.op {
-            let (q, k) = (values[q.0 as usize].dims(), values[k.0 as usize].dims());
-            let features = q.last().copied().unwrap_or(0) as u64;
-            let keys: usize = k[1.min(k.len())..k.len().saturating_sub(1)].iter().product();
-            let seen = match reach {
-                Reach::Sample => keys,
-                Reach::Frame => keys / dims.frames,
-                Reach::Place => dims.frames,
-            };
-            attention_macs += rows_of(q) * features * seen as u64;
-        }
+        let Macs { layers: macs, attention } = work::macs(program, i, (types, &values), dims);
+        attention_macs += attention;
+        let Some(weight) = work::layer(&node.op) else { continue };
+        let Some(layer) = layers.get(&weight) else { continue };
+        let bits = layer.codes.map_or(FLOAT, |(_, bits)| u64::from(bits.get()));
+        layer_macs += macs;
+        bit_operations += macs as f64 * (bits * layer.activation_bits) as f64;
+        let per_mac = match layer.codes {
+            Some((Method::Uniform(_), bits)) => u64::from(bits.get()) * FLOAT,
+            Some(_) => FLOAT * FLOAT,
+            None => FLOAT,
+        };
+        published += u128::from(macs * per_mac);
+        used.push(weight);
     }
     // Both products, floats on both sides.
     let attention = u128::from(attention_macs) * u128::from(2 * FLOAT * FLOAT);
     used.sort_unstable();
     used.dedup();
-    let own = || used.iter().map(|tensor| &layers[tensor]);
+    let own = || used.iter().map(|tensor| &layers[tensor]).filter(|layer| layer.counted);
     let size = |precision: u64| {
         let full = |l: &Layer| l.copies * raw_bytes(l.matrix.0 * l.matrix.1, precision);
         let quantized = |l: &Layer| match l.codes {
@@ -168,8 +176,4 @@ fn account(
         bit_operations: bit_operations + attention as f64,
         qua2sedimo_tera_bit_operations: ((published + attention) / 1_000_000_000_000) as u64,
     })
-}
-
-fn rows_of(dims: &[usize]) -> u64 {
-    dims.iter().take(dims.len().saturating_sub(1)).product::<usize>() as u64
 }

@@ -2,6 +2,7 @@
 
 use super::device::Choice;
 use super::options::SizeArgs;
+use super::work::Work;
 use super::{Device, bytes, model, say, say_json};
 use aquatint::model::{Model, TextModel};
 use aquatint::options::{MAX_IMAGES, RequestOptions, SamplingOptions};
@@ -59,6 +60,8 @@ struct Contents<'a> {
     plans: Plans,
     /// Bytes of device memory, on a CUDA device.
     device: Option<usize>,
+    /// What the networks of the step loop do, and how often.
+    work: Vec<Work>,
 }
 
 impl Info {
@@ -94,12 +97,14 @@ impl Info {
             Choice::Cpu(_) => None,
             Choice::Cuda(_) => Some(CudaSizing::device_bytes(packed.data_bytes(), plans.peak())),
         };
-        let contents = Contents { model: &model, codecs, files, request, plans, device };
+        let work = Work::of(&model, &plans)?;
+        let contents = Contents { model: &model, codecs, files, request, plans, device, work };
         if self.json {
             contents.say_json(self.batch_size);
             return Ok(());
         }
         contents.say_model();
+        contents.work.iter().for_each(|work| work.say(self.batch_size));
         contents.say_memory(self.batch_size);
         if self.verbose {
             say("");
@@ -142,6 +147,7 @@ impl Contents<'_> {
             "codecs": codecs,
             "files": self.files,
             "programs": programs,
+            "hoisting": self.work.iter().map(Work::json).collect::<Vec<_>>(),
             "memory": {
                 "batch": batch, "steps": self.request.steps, "size": self.request.pixels(self.model),
                 "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables,

@@ -12,6 +12,7 @@ mod options;
 mod run;
 mod tensors;
 mod verify;
+mod work;
 
 use aquatint::error::error_line;
 use aquatint::{Error, Result};

@@ -208,7 +208,9 @@ fn entries(
     let alone = config.default.is_none() && !config.entries.is_empty();
     if alone && config.entries.iter().all(|(key, _)| of_qua2sedimo(key)) {
         let pooler = Rule::new(POOLER, Pattern::Components(POOLER.into()), FLOAT);
-        config.rules.push(pooler.unwritten("layers of `pooler` stay f16: Qua2SeDiMo neither quantizes nor counts them"));
+        config
+            .rules
+            .push(pooler.unwritten("layers of `pooler` stay f16: Qua2SeDiMo neither quantizes nor counts them"));
     }
     Ok(config)
 }

@@ -49,8 +49,7 @@ pub(super) fn resolve(
     // What their authors call the layers; of a matrix that they have in one, several layers have the name.
     let authors: Vec<Vec<String>> = layers.iter().map(|layer| authors_paths(layer)).collect();
     let by_authors: HashSet<&str> = authors.iter().flatten().map(String::as_str).collect();
-    let known =
-        |name: &str| index.contains_key(name) || duplicates.contains_key(name) || by_authors.contains(name);
+    let known = |name: &str| index.contains_key(name) || duplicates.contains_key(name) || by_authors.contains(name);
 
     // Exact entries by the name they mean, and globs.
     let mut exact: HashMap<&str, (&str, LayerSpec)> = HashMap::new();

@@ -59,7 +59,7 @@ use pruned::Pruned;
 use ranges::fixed_ranges;
 use reconstructed::Reconstructed;
 use report::sparsity_note;
-use size::average_bits;
+pub use size::average_bits;
 use std::path::{Path, PathBuf};
 use timed::Timed;
 use transform::transform;

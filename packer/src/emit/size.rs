@@ -2,7 +2,7 @@
 
 use crate::lower::Part;
 use crate::pass::Starts;
-use crate::quantize::{self, quantized_bytes, raw_bytes};
+use crate::quantize::{self, is_counted, quantized_bytes, raw_bytes};
 use crate::recipe::Store;
 use crate::weight::{Weight, Weights};
 use aquatint::raw::program::{Phases, Tensor};
@@ -12,11 +12,11 @@ const PRECISION: u64 = 16;
 
 /// Average bits of the denoisers' layers as Qua2SeDiMo counts them, 16 where they are as they were. Each layer counts as often as
 /// the checkpoint has it, in each phase in the precision that `store` says it has there; phases count by their shares of a run.
-pub(super) fn average_bits(weights: &Weights, starts: &Starts, store: &dyn Fn(usize, Tensor) -> Store) -> f64 {
+pub fn average_bits(weights: &Weights, starts: &Starts, store: &dyn Fn(usize, Tensor) -> Store) -> f64 {
     let phases = Phases { axis: starts.axis, starts: starts.positions.clone(), variants: Vec::new() };
     let in_phase = |phase: usize| {
         let (mut quantized, mut raw) = (0, 0);
-        let own = |weight: &Weight| weight.quantizable() && weight.phase.is_none();
+        let own = |weight: &Weight| weight.quantizable() && weight.phase.is_none() && is_counted(weight.key());
         for (i, weight) in weights.iter().enumerate().filter(|(_, weight)| own(weight)) {
             if Part::of(weight.component) == Part::Denoiser {
                 let copies = 1 + weight.copies.len() as u64;

@@ -3,6 +3,13 @@
 use super::Method;
 use aquatint::raw::codec::Bits;
 
+/// Whether the paper counts the layer with this path or weight: projections of a pooler, which one function of attention takes
+/// as they are, are no layers there.
+/// Source: quantization.md §1.2 (Hunyuan-DiT).
+pub fn is_counted(layer: &str) -> bool {
+    !layer.contains(".pooler.")
+}
+
 /// Bytes of `weights` weights before quantization, in a type of `precision` bits (16; 32 for Stable Diffusion 1.5).
 /// Source: quantization.md §1.6 (`fp_bytes`).
 pub fn raw_bytes(weights: u64, precision: u64) -> u64 {

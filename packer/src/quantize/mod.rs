@@ -33,7 +33,7 @@ mod sparse;
 mod table;
 mod uniform;
 
-pub use accounting::{average_bits, overhead_bits, quantized_bytes, raw_bytes};
+pub use accounting::{average_bits, is_counted, overhead_bits, quantized_bytes, raw_bytes};
 pub use activation::{BINS, Intervals, MovingRange, RangeRule, SeenRange, bin};
 pub use exact::{Exact, exact, power_loss};
 pub use feedback::{Calibrated, FeedbackOptions, quantize_calibrated};

@@ -175,8 +175,12 @@ fn activations(quantizer: &Fields, config: &mut QConfig) -> Result<Activations, 
             .push("softmax is not honoured: what attention multiplies stays float, or see --int8-attention".into());
     }
     let idle = quantizer.present(&["channel_wise", "round_mode", "n_spatial_token", "n_temporal_token", "n_prompt"]);
-    config.notes.extend(ignored(&idle, "codes of activations are the nearest, and ranges of rows need no number of tokens"));
+    config
+        .notes
+        .extend(ignored(&idle, "codes of activations are the nearest, and ranges of rows need no number of tokens"));
     if activations == Activations::Float {
+        let idle = quantizer.present(&["per_group", "dynamic", "scale_method", "running_stat", "sym"]);
+        config.notes.extend(ignored(&idle, "activations stay floats"));
         return Ok(activations);
     }
     match (dynamic, by_token) {
@@ -211,6 +215,8 @@ fn smooth(file: &Fields, smooth: &Fields, config: &mut QConfig) -> Result<(), Co
     let on = smooth.flag("enable")? == Some(true);
     smooth.word("channel_wise_scale_type", &["momentum_act_max", "dynamic"])?;
     if !on {
+        let idle = smooth.present(&["channel_wise_scale_type", "momentum", "alpha", "timerange"]);
+        config.notes.extend(ignored(&idle, "smoothing is not enabled"));
         return Ok(());
     }
     let number = |value: &Raw| match value {
