@@ -106,7 +106,7 @@ pub fn multiquantize(settings: &Settings, progress: &mut dyn FnMut(&str, u64, u6
         settings.split.contains(&split) && Part::of(weights[tensor].component) == Part::Denoiser
     };
     let halves = pass::split_layers(&mut programs, &mut weights, &emit::dims(&pipeline), &wanted)?;
-    emit::check_split(&settings.split, &halves)?;
+    emit::check_split(&settings.split, &halves, &programs)?;
     let denoiser = |w: &&Weight| Part::of(w.component) == Part::Denoiser && w.quantizable() && !w.is_made();
     let layers = weights.iter().filter(denoiser).map(|w| layer(&model, w)).collect::<Result<Vec<_>>>()?;
     let kinds: Vec<(Method, Bits)> =

@@ -66,13 +66,13 @@ impl Work {
     pub(super) fn say(&self, batch: usize) {
         let (before, after) = (self.sum(|_| true), self.sum(|rate| rate == Rate::Loop));
         say(format_args!(
-            "\n{} in each of {} steps, batch {batch}: {} of {} ops, {} of {} GFLOP",
+            "\n{} in each of {} steps, batch {batch}: {} of {} ops, {} of {}",
             self.role.name(),
             self.calls,
             after.0,
             before.0,
-            giga(after.1),
-            giga(before.1)
+            words(after.1),
+            words(before.1)
         ));
         for rate in [Rate::Step, Rate::Prompt, Rate::Bind] {
             let (ops, flops) = self.sum(|of| of == rate);
@@ -86,8 +86,8 @@ impl Work {
             let shown: Vec<&str> = paths.iter().take(SHOWN).map(|group| &group.path[..]).collect();
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let when = if rate == Rate::Step { "timestep, many at once" } else { once_per(rate) };
-            let giga = giga(flops);
-            say(format_args!("  once per {when}: {ops} ops, {giga} GFLOP: {}{more}", shown.join(", ")));
+            let flops = words(flops);
+            say(format_args!("  once per {when}: {ops} ops, {flops}: {}{more}", shown.join(", ")));
         }
     }
 }
@@ -102,6 +102,9 @@ fn once_per(rate: Rate) -> &'static str {
     }
 }
 
-fn giga(flops: u64) -> String {
-    format!("{:.3}", flops as f64 / 1e9)
+fn words(flops: u64) -> String {
+    match flops {
+        0..100_000_000 => format!("{:.3} MFLOP", flops as f64 / 1e6),
+        _ => format!("{:.3} GFLOP", flops as f64 / 1e9),
+    }
 }

@@ -482,6 +482,45 @@ fn the_options_of_research_code_work() {
     assert_eq!((&made["steps"], &made["cfg_scale"], &made["sampler"]), (&3.into(), &2.0.into(), &"dpm++2m".into()));
 }
 
+/// The tiny DiT has 2 blocks of 32 features over 16 patches. Two images and what guidance leads them away from are four samples
+/// and three classes.
+#[test]
+fn info_tells_what_is_out_of_the_loop() {
+    let dir = directory("hoisting");
+    let info = json(&dir, &["info", model("f32"), "--json", "-b", "2", "-s", "20"]);
+    let work = &info["hoisting"][0];
+    assert_eq!((&work["network"], &work["steps"]), (&"denoiser".into(), &20.into()));
+    let product = |rows: u64, inputs: u64, outputs: u64| 2 * rows * inputs * outputs;
+    let (classes, rows, d) = (3, 4 * 16, 32);
+    let time = product(classes, 256, d) + product(classes, d, d);
+    let modulations = 2 * product(classes, d, 6 * d) + product(classes, d, 2 * d);
+    let block = product(rows, d, 12 * d) + 2 * product(rows, d, 16);
+    let after = product(rows, 16, d) + 2 * block + product(rows, d, 32);
+    let before = after + time + modulations;
+    let flops = |which: &str| work["per_step"][which]["flops"].as_u64().expect("a number");
+    assert_eq!([flops("before"), flops("after")], [before, after]);
+    // What depends on the timestep is done as often, but many at once.
+    let run = |which: &str| work["flops_per_run"][which].as_u64().expect("a number");
+    assert_eq!([run("before"), run("after")], [20 * before, 20 * before]);
+    let ops = |which: &str| work["per_step"][which]["ops"].as_u64().expect("a number");
+    let hoisted = work["hoisted"].as_array().expect("a list");
+    let sum: u64 = hoisted.iter().map(|group| group["ops"].as_u64().expect("a number")).sum();
+    assert_eq!(ops("before"), ops("after") + sum);
+    let path = "transformer_blocks.*.norm1.linear";
+    let modulation = hoisted.iter().find(|group| group["path"] == path).expect("modulations");
+    assert_eq!((&modulation["once_per"], &modulation["ops"]), (&"timestep".into(), &2.into()));
+
+    let text = works(&dir, &["info", model("f32"), "-b", "2", "-s", "20"]);
+    let (after, before) = (ops("after"), ops("before"));
+    for line in [
+        format!("denoiser in each of 20 steps, batch 2: {after} of {before} ops, 3.604 MFLOP of 3.746 MFLOP"),
+        "once per timestep, many at once: ".into(),
+        "once per prompt: 1 ops, 0.000 MFLOP: ".into(),
+    ] {
+        assert!(text.contains(&line), "{line:?} is not in {text}");
+    }
+}
+
 #[test]
 fn reports_are_json() {
     let dir = directory("reports");

@@ -45,19 +45,23 @@ pub(super) fn split(
         Part::of(weight.component) == Part::Denoiser && (kinds.contains(&split) || named() || has_two() || has_half())
     };
     let halves = pass::split_layers(programs, weights, dims, &wanted)?;
-    check_split(kinds, &halves)
+    check_split(kinds, &halves, programs)
 }
 
-/// Refuses kinds of layers to split of which there are none among `halves`.
+/// Refuses kinds of layers to split of which there are none among `halves`, what was split of `programs`; tells which other
+/// kinds they have.
 ///
 /// # Errors
 /// For the first of them.
-pub(crate) fn check_split(kinds: &[Split], halves: &[Halves]) -> Result<()> {
+pub(crate) fn check_split(kinds: &[Split], halves: &[Halves], programs: &[Program]) -> Result<()> {
     match kinds.iter().find(|kind| !halves.iter().any(|halves| halves.split == **kind)) {
         Some(kind) => {
             let option = if *kind == Split::Shortcut { "--split".into() } else { format!("--split={kind}") };
             let expected = format!("a denoiser with {}, or it has no effect", kind.layers());
-            Err(Error::request(option, expected, "none").into())
+            let others: Vec<String> =
+                pass::whole_kinds(programs).iter().map(|kind| format!("{} (--split={kind})", kind.layers())).collect();
+            let got = if others.is_empty() { "none".into() } else { format!("one with {}", others.join(", ")) };
+            Err(Error::request(option, expected, got).into())
         }
         None => Ok(()),
     }

@@ -24,4 +24,4 @@ pub use fuse::fuse;
 pub use round::{AttentionGrid, round_attentions};
 pub use sites::{End, Site, product, sites};
 pub use smooth::{Fold, Obstacle, Rows, Smoothable, fold, smoothables};
-pub use split::{Halves, Split, split_layers};
+pub use split::{Halves, Split, split_layers, whole_kinds};

@@ -126,6 +126,12 @@ pub fn split_layers(
     Ok(halves)
 }
 
+/// The kinds of layers in `programs` that could be split and are not, each once.
+pub fn whole_kinds(programs: &[Program]) -> Vec<Split> {
+    let found = |split: &Split| programs.iter().flat_map(joints).any(|joint| joint.split == *split);
+    Split::ALL.into_iter().filter(found).collect()
+}
+
 /// A node that multiplies two values side by side.
 struct Joint {
     node: usize,
@@ -307,6 +313,7 @@ mod tests {
         assert_eq!((&programs, weights.len()), (&before.0, before.1));
         let halves = split_layers(&mut programs, &mut weights, &DIMS, &|_, _, split| split == Split::Linear).unwrap();
         assert_eq!(halves, [Halves { split: Split::Linear, weights: [Tensor(0), Tensor(6)] }]);
+        assert_eq!((whole_kinds(&before.0), whole_kinds(&programs)), (vec![Split::Linear], vec![]));
         let expected: [Op; 4] = [
             Slice { x: Value(3), first: 0, count: 4, tokens: false }.into(),
             Slice { x: Value(3), first: 4, count: 8, tokens: false }.into(),

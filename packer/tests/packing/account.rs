@@ -1,6 +1,6 @@
 //! Published numbers of packed models, against counts made while diffusers' networks ran.
 
-use crate::common::{Scratch, fixture, pack_as};
+use crate::common::{Scratch, fixture};
 use aquatint::raw::format::Packed;
 use packer::account::{Account, accounts};
 use packer::emit::{Options, pack};
@@ -10,7 +10,12 @@ use serde_json::Value;
 /// Of the denoiser, and then of whatever text encoders there are.
 fn all_accounts(scratch: &Scratch, model: &str, config: &str) -> Vec<Account> {
     let output = scratch.path("m.aqt");
-    let of_file = || Donors { autoencoder: Some(fixture("pixart/alpha/vae")), without_text: true, ..Donors::default() };
+    let of_file = || Donors {
+        autoencoder: Some(fixture("pixart/alpha/vae")),
+        text: vec![fixture("pixart/alpha")],
+        without_text: true,
+        ..Donors::default()
+    };
     let donors = if model.ends_with(".pth") { of_file() } else { Donors::default() };
     let q_config = Some(config.to_owned());
     let options = Options { model: fixture(model), donors, q_config, output: output.clone(), ..Options::default() };

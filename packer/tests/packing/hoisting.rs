@@ -13,7 +13,12 @@ const BOTH: usize = 2;
 /// The groups of the denoiser of a tiny model: two samples, two conditions.
 fn work(scratch: &Scratch, model: &str, [height, width]: [usize; 2], tokens: usize, frames: usize) -> Vec<Group> {
     let output = scratch.path("m.aqt");
-    let of_file = || Donors { autoencoder: Some(fixture("pixart/alpha/vae")), without_text: true, ..Donors::default() };
+    let of_file = || Donors {
+        autoencoder: Some(fixture("pixart/alpha/vae")),
+        text: vec![fixture("pixart/alpha")],
+        without_text: true,
+        ..Donors::default()
+    };
     let donors = if model.ends_with(".pth") { of_file() } else { Donors::default() };
     let options = Options { model: fixture(model), donors, output: output.clone(), ..Options::default() };
     pack(&options, &mut |_| ()).unwrap();

@@ -154,6 +154,11 @@ fn halves_of_skip_layers_are_packed_and_imported() {
     assert_eq!((size.quantized_bytes, size.full_bytes), (quantized, full));
     assert_eq!((report.average_bits, report.average_bits), (size.average_bits, 16.0 * quantized as f64 / full as f64));
 
+    // Q-Diffusion's kind is another, and the message tells which one there is.
+    let shortcuts = Options { split: vec![Split::Shortcut], q_config: Some("w4a8".into()), ..options.clone() };
+    let error = pack(&shortcuts, &mut |_| ()).unwrap_err().to_string();
+    assert!(error.ends_with("got one with linear layers over norms of skip connections (--split=linear)"), "{error}");
+
     // What was quantized before comes out as it went in.
     let settings = Settings {
         model: options.model.clone(),
