@@ -100,7 +100,7 @@ fn of_pixart(groups: &[Group], tokens: usize, d: usize, n: usize) {
         ],
     );
     let hoisted = |path: &str, rate| groups.iter().any(|group| group.path == path && group.rate == rate);
-    assert!(hoisted("pos_embed", Rate::Bind), "positions: {groups:?}");
+    assert!(hoisted("pos_embed.pos_embed", Rate::Bind), "positions: {groups:?}");
 }
 
 /// What a block of PixArt does per call: as DiT's, and queries and result of what it reads of the caption.
@@ -158,8 +158,8 @@ fn hunyuan_keeps_texts_and_shifts_out_of_its_steps() {
         &[
             ("text_embedder.linear_1", 1, product(BOTH * u, b, 4 * b)),
             ("text_embedder.linear_2", 1, product(BOTH * u, 4 * b, a)),
-            // One query of all tokens and their mean.
-            (pooler, 1, 2 * product(BOTH, b, u + 1)),
+            // One query of all tokens and their mean; what makes them has the same path.
+            (pooler, 5, 2 * product(BOTH, b, u + 1)),
             (&format!("{pooler}.q_proj"), 1, product(BOTH, b, b)),
             (&format!("{pooler}.k_proj"), 1, product(BOTH * (u + 1), b, b)),
             (&format!("{pooler}.v_proj"), 1, product(BOTH * (u + 1), b, b)),
