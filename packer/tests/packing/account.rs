@@ -14,7 +14,6 @@ fn all_accounts(scratch: &Scratch, model: &str, config: &str) -> Vec<Account> {
         autoencoder: Some(fixture("pixart/alpha/vae")),
         text: vec![fixture("pixart/alpha")],
         without_text: true,
-        ..Donors::default()
     };
     let donors = if model.ends_with(".pth") { of_file() } else { Donors::default() };
     let q_config = Some(config.to_owned());

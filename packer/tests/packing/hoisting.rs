@@ -17,7 +17,6 @@ fn work(scratch: &Scratch, model: &str, [height, width]: [usize; 2], tokens: usi
         autoencoder: Some(fixture("pixart/alpha/vae")),
         text: vec![fixture("pixart/alpha")],
         without_text: true,
-        ..Donors::default()
     };
     let donors = if model.ends_with(".pth") { of_file() } else { Donors::default() };
     let options = Options { model: fixture(model), donors, output: output.clone(), ..Options::default() };

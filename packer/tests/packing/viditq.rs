@@ -256,7 +256,6 @@ fn split_files_have_the_same_layers() {
                 autoencoder,
                 text: vec![fixture("pixart/alpha")],
                 without_text: true,
-                ..Donors::default()
             },
             q_config: Some(scratch.path("config.yaml").display().to_string()),
             ..Options::default()
