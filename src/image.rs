@@ -4,10 +4,12 @@
 //! WebP; reads PNG, JPEG, WebP and BMP ([`Picture`]).
 
 mod animation;
+mod cover;
 mod read;
 mod resize;
 
 pub use animation::{FRAME_RATES, write_gif, write_webp};
+pub use cover::cover;
 pub use read::{Picture, ResizeMode};
 
 use std::{

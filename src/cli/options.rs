@@ -131,12 +131,20 @@ pub struct SizeArgs {
     /// Width and height in pixels
     #[arg(long, alias = "res", value_name = "PIXELS", conflicts_with_all = ["width", "height"])]
     size: Option<usize>,
+    /// Make images in the nearest size that the model was made for, by its ratio, then resize and crop them to the size asked for,
+    /// which may be any (models with a list of sizes, as PixArt has)
+    #[arg(long, aliases = ["use-resolution-binning", "use_resolution_binning"])]
+    resolution_binning: bool,
 }
 
 impl SizeArgs {
     /// As the library takes them.
     pub fn options(&self) -> SizeOptions {
-        SizeOptions { width: self.width.or(self.size), height: self.height.or(self.size) }
+        SizeOptions {
+            width: self.width.or(self.size),
+            height: self.height.or(self.size),
+            binning: self.resolution_binning,
+        }
     }
 }
 

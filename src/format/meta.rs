@@ -130,6 +130,10 @@ pub struct PipelineMeta {
     /// Height and width of latents are multiples of this.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub latent_multiple: u32,
+    /// Sizes that the model was made for beside its own, of which the one that is nearest in its ratio may be made in place of
+    /// any that is asked for; empty if there are no such.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub size_bins: Vec<SizeBin>,
     /// Number of classes; class labels are `0..classes`.
     pub classes: u32,
     /// The class number that means "no class".
@@ -194,6 +198,16 @@ fn is_one(n: &u32) -> bool {
 
 fn is_false(flag: &bool) -> bool {
     !flag
+}
+
+/// A size that a model was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SizeBin {
+    /// Height over width, as the size is found by it: rounded, perhaps.
+    pub ratio: f64,
+    /// Height and width in pixels.
+    pub size: [u32; 2],
 }
 
 /// How prompts become what the denoiser reads.

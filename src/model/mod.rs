@@ -8,7 +8,7 @@ mod proof;
 
 use crate::error::{Error, Result};
 use crate::exec::table_rows;
-use crate::format::meta::{Conditioning, EncoderMeta, Meta, TextEncoderMeta, TextLength};
+use crate::format::meta::{Conditioning, EncoderMeta, Meta, SizeBin, TextEncoderMeta, TextLength};
 use crate::format::{Packed, TensorInfo};
 use crate::program::shape::TensorType;
 use crate::program::{InputKind, Program, Role};
@@ -31,6 +31,8 @@ pub struct Model<'m, D> {
     packed: &'m Packed<D>,
     /// What the denoiser works on.
     pub latents: LatentSpace,
+    /// Sizes in pixels that it was made for beside its own; each is one that it can make.
+    pub size_bins: &'m [SizeBin],
     /// Classes that images may have; none for models without.
     pub classes: Option<Classes<'m>>,
     /// How prompts reach the denoisers; none for models that read none.
@@ -282,6 +284,12 @@ impl<'m, D: AsRef<[u8]>> Model<'m, D> {
         self.packed.meta()
     }
 
+    /// The size, height and width in pixels, that it was made for and whose ratio is nearest to that of `size`; none if it has no
+    /// list of sizes.
+    pub fn nearest_bin(&self, size: [usize; 2]) -> Option<[usize; 2]> {
+        nearest_bin(self.size_bins, size)
+    }
+
     /// What the denoiser of `role` reads of prompts; none if the model reads none.
     pub fn conditioning(&self, role: Role) -> Option<&'m Conditioning> {
         match role {
@@ -299,6 +307,14 @@ impl<'m, D: AsRef<[u8]>> Model<'m, D> {
     pub fn conditional(&self) -> bool {
         self.classes.is_some() || self.text.is_some()
     }
+}
+
+/// Height and width of the first of `bins` whose ratio is nearest to that of `size`.
+pub fn nearest_bin(bins: &[SizeBin], [height, width]: [usize; 2]) -> Option<[usize; 2]> {
+    let ratio = height as f64 / width as f64;
+    let apart = |bin: &SizeBin| (bin.ratio - ratio).abs();
+    let nearest = bins.iter().min_by(|a, b| apart(a).total_cmp(&apart(b)))?;
+    Some(nearest.size.map(|side| side as usize))
 }
 
 /// Little-endian numbers.

@@ -10,7 +10,7 @@ use super::{
     tensor_types,
 };
 use crate::error::{Error, Result};
-use crate::format::meta::{LayerMeta, PipelineMeta};
+use crate::format::meta::{LayerMeta, PipelineMeta, SizeBin};
 use crate::format::{Packed, TensorKind};
 use crate::program::shape::{Type, infer};
 use crate::program::{Dim, Dims, InputKind, Program, Role, describe_attention};
@@ -43,6 +43,7 @@ pub(super) fn model<D: AsRef<[u8]>>(packed: &Packed<D>) -> Result<Model<'_, D>> 
     let model = Model {
         packed,
         latents,
+        size_bins: size_bins(p, latents)?,
         classes: classes(packed, p)?,
         text: p.text.as_ref().map(|text| text_model(packed, text)).transpose()?,
         image_encoder: p.encoder,
@@ -92,6 +93,22 @@ fn latent_space<D: AsRef<[u8]>>(packed: &Packed<D>, p: &PipelineMeta) -> Result<
         return wrong("frames", "1, as the denoiser reads images", frames);
     }
     Ok(LatentSpace { channels, size, frames, video, multiple, pixels })
+}
+
+/// The sizes that the model was made for, each of whole latents of `space`.
+fn size_bins(p: &PipelineMeta, space: LatentSpace) -> Result<&[SizeBin]> {
+    let multiple = space.pixel_multiple();
+    for SizeBin { ratio, size } in &p.size_bins {
+        if !(ratio.is_finite() && *ratio > 0.0) {
+            return wrong("size_bins", "positive ratios", ratio);
+        }
+        for &side in size {
+            if !number("size_bins", side, 1, MAX_SIDE)?.is_multiple_of(multiple) {
+                return wrong("size_bins", format!("multiples of {multiple} pixels"), side);
+            }
+        }
+    }
+    Ok(&p.size_bins)
 }
 
 /// The types of all values of `program` for one sample of such axes.

@@ -56,8 +56,11 @@ pub fn infotext<D: AsRef<[u8]>>(
     if drawn {
         text.push("Seed", request.seed.wrapping_add(if one_stream { 0 } else { images.start as u64 }));
     }
-    let [h, w] = request.pixels(model);
+    let [h, w] = request.picture_pixels(model);
     text.push("Size", format_args!("{w}x{h}"));
+    if request.picture_size.is_some() {
+        text.push("Resolution binning", true);
+    }
     if model.latents.video {
         text.push("Frames", request.frames);
     }

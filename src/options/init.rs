@@ -3,7 +3,7 @@
 use super::RequestOptions;
 use crate::error::{Error, Result};
 use crate::image::{Picture, ResizeMode};
-use crate::model::{MAX_SIDE, Model};
+use crate::model::Model;
 use crate::pipeline::{InitImage, Request};
 
 /// How far results stray from the image they begin with, unless the caller says otherwise: the web UI's default.
@@ -38,18 +38,11 @@ pub(super) fn apply<D: AsRef<[u8]>>(
         request.refiner_start = share;
     }
     let Some(init) = &options.init else { return Ok(()) };
-    let scale = model.latents.pixels;
-    if !options.size.given() && request.latents.is_none() {
-        let multiple = model.latents.pixel_multiple();
-        let size = init.image.size().map(|pixels| pixels / multiple * multiple);
-        if size.contains(&0) || size.iter().any(|&pixels| pixels > MAX_SIDE) {
-            let expected = format!("{multiple} to {MAX_SIDE} pixels on each side, or a size to bring it to");
-            let [h, w] = init.image.size();
-            return Err(Error::request("init-image", expected, format!("{h} x {w}")));
-        }
-        request.latent_size = size.map(|pixels| pixels / scale);
+    if model.latents.video {
+        let expected = "a model that makes images; those of videos that are run here begin with noise, as their authors' do";
+        return Err(Error::request("init-image", expected, "one that makes videos"));
     }
-    let size = request.latent_size.map(|n| n * scale);
+    let size = request.pixels(model);
     let resize = init.resize.unwrap_or_default();
     let mask = init.mask.as_ref().map(|mask| mask.mask(size, resize));
     let pictures = init.image.values(size, resize, model.picture_channels());

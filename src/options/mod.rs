@@ -92,7 +92,7 @@ impl RequestOptions {
         request.batch_size = self.batch_size.unwrap_or(request.batch_size);
         (request.max_memory, request.tile) = (self.max_memory, self.vae_tile);
         self.sampling.apply(&mut request)?;
-        self.size.apply(&mut request, model)?;
+        self.size.apply(&mut request, model, self.init.as_ref().map(|init| init.image.size()))?;
         init::apply(self, &mut request, model)?;
         self.check_effect(&request, model)?;
         Ok(request)
@@ -153,7 +153,7 @@ impl RequestOptions {
         let mut request = Request::new(model, Prompts::blank(model, images));
         request.batch_size = images;
         self.sampling.apply(&mut request)?;
-        self.size.apply(&mut request, model)?;
+        self.size.apply(&mut request, model, None)?;
         self.set_frames(&mut request, model)?;
         Ok(request)
     }

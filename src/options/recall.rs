@@ -148,6 +148,10 @@ impl RequestOptions {
                     (self.size.width, self.size.height) = (Some(width), Some(height));
                 }
             }
+            "Resolution binning" => match value {
+                "true" | "True" => self.size.binning = true,
+                _ => return Err(meaningless(name, value)),
+            },
             "Sampler" => return self.recall_sampler(value),
             "Schedule type" => return self.recall_schedule(value),
             "RNG" if value == "CPU" => self.noise = self.noise.or(Some(NoiseSource::Torch)),

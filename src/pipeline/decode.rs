@@ -6,6 +6,7 @@ use super::session::Session;
 use super::tiles::{TileSum, Tiles};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::image::cover;
 use crate::program::Role;
 
 impl<B: Backend, D: AsRef<[u8]>> Session<'_, B, D> {
@@ -22,22 +23,28 @@ impl<B: Backend, D: AsRef<[u8]>> Session<'_, B, D> {
         let plans = self.plans(request)?;
         let mut images = Vec::new();
         for latents in latents.chunks_exact(len) {
-            images.extend(image(self, request.latent_size, &plans, latents)?);
+            images.extend(image(self, request, &plans, latents)?);
         }
         Ok(images)
     }
 }
 
-/// The image `(h, w, c)` in 0..1 of latents `(h, w, c)` of `size`, in the tiles of `plans`. One image is work enough for
-/// all threads, and so memory does not grow with the batch.
+/// The image `(h, w, c)` in 0..1 of latents `(h, w, c)`, in the sizes of `request` and the tiles of `plans`. One image is work
+/// enough for all threads, and so memory does not grow with the batch.
 pub(super) fn image<B: Backend, D: AsRef<[u8]>>(
     session: &mut Session<'_, B, D>,
-    size: [usize; 2],
+    request: &Request,
     plans: &Plans,
     latents: &[f32],
 ) -> Result<Vec<f32>> {
-    let model = session.model();
-    let finish = |mut image: Vec<f32>| {
+    let (model, size) = (session.model(), request.latent_size);
+    let finish = |image: Vec<f32>| {
+        let (from, channels) = (request.pixels(model), model.picture_channels());
+        // Before anything is clamped, as diffusers has it.
+        let mut image = match request.picture_size {
+            Some(to) => cover(&image, from, to, channels),
+            None => image,
+        };
         image.iter_mut().for_each(|x| *x = (*x / 2.0 + 0.5).clamp(0.0, 1.0));
         image
     };

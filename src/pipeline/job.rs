@@ -237,7 +237,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
             images: self.images,
             frames: self.request.frames,
             channels: self.session.model().picture_channels(),
-            size: self.request.pixels(self.session.model()),
+            size: self.request.picture_pixels(self.session.model()),
             prompts: self.request.prompts,
             cut: self.texts.map(|texts| texts.cut).unwrap_or_default(),
         })
@@ -285,7 +285,7 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
             _ => 0,
         };
         let model = self.session.model();
-        let len = self.request.pixels(model).iter().product::<usize>() * model.picture_channels();
+        let len = self.request.picture_pixels(model).iter().product::<usize>() * model.picture_channels();
         (index < done).then(|| &self.images[index * len..][..len])
     }
 
@@ -385,12 +385,8 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
 
     fn decode(&mut self, index: usize) -> Result<()> {
         let len = self.session.model().latents.len(self.request.latent_size);
-        let image = super::decode::image(
-            self.session,
-            self.request.latent_size,
-            &self.plans,
-            &self.latents[index * len..][..len],
-        )?;
+        let latents = &self.latents[index * len..][..len];
+        let image = super::decode::image(self.session, &self.request, &self.plans, latents)?;
         // Images come in their order.
         self.images.reserve_exact((self.request.pictures() - index) * image.len());
         self.images.extend_from_slice(&image);

@@ -46,6 +46,9 @@ pub struct Request {
     pub latents: Option<Vec<f32>>,
     /// Height and width of the latents.
     pub latent_size: [usize; 2],
+    /// Height and width in pixels that pictures have in the end: they are resized so that they cover it, and what hangs over is cut
+    /// off. Those of the latents if absent.
+    pub picture_size: Option<[usize; 2]>,
     /// Frames of each video; 1 for images. What is said of images, such as how many there are in a request or a pass, holds
     /// of videos; what is decoded is single frames.
     pub frames: usize,
@@ -88,6 +91,7 @@ impl Request {
             stream: None,
             latents: None,
             latent_size: model.latents.size,
+            picture_size: None,
             frames: model.latents.frames,
             table_bytes: TABLE_BYTES,
             max_memory: None,
@@ -159,7 +163,12 @@ impl Request {
         self.prompts.len() * self.frames
     }
 
-    /// Height and width of the images in pixels.
+    /// Height and width of the pictures in the end, in pixels.
+    pub fn picture_pixels<D>(&self, model: &Model<'_, D>) -> [usize; 2] {
+        self.picture_size.unwrap_or(self.pixels(model))
+    }
+
+    /// Height and width of the images in pixels as they are decoded.
     pub fn pixels<D>(&self, model: &Model<'_, D>) -> [usize; 2] {
         self.latent_size.map(|n| n * model.latents.pixels)
     }
@@ -222,6 +231,9 @@ impl Request {
         let most = MAX_SIDE / model.latents.pixels;
         if h.max(w) > most {
             return Err(Error::request("size", format!("at most {most} latents on a side"), format!("{h} x {w}")));
+        }
+        if let Some([h, w]) = self.picture_size.filter(|size| size.iter().any(|side| !(1..=MAX_SIDE).contains(side))) {
+            return Err(Error::request("size of pictures", format!("1 to {MAX_SIDE} pixels"), format!("{h} x {w}")));
         }
         if self.frames != 1 && !model.latents.video {
             return Err(Error::request("frames", "1 for a model that makes images", self.frames));

@@ -187,6 +187,7 @@ pub fn meta(latent: [usize; 2]) -> Meta {
         frames: 1,
         pixels_per_latent: 8,
         latent_multiple: 1,
+        size_bins: Vec::new(),
         classes: 1,
         null_class: 1,
         class_names: Default::default(),

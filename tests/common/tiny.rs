@@ -417,6 +417,7 @@ pub fn meta() -> Meta {
             frames: 1,
             pixels_per_latent: 2,
             latent_multiple: 1,
+            size_bins: Vec::new(),
             classes: 3,
             null_class: 3,
             class_names: BTreeMap::from([(0, "circle".into()), (2, "κύκλος".into())]),

@@ -4,6 +4,7 @@ mod calibrated;
 mod dit;
 mod glyphs;
 mod hunyuan;
+mod img2img;
 mod integer;
 mod jobs;
 mod latte;

@@ -223,3 +223,22 @@ fn names_are_numbered() {
         assert!(text.contains(pattern) && text.contains("%03d"), "{text}");
     }
 }
+
+/// Resized to cover another size and cut, as diffusers does it.
+#[test]
+fn pictures_cover_other_sizes_as_diffusers_has_it() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cover.safetensors");
+    let tensors = common::fixture::Fixture::open(&root);
+    let channels_last = |key: &str| {
+        let (values, dims) = tensors.get(key);
+        let size = [dims[2], dims[3]];
+        (aquatint::pipeline::swap_last_axes(&values, [1, dims[1], size[0] * size[1]]), size)
+    };
+    for case in ["smaller", "larger", "cut", "same", "thin", "odd"] {
+        let (from, to) = (channels_last(&format!("{case}.from")), channels_last(&format!("{case}.to")));
+        let made = aquatint::image::cover(&from.0, from.1, to.1, 3);
+        let error = common::fixture::relative(&made, &to.0);
+        println!("{case}: {error:.1e}");
+        assert!(error < 1e-5, "{case}: {error:e}");
+    }
+}

@@ -1,7 +1,7 @@
 //! `HunyuanDiTPipeline`: a transformer on latents that reads a prompt as BERT and as mT5 tell it.
 
-use super::{fits, meta};
-use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, bert, hunyuan, t5, vae};
+use super::{autoencoder::Images, meta};
+use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, bert, hunyuan, t5};
 use crate::source::diffusers::{Component, Model};
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
@@ -21,14 +21,11 @@ const SIZES: [SizeKind; hunyuan::SIZE_NUMBERS as usize] = [
 ];
 
 pub(super) fn lower(model: &Model) -> Result<Lowered> {
-    let (transformer, decoder) = (model.component(DENOISER), model.component(VAE));
+    let transformer = model.component(DENOISER);
     let config = hunyuan::Config::read(&transformer.class, &transformer.config)?;
-    let vae_config = vae::Config::read(VAE, &decoder.class, &decoder.config)?;
-    fits(decoder, "latent_channels", vae_config.latent_channels, DENOISER, config.in_channels)?;
     let mut weights = Weights::new();
     let mut programs = vec![hunyuan::lower(&config, &mut weights)];
-    let mut unused = vec![format!("{VAE}/encoder."), format!("{VAE}/quant_conv.")];
-    let (mut encoders, mut files) = (Vec::new(), Vec::new());
+    let (mut encoders, mut files, mut unused) = (Vec::new(), Vec::new(), Vec::new());
     for (encoder, meta) in texts(model, &config)? {
         if let Some(Encoder { component, network, tokenizer }) = encoder {
             programs.push(network.lower(component, meta.tokens, ROLES[encoders.len()], &mut weights, &mut unused)?);
@@ -39,7 +36,8 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     if model.without_text {
         unused.extend(TEXT_ENCODERS.map(|(folder, _)| format!("{folder}/")));
     }
-    programs.push(vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights));
+    let latents = (DENOISER, config.in_channels);
+    let images = Images::lower(model.component(VAE), latents, &mut programs, &mut weights, &mut unused)?;
     let sizes = if config.styled { SIZES.to_vec() } else { Vec::new() };
     let pipeline = PipelineMeta {
         // The defaults of HunyuanDiTPipeline.__call__.
@@ -52,7 +50,8 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
             null_caption: None,
             denoiser: Conditioning { context: vec![0], context_2: Some(1), pooled: None, sizes },
         }),
-        ..meta(model, config.in_channels, [config.sample_size; 2], vae_config.pixels_per_latent())?
+        encoder: images.encoder(),
+        ..meta(model, config.in_channels, [config.sample_size; 2], images.config.pixels_per_latent())?
     };
     Ok(Lowered { programs, weights, files, pipeline, unused })
 }

@@ -1,5 +1,6 @@
 //! One function per pipeline class: which networks it has, how they fit together, and its defaults.
 
+mod autoencoder;
 mod dit;
 mod hunyuan;
 mod latent;
@@ -7,7 +8,10 @@ mod latte;
 mod open_sora;
 mod pixart;
 mod pixel;
+mod size_bins;
 mod stable_diffusion;
+
+pub use size_bins::size_bins;
 
 use super::Lowered;
 use crate::source::diffusers::{Component, Model};
@@ -45,6 +49,7 @@ fn meta(model: &Model, latent_channels: u32, latent_size: [u32; 2], pixels_per_l
         frames: 1,
         pixels_per_latent,
         latent_multiple: 1,
+        size_bins: Vec::new(),
         classes: 0,
         null_class: 0,
         class_names: Default::default(),

@@ -1,7 +1,7 @@
 //! `PixArtAlphaPipeline` and `PixArtSigmaPipeline`: a transformer on latents that reads a caption as T5 tells it.
 
-use super::{fits, meta};
-use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, pixart, t5, vae};
+use super::{autoencoder::Images, meta, size_bins};
+use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, pixart, t5};
 use crate::source::diffusers::{Component, Model};
 use crate::source::layout::{LEARNED_NULL, NULL_CAPTION, STEPS};
 use crate::source::tokenizer::TokenizerFile;
@@ -25,10 +25,8 @@ const SIZES: [SizeKind; pixart::SIZE_NUMBERS as usize] =
     [SizeKind::TargetHeight, SizeKind::TargetWidth, SizeKind::AspectRatio];
 
 pub(super) fn lower(model: &Model) -> Result<Lowered> {
-    let (transformer, decoder) = (model.component(DENOISER), model.component(VAE));
+    let transformer = model.component(DENOISER);
     let config = pixart::Config::read(&transformer.class, &transformer.config, &|key| transformer.weights.has(key))?;
-    let vae_config = vae::Config::read(VAE, &decoder.class, &decoder.config)?;
-    fits(decoder, "latent_channels", vae_config.latent_channels, DENOISER, config.in_channels)?;
     let mut weights = Weights::new();
     let denoiser = pixart::lower(&config, &mut weights);
     let most = TOKENS[usize::from(model.class == "PixArtSigmaPipeline")];
@@ -37,32 +35,30 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let null = learned.then(|| null_caption(transformer, config.caption_features)).transpose()?;
     let most = null.as_ref().map_or(most, |null| most.min(null.tokens));
     let Captions { meta: captions, program, tokenizer } = captions(model, config.caption_features, most, &mut weights)?;
-    let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
+    let mut programs: Vec<Program> = [denoiser].into_iter().chain(program).collect();
+    // Old versions saved tables that nothing reads.
+    let mut unused = vec![format!("{DENOISER}/pos_embed.pos_embed"), format!("{DENOISER}/{NULL_CAPTION}")];
+    let latents = (DENOISER, config.in_channels);
+    let images = Images::lower(model.component(VAE), latents, &mut programs, &mut weights, &mut unused)?;
     let sizes = if config.sizes { SIZES.to_vec() } else { Vec::new() };
     let pipeline = PipelineMeta {
         // The defaults of both pipelines' __call__.
         guidance_scale: 4.5,
         steps: model.index.get(STEPS).and_then(Value::as_u64).map_or(20, |n| n as u32),
         latent_multiple: config.patch,
+        size_bins: size_bins(config.sample_size, config.patch * images.config.pixels_per_latent()),
         text: Some(TextMeta {
             zero_negative: false,
             null_caption: null.as_ref().map(|null| null.file.0.clone()),
             denoiser: Conditioning { context: vec![0], context_2: None, pooled: None, sizes },
             encoders: vec![captions],
         }),
-        ..meta(model, config.in_channels, [config.sample_size; 2], vae_config.pixels_per_latent())?
+        encoder: images.encoder(),
+        ..meta(model, config.in_channels, [config.sample_size; 2], images.config.pixels_per_latent())?
     };
-    // Old versions saved tables that nothing reads. Nothing encodes images here.
-    let mut unused = vec![
-        format!("{DENOISER}/pos_embed.pos_embed"),
-        format!("{DENOISER}/{NULL_CAPTION}"),
-        format!("{VAE}/encoder."),
-        format!("{VAE}/quant_conv."),
-    ];
     if model.without_text {
         unused.push(format!("{}/", TEXT_ENCODERS[0].0));
     }
-    let programs = [denoiser].into_iter().chain(program).chain([image]).collect();
     let files = tokenizer.into_iter().chain(null.map(|null| null.file)).collect();
     Ok(Lowered { programs, weights, files, pipeline, unused })
 }

@@ -3,10 +3,10 @@
 //! The classes for images to start from and for masks have the same networks and other defaults at most, so they are the
 //! same here. The refiner is a pipeline of its own, or a second denoiser: see [`Model::with_refiner`].
 
-use super::{fits, meta};
+use super::{autoencoder::Images, meta};
 use crate::lower::clip::Output;
 use crate::lower::unet2d_condition::{Added, Config, Context};
-use crate::lower::{Lowered, REFINER, TEXT_ENCODERS, UNET, VAE, clip, unet2d_condition, vae};
+use crate::lower::{Lowered, REFINER, TEXT_ENCODERS, UNET, VAE, clip, unet2d_condition};
 use crate::source::diffusers::{Component, Model};
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
@@ -75,7 +75,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         let folder = &encoder.component.name;
         unused.extend(encoder.config.unused(encoder.output, &has).iter().map(|key| format!("{folder}/{key}")));
     }
-    let images = autoencoder(model.component(VAE), config.in_channels, &mut programs, &mut weights, &mut unused)?;
+    let images = Images::lower(model.component(VAE), (UNET, config.in_channels), &mut programs, &mut weights, &mut unused)?;
 
     let zero_negative = model.index.get("force_zeros_for_empty_prompt").and_then(|v| v.as_bool()).unwrap_or(xl);
     let pipeline = PipelineMeta {
@@ -87,7 +87,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
             null_caption: None,
             denoiser: conditioning,
         }),
-        encoder: images.encodes.then(|| images.config.encoder_meta()),
+        encoder: images.encoder(),
         refiner,
         latent_multiple: multiple,
         ..meta(model, config.in_channels, config.sample_size, images.config.pixels_per_latent())?
@@ -199,33 +199,4 @@ fn sizes(component: &str, added: &Added, pooled: u32) -> Result<&'static [SizeKi
             Err(Error::request(what, expected, other))
         }
     }
-}
-
-/// What became of the autoencoder.
-struct Images {
-    config: vae::Config,
-    /// Whether its checkpoint has the encoder too.
-    encodes: bool,
-}
-
-/// Appends the decoder, and the encoder if the checkpoint has it.
-fn autoencoder(
-    component: &Component,
-    channels: u32,
-    programs: &mut Vec<Program>,
-    weights: &mut Weights,
-    unused: &mut Vec<String>,
-) -> Result<Images> {
-    let config = vae::Config::read(VAE, &component.class, &component.config)?;
-    fits(component, "latent_channels", config.latent_channels, UNET, channels)?;
-    let has = |key: &str| component.weights.has(key);
-    programs.push(vae::lower(&config, &has, weights));
-    let encodes = has("encoder.conv_in.weight");
-    if encodes {
-        config.check_encoder(&component.config)?;
-        programs.push(vae::lower_encoder(&config, &has, weights));
-    } else {
-        unused.push(format!("{VAE}/quant_conv."));
-    }
-    Ok(Images { config, encodes })
 }
