@@ -126,7 +126,7 @@ mod tests {
                 base: 2,
                 interpolation: 1.0,
                 keep_ratio: false,
-                frames: false,
+                grid: Default::default(),
             }), // 6: bind
             linear(0),                                                                                     // 7: loop
             Op::Add(Add { a: Value(7), b: Value(6) }),                                                     // 8: loop

@@ -222,6 +222,10 @@ pub struct TextMeta {
     /// are read, as many as the prompt has tokens. None where an empty text stands for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub null_caption: Option<String>,
+    /// Whether a negative prompt has as many tokens as its prompt: it is cut off, or filled up with padding, which the text encoder
+    /// is told not to look at and the denoiser reads. Of one encoder of texts at their own length.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub negative_as_long: bool,
     /// What the denoiser reads.
     pub denoiser: Conditioning,
 }

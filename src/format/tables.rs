@@ -7,7 +7,7 @@ use super::words::{SYMBOL, SYMBOLS};
 use super::{MAX_INPUTS, MAX_META, MAX_NAME, MAX_NODES, MAX_PHASED_NODES, MAX_PROGRAMS, MAX_TENSORS, MAX_WEIGHTS};
 use crate::codec::Grain;
 use crate::program::{
-    Act, ConvStride, CurveAxis, Dim, Field, InputKind, MAX_PHASES, Numbered, Op, QuantizeGrain, Range, Reach,
+    Act, ConvStride, CurveAxis, Dim, Field, Grid, InputKind, MAX_PHASES, Numbered, Op, QuantizeGrain, Range, Reach,
     Resampling, Role, shape::MAX_AXES,
 };
 use std::fmt::Write;
@@ -111,6 +111,7 @@ fn text() -> String {
     text += &numbers::<QuantizeGrain>();
     text += &numbers::<Range>();
     text += &numbers::<Reach>();
+    text += &numbers::<Grid>();
     text += &numbers::<CurveAxis>();
     text.trim_end().to_owned() + "\n"
 }
@@ -148,5 +149,6 @@ fn numbers_are_those_of_their_places() {
     check::<QuantizeGrain>(0);
     check::<Range>(0);
     check::<Reach>(0);
+    check::<Grid>(0);
     check::<CurveAxis>(0);
 }

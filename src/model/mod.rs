@@ -183,6 +183,9 @@ pub struct TextModel<'m> {
     /// The learned features that stand for no negative prompt, little-endian f32 `(tokens, features)`, at least as many tokens
     /// as a prompt may have; none where an empty text stands for it.
     pub null_caption: Option<&'m [u8]>,
+    /// Whether negative prompts have as many tokens as their prompts; see
+    /// [`TextMeta::negative_as_long`](crate::format::meta::TextMeta::negative_as_long).
+    pub negative_as_long: bool,
     /// What the denoiser reads of them.
     pub denoiser: &'m Conditioning,
     /// Whether denoisers are told how many tokens of each prompt count, so that prompts of one call may differ in length.

@@ -142,41 +142,99 @@ fn largest_batch<D: AsRef<[u8]>>(
         }
     }
     let most = request.max_memory.unwrap_or_default();
-    let expected = match (request.frames, most_frames(model, request, stages, plan, &|bytes| bytes <= most)?) {
-        (1, _) => format!("at least {needed} bytes for one image"),
-        (frames, 0) => format!("at least {needed} bytes for a video of {frames} frames; not even one frame fits"),
-        (frames, fit) => {
-            format!("at least {needed} bytes for a video of {frames} frames, or --frames {fit}, which fits")
-        }
+    let needed = needed.max(smallest_tiles(model, request, plan)?);
+    let fits = |bytes| bytes <= most;
+    let instead = [
+        most_frames(model, request, stages, plan, &fits)?.map(|frames| format!("--frames {frames}")),
+        largest_size(model, request, stages, plan, &fits)?.map(|[h, w]| format!("-W {w} -H {h}")),
+    ];
+    let instead: Vec<String> = instead.into_iter().flatten().collect();
+    let one = match request.frames {
+        1 => "one image".to_owned(),
+        frames => format!("a video of {frames} frames"),
+    };
+    let expected = match instead.is_empty() {
+        true => format!("at least {needed} bytes for {one}"),
+        false => format!("at least {needed} bytes for {one}, or {}, which fits", instead.join(" or ")),
     };
     Err(Error::memory("memory", expected, most))
 }
 
-/// The most frames, fewer than those of `request`, of which one video's arena `fits`; 0 if not even one frame's does.
+/// The most bytes that the smallest tile takes of what `request` encodes and decodes: less than that is never enough.
+fn smallest_tiles<D: AsRef<[u8]>>(
+    model: &Model<'_, D>,
+    request: &Request,
+    plan: &impl Fn(Role, &Binding) -> Result<Plan>,
+) -> Result<usize> {
+    let tile = request.latent_size.map(|side| side.min(request.tile.unwrap_or(tiles::STEP)));
+    let decodes = model.decoder.then(|| (Role::VaeDecoder, decoder_binding(tile)));
+    let encodes = request.init.is_some() && model.image_encoder.is_some();
+    let encodes = encodes.then(|| (Role::VaeEncoder, init::binding(tile, model.latents.pixels)));
+    let arenas = decodes.iter().chain(&encodes).map(|(role, binding)| Ok(plan(*role, binding)?.arena));
+    arenas.collect::<Result<Vec<_>>>().map(|arenas| arenas.into_iter().max().unwrap_or(0))
+}
+
+/// Bytes that one image or video of `request` takes in the loop, or its decoder at the least.
+fn of_one<D: AsRef<[u8]>>(
+    model: &Model<'_, D>,
+    request: &Request,
+    stages: &[Stage],
+    plan: &impl Fn(Role, &Binding) -> Result<Plan>,
+) -> Result<usize> {
+    let mut bytes = smallest_tiles(model, request, plan)?;
+    for [tokens, images, conditions] in batch_sizes(model, request, 1) {
+        for stage in stages {
+            let binding = loop_binding(model, request, stage, images, conditions, tokens);
+            bytes = bytes.max(plan(stage.role, &binding)?.arena);
+        }
+    }
+    Ok(bytes)
+}
+
+/// The largest number from 1 to below `all` that `fits`, which holds of all numbers below one of which it does; none if not even 1
+/// does.
+fn largest_fit(all: usize, fits: impl Fn(usize) -> Result<bool>) -> Result<Option<usize>> {
+    let (mut fit, mut too_many) = (0, all);
+    while fit + 1 < too_many {
+        let middle = fit.midpoint(too_many);
+        match fits(middle)? {
+            true => fit = middle,
+            false => too_many = middle,
+        }
+    }
+    Ok((fit > 0).then_some(fit))
+}
+
+/// The most frames, fewer than those of `request`, of which one video's arena `fits`; none if not even one frame's does.
 fn most_frames<D: AsRef<[u8]>>(
     model: &Model<'_, D>,
     request: &Request,
     stages: &[Stage],
     plan: &impl Fn(Role, &Binding) -> Result<Plan>,
     fits: &dyn Fn(usize) -> bool,
-) -> Result<usize> {
-    let (mut fit, mut too_many) = (0, request.frames);
-    while fit + 1 < too_many {
-        let frames = fit.midpoint(too_many);
-        let request = Request { frames, latents: None, ..request.clone() };
-        let mut bytes = 0;
-        for [tokens, images, conditions] in batch_sizes(model, &request, 1) {
-            for stage in stages {
-                let binding = loop_binding(model, &request, stage, images, conditions, tokens);
-                bytes = bytes.max(plan(stage.role, &binding)?.arena);
-            }
-        }
-        match fits(bytes) {
-            true => fit = frames,
-            false => too_many = frames,
-        }
+) -> Result<Option<usize>> {
+    let of = |frames| Request { frames, latents: None, ..request.clone() };
+    largest_fit(request.frames, |frames| Ok(fits(of_one(model, &of(frames), stages, plan)?)))
+}
+
+/// Height and width in pixels of the largest images or videos, smaller than those of `request` and of about the same ratio, of
+/// which one's arena `fits`; none if no size does, or the size is not free.
+fn largest_size<D: AsRef<[u8]>>(
+    model: &Model<'_, D>,
+    request: &Request,
+    stages: &[Stage],
+    plan: &impl Fn(Role, &Binding) -> Result<Plan>,
+    fits: &dyn Fn(usize) -> bool,
+) -> Result<Option<[usize; 2]>> {
+    if request.latents.is_some() || request.init.is_some() || request.picture_size.is_some() {
+        return Ok(None);
     }
-    Ok(fit)
+    let multiple = model.latents.multiple;
+    let longest = request.latent_size[0].max(request.latent_size[1]) / multiple;
+    let scaled = |n: usize| request.latent_size.map(|side| (side * n / longest / multiple).max(1) * multiple);
+    let of = |n| Request { latent_size: scaled(n), ..request.clone() };
+    let found = largest_fit(longest, |n| Ok(fits(of_one(model, &of(n), stages, plan)?)))?;
+    Ok(found.map(|n| scaled(n).map(|side| side * model.latents.pixels)))
 }
 
 /// The error that the device has not the memory for `request`, with what would fit if it is of videos.
@@ -190,7 +248,7 @@ pub(super) fn short_of_memory<N: MemoryRules, D: AsRef<[u8]>>(
     let plan = |role: Role, binding: &Binding| Plan::of_role(rules, model.packed(), role, binding);
     let most = request.stages(model).and_then(|stages| most_frames(model, request, &stages, &plan, fits));
     match most {
-        Ok(fit) if fit > 0 => {
+        Ok(Some(fit)) => {
             let what = format!("memory for {} frames", request.frames);
             Error::memory(what, format!("no more than --frames {fit}"), error)
         }

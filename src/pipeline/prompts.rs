@@ -57,6 +57,14 @@ impl PromptFeatures {
 }
 
 impl EncoderFeatures {
+    /// The first `tokens` of them, if there are more.
+    pub(super) fn first(mut self, tokens: usize) -> Self {
+        let width = self.features.len() / self.tokens.max(1);
+        let tokens = tokens.min(self.tokens);
+        self.features.truncate(tokens * width);
+        EncoderFeatures { tokens, length: self.length.min(tokens), ..self }
+    }
+
     /// What is planned with: `tokens` rows, of which `length` count.
     pub(super) fn outline(tokens: usize, length: usize) -> Self {
         EncoderFeatures { tokens, length, ..Default::default() }

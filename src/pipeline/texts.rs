@@ -8,7 +8,7 @@ use crate::exec::{Executor, PromptInputs};
 use crate::format::meta::TextLength;
 use crate::model::{Model, TextEncoder};
 use crate::plan::Binding;
-use crate::program::{Dims, Role};
+use crate::program::{Dims, InputKind, Role};
 use crate::text::{self, Chunks, PromptStyle, Tokenizer};
 
 /// Chunks of text per pass through an encoder; of those that have a length of their own, each has its pass.
@@ -40,7 +40,8 @@ impl Texts {
 /// because samples of one call have equally many; those of other images are not.
 #[derive(Clone, Debug)]
 pub(super) struct TokenizedTexts {
-    /// Distinct prompts: which text, none for zeros, and the number of chunks it is filled up to.
+    /// Distinct prompts: which text, none for zeros, and the number of chunks it is filled up to; of models whose negative prompts
+    /// are as long as prompts, the number of tokens that it is filled up or cut off to.
     prompts: Vec<(Option<usize>, usize)>,
     /// Per text encoder, the chunks of each prompt that has a text.
     chunks: Vec<Vec<Chunks>>,
@@ -48,6 +49,8 @@ pub(super) struct TokenizedTexts {
     chunk: Vec<usize>,
     /// Per image: index of its prompt and of its negative prompt.
     of_image: Vec<[usize; 2]>,
+    /// Whether negative prompts are as long as prompts.
+    as_long: bool,
     /// What of the texts does not fit the encoders and was cut off.
     pub cut: Vec<String>,
 }
@@ -100,6 +103,7 @@ impl TokenizedTexts {
             let chunks = |text: Option<usize>| match (text, pair[0]) {
                 // As many rows of the learned caption as the prompt has tokens.
                 (None, Some(prompt)) if meta.null_caption.is_some() => encoded[0][prompt].ids.len(),
+                (_, Some(prompt)) if meta.negative_as_long => encoded[0][prompt].ids.len(),
                 _ if guided => longer,
                 _ => length(text),
             };
@@ -109,8 +113,10 @@ impl TokenizedTexts {
             let with_text = prompts.iter().filter_map(|&(text, chunks)| Some((text?, chunks)));
             let fill = |(index, chunks): (usize, usize)| {
                 let mut text = texts[index].clone();
-                if encoder.length == TextLength::Padded {
-                    text.pad_chunks(encoder.special, chunks);
+                match encoder.length {
+                    TextLength::Padded => text.pad_chunks(encoder.special, chunks),
+                    TextLength::Own if meta.negative_as_long => text.fill(encoder.special, chunks),
+                    TextLength::Own | TextLength::Masked => {}
                 }
                 text
             };
@@ -119,7 +125,7 @@ impl TokenizedTexts {
         let chunks = encoders.iter().zip(encoded).map(filled).collect();
         let rows = |encoder: &TextEncoder| if meta.null_caption.is_some() { 1 } else { encoder.tokens };
         let chunk = encoders.iter().map(rows).collect();
-        Ok(TokenizedTexts { prompts, chunks, chunk, of_image, cut })
+        Ok(TokenizedTexts { prompts, chunks, chunk, of_image, as_long: meta.negative_as_long, cut })
     }
 
     /// What the features will be, without them: enough to plan with.
@@ -129,7 +135,9 @@ impl TokenizedTexts {
             let mut texts = texts.iter().map(outline);
             for (&(text, chunks), prompt) in self.prompts.iter().zip(&mut prompts) {
                 let zeros = || EncoderFeatures::outline(chunks * chunk, chunks * chunk);
-                prompt.encoders.push(text.and_then(|_| texts.next()).unwrap_or_else(zeros));
+                let told = text.and_then(|_| texts.next()).unwrap_or_else(zeros);
+                let most = if self.as_long { chunks } else { told.tokens };
+                prompt.encoders.push(EncoderFeatures::outline(told.tokens.min(most), told.length.min(most)));
             }
         }
         Embeddings { prompts, of_image: self.of_image.clone() }
@@ -145,9 +153,10 @@ impl TokenizedTexts {
         let encoders = model.text.iter().flat_map(|text| &text.encoders).zip(&self.chunks).enumerate();
         for (index, (encoder, chunks)) in encoders {
             let mut texts = run_encoder(session, encoder, chunks)?.into_iter();
-            for (&(text, _), prompt) in self.prompts.iter().zip(&mut embeddings.prompts) {
+            for (&(text, most), prompt) in self.prompts.iter().zip(&mut embeddings.prompts) {
                 let place = &mut prompt.encoders[index];
                 match text.and_then(|_| texts.next()) {
+                    Some(features) if self.as_long => *place = features.first(most),
                     Some(features) => *place = features,
                     None => {
                         let null = model.text.as_ref().and_then(|text| text.null_features(place.tokens));
@@ -190,7 +199,9 @@ fn run_encoder<B: Backend, D: AsRef<[u8]>>(
             let executor = session.executor(encoder.role, binding(1, text.ids.len()), None)?;
             let from = result.len();
             result.resize(from + text.ids.len() * cols, 0.0);
-            pass(executor, &text.ids, None, &mut result[from..])?;
+            let told = executor.program().input(InputKind::Lengths).is_some();
+            let lengths = [text.lengths[0] as u32];
+            pass(executor, &text.ids, told.then_some(&lengths), &mut result[from..])?;
             // The next text is of another length, as a rule, and the loop wants the memory.
             session.release(encoder.role);
         }
@@ -241,8 +252,8 @@ fn features(encoder: &TextEncoder, text: &Chunks, rows: &[&[f32]]) -> EncoderFea
     let chunks = encoded.chunks_exact_mut(chunk * width).zip(text.weights.chunks_exact(chunk));
     // Padding that is masked counts for nothing, also in the mean that weights keep.
     let counting = match encoder.length {
-        TextLength::Masked => text.lengths[0],
-        TextLength::Padded | TextLength::Own => chunk,
+        TextLength::Masked | TextLength::Own => text.lengths[0],
+        TextLength::Padded => chunk,
     };
     chunks.for_each(|(features, weights)| {
         text::apply_weights(&mut features[..counting * width], width, &weights[..counting]);
@@ -254,8 +265,11 @@ fn features(encoder: &TextEncoder, text: &Chunks, rows: &[&[f32]]) -> EncoderFea
 /// The text encoders that a request with `prompts` runs, and what they are bound to at most: for memory plans.
 pub(super) fn bindings<D>(model: &Model<'_, D>, prompts: &Prompts) -> Vec<(Role, Binding)> {
     let encoders = model.text.iter().flat_map(|text| &text.encoders).enumerate();
+    // A negative text that is longer than its prompt is read as a whole and then cut off.
+    let any_length = model.text.as_ref().is_some_and(|text| text.negative_as_long);
     let bound = encoders.filter(|(_, encoder)| encoder.encodes).map(|(index, encoder)| {
         let longest = || match prompts {
+            _ if any_length => encoder.tokens,
             Prompts::Embeddings(embeddings) => {
                 let tokens = embeddings.prompts.iter().filter_map(|prompt| Some(prompt.encoders.get(index)?.tokens));
                 tokens.max().unwrap_or(encoder.tokens).min(encoder.tokens)

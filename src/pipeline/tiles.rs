@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use std::ops::Range;
 
 /// Sizes of tiles are multiples of this many latents.
-const STEP: usize = 8;
+pub(super) const STEP: usize = 8;
 
 /// The whole `size` if its `arena` has at most `most` bytes, else the largest square tile whose arena does.
 ///

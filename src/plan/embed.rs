@@ -4,7 +4,7 @@ use super::site::{Arguments, Site};
 use crate::backend::args::{
     EmbeddingArgs, OpArgs, ParameterArgs, PositionEmbeddingArgs, RelativeBiasArgs, TimestepEmbeddingArgs,
 };
-use crate::program::{Embedding, Parameter, PositionEmbedding, RelativeBias, Tensor, TimestepEmbedding};
+use crate::program::{Embedding, Grid, Parameter, PositionEmbedding, RelativeBias, Tensor, TimestepEmbedding};
 
 impl Arguments for Embedding {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
@@ -26,7 +26,8 @@ impl Arguments for PositionEmbedding {
         // The result is (h, w, dim).
         let [height, width] = [at.ty.dims()[0], at.ty.dims()[1]];
         let spans = self.spans([height, width]);
-        OpArgs::PositionEmbedding(PositionEmbeddingArgs { y: at.y(), height, width, spans, interpolation })
+        let zero = self.grid == Grid::SeveralFrames && height == 1;
+        OpArgs::PositionEmbedding(PositionEmbeddingArgs { y: at.y(), height, width, spans, interpolation, zero })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Embeddings and constants: rows of tables, sinusoids of timesteps and of positions, tensors as values.
 
+use super::numbered::numbered;
 use super::op::{Operation, Tensor, Value};
 use super::shape::{Kind, Rule, Type};
 use super::visit::Visit;
@@ -80,6 +81,19 @@ impl Operation for TimestepEmbedding {
     }
 }
 
+numbered! {
+    "Grids of positions"
+    /// What rows and columns are of a grid that has positions.
+    pub enum Grid: Default {
+        /// Those of a frame.
+        Frame = 0 "frame",
+        /// Frames, and the places of each.
+        Frames = 1 "frames",
+        /// The same, but that one frame alone has zeros for its position.
+        SeveralFrames = 2 "several frames",
+    }
+}
+
 /// 2-D sin-cos position embedding of the grid of `x`: `(n, h, w, _) -> (h, w, dim)`; of f frames below each other, that of one,
 /// `(h / f, w, dim)`, or that of frames: `(f, h w / f, dim)`. Depends on shapes only.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -95,8 +109,8 @@ pub struct PositionEmbedding {
     /// Whether positions keep the ratio of sides. The longer side spans `base`; the shorter one as much less as it is shorter,
     /// in whole numbers, in the middle. Otherwise either side spans `base`.
     pub keep_ratio: bool,
-    /// Whether rows of the grid are frames, and columns the places of each, instead of rows and columns of a frame.
-    pub frames: bool,
+    /// What its rows and columns are.
+    pub grid: Grid,
 }
 
 impl PositionEmbedding {
@@ -129,7 +143,7 @@ impl Operation for PositionEmbedding {
         v.number("base", &mut self.base);
         v.float("interpolation", &mut self.interpolation);
         v.flag("keep ratio", &mut self.keep_ratio);
-        v.flag("frames", &mut self.frames);
+        v.choice("grid", &mut self.grid);
     }
 
     fn infer(&self, rule: &Rule<'_>) -> Result<Type> {
@@ -145,7 +159,10 @@ impl Operation for PositionEmbedding {
             let expected = "a multiple of 4, and a positive number";
             return rule.err("dim, interpolation", expected, (dim, interpolation));
         }
-        let [rows, columns] = if self.frames { [frames, h / frames * w] } else { [h / frames, w] };
+        let [rows, columns] = match self.grid {
+            Grid::Frame => [h / frames, w],
+            Grid::Frames | Grid::SeveralFrames => [frames, h / frames * w],
+        };
         Ok(Type::new(&[rows, columns, dim as usize], Kind::Float))
     }
 }

@@ -161,6 +161,13 @@ impl Chunks {
         }
     }
 
+    /// Fills up a single text to so many `tokens`, if it has fewer.
+    pub fn fill(&mut self, encoder: &TextEncoderMeta, tokens: usize) {
+        let tokens = tokens.max(self.ids.len());
+        self.ids.resize(tokens, encoder.pad);
+        self.weights.resize(tokens, 1.0);
+    }
+
     fn push(&mut self, encoder: &TextEncoderMeta, ids: &[u32], weights: &[f32]) {
         let from = self.ids.len();
         self.ids.extend(encoder.begin);

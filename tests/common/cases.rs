@@ -291,7 +291,7 @@ pub fn epilogues() -> Vec<Case> {
                 base: 4,
                 interpolation: 1.0,
                 keep_ratio: false,
-                frames: false,
+                grid: Default::default(),
             }));
             let (x, weight) = if quantized {
                 let matrix = Codec::all(true)[5].random(rng, d, d, false);
@@ -416,7 +416,7 @@ pub fn elementwise() -> Vec<Case> {
                 base: 7,
                 interpolation: 2.0,
                 keep_ratio: false,
-                frames: false,
+                grid: Default::default(),
             }));
             b.op(Op::Add(Add { a: x, b: grid }));
             cases.push(case(name, b, inputs([n, h, w, d], || 4.0 * normal(rng)), Check::Close { k: 1, gain: 1.0 }));

@@ -4,7 +4,7 @@ use super::cases::{Case, Check, case, linear, rng_of};
 use super::naive::Inputs;
 use super::{Build, SAMPLE, inputs, normal, normals};
 use aquatint::raw::program::{
-    Act, Add, Attend, Attention, Dim, InputKind, Op, Patchify, Pointwise, PositionEmbedding, Reach, Slice, Value,
+    Act, Add, Attend, Attention, Dim, Grid, InputKind, Op, Patchify, Pointwise, PositionEmbedding, Reach, Slice, Value,
 };
 use fastrand::Rng;
 
@@ -67,8 +67,8 @@ pub fn attention_within_reach() -> Vec<Case> {
 pub fn positions() -> Vec<Case> {
     let mut cases = Vec::new();
     for (n, [f, h, w], d) in [(1, [1, 1, 1], 4), (2, [3, 2, 5], 8), (1, [16, 5, 3], 72), (3, [7, 1, 4], 20)] {
-        for (base, interpolation) in [(0, 0.5), (4, 2.0)] {
-            let name = format!("positions of {n}x{f}x{h}x{w}x{d} in {base} by {interpolation}");
+        for (base, interpolation, grid) in [(0, 0.5, Grid::Frames), (4, 2.0, Grid::Frames), (0, 1.0, Grid::SeveralFrames)] {
+            let name = format!("positions of {n}x{f}x{h}x{w}x{d} in {base} by {interpolation}, {}", grid.name());
             let rng = &mut rng_of(&name);
             let (mut b, x) = build(d);
             let dim = d as u32;
@@ -78,7 +78,7 @@ pub fn positions() -> Vec<Case> {
                 base,
                 interpolation,
                 keep_ratio: false,
-                frames: false,
+                grid: Default::default(),
             }));
             let dim = 2 * dim;
             let frames = b.op(Op::PositionEmbedding(PositionEmbedding {
@@ -87,7 +87,7 @@ pub fn positions() -> Vec<Case> {
                 base,
                 interpolation,
                 keep_ratio: false,
-                frames: true,
+                grid,
             }));
             let frames = b.op(Op::Slice(Slice { x: frames, first: d as u32, count: d as u32, tokens: false }));
             let y = b.op(Op::Add(Add { a: x, b: places }));

@@ -7,7 +7,7 @@
 use super::naive_attention::{Masks, attention};
 use aquatint::raw::codec::QuantizedMatrix;
 use aquatint::raw::program::{
-    Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, GroupNorm, InputKind,
+    Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, Grid, GroupNorm, InputKind,
     LayerNorm, Linear, Multiply, Op, PadRows, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize,
     QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, RelativeBias, Resample, Resampling, Rotary, Round, Slice,
     Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
@@ -423,10 +423,16 @@ impl Scope<'_> {
     }
 
     fn position_embedding(&self, op: PositionEmbedding) -> Array {
-        let PositionEmbedding { x, dim, base, interpolation, keep_ratio, frames } = op;
+        let PositionEmbedding { x, dim, base, interpolation, keep_ratio, grid } = op;
         let (rows, columns, dim) = (self.value(x).dims[1], self.value(x).dims[2], dim as usize);
         let one_frame = rows / self.inputs.dims.frames;
-        let (h, w) = if frames { (self.inputs.dims.frames, one_frame * columns) } else { (one_frame, columns) };
+        let (h, w) = match grid {
+            Grid::Frame => (one_frame, columns),
+            Grid::Frames | Grid::SeveralFrames => (self.inputs.dims.frames, one_frame * columns),
+        };
+        if grid == Grid::SeveralFrames && h == 1 {
+            return Array::new(&[h, w, dim], |_| 0.0);
+        }
         let quarter = dim / 4;
         Array::new(&[h, w, dim], |i| {
             let (row, column, feature) = (i / dim / w, i / dim % w, i % dim);

@@ -270,7 +270,7 @@ fn denoiser(writer: &mut Writer) -> Program {
             base: 2,
             interpolation: 1.0,
             keep_ratio: false,
-            frames: false,
+            grid: Default::default(),
         }),
     );
     let weight = b.f16("proj.weight", &[8, 16]);

@@ -5,7 +5,7 @@ use aquatint::Error;
 use aquatint::raw::format::{Packed, TensorKind, TensorSpec, Writer};
 use aquatint::raw::program::{
     Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
-    GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Multiply, Node, Op, PadRows, Parameter, Patchify,
+    Grid, GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Multiply, Node, Op, PadRows, Parameter, Patchify,
     Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Reach,
     RelativeBias, Resample, Resampling, Role, Rotary, Round, Slice, SoftmaxGrid, Tensor, TimestepEmbedding, Turn,
     Unpatchify, Value, VectorQuantize,
@@ -115,7 +115,7 @@ fn ops() -> Vec<Op> {
             base: 3,
             interpolation: 2.0,
             keep_ratio: true,
-            frames: false,
+            grid: Default::default(),
         }),
         group_norm(None),
         group_norm(Some(Modulation { value: POOLED, scale: 11, shift: 1_000_000 })),
@@ -129,7 +129,7 @@ fn ops() -> Vec<Op> {
             base: 3,
             interpolation: 2.0,
             keep_ratio: false,
-            frames: false,
+            grid: Default::default(),
         }),
         Op::PositionEmbedding(PositionEmbedding {
             x: X,
@@ -137,7 +137,7 @@ fn ops() -> Vec<Op> {
             base: 0,
             interpolation: 2.0,
             keep_ratio: false,
-            frames: true,
+            grid: Grid::Frames,
         }),
         within(Reach::Frame),
         within(Reach::Place),
@@ -277,11 +277,11 @@ fn words_are_those_of_the_specification() {
         (Multiply { a: X, b: X }.into(), &[1, 1]),
         (RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 }.into(), &[2, 3, 16, 128]),
         (
-            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: false, frames: false }.into(),
+            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: false, grid: Default::default() }.into(),
             &[1, 8, 3, real(2.0)],
         ),
         (
-            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: true, frames: false }.into(),
+            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: true, grid: Default::default() }.into(),
             &[1, 8, 3, real(2.0), 1],
         ),
         (Concat { a: CONTEXT, b: CONTEXT, tokens: true }.into(), &[3, 3, 1]),
@@ -290,8 +290,13 @@ fn words_are_those_of_the_specification() {
         (LayerNorm { shift: gate, ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4]),
         (LayerNorm { parts: 2, ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]),
         (
-            PositionEmbedding { x: X, dim: 8, base: 0, interpolation: 2.0, keep_ratio: false, frames: true }.into(),
+            PositionEmbedding { x: X, dim: 8, base: 0, interpolation: 2.0, keep_ratio: false, grid: Grid::Frames }.into(),
             &[1, 8, 0, real(2.0), 0, 1],
+        ),
+        (
+            PositionEmbedding { x: X, dim: 8, base: 0, interpolation: 2.0, keep_ratio: false, grid: Grid::SeveralFrames }
+                .into(),
+            &[1, 8, 0, real(2.0), 0, 2],
         ),
         (within(Reach::Place), &[1, 1, 1, 2, real(0.5), 0, 0, 0, 0, 0, 0, 0, 0, 2]),
     ];

@@ -131,7 +131,7 @@ fn meta(length: TextLength) -> Meta {
     (pipeline.latent_channels, pipeline.pixels_per_latent) = (3, 1);
     (pipeline.classes, pipeline.null_class) = (0, 0);
     (pipeline.steps, pipeline.guidance_scale) = (3, 2.5);
-    pipeline.text = Some(TextMeta { encoders: vec![encoder], zero_negative: false, null_caption: None, denoiser });
+    pipeline.text = Some(TextMeta { encoders: vec![encoder], zero_negative: false, null_caption: None, negative_as_long: false, denoiser });
     meta
 }
 

@@ -177,7 +177,7 @@ fn masked_and_shared_attention_by_hand() {
             base: 2,
             interpolation: 1.0,
             keep_ratio: false,
-            frames: false,
+            grid: Default::default(),
         }));
         let weight = b.f32(&[1, 4], &[1.0, 0.0, 100.0, 0.0]);
         b.op(linear(grid, weight))
@@ -462,7 +462,7 @@ fn position_embeddings_are_diffusers() {
             base,
             interpolation: 1.0,
             keep_ratio: false,
-            frames: false,
+            grid: Default::default(),
         }));
         let mut inputs = inputs([1, side, side, 4], || 0.0);
         inputs.dims = Dims { batch: 1, conditions: 1, height: side, width: side, tokens: 1, ..Dims::ONE };

@@ -12,18 +12,24 @@
 //! published models they are all the same, and in those that diffusers trained they are not: what is equal is stored and
 //! computed once, and every block reads its own of what is not. diffusers' version differs from the authors' in the frequencies of the timestep
 //! embedding (shift 1 instead of 0) and in the epsilon of the second norm (`norm_eps`).
+//!
+//! The Latte that makes videos of classes (Ma et al., arXiv 2401.03048) has the same blocks, whose tokens attend by turns to those
+//! of their frame and to those at their place in all frames. Behind the first block they learn of which frame they are.
 
 use super::builder::{Builder, Linear, Same};
+use super::pixart;
 use super::{DENOISER, Fields};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::raw::program::{
-    Act, Add, Attention, Columns, Dim, Input, InputKind, Modulation, Op, Patchify, Pointwise, PositionEmbedding,
-    Program, Role, TimestepEmbedding, Unpatchify, Value,
+    Act, Add, Attention, Columns, Dim, Grid, Input, InputKind, Modulation, Op, Patchify, Pointwise, PositionEmbedding,
+    Program, Reach, Role, TimestepEmbedding, Unpatchify, Value,
 };
 use serde_json::json;
 
+/// The class of the transformer that makes videos in its authors' code, for which diffusers has none.
+pub const VIDEO_CLASS: &str = "Latte";
 /// Features of the sinusoidal timestep embedding.
 const TIME_FEATURES: u32 = 256;
 /// Epsilon of the norms whose epsilon the configuration does not set (`norm1`, `norm_out`).
@@ -54,6 +60,8 @@ pub struct Config {
     pub norm_eps: f32,
     /// Subtracted from the number of frequencies of the timestep's embedding; see [`TimestepEmbedding::shift`].
     pub freq_shift: f32,
+    /// Frames that the model was made for, if it makes videos.
+    pub frames: Option<u32>,
 }
 
 impl Config {
@@ -64,7 +72,7 @@ impl Config {
     pub fn read(class: &str, object: &Object) -> Result<Self> {
         // Checkpoints older than DiTTransformer2DModel have the general class, whose defaults differ.
         let general = match class {
-            "DiTTransformer2DModel" => false,
+            "DiTTransformer2DModel" | VIDEO_CLASS => false,
             "Transformer2DModel" => true,
             other => {
                 let expected = "DiTTransformer2DModel, or Transformer2DModel with norm_type ada_norm_zero";
@@ -112,6 +120,7 @@ impl Config {
             attention_bias: fields.flag_or("attention_bias", !general)?,
             norm_eps: fields.float_or("norm_eps", 1e-5)? as f32,
             freq_shift: fields.float_or("freq_shift", 1.0)? as f32,
+            frames: (class == VIDEO_CLASS).then(|| fields.count_or("video_length", 16)).transpose()?,
         };
         if !config.dim().is_multiple_of(4) {
             let expected = "heads times features in multiples of 4, for the position embedding";
@@ -134,14 +143,17 @@ impl Config {
     }
 }
 
-/// The denoiser: `(n, h, w, in_channels)`, timesteps and classes to `(n, h, w, out_channels)`. `same` tells which tensors
+/// The denoiser: `(n, h, w, in_channels)`, of videos `(n, f, h, w, in_channels)`, timesteps and classes to
+/// `(n, h, w, out_channels)`, of videos `(n, f h, w, out_channels)`. `same` tells which tensors
 /// of the checkpoint are equal; of embedders that are, one is used.
 pub fn lower(config: &Config, same: &dyn Fn(&str, &str) -> bool, weights: &mut Weights) -> Program {
     let c = config;
     let (d, p) = (c.dim() as usize, c.patch as usize);
     let (channels, out_channels) = (c.in_channels as usize, c.out_channels as usize);
+    let pixels = [Dim::Height, Dim::Width, Dim::Fixed(c.in_channels)];
+    let frames = c.frames.map(|_| Dim::Frames);
     let inputs = vec![
-        Input { kind: InputKind::Sample, dims: vec![Dim::Batch, Dim::Height, Dim::Width, Dim::Fixed(c.in_channels)] },
+        Input { kind: InputKind::Sample, dims: [Dim::Batch].into_iter().chain(frames).chain(pixels).collect() },
         Input { kind: InputKind::Timestep, dims: vec![Dim::Conditions] },
         Input { kind: InputKind::ClassLabels, dims: vec![Dim::Conditions] },
     ];
@@ -159,7 +171,7 @@ pub fn lower(config: &Config, same: &dyn Fn(&str, &str) -> bool, weights: &mut W
         base,
         interpolation: 1.0,
         keep_ratio: false,
-        frames: false,
+        grid: Grid::Frame,
     });
     let position = b.push("pos_embed.pos_embed", position);
     let with = Linear { residual: Some(position), ..Linear::default() };
@@ -168,7 +180,16 @@ pub fn lower(config: &Config, same: &dyn Fn(&str, &str) -> bool, weights: &mut W
     let first = condition(b, c, 0, [timestep, labels], &same);
     for block in 0..c.layers {
         let silu = if block == 0 { first } else { condition(b, c, block, [timestep, labels], &same) };
-        x = transformer_block(b, c, &format!("transformer_blocks.{block}"), x, silu);
+        let reach = match (c.frames, block % 2) {
+            (None, _) => Reach::Sample,
+            (Some(_), 0) => Reach::Frame,
+            (Some(_), _) => Reach::Place,
+        };
+        x = transformer_block(b, c, &format!("transformer_blocks.{block}"), x, silu, reach);
+        if c.frames.is_some() && block == 0 {
+            let frames = pixart::frames(b, "temp_embed", x, c.dim(), 1.0, Grid::Frames);
+            x = b.push("temp_embed", Op::Add(Add { a: x, b: frames }));
+        }
     }
 
     let out = b.linear("proj_out_1", first, &[2 * d, d], Linear::default());
@@ -207,7 +228,8 @@ fn condition<'a>(b: &mut Builder<'a>, c: &Config, block: u32, inputs: [Value; 2]
     })
 }
 
-fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, silu: Value) -> Value {
+/// A block at module `path`, whose tokens attend to those within `reach`.
+fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, silu: Value, reach: Reach) -> Value {
     let d = c.dim() as usize;
     let m = b.linear(&format!("{path}.norm1.linear"), silu, &[6 * d, d], Linear::default());
     // Six runs of d columns: shift, scale and gate for attention, then for the MLP.
@@ -226,7 +248,7 @@ fn transformer_block(b: &mut Builder, c: &Config, path: &str, x: Value, silu: Va
     let scale = (c.head_dim as f32).sqrt().recip();
     let attended = b.push(
         &format!("{path}.attn1"),
-        Op::Attention(Attention { q, k, v, heads: c.heads, scale, attend: Default::default(), ..Attention::default() }),
+        Op::Attention(Attention { q, k, v, heads: c.heads, scale, reach, ..Attention::default() }),
     );
     let x = b.linear(&format!("{path}.attn1.to_out.0"), attended, &[d, d], gated(2, x));
 

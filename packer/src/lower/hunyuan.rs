@@ -21,7 +21,7 @@ use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::raw::program::{
-    Act, Add, Attend, Attention, Columns, Concat, Dim, Input, InputKind, LayerNorm, Modulation, Op, PadRows, Patchify,
+    Act, Add, Attend, Attention, Columns, Concat, Dim, Grid, Input, InputKind, LayerNorm, Modulation, Op, PadRows, Patchify,
     Pointwise, PositionEmbedding, Program, Role, Rotary, Slice, TimestepEmbedding, Unpatchify, Value,
 };
 use serde_json::json;
@@ -186,7 +186,7 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
         base: WHOLE_POSITIONS / c.patch,
         interpolation: 1.0,
         keep_ratio: true,
-        frames: false,
+        grid: Grid::Frame,
     };
     let table = b.push("image_rotary_emb", Op::PositionEmbedding(positions));
     let mut x = b.linear("pos_embed.proj", patches, &[d, c.in_channels as usize, p, p], Linear::default());

@@ -14,7 +14,7 @@ use super::{DENOISER, Fields, builder::Builder, builder::Linear};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::raw::program::{Act, Add, Program, Reach, Role};
+use aquatint::raw::program::{Act, Add, Grid, Program, Reach, Role};
 use serde_json::json;
 
 /// What the program depends on.
@@ -85,7 +85,8 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
     for block in 0..c.layers {
         x = pixart::transformer_block(b, c, &format!("transformer_blocks.{block}"), x, spatial, Reach::Frame);
         if block == 0 {
-            let frames = pixart::frames(b, "temp_pos_embed", x, c.dim(), 1.0);
+            // A frame alone is not told that it is the first.
+            let frames = pixart::frames(b, "temp_pos_embed", x, c.dim(), 1.0, Grid::SeveralFrames);
             x = b.push("temp_pos_embed", Add { a: x, b: frames }.into());
         }
         let path = format!("temporal_transformer_blocks.{block}");

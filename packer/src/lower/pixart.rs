@@ -20,7 +20,7 @@ use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::raw::program::{
-    Act, Add, Attend, Attention, Columns, Concat, Dim, Input, InputKind, Modulation, Op, Patchify, PositionEmbedding,
+    Act, Add, Attend, Attention, Columns, Concat, Dim, Grid, Input, InputKind, Modulation, Op, Patchify, PositionEmbedding,
     Program, Reach, Role, Slice, TimestepEmbedding, Unpatchify, Value,
 };
 use serde_json::json;
@@ -207,7 +207,7 @@ pub(super) fn patches(b: &mut Builder, c: &Config, sample: Value, base: u32) -> 
     let (d, p) = (c.dim() as usize, c.patch as usize);
     let patches = b.push("pos_embed", Op::Patchify(Patchify { x: sample, patch: c.patch }));
     let (dim, interpolation) = (c.dim(), c.interpolation);
-    let position = PositionEmbedding { x: patches, dim, base, interpolation, keep_ratio: false, frames: false };
+    let position = PositionEmbedding { x: patches, dim, base, interpolation, keep_ratio: false, grid: Grid::Frame };
     let position = b.push("pos_embed.pos_embed", position.into());
     let with = Linear { residual: Some(position), ..Linear::default() };
     b.linear("pos_embed.proj", patches, &[d, c.in_channels as usize, p, p], with)
@@ -339,10 +339,10 @@ fn queries_keys_values(b: &mut Builder, c: &Config, path: &str, [x, context]: [V
 }
 
 /// The position embedding of the frames of tokens `x`, `(n, f h, w, d)`, a row for each token of a sample: sines, then cosines
-/// of `frame / scale` (MAE's `get_1d_sincos_pos_embed`).
-pub(super) fn frames(b: &mut Builder, path: &str, x: Value, d: u32, scale: f32) -> Value {
+/// of `frame / scale` (MAE's `get_1d_sincos_pos_embed`). `grid` is one of frames.
+pub(super) fn frames(b: &mut Builder, path: &str, x: Value, d: u32, scale: f32, grid: Grid) -> Value {
     // Of a grid of two axes, the second half is that of rows.
-    let grid = PositionEmbedding { x, dim: 2 * d, base: 0, interpolation: scale, keep_ratio: false, frames: true };
-    let grid = b.push(path, grid.into());
-    b.push(path, Slice { x: grid, first: d, count: d, tokens: false }.into())
+    let positions = PositionEmbedding { x, dim: 2 * d, base: 0, interpolation: scale, keep_ratio: false, grid };
+    let positions = b.push(path, positions.into());
+    b.push(path, Slice { x: positions, first: d, count: d, tokens: false }.into())
 }

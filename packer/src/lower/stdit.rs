@@ -16,7 +16,7 @@ use super::{DENOISER, Fields, builder::Builder, builder::Linear};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
-use aquatint::raw::program::{Act, Add, Columns, Modulation, Program, Reach, Role, Value};
+use aquatint::raw::program::{Act, Add, Columns, Grid, Modulation, Program, Reach, Role, Value};
 
 /// The class that configurations of this network name; diffusers has none.
 pub const CLASS: &str = "STDiT";
@@ -76,7 +76,7 @@ pub fn lower(config: &Config, weights: &mut Weights) -> Program {
     let b = &mut builder;
 
     let mut x = pixart::patches(b, c, sample, 0);
-    let frames = pixart::frames(b, "pos_embed_temporal", x, c.dim(), config.time_scale);
+    let frames = pixart::frames(b, "pos_embed_temporal", x, c.dim(), config.time_scale, Grid::Frames);
     let time = pixart::time(b, c, timestep, None);
     let silu = super::blocks::activate(b, "adaln_single.silu", time, Act::Silu);
     let modulation = b.linear("adaln_single.linear", silu, &[6 * d, d], Linear::default());

@@ -45,7 +45,9 @@ pub struct Config {
 pub enum Length {
     /// As many as the text has: nothing is filled up, and every token counts.
     Own,
-    /// So many; which of them count is an input.
+    /// As many as are given; how many of them count is an input.
+    Told,
+    /// So many; how many of them count is an input.
     Padded(u32),
 }
 
@@ -53,11 +55,11 @@ impl Length {
     /// The inputs of an encoder of texts: tokens, and how many of them count where not all do.
     pub(super) fn inputs(self) -> Vec<Input> {
         let tokens = |dim| Input { kind: InputKind::Tokens, dims: vec![Dim::Batch, dim] };
+        let lengths = || Input { kind: InputKind::Lengths, dims: vec![Dim::Batch] };
         match self {
             Length::Own => vec![tokens(Dim::Tokens)],
-            Length::Padded(count) => {
-                vec![tokens(Dim::Fixed(count)), Input { kind: InputKind::Lengths, dims: vec![Dim::Batch] }]
-            }
+            Length::Told => vec![tokens(Dim::Tokens), lengths()],
+            Length::Padded(count) => vec![tokens(Dim::Fixed(count)), lengths()],
         }
     }
 

@@ -220,6 +220,8 @@ pub struct PositionEmbeddingArgs {
     /// First position and span of columns and of rows; see [`PositionEmbedding::spans`](crate::program::PositionEmbedding::spans).
     pub spans: [[u32; 2]; 2],
     pub interpolation: f32,
+    /// Whether all of it is 0 instead.
+    pub zero: bool,
 }
 
 /// Bias of attention by distance; `y` is `(heads * t, t)`. See [`bucket_starts`](crate::program::bucket_starts).

@@ -53,6 +53,9 @@ pub fn timestep_embedding(arena: &mut Arena, args: &TimestepEmbeddingArgs) {
 /// half: rows; each sines then cosines; all in f64, as diffusers' `get_2d_sincos_pos_embed`.
 pub fn position_embedding(arena: &mut Arena, args: &PositionEmbeddingArgs) {
     let (out, _) = arena.write_floats(&args.y);
+    if args.zero {
+        return out.fill(0.0);
+    }
     let (half, quarter) = (args.y.cols / 2, args.y.cols / 4);
     // Each axis has few positions, which many tokens have in common.
     let axis = |size: usize, [first, span]: [u32; 2]| -> Vec<f32> {

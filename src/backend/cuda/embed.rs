@@ -3,9 +3,10 @@
 use super::DeviceTensor;
 use super::args::{Floats, Frame, structs};
 use super::launch::{Kernel, Launch};
+use super::pointwise::pointwise;
 use crate::backend::args;
 use crate::format::TensorView;
-use crate::program::{MAX_BUCKETS, bucket_starts};
+use crate::program::{Act, MAX_BUCKETS, bucket_starts};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 structs! {
@@ -101,6 +102,11 @@ pub fn position_embedding(frame: &Frame, args: &args::PositionEmbeddingArgs, iss
         pad: 0,
     };
     launch("position_embedding", &args.y, kernel_args.as_bytes(), issue);
+    if args.zero {
+        // Once per bind, so nothing is gained by a kernel of its own.
+        let args::PositionEmbeddingArgs { y, .. } = *args;
+        pointwise(frame, &args::PointwiseArgs { x: y, y, act: Act::None, mul: 0.0, add: 0.0 }, issue);
+    }
 }
 
 /// See [`Op::RelativeBias`](crate::program::Op::RelativeBias).

@@ -33,7 +33,31 @@ pub(super) fn text_model<'m, D: AsRef<[u8]>>(packed: &'m Packed<D>, meta: &'m Te
     }
     let lengths = packed.program(Role::Denoiser)?.input(InputKind::Lengths).is_some();
     let null_caption = null_caption(packed, meta, &encoders)?;
-    Ok(TextModel { encoders, null_caption, zero_negative: meta.zero_negative, denoiser: &meta.denoiser, lengths })
+    let negative_as_long = negative_as_long(packed, meta, &encoders)?;
+    let (zero_negative, denoiser) = (meta.zero_negative, &meta.denoiser);
+    Ok(TextModel { encoders, null_caption, zero_negative, negative_as_long, denoiser, lengths })
+}
+
+/// Proves that a text encoder whose texts have a length of their own is told how many tokens count if, and only if, texts may be
+/// filled up to another's length.
+fn negative_as_long<D: AsRef<[u8]>>(packed: &Packed<D>, meta: &TextMeta, encoders: &[TextEncoder]) -> Result<bool> {
+    let told = |encoder: &&TextEncoder| {
+        let program = packed.program(encoder.role).ok().filter(|_| encoder.length == TextLength::Own);
+        program.is_some_and(|program| program.input(InputKind::Lengths).is_some())
+    };
+    let first = encoders.first();
+    let own = encoders.len() == 1 && first.is_some_and(|encoder| encoder.length == TextLength::Own);
+    let fills = own && first.is_some_and(|encoder| !encoder.encodes || told(&encoder));
+    match meta.negative_as_long {
+        true if !fills || meta.null_caption.is_some() => {
+            let expected = "false, but beside one text encoder of texts at their own length that reads lengths";
+            wrong("negative_as_long", expected, true)
+        }
+        false if encoders.iter().any(|encoder| told(&encoder)) => {
+            wrong("negative_as_long", "true, as a text encoder reads how many tokens of a text count", false)
+        }
+        asked => Ok(asked),
+    }
 }
 
 /// Proves that the caption for none is one that the only text encoder could have made.
@@ -110,8 +134,7 @@ fn encoder_program<D: AsRef<[u8]>>(
     }
     let axis = program.inputs.iter().find(|input| input.kind == InputKind::Tokens).map(|input| input.dims[1]);
     let told = (meta.length, masked, axis == Some(Dim::Tokens));
-    if !matches!(told, (TextLength::Padded, false, _) | (TextLength::Masked, true, _) | (TextLength::Own, false, true))
-    {
+    if !matches!(told, (TextLength::Padded, false, _) | (TextLength::Masked, true, _) | (TextLength::Own, _, true)) {
         let reads = if masked { "lengths" } else { "no lengths" };
         let expected = format!("one that the {} can have, which reads {reads}", role.name());
         return wrong("length", expected, format!("{:?}", meta.length));

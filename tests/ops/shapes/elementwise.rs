@@ -191,7 +191,7 @@ fn add_repeats_rows_of_the_second_operand() {
         base: 4,
         interpolation: 1.0,
         keep_ratio: false,
-        frames: false,
+        grid: Default::default(),
     });
     accept(&[position, add(SAMPLE, LAST)], &[2, 6, 10, 8], Kind::Float);
     let message = "residual: expected rows dividing those of [6, 10, 8], got [2, 6, 10, 8]";
@@ -316,7 +316,7 @@ fn timestep_embedding_has_a_sine_for_each_cosine() {
 #[test]
 fn position_embedding_has_the_grid_of_its_operand() {
     let embedding = |x, dim, base, interpolation| {
-        Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation, keep_ratio: false, frames: false })
+        Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation, keep_ratio: false, grid: Default::default() })
     };
     accept(&[embedding(SAMPLE, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     accept(&[quantize(SAMPLE, ROW8), embedding(LAST, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
@@ -422,7 +422,7 @@ fn heads_turn_by_a_table_of_their_own_length() {
             base: 4,
             interpolation: 1.0,
             keep_ratio: true,
-            frames: false,
+            grid: Default::default(),
         })
     };
     accept(&[grid(4), rotary(SAMPLE, LAST, 2)], &[2, 6, 10, 8], Kind::Float);

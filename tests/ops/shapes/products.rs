@@ -23,7 +23,7 @@ fn linear_takes_rows_of_any_shape() {
         base: 4,
         interpolation: 1.0,
         keep_ratio: false,
-        frames: false,
+        grid: Default::default(),
     });
     accept(&[position, linear(LAST, W), summed(SAMPLE, Value(5))], &[2, 6, 10, 5], Kind::Float);
 }
@@ -228,7 +228,7 @@ fn attention_takes_biases_of_all_scores_and_lengths_of_all_keys() {
         base: 1,
         interpolation: 1.0,
         keep_ratio: false,
-        frames: false,
+        grid: Default::default(),
     });
     accept(&[table, to_prompt(LABELS)], &[2, 6, 10, 8], Kind::Float);
     refuse(&[masked(SAMPLE, SAMPLE, None, Some(LABELS))], "lengths: expected u32 [2], got ([3], Index)");

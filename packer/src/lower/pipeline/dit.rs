@@ -1,4 +1,5 @@
-//! `DiTPipeline`: a class-conditional transformer on latents.
+//! `DiTPipeline`: a class-conditional transformer on latents; and Latte's, on latents of videos, whose autoencoder makes single
+//! frames.
 
 use super::{fits, meta};
 use crate::lower::{DENOISER, Lowered, VAE, dit, vae};
@@ -22,8 +23,9 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         classes: config.classes,
         null_class: config.classes,
         class_names: model.class_names()?.into_iter().filter(|&(number, _)| number < config.classes).collect(),
-        // The default of DiTPipeline.__call__; so are the 50 steps.
-        guidance_scale: 4.0,
+        frames: config.frames.unwrap_or(1),
+        // The default of DiTPipeline.__call__, as are the 50 steps; and that of Latte's authors for classes.
+        guidance_scale: if config.frames.is_some() { 7.0 } else { 4.0 },
         guided_channels: count(GUIDED_CHANNELS),
         steps: count(STEPS).unwrap_or(50),
         latent_multiple: config.patch,

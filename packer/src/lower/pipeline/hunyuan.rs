@@ -48,6 +48,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
             encoders,
             zero_negative: false,
             null_caption: None,
+            negative_as_long: false,
             denoiser: Conditioning { context: vec![0], context_2: Some(1), pooled: None, sizes },
         }),
         encoder: images.encoder(),

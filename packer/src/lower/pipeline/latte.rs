@@ -2,7 +2,7 @@
 
 use super::pixart::{Captions, captions};
 use super::{fits, meta};
-use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, latte, vae};
+use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, latte, t5, vae};
 use crate::source::diffusers::Model;
 use crate::weight::Weights;
 use aquatint::error::Result;
@@ -18,7 +18,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     fits(decoder, "latent_channels", vae_config.latent_channels, DENOISER, config.frame.in_channels)?;
     let mut weights = Weights::new();
     let denoiser = latte::lower(&config, &mut weights);
-    let captions = captions(model, config.frame.caption_features, TOKENS, &mut weights)?;
+    let captions = captions(model, config.frame.caption_features, TOKENS, t5::Length::Told, &mut weights)?;
     let Captions { meta: captions, program, tokenizer } = captions;
     let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
     let pixart = &config.frame;
@@ -31,6 +31,8 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         text: Some(TextMeta {
             zero_negative: false,
             null_caption: None,
+            // What the pipeline reads of it, filled up to all tokens, is cut off where the prompt ends.
+            negative_as_long: true,
             denoiser: Conditioning { context: vec![0], context_2: None, pooled: None, sizes: Vec::new() },
             encoders: vec![captions],
         }),

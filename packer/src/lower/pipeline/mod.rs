@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 /// Lowers a pipeline of any supported class; the tensors of its checkpoints are not checked yet, see [`super::lower`].
 pub fn lower(model: &Model) -> Result<Lowered> {
     match model.class.as_str() {
-        "DiTPipeline" => dit::lower(model),
+        "DiTPipeline" | "LatteClassPipeline" => dit::lower(model),
         "DDPMPipeline" | "DDIMPipeline" => pixel::lower(model),
         "LDMPipeline" => latent::lower_unconditional(model),
         "LDMClassToImagePipeline" => latent::lower_class_conditional(model),

@@ -3,7 +3,7 @@
 
 use super::pixart::{Captions, captions, null_caption};
 use super::{fits, meta};
-use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, stdit, vae};
+use crate::lower::{DENOISER, Lowered, TEXT_ENCODERS, VAE, stdit, t5, vae};
 use crate::source::diffusers::Model;
 use crate::source::layout::{GUIDED_CHANNELS, NULL_CAPTION, STEPS};
 use crate::weight::Weights;
@@ -22,7 +22,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let mut weights = Weights::new();
     let denoiser = stdit::lower(&config, &mut weights);
     let null = null_caption(transformer, config.frame.caption_features)?;
-    let captions = captions(model, config.frame.caption_features, TOKENS.min(null.tokens), &mut weights)?;
+    let captions = captions(model, config.frame.caption_features, TOKENS.min(null.tokens), t5::Length::Own, &mut weights)?;
     let Captions { meta: captions, program, tokenizer } = captions;
     let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
     let count = |field| model.index.get(field).and_then(Value::as_u64).map(|n| n as u32);
@@ -37,6 +37,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         text: Some(TextMeta {
             zero_negative: false,
             null_caption: Some(null.file.0.clone()),
+            negative_as_long: false,
             denoiser: Conditioning { context: vec![0], context_2: None, pooled: None, sizes: Vec::new() },
             encoders: vec![captions],
         }),

@@ -34,7 +34,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let learned = model.index.get(LEARNED_NULL).and_then(Value::as_bool) == Some(true);
     let null = learned.then(|| null_caption(transformer, config.caption_features)).transpose()?;
     let most = null.as_ref().map_or(most, |null| most.min(null.tokens));
-    let Captions { meta: captions, program, tokenizer } = captions(model, config.caption_features, most, &mut weights)?;
+    let Captions { meta: captions, program, tokenizer } = captions(model, config.caption_features, most, t5::Length::Own, &mut weights)?;
     let mut programs: Vec<Program> = [denoiser].into_iter().chain(program).collect();
     // Old versions saved tables that nothing reads.
     let mut unused = vec![format!("{DENOISER}/pos_embed.pos_embed"), format!("{DENOISER}/{NULL_CAPTION}")];
@@ -50,6 +50,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         text: Some(TextMeta {
             zero_negative: false,
             null_caption: null.as_ref().map(|null| null.file.0.clone()),
+            negative_as_long: false,
             denoiser: Conditioning { context: vec![0], context_2: None, pooled: None, sizes },
             encoders: vec![captions],
         }),
@@ -90,8 +91,14 @@ pub(super) struct Captions {
 }
 
 /// T5, which reads captions at their own length, of at most so many tokens: the authors fill them up and leave out again what
-/// does not count.
-pub(super) fn captions(model: &Model, features: u32, most: u32, weights: &mut Weights) -> Result<Captions> {
+/// does not count. `length` is one of no fixed number of tokens.
+pub(super) fn captions(
+    model: &Model,
+    features: u32,
+    most: u32,
+    length: t5::Length,
+    weights: &mut Weights,
+) -> Result<Captions> {
     let [(folder, tokenizer), _] = TEXT_ENCODERS;
     let encoder = model.component(folder);
     let config = t5::Config::read(folder, &encoder.class, &encoder.config)?;
@@ -123,6 +130,6 @@ pub(super) fn captions(model: &Model, features: u32, most: u32, weights: &mut We
     let TokenizerFile { begin, end, pad, tokens, json, .. } = file;
     let meta = TextEncoderMeta { tokenizer: name.clone(), tokens: most.min(tokens), begin, end, pad, ..meta };
     let (has, same) = (|key: &str| encoder.weights.has(key), |a: &str, b: &str| encoder.weights.same(a, b));
-    let program = t5::lower(&config, t5::Length::Own, Role::TextEncoder, &has, &same, weights)?;
+    let program = t5::lower(&config, length, Role::TextEncoder, &has, &same, weights)?;
     Ok(Captions { meta, program: Some(program), tokenizer: Some((name, json)) })
 }

@@ -85,6 +85,7 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
             encoders: encoders.iter().map(|e| e.meta.clone()).collect(),
             zero_negative,
             null_caption: None,
+            negative_as_long: false,
             denoiser: conditioning,
         }),
         encoder: images.encoder(),

@@ -1,4 +1,5 @@
-//! DiT in its authors' layout (Peebles & Xie, arXiv 2212.09748): one MLP of the timestep and one table of classes for all
+//! DiT in its authors' layout (Peebles & Xie, arXiv 2212.09748), and the Latte that makes videos of classes (Ma et al., arXiv
+//! 2401.03048), which has the same tensors and a table of positions of frames: one MLP of the timestep and one table of classes for all
 //! blocks, and queries, keys and values in one matrix.
 //!
 //! Two conventions are those of the authors' code and not of diffusers: the frequencies of the timestep's embedding, and the
@@ -32,7 +33,12 @@ pub struct Dit {
     pub classes: usize,
     /// Height and width of the latents it was trained on.
     pub sample_size: usize,
+    /// Frames it was trained on, if it makes videos.
+    pub frames: Option<usize>,
 }
+
+/// Positions of frames; they follow from their number.
+const FRAMES: &str = "temp_embed";
 
 /// The structure of the transformer whose tensors `net` are.
 ///
@@ -70,6 +76,7 @@ pub(super) fn read(net: Network) -> Result<Dit> {
         patch,
         classes: rows - 1,
         sample_size: side * patch,
+        frames: net.has(FRAMES).then(|| net.dim(FRAMES, 1)).transpose()?,
     })
 }
 
@@ -109,11 +116,11 @@ impl Dit {
         self.tensors().0.into_iter().map(entry).collect()
     }
 
-    /// What diffusers would save as `config.json`, and `freq_shift`, which it has no word for.
+    /// What diffusers would save as `config.json`, and `freq_shift`, which it has no word for; nor has it a class of videos.
     pub(super) fn config(&self) -> Object {
         let head = HEADS.into_iter().find(|head| self.features.is_multiple_of(*head)).unwrap_or(HEADS[1]);
-        object(json!({
-            "_class_name": "DiTTransformer2DModel",
+        let mut config = object(json!({
+            "_class_name": self.class(),
             "attention_head_dim": head,
             "freq_shift": 0.0,
             "in_channels": self.in_channels,
@@ -124,7 +131,16 @@ impl Dit {
             "out_channels": self.out_channels,
             "patch_size": self.patch,
             "sample_size": self.sample_size,
-        }))
+        }));
+        if let Some(frames) = self.frames {
+            config.insert("video_length".into(), frames.into());
+        }
+        config
+    }
+
+    /// The class that its configuration names.
+    pub(super) fn class(&self) -> &'static str {
+        if self.frames.is_some() { crate::lower::dit::VIDEO_CLASS } else { "DiTTransformer2DModel" }
     }
 }
 

@@ -27,7 +27,7 @@ pub fn autoencoder(tensors: &dyn Tensors, class: &str) -> Result<Option<Member>>
         "PixArtSigmaPipeline" => (1024, 0.13025),
         "PixArtAlphaPipeline" | "LattePipeline" | "OpenSoraPipeline" => (512, 0.18215),
         class if class.contains("StableDiffusion") => (512, 0.18215),
-        "DiTPipeline" => (256, 0.18215),
+        "DiTPipeline" | "LatteClassPipeline" => (256, 0.18215),
         "HunyuanDiTPipeline" => (1024, 0.13025),
         _ => (256, 1.0),
     };

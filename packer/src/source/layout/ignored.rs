@@ -5,7 +5,7 @@ use super::pipeline::SCALE_FACTOR;
 use crate::source::settings::MARKS;
 
 /// Tensors beside a model's weights: tables that follow from the schedule, counters, and what only training needs.
-const IGNORED: [&str; 22] = [
+const IGNORED: [&str; 23] = [
     "betas",
     "alphas_cumprod",
     "alphas_cumprod_prev",
@@ -30,6 +30,7 @@ const IGNORED: [&str; 22] = [
     // Of transformers: it follows from the size.
     "pos_embed",
     "pos_embed_temporal",
+    "temp_embed",
 ];
 /// The same, by how names begin.
 const IGNORED_PREFIXES: [&str; 6] =

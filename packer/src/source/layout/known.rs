@@ -146,6 +146,7 @@ pub fn dit_xl_2() -> Published {
         patch: 2,
         classes: 1000,
         sample_size: 32,
+        frames: None,
     })
 }
 

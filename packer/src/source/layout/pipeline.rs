@@ -196,11 +196,16 @@ pub(super) fn class_conditional(unet: &Unet, vae: Given<Autoencoder>, classes: u
     )
 }
 
-/// DiT, whose autoencoder is never in the same file. Its authors sample in 250 steps with the variances it learned, and
+/// DiT, or a Latte of classes, whose autoencoder is never in the same file. Its authors sample in 250 steps with the variances it learned, and
 /// guide the first three channels.
 pub(super) fn class_transformer(dit: &Dit) -> Published {
-    let (class, config, entries) = ("DiTTransformer2DModel", dit.config(), dit.entries());
+    let (class, config, entries) = (dit.class(), dit.config(), dit.entries());
     let member = Member { name: "transformer", library: "diffusers", class, config, entries };
+    if dit.frames.is_some() {
+        // All four channels are guided.
+        return Published::new("Latte of classes", "LatteClassPipeline", scheduler::iddpm(), vec![member])
+            .with(STEPS, json!(250));
+    }
     Published::new("DiT", "DiTPipeline", scheduler::iddpm(), vec![member])
         .with(GUIDED_CHANNELS, json!(3))
         .with(STEPS, json!(250))
