@@ -102,8 +102,11 @@ fn write_mp4(path: &Path, frames: &[Image], rate: u32) -> Result<()> {
     let size = format!("{}x{}", first.width(), first.height());
     let mut child = Command::new("ffmpeg")
         .args(["-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", format, "-s", &size, "-r", &rate.to_string()])
-        // Sides must be even.
-        .args(["-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", "-f", "mp4"])
+        // Sides must be even. Players take large pictures for BT.709 and small ones for BT.601 unless they are told.
+        .args(["-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709:out_range=tv"])
+        .args(["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"])
+        // Visually without loss, and the index first, so that a player may begin before it has all.
+        .args(["-crf", "17", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"])
         .arg(file.temporary())
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())

@@ -15,7 +15,9 @@ pub fn cover(picture: &[f32], from: [usize; 2], to: [usize; 2], channels: usize)
         for &([left, right], across) in &columns {
             let corners = [pixel(above, left), pixel(above, right), pixel(below, left), pixel(below, right)];
             let weights = [(1.0 - down) * (1.0 - across), (1.0 - down) * across, down * (1.0 - across), down * across];
-            made.extend((0..channels).map(|c| corners.iter().zip(weights).map(|(p, weight)| p[c] * weight).sum::<f32>()));
+            made.extend(
+                (0..channels).map(|c| corners.iter().zip(weights).map(|(p, weight)| p[c] * weight).sum::<f32>()),
+            );
         }
     }
     made

@@ -39,7 +39,8 @@ pub(super) fn apply<D: AsRef<[u8]>>(
     }
     let Some(init) = &options.init else { return Ok(()) };
     if model.latents.video {
-        let expected = "a model that makes images; those of videos that are run here begin with noise, as their authors' do";
+        let expected =
+            "a model that makes images; those of videos that are run here begin with noise, as their authors' do";
         return Err(Error::request("init-image", expected, "one that makes videos"));
     }
     let size = request.pixels(model);

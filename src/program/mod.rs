@@ -33,7 +33,9 @@ mod visit;
 
 pub use attention::{Attend, Attention, Reach, SoftmaxGrid, describe_attention};
 pub use conv::{Conv2d, ConvStride};
-pub use embed::{Embedding, Grid, MAX_BUCKETS, Parameter, PositionEmbedding, RelativeBias, TimestepEmbedding, bucket_starts};
+pub use embed::{
+    Embedding, Grid, MAX_BUCKETS, Parameter, PositionEmbedding, RelativeBias, TimestepEmbedding, bucket_starts,
+};
 pub use layout::{Concat, PadRows, Patchify, Slice, Unpatchify};
 pub use linear::{GatedLinear, Linear};
 pub use norm::{GroupNorm, LayerNorm, Modulation};

@@ -27,7 +27,14 @@ pub fn rotary() -> Vec<Case> {
             let name = format!("rotary {n}x{h}x{w}x{heads}x{e} base {base} ratio {keep_ratio} / {interpolation}");
             let rng = &mut rng_of(&name);
             let mut b = Build::new(heads * e);
-            let grid = PositionEmbedding { x: SAMPLE, dim: e as u32, base, interpolation, keep_ratio, grid: Default::default() };
+            let grid = PositionEmbedding {
+                x: SAMPLE,
+                dim: e as u32,
+                base,
+                interpolation,
+                keep_ratio,
+                grid: Default::default(),
+            };
             let table = b.op(Op::PositionEmbedding(grid));
             b.op(Op::Rotary(Rotary { x: SAMPLE, table, heads: heads as u32 }));
             // Two products and a sum of numbers of about the same size.
@@ -193,8 +200,14 @@ pub fn tokens() -> Vec<Case> {
         let name = format!("rows beside pixels {n}x{h}x{w}x{d}");
         let rng = &mut rng_of(&name);
         let mut b = Build::new(d);
-        let grid =
-            PositionEmbedding { x: SAMPLE, dim: 4, base: 5, interpolation: 1.0, keep_ratio: false, grid: Default::default() };
+        let grid = PositionEmbedding {
+            x: SAMPLE,
+            dim: 4,
+            base: 5,
+            interpolation: 1.0,
+            keep_ratio: false,
+            grid: Default::default(),
+        };
         let grid = b.op(Op::PositionEmbedding(grid));
         let x = b.op(Op::Pointwise(Pointwise { x: SAMPLE, act: Act::None, mul: 2.0, add: 0.0 }));
         b.op(Op::Concat(Concat { a: x, b: grid, tokens: false }));

@@ -67,7 +67,9 @@ pub fn attention_within_reach() -> Vec<Case> {
 pub fn positions() -> Vec<Case> {
     let mut cases = Vec::new();
     for (n, [f, h, w], d) in [(1, [1, 1, 1], 4), (2, [3, 2, 5], 8), (1, [16, 5, 3], 72), (3, [7, 1, 4], 20)] {
-        for (base, interpolation, grid) in [(0, 0.5, Grid::Frames), (4, 2.0, Grid::Frames), (0, 1.0, Grid::SeveralFrames)] {
+        for (base, interpolation, grid) in
+            [(0, 0.5, Grid::Frames), (4, 2.0, Grid::Frames), (0, 1.0, Grid::SeveralFrames)]
+        {
             let name = format!("positions of {n}x{f}x{h}x{w}x{d} in {base} by {interpolation}, {}", grid.name());
             let rng = &mut rng_of(&name);
             let (mut b, x) = build(d);
@@ -81,14 +83,8 @@ pub fn positions() -> Vec<Case> {
                 grid: Default::default(),
             }));
             let dim = 2 * dim;
-            let frames = b.op(Op::PositionEmbedding(PositionEmbedding {
-                x,
-                dim,
-                base,
-                interpolation,
-                keep_ratio: false,
-                grid,
-            }));
+            let frames =
+                b.op(Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation, keep_ratio: false, grid }));
             let frames = b.op(Op::Slice(Slice { x: frames, first: d as u32, count: d as u32, tokens: false }));
             let y = b.op(Op::Add(Add { a: x, b: places }));
             b.op(Op::Add(Add { a: y, b: frames }));

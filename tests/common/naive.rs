@@ -7,10 +7,10 @@
 use super::naive_attention::{Masks, attention};
 use aquatint::raw::codec::QuantizedMatrix;
 use aquatint::raw::program::{
-    Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, Grid, GroupNorm, InputKind,
-    LayerNorm, Linear, Multiply, Op, PadRows, Parameter, Patchify, Pointwise, PositionEmbedding, Program, Quantize,
-    QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, RelativeBias, Resample, Resampling, Rotary, Round, Slice,
-    Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
+    Act, Add, Attention, Concat, Conv2d, ConvStride, CurveAxis, Dims, Embedding, GatedLinear, Grid, GroupNorm,
+    InputKind, LayerNorm, Linear, Multiply, Op, PadRows, Parameter, Patchify, Pointwise, PositionEmbedding, Program,
+    Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, RelativeBias, Resample, Resampling, Rotary,
+    Round, Slice, Tensor, TimestepEmbedding, Turn, Unpatchify, Value, VectorQuantize,
 };
 
 /// A dense array of real numbers, row-major.

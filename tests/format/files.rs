@@ -45,7 +45,13 @@ fn with_tokenizer(name: &str) -> Meta {
     };
     let denoiser = Conditioning { context: vec![0], context_2: None, pooled: None, sizes: Vec::new() };
     let mut meta = tiny::meta();
-    meta.pipeline.text = Some(TextMeta { encoders: vec![encoder], zero_negative: false, null_caption: None, negative_as_long: false, denoiser });
+    meta.pipeline.text = Some(TextMeta {
+        encoders: vec![encoder],
+        zero_negative: false,
+        null_caption: None,
+        negative_as_long: false,
+        denoiser,
+    });
     meta
 }
 

@@ -4,8 +4,8 @@
 use aquatint::Error;
 use aquatint::raw::format::{Packed, TensorKind, TensorSpec, Writer};
 use aquatint::raw::program::{
-    Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear,
-    Grid, GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Multiply, Node, Op, PadRows, Parameter, Patchify,
+    Act, Add, Attend, Attention, Columns, Concat, Conv2d, ConvStride, CurveAxis, Dim, Embedding, GatedLinear, Grid,
+    GroupNorm, Input, InputKind, LayerNorm, Linear, Modulation, Multiply, Node, Op, PadRows, Parameter, Patchify,
     Pointwise, PositionEmbedding, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Reach,
     RelativeBias, Resample, Resampling, Role, Rotary, Round, Slice, SoftmaxGrid, Tensor, TimestepEmbedding, Turn,
     Unpatchify, Value, VectorQuantize,
@@ -277,11 +277,20 @@ fn words_are_those_of_the_specification() {
         (Multiply { a: X, b: X }.into(), &[1, 1]),
         (RelativeBias { x: TOKENS, table: ROWS, buckets: 16, max_distance: 128 }.into(), &[2, 3, 16, 128]),
         (
-            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: false, grid: Default::default() }.into(),
+            PositionEmbedding {
+                x: X,
+                dim: 8,
+                base: 3,
+                interpolation: 2.0,
+                keep_ratio: false,
+                grid: Default::default(),
+            }
+            .into(),
             &[1, 8, 3, real(2.0)],
         ),
         (
-            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: true, grid: Default::default() }.into(),
+            PositionEmbedding { x: X, dim: 8, base: 3, interpolation: 2.0, keep_ratio: true, grid: Default::default() }
+                .into(),
             &[1, 8, 3, real(2.0), 1],
         ),
         (Concat { a: CONTEXT, b: CONTEXT, tokens: true }.into(), &[3, 3, 1]),
@@ -290,12 +299,20 @@ fn words_are_those_of_the_specification() {
         (LayerNorm { shift: gate, ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4]),
         (LayerNorm { parts: 2, ..norm }.into(), &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]),
         (
-            PositionEmbedding { x: X, dim: 8, base: 0, interpolation: 2.0, keep_ratio: false, grid: Grid::Frames }.into(),
+            PositionEmbedding { x: X, dim: 8, base: 0, interpolation: 2.0, keep_ratio: false, grid: Grid::Frames }
+                .into(),
             &[1, 8, 0, real(2.0), 0, 1],
         ),
         (
-            PositionEmbedding { x: X, dim: 8, base: 0, interpolation: 2.0, keep_ratio: false, grid: Grid::SeveralFrames }
-                .into(),
+            PositionEmbedding {
+                x: X,
+                dim: 8,
+                base: 0,
+                interpolation: 2.0,
+                keep_ratio: false,
+                grid: Grid::SeveralFrames,
+            }
+            .into(),
             &[1, 8, 0, real(2.0), 0, 2],
         ),
         (within(Reach::Place), &[1, 1, 1, 2, real(0.5), 0, 0, 0, 0, 0, 0, 0, 0, 2]),

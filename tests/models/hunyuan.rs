@@ -167,8 +167,8 @@ fn what_follows_from_prompt_and_timestep_is_worked_out_before_the_loop() {
     assert!(seen[0] > 40 && seen[1] > 40, "{seen:?}");
 }
 
-/// What `--inputs` would hold for a run of the fixture: the features of both encoders and their masks.
-fn inputs(io: &Fixture, run: &str) -> Tensors {
+/// What `--inputs` would hold for a run of the fixture: the features of both encoders and their masks, `shorter` tokens less of each.
+fn inputs(io: &Fixture, run: &str, shorter: usize) -> Tensors {
     let mut names = Vec::new();
     for side in ["", "negative_"] {
         for end in ["", "_2"] {
@@ -178,7 +178,11 @@ fn inputs(io: &Fixture, run: &str) -> Tensors {
     let data: Vec<(String, Vec<usize>, Vec<u8>)> = names
         .into_iter()
         .map(|name| {
-            let (values, dims) = io.get(&format!("{run}.{name}"));
+            let (values, mut dims) = io.get(&format!("{run}.{name}"));
+            let (tokens, width) = (dims[1], dims.get(2).copied().unwrap_or(1));
+            dims[1] -= shorter;
+            let rows = values.chunks_exact(tokens * width).flat_map(|row| &row[..dims[1] * width]);
+            let values: Vec<f32> = rows.copied().collect();
             (name, dims, values.iter().flat_map(|v| v.to_le_bytes()).collect())
         })
         .collect();
@@ -196,7 +200,7 @@ fn guided_runs_from_given_features_equal_diffusers() {
         let model = Model::new(&packed).expect("a model");
         for run in ["square", "wide"].map(|name| format!("{version}.loop.{name}")) {
             let (init, dims) = io.get(&format!("{run}.init"));
-            let prompts = inputs(&io, &run).prompts(&model, true).expect("prompts").expect("some");
+            let prompts = inputs(&io, &run, 0).prompts(&model, true).expect("prompts").expect("some");
             let mut request = Request::new(&model, prompts);
             assert_eq!((request.steps, request.guidance_scale), (50, 5.0));
             (request.latents, request.steps, request.latent_size) = (Some(init), 5, [dims[2], dims[3]]);
@@ -307,4 +311,15 @@ fn prompts_become_the_pictures_of_diffusers() {
             }
         }
     }
+}
+
+/// Features of fewer tokens than the model's texts are filled up to.
+#[test]
+fn features_of_another_length_are_refused() {
+    let packed = packed("v12", "f32");
+    let model = Model::new(&packed).expect("a model");
+    let prompts = inputs(&io(), "v12.loop.square", 1).prompts(&model, true).expect("prompts").expect("some");
+    let cpu = Cpu::best();
+    let error = Session::new(&model, &cpu).plans(&Request::new(&model, prompts)).expect_err("too few").to_string();
+    assert_eq!(error, "tokens of a prompt: expected 5, with padding, got 4");
 }

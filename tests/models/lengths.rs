@@ -9,7 +9,7 @@ use aquatint::options::{NamedTensor, Tensors};
 use aquatint::pipeline::{Embeddings, NoiseSource, Output, Prompts, Request, Session, Texts};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
-use aquatint::raw::format::meta::{Conditioning, TextEncoderMeta, TextLength, TextMeta};
+use aquatint::raw::format::meta::{Conditioning, SizeBin, TextEncoderMeta, TextLength, TextMeta};
 use aquatint::raw::format::{Meta, Packed, TensorKind, TensorSpec, Writer};
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::program::{
@@ -131,7 +131,13 @@ fn meta(length: TextLength) -> Meta {
     (pipeline.latent_channels, pipeline.pixels_per_latent) = (3, 1);
     (pipeline.classes, pipeline.null_class) = (0, 0);
     (pipeline.steps, pipeline.guidance_scale) = (3, 2.5);
-    pipeline.text = Some(TextMeta { encoders: vec![encoder], zero_negative: false, null_caption: None, negative_as_long: false, denoiser });
+    pipeline.text = Some(TextMeta {
+        encoders: vec![encoder],
+        zero_negative: false,
+        null_caption: None,
+        negative_as_long: false,
+        denoiser,
+    });
     meta
 }
 
@@ -329,4 +335,13 @@ fn faults_of_meta_are_named() {
     refused(own, |t| t.encoders[0].begin = Some(12), "begin, end and pad");
     refused(own, |t| t.zero_negative = true, "zero_negative: expected false where texts are not padded");
     refused(own, |t| t.encoders[0].features = 5, "text encoder: expected");
+    refused(own, |t| t.negative_as_long = true, "negative_as_long: expected false, but beside one text encoder");
+    for (ratio, size, expected) in [
+        (0.0, [8, 8], "size_bins: expected positive ratios, got 0"),
+        (1.0, [0, 8], "size_bins: expected 1 to 16384, got 0"),
+    ] {
+        let packed = packed(own, true, |meta| meta.pipeline.size_bins = vec![SizeBin { ratio, size }]);
+        let message = packed.and_then(|packed| Model::verify(&packed).map(|_| ())).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    }
 }

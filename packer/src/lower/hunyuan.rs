@@ -21,8 +21,8 @@ use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::raw::program::{
-    Act, Add, Attend, Attention, Columns, Concat, Dim, Grid, Input, InputKind, LayerNorm, Modulation, Op, PadRows, Patchify,
-    Pointwise, PositionEmbedding, Program, Role, Rotary, Slice, TimestepEmbedding, Unpatchify, Value,
+    Act, Add, Attend, Attention, Columns, Concat, Dim, Grid, Input, InputKind, LayerNorm, Modulation, Op, PadRows,
+    Patchify, Pointwise, PositionEmbedding, Program, Role, Rotary, Slice, TimestepEmbedding, Unpatchify, Value,
 };
 use serde_json::json;
 

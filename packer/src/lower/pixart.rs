@@ -20,8 +20,8 @@ use crate::source::diffusers::Object;
 use crate::weight::Weights;
 use aquatint::error::{Error, Result};
 use aquatint::raw::program::{
-    Act, Add, Attend, Attention, Columns, Concat, Dim, Grid, Input, InputKind, Modulation, Op, Patchify, PositionEmbedding,
-    Program, Reach, Role, Slice, TimestepEmbedding, Unpatchify, Value,
+    Act, Add, Attend, Attention, Columns, Concat, Dim, Grid, Input, InputKind, Modulation, Op, Patchify,
+    PositionEmbedding, Program, Reach, Role, Slice, TimestepEmbedding, Unpatchify, Value,
 };
 use serde_json::json;
 

@@ -136,3 +136,44 @@ fn files_of_encoders_must_be_those_of_their_index() {
     let outside = index(|map| drop(map.insert("shared.weight".into(), json!("../model.safetensors"))));
     refused("sigma", outside, &["expected file names without folders"]);
 }
+
+/// A tokenizer of another family is refused by both names, in every kind of model that has one.
+#[test]
+fn tokenizers_must_be_of_the_encoders_family() {
+    let clip = |model: &Path| {
+        let folder = model.join("tokenizer");
+        fs::remove_dir_all(&folder).unwrap();
+        copy_folder(&fixture("sd/v1/tokenizer"), &folder);
+    };
+    let words = ["tokenizer: expected a tokenizer of T5's (SentencePiece) kind, got CLIP's"];
+    for name in ["alpha", "sigma"] {
+        refused(name, clip, &words);
+    }
+    let scratch = Scratch::new("families");
+    let refused_of = |path: &str, other: &str, words: &str| {
+        let copy = scratch.path("model");
+        let _ = fs::remove_dir_all(&copy);
+        copy_folder(&fixture(path), &copy);
+        fs::remove_dir_all(copy.join("tokenizer")).unwrap();
+        copy_folder(&fixture(other), &copy.join("tokenizer"));
+        let message = pack_as(&copy, None, &scratch.path("out.aqt")).map(|_| ()).unwrap_err().to_string();
+        assert!(message.contains(words) && message.lines().count() == 1, "{message}");
+    };
+    refused_of("latte", "sd/v1/tokenizer", words[0]);
+    refused_of("sd/v1", "pixart/alpha/tokenizer", "tokenizer: expected a tokenizer of CLIP's");
+}
+
+/// A shard of another model, by its index or by what is in it.
+#[test]
+fn shards_of_another_model_are_refused() {
+    let foreign = |model: &Path| {
+        let from = fixture("sd/v1/text_encoder/model.safetensors");
+        fs::copy(from, model.join("text_encoder/model-00002-of-00003.safetensors")).unwrap();
+    };
+    refused("sigma", foreign, &["text_encoder/", "model-00002-of-00003.safetensors"]);
+    let transformer = |model: &Path| {
+        let from = fixture("latte/transformer/diffusion_pytorch_model.safetensors");
+        fs::copy(from, model.join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    };
+    refused("alpha", transformer, &["transformer: weights", "expected only the", "also temporal_transformer_blocks.0"]);
+}

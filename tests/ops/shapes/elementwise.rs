@@ -316,7 +316,14 @@ fn timestep_embedding_has_a_sine_for_each_cosine() {
 #[test]
 fn position_embedding_has_the_grid_of_its_operand() {
     let embedding = |x, dim, base, interpolation| {
-        Op::PositionEmbedding(PositionEmbedding { x, dim, base, interpolation, keep_ratio: false, grid: Default::default() })
+        Op::PositionEmbedding(PositionEmbedding {
+            x,
+            dim,
+            base,
+            interpolation,
+            keep_ratio: false,
+            grid: Default::default(),
+        })
     };
     accept(&[embedding(SAMPLE, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);
     accept(&[quantize(SAMPLE, ROW8), embedding(LAST, 12, 4, 0.5)], &[6, 10, 12], Kind::Float);

@@ -22,7 +22,8 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let mut weights = Weights::new();
     let denoiser = stdit::lower(&config, &mut weights);
     let null = null_caption(transformer, config.frame.caption_features)?;
-    let captions = captions(model, config.frame.caption_features, TOKENS.min(null.tokens), t5::Length::Own, &mut weights)?;
+    let captions =
+        captions(model, config.frame.caption_features, TOKENS.min(null.tokens), t5::Length::Own, &mut weights)?;
     let Captions { meta: captions, program, tokenizer } = captions;
     let image = vae::lower(&vae_config, &|key| decoder.weights.has(key), &mut weights);
     let count = |field| model.index.get(field).and_then(Value::as_u64).map(|n| n as u32);

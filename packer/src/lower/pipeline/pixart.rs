@@ -34,7 +34,8 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
     let learned = model.index.get(LEARNED_NULL).and_then(Value::as_bool) == Some(true);
     let null = learned.then(|| null_caption(transformer, config.caption_features)).transpose()?;
     let most = null.as_ref().map_or(most, |null| most.min(null.tokens));
-    let Captions { meta: captions, program, tokenizer } = captions(model, config.caption_features, most, t5::Length::Own, &mut weights)?;
+    let Captions { meta: captions, program, tokenizer } =
+        captions(model, config.caption_features, most, t5::Length::Own, &mut weights)?;
     let mut programs: Vec<Program> = [denoiser].into_iter().chain(program).collect();
     // Old versions saved tables that nothing reads.
     let mut unused = vec![format!("{DENOISER}/pos_embed.pos_embed"), format!("{DENOISER}/{NULL_CAPTION}")];

@@ -75,7 +75,8 @@ pub(super) fn lower(model: &Model) -> Result<Lowered> {
         let folder = &encoder.component.name;
         unused.extend(encoder.config.unused(encoder.output, &has).iter().map(|key| format!("{folder}/{key}")));
     }
-    let images = Images::lower(model.component(VAE), (UNET, config.in_channels), &mut programs, &mut weights, &mut unused)?;
+    let images =
+        Images::lower(model.component(VAE), (UNET, config.in_channels), &mut programs, &mut weights, &mut unused)?;
 
     let zero_negative = model.index.get("force_zeros_for_empty_prompt").and_then(|v| v.as_bool()).unwrap_or(xl);
     let pipeline = PipelineMeta {
