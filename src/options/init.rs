@@ -22,6 +22,15 @@ pub struct InitOptions {
     pub strength: Option<f64>,
 }
 
+/// Refuses an image to begin with where there is no use for one.
+pub(super) fn check<D>(options: &RequestOptions, model: &Model<'_, D>) -> Result<()> {
+    if options.init.is_some() && model.latents.video {
+        let expected = "a model that makes images; those of videos begin with noise, as their authors' do";
+        return Err(Error::request("init-image", expected, "one that makes videos"));
+    }
+    Ok(())
+}
+
 /// Sets where `request` begins, and when the refiner takes over.
 pub(super) fn apply<D: AsRef<[u8]>>(
     options: &RequestOptions,
@@ -38,11 +47,6 @@ pub(super) fn apply<D: AsRef<[u8]>>(
         request.refiner_start = share;
     }
     let Some(init) = &options.init else { return Ok(()) };
-    if model.latents.video {
-        let expected =
-            "a model that makes images; those of videos that are run here begin with noise, as their authors' do";
-        return Err(Error::request("init-image", expected, "one that makes videos"));
-    }
     let size = request.pixels(model);
     let resize = init.resize.unwrap_or_default();
     let mask = init.mask.as_ref().map(|mask| mask.mask(size, resize));

@@ -92,6 +92,7 @@ impl RequestOptions {
         request.batch_size = self.batch_size.unwrap_or(request.batch_size);
         (request.max_memory, request.tile) = (self.max_memory, self.vae_tile);
         self.sampling.apply(&mut request)?;
+        init::check(self, model)?;
         self.size.apply(&mut request, model, self.init.as_ref().map(|init| init.image.size()))?;
         init::apply(self, &mut request, model)?;
         self.check_effect(&request, model)?;

@@ -49,7 +49,7 @@ pub fn conditioned(mut range: impl FnMut(&mut Build) -> QuantizeRange) -> Build 
         base: 3,
         interpolation: 1.0,
         keep_ratio: false,
-        frames: false,
+        grid: Default::default(),
     }));
     let x = b.op(Op::Add(Add { a: SAMPLE, b: grid }));
     let modulation = Some(Modulation { value, scale: 0, shift: d as u32 });
