@@ -36,8 +36,9 @@ pub struct Pipeline {
 
 /// Pipelines that can be packed. Whatever else their directories hold (a `safety_checker`, a `feature_extractor`) is not
 /// looked at.
-pub const PIPELINES: [Pipeline; 16] = [
+pub const PIPELINES: [Pipeline; 17] = [
     plain("DiTPipeline", &[&["transformer"], &["vae"]]),
+    plain("LatteClassPipeline", &[&["transformer"], &["vae"]]),
     plain("DDPMPipeline", &[&["unet"]]),
     plain("DDIMPipeline", &[&["unet"]]),
     plain("LDMPipeline", &[&["unet"], &["vqvae", "vae"]]),
