@@ -125,7 +125,7 @@ fn frames_that_do_not_fit_are_refused_with_what_does() {
     };
     let most = plans(12, None).unwrap().denoisers[0].arena;
     let error = plans(64, Some(most)).unwrap_err().to_string();
-    assert!(error.contains("--frames 12, which fits"), "{error}");
+    assert!(error.contains("or --frames 12 or -W 8 -H 8, which fits"), "{error}");
     assert!(plans(13, Some(most)).is_err() && plans(12, Some(most)).is_ok());
     assert!(plans(0, None).unwrap_err().to_string().contains("frames"));
 }
