@@ -105,7 +105,14 @@ fn embeddings_are_the_cpus() {
             bench(Op::Time(TimestepEmbeddingArgs { t, numbers, y, cos_first, shift }));
         }
         for (y, height, width, base, interpolation) in positions {
-            bench(Op::Position(PositionEmbeddingArgs { y, height, width, spans: [[0, base]; 2], interpolation }));
+            bench(Op::Position(PositionEmbeddingArgs {
+                y,
+                height,
+                width,
+                spans: [[0, base]; 2],
+                interpolation,
+                zero: false,
+            }));
         }
     };
     enum Op {

@@ -252,11 +252,7 @@ fn split_files_have_the_same_layers() {
         let autoencoder = Some(fixture("pixart/alpha/vae"));
         let options = Options {
             model: fixture("stdit").join(file),
-            donors: Donors {
-                autoencoder,
-                text: vec![fixture("pixart/alpha")],
-                without_text: true,
-            },
+            donors: Donors { autoencoder, text: vec![fixture("pixart/alpha")], without_text: true },
             q_config: Some(scratch.path("config.yaml").display().to_string()),
             ..Options::default()
         };
