@@ -49,7 +49,7 @@ def seconds(report):
 def ratio(mine, plain):
     """The median of the ratios of each turn, and the order statistics around it."""
     ratios = sorted(a / b for a, b in zip(mine, plain))
-    low = max(0, int((len(ratios) - 1.96 * len(ratios) ** 0.5) / 2))
+    low = max(0, int((len(ratios) - 1 - 1.96 * len(ratios) ** 0.5) / 2))
     return f"{statistics.median(ratios):.3f} ({ratios[low]:.3f} to {ratios[-1 - low]:.3f})"
 
 
