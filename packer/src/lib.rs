@@ -28,6 +28,7 @@
 //! * [`import`] reads weights that others have quantized, and [`multiquantizer`] writes such a file.
 //! * [`calibrate`] runs the float model, to know what the inputs of its layers are like.
 //! * [`reverse`] knows the derivatives of programs; [`reconstruct`] trains quantized weights with them.
+//! * [`sensitivity`] measures what each precision of each layer does to the output.
 //! * [`embeds`] reads features of prompts that others saved.
 //! * [`account`] works out the numbers that papers publish.
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
@@ -48,6 +49,7 @@ pub mod quantize;
 pub mod recipe;
 pub mod reconstruct;
 pub mod reverse;
+pub mod sensitivity;
 pub mod source;
 pub mod synth;
 pub mod unpack;

@@ -233,6 +233,21 @@ impl<D: AsRef<[u8]>> Packed<D> {
         })
     }
 
+    /// The same file with `programs` in place of its own, for tools that run what no file holds. Their tensors must be the file's;
+    /// META and the hash stay what they are.
+    pub fn with_programs(&self, programs: Vec<Program>) -> Packed<&[u8]> {
+        Packed {
+            bytes: self.bytes.as_ref(),
+            data: self.data.clone(),
+            data_hash: self.data_hash,
+            ranges: self.ranges.clone(),
+            root_hash: self.root_hash,
+            tensors: self.tensors.clone(),
+            programs,
+            meta: self.meta.clone(),
+        }
+    }
+
     /// META.
     pub fn meta(&self) -> &Meta {
         &self.meta

@@ -18,6 +18,7 @@ mod conv;
 mod embed;
 mod layout;
 mod linear;
+mod mixed;
 mod norm;
 mod numbered;
 mod op;

@@ -79,6 +79,13 @@ impl CallErrors {
         })
     }
 
+    /// The squared relative error of what a sampler reads of each image, by call: with guidance of its combination.
+    pub fn of_images(&self) -> Vec<Vec<f64>> {
+        let branch = 1 + if self.guided { BRANCHES.len() - 1 } else { 0 };
+        let of_call = |call: &Vec<Squares>| (0..call.len()).map(|image| squared(call, &[image])[branch]).collect();
+        self.calls.iter().map(of_call).collect()
+    }
+
     /// Whether there are the branches of guidance.
     pub fn guided(&self) -> bool {
         self.guided

@@ -18,6 +18,7 @@
 //! Text encoders and decoder are the reference's for all files: what is compared is the denoiser.
 //!
 //! * [`evaluate`] runs it: [`Protocol`] says with which images, [`Scorer`] who reads them, [`Report`] is what comes out
+//! * [`Baseline`] keeps what the reference made, for networks of which only single calls are compared
 //! * [`pictures`] PSNR and SSIM; [`score`] classifier, captions, colours, Fréchet distance
 //! * [`stats`] bootstrap, binomial tests and intervals, eigenvalues
 //!
@@ -25,6 +26,7 @@
 //! f64, in a fixed order, and random draws are functions of counters: the report is the same for any number of threads.
 #![deny(unsafe_code, missing_docs)]
 
+mod baseline;
 mod batch;
 mod calls;
 mod fit;
@@ -36,6 +38,7 @@ mod run;
 pub mod score;
 pub mod stats;
 
+pub use baseline::Baseline;
 pub use protocol::{BATCH, Calls, MOST_CALLS, Protocol, SEED};
 pub use report::Report;
 pub use run::{File, Progress, evaluate};

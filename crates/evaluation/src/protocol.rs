@@ -28,6 +28,8 @@ pub enum Calls {
     /// All, or as many quantiles as [`MOST_CALLS`] has.
     #[default]
     Fitting,
+    /// So many, evenly spread over the run, or all of a shorter one.
+    AtMost(usize),
     /// So many, evenly spread over the run.
     Quantiles(usize),
     /// These, counted from 0.
@@ -149,8 +151,11 @@ impl Protocol {
         let quantiles = |n: usize| (0..n).map(|i| (2 * i + 1) * calls / (2 * n)).collect();
         match &self.calls {
             Calls::Fitting => Ok(quantiles(calls.min(default(reference, MOST_CALLS)))),
+            Calls::AtMost(n @ 1..) => Ok(quantiles(calls.min(*n))),
             Calls::Quantiles(n) if (1..=calls).contains(n) => Ok(quantiles(*n)),
-            Calls::Quantiles(n) => Err(Error::request("calls", format!("1 to {calls}, the calls of a run"), n)),
+            Calls::AtMost(n) | Calls::Quantiles(n) => {
+                Err(Error::request("calls", format!("1 to {calls}, the calls of a run"), n))
+            }
             Calls::At(at) => {
                 if let Some(bad) = at.iter().find(|&&call| call >= calls) {
                     let expected = format!("calls 0 to {}, since a run makes {calls}", calls - 1);

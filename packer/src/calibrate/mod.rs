@@ -37,6 +37,7 @@ mod windows;
 pub use file::{Calibration, CallRange, Extremes};
 pub use merge::merge;
 pub use outline::Bill;
+pub(crate) use outline::operations;
 pub use run::{Event, Report, calibrate};
 pub use sums::Sums;
 

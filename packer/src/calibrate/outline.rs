@@ -287,8 +287,8 @@ fn trajectory(path: &Path, float: &Packed<FileBytes>) -> Result<Packed<FileBytes
     Ok(packed)
 }
 
-/// Arithmetic operations of one call of one image by the denoiser.
-fn operations(packed: &Packed<FileBytes>, request: &Request, copies: usize) -> Result<f64> {
+/// Arithmetic operations of one call of one image by the denoiser, in its first phase.
+pub(crate) fn operations(packed: &Packed<FileBytes>, request: &Request, copies: usize) -> Result<f64> {
     let ([height, width], frames) = (request.latent_size, request.frames);
     let tokens = request.prompts.tokens(0);
     let dims = Dims { batch: copies, conditions: copies, height, width, tokens, frames };

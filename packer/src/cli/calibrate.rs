@@ -97,7 +97,7 @@ enum Rng {
 }
 
 /// `K/N`, K from 0.
-fn parse_shard(text: &str) -> std::result::Result<Shard, &'static str> {
+pub(super) fn parse_shard(text: &str) -> std::result::Result<Shard, &'static str> {
     let parts = text.split_once('/').and_then(|(k, n)| Some(Shard { index: k.parse().ok()?, of: n.parse().ok()? }));
     parts.filter(|shard| shard.index < shard.of).ok_or("K/N is expected, K from 0 and below N")
 }

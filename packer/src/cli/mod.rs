@@ -10,6 +10,7 @@ mod pack;
 mod page;
 mod reconstruct;
 mod research;
+mod sensitivity;
 mod table;
 
 use crate::error::Result;
@@ -114,6 +115,9 @@ enum Command {
     /// Compare packed files of one model with the one that holds floats, on the same noise: error of the network's calls, of
     /// latents and of images, and how many images a classifier reads right.
     Evaluate(Box<evaluate::Evaluate>),
+    /// Measure what each precision of each layer alone does to the output of the network, call by call: which layer needs which
+    /// bits.
+    Sensitivity(Box<sensitivity::Sensitivity>),
     /// Quantize every layer of a model's denoiser by several methods, into one file that --import reads, with what each method
     /// costs and loses: what Qua2SeDiMo calls a multiquantizer.
     Multiquantizer(multiquantizer::Multiquantizer),
@@ -175,6 +179,7 @@ pub fn main() -> ExitCode {
         (Some(Command::Reconstruct(args)), _) => args.run(),
         (Some(Command::Config(config)), _) => config::run(&config),
         (Some(Command::Evaluate(args)), _) => evaluate::run(&args),
+        (Some(Command::Sensitivity(args)), _) => args.run(),
         (Some(Command::Multiquantizer(args)), _) => args.run(),
         (Some(Command::Synth { arch, output, seed }), _) => {
             arch.write(&output, seed).map(|()| say_line(output.display()))

@@ -8,7 +8,7 @@ use aquatint_evaluation::{Calls, Captions, File, Protocol, Scorer, evaluate};
 use std::path::Path;
 
 /// Compares packed files.
-fn compare(paths: &[&Path], protocol: &Protocol, scorer: Option<&Scorer>) -> Report {
+pub(crate) fn compare(paths: &[&Path], protocol: &Protocol, scorer: Option<&Scorer>) -> Report {
     let packed: Vec<_> = paths.iter().map(|path| aquatint::open(path).expect("it opens")).collect();
     let models: Vec<_> = packed.iter().map(|packed| Model::new(packed).expect("a model")).collect();
     let name = |path: &Path| path.file_stem().expect("a name").to_str().expect("UTF-8").to_owned();

@@ -2,6 +2,7 @@
 
 mod command;
 mod figures;
+mod sensitivity;
 
 use packer::emit::{Options, pack};
 use std::path::{Path, PathBuf};

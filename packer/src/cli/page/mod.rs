@@ -3,6 +3,8 @@
 
 mod chart;
 mod curves;
+mod heat;
+mod sensitivity;
 
 use super::table::{bytes, percent};
 use crate::error::Result;
@@ -11,6 +13,7 @@ use aquatint::raw::format::{Packed, TensorKind};
 use aquatint::raw::whole_file;
 use chart::{Bar, chart};
 pub(super) use curves::curves;
+pub(super) use sensitivity::write as write_sensitivity;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
