@@ -28,7 +28,7 @@
 //! * [`import`] reads weights that others have quantized, and [`multiquantizer`] writes such a file.
 //! * [`calibrate`] runs the float model, to know what the inputs of its layers are like.
 //! * [`reverse`] knows the derivatives of programs; [`reconstruct`] trains quantized weights with them.
-//! * [`sensitivity`] measures what each precision of each layer does to the output.
+//! * [`sensitivity`] measures what each precision of each layer does to the output; [`search`] chooses by it within a budget.
 //! * [`embeds`] reads features of prompts that others saved.
 //! * [`account`] works out the numbers that papers publish.
 //! * [`cli`] is the command line: `packer MODEL --q-config w4a8 -o model.aqt`.
@@ -49,6 +49,7 @@ pub mod quantize;
 pub mod recipe;
 pub mod reconstruct;
 pub mod reverse;
+pub mod search;
 pub mod sensitivity;
 pub mod source;
 pub mod synth;

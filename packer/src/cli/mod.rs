@@ -10,6 +10,7 @@ mod pack;
 mod page;
 mod reconstruct;
 mod research;
+mod search;
 mod sensitivity;
 mod table;
 
@@ -118,6 +119,9 @@ enum Command {
     /// Measure what each precision of each layer alone does to the output of the network, call by call: which layer needs which
     /// bits.
     Sensitivity(Box<sensitivity::Sensitivity>),
+    /// Choose a precision for each layer from what packer sensitivity measured, so that the file fits a budget and the error of the
+    /// output is least; writes a configuration for --q-config.
+    Search(search::Search),
     /// Quantize every layer of a model's denoiser by several methods, into one file that --import reads, with what each method
     /// costs and loses: what Qua2SeDiMo calls a multiquantizer.
     Multiquantizer(multiquantizer::Multiquantizer),
@@ -180,6 +184,7 @@ pub fn main() -> ExitCode {
         (Some(Command::Config(config)), _) => config::run(&config),
         (Some(Command::Evaluate(args)), _) => evaluate::run(&args),
         (Some(Command::Sensitivity(args)), _) => args.run(),
+        (Some(Command::Search(args)), _) => args.run(),
         (Some(Command::Multiquantizer(args)), _) => args.run(),
         (Some(Command::Synth { arch, output, seed }), _) => {
             arch.write(&output, seed).map(|()| say_line(output.display()))

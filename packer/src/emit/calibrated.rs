@@ -5,7 +5,7 @@ use crate::calibrate::{Calibration, CallRange, Extremes};
 use crate::error::Result;
 use crate::pass::give_biases;
 use crate::quantize::{Moments, SmoothInput};
-use crate::recipe::{Decision, Recipe, Store};
+use crate::recipe::{Change, Decision, Recipe, Store};
 use crate::weight::{Channels, Misfit, Rotation, Step, Weight, Weights, signs, turn};
 use aquatint::error::Error;
 use aquatint::raw::format::meta::{CalibrationMeta, PipelineMeta, SourceMeta};
@@ -36,11 +36,15 @@ impl Known {
     ) -> Result<Self> {
         let file = Calibration::open(path)?;
         file.check_model(pipeline, sources)?;
-        // Those of later phases are no part of a program yet.
+        // Weights of later phases are no part of a program yet; those of the first are known for them, too.
         let codes = |(d, w): (&Decision, &Weight)| matches!(d.treatment.store, Store::Codes(..)) && w.phase.is_none();
         let coded: Vec<bool> = recipe.decisions.iter().zip(weights.iter()).map(codes).collect();
+        let mut ever = coded.clone();
+        for Change { weight, decision, .. } in &recipe.changes {
+            ever[*weight] |= matches!(decision.treatment.store, Store::Codes(..));
+        }
         let mut known: Vec<bool> =
-            weights.iter().zip(&coded).map(|(w, &coded)| coded && file.knows(&w.whole_name())).collect();
+            weights.iter().zip(ever).map(|(w, coded)| coded && file.knows(&w.whole_name())).collect();
         if !known.contains(&true) {
             let expected = "a configuration that makes codes of layers whose inputs it has, or it has no effect";
             return Err(Error::request("--calib", expected, "none").into());

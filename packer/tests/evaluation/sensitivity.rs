@@ -206,7 +206,7 @@ fn refused_merges(parts: &[PathBuf], whole: &Settings) {
     assert_eq!(refused(&parts[..2]), "merge: expected all 3 shards, got none of 2");
     let twice = refused(&[parts[0].clone(), parts[0].clone()]);
     assert!(twice.ends_with("0.json: expected another shard of the same number of shards, got 0/3"), "{twice}");
-    assert!(refused(&[whole.output.clone()]).ends_with("expected a part that --shard made, got a whole"));
+    assert!(refused(std::slice::from_ref(&whole.output)).ends_with("expected a part that --shard made, got a whole"));
     let mut other = Record::open(&parts[1]).expect("it opens");
     other.conditions.seeds[0] += 1;
     let path = whole.output.with_file_name("other.json");
@@ -269,9 +269,54 @@ fn errors_of_layers_add_up() {
     assert_eq!(record.groups[0].choices[0].bytes, stored);
 }
 
+fn packer(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_packer")).current_dir(folder()).args(args).output().expect("the program starts")
+}
+
 fn command(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_packer"));
-    command.current_dir(folder()).arg("sensitivity").args(args).output().expect("the program starts")
+    packer(&[&["sensitivity"], args].concat())
+}
+
+/// What was measured becomes a configuration within a budget, which packs.
+#[test]
+fn a_budget_becomes_a_configuration() {
+    let model = repository("tests/fixtures/dit/d2");
+    let model = model.to_str().expect("UTF-8");
+    let measured =
+        command(&[model, "-o", "s.json", "-q", "--n", "1", "--steps", "3", "--choices", "w2a16,w4a16,w8a16"]);
+    assert!(measured.status.success(), "{}", String::from_utf8_lossy(&measured.stderr));
+    let record = Record::open(&folder().join("s.json")).expect("it opens");
+    let stored = |choice: usize| record.units.iter().map(|unit| unit.choices[choice].bytes).sum::<u64>();
+    let budget = (stored(0) + stored(2)) / 2;
+    let found = packer(&["search", "s.json", "--budget", &budget.to_string(), "-o", "chosen.toml", "--json"]);
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&found.stdout).expect("JSON");
+    let number = |field: &str| found[field].as_f64().expect("a number");
+    assert!(number("bytes") <= budget as f64 && number("bytes") > stored(0) as f64, "{found}");
+    assert!(number("bound") <= number("squared_error"), "{found}");
+
+    let packed = packer(&[model, "--q-config", "chosen.toml", "-o", "chosen.aqt", "--json"]);
+    assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&packed.stdout).expect("JSON");
+    let layers = report["layers"].as_array().expect("a list").iter();
+    let chosen: Vec<_> = layers.filter(|layer| found["layers"].get(module(layer)).is_some()).collect();
+    assert_eq!(chosen.len(), record.units.len());
+    let bytes: u64 = chosen.iter().map(|layer| layer["bytes"].as_u64().expect("bytes")).sum();
+    assert_eq!(bytes as f64, number("bytes"), "the file has the bytes that were promised");
+
+    let list = packer(&["search", "s.json", "--pareto"]);
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(list.lines().count() > record.units.len(), "{list}");
+    let small = packer(&["search", "s.json", "--budget", "0.1bit", "-o", "no.toml"]);
+    let told = String::from_utf8_lossy(&small.stderr).into_owned();
+    assert!(told.starts_with(&format!("error: budget: expected at least {} bytes, ", stored(0))), "{told}");
+    assert!(!folder().join("no.toml").exists());
+}
+
+/// The module path of a layer in a report.
+fn module(layer: &serde_json::Value) -> &str {
+    let name = layer["name"].as_str().expect("a name");
+    name.split_once('/').map_or(name, |(_, module)| module)
 }
 
 #[test]

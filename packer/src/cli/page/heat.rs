@@ -6,7 +6,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 1120.0;
 const LABELS: f64 = 316.0;
 const ROW: f64 = 15.0;
-const HEAD: f64 = 76.0;
+const HEAD: f64 = 92.0;
 const GAP: f64 = 14.0;
 /// Widest and narrowest cell.
 const CELL: [f64; 2] = [44.0, 3.0];
@@ -145,14 +145,14 @@ fn headings(out: &mut String, blocks: &[Block], places: &[Vec<f64>], cell: f64) 
             let _ = writeln!(
                 out,
                 "<text class=\"label\" x=\"{x:.1}\" y=\"{y}\" transform=\"rotate(-90 {x:.1} {y})\">{}</text>",
-                escape(&short_to(column, 9))
+                escape(&short_to(column, 12))
             );
         }
     }
 }
 
 /// A label with its end, which tells more than its beginning.
-fn short(label: &str) -> String {
+pub(super) fn short(label: &str) -> String {
     let count = label.chars().count();
     if count <= LABEL {
         label.to_owned()

@@ -1,7 +1,7 @@
 //! `packer sensitivity --html`: which layer needs which bits, as one page that a person reads.
 
 use super::chart::colour;
-use super::heat::{Block, Row, Scale, heat};
+use super::heat::{Block, Row, Scale, heat, short};
 use super::{STYLE, bytes, escape, percent};
 use crate::error::Result;
 use crate::sensitivity::Record;
@@ -150,7 +150,7 @@ fn dots(record: &Record, units: &[&Unit]) -> String {
             "<text class=\"label\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             LABELS - 8.0,
             y + 4.0,
-            escape(&unit.layers[0])
+            escape(&short(&unit.layers[0]))
         );
         for (probe, choice) in unit.choices.iter().zip(&record.choices) {
             let Some(mean) = probe.mean().filter(|mean| *mean > 0.0) else { continue };
