@@ -125,9 +125,12 @@ fn sorted(record: &Record) -> Vec<&Unit> {
 /// A row of dots per layer, one for each choice, on a logarithmic scale.
 fn dots(record: &Record, units: &[&Unit]) -> String {
     let values = || units.iter().flat_map(|unit| &unit.choices).filter_map(|p| p.mean()).filter(|v| *v > 0.0);
+    if values().next().is_none() {
+        return String::new();
+    }
     let top = values().fold(0.0, f64::max).sqrt().log10().ceil() as i32;
     let least = values().fold(f64::INFINITY, f64::min).sqrt().log10().floor() as i32;
-    let bottom = if values().next().is_some() { least.clamp(top - 6, top - 1) } else { top - 1 };
+    let bottom = least.clamp(top - 6, top - 1);
     let x = |mean: f64| {
         let share = (mean.sqrt().log10() - f64::from(bottom)) / f64::from(top - bottom);
         LABELS + (WIDTH - LABELS - 30.0) * share.clamp(0.0, 1.0)
