@@ -12,10 +12,9 @@ use aquatint::pipeline::{ModelCall, Request, Session};
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::exec::{Executor, PromptInputs, Seen};
 use aquatint::raw::format::Packed;
-use aquatint::raw::format::meta::TextLength;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::plan::Binding;
-use aquatint::raw::program::Rate;
+use aquatint::raw::program::{InputKind, Rate};
 use aquatint::{Result, pipeline::Prompts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -219,8 +218,8 @@ impl Group {
             let all = || chunks.iter().chain(padding.clone());
             let ids: Vec<u32> = all().flat_map(|chunk| chunk.ids).copied().collect();
             executor.set_tokens(&ids)?;
-            if encoder.length == TextLength::Masked {
-                let lengths: Vec<u32> = all().map(|chunk| chunk.length as u32).collect();
+            if executor.program().input(InputKind::Lengths).is_some() {
+                let lengths: Vec<u32> = all().map(|chunk| chunk.seen as u32).collect();
                 executor.set_prompt(&PromptInputs { lengths: Some(&lengths), ..Default::default() })?;
             }
             executor.observe(0, |seen| {

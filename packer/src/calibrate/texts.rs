@@ -29,7 +29,9 @@ struct Text {
 pub struct Chunk<'a> {
     /// Its tokens.
     pub ids: &'a [u32],
-    /// How many of them, the first ones, are no padding that is masked: rows of others are not looked at.
+    /// How many of them, the first ones, attention sees.
+    pub seen: usize,
+    /// How many of them, the first ones, are looked at: all that something is made of.
     pub length: usize,
     /// The number of its text.
     pub text: usize,
@@ -49,26 +51,32 @@ pub fn read<D: AsRef<[u8]>>(
     copies: usize,
 ) -> Result<Vec<EncoderTexts>> {
     let (Some(meta), Prompts::Texts(texts)) = (&model.text, &request.prompts) else { return Ok(Vec::new()) };
-    let mut distinct: Vec<(&str, f32)> = Vec::new();
+    // Texts, and the prompts that they are as long as where that is asked for.
+    let mut distinct: Vec<(&str, Option<&str>, f32)> = Vec::new();
     for i in 0..texts.prompts.len() {
         // Where there is no negative text, the denoiser reads zeros, what it has learned, or an empty one.
         let empty = !meta.zero_negative && meta.null_caption.is_none();
-        let negative = texts.negative(i).or(empty.then_some(""));
-        let both = [Some(texts.prompts[i].as_str()), negative];
-        for text in both.into_iter().take(copies).flatten() {
-            let at = distinct.iter().position(|(known, _)| *known == text).unwrap_or_else(|| {
-                distinct.push((text, 0.0));
+        let (prompt, negative) = (texts.prompts[i].as_str(), texts.negative(i).or(empty.then_some("")));
+        let both = [Some((prompt, None)), negative.map(|text| (text, meta.negative_as_long.then_some(prompt)))];
+        for (text, as_long_as) in both.into_iter().take(copies).flatten() {
+            let known = |&(other, long, _): &(&str, Option<&str>, f32)| (other, long) == (text, as_long_as);
+            let at = distinct.iter().position(known).unwrap_or_else(|| {
+                distinct.push((text, as_long_as, 0.0));
                 distinct.len() - 1
             });
-            distinct[at].1 += if images.binary_search(&i).is_ok() { 1.0 } else { 0.0 };
+            distinct[at].2 += if images.binary_search(&i).is_ok() { 1.0 } else { 0.0 };
         }
     }
     let mut encoders = Vec::new();
     for encoder in &meta.encoders {
         let Some(json) = encoder.tokenizer else { continue };
         let tokenizer = Tokenizer::new(json)?;
-        let tokens = |&(text, weight): &(&str, f32)| {
-            let chunks = text::encode(&tokenizer, encoder.special, text, texts.style)?;
+        let encode = |text: &str| text::encode(&tokenizer, encoder.special, text, texts.style);
+        let tokens = |&(text, as_long_as, weight): &(&str, Option<&str>, f32)| {
+            let mut chunks = encode(text)?;
+            if let Some(prompt) = as_long_as {
+                chunks.fill(encoder.special, encode(prompt)?.ids.len());
+            }
             Ok(Text { chunks, weight })
         };
         let texts = distinct.iter().map(tokens).collect::<aquatint::Result<_>>()?;
@@ -83,10 +91,10 @@ impl EncoderTexts {
         self.texts.iter().enumerate().flat_map(move |(i, text)| {
             let lengths = &text.chunks.lengths;
             let all = text.chunks.ids.chunks_exact(text.chunks.ids.len() / lengths.len());
-            all.zip(lengths).map(move |(ids, &length)| {
-                // Padding that is not masked counts as all tokens do.
-                let length = if self.length == TextLength::Masked { length } else { ids.len() };
-                Chunk { ids, length, text: i, weight: text.weight }
+            all.zip(lengths).map(move |(ids, &seen)| {
+                // Padding that is read counts as all tokens do.
+                let length = if self.length == TextLength::Masked { seen } else { ids.len() };
+                Chunk { ids, seen, length, text: i, weight: text.weight }
             })
         })
     }

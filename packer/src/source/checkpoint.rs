@@ -100,7 +100,10 @@ impl Checkpoint {
             match index.weight_map.get(key) {
                 Some(expected) if expected == got => {}
                 Some(expected) => return Err(Error::request(relative, format!("{key} in {expected}"), got)),
-                None => return Err(Error::request(relative, "an entry for every tensor", format!("none for {key}"))),
+                None => {
+                    let got = format!("none for {key} of {got}");
+                    return Err(Error::request(relative, "an entry for every tensor", got));
+                }
             }
         }
         match index.weight_map.keys().find(|key| !self.tensors.contains_key(*key)) {
