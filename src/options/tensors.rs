@@ -194,7 +194,8 @@ impl Tensors {
             }
         } else {
             if d != widths[0] {
-                return wrong(&name, format!("[n, tokens, {all} or {}]", widths[0]), &dims);
+                let features = if all == widths[0] { format!("{all}") } else { format!("{all} or {}", widths[0]) };
+                return wrong(&name, format!("[n, tokens, {features}]"), &dims);
             }
             parts.push((values, counts.clone()));
             for &width in &widths[1..] {

@@ -165,7 +165,7 @@ fn inputs_of_other_shapes_are_refused() {
             [(embeds[0].0, &embeds[0].1[..]), (embeds[1].0, &embeds[1].1[..]), ("prompt_mask", &mask_axes[..])];
         refused(name, &tensors, &[], words);
     };
-    as_slices(embeds(21, 7), [1, 7], "width", &["prompt_embeds: expected [n, tokens, 20", "got [1, 7, 21]"]);
+    as_slices(embeds(21, 7), [1, 7], "width", &["prompt_embeds: expected [n, tokens, 20], got [1, 7, 21]"]);
     as_slices(embeds(20, 7), [1, 6], "mask", &["prompt_mask: expected [1, 7], as the features have, got [1, 6]"]);
     as_slices(embeds(20, 7), [2, 7], "rows", &["prompt_mask: expected [1, 7]"]);
     as_slices(embeds(20, 7), [1, 7], "grey", &["prompt_mask: expected 1 where a token counts, else 0, got 0.25"]);
