@@ -9,7 +9,7 @@
 //! The error of a layer's own weights or outputs does not say what the network makes of it; measured at the output, errors of
 //! single layers add up (methods.md §3.2: to 1 % at the letters), so what is measured here is what a search for bits needs.
 //!
-//! All choices lie in one packed file whose phases they are, made once ([`choices`]). A probe is a program of that file in which
+//! All choices lie in one packed file whose phases they are, made once (`choices`). A probe is a program of that file in which
 //! the nodes of one layer are of another phase ([`Program::mixed`](aquatint::raw::program::Program::mixed)); binding it costs
 //! milliseconds, so a probe costs its calls. They are made at states of the f32 model's own run, as those of `packer evaluate` are,
 //! and their figures are equal.
