@@ -61,6 +61,15 @@ impl Bench {
         }
         let choice = self.device.choice()?;
         if self.models.len() > 1 {
+            for (name, given) in [("--no-decode", self.no_decode), ("--no-encode", self.no_encode)] {
+                if given {
+                    return Err(Error::request(
+                        name,
+                        "one model with it; of several, denoisers alone are timed",
+                        "several",
+                    ));
+                }
+            }
             return self.device.install(|| turns::run(self, choice))?;
         }
         let begin = Instant::now();

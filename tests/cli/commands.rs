@@ -567,6 +567,7 @@ fn bench_compares_files() {
     let told = works(&dir, &["bench", file, file, "--repeat", "3"]);
     assert!(told.contains("to the first") && told.matches(file).count() == 2, "{told}");
     refuses(&dir, &["bench", file, "missing.aqt"], &["missing.aqt"]);
+    refuses(&dir, &["bench", file, file, "--no-decode"], &["--no-decode", "expected one model with it"]);
 }
 
 /// Each phase of a file is timed; a call of a run takes their mean, by how many calls each holds.
