@@ -53,6 +53,8 @@ pub struct Protocol {
     pub sampling: SamplingOptions,
     /// What images show, one after the other and again from the first; for models that read text.
     pub captions: Option<Captions>,
+    /// Files, by number, whose differences from another one are reported beside those from the reference and the file before.
+    pub pairs: Vec<[usize; 2]>,
     /// Resamples of the bootstrap.
     pub resamples: usize,
     /// Resamples of the Fréchet distance, each of which takes a matrix to its root.
@@ -69,6 +71,7 @@ impl Default for Protocol {
             calls: Calls::default(),
             sampling: SamplingOptions::default(),
             captions: None,
+            pairs: Vec::new(),
             resamples: 1000,
             frechet_resamples: 400,
         }

@@ -113,7 +113,7 @@ pub struct FileReport {
     pub reads: Vec<(&'static str, Share)>,
     /// Distance of the features of its images from those of true ones.
     pub frechet: Option<Frechet>,
-    /// Differences from the reference, and from the file before it if that is another one.
+    /// Differences from the reference, from the file before it if that is another one, and from those that the protocol pairs it with.
     pub comparisons: Vec<Comparison>,
 }
 
@@ -237,7 +237,9 @@ pub(crate) fn report<D: AsRef<[u8]>>(
             }
         };
         // The file before the second is the reference.
-        let others = [0].into_iter().chain(i.checked_sub(1).filter(|&before| before > 0)).filter(|_| i > 0);
+        let before = i.checked_sub(1).filter(|&before| before > 0);
+        let paired = protocol.pairs.iter().filter(|pair| pair[0] == i).map(|pair| pair[1]);
+        let others = [0].into_iter().chain(before).filter(|_| i > 0).chain(paired);
         FileReport {
             name: files[i].name.clone(),
             bytes: files[i].model.packed().as_bytes().len() as u64,

@@ -121,7 +121,15 @@ enum Command {
     Sensitivity(Box<sensitivity::Sensitivity>),
     /// Choose a precision for each layer from what packer sensitivity measured, so that the file fits a budget and the error of the
     /// output is least; writes a configuration for --q-config.
-    Search(search::Search),
+    Search(Box<search::Search>),
+    /// Tell which kinds of layers and which depths the error of the output comes from, and which methods they want.
+    Insights(search::Insights),
+    /// Measure random configurations, drawn as Qua2SeDiMo draws them, and keep them as it does (quant_cache.pkl): what predictors learn
+    /// from.
+    Archive(Box<search::Archive>),
+    /// Hold a search against other ways to spend the same bytes: uniform precision, errors of weights, the best of random
+    /// configurations, a predictor that learned from such.
+    Compare(Box<search::Compare>),
     /// Quantize every layer of a model's denoiser by several methods, into one file that --import reads, with what each method
     /// costs and loses: what Qua2SeDiMo calls a multiquantizer.
     Multiquantizer(multiquantizer::Multiquantizer),
@@ -185,6 +193,9 @@ pub fn main() -> ExitCode {
         (Some(Command::Evaluate(args)), _) => evaluate::run(&args),
         (Some(Command::Sensitivity(args)), _) => args.run(),
         (Some(Command::Search(args)), _) => args.run(),
+        (Some(Command::Insights(args)), _) => args.run(),
+        (Some(Command::Archive(args)), _) => args.run(),
+        (Some(Command::Compare(args)), _) => args.run(),
         (Some(Command::Multiquantizer(args)), _) => args.run(),
         (Some(Command::Synth { arch, output, seed }), _) => {
             arch.write(&output, seed).map(|()| say_line(output.display()))

@@ -30,7 +30,8 @@ pub(super) struct Sensitivity {
     /// Join the files of all shards instead.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "model")]
     merge: Vec<PathBuf>,
-    /// Precisions that each layer is tried in, with commas between, as an entry of --q-config that names the layer has them
+    /// Precisions that each layer is tried in, with commas between: what --q-config SPEC makes of it, which keeps 8 bits at the ends
+    /// of the network and float activations before its steps
     #[arg(
         long,
         value_delimiter = ',',
@@ -38,6 +39,9 @@ pub(super) struct Sensitivity {
         value_name = "SPEC,.."
     )]
     choices: Vec<String>,
+    /// Layers that are tried as the choices say even where a SPEC spares them; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    named: Vec<String>,
     /// The precision of all other layers while one is tried: f32, or what --q-config SPEC makes of them
     #[arg(long, default_value = "f32", value_name = "SPEC")]
     environment: String,
@@ -92,6 +96,9 @@ pub(super) struct Sensitivity {
     /// The file to write. Beside it, OUT.partial holds unfinished work: the same command goes on from there.
     #[arg(short, long, value_name = "OUT.json")]
     output: PathBuf,
+    /// Keep the file that holds the model in all choices: packer search and compare measure whole configurations with it
+    #[arg(long, value_name = "CHOICES.aqt", conflicts_with = "merge")]
+    keep: Option<PathBuf>,
     /// Write a page that shows layers, choices and calls, too.
     #[arg(long, value_name = "PAGE.html")]
     html: Option<PathBuf>,
@@ -157,6 +164,8 @@ impl Sensitivity {
             donors: Donors { autoencoder: self.vae.clone(), text: self.text_encoder.clone(), without_text: false },
             overrules: Overrules { prediction: self.prediction, scheduler_config: self.scheduler_config.clone() },
             choices: self.choices.clone(),
+            named: self.named.clone(),
+            keep: self.keep.clone(),
             environment: self.environment.clone(),
             calibration: self.calib.clone(),
             groups: self.group.clone(),

@@ -1,15 +1,18 @@
 //! The file that holds a model in all choices: f32 in its first phase, the environment in the next one, then choice after choice.
 
 use super::partial::Partial;
+use super::record::Record;
+use super::units::{matcher, spelled};
 use super::{Event, Settings};
 use crate::config::QConfig;
-use crate::emit::{Coded, Options, coded_layers, pack};
+use crate::emit::{Coded, Options, coded_layers, explain, pack};
 use crate::error::Result;
 use aquatint::error::Error;
 use aquatint::raw::format::Packed;
 use aquatint::raw::format::meta::SourceMeta;
 use aquatint::raw::mmap::{self, FileBytes};
 use aquatint::raw::program::MAX_PHASES;
+use globset::GlobMatcher;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -20,7 +23,7 @@ const F32: &str = "f32";
 
 /// The precisions that are tried, and the one around them.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Choices {
+pub(crate) struct Choices {
     /// As they are spelled in full, `w4a8:mse`.
     pub names: Vec<String>,
     /// The precision of the layers that are not tried.
@@ -50,6 +53,11 @@ impl Choices {
         Ok(Choices { names, environment })
     }
 
+    /// Those that a record was measured in.
+    pub fn of(record: &Record) -> Self {
+        Choices { names: record.choices.clone(), environment: record.conditions.environment.clone() }
+    }
+
     /// Whether layers that are not tried are f32.
     pub fn float_environment(&self) -> bool {
         self.environment == F32
@@ -65,41 +73,75 @@ impl Choices {
         self.environment_phase() + 1 + choice
     }
 
-    /// The configuration of the file. When its phases begin is of no meaning: none is ever run as a stretch of time.
-    fn config(&self) -> String {
-        let environment = (!self.float_environment()).then(|| format!("default = \"{}\"", self.environment));
-        // An entry that names a layer is honoured, at the ends of a network and before its steps, too.
-        let choices = self.names.iter().map(|name| format!("layers = {{ \"*\" = \"{name}\" }}"));
-        let phases: Vec<String> = environment.into_iter().chain(choices).collect();
+    /// The configuration of the file, of the SPECs that the choices make of layers, by choice. When its phases begin is of no
+    /// meaning: none is ever run as a stretch of time.
+    fn config(&self, layers: &[Vec<(String, String)>]) -> String {
+        let environment = (!self.float_environment()).then(|| format!("default = \"{}\"\n", self.environment));
+        let entries = |layers: &Vec<(String, String)>| {
+            let entry = |(layer, spec): &(String, String)| format!("{layer:?} = \"{spec}\"\n");
+            format!("[phases.layers]\n{}", layers.iter().map(entry).collect::<String>())
+        };
+        let phases: Vec<String> = environment.into_iter().chain(layers.iter().map(entries)).collect();
         let count = phases.len() + 1;
         let phase =
-            |(i, what): (usize, &String)| format!("[[phases]]\nfrom = {}\n{what}\n", (i + 1) as f64 / count as f64);
+            |(i, what): (usize, &String)| format!("[[phases]]\nfrom = {}\n{what}", (i + 1) as f64 / count as f64);
         format!("default = \"{F32}\"\n{}", phases.iter().enumerate().map(phase).collect::<String>())
+    }
+
+    /// What each choice makes of each layer of a denoiser: what packing with it as a SPEC does, which spares the ends of a network
+    /// and leaves floats to what is worked out before the steps; of layers that a glob of `named` matches, what an entry does.
+    ///
+    /// # Errors
+    /// Those of [`explain`], and if a glob is none.
+    fn layers(&self, options: &Options, named: &[String]) -> Result<Vec<Vec<(String, String)>>> {
+        let globs = named.iter().map(|glob| matcher("named", glob)).collect::<Result<Vec<_>>>()?;
+        let of = |name: &String| -> Result<_> {
+            let plan = explain(&Options { q_config: Some(name.clone()), ..options.clone() })?;
+            let mut specs: Vec<(String, String)> = Vec::new();
+            for layer in plan.layers.iter().filter(|layer| layer.decided_by.is_some()) {
+                let path = layer.name.split_once('/').map_or(&*layer.name, |(_, path)| path);
+                // A layer of another component has this path, too: one entry is for both.
+                if specs.iter().any(|(known, _)| known == path) {
+                    continue;
+                }
+                let bits = (layer.activation_bits < 32).then_some(layer.activation_bits);
+                let named = globs.iter().any(|glob| glob.is_match(path));
+                specs.push((path.to_owned(), if named { name.clone() } else { spelled(&layer.method, bits) }));
+            }
+            Ok(specs)
+        };
+        let layers = self.names.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let matched = |glob: &GlobMatcher| layers.iter().flatten().any(|(path, _)| glob.is_match(path));
+        if let Some((glob, _)) = named.iter().zip(&globs).find(|(_, glob)| !matched(glob)) {
+            let expected = "a glob of layers' paths";
+            return Err(Error::request("named", expected, format!("{glob}, which matches none")).into());
+        }
+        Ok(layers)
     }
 
     /// Opens the file in the folder of `partial`, after packing it if it is not there.
     ///
     /// # Errors
     /// Those of packing, and if the folder has the work of another command.
-    pub fn open(
+    pub(super) fn open(
         &self,
         settings: &Settings,
         partial: &Partial,
         see: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<(Packed<FileBytes>, Option<String>)> {
         let calibration = settings.calibration.as_deref().map(hash_of).transpose()?;
-        let text = self.config();
         let config = partial.file("choices.toml");
-        std::fs::write(&config, &text).map_err(Error::io("write", &config))?;
         let mut options = Options {
             model: settings.model.clone(),
             refiner: settings.refiner.clone(),
             donors: settings.donors.clone(),
             overrules: settings.overrules.clone(),
-            q_config: Some(config.display().to_string()),
             calibration: settings.calibration.clone(),
             ..Options::default()
         };
+        let text = self.config(&self.layers(&options, &settings.named)?);
+        std::fs::write(&config, &text).map_err(Error::io("write", &config))?;
+        options.q_config = Some(config.display().to_string());
         let Coded { sources, .. } = coded_layers(&options)?;
         let scheduler = settings.overrules.scheduler_config.as_deref().map(hash_of).transpose()?;
         let prediction = settings.overrules.prediction.map(|prediction| prediction.to_string());
@@ -122,12 +164,12 @@ fn key(config: &str, sources: &[SourceMeta], rest: &[Option<String>]) -> String 
 }
 
 /// The hash of a file's bytes.
-pub(super) fn hash_of(path: &Path) -> Result<String> {
+pub(crate) fn hash_of(path: &Path) -> Result<String> {
     Ok(format!("{:032x}", xxh3_128(mmap::open(path)?.as_ref())))
 }
 
 /// A SPEC in full.
-fn precision(option: &str, text: &str) -> Result<String> {
+pub(crate) fn precision(option: &str, text: &str) -> Result<String> {
     let expected = "a precision such as f32, w4a8 or w4a8:kmeans";
     let refuse = |got: String| Error::request(option, expected, got);
     if QConfig::file(text).is_some_and(Path::exists) {
@@ -156,8 +198,8 @@ mod tests {
         let coded = choices(&["w4a8"], "w6a8").unwrap();
         assert_eq!((coded.environment_phase(), coded.phase(0)), (1, 2));
         let expected = "default = \"f32\"\n[[phases]]\nfrom = 0.3333333333333333\ndefault = \"w6a8:mse\"\n\
-                        [[phases]]\nfrom = 0.6666666666666666\nlayers = { \"*\" = \"w4a8:mse\" }\n";
-        assert_eq!(coded.config(), expected);
+                        [[phases]]\nfrom = 0.6666666666666666\n[phases.layers]\n\"a.b\" = \"w4a16:mse\"\n";
+        assert_eq!(coded.config(&[vec![("a.b".into(), "w4a16:mse".into())]]), expected);
     }
 
     #[test]

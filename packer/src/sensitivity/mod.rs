@@ -24,9 +24,11 @@ pub mod record;
 mod run;
 mod units;
 
+pub(crate) use choices::{Choices, hash_of, precision};
 pub use merge::merge;
 pub use record::Record;
 pub use run::sensitivity;
+pub(crate) use units::{Layers, units as layers_of};
 
 use crate::calibrate::Shard;
 use crate::emit::Progress;
@@ -46,9 +48,10 @@ pub struct Settings {
     pub donors: Donors,
     /// Settings of the sampler that the model's files say otherwise.
     pub overrules: Overrules,
-    /// The precisions that layers are tried in, each a SPEC such as `w4a8:kmeans`. A layer is what an entry of a configuration
-    /// that names it makes of it.
+    /// The precisions that layers are tried in, each a SPEC such as `w4a8:kmeans`. A layer is what packing with it makes of it.
     pub choices: Vec<String>,
+    /// Globs of layers that are tried as an entry of a configuration has them that names them.
+    pub named: Vec<String>,
     /// The SPEC of all other layers: what packing with it makes of them.
     pub environment: String,
     /// Statistics of the inputs of layers, by which codes are chosen.
@@ -61,6 +64,8 @@ pub struct Settings {
     pub prompts: Option<PathBuf>,
     /// The part of the probes to make; all if absent.
     pub shard: Option<Shard>,
+    /// Where to leave the file that holds the model in all choices: a search measures whole configurations with it.
+    pub keep: Option<PathBuf>,
     /// The file to write.
     pub output: PathBuf,
 }
@@ -82,8 +87,10 @@ impl Settings {
             donors: Donors::default(),
             overrules: Overrules::default(),
             choices: ["w2a8:kmeans", "w3a8:kmeans", "w4a8:kmeans", "w8a8"].map(str::to_owned).into(),
+            named: Vec::new(),
             environment: "f32".into(),
             calibration: None,
+            keep: None,
             groups: Vec::new(),
             protocol: Protocol {
                 images: Self::IMAGES,

@@ -3,14 +3,16 @@
 use crate::calibrate::Shard;
 use crate::error::Result;
 use aquatint::error::Error;
+use aquatint::options::SamplingOptions;
 use aquatint::raw::format::meta::SourceMeta;
 use aquatint::raw::whole_file;
+use aquatint_evaluation::{Calls, Protocol};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::Path;
 
 /// The version of the format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Everything that was measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,6 +99,8 @@ pub struct Unit {
     pub layers: Vec<String>,
     /// Number of weights.
     pub weights: u64,
+    /// Bytes at 16 bits by Qua2SeDiMo's accounting; 0 of layers that it does not count.
+    pub full_bytes: u64,
     /// What was found, by choice.
     pub choices: Vec<Probe>,
 }
@@ -107,10 +111,12 @@ pub struct Unit {
 pub struct Probe {
     /// Bytes of its weights in the file, codebooks and scales included.
     pub bytes: u64,
-    /// How they are stored, `kmeans-4`; of groups where all of it is stored in one way.
-    pub method: Option<String>,
-    /// Bits of the activations; 32 for floats. None of groups in which they differ.
-    pub activation_bits: Option<u8>,
+    /// Bytes by Qua2SeDiMo's accounting, which average bits are of.
+    pub counted_bytes: u64,
+    /// |W - Wq| / |W| of the weights; of groups none.
+    pub weight_error: Option<f64>,
+    /// The SPEC that makes this of a layer that a configuration names; none of groups whose layers have several.
+    pub spec: Option<String>,
     /// The errors by call; none where another shard made them.
     pub calls: Vec<CallError>,
 }
@@ -123,6 +129,20 @@ pub struct CallError {
     pub error: f64,
     /// The standard error of that mean; none of a single image.
     pub standard_error: Option<f64>,
+}
+
+impl Conditions {
+    /// The images and calls that were looked at, for models that read no texts.
+    pub fn protocol(&self) -> Protocol {
+        let sampling = SamplingOptions {
+            steps: Some(self.steps),
+            cfg_scale: Some(self.guidance_scale),
+            sampler: Some(self.sampler.clone()),
+            ..SamplingOptions::default()
+        };
+        let calls = Calls::At(self.calls.iter().map(|call| call.call).collect());
+        Protocol { images: self.images, seed: self.seeds[0], calls, sampling, ..Protocol::default() }
+    }
 }
 
 impl CallError {

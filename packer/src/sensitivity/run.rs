@@ -12,9 +12,10 @@ use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::program::Program;
-use aquatint::raw::whole_file::check_target;
+use aquatint::raw::whole_file::{self, check_target};
 use aquatint::{Model, Session};
 use aquatint_evaluation::{Baseline, File, Progress};
+use std::io::Write;
 use std::path::PathBuf;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -25,7 +26,10 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Whatever is wrong with the model, the settings or the output, before anything appears at the output.
 pub fn sensitivity(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Record> {
     let inputs = [Some(&settings.model), settings.calibration.as_ref(), settings.prompts.as_ref()];
-    check_target(&settings.output, &inputs.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    let inputs: Vec<_> = inputs.into_iter().flatten().map(PathBuf::as_path).collect();
+    for target in [Some(&settings.output), settings.keep.as_ref()].into_iter().flatten() {
+        check_target(target, &inputs)?;
+    }
     check(settings)?;
     let choices = Choices::new(settings)?;
     let partial = Partial::open(&settings.output)?;
@@ -57,6 +61,9 @@ pub fn sensitivity(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) 
         see,
     };
     let record = work.run(record, &all)?;
+    if let Some(keep) = &settings.keep {
+        whole_file::write(keep, |file| file.write_all(packed.as_bytes()))?;
+    }
     record.write(&settings.output)?;
     partial.remove()?;
     Ok(record)
@@ -175,8 +182,21 @@ impl Work<'_> {
             record.environment = Some(self.probe(ENVIRONMENT, None, &mut progress)?);
         }
         for probe in missing {
-            let layers = (all[probe / choices], self.choices.phase(probe % choices));
-            found[probe] = Some(self.probe(&number(probe), Some(layers), &mut progress)?);
+            let layers = all[probe / choices];
+            // Where choices make the same of a layer, one is measured.
+            let spec =
+                |other: usize| (&layers.unit.choices[other % choices].spec, layers.unit.choices[other % choices].bytes);
+            let first = probe - probe % choices;
+            let same = (first..probe).find(|&other| found[other].is_some() && spec(other) == spec(probe));
+            found[probe] = Some(match same.filter(|&other| spec(other).0.is_some()) {
+                Some(other) => {
+                    progress.total -= self.baseline.work() as u64;
+                    found[other].clone().unwrap_or_default()
+                }
+                None => {
+                    self.probe(&number(probe), Some((layers, self.choices.phase(probe % choices))), &mut progress)?
+                }
+            });
         }
         for (probe, calls) in record.probes_mut().zip(found) {
             probe.calls = calls.unwrap_or_default();

@@ -2,6 +2,7 @@
 
 mod command;
 mod figures;
+mod search;
 mod sensitivity;
 
 use packer::emit::{Options, pack};

@@ -3,10 +3,12 @@
 mod binomial;
 mod bootstrap;
 mod eigen;
+mod rank;
 
 pub use binomial::{mcnemar, newcombe, wilson};
 pub use bootstrap::{Bootstrapped, bootstrap, draw};
 pub use eigen::{Eigen, symmetric};
+pub use rank::{pearson, spearman};
 
 use serde::Serialize;
 

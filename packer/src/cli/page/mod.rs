@@ -2,8 +2,10 @@
 //! picture is SVG, names are escaped.
 
 mod chart;
+mod contest;
 mod curves;
 mod heat;
+mod insights;
 mod sensitivity;
 
 use super::table::{bytes, percent};
@@ -12,7 +14,9 @@ use aquatint::raw::format::meta::{CalibrationMeta, LayerMeta};
 use aquatint::raw::format::{Packed, TensorKind};
 use aquatint::raw::whole_file;
 use chart::{Bar, chart};
+pub(super) use contest::write as write_contest;
 pub(super) use curves::curves;
+pub(super) use insights::write as write_insights;
 pub(super) use sensitivity::write as write_sensitivity;
 use std::fmt::Write as _;
 use std::io::Write as _;

@@ -229,12 +229,13 @@ mod tests {
     fn record() -> Record {
         let probe = |error: f64, calls: usize| {
             let calls = vec![CallError { error, standard_error: (error > 0.01).then_some(error / 4.0) }; calls];
-            Probe { bytes: 1000, method: Some("mse-4".into()), activation_bits: Some(8), calls }
+            Probe { bytes: 1000, counted_bytes: 1000, weight_error: None, spec: Some("w4a8:mse".into()), calls }
         };
         let unit = |name: &str, choices: Vec<Probe>| Unit {
             name: format!("net/{name}"),
             layers: vec![name.into()],
             weights: 2000,
+            full_bytes: 4000,
             choices,
         };
         let conditions = Conditions {

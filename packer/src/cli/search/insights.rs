@@ -1,0 +1,82 @@
+//! `packer insights sensitivity.json`: which layers matter, and which methods they want.
+
+use super::Calls;
+use crate::cli::table::{Columns, percent};
+use crate::cli::{page, say, say_json, say_line};
+use crate::error::Result;
+use crate::search::insights::{Group, Insights as Found};
+use aquatint::raw::whole_file::check_target;
+use clap::Args;
+use std::path::PathBuf;
+
+/// Arguments of looking at kinds of layers.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Insights {
+    /// What packer sensitivity measured, or configurations with their scores (quant_cache.pkl), from which a predictor learns.
+    #[arg(value_name = "SENSITIVITY.json|CACHE.pkl")]
+    file: PathBuf,
+    /// Calls that count: those of the middle of a run, which decide about pictures, or all
+    #[arg(long, value_enum, default_value = "middle", value_name = "CALLS")]
+    objective: Calls,
+    /// Of a cache: the score to learn [default: D, else FID-GT-1k]; less is better
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
+    /// Write a page with plots.
+    #[arg(long, value_name = "PAGE.html")]
+    html: Option<PathBuf>,
+    /// Print everything as JSON in place of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Insights {
+    /// Runs the command.
+    pub(in crate::cli) fn run(&self) -> Result<()> {
+        if let Some(target) = &self.html {
+            check_target(target, &[&self.file])?;
+        }
+        let (problem, held_out) = super::problem(&self.file, self.objective, self.target.as_deref())?;
+        let found = Found::new(&problem);
+        if let Some(path) = &self.html {
+            page::write_insights(&self.file.display().to_string(), &found, path)?;
+        }
+        if self.json {
+            return say_json(&found);
+        }
+        say(table("kind of layer", &found, &found.kinds));
+        say("");
+        say(table("block", &found, &found.depths));
+        say_line(
+            "share  of the squared error of the output that all layers in this choice make together; x that over the share of weights",
+        );
+        say_line("wants  of the methods of a width, how many layers have the least error with which");
+        if let Some(estimate) = held_out {
+            say_line(super::learned_words(estimate));
+        }
+        Ok(())
+    }
+}
+
+/// One row per group.
+fn table(heading: &str, found: &Found, groups: &[Group]) -> Columns {
+    let shares = found.choices.iter().map(|choice| format!("{choice} share (x)"));
+    let headings = [heading, "layers", "weights"].map(str::to_owned).into_iter();
+    let mut table = Columns::new(headings.chain(shares).chain(["wants".to_owned()]));
+    for group in groups {
+        let shares =
+            group.shares.iter().zip(&group.per_weight).map(|(share, x)| format!("{} ({x:.1})", percent(*share)));
+        let row = [group.name.clone(), group.layers.to_string(), percent(group.weights)].into_iter();
+        table.row(row.chain(shares).chain([wants(group)]));
+    }
+    table
+}
+
+/// The methods that layers of a group want, by width.
+pub(in crate::cli) fn wants(group: &Group) -> String {
+    let widths = group.preferences.iter().map(|(bits, methods)| {
+        let methods: Vec<String> = methods.iter().map(|(method, count)| format!("{method} {count}")).collect();
+        format!("{bits} bits: {}", methods.join(", "))
+    });
+    let words = widths.collect::<Vec<_>>().join("; ");
+    if words.is_empty() { "-".into() } else { words }
+}

@@ -1,0 +1,360 @@
+//! Ways to spend the same bytes: what a search is held against.
+
+use super::cache::{Entry, blocks};
+use super::predict::{Predictor, Samples, correlation};
+use super::problem::{Budget, Problem, bits_of};
+use super::random::Distribution;
+use super::refine::refine;
+use super::trials::{Meter, Trials};
+use crate::error::Result;
+use aquatint::error::Error;
+use aquatint_evaluation::stats::Estimate;
+use serde::Serialize;
+
+/// A way to choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// One choice for all layers; between two sizes, evenly spread layers have the larger.
+    Uniform,
+    /// The least sum of squared errors of the weights.
+    WeightErrors,
+    /// The best of random configurations of this size, by their measured errors.
+    BestRandom,
+    /// What a predictor that learned from random configurations of all sizes says (Qua2SeDiMo's way).
+    Predictor,
+    /// The least sum of measured sensitivities.
+    Search,
+    /// The same after measured moves.
+    Refined,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Way; 6] =
+        [Way::Search, Way::Refined, Way::Uniform, Way::WeightErrors, Way::BestRandom, Way::Predictor];
+
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Uniform => "uniform",
+            Way::WeightErrors => "weight errors",
+            Way::BestRandom => "best random",
+            Way::Predictor => "predictor",
+            Way::Search => "search",
+            Way::Refined => "refined",
+        }
+    }
+}
+
+/// A configuration that a way led to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Entrant {
+    /// The way.
+    pub way: Way,
+    /// Nominal bits: the size is that of all layers with so many.
+    pub nominal_bits: f64,
+    /// The choice of each layer.
+    pub assignment: Vec<usize>,
+    /// Bytes of all layers in the file.
+    pub bytes: u64,
+    /// Average bits of a weight.
+    pub average_bits: f64,
+    /// Squared relative error of the output, as the sum of sensitivities says.
+    pub predicted: f64,
+    /// The same as it was measured at the images that were searched with.
+    pub measured: f64,
+}
+
+/// How much work is spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Random configurations per size.
+    pub random: usize,
+    /// Measured moves.
+    pub moves: usize,
+}
+
+/// Everything that contestants choose by.
+pub struct Contest<'a> {
+    /// Layers, choices, sensitivities.
+    pub problem: &'a Problem,
+    /// The file of all choices.
+    pub trials: &'a Trials,
+    /// What measures configurations.
+    pub meter: &'a Meter<'a>,
+    /// Random configurations of all sizes with their errors.
+    pub archive: &'a Archive,
+    /// How much work is spent.
+    pub effort: Effort,
+}
+
+/// Random configurations and what was measured of each.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Archive {
+    /// The choices of layers.
+    pub assignments: Vec<Vec<usize>>,
+    /// Squared relative errors of the output.
+    pub errors: Vec<f64>,
+    /// Their standard errors.
+    pub standard_errors: Vec<f64>,
+}
+
+impl Archive {
+    /// What a predictor learns from. Errors of configurations differ by orders of magnitude: it learns their logarithms' order best from
+    /// the errors themselves, which add up.
+    pub fn samples(&self, problem: &Problem) -> Samples {
+        Samples {
+            choices: self.assignments.clone(),
+            scores: self.errors.clone(),
+            blocks: blocks(problem.layers.iter().map(|layer| &*layer.path)),
+        }
+    }
+
+    /// Measures configurations of `distribution` until there are `count`; `keep` is shown the archive after each.
+    ///
+    /// # Errors
+    /// If one cannot be measured, or kept.
+    pub fn fill(
+        &mut self,
+        (problem, meter): (&Problem, &Meter<'_>),
+        distribution: Distribution,
+        count: usize,
+        keep: &mut dyn FnMut(&Archive) -> Result<()>,
+    ) -> Result<()> {
+        while self.errors.len() < count {
+            let assignment = distribution.draw(problem, self.errors.len() as u64);
+            let errors = meter.errors(&assignment)?;
+            let n = errors.len() as f64;
+            let mean = errors.iter().sum::<f64>() / n;
+            let variance = errors.iter().map(|e| (e - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+            self.assignments.push(assignment);
+            self.errors.push(mean);
+            self.standard_errors.push((variance / n).sqrt());
+            keep(self)?;
+        }
+        Ok(())
+    }
+
+    /// The same as entries of a cache.
+    pub fn entries(&self, problem: &Problem, weight_errors: &[Vec<f64>]) -> Vec<Entry> {
+        let entry = |(i, assignment): (usize, &Vec<usize>)| {
+            let mut entry = Entry::new(problem, assignment, &|layer, choice| weight_errors[layer][choice]);
+            entry.measures.push(("D".into(), self.errors[i]));
+            entry.measures.push(("D_se".into(), self.standard_errors[i]));
+            entry
+        };
+        self.assignments.iter().enumerate().map(entry).collect()
+    }
+
+    /// Reads what [`entries`](Self::entries) wrote.
+    ///
+    /// # Errors
+    /// If `entries` are of another model or of other choices; `origin` is where they are from.
+    pub fn of(origin: &str, entries: &[Entry], problem: &Problem) -> Result<Self> {
+        let mut archive = Archive::default();
+        for (number, entry) in entries.iter().enumerate() {
+            let refuse = |expected: &str, got: String| {
+                crate::Error::from(Error::request(format!("{origin}, configuration {number}"), expected, got))
+            };
+            let same = entry.layers.len() == problem.layers.len();
+            let other = entry.layers.iter().zip(&problem.layers).find(|((path, _), layer)| *path != layer.path);
+            if let Some(((path, _), layer)) = other {
+                return Err(refuse(&format!("the layers of this model, {} among them", layer.path), path.clone()));
+            } else if !same {
+                return Err(refuse("the layers of this model", format!("{} of them", entry.layers.len())));
+            }
+            let choice = |((path, own), layer): (&(String, super::cache::LayerEntry), &super::Layer)| {
+                let like = |&choice: &usize| {
+                    layer.counted[choice] == own.quantized && super::cache::method(&layer.specs[choice]) == own.method
+                };
+                layer.allowed.iter().copied().find(like).ok_or_else(|| {
+                    refuse(
+                        &format!("one of this model's choices for {path}"),
+                        format!("{}, {} bytes", own.method, own.quantized),
+                    )
+                })
+            };
+            let assignment = entry.layers.iter().zip(&problem.layers).map(choice).collect::<Result<_>>()?;
+            let error = entry.measure("D").ok_or_else(|| refuse("a measured error `D`", "none".into()))?;
+            archive.assignments.push(assignment);
+            archive.errors.push(error);
+            archive.standard_errors.push(entry.measure("D_se").unwrap_or(0.0));
+        }
+        Ok(archive)
+    }
+}
+
+/// How well a sum of sensitivities says what is measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Additivity {
+    /// Predicted and measured squared errors, by configuration.
+    pub points: Vec<[f64; 2]>,
+    /// Their rank correlation.
+    pub rank_correlation: Estimate,
+    /// The median of measured over predicted.
+    pub median_ratio: f64,
+}
+
+impl Additivity {
+    /// That of the configurations of `archive`; none of fewer than three.
+    pub fn new(problem: &Problem, archive: &Archive) -> Option<Self> {
+        let predicted: Vec<f64> = archive.assignments.iter().map(|assignment| problem.error(assignment)).collect();
+        if predicted.len() < 3 {
+            return None;
+        }
+        let mut ratios: Vec<f64> = archive.errors.iter().zip(&predicted).map(|(measured, p)| measured / p).collect();
+        let median_ratio = aquatint_evaluation::stats::quantile(&mut ratios, 0.5);
+        let points = predicted.iter().zip(&archive.errors).map(|(&p, &measured)| [p, measured]).collect();
+        Some(Additivity { rank_correlation: correlation(&predicted, &archive.errors), points, median_ratio })
+    }
+}
+
+impl Contest<'_> {
+    /// Bytes of all layers with so many bits; between two widths in proportion.
+    ///
+    /// # Errors
+    /// If the choices have none of a width that is needed.
+    pub fn bytes(&self, bits: f64) -> Result<u64> {
+        let at = |bits: f64| -> Result<f64> {
+            let uniform = vec![self.choice(bits as u8)?; self.problem.layers.len()];
+            Ok(self.problem.bytes(&uniform) as f64)
+        };
+        let (low, high) = (at(bits.floor())?, at(bits.ceil())?);
+        Ok((low + (bits - bits.floor()) * (high - low)) as u64)
+    }
+
+    /// The first choice of weights of so many bits.
+    fn choice(&self, bits: u8) -> Result<usize> {
+        let found = self.problem.choices.iter().position(|choice| bits_of(choice) == bits);
+        found.ok_or_else(|| {
+            let expected = format!("bits that choices have: {}", self.problem.choices.join(", "));
+            Error::request("at-bits", expected, bits).into()
+        })
+    }
+
+    /// What each way makes of the bytes of all layers with so many bits; `see` is told of every measured configuration.
+    ///
+    /// # Errors
+    /// If the choices lack a width, or a configuration cannot be measured.
+    pub fn entrants(&self, bits: f64, see: &mut dyn FnMut()) -> Result<Vec<Entrant>> {
+        let budget = self.bytes(bits)?;
+        let search = self.problem.within(Budget::Bytes(budget), None)?.assignment;
+        let by = |errors: &[Vec<f64>]| {
+            Ok::<_, crate::Error>(self.problem.with_errors(errors).within(Budget::Bytes(budget), None)?.assignment)
+        };
+        let mut entrants = Vec::new();
+        for way in Way::ALL {
+            let assignment = match way {
+                Way::Uniform => self.uniform(bits, budget)?,
+                Way::WeightErrors => by(&self.trials.weight_errors(self.problem))?,
+                Way::BestRandom => self.best_random(bits, budget, see)?,
+                Way::Predictor if self.archive.errors.is_empty() => continue,
+                Way::Predictor => {
+                    by(&Predictor::fit(&self.archive.samples(self.problem)).effects(self.problem.choices.len()))?
+                }
+                Way::Search => search.clone(),
+                Way::Refined if self.effort.moves == 0 => continue,
+                Way::Refined => {
+                    let parts = (self.problem, self.meter);
+                    refine(parts, &search, budget, self.effort.moves, &mut |_| see())?.assignment
+                }
+            };
+            entrants.push(Entrant {
+                way,
+                nominal_bits: bits,
+                bytes: self.problem.bytes(&assignment),
+                average_bits: self.problem.bits(&assignment),
+                predicted: self.problem.error(&assignment),
+                measured: self.meter.error(&assignment)?,
+                assignment,
+            });
+            see();
+        }
+        Ok(entrants)
+    }
+
+    /// The smaller of two uniform choices, and the larger for layers evenly spread over the network, while it fits.
+    fn uniform(&self, bits: f64, budget: u64) -> Result<Vec<usize>> {
+        let (low, high) = (self.choice(bits.floor() as u8)?, self.choice(bits.ceil() as u8)?);
+        let mut assignment = vec![low; self.problem.layers.len()];
+        if low == high {
+            return Ok(assignment);
+        }
+        let mut total = self.problem.bytes(&assignment);
+        for at in spread(assignment.len()) {
+            let grown = total - self.problem.bytes_of(at, low) + self.problem.bytes_of(at, high);
+            if grown <= budget {
+                (total, assignment[at]) = (grown, high);
+            }
+        }
+        Ok(assignment)
+    }
+
+    fn best_random(&self, bits: f64, budget: u64, see: &mut dyn FnMut()) -> Result<Vec<usize>> {
+        let distribution = Distribution { bounds: [0.0, 1.0], seed: bits.to_bits() };
+        let mut best: Option<(f64, Vec<usize>)> = None;
+        for number in 0..self.effort.random.max(1) as u64 {
+            let Some(drawn) = distribution.draw_within(self.problem, budget, number) else { break };
+            let error = self.meter.error(&drawn)?;
+            if best.as_ref().is_none_or(|(least, _)| error < *least) {
+                best = Some((error, drawn));
+            }
+            see();
+        }
+        best.map(|(_, assignment)| assignment)
+            .ok_or_else(|| Error::request("at-bits", "bytes for all layers", bits).into())
+    }
+}
+
+/// The numbers below `n` in an order in which any first few are evenly spread: by the fractional parts of multiples of the golden ratio.
+fn spread(n: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    let place = |i: &usize| (*i as f64 * 0.618_033_988_749_894_9).fract();
+    order.sort_by(|a, b| place(a).total_cmp(&place(b)));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::problem::tests::problem;
+    use super::*;
+
+    #[test]
+    fn first_numbers_of_a_spread_are_far_apart() {
+        for n in [5, 20, 47] {
+            let order = spread(n);
+            let mut first: Vec<usize> = order[..n.div_ceil(2)].to_vec();
+            first.sort_unstable();
+            assert!(first.windows(2).all(|pair| pair[1] - pair[0] <= 3), "{first:?}");
+        }
+    }
+
+    #[test]
+    fn an_archive_is_what_it_was() {
+        let problem = problem(8);
+        let distribution = Distribution { bounds: [0.0, 1.0], seed: 42 };
+        let mut archive = Archive::default();
+        for number in 0..5 {
+            archive.assignments.push(distribution.draw(&problem, number));
+            archive.errors.push(problem.error(&archive.assignments[number as usize]) * 1.1);
+            archive.standard_errors.push(0.5);
+        }
+        let entries = archive.entries(&problem, &vec![vec![0.0; 3]; 8]);
+        let read = Archive::of("c.pkl", &entries, &problem).unwrap();
+        assert_eq!((&read.assignments, &read.errors), (&archive.assignments, &archive.errors));
+        let additivity = Additivity::new(&problem, &read).unwrap();
+        assert!((additivity.median_ratio - 1.1).abs() < 1e-12 && additivity.rank_correlation.value > 0.999);
+        let told = |problem: &Problem| Archive::of("c.pkl", &entries, problem).unwrap_err().to_string();
+        assert_eq!(
+            told(&super::super::problem::tests::problem(9)),
+            "c.pkl, configuration 0: expected the layers of this model, got 8 of them"
+        );
+        let mut other = problem.clone();
+        other.layers[2].path = "blocks.0.gate".into();
+        assert_eq!(
+            told(&other),
+            "c.pkl, configuration 0: expected the layers of this model, blocks.0.gate among them, got blocks.0.ff.0"
+        );
+    }
+}
