@@ -10,9 +10,9 @@ use super::plans;
 use super::prompts::Prompts;
 use super::request::Request;
 use super::session::Session;
-use crate::backend::Backend;
+use crate::backend::{Backend, Clock};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Moment, Seen};
+use crate::exec::{Executor, Moment, Seen, Timed};
 use crate::plan::Binding;
 use crate::program::{Dims, Role};
 use std::ops::Range;
@@ -108,6 +108,23 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
         let executor = self.ready(request, call)?;
         executor.observe(0, see)?;
         result(executor)
+    }
+
+    /// How long each op of `call` takes, shown to `see` as [`Executor::time`] does, after one call that is not timed.
+    ///
+    /// # Errors
+    /// Those of [`predict`](Self::predict).
+    pub fn time(
+        &mut self,
+        request: &Request,
+        call: &ModelCall,
+        clock: Clock,
+        see: impl FnMut(Timed<'_, 'm, B>),
+    ) -> Result<()> {
+        let executor = self.ready(request, call)?;
+        executor.call(0)?;
+        executor.time(0, 0, clock, see)?;
+        Ok(())
     }
 
     /// The network of `call`, bound for this call alone, with all its inputs.

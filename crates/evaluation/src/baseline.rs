@@ -99,6 +99,15 @@ impl Baseline {
         Ok(Some(errors.of_images()))
     }
 
+    /// A call of the first image alone, with what was asked for of it.
+    pub fn call(&self) -> Option<(&Request, ModelCall)> {
+        let Batch { request, calls } = self.batches.first()?;
+        let (call, _) = calls.first()?;
+        let images = call.images.start..call.images.start + 1;
+        let sample = call.sample[..call.sample.len() / call.images.len()].to_vec();
+        Some((request, ModelCall { images, sample, ..call.clone() }))
+    }
+
     /// Calls of the network that one [`errors`](Self::errors) makes, times images.
     pub fn work(&self) -> usize {
         self.images * self.calls.len()

@@ -4,10 +4,11 @@ use super::problem::{Objective, Problem, counted};
 use crate::error::Result;
 use crate::sensitivity::{Choices, Layers, Record, layers_of};
 use aquatint::error::Error;
+use aquatint::raw::backend::Clock;
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::format::{Packed, TensorView};
 use aquatint::raw::mmap::FileBytes;
-use aquatint::raw::program::Program;
+use aquatint::raw::program::{Program, Role, Tensor};
 use aquatint::{Model, Session};
 use aquatint_evaluation::{Baseline, Calls, File, Progress, Protocol};
 use std::path::Path;
@@ -68,6 +69,17 @@ impl Trials {
             _ => make(program),
         });
         self.packed.with_programs(programs.collect())
+    }
+
+    /// The layer of `problem` that each node of a network is, if it is one.
+    pub(super) fn layers_of_nodes(&self, problem: &Problem, role: Role) -> Result<Vec<Option<usize>>> {
+        let layer = |weight: Tensor| {
+            let own = self.layers.iter().find(|layers| layers.weights.contains(&weight))?;
+            problem.layers.iter().position(|layer| layer.path == own.unit.layers[0])
+        };
+        let program = self.packed.program(role)?;
+        let of = |op| crate::pass::product(op).and_then(|(weight, ..)| layer(weight));
+        Ok(program.nodes.iter().map(|node| of(&node.op)).collect())
     }
 
     /// Squared errors of the weights, by layer of `problem` and choice.
@@ -132,6 +144,34 @@ impl<'t> Meter<'t> {
         let by_call = self.baseline.errors(&mut session, &mut |_| true)?.unwrap_or_default();
         let image = |i: usize| by_call.iter().map(|images| images[i]).sum::<f64>() / by_call.len() as f64;
         Ok((0..self.baseline.images).map(image).collect())
+    }
+
+    /// Seconds of each node of the denoiser in the model in which all layers are of `choice`, the least of `rounds`.
+    ///
+    /// # Errors
+    /// Those of [`Session::time`].
+    pub(super) fn seconds(&self, packed: &Packed<&[u8]>, rounds: usize, clock: Clock) -> Result<Vec<f64>> {
+        let Some((request, call)) = self.baseline.call() else { return Ok(Vec::new()) };
+        let model = Model::new(packed)?;
+        let mut session = Session::new(&model, &self.cpu);
+        let mut seconds = vec![f64::INFINITY; packed.program(call.role)?.nodes.len()];
+        for _ in 0..rounds {
+            session.time(request, &call, clock, |timed| {
+                seconds[timed.node] = timed.seconds.min(seconds[timed.node]);
+            })?;
+        }
+        seconds.iter_mut().filter(|seconds| seconds.is_infinite()).for_each(|seconds| *seconds = 0.0);
+        Ok(seconds)
+    }
+
+    /// The file of all choices.
+    pub(super) fn trials(&self) -> &Trials {
+        self.trials
+    }
+
+    /// The network whose calls are measured.
+    pub(super) fn role(&self) -> Option<Role> {
+        self.baseline.call().map(|(_, call)| call.role)
     }
 
     /// The mean of that.

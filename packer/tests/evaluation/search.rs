@@ -226,6 +226,22 @@ fn random_configurations_are_kept_and_learned_from() {
     assert!(width.contains("at-bits: expected bits that choices have: w2a8:mse, "), "{width}");
 }
 
+/// A call takes no longer than it may, as far as the times of layers tell; how long that is nobody knows beforehand.
+#[test]
+fn times_are_budgets_too() {
+    let args = ["search", "s.json", "--choices", "choices.aqt", "-o", "time.toml", "--json", "--budget"];
+    let found = json(&[&args[..], &["10s"]].concat());
+    let slowest = found["seconds"]["reckoned"].as_f64().expect("a number");
+    assert!(
+        slowest > 0.0 && slowest < 10.0 && found["seconds"]["measured"].as_f64().expect("a number") > 0.0,
+        "{found}"
+    );
+    let none = refused(&["search", "s.json", "--choices", "choices.aqt", "-o", "no4.toml", "--budget", "0.001ms"]);
+    assert!(none.starts_with("error: budget: expected at least 0.00") && none.contains(" s a call, got "), "{none}");
+    let blind = refused(&["search", "s.json", "-o", "no4.toml", "--budget", "10ms"]);
+    assert!(blind.starts_with("error: choices: expected the file that packer sensitivity --keep left"), "{blind}");
+}
+
 /// The smallest configuration whose pictures are good enough; and what cannot be measured.
 #[test]
 fn pictures_decide_where_they_are_asked() {

@@ -14,7 +14,7 @@ use super::table::{Table, bytes, percent};
 use super::{say, say_json, say_line};
 use crate::error::Result;
 use crate::search::predict::Predictor;
-use crate::search::{Budget, Found, Objective, Problem, Refined, Rule, cache, refine};
+use crate::search::{Budget, Found, Meter, Objective, Problem, Refined, Rule, Times, cache, refine};
 use crate::sensitivity::Record;
 use aquatint::Error;
 use aquatint::options::parse_bytes;
@@ -24,9 +24,13 @@ use clap::{Args, ValueEnum};
 use measuring::{Measured, Measuring};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Images by which a signal-to-noise ratio is judged unless another number is asked for.
 const IMAGES: usize = 32;
+
+/// Calls of each choice that are timed: of every op the least counts.
+const ROUNDS: usize = 15;
 
 /// Arguments of a search.
 #[derive(Debug, Args)]
@@ -35,9 +39,9 @@ pub(super) struct Search {
     /// (quant_cache.pkl).
     #[arg(value_name = "SENSITIVITY.json|CACHE.pkl")]
     file: PathBuf,
-    /// The most that the layers may take: average bits of a weight as Qua2SeDiMo counts them (3.5bit), or bytes in the file, codebooks
-    /// and scales included (900MB)
-    #[arg(long, value_name = "BITS|BYTES", value_parser = parse_budget)]
+    /// The most that the layers may take: average bits of a weight as Qua2SeDiMo counts them (3.5bit), bytes in the file, codebooks
+    /// and scales included (900MB), or the time of a call of one image as measured on this machine (120ms; needs --choices)
+    #[arg(long, value_name = "BITS|BYTES|TIME", value_parser = parse_budget)]
     budget: Option<Budget>,
     /// The smallest configuration whose pictures are so near to those of the float model, in dB; needs --choices.
     #[arg(long, alias = "target_psnr", value_name = "DB", conflicts_with = "budget", requires = "choices")]
@@ -103,6 +107,13 @@ fn parse_least(text: &str) -> std::result::Result<Rule, &'static str> {
 }
 
 fn parse_budget(text: &str) -> std::result::Result<Budget, String> {
+    let unit = text.strip_suffix("ms").map(|n| (n, 1e-3)).or(text.strip_suffix('s').map(|n| (n, 1.0)));
+    if let Some((Ok(number), unit)) = unit.map(|(number, unit)| (number.trim().parse::<f64>(), unit)) {
+        return match number > 0.0 && number.is_finite() {
+            true => Ok(Budget::Seconds(number * unit)),
+            false => Err(format!("a time such as 120ms expected, not `{text}`")),
+        };
+    }
     let bits = text.strip_suffix("bits").or_else(|| text.strip_suffix("bit"));
     match bits.map(|bits| bits.trim().parse::<f64>()) {
         Some(Ok(bits)) if bits > 0.0 && bits <= 64.0 => Ok(Budget::Bits(bits)),
@@ -157,6 +168,8 @@ struct Beside {
     refined: Option<Refined>,
     /// Signal-to-noise ratio of pictures.
     psnr: Option<Estimate>,
+    /// Seconds of a call of one image: reckoned from those of layers, and measured.
+    seconds: Option<[f64; 2]>,
 }
 
 impl Search {
@@ -182,8 +195,16 @@ impl Search {
 
     fn finish(&self, problem: &Problem, measured: Option<&Measured>, mut beside: Beside) -> Result<()> {
         let Some(output) = &self.output else { return self.list(problem) };
+        let timed = matches!(self.budget, Some(Budget::Seconds(_)));
+        let meter = match measured {
+            Some(measured) if timed || self.refine > 0 => Some(measured.meter(measured.trials()?, self.quiet)?),
+            None if timed => return Err(Error::request("budget", "bits or bytes for a cache", "a time").into()),
+            _ => None,
+        };
+        let times = meter.as_ref().filter(|_| timed).map(|meter| Times::measure(problem, meter, ROUNDS, Instant::now));
+        let times = times.transpose()?;
         let mut found = match (self.budget, self.target_psnr, measured) {
-            (Some(budget), ..) => problem.within(budget, None)?,
+            (Some(budget), ..) => problem.within(budget, times.as_ref())?,
             (None, Some(psnr), Some(measured)) => {
                 let (found, reached) = measured.reaching(psnr, self.n, self.quiet)?;
                 beside.psnr = Some(reached);
@@ -191,20 +212,12 @@ impl Search {
             }
             _ => return Err(Error::request("target-psnr", "what packer sensitivity measured", "a cache").into()),
         };
-        if let Some(measured) = measured.filter(|_| self.refine > 0) {
-            let trials = measured.trials()?;
-            let meter = measured.meter(trials, self.quiet)?;
-            let bar = super::pack::bar(self.quiet);
-            bar.set_length(self.refine as u64);
-            bar.set_message("moves");
-            let bytes = problem.bytes(&found.assignment);
-            let refined =
-                refine((problem, &meter), &found.assignment, bytes, self.refine, &mut |n| bar.set_position(n as u64));
-            bar.finish_and_clear();
-            let refined = refined?;
-            found.assignment.clone_from(&refined.assignment);
-            found.error = problem.error(&found.assignment);
-            beside.refined = Some(refined);
+        if let Some(meter) = meter.as_ref().filter(|_| self.refine > 0) {
+            beside.refined = Some(self.refined(problem, meter, &mut found)?);
+        }
+        if let Some((meter, times)) = meter.as_ref().zip(times) {
+            let whole = Times::whole(problem, meter, &found.assignment, ROUNDS, Instant::now)?;
+            beside.seconds = Some([times.of(&found.assignment), whole]);
         }
         problem.write(&found.assignment, output)?;
         if self.json {
@@ -214,6 +227,21 @@ impl Search {
             self.tell(problem, &found, &beside, output);
         }
         Ok(())
+    }
+
+    /// Moves `found` on by configurations that are measured.
+    fn refined(&self, problem: &Problem, meter: &Meter<'_>, found: &mut Found) -> Result<Refined> {
+        let bar = super::pack::bar(self.quiet);
+        bar.set_length(self.refine as u64);
+        bar.set_message("moves");
+        let bytes = problem.bytes(&found.assignment);
+        let refined =
+            refine((problem, meter), &found.assignment, bytes, self.refine, &mut |n| bar.set_position(n as u64));
+        bar.finish_and_clear();
+        let refined = refined?;
+        found.assignment.clone_from(&refined.assignment);
+        found.error = problem.error(&found.assignment);
+        Ok(refined)
     }
 
     /// Lists the front.
@@ -261,6 +289,10 @@ impl Search {
             let [before, after] = [before, error].map(|error| percent(error.sqrt()));
             say_line(format!("{taken} of {tried} moves taken; measured error {before} before, {after} now"));
         }
+        if let Some([reckoned, whole]) = beside.seconds {
+            let [reckoned, whole] = [reckoned, whole].map(|seconds| 1e3 * seconds);
+            say_line(format!("{whole:.3} ms a call of one image, {reckoned:.3} ms by the times of layers"));
+        }
         if let Some(Estimate { value, low, high }) = beside.psnr {
             say_line(format!("{value:.2} dB [{low:.2}, {high:.2}], the median of {} pictures", self.n));
         }
@@ -281,6 +313,9 @@ fn as_json(problem: &Problem, found: &Found, beside: &Beside) -> serde_json::Val
     if let Some(Refined { error, before, moves, .. }) = &beside.refined {
         json["refined"] = json!({ "measured_before": before, "measured": error, "moves": moves });
     }
+    if let Some([reckoned, whole]) = beside.seconds {
+        json["seconds"] = json!({ "reckoned": reckoned, "measured": whole });
+    }
     if let Some(estimate) = beside.psnr {
         json["psnr_median"] = json!(estimate);
     }
@@ -293,12 +328,16 @@ mod tests {
 
     #[test]
     fn budgets_are_bits_or_bytes() {
-        for (text, budget) in
-            [("3.5bit", Budget::Bits(3.5)), ("4bits", Budget::Bits(4.0)), ("900MB", Budget::Bytes(900_000_000))]
-        {
+        for (text, budget) in [
+            ("3.5bit", Budget::Bits(3.5)),
+            ("4bits", Budget::Bits(4.0)),
+            ("900MB", Budget::Bytes(900_000_000)),
+            ("120ms", Budget::Seconds(0.12)),
+            ("2s", Budget::Seconds(2.0)),
+        ] {
             assert_eq!(parse_budget(text), Ok(budget));
         }
-        for text in ["bit", "-1bit", "many", "0"] {
+        for text in ["bit", "-1bit", "many", "0", "0ms", "-2s"] {
             assert!(parse_budget(text).is_err(), "{text}");
         }
         assert_eq!(parse_fixed("a.*=w4a8:kmeans"), Ok(Rule::Fixed("a.*".into(), "w4a8:kmeans".into())));
