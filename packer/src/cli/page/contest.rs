@@ -59,9 +59,14 @@ impl Axis {
 
     /// Round numbers on it.
     fn ticks(&self) -> Vec<f64> {
-        let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
-        let all = decades.flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(power)));
-        all.filter(|tick| (self.low..=self.high).contains(tick)).collect()
+        let of = |digits: &[f64]| -> Vec<f64> {
+            let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
+            let all = decades.flat_map(|power| digits.iter().map(move |digit| digit * 10f64.powi(power)));
+            all.filter(|tick| (self.low..=self.high).contains(tick)).collect()
+        };
+        // Finer ones where the axis is short.
+        let finer: [&[f64]; 2] = [&[1.0, 2.0, 5.0], &[1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0]];
+        finer.into_iter().map(of).find(|ticks| ticks.len() > 2).unwrap_or_else(|| of(finer[1]))
     }
 }
 
@@ -230,6 +235,8 @@ mod tests {
         let axis = Axis::of([0.02, 0.3].into_iter(), [100.0, 10.0]);
         assert!(axis.at(0.02) < 100.0 && axis.at(0.3) > 10.0 && axis.at(0.02) > axis.at(0.3));
         assert_eq!(axis.ticks(), [0.02, 0.05, 0.1, 0.2]);
+        let short = Axis::of([8.1e5, 1.33e6].into_iter(), [10.0, 100.0]);
+        assert_eq!(short.ticks(), [8e5, 1e6, 1.2e6]);
         assert!(Axis::of([].into_iter(), [0.0, 1.0]).at(1.0).is_finite());
     }
 }
