@@ -63,6 +63,7 @@
 //! * [`Session`], [`Request`], [`Job`], [`Event`], [`Output`]: from a request to images; see [`pipeline`]
 //! * [`options`]: from what a person asks to a request; [`image`](mod@image): PNG files with the text that tells how
 //!   they were made; [`sampler`]: samplers as tables of coefficients
+//! * [`samples`]: many images, made in parts by several machines and put together; [`shard`]: which part is a process's own
 //! * [`Error`], [`ErrorKind`]: messages for people, kinds for programs
 //! * [`raw`]: the workshop below
 //!
@@ -80,6 +81,8 @@ pub mod options;
 pub mod pipeline;
 pub mod raw;
 pub mod sampler;
+pub mod samples;
+pub mod shard;
 
 pub use error::{Error, ErrorKind, Result};
 pub use letters::letters;

@@ -1,7 +1,7 @@
 //! `aquatint encode`: prompts to features.
 
 use super::device::with_backend;
-use super::options::PromptArgs;
+use super::options::{CountArgs, PromptArgs};
 use super::tensors::write;
 use super::{Device, model, say};
 use aquatint::error::one_line;
@@ -24,6 +24,8 @@ pub struct Encode {
     model: PathBuf,
     #[command(flatten)]
     prompts: PromptArgs,
+    #[command(flatten)]
+    count: CountArgs,
     /// safetensors to write: prompt_embeds [n,tokens,features], prompt_mask [n,tokens], those of a second encoder with _2
     /// where it reads other lengths, pooled [n,features], and negative_ ones
     #[arg(short, long, value_name = "FILE")]
@@ -42,7 +44,8 @@ impl Encode {
         let packed = model::open(Some(&self.model))?;
         let model = Model::new(&packed)?;
         check_target(&self.output, &[Path::new(&self.model)])?;
-        let options = self.prompts.options();
+        let mut options = self.prompts.options();
+        options.n_imgs = self.count.n_imgs;
         if let Some(warning) = options.warnings().into_iter().next().filter(|_| self.prompts.strict) {
             return Err(Error::request("prompt", "nothing that this program does not do", warning));
         }

@@ -7,9 +7,11 @@ mod encode;
 mod eval;
 mod frames;
 mod info;
+mod merge;
 mod model;
 mod options;
 mod run;
+mod sample;
 mod tensors;
 mod verify;
 mod work;
@@ -40,6 +42,10 @@ struct Cli {
 enum Command {
     /// Make images and write them as PNG.
     Run(Box<run::Run>),
+    /// Make a part of many images, for several machines.
+    Sample(Box<sample::Sample>),
+    /// Put the parts that sample made together.
+    Merge(merge::MergeArgs),
     /// Run the denoiser once: no guidance, no sampler.
     Eval(eval::Eval),
     /// Run the text encoders once, and write what `run --inputs` reads in place of prompts.
@@ -61,6 +67,8 @@ pub fn main() -> ExitCode {
             Ok(())
         }
         Some(Command::Run(run)) => run.run(),
+        Some(Command::Sample(sample)) => sample.run(),
+        Some(Command::Merge(merge)) => merge.run(),
         Some(Command::Eval(eval)) => eval.run(),
         Some(Command::Encode(encode)) => encode.run(),
         Some(Command::Bench(bench)) => bench.run(),

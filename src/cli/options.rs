@@ -1,11 +1,15 @@
 //! Options of a request, as the command line spells them.
 
 use aquatint::image::{Picture, ResizeMode};
-use aquatint::options::{InitOptions, PromptOptions, SamplingOptions, Sigmas, SizeOptions, Tensors};
+use aquatint::options::{InitOptions, PromptOptions, RequestOptions, SamplingOptions, Sigmas, SizeOptions, Tensors};
+use aquatint::pipeline::NoiseSource;
 use aquatint::sampler::{Spacing, Variance};
 use aquatint::{Error, Result};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
+
+/// The keyword of the text in a PNG that tells how it was made.
+pub const TEXT: &str = "parameters";
 
 /// What the images show.
 #[derive(Args, Clone)]
@@ -22,9 +26,6 @@ pub struct PromptArgs {
     /// Classes by number or name, separated by commas; one image each. Names may hold commas themselves
     #[arg(long, alias = "cls_id", value_name = "LIST")]
     pub class_labels: Vec<String>,
-    /// Images per prompt or class [default: 1]
-    #[arg(long, alias = "n_imgs", value_name = "N")]
-    pub n_imgs: Option<usize>,
     /// Refuse prompts with parts that other programs act on and this one reads as words, such as <lora:name:1>
     #[arg(long)]
     pub strict: bool,
@@ -38,7 +39,7 @@ impl PromptArgs {
             negatives: self.negative.clone(),
             plain: self.plain_prompt,
             class_labels: self.class_labels.clone(),
-            n_imgs: self.n_imgs,
+            ..PromptOptions::default()
         }
     }
 }
@@ -198,6 +199,78 @@ impl InitArgs {
             ResizeArg::Pad => ResizeMode::Pad,
         });
         Ok(Some(InitOptions { image, mask, resize, strength: self.strength }))
+    }
+}
+
+/// How many images.
+#[derive(Args, Clone)]
+pub struct CountArgs {
+    /// Images per prompt or class [default: 1]
+    #[arg(long, alias = "n_imgs", value_name = "N")]
+    pub n_imgs: Option<usize>,
+}
+
+/// Where noise comes from.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Rng {
+    /// One stream per image: image k is the same alone or in a batch
+    Fast,
+    /// torch's CPU generator, as diffusers' pipelines use it: one stream for all images
+    Torch,
+}
+
+impl Rng {
+    /// As the library takes it.
+    pub fn source(self) -> NoiseSource {
+        match self {
+            Rng::Fast => NoiseSource::Fast,
+            Rng::Torch => NoiseSource::Torch,
+        }
+    }
+}
+
+/// What images are asked to be, but for their number and their noise.
+#[derive(Args, Clone)]
+pub struct RequestArgs {
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    size: SizeArgs,
+    /// Frames of each video, of models that make videos [default: as many as the model was made for]
+    #[arg(long, value_name = "F", aliases = ["num-frames", "video-length", "video_length", "num_frames"])]
+    frames: Option<usize>,
+    #[command(flatten)]
+    pub init: InitArgs,
+    /// Images per pass through the network [default: all, at most 8]
+    #[arg(short, long, value_name = "N")]
+    batch_size: Option<usize>,
+    /// Most memory beside the weights, such as 2G or 800M: batches get smaller and images are decoded in tiles [default:
+    /// as much as whole batches need, and 1.5G for decoding]
+    #[arg(long, value_name = "BYTES", value_parser = aquatint::options::parse_bytes)]
+    max_memory: Option<usize>,
+    /// Decode tiles of N x N latents
+    #[arg(long, value_name = "N")]
+    vae_tile: Option<usize>,
+}
+
+impl RequestArgs {
+    /// As the library takes them; reads the initial image.
+    pub fn options(&self) -> Result<RequestOptions> {
+        Ok(RequestOptions {
+            prompts: self.prompts.options(),
+            sampling: self.sampling.options(),
+            size: self.size.options(),
+            frames: self.frames,
+            init: self.init.options()?,
+            refiner_start: self.init.refiner_start,
+            batch_size: self.batch_size,
+            max_memory: self.max_memory,
+            vae_tile: self.vae_tile,
+            strict: self.prompts.strict,
+            ..RequestOptions::default()
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::clock::{Clock, bar};
 use super::device::{with_backend, with_threads};
 use super::frames::{Target, pattern, write_video};
-use super::options::{InitArgs, PromptArgs, SamplingArgs, SizeArgs};
+use super::options::{CountArgs, RequestArgs, Rng, TEXT};
 use super::tensors::write;
 use super::{Device, model, say, say_json};
 use aquatint::error::one_line;
@@ -11,29 +11,19 @@ use aquatint::image::{self, FRAME_RATES, from_nhwc, grid, numbered, write_png};
 use aquatint::infotext::Infotext;
 use aquatint::model::Model;
 use aquatint::options::{Made, NamedTensor, RequestOptions, Tensors, infotext};
-use aquatint::pipeline::{NoiseSource, Output, Plans, Request, Session, swap_last_axes};
+use aquatint::pipeline::{Output, Plans, Request, Session, swap_last_axes};
 use aquatint::raw::backend::Backend;
 use aquatint::raw::plan::Plan;
 use aquatint::raw::whole_file::check_target;
 use aquatint::{Error, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// The keyword of the text in a PNG that tells how it was made.
-const TEXT: &str = "parameters";
 /// Frames a second, unless the caller says otherwise: what the models were trained on.
 const FPS: u32 = 8;
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Rng {
-    /// One stream per image: image k is the same alone or in a batch
-    Fast,
-    /// torch's CPU generator, as diffusers' pipelines use it: one stream for all images
-    Torch,
-}
 
 /// Make images and write them as PNG.
 #[derive(Args)]
@@ -42,9 +32,9 @@ pub struct Run {
     /// A packed model [default: the small model of letters inside this program]
     model: Option<PathBuf>,
     #[command(flatten)]
-    prompts: PromptArgs,
+    request: RequestArgs,
     #[command(flatten)]
-    sampling: SamplingArgs,
+    count: CountArgs,
     /// Make a picture again as its text tells; options given beside it come first
     #[arg(long, value_name = "PNG")]
     from: Option<PathBuf>,
@@ -55,26 +45,9 @@ pub struct Run {
     /// Where the noise comes from [default: fast]
     #[arg(long, value_enum)]
     rng: Option<Rng>,
-    #[command(flatten)]
-    size: SizeArgs,
-    /// Frames of each video, of models that make videos [default: as many as the model was made for]
-    #[arg(long, value_name = "F", aliases = ["num-frames", "video-length", "video_length", "num_frames"])]
-    frames: Option<usize>,
     /// Frames per second of a video [default: 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(*FRAME_RATES.start())..=i64::from(*FRAME_RATES.end())))]
     fps: Option<u32>,
-    #[command(flatten)]
-    init: InitArgs,
-    /// Images per pass through the network [default: all, at most 8]
-    #[arg(short, long, value_name = "N")]
-    batch_size: Option<usize>,
-    /// Most memory beside the weights, such as 2G or 800M: batches get smaller and images are decoded in tiles [default:
-    /// as much as whole batches need, and 1.5G for decoding]
-    #[arg(long, value_name = "BYTES", value_parser = aquatint::options::parse_bytes)]
-    max_memory: Option<usize>,
-    /// Decode tiles of N x N latents
-    #[arg(long, value_name = "N")]
-    vae_tile: Option<usize>,
     /// Output; with %d or %03d one file per image, otherwise all images in one sheet. Of videos, the same for frames, a row of
     /// the sheet for each; or a video by its ending, .gif, .webp or, where there is ffmpeg, .mp4; or a folder, which ends in /
     #[arg(short, long, alias = "outdir", default_value = "out.png", value_name = "FILE")]
@@ -198,24 +171,9 @@ impl Run {
         inputs: Option<&[u8]>,
         from: Option<&Infotext>,
     ) -> Result<RequestOptions> {
-        let mut options = RequestOptions {
-            prompts: self.prompts.options(),
-            sampling: self.sampling.options(),
-            size: self.size.options(),
-            init: self.init.options()?,
-            refiner_start: self.init.refiner_start,
-            seed: self.seed,
-            frames: self.frames,
-            stream: None,
-            noise: self.rng.map(|rng| match rng {
-                Rng::Fast => NoiseSource::Fast,
-                Rng::Torch => NoiseSource::Torch,
-            }),
-            batch_size: self.batch_size,
-            max_memory: self.max_memory,
-            vae_tile: self.vae_tile,
-            strict: self.prompts.strict,
-        };
+        let mut options = self.request.options()?;
+        options.prompts.n_imgs = self.count.n_imgs;
+        (options.seed, options.noise) = (self.seed, self.rng.map(Rng::source));
         if let Some(text) = from {
             options.recall(text, model, inputs)?.iter().for_each(|remark| self.warn(remark));
         }
@@ -237,7 +195,7 @@ impl Run {
         let inputs: Vec<&Path> = self
             .model
             .iter()
-            .chain(self.init.files())
+            .chain(self.request.init.files())
             .chain(&self.inputs)
             .chain(&self.from)
             .map(PathBuf::as_path)

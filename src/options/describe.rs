@@ -77,7 +77,7 @@ pub fn infotext<D: AsRef<[u8]>>(
         text.push(&setting_of(&field), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
     }
     if drawn {
-        text.push("RNG", if one_stream { "CPU" } else { "Fast" });
+        text.push("RNG", if request.noise == NoiseSource::Fast { "Fast" } else { "CPU" });
         // What the seed alone does not tell: the place in the stream that all images share.
         let stream = request.stream.unwrap_or(NoiseStream { images: request.prompts.len(), first: 0 });
         if one_stream && stream.images > 1 {

@@ -16,7 +16,7 @@ mod tensors;
 pub use bytes::parse_bytes;
 pub use describe::{Made, infotext};
 pub use init::InitOptions;
-pub use prompts::PromptOptions;
+pub use prompts::{PromptOptions, read_prompts};
 pub use sampling::{SamplingOptions, Sigmas};
 pub use size::SizeOptions;
 pub use tensors::{NamedTensor, Tensors};

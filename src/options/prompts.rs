@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::pipeline::{Prompts, Texts};
 use crate::text::{PromptStyle, foreign};
+use std::path::Path;
 
 /// Images without a prompt or class, of models that name their classes: one of each, up to this many.
 const CLASSES_SHOWN: usize = 64;
@@ -24,6 +25,21 @@ pub struct PromptOptions {
     pub class_labels: Vec<String>,
     /// Images per prompt or class; 1 if absent.
     pub n_imgs: Option<usize>,
+    /// Whether images of a model with classes show all of them, where nothing says which.
+    pub all_classes: bool,
+}
+
+/// The lines of the file at `path` that hold anything, a prompt or class each.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::Request`] if it is not text or there is none.
+pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let expected = "text with a prompt or class per line";
+    let refuse = |got: &str| Error::request(format!("prompts {}", path.display()), expected, got);
+    let text = std::str::from_utf8(&bytes).map_err(|e| refuse(&e.to_string()))?;
+    let lines: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if lines.is_empty() { Err(refuse("no line that holds anything")) } else { Ok(lines) }
 }
 
 impl PromptOptions {
@@ -59,7 +75,9 @@ impl PromptOptions {
                 for text in &self.prompts {
                     labels.push(classes.label(text)?);
                 }
-                if labels.is_empty() {
+                if labels.is_empty() && self.all_classes {
+                    labels.extend((0..classes.count as u32).filter(|&label| label != classes.null));
+                } else if labels.is_empty() {
                     labels.extend(classes.names.keys().take(CLASSES_SHOWN));
                 }
                 if labels.is_empty() {

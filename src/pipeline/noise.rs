@@ -3,7 +3,7 @@
 
 use super::request::{Request, Stage};
 use super::swap_last_axes;
-use crate::rng::{FastRng, TorchRng};
+use crate::rng::{FastRng, Normals, TorchRng};
 
 /// Which generators make the noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,9 @@ pub enum NoiseSource {
     /// One for all images, as diffusers' pipelines take it: torch's for the CPU, bit for bit. Images get different noise
     /// in different company, unless [`Request::stream`] says which company it was.
     Torch,
+    /// One of torch's for each image, seeded with the request's seed plus the image's number, as diffusers' pipelines take a
+    /// list of generators: an image is what [`Torch`](Self::Torch) makes of it alone.
+    TorchEach,
 }
 
 /// Images of a larger request, whose stream of noise they share.
@@ -39,6 +42,7 @@ pub(super) struct Generators {
 enum Rng {
     /// One per image.
     Each(Vec<FastRng>),
+    TorchEach(Vec<TorchRng>),
     One(Box<TorchRng>, NoiseStream),
 }
 
@@ -48,6 +52,9 @@ impl Generators {
         let n = request.prompts.len();
         let rng = match request.noise {
             NoiseSource::Fast => Rng::Each((0..n as u64).map(|k| FastRng::for_image(request.seed, k)).collect()),
+            NoiseSource::TorchEach => {
+                Rng::TorchEach((0..n as u64).map(|k| TorchRng::new(request.seed.wrapping_add(k))).collect())
+            }
             NoiseSource::Torch => {
                 let stream = request.stream.unwrap_or(NoiseStream { images: n, first: 0 });
                 Rng::One(Box::new(TorchRng::new(request.seed)), stream)
@@ -61,9 +68,8 @@ impl Generators {
         let len = self.pixels * self.channels;
         let mut noise = vec![0.0; self.n * len];
         match &mut self.rng {
-            Rng::Each(images) => {
-                images.iter_mut().zip(noise.chunks_exact_mut(len)).for_each(|(image, noise)| image.randn(noise));
-            }
+            Rng::Each(images) => draw_each(images, &mut noise, len),
+            Rng::TorchEach(images) => draw_each(images, &mut noise, len),
             Rng::One(rng, stream) => {
                 let mut all = vec![0.0; stream.images * len];
                 rng.randn(&mut all);
@@ -90,6 +96,11 @@ impl Generators {
     fn channels_last(&self, noise: &[f32]) -> Vec<f32> {
         swap_last_axes(noise, [self.n, self.channels, self.pixels])
     }
+}
+
+/// Fills `noise`, `len` values of each image, by the image's own generator.
+fn draw_each(images: &mut [impl Normals], noise: &mut [f32], len: usize) {
+    images.iter_mut().zip(noise.chunks_exact_mut(len)).for_each(|(image, noise)| image.randn(noise));
 }
 
 /// The noise that samplers add.

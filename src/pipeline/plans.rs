@@ -95,6 +95,11 @@ impl Plans {
         self.all().map(|plan| plan.arena).max().unwrap_or(0)
     }
 
+    /// Bytes of all arenas together.
+    pub fn total(&self) -> usize {
+        self.all().map(|plan| plan.arena).sum()
+    }
+
     /// All plans.
     pub(super) fn all(&self) -> impl Iterator<Item = &Plan> {
         self.texts.iter().chain(&self.denoisers).chain(&self.encoder).chain(&self.decoder)

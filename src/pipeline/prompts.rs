@@ -111,6 +111,29 @@ impl Prompts {
         }
     }
 
+    /// Those of the images `images`, which may be there more than once.
+    ///
+    /// # Panics
+    /// If there is no such image.
+    pub fn of_images(&self, images: &[usize]) -> Self {
+        match self {
+            Prompts::Unconditional(_) => Prompts::Unconditional(images.len()),
+            Prompts::Classes(labels) => Prompts::Classes(images.iter().map(|&i| labels[i]).collect()),
+            Prompts::Texts(texts) => {
+                let negatives = match texts.negatives.len() {
+                    0 | 1 => texts.negatives.clone(),
+                    _ => images.iter().map(|&i| texts.negatives[i].clone()).collect(),
+                };
+                let prompts = images.iter().map(|&i| texts.prompts[i].clone()).collect();
+                Prompts::Texts(Texts { prompts, negatives, style: texts.style })
+            }
+            Prompts::Embeddings(Embeddings { prompts, of_image }) => {
+                let of_image = images.iter().map(|&i| of_image[i]).collect();
+                Prompts::Embeddings(Embeddings { prompts: prompts.clone(), of_image })
+            }
+        }
+    }
+
     /// What image `i` shows and what guidance leads away from, for people.
     pub fn describe<D: AsRef<[u8]>>(&self, i: usize, model: &Model<'_, D>) -> [String; 2] {
         match (self, &model.classes) {

@@ -346,7 +346,7 @@ fn key(scene: Scene<'_>, image: usize, branch: usize) -> usize {
 
 /// The request for `images` alone.
 fn shown(request: &Request, images: &[usize]) -> Request {
-    samples::with(request, samples::part(&request.prompts, images))
+    samples::with(request, request.prompts.of_images(images))
 }
 
 /// `request` with as many images per pass as there is memory for: of a pass only the rows of tables are worked out, and there

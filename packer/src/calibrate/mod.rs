@@ -45,17 +45,9 @@ use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
 use aquatint::options::SamplingOptions;
 use aquatint::pipeline::NoiseSource;
+use aquatint::shard::Shard;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// A part of the samples: those whose number is `index` modulo `of`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    /// Which part, below `of`.
-    pub index: usize,
-    /// How many parts there are.
-    pub of: usize,
-}
 
 /// What to calibrate, and how.
 #[derive(Clone, Debug)]
@@ -86,7 +78,7 @@ pub struct Settings {
     pub memory: usize,
     /// Images per pass through the network.
     pub batch: usize,
-    /// The part of the images to look at; all if absent.
+    /// The part of the images to look at, those whose number is its index modulo the number of shards; all if absent.
     pub shard: Option<Shard>,
     /// A packed file whose own run gives the states.
     pub trajectory: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! What is known of a calibration before any image is made: images, inputs, groups of them, the bill, and the record that
 //! the file will have.
 
+use super::Settings;
 use super::hash::share;
 use super::inputs::{Inputs, LayerInput, is_text};
 use super::partial::call_record;
@@ -9,7 +10,6 @@ use super::samples::{self, conditions};
 use super::states::{States, choose};
 use super::sums::{Rows, Sums, kernel};
 use super::texts::{self, EncoderTexts};
-use super::{Settings, Shard};
 use crate::error::Result;
 use aquatint::Model;
 use aquatint::error::Error;
@@ -19,6 +19,7 @@ use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::plan::{Binding, Plan};
 use aquatint::raw::program::{Dims, Rate, Role};
+use aquatint::shard::Shard;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -255,6 +256,7 @@ fn noise(source: NoiseSource) -> &'static str {
     match source {
         NoiseSource::Fast => "fast",
         NoiseSource::Torch => "torch",
+        NoiseSource::TorchEach => "torch-each",
     }
 }
 

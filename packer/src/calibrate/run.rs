@@ -1,5 +1,6 @@
 //! The work of a calibration: states first, then sums, group by group.
 
+use super::Settings;
 use super::file;
 use super::look::{Group, Scene};
 use super::model::FloatModel;
@@ -9,7 +10,6 @@ use super::record::{InputRecord, Record};
 use super::samples;
 use super::states::{self, States, choose};
 use super::sums::{Accumulator, Rows, Sums};
-use super::{Settings, Shard};
 use crate::emit::Progress;
 use crate::error::Result;
 use aquatint::Model;
@@ -18,6 +18,7 @@ use aquatint::pipeline::Session;
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::whole_file::check_target;
+use aquatint::shard::Shard;
 use serde::Serialize;
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -5,9 +5,8 @@ use crate::error::Result;
 use aquatint::Model;
 use aquatint::error::Error;
 use aquatint::model::Classes;
-use aquatint::options::{PromptOptions, RequestOptions};
-use aquatint::pipeline::{Embeddings, NoiseSource, NoiseStream, Prompts, Request, Texts};
-use std::path::Path;
+use aquatint::options::{PromptOptions, RequestOptions, read_prompts};
+use aquatint::pipeline::{NoiseSource, NoiseStream, Prompts, Request};
 
 /// The request for all images of `settings`.
 ///
@@ -15,7 +14,7 @@ use std::path::Path;
 /// If the model cannot do what is asked, or reads prompts and none are given.
 pub fn request<D: AsRef<[u8]>>(settings: &Settings, model: &Model<'_, D>) -> Result<Request> {
     let n = settings.images;
-    let lines = settings.prompts.as_deref().map(read_lines).transpose()?;
+    let lines = settings.prompts.as_deref().map(read_prompts).transpose()?;
     let mut prompts = PromptOptions::default();
     let mut classes = None;
     match (&model.text, &model.classes, lines) {
@@ -58,16 +57,6 @@ fn pick(i: usize, n: usize, count: usize) -> usize {
     if count > n { (i as u128 * count as u128 / n as u128) as usize } else { i % count }
 }
 
-/// The lines of the file at `path` that hold anything.
-fn read_lines(path: &Path) -> Result<Vec<String>> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let expected = "text with a prompt or class per line";
-    let refuse = |got: &str| Error::request(format!("prompts {}", path.display()), expected, got);
-    let text = std::str::from_utf8(&bytes).map_err(|e| refuse(&e.to_string()))?;
-    let lines: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
-    if lines.is_empty() { Err(refuse("no line that holds anything").into()) } else { Ok(lines) }
-}
-
 /// What the values are looked at for that depend on conditions alone, where `prompts` are those of the images: as many
 /// classes as give `wanted` conditions, if nobody said which; otherwise the images' own.
 pub fn conditions_of<D>(settings: &Settings, model: &Model<'_, D>, prompts: &Prompts, wanted: usize) -> Prompts {
@@ -95,33 +84,13 @@ pub fn with(request: &Request, prompts: Prompts) -> Request {
 
 /// The request for consecutive `images` of those of `request`, with the noise that they have there.
 pub fn run_of(request: &Request, images: &[usize]) -> Request {
-    let mut own = with(request, part(&request.prompts, images));
+    let mut own = with(request, request.prompts.of_images(images));
     match request.noise {
         // The noise of an image has the seed of its number, and a request counts its images.
-        NoiseSource::Fast => own.seed = request.seed.wrapping_add(images[0] as u64),
+        NoiseSource::Fast | NoiseSource::TorchEach => own.seed = request.seed.wrapping_add(images[0] as u64),
         NoiseSource::Torch => own.stream = Some(NoiseStream { images: request.prompts.len(), first: images[0] }),
     }
     own
-}
-
-/// Those of `prompts` that the images `images` show.
-pub fn part(prompts: &Prompts, images: &[usize]) -> Prompts {
-    match prompts {
-        Prompts::Unconditional(_) => Prompts::Unconditional(images.len()),
-        Prompts::Classes(labels) => Prompts::Classes(images.iter().map(|&i| labels[i]).collect()),
-        Prompts::Texts(texts) => {
-            let negatives = match texts.negatives.len() {
-                0 | 1 => texts.negatives.clone(),
-                _ => images.iter().map(|&i| texts.negatives[i].clone()).collect(),
-            };
-            let prompts = images.iter().map(|&i| texts.prompts[i].clone()).collect();
-            Prompts::Texts(Texts { prompts, negatives, style: texts.style })
-        }
-        Prompts::Embeddings(Embeddings { prompts, of_image }) => {
-            let of_image = images.iter().map(|&i| of_image[i]).collect();
-            Prompts::Embeddings(Embeddings { prompts: prompts.clone(), of_image })
-        }
-    }
 }
 
 /// What image `i` of `prompts` is conditioned on, and what guidance leads away from, as numbers: equal for equal

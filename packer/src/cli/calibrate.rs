@@ -1,8 +1,9 @@
 //! `packer calibrate MODEL -o calib.safetensors`.
 
+use super::shard::ShardArgs;
 use super::table::bytes;
 use super::{parse_prediction, say_json, say_line};
-use crate::calibrate::{self, Bill, Event, Report, Settings, Shard};
+use crate::calibrate::{self, Bill, Event, Report, Settings};
 use crate::emit::Progress;
 use crate::error::Result;
 use crate::source::donors::Donors;
@@ -73,9 +74,8 @@ pub(super) struct Calibrate {
     /// Images per pass through the network. Changes no number.
     #[arg(long, alias = "cali_batch", value_name = "N", default_value_t = Settings::BATCH)]
     cali_batch: usize,
-    /// Look at every N-th image only, from image K on; --merge adds the parts.
-    #[arg(long, value_name = "K/N", value_parser = parse_shard)]
-    shard: Option<Shard>,
+    #[command(flatten)]
+    shard: ShardArgs,
     /// A packed file of this model: latents are those that its quantized networks make on their way.
     #[arg(long, value_name = "FILE.aqt", conflicts_with = "merge")]
     trajectory: Option<PathBuf>,
@@ -94,12 +94,6 @@ enum Rng {
     Fast,
     /// torch's CPU generator, as diffusers' pipelines use it: one stream for all images.
     Torch,
-}
-
-/// `K/N`, K from 0.
-pub(super) fn parse_shard(text: &str) -> std::result::Result<Shard, &'static str> {
-    let parts = text.split_once('/').and_then(|(k, n)| Some(Shard { index: k.parse().ok()?, of: n.parse().ok()? }));
-    parts.filter(|shard| shard.index < shard.of).ok_or("K/N is expected, K from 0 and below N")
 }
 
 impl Calibrate {
@@ -126,7 +120,7 @@ impl Calibrate {
             prompts: self.prompts.clone(),
             memory: self.cali_memory,
             batch: self.cali_batch,
-            shard: self.shard,
+            shard: self.shard.chosen(self.quiet)?,
             trajectory: self.trajectory.clone(),
             ..Settings::new(model.clone(), self.output.clone())
         };

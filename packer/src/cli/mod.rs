@@ -12,6 +12,7 @@ mod reconstruct;
 mod research;
 mod search;
 mod sensitivity;
+mod shard;
 mod table;
 
 use crate::error::Result;

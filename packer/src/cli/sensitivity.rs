@@ -1,10 +1,9 @@
 //! `packer sensitivity MODEL -o sensitivity.json`.
 
-use super::calibrate::parse_shard;
 use super::pack::bar;
+use super::shard::ShardArgs;
 use super::table::{Columns, bytes, percent};
 use super::{page, parse_prediction, say, say_json, say_line};
-use crate::calibrate::Shard;
 use crate::emit::Progress;
 use crate::error::Result;
 use crate::sensitivity::{self, Bill, Event, Record, Settings};
@@ -90,9 +89,8 @@ pub(super) struct Sensitivity {
     /// Images per pass through the network; no figure depends on it [default: 26, or 4 for models of more than 100 MB]
     #[arg(short, long, alias = "batch-size", value_name = "N")]
     batch: Option<usize>,
-    /// Make every N-th probe only, from probe K on; --merge joins the parts.
-    #[arg(long, value_name = "K/N", value_parser = parse_shard, conflicts_with = "merge")]
-    shard: Option<Shard>,
+    #[command(flatten)]
+    shard: ShardArgs,
     /// The file to write. Beside it, OUT.partial holds unfinished work: the same command goes on from there.
     #[arg(short, long, value_name = "OUT.json")]
     output: PathBuf,
@@ -171,7 +169,7 @@ impl Sensitivity {
             groups: self.group.clone(),
             protocol,
             prompts: self.prompts.clone(),
-            shard: self.shard,
+            shard: self.shard.chosen(self.quiet)?,
             ..settings
         })
     }

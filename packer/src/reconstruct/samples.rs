@@ -141,7 +141,7 @@ impl Calls<'_> {
                 }
                 let len = self.states.samples[place].len() / self.request.prompts.len();
                 let sample = self.states.samples[place][image * len..(image + 1) * len].to_vec();
-                let one = samples::with(self.request, samples::part(&self.request.prompts, &[image]));
+                let one = samples::with(self.request, self.request.prompts.of_images(&[image]));
                 let call = ModelCall { role: call.role, index, moment: call.moment, images: 0..1, sample };
                 session.observe(&one, &call, |seen| {
                     for (value, is_result) in places.get(&seen.node).into_iter().flatten() {

@@ -103,7 +103,11 @@ fn begin(
     let of_run = calibrate::Settings {
         images: settings.samples.div_ceil(of_image),
         seed: run.seed,
-        noise: if run.noise == "torch" { NoiseSource::Torch } else { NoiseSource::Fast },
+        noise: match run.noise.as_str() {
+            "torch" => NoiseSource::Torch,
+            "torch-each" => NoiseSource::TorchEach,
+            _ => NoiseSource::Fast,
+        },
         ..calibration.clone()
     };
     let mut request = samples::request(&of_run, &model)?;

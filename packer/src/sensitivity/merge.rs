@@ -1,10 +1,10 @@
 //! Shards become one file.
 
 use super::record::{Probe, Record, has};
-use crate::calibrate::Shard;
 use crate::error::Result;
 use aquatint::error::Error;
 use aquatint::raw::whole_file::check_target;
+use aquatint::shard::Shard;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

@@ -30,10 +30,10 @@ pub use record::Record;
 pub use run::sensitivity;
 pub(crate) use units::{Layers, units as layers_of};
 
-use crate::calibrate::Shard;
 use crate::emit::Progress;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
+use aquatint::shard::Shard;
 use aquatint_evaluation::{Calls, Protocol};
 use std::path::{Path, PathBuf};
 
@@ -62,7 +62,7 @@ pub struct Settings {
     pub protocol: Protocol,
     /// The file that the protocol's captions are of.
     pub prompts: Option<PathBuf>,
-    /// The part of the probes to make; all if absent.
+    /// The part of the probes to make, those whose number is its index modulo the number of shards; all if absent.
     pub shard: Option<Shard>,
     /// Where to leave the file that holds the model in all choices: a search measures whole configurations with it.
     pub keep: Option<PathBuf>,

@@ -1,11 +1,11 @@
 //! What was measured, as its JSON has it.
 
-use crate::calibrate::Shard;
 use crate::error::Result;
 use aquatint::error::Error;
 use aquatint::options::SamplingOptions;
 use aquatint::raw::format::meta::SourceMeta;
 use aquatint::raw::whole_file;
+use aquatint::shard::Shard;
 use aquatint_evaluation::{Calls, Protocol};
 use serde::{Deserialize, Serialize};
 use std::io::Write;

@@ -3,8 +3,9 @@
 use crate::figures::compare;
 use crate::{folder, repository};
 use aquatint::options::SamplingOptions;
+use aquatint::shard::Shard;
 use aquatint_evaluation::{Calls, Captions, Protocol};
-use packer::calibrate::{self, Shard, calibrate};
+use packer::calibrate::{self, calibrate};
 use packer::emit::{Options, pack};
 use packer::sensitivity::{Event, Record, Settings, merge, sensitivity};
 use std::fs;
