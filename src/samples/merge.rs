@@ -93,9 +93,9 @@ impl Merge {
             format!("{}:{}", first.start, last.end)
         });
         let (numbers, images) = (runs(missing), images.collect::<Vec<_>>().join(","));
-        let (one, many) = (missing.len() == 1, missing.len());
-        let what = format!("{} of {of} shards in {}", of - many, folder.display());
-        Error::request(what, "all", format!("none of {numbers} (image{} {images})", if one { "s" } else { "s" }))
+        let what = format!("shards in {}", folder.display());
+        let got = format!("{}, without {numbers} (images {images})", of - missing.len());
+        Error::request(what, format!("all {of}"), got)
     }
 
     /// What tells the job from others.

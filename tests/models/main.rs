@@ -2,6 +2,7 @@
 
 mod calibrated;
 mod dit;
+mod generators;
 mod glyphs;
 mod hunyuan;
 mod img2img;
