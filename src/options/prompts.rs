@@ -25,7 +25,7 @@ pub struct PromptOptions {
     pub class_labels: Vec<String>,
     /// Images per prompt or class; 1 if absent.
     pub n_imgs: Option<usize>,
-    /// Whether images of a model with classes show all of them, where nothing says which.
+    /// Whether images of a model with classes show all of them that have names, or all, where nothing says which; a few if not.
     pub all_classes: bool,
 }
 
@@ -75,10 +75,12 @@ impl PromptOptions {
                 for text in &self.prompts {
                     labels.push(classes.label(text)?);
                 }
+                if labels.is_empty() {
+                    let most = if self.all_classes { usize::MAX } else { CLASSES_SHOWN };
+                    labels.extend(classes.names.keys().take(most));
+                }
                 if labels.is_empty() && self.all_classes {
                     labels.extend((0..classes.count as u32).filter(|&label| label != classes.null));
-                } else if labels.is_empty() {
-                    labels.extend(classes.names.keys().take(CLASSES_SHOWN));
                 }
                 if labels.is_empty() {
                     let expected = format!("at least one of {}", classes.expected());

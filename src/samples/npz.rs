@@ -1,4 +1,4 @@
-//! Numpy's `.npz`: a zip archive of one stored `.npy` file, which may be larger than 4 GiB.
+//! Numpy's `.npz`: a zip archive of one stored `.npy` file, which may be larger than 4 GiB; the bytes are those of `numpy.savez`.
 //!
 //! Sources: numpy's `numpy.lib.format` (version 1.0); PKWARE's APPNOTE 6.3.10, sections 4.3 and 4.5.3 (Zip64).
 
@@ -49,9 +49,9 @@ pub(super) fn write(path: &Path, dims: &[usize], pieces: impl Iterator<Item = Re
     file.commit()
 }
 
-/// What stands before the bytes of a u8 array in an `.npy` file.
+/// What stands before the bytes of a u8 array of two axes or more in an `.npy` file.
 fn npy_header(dims: &[usize]) -> Vec<u8> {
-    let axes: String = dims.iter().map(|axis| format!("{axis}, ")).collect();
+    let axes = dims.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let mut text = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({axes}), }}");
     // Magic, version, length and text are a multiple of 64 bytes, the last of them a line feed.
     const BEFORE: usize = 10;
@@ -74,16 +74,14 @@ fn common(checksum: u32) -> Vec<u8> {
     bytes
 }
 
-/// The extra field with the sizes of a stored file of `len` bytes, and where it begins if `at` says so.
-fn extra(len: u64, at: Option<u64>) -> Vec<u8> {
-    let words: Vec<u64> = [len, len].into_iter().chain(at).collect();
-    let mut bytes = vec![1, 0, 8 * words.len() as u8, 0];
-    bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-    bytes
+/// The extra field with the sizes of a stored file of `len` bytes.
+fn extra(len: u64) -> Vec<u8> {
+    let sizes = [len, len].map(u64::to_le_bytes);
+    [&[1, 0, 16, 0], sizes.as_flattened()].concat()
 }
 
 fn local_header(len: u64, checksum: u32) -> Vec<u8> {
-    let extra = extra(len, None);
+    let extra = extra(len);
     let mut bytes = b"PK\x03\x04".to_vec();
     bytes.extend(common(checksum));
     bytes.extend((extra.len() as u16).to_le_bytes());
@@ -93,13 +91,15 @@ fn local_header(len: u64, checksum: u32) -> Vec<u8> {
 
 /// The directory of the archive, which begins at `at`, and its ends.
 fn end_of_archive(len: u64, at: u64, checksum: u32) -> Vec<u8> {
-    let extra = extra(len, Some(0));
-    let mut directory = b"PK\x01\x02\x2d\x00".to_vec();
+    let extra = extra(len);
+    // Made by version 4.5 on Unix.
+    let mut directory = b"PK\x01\x02\x2d\x03".to_vec();
     directory.extend(common(checksum));
     directory.extend((extra.len() as u16).to_le_bytes());
-    // No comment, first disk, no attributes; the offset is elsewhere.
-    directory.extend([0; 10]);
-    directory.extend(ELSEWHERE);
+    // No comment, first disk, a file of bytes, which its owner may read and write, at the archive's beginning.
+    directory.extend([0; 6]);
+    directory.extend((0o600u32 << 16).to_le_bytes());
+    directory.extend([0; 4]);
     directory.extend([NAME, &extra].concat());
     let size = directory.len() as u64;
 
@@ -113,7 +113,8 @@ fn end_of_archive(len: u64, at: u64, checksum: u32) -> Vec<u8> {
     bytes.extend((at + size).to_le_bytes());
     bytes.extend(1u32.to_le_bytes());
     bytes.extend(b"PK\x05\x06\0\0\0\0\x01\0\x01\0");
-    bytes.extend([ELSEWHERE, ELSEWHERE].concat());
+    // Saturated where they do not fit; what was written above then counts.
+    bytes.extend([size, at].iter().flat_map(|&n| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes()));
     bytes.extend([0; 2]);
     bytes
 }
@@ -163,6 +164,17 @@ mod tests {
         checksum.add(b"12345");
         checksum.add(b"6789");
         assert_eq!(checksum.value(), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn archives_are_those_of_numpy() {
+        let path = std::env::temp_dir().join(format!("aquatint-samples-{}.npz", std::process::id()));
+        let bytes: Vec<u8> = (0..2 * 3 * 5 * 3).map(|i| (7 * i % 256) as u8).collect();
+        let pieces = bytes.chunks(40).map(|piece| Ok(piece.to_vec()));
+        write(&path, &[2, 3, 5, 3], pieces).unwrap();
+        let written = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(written, include_bytes!("../../tests/fixtures/samples.npz"));
     }
 
     #[test]

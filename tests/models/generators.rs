@@ -2,13 +2,13 @@
 //! (`fixtures/make_generators.py`).
 
 use super::pipelines::pack;
+use aquatint::Model;
 use aquatint::image::{Image, Picture, write_png};
 use aquatint::options::{InitOptions, PromptOptions, RequestOptions, SamplingOptions, SizeOptions};
 use aquatint::pipeline::{NoiseSource, Session};
 use aquatint::raw::backend::cpu::{Cpu, Tier};
 use aquatint::samples::{Kept, Merge, SampleJob, SampleOptions, Tensor, make};
 use aquatint::shard::Shard;
-use aquatint::Model;
 use common::fixture::{Fixture, relative};
 use serde::Deserialize;
 use std::collections::BTreeMap;
