@@ -83,9 +83,9 @@ impl Sample {
     pub fn run(&self) -> Result<()> {
         let begin = Instant::now();
         let choice = self.device.choice()?;
-        let shard = self.shard()?;
         let packed = model::open(self.model.as_deref())?;
         let model = Model::new(&packed)?;
+        let shard = self.shard()?;
         let options = self.options()?;
         let inputs = self.inputs.as_deref().map(|path| fs::read(path).map_err(Error::io("read", path))).transpose()?;
         let source = self.inputs.as_ref().map(|path| path.display().to_string()).unwrap_or_default();

@@ -78,15 +78,13 @@ pub fn make<B: Backend, D: AsRef<[u8]>>(
     see: &mut dyn FnMut(Event<'_>),
 ) -> Result<MadeShard> {
     fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
-    for other in shards_in(folder)? {
-        if other.of != shard.of {
-            let expected = format!("{}, as there are in {}, or another folder", other.of, folder.display());
+    // All shards of a folder are of one job, which its first file tells.
+    if let Some(&first) = shards_in(folder)?.first() {
+        if first.of != shard.of {
+            let expected = format!("{}, as there are in {}, or another folder", first.of, folder.display());
             return Err(Error::request("number of shards", expected, shard.of));
         }
-    }
-    // All shards of a folder are of one job, which its first file tells.
-    if let Some(other) = shards_in(folder)?.first() {
-        check_job(job, &SampleFile::open(&folder.join(name(*other)))?)?;
+        check_job(job, &SampleFile::open(&folder.join(name(first)))?)?;
     }
     let path = folder.join(name(shard));
     let images = shard.range(job.images());
@@ -107,7 +105,14 @@ fn done(job: &SampleJob, path: PathBuf, images: Range<usize>) -> Result<MadeShar
     let file = SampleFile::open(&path)?;
     check_job(job, &file)?;
     file.verify()?;
+    // Left behind by a process that was killed at its end; of no use to anybody, and no harm if it cannot be removed.
+    let _ = fs::remove_dir_all(partial(&path));
     Ok(MadeShard { path, images, already: true })
+}
+
+/// The folder of what is done of the unfinished shard at `path`.
+fn partial(path: &Path) -> PathBuf {
+    path.with_extension("partial")
 }
 
 /// Refuses a file of another job.
@@ -136,8 +141,7 @@ impl Work<'_> {
         session: &mut Session<'_, B, D>,
         see: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        let mut partial = self.path.clone();
-        partial.set_extension("partial");
+        let partial = partial(&self.path);
         fs::create_dir_all(&partial).map_err(Error::io("make", &partial))?;
         let mut encoded: Option<SampleJob> = None;
         let (mut parts, mut at, mut resumed) = (Vec::new(), self.images.start, 0);

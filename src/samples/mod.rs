@@ -13,7 +13,7 @@
 //! What is done stays done: a batch is kept as soon as it is made, a shard appears whole, and the same call again makes what
 //! is missing. Processes that make the same shard at once make the same bytes.
 //!
-//! * [`SampleJob`] what to make; [`make`] makes a shard of it
+//! * [`SampleJob`] what to make; [`make()`] makes a shard of it
 //! * [`SampleFile`] the file of a shard; [`Merge`] all shards of a job
 
 mod file;

@@ -178,6 +178,22 @@ fn a_shard_that_was_killed_goes_on_to_the_same_bytes() {
     assert_eq!((&told["already"], &told["images"]), (&true.into(), &serde_json::json!([0, 5])));
 }
 
+/// What happens when a scheduler takes a process for dead that is not.
+#[test]
+fn processes_that_make_one_shard_at_once_make_it_once() {
+    let dir = &with_letters("sample-race");
+    works(dir, &job(&["-q", "-o", "one"]));
+    let again = job(&["-q", "-b", "1", "-o", "many"]);
+    let start = |_| program(dir, &again).stdin(Stdio::null()).spawn().expect("it starts");
+    let children: Vec<_> = (0..4).map(start).collect();
+    for mut child in children {
+        assert!(child.wait().expect("a child").success());
+    }
+    let names: Vec<_> = fs::read_dir(dir.join("many")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["shard-00000-of-00001.safetensors"]);
+    assert!(files(&dir.join("many")).into_values().eq(files(&dir.join("one")).into_values()));
+}
+
 fn ends(name: &std::ffi::OsStr) -> bool {
     name.to_str().is_some_and(|name| name.ends_with(".safetensors"))
 }

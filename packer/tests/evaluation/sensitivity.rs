@@ -375,3 +375,30 @@ fn a_person_gets_a_table_a_page_and_json() {
     let shard = refused(&["--merge", "person.json", "-o", "no3.json"]);
     assert!(shard.contains("person.json: expected a part that --shard made"), "{shard}");
 }
+
+#[test]
+fn schedulers_say_which_shard_it_is() {
+    let model = repository("tests/fixtures/dit/d2");
+    let brief = ["--n", "1", "--steps", "2", "--at", "0", "--choices", "w4a8", "-o"];
+    let run = |output: &str, more: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_packer"));
+        command.arg("sensitivity").arg(&model).args(brief).arg(output).args(more).current_dir(folder());
+        for name in ["SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "AQUATINT_SHARDS"] {
+            command.env_remove(name);
+        }
+        let ran = command.envs(variables.iter().copied()).output().expect("it starts");
+        (ran.status.code(), String::from_utf8_lossy(&ran.stderr).into_owned())
+    };
+    assert_eq!(run("by-none.json", &["-q"], &[]), (Some(0), String::new()));
+    let (code, told) = run("by-0.json", &["--shards", "2"], &[("SLURM_ARRAY_TASK_ID", "0")]);
+    assert!(code == Some(0) && told.starts_with("note: shard 0/2, as SLURM_ARRAY_TASK_ID says\n"), "{told}");
+    let index = [("JOB_COMPLETION_INDEX", "1"), ("AQUATINT_SHARDS", "2")];
+    assert_eq!(run("by-1.json", &["-q"], &index), (Some(0), String::new()));
+    assert_eq!(Record::open(&folder().join("by-1.json")).expect("it opens").shard, Some([1, 2]));
+    let parts = ["by-0.json", "by-1.json"].map(|name| folder().join(name));
+    merge(&parts, &folder().join("by-both.json")).expect("they belong together");
+    let [both, whole] = ["by-both.json", "by-none.json"].map(|name| fs::read(folder().join(name)).unwrap());
+    assert!(both == whole);
+    let (code, told) = run("no4.json", &[], &index[..1]);
+    assert!(code == Some(2) && told.starts_with("error: JOB_COMPLETION_INDEX: expected --shards or"), "{told}");
+}
