@@ -89,21 +89,25 @@ pub fn make<B: Backend, D: AsRef<[u8]>>(
     let path = folder.join(name(shard));
     let images = shard.range(job.images());
     if path.exists() {
-        return done(job, path, images);
+        return done(job, shard, path);
     }
     let work = Work { job, shard, images: images.clone(), device: session.backend().name(), path: path.clone() };
     match work.run(session, see) {
         Ok(()) => Ok(MadeShard { path, images, already: false }),
         // Another process may have finished the shard meanwhile, and have tidied up.
-        Err(_) if path.exists() => done(job, path, images),
+        Err(_) if path.exists() => done(job, shard, path),
         Err(e) => Err(e),
     }
 }
 
 /// The shard that is at `path`, if it is sound and of `job`.
-fn done(job: &SampleJob, path: PathBuf, images: Range<usize>) -> Result<MadeShard> {
-    let file = SampleFile::open(&path)?;
+fn done(job: &SampleJob, shard: Shard, path: PathBuf) -> Result<MadeShard> {
+    let (file, images) = (SampleFile::open(&path)?, shard.range(job.images()));
     check_job(job, &file)?;
+    if (file.header().shard(), file.range()) != (shard, images.clone()) {
+        let (expected, got) = (format!("shard {shard}"), format!("shard {}", file.header().shard()));
+        return Err(Error::request(path.display().to_string(), expected, got));
+    }
     file.verify()?;
     // Left behind by a process that was killed at its end; of no use to anybody, and no harm if it cannot be removed.
     let _ = fs::remove_dir_all(partial(&path));

@@ -232,6 +232,11 @@ fn what_does_not_belong_together_is_refused() {
     fs::remove_file(&second).unwrap();
     merge(&["shards in out: expected all 3, got 2, without 1 (images 3:7)"]);
     fs::copy(shard(&dir.join("out"), 2, 3), &second).unwrap();
+    refuses(
+        dir,
+        &job(&["--shard", "1/3", "-o", "out"]),
+        &["shard-00001-of-00003", "expected shard 1/3, got shard 2/3"],
+    );
     merge(&["shard-00001-of-00003", "expected shard 1/3 with images 3:7, got shard 2/3 with images 7:11 of 11"]);
     fs::write(&second, &bytes).unwrap();
     fs::copy(&second, dir.join("out/shard-00001-of-00004.safetensors")).unwrap();
