@@ -215,7 +215,7 @@ pub struct CountArgs {
 pub enum Rng {
     /// One stream per image: image k is the same alone or in a batch
     Fast,
-    /// torch's CPU generator, as diffusers' pipelines use it: one stream for all images
+    /// torch's CPU generator, as diffusers' pipelines use it
     Torch,
 }
 

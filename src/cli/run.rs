@@ -42,7 +42,7 @@ pub struct Run {
     /// noise, of which --from knows the place [default: 42]
     #[arg(long, value_name = "K", value_parser = seed)]
     seed: Option<u64>,
-    /// Where the noise comes from [default: fast]
+    /// Where the noise comes from; torch: one stream for all images [default: fast]
     #[arg(long, value_enum)]
     rng: Option<Rng>,
     /// Frames per second of a video [default: 8]
