@@ -112,7 +112,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
         let args = shape.args(int8);
         let op = OpArgs::<()>::Attention(args);
         cpu.prepare([op].iter());
-        let mut arena = cpu.arena(args.workspace.at + cpu.workspace(&op)).expect("memory");
+        let mut arena = cpu.arena(args.workspace.at + cpu.workspace(&op), &()).expect("memory");
         let [q, k, v] = [(shape.queries, 1), (shape.keys, 2), (shape.keys, 3)].map(|(n, seed)| shape.data(n, seed));
         for (place, data) in [(args.q, &q), (args.k, &k), (args.v, &v)] {
             cpu.write_f32(&mut arena, place.slot.at, data).expect("in the arena");

@@ -106,7 +106,7 @@ impl Layer {
             residual: None,
         };
         cpu.prepare([OpArgs::Conv2d { args, weight: (), bias: None }].iter());
-        let mut arena = cpu.arena(y_at + y.bytes()).expect("memory");
+        let mut arena = cpu.arena(y_at + y.bytes(), &()).expect("memory");
         cpu.write_f32(&mut arena, 0, &self.data()).expect("in the arena");
         let to = QuantizeTo { codes, grain: QuantizeGrain::Sample, fixed: None };
         cpu.quantize(&mut arena, &QuantizeArgs { x, y: to, block: 0, workspace: slot(0) }, None);

@@ -66,7 +66,7 @@ impl Layer {
         let input = if self.layout.is_some() { Input::Codes(codes) } else { Input::Floats(x) };
         let args = LinearArgs { x: input, y, act: Act::None, gated: false, gate: None, residual: None };
         cpu.prepare([aquatint::raw::backend::args::OpArgs::Linear { args, weight: (), bias: None }].iter());
-        let mut arena = cpu.arena(y.slot.at + y.bytes()).expect("memory");
+        let mut arena = cpu.arena(y.slot.at + y.bytes(), &()).expect("memory");
         let mut rng = fastrand::Rng::with_seed(3);
         let data: Vec<f32> = (0..rows * k).map(|_| rng.f32() * 2.0 - 1.0).collect();
         cpu.write_f32(&mut arena, 0, &data).unwrap();

@@ -27,6 +27,22 @@ pub struct Call {
 /// What tells the time to a back end whose work has no clock of its own.
 pub type Clock = fn() -> std::time::Instant;
 
+/// Memory that a bound program takes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// For itself.
+    pub arena: usize,
+    /// For the tensors that it reads, once for all that is bound of one program; 0 where they are read from the file.
+    pub weights: usize,
+}
+
+impl Footprint {
+    /// All of it.
+    pub fn total(self) -> usize {
+        self.arena + self.weights
+    }
+}
+
 /// What a memory plan must know of a back end.
 pub trait MemoryRules {
     /// How values that may be narrow are stored.
@@ -37,6 +53,9 @@ pub trait MemoryRules {
 
     /// Bytes of arena an op needs beside its operands and result, while it runs.
     fn workspace<T>(&self, op: &OpArgs<T>) -> usize;
+
+    /// What a program takes that has an arena of `arena` bytes and reads `weights` bytes of tensors.
+    fn footprint(&self, arena: usize, weights: usize) -> Footprint;
 }
 
 /// Executes ops.
@@ -46,8 +65,10 @@ pub trait MemoryRules {
 pub trait Backend: MemoryRules {
     /// Working memory for one bound program.
     type Arena;
-    /// A tensor made ready for use; for the CPU, the file's own bytes.
+    /// A handle of a tensor; for the CPU, the file's own bytes.
     type Weight<'a>: Copy;
+    /// Tensors that ops can read, which they can for as long as this lives, or an arena that was made with it.
+    type Weights: Clone;
     /// A moment in the work issued.
     type Mark;
 
@@ -57,14 +78,18 @@ pub trait Backend: MemoryRules {
     /// The most the device can do, measured now, for reports; none where nobody wrote a measurement.
     fn ceilings(&self) -> Result<Option<Ceilings>>;
 
-    /// Allocates working memory. Called once per bind.
-    fn arena(&self, bytes: usize) -> Result<Self::Arena>;
+    /// Bytes that can still be allocated on the device; none for the CPU, where an arena that does not fit is refused when it
+    /// is mapped.
+    fn free_memory(&self) -> Result<Option<usize>>;
 
-    /// Refuses arenas of `bytes` that there is no memory for, without allocating one.
-    fn check_memory(&self, bytes: usize) -> Result<()>;
-
-    /// Makes a tensor ready. Called once per tensor and bind.
+    /// The handle of a tensor. Called once per tensor and bind.
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<Self::Weight<'a>>;
+
+    /// Brings tensors to where ops can read them. Called when a program is bound of which nothing else is.
+    fn ready(&self, tensors: &[Self::Weight<'_>]) -> Result<Self::Weights>;
+
+    /// Allocates working memory for ops that read `weights` and no other tensors. Called once per bind.
+    fn arena(&self, bytes: usize, weights: &Self::Weights) -> Result<Self::Arena>;
 
     /// Called once per bind with every op that will run, before the first does: the place to size private memory.
     fn prepare<'a, T: 'a>(&self, ops: impl Iterator<Item = &'a OpArgs<T>>);

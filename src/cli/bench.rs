@@ -50,6 +50,8 @@ pub struct Bench {
 
 /// Calls that are queued on a device before one whose ops are timed.
 const AHEAD: usize = 3;
+/// Most bytes whose way to the device is timed.
+const UPLOADED: usize = 1 << 30;
 
 impl Bench {
     /// Runs the command.
@@ -172,7 +174,7 @@ impl Bench {
         let mut target = Target::new(backend, model, role, batch, self.repeat + 1)?;
         let phases = (0..target.shares().len()).map(|phase| self.time_phase(&mut target, phase, ahead));
         let phases = phases.collect::<Result<_>>()?;
-        Ok(Times { bind: target.bind(), phases })
+        Ok(Times { upload: target.upload(), bind: target.bind(), phases })
     }
 
     /// Times calls in phase `phase`.
@@ -186,8 +188,10 @@ impl Bench {
     }
 }
 
-/// Bytes per second at which a device takes `data` from the mapped file, by each path.
+/// Bytes per second at which a device takes weights from the mapped file, by each path: the first of `data`, because all of it
+/// need not fit.
 fn uploads(index: usize, data: &[u8]) -> Result<Vec<(WeightPath, f64)>> {
+    let data = &data[..data.len().min(UPLOADED)];
     let device = device::Device::open(index)?;
     let at = device.alloc(data.len().max(1))?;
     // Once untimed, for the file to be in memory.

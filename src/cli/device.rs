@@ -34,7 +34,7 @@ pub enum Choice {
     Cuda(usize),
 }
 
-/// Runs `$body` with `$backend` bound to the back end of `$choice`, a CUDA device with the weights of `$packed`: the
+/// Runs `$body` with `$backend` bound to the back end of `$choice`, a CUDA device for the programs of `$packed`: the
 /// one place where the back end is chosen, after which everything is monomorphised.
 macro_rules! with_backend {
     ($choice:expr, $packed:expr, $backend:ident => $body:expr) => {
@@ -46,7 +46,7 @@ macro_rules! with_backend {
             $crate::cli::device::Choice::Cuda(index) => {
                 let driver = aquatint::raw::backend::cuda::device::Device::open(index)?;
                 let narrow = aquatint::raw::backend::args::Element::F16;
-                let $backend = aquatint::raw::backend::cuda::Cuda::new(driver, $packed.data(), narrow)?;
+                let $backend = aquatint::raw::backend::cuda::Cuda::new(driver, $packed.data(), narrow);
                 $body
             }
         }

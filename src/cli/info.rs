@@ -12,6 +12,7 @@ use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cuda::CudaSizing;
 use aquatint::raw::format::TensorKind;
 use aquatint::raw::format::meta::TextLength;
+use aquatint::raw::plan::Plan;
 use aquatint::raw::program::Phases;
 use aquatint::{Error, Result};
 use clap::Args;
@@ -58,8 +59,8 @@ struct Contents<'a> {
     files: BTreeMap<&'a str, usize>,
     request: Request,
     plans: Plans,
-    /// Bytes of device memory, on a CUDA device.
-    device: Option<usize>,
+    /// The program that takes the most memory of a CUDA device, which is all that a run takes of it; none on the CPU.
+    largest: Option<Plan>,
     /// What the networks of the step loop do, and how often.
     work: Vec<Work>,
 }
@@ -93,12 +94,9 @@ impl Info {
             Choice::Cpu(tier) => Plans::new(&Cpu::new(tier), &model, &request)?,
             Choice::Cuda(_) => Plans::new(&CudaSizing { narrow: Element::F16 }, &model, &request)?,
         };
-        let device = match choice {
-            Choice::Cpu(_) => None,
-            Choice::Cuda(_) => Some(CudaSizing::device_bytes(packed.data_bytes(), plans.peak())),
-        };
+        let largest = matches!(choice, Choice::Cuda(_)).then(|| plans.largest().clone());
         let work = Work::of(&model, &plans)?;
-        let contents = Contents { model: &model, codecs, files, request, plans, device, work };
+        let contents = Contents { model: &model, codecs, files, request, plans, largest, work };
         if self.json {
             contents.say_json(self.batch_size);
             return Ok(());
@@ -153,7 +151,9 @@ impl Contents<'_> {
                 "denoiser_arena": denoiser.arena, "denoiser_tables": denoiser.tables,
                 "decoder_arena": self.decoder_bytes(), "text_arena": text,
                 "refiner_arena": plans.denoisers.get(1).map(|p| p.arena), "tile": plans.tile,
-                "peak_arena": plans.peak(), "device_bytes": self.device,
+                "peak_arena": plans.arena(),
+                "device_bytes": self.largest.as_ref().map(|plan| plan.footprint.total()),
+                "device_program": self.largest.as_ref().map(|plan| plan.role.name()),
             },
         }));
     }
@@ -196,7 +196,7 @@ impl Contents<'_> {
 
     fn say_memory(&self, batch: usize) {
         let (plans, steps, guidance) = (&self.plans, self.request.steps, self.request.guidance_scale);
-        let peak = bytes(plans.peak());
+        let peak = bytes(plans.arena());
         say(format_args!(
             "\nmemory beside the mapped weights, batch {batch}, {steps} steps, guidance {guidance}: {peak}"
         ));
@@ -208,8 +208,9 @@ impl Contents<'_> {
             denoiser.calls_per_fill,
             bytes(self.decoder_bytes()),
         ));
-        if let Some(device) = self.device {
-            say(format_args!("memory of the CUDA device, weights included: {}", bytes(device)));
+        if let Some(Plan { role, footprint, .. }) = &self.largest {
+            let (total, weights) = (bytes(footprint.total()), bytes(footprint.weights));
+            say(format_args!("memory of the CUDA device: {total}, {weights} of it weights, for the {}", role.name()));
         }
     }
 }

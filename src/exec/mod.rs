@@ -1,7 +1,8 @@
 //! Runs a bound program on a back end.
 //!
 //! After [`Executor::bind`] nothing is allocated: the arena is as large as the plan said, and ops lie in lists by rate.
-//! Each owns its arguments and the handles of its weights, so a model call walks one list and looks nothing up.
+//! Each owns its arguments and the handles of its weights, so a model call walks one list and looks nothing up. The arena
+//! holds the weights ([`Plan::ready`]), where those are copied to a device; what else is bound of the program shares them.
 //!
 //! The walk of one activation, call after call:
 //!
@@ -18,9 +19,6 @@
 //! * *Adapters* (LoRA, a low-rank branch beside codes): handles of two small weights beside those of a linear op, in
 //!   [`OpArgs::Linear`](crate::backend::args::OpArgs::Linear), added before its activation; the strength is read from the
 //!   arena, not bound.
-//! * *Weights that are brought in when device memory is short*: tensors lie in the file in the order of programs, so a
-//!   program's are one range of bytes. [`Backend::weight`] gives a handle of a place that is filled before the program
-//!   runs; the back end is told the range once per bind and holds one program's weights at a time.
 //! * *Observers* exist: [`Executor::observe`] shows every node of a call with its operands and its result.
 
 mod issue;
@@ -37,6 +35,7 @@ pub use time::Timed;
 
 use crate::backend::args::{ModelInputArgs, SamplerStepArgs, Slot};
 use crate::backend::{Backend, Call, MemoryRules};
+use crate::codec::layout::BLOB_ALIGN;
 use crate::error::{Error, Result};
 use crate::format::{Packed, TensorView};
 use crate::plan::{self, Binding, Plan, Planned};
@@ -84,7 +83,20 @@ impl Plan {
         binding: &Binding,
     ) -> Result<Self> {
         let types: Vec<_> = packed.tensors().iter().map(|t| t.ty()).collect();
-        plan::plan(packed.program(role)?, &types, binding, rules.narrow(), &|op| rules.workspace(op))
+        let plan = plan::plan(packed.program(role)?, &types, binding, rules.narrow(), &|op| rules.workspace(op))?;
+        let bytes = |tensor: Tensor| packed.tensors()[tensor.0 as usize].bytes.next_multiple_of(BLOB_ALIGN);
+        let weights = plan.tensors().into_iter().map(bytes).sum();
+        Ok(Plan { footprint: rules.footprint(plan.arena, weights), ..plan })
+    }
+
+    /// Brings the weights of the program to where its ops can read them. The plan must have been made for this file and back
+    /// end.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails or has not the memory.
+    pub fn ready<B: Backend, D: AsRef<[u8]>>(&self, backend: &B, packed: &Packed<D>) -> Result<B::Weights> {
+        let tensors = self.tensors().into_iter().map(|tensor| backend.weight(packed.tensor(tensor.0 as usize)));
+        backend.ready(&tensors.collect::<Result<Vec<_>>>()?)
     }
 }
 
@@ -92,24 +104,32 @@ impl<'m, B: Backend> Executor<'m, B> {
     /// [`bind`](Self::bind) of a plan that is made here.
     ///
     /// # Errors
-    /// Those of [`Plan::of_role`] and [`bind`](Self::bind).
+    /// Those of [`Plan::of_role`], [`Plan::ready`] and [`bind`](Self::bind).
     pub fn new<D: AsRef<[u8]>>(backend: &'m B, packed: &'m Packed<D>, role: Role, binding: Binding) -> Result<Self> {
-        Self::bind(backend, packed, Plan::of_role(backend, packed, role, &binding)?)
+        let plan = Plan::of_role(backend, packed, role, &binding)?;
+        let weights = plan.ready(backend, packed)?;
+        Self::bind(backend, packed, plan, &weights)
     }
 
     /// Binds a program of `packed` as `plan` says, which must have been made for this file and back end: allocates the
-    /// arena, readies the weights, and computes what depends on shapes alone.
+    /// arena, and computes what depends on shapes alone. `weights` are the program's, made [`ready`](Plan::ready) for this
+    /// plan or another.
     ///
     /// # Errors
     /// [`Error::Request`] if the file has no such program or the system no memory, [`Error::Device`] if the device fails.
-    pub fn bind<D: AsRef<[u8]>>(backend: &'m B, packed: &'m Packed<D>, plan: Plan) -> Result<Self> {
+    pub fn bind<D: AsRef<[u8]>>(
+        backend: &'m B,
+        packed: &'m Packed<D>,
+        plan: Plan,
+        weights: &B::Weights,
+    ) -> Result<Self> {
         let program = packed.program(plan.role)?;
-        let mut weights = vec![None; packed.tensors().len()];
-        let mut weight = |tensor: Tensor| -> Result<B::Weight<'m>> {
+        let mut handles = vec![None; packed.tensors().len()];
+        let mut handle = |tensor: Tensor| -> Result<B::Weight<'m>> {
             let index = tensor.0 as usize;
-            match weights[index] {
-                Some(weight) => Ok(weight),
-                None => Ok(*weights[index].insert(backend.weight(packed.tensor(index))?)),
+            match handles[index] {
+                Some(handle) => Ok(handle),
+                None => Ok(*handles[index].insert(backend.weight(packed.tensor(index))?)),
             }
         };
         let mut phases = Vec::with_capacity(plan.phases.len());
@@ -118,7 +138,7 @@ impl<'m, B: Backend> Executor<'m, B> {
             for (bound, planned) in ops.iter_mut().zip(&planned.ops) {
                 bound.reserve_exact(planned.len());
                 for &Planned { node, op } in planned {
-                    bound.push(Planned { node, op: op.try_map(&mut weight)? });
+                    bound.push(Planned { node, op: op.try_map(&mut handle)? });
                 }
             }
             let mut curves = Vec::new();
@@ -132,7 +152,7 @@ impl<'m, B: Backend> Executor<'m, B> {
             phases.push(Phase { ops, curves });
         }
         backend.prepare(plan.ops());
-        let mut arena = backend.arena(plan.arena)?;
+        let mut arena = backend.arena(plan.arena, weights)?;
         backend.load(&mut arena, |backend, arena| {
             let ops = phases.iter().flat_map(|phase: &Phase<'m, B>| phase.ops.iter().flatten());
             ops.for_each(|planned| issue(backend, arena, &planned.op));

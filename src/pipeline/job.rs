@@ -146,11 +146,15 @@ impl<'s, 'm, B: Backend, D: AsRef<[u8]>> Job<'s, 'm, B, D> {
         if let Some(texts) = &texts {
             request.prompts = Prompts::Embeddings(texts.outline());
         }
-        let plans = Plans::new(session.backend(), session.model(), &request)?;
+        let mut plans = Plans::new(session.backend(), session.model(), &request)?;
+        if texts.is_none() {
+            plans = plans.without_texts();
+        }
         if let Err(error) = session.check_memory(&plans) {
-            let fits = |bytes| session.backend().check_memory(bytes).is_ok();
-            return Err(match error.kind() {
-                ErrorKind::Memory => plans::short_of_memory(session.backend(), session.model(), &request, &fits, error),
+            return Err(match (error.kind(), session.backend().free_memory()?) {
+                (ErrorKind::Memory, Some(free)) => {
+                    plans::short_of_memory(session.backend(), session.model(), (&request, &plans), free, error)
+                }
                 _ => error,
             });
         }

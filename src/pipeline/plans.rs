@@ -43,7 +43,8 @@ impl Plans {
         rows.map(|(role, row)| (role, Moment { timestep: row.timestep, fraction: row.fraction }))
     }
 
-    /// The plans of all programs that `request` runs, without running anything.
+    /// The plans of all programs that `request` runs, without running anything; of a model that reads texts, the text encoders
+    /// among them.
     ///
     /// # Errors
     /// [`Error::Request`] if the request does not fit the model, or not even one image the memory.
@@ -90,8 +91,24 @@ impl Plans {
         Ok(Plans { texts, denoisers, encoder, decoder, batch_size, tile, encoder_tile, stages })
     }
 
-    /// Bytes of the largest arena.
+    /// The same for prompts that are features already.
+    pub(super) fn without_texts(self) -> Self {
+        Plans { texts: Vec::new(), ..self }
+    }
+
+    /// The plan of the program that takes the most memory, which is all that a run takes at a time
+    /// ([`Session::keep_at_most`](super::Session::keep_at_most)).
+    pub fn largest(&self) -> &Plan {
+        self.all().max_by_key(|plan| plan.footprint.total()).unwrap_or(&self.denoisers[0])
+    }
+
+    /// Bytes of memory that [the largest](Self::largest) takes: of its arena and, on a device, of its weights.
     pub fn peak(&self) -> usize {
+        self.largest().footprint.total()
+    }
+
+    /// Bytes of the largest arena.
+    pub fn arena(&self) -> usize {
         self.all().map(|plan| plan.arena).max().unwrap_or(0)
     }
 
@@ -147,8 +164,8 @@ fn largest_batch<D: AsRef<[u8]>>(
         }
     }
     let most = request.max_memory.unwrap_or_default();
-    let needed = needed.max(smallest_tiles(model, request, plan)?);
-    let fits = |bytes| bytes <= most;
+    let needed = needed.max(largest(&smallest_tiles(model, request, plan)?));
+    let fits = |plan: &Plan| plan.arena <= most;
     let instead = [
         most_frames(model, request, stages, plan, &fits)?.map(|frames| format!("--frames {frames}")),
         largest_size(model, request, stages, plan, &fits)?.map(|[h, w]| format!("-W {w} -H {h}")),
@@ -165,35 +182,35 @@ fn largest_batch<D: AsRef<[u8]>>(
     Err(Error::memory("memory", expected, most))
 }
 
-/// The most bytes that the smallest tile takes of what `request` encodes and decodes: less than that is never enough.
+/// The plans for the smallest tiles of what `request` encodes and decodes: less than they take is never enough.
 fn smallest_tiles<D: AsRef<[u8]>>(
     model: &Model<'_, D>,
     request: &Request,
     plan: &impl Fn(Role, &Binding) -> Result<Plan>,
-) -> Result<usize> {
+) -> Result<Vec<Plan>> {
     let tile = request.latent_size.map(|side| side.min(request.tile.unwrap_or(tiles::STEP)));
     let decodes = model.decoder.then(|| (Role::VaeDecoder, decoder_binding(tile)));
     let encodes = request.init.is_some() && model.image_encoder.is_some();
     let encodes = encodes.then(|| (Role::VaeEncoder, init::binding(tile, model.latents.pixels)));
-    let arenas = decodes.iter().chain(&encodes).map(|(role, binding)| Ok(plan(*role, binding)?.arena));
-    arenas.collect::<Result<Vec<_>>>().map(|arenas| arenas.into_iter().max().unwrap_or(0))
+    decodes.iter().chain(&encodes).map(|(role, binding)| plan(*role, binding)).collect()
 }
 
-/// Bytes that one image or video of `request` takes in the loop, or its decoder at the least.
-fn of_one<D: AsRef<[u8]>>(
+/// Whether one image or video of `request` fits: its loop, and its decoder with the smallest tiles.
+fn one_fits<D: AsRef<[u8]>>(
     model: &Model<'_, D>,
     request: &Request,
     stages: &[Stage],
     plan: &impl Fn(Role, &Binding) -> Result<Plan>,
-) -> Result<usize> {
-    let mut bytes = smallest_tiles(model, request, plan)?;
+    fits: &dyn Fn(&Plan) -> bool,
+) -> Result<bool> {
+    let mut all = smallest_tiles(model, request, plan)?.iter().all(fits);
     for [tokens, images, conditions] in batch_sizes(model, request, 1) {
         for stage in stages {
             let binding = loop_binding(model, request, stage, images, conditions, tokens);
-            bytes = bytes.max(plan(stage.role, &binding)?.arena);
+            all = all && fits(&plan(stage.role, &binding)?);
         }
     }
-    Ok(bytes)
+    Ok(all)
 }
 
 /// The largest number from 1 to below `all` that `fits`, which holds of all numbers below one of which it does; none if not even 1
@@ -210,26 +227,26 @@ fn largest_fit(all: usize, fits: impl Fn(usize) -> Result<bool>) -> Result<Optio
     Ok((fit > 0).then_some(fit))
 }
 
-/// The most frames, fewer than those of `request`, of which one video's arena `fits`; none if not even one frame's does.
+/// The most frames, fewer than those of `request`, of which one video `fits`; none if not even one frame does.
 fn most_frames<D: AsRef<[u8]>>(
     model: &Model<'_, D>,
     request: &Request,
     stages: &[Stage],
     plan: &impl Fn(Role, &Binding) -> Result<Plan>,
-    fits: &dyn Fn(usize) -> bool,
+    fits: &dyn Fn(&Plan) -> bool,
 ) -> Result<Option<usize>> {
     let of = |frames| Request { frames, latents: None, ..request.clone() };
-    largest_fit(request.frames, |frames| Ok(fits(of_one(model, &of(frames), stages, plan)?)))
+    largest_fit(request.frames, |frames| one_fits(model, &of(frames), stages, plan, fits))
 }
 
 /// Height and width in pixels of the largest images or videos, smaller than those of `request` and of about the same ratio, of
-/// which one's arena `fits`; none if no size does, or the size is not free.
+/// which one `fits`; none if no size does, or the size is not free.
 fn largest_size<D: AsRef<[u8]>>(
     model: &Model<'_, D>,
     request: &Request,
     stages: &[Stage],
     plan: &impl Fn(Role, &Binding) -> Result<Plan>,
-    fits: &dyn Fn(usize) -> bool,
+    fits: &dyn Fn(&Plan) -> bool,
 ) -> Result<Option<[usize; 2]>> {
     if request.latents.is_some() || request.init.is_some() || request.picture_size.is_some() {
         return Ok(None);
@@ -238,21 +255,25 @@ fn largest_size<D: AsRef<[u8]>>(
     let longest = request.latent_size[0].max(request.latent_size[1]) / multiple;
     let scaled = |n: usize| request.latent_size.map(|side| (side * n / longest / multiple).max(1) * multiple);
     let of = |n| Request { latent_size: scaled(n), ..request.clone() };
-    let found = largest_fit(longest, |n| Ok(fits(of_one(model, &of(n), stages, plan)?)))?;
+    let found = largest_fit(longest, |n| one_fits(model, &of(n), stages, plan, fits))?;
     Ok(found.map(|n| scaled(n).map(|side| side * model.latents.pixels)))
 }
 
-/// The error that the device has not the memory for `request`, with what would fit if it is of videos.
+/// The `error` that the device, which has `free` bytes, has not the memory for `request`; with what would fit if it is of videos,
+/// unless its texts fit as little.
 pub(super) fn short_of_memory<N: MemoryRules, D: AsRef<[u8]>>(
     rules: &N,
     model: &Model<'_, D>,
-    request: &Request,
-    fits: &dyn Fn(usize) -> bool,
+    (request, plans): (&Request, &Plans),
+    free: usize,
     error: Error,
 ) -> Error {
+    let fits = |plan: &Plan| plan.footprint.total() <= free;
     let plan = |role: Role, binding: &Binding| Plan::of_role(rules, model.packed(), role, binding);
-    let most = request.stages(model).and_then(|stages| most_frames(model, request, &stages, &plan, fits));
-    match most {
+    if !plans.texts.iter().all(fits) {
+        return error;
+    }
+    match most_frames(model, request, &plans.stages, &plan, &fits) {
         Ok(Some(fit)) => {
             let what = format!("memory for {} frames", request.frames);
             Error::memory(what, format!("no more than --frames {fit}"), error)

@@ -7,8 +7,8 @@ use super::prompts::{Embeddings, Prompts};
 use super::request::Request;
 use super::swap_last_axes;
 use super::texts::{Texts, TokenizedTexts};
-use crate::backend::Backend;
-use crate::error::{Error, ErrorKind, Result};
+use crate::backend::{Backend, Footprint};
+use crate::error::{Error, Result};
 use crate::exec::{Executor, Moment};
 use crate::model::Model;
 use crate::plan::{Binding, Plan};
@@ -17,26 +17,37 @@ use crate::program::{Dims, Role};
 /// A model on a back end.
 ///
 /// Programs are bound when a job needs them and stay bound, by role and shape, so that the next batch and the next job of
-/// the same shape begin at once. Use it from one thread; a job borrows it, so there is one at a time.
+/// the same shape begin at once. On a device, their weights stay as well, those of text encoders until something else needs
+/// the memory: where there is little, a job takes no more at a time than its largest program, and copies the weights of the
+/// others when it comes to them. Use it from one thread; a job borrows it, so there is one at a time.
 pub struct Session<'m, B: Backend, D> {
     model: &'m Model<'m, D>,
     backend: &'m B,
     /// Bound programs, the one used last at the end.
     bound: Vec<Executor<'m, B>>,
-    /// Most bytes of arenas that are kept while another one is bound.
+    /// Weights of the programs that are bound, and of some that were.
+    weights: Vec<Ready<B>>,
+    /// Most bytes of memory that are kept while a program is bound, its own included.
     keep: usize,
     binds: usize,
+}
+
+/// The weights of a program, for all that is bound of it.
+struct Ready<B: Backend> {
+    role: Role,
+    bytes: usize,
+    weights: B::Weights,
 }
 
 impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
     /// A session in which nothing is bound.
     pub fn new(model: &'m Model<'m, D>, backend: &'m B) -> Self {
-        Session { model, backend, bound: Vec::new(), keep: usize::MAX, binds: 0 }
+        Session { model, backend, bound: Vec::new(), weights: Vec::new(), keep: usize::MAX, binds: 0 }
     }
 
-    /// Keeps at most `bytes` of working memory: before a program is bound that would exceed it, those go that were not
-    /// used for longest. With [`Plans::peak`] of a request, a job takes no more than the largest of its programs needs.
-    /// Without this call, all are kept that there is memory for.
+    /// Keeps at most `bytes` of memory, which on a device are those of weights as well: before a program is bound that would
+    /// exceed it, those go that were not used for longest. With [`Plans::peak`] of a request, a job takes no more than the
+    /// largest of its programs needs. Without this call, all are kept that there is memory for.
     pub fn keep_at_most(&mut self, bytes: usize) {
         self.keep = bytes;
     }
@@ -66,7 +77,7 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
                 let prompts = Prompts::Embeddings(TokenizedTexts::new(self.model, texts, request.guided())?.outline());
                 Plans::new(self.backend, self.model, &Request { prompts, ..request.clone() })
             }
-            _ => Plans::new(self.backend, self.model, request),
+            _ => Plans::new(self.backend, self.model, request).map(Plans::without_texts),
         }
     }
 
@@ -182,38 +193,97 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
                     Some(plan) => plan,
                     None => Plan::of_role(self.backend, self.model.packed(), role, &binding)?,
                 };
-                self.make_room(plan.arena)?;
-                self.bound.push(Executor::bind(self.backend, self.model.packed(), plan)?);
+                self.make_room(&plan)?;
+                let weights = self.ready_weights(&plan)?;
+                self.bound.push(Executor::bind(self.backend, self.model.packed(), plan, &weights)?);
                 self.binds += 1;
             }
         }
         Ok(self.bound.last_mut().expect("one was found or pushed"))
     }
 
-    /// Lets go of what is bound of `role`.
+    /// The weights of the program of `plan`: as they are if they still are there.
+    fn ready_weights(&mut self, plan: &Plan) -> Result<B::Weights> {
+        if let Some(ready) = self.weights.iter().find(|ready| ready.role == plan.role) {
+            return Ok(ready.weights.clone());
+        }
+        let weights = plan.ready(self.backend, self.model.packed())?;
+        self.weights.push(Ready { role: plan.role, bytes: plan.footprint.weights, weights: weights.clone() });
+        Ok(weights)
+    }
+
+    /// Lets go of what is bound of `role`, but not of its weights.
     pub(super) fn release(&mut self, role: Role) {
         self.bound.retain(|executor| executor.plan().role != role);
     }
 
     /// Refuses plans of which one does not fit the memory, before anything is bound.
     pub(super) fn check_memory(&mut self, plans: &Plans) -> Result<()> {
-        let bound =
-            |plan: &Plan| self.bound.iter().any(|e| e.plan().role == plan.role && e.plan().binding == plan.binding);
-        let needed = plans.all().filter(|plan| !bound(plan)).map(|plan| plan.arena).max();
-        needed.map_or(Ok(()), |bytes| self.make_room(bytes))
+        let bound = |bound: &[Executor<'m, B>], plan: &Plan| {
+            bound.iter().any(|e| e.plan().role == plan.role && e.plan().binding == plan.binding)
+        };
+        for plan in plans.all() {
+            if !bound(&self.bound, plan) {
+                self.make_room(plan)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Lets go of programs until one with an arena of `bytes` may be bound.
-    fn make_room(&mut self, bytes: usize) -> Result<()> {
-        let kept = |bound: &[Executor<'m, B>]| bound.iter().map(|e| e.plan().arena).sum::<usize>();
-        while !self.bound.is_empty() && kept(&self.bound).saturating_add(bytes) > self.keep {
-            self.bound.remove(0);
-        }
+    /// Lets go of programs and weights until that of `plan` may be bound.
+    fn make_room(&mut self, plan: &Plan) -> Result<()> {
+        while self.taken().saturating_add(self.lacking(plan)) > self.keep && self.let_go(plan.role) {}
         loop {
-            match self.backend.check_memory(bytes) {
-                Err(e) if e.kind() == ErrorKind::Memory && !self.bound.is_empty() => drop(self.bound.remove(0)),
-                fits => return fits,
+            let needed = self.lacking(plan);
+            match self.backend.free_memory()? {
+                Some(free) if free < needed => {
+                    if !self.let_go(plan.role) {
+                        return Err(short_of_memory(plan, free));
+                    }
+                }
+                _ => return Ok(()),
             }
         }
     }
+
+    /// Bytes of all that is bound and ready.
+    fn taken(&self) -> usize {
+        let arenas = self.bound.iter().map(|executor| executor.plan().footprint.arena);
+        arenas.chain(self.weights.iter().map(|ready| ready.bytes)).sum()
+    }
+
+    /// Bytes that the program of `plan` takes beside those.
+    fn lacking(&self, plan: &Plan) -> usize {
+        let ready = self.weights.iter().any(|ready| ready.role == plan.role);
+        plan.footprint.arena + if ready { 0 } else { plan.footprint.weights }
+    }
+
+    /// Lets go of something: weights of which nothing is bound, else the program that was not used for longest, the weights
+    /// of `role` at last. Tells whether there was anything.
+    fn let_go(&mut self, role: Role) -> bool {
+        let bound = |role: Role| self.bound.iter().any(|executor| executor.plan().role == role);
+        if let Some(at) = self.weights.iter().position(|ready| ready.role != role && !bound(ready.role)) {
+            self.weights.remove(at);
+            true
+        } else if !self.bound.is_empty() {
+            self.bound.remove(0);
+            true
+        } else {
+            self.weights.pop().is_some()
+        }
+    }
+}
+
+/// The error that a device has not the memory for the program of `plan`, with nothing else on it.
+fn short_of_memory(plan: &Plan, free: usize) -> Error {
+    let remedy = match plan.role {
+        Role::TextEncoder | Role::TextEncoder2 => {
+            "encode the prompts on the CPU (encode --device cpu) and run with --inputs"
+        }
+        Role::Denoiser | Role::Refiner => "make fewer images at a time, or smaller ones",
+        Role::VaeDecoder | Role::VaeEncoder => "make smaller images, or allow less memory for tiles (--max-memory)",
+    };
+    let Footprint { arena, weights } = plan.footprint;
+    let expected = format!("{} bytes free, {weights} of them for weights; {remedy}", arena + weights);
+    Error::device_memory(format!("device memory for the {}", plan.role.name()), expected, format!("{free} bytes"))
 }

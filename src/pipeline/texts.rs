@@ -202,7 +202,7 @@ fn run_encoder<B: Backend, D: AsRef<[u8]>>(
             let told = executor.program().input(InputKind::Lengths).is_some();
             let lengths = [text.lengths[0] as u32];
             pass(executor, &text.ids, told.then_some(&lengths), &mut result[from..])?;
-            // The next text is of another length, as a rule, and the loop wants the memory.
+            // The next text is of another length, as a rule, and the loop wants the memory; the weights are kept while they may.
             session.release(encoder.role);
         }
     } else {

@@ -28,6 +28,7 @@ mod site;
 mod values;
 mod vector_quantize;
 
+use crate::backend::Footprint;
 use crate::backend::args::{Element, Floats, OpArgs, Slot};
 use crate::error::Result;
 use crate::hoist;
@@ -35,6 +36,8 @@ use crate::program::shape::{TensorType, Type, infer};
 use crate::program::{Dims, Program, QuantizeRange, Rate, Role, Tensor, Value};
 use places::Places;
 use site::{Site, args};
+use std::collections::BTreeSet;
+use std::convert::Infallible;
 use values::Values;
 
 /// Alignment of everything in the arena.
@@ -84,6 +87,8 @@ pub struct Plan {
     pub alike: bool,
     /// Bytes of arena.
     pub arena: usize,
+    /// What the back end takes for the program; of a plan that was made without a file, its arena.
+    pub footprint: Footprint,
     /// Bytes of the arena that hold tables.
     pub tables: usize,
     /// Calls whose rows the tables hold at once: how many are worked out when tables are filled.
@@ -104,6 +109,15 @@ impl Plan {
     /// All ops of all phases.
     pub fn ops(&self) -> impl Iterator<Item = &OpArgs<Tensor>> {
         self.phases.iter().flat_map(|phase| phase.ops.iter().flatten()).map(|planned| &planned.op)
+    }
+
+    /// The tensors that ops read, in the file's order.
+    pub fn tensors(&self) -> BTreeSet<Tensor> {
+        let mut tensors = BTreeSet::new();
+        for op in self.ops() {
+            let Ok(_) = op.try_map(|tensor| Ok::<_, Infallible>(tensors.insert(tensor)));
+        }
+        tensors
     }
 }
 
@@ -168,6 +182,7 @@ pub fn plan(
         alike: phases.iter().all(|phase| phase.is_like(&phases[0])),
         phases,
         arena,
+        footprint: Footprint { arena, weights: 0 },
         tables: values.table_bytes(),
         calls_per_fill: values.window,
         inputs,

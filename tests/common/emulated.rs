@@ -19,6 +19,10 @@ pub struct Emulated {
     cores: TensorCores,
     /// Number of launches by kernel.
     pub launches: RefCell<BTreeMap<String, usize>>,
+    /// Number of allocations.
+    pub allocations: Cell<usize>,
+    /// Bytes of weights that were copied to it.
+    pub uploaded: Cell<usize>,
     /// What the last launch of each kernel did.
     pub stats: RefCell<BTreeMap<String, Stats>>,
     /// Bytes it pretends to have.
@@ -52,6 +56,8 @@ impl Emulated {
             seed: Cell::new(seed),
             cores: if seed.is_multiple_of(2) { TensorCores::Hopper } else { TensorCores::Ampere },
             launches: RefCell::default(),
+            allocations: Cell::default(),
+            uploaded: Cell::default(),
             stats: RefCell::default(),
             total,
             lives: Cell::new(usize::MAX),
@@ -63,6 +69,11 @@ impl Emulated {
         let device = Self::new(seed);
         device.lives.set(launches);
         device
+    }
+
+    /// Bytes that are allocated.
+    pub fn in_use(&self) -> usize {
+        self.memory.borrow().bytes_in_use()
     }
 
     /// Most bytes ever allocated at a time.
@@ -134,6 +145,7 @@ impl Driver for Emulated {
         if bytes > free {
             return Err(Error::device("device memory", format!("{bytes} bytes"), format!("{free} free")));
         }
+        self.allocations.set(self.allocations.get() + 1);
         Ok(self.memory.borrow_mut().alloc(bytes))
     }
 
@@ -158,6 +170,7 @@ impl Driver for Emulated {
     }
 
     fn upload_weights(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.uploaded.set(self.uploaded.get() + from.len());
         self.upload(to, from)
     }
 

@@ -6,6 +6,7 @@ use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::backend::cpu::simd::scalar::Scalar;
 use aquatint::raw::backend::cuda::Cuda;
 use aquatint::raw::backend::{Backend, Call};
+use aquatint::raw::format::TensorView;
 use half::f16;
 use zerocopy::IntoBytes;
 
@@ -40,14 +41,16 @@ pub struct Bench<B: Backend> {
 
 pub fn cpu(space: &Space) -> Bench<Cpu> {
     let backend = Cpu::new(Scalar);
-    let arena = backend.arena(space.bytes).unwrap();
+    let arena = backend.arena(space.bytes, &()).unwrap();
     Bench { backend, arena }
 }
 
 /// The emulator with `weights` on it.
 pub fn cuda<'w>(space: &Space, weights: &'w [f32]) -> Bench<Cuda<'w, Emulated>> {
-    let backend = Cuda::new(Emulated::new(fastrand::u64(..)), weights.as_bytes(), Element::F16).unwrap();
-    let mut arena = backend.arena(space.bytes).unwrap();
+    let backend = Cuda::new(Emulated::new(fastrand::u64(..)), weights.as_bytes(), Element::F16);
+    let all = (!weights.is_empty()).then(|| backend.weight(TensorView::F32(weights)).unwrap());
+    let ready = backend.ready(all.as_slice()).unwrap();
+    let mut arena = backend.arena(space.bytes, &ready).unwrap();
     backend.begin(&mut arena, Call::default()).unwrap();
     Bench { backend, arena }
 }

@@ -16,7 +16,7 @@ fn stats(build: Build, cols: usize, narrow: Element, kernel: &str) -> Stats {
     let model = build.open([16, 16]);
     let rng = &mut rng_of("cost");
     let inputs = inputs([1, 16, 16, cols], || normal(rng));
-    let cuda = Cuda::new(Emulated::new(3), model.data(), narrow).unwrap();
+    let cuda = Cuda::new(Emulated::new(3), model.data(), narrow);
     run_on(&cuda, &model, &inputs).unwrap();
     let stats = cuda.driver().stats.borrow();
     stats.get(kernel).unwrap_or_else(|| panic!("{kernel} did not run, but {:?}", stats.keys())).clone()

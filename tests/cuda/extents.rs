@@ -8,6 +8,7 @@ use aquatint::raw::format::TensorView;
 use aquatint::raw::program::{Act, ConvStride, QuantizeGrain};
 use common::emulated::Emulated;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use zerocopy::IntoBytes;
 
 /// Bytes of every arena here.
 const BYTES: usize = 4096;
@@ -20,8 +21,9 @@ static DATA: Data = Data([0; 256]);
 type Device = Cuda<'static, Emulated>;
 
 fn device() -> (Device, Arena<Emulated>) {
-    let device = Cuda::new(Emulated::new(1), &DATA.0, Element::F32).expect("memory");
-    let arena = device.arena(BYTES).expect("memory");
+    let device = Cuda::new(Emulated::new(1), &DATA.0, Element::F32);
+    let weights = device.ready(&[tensor(&device, 64)]).expect("memory");
+    let arena = device.arena(BYTES, &weights).expect("memory");
     (device, arena)
 }
 
@@ -234,4 +236,44 @@ fn weights_are_as_large_as_their_ops() {
     let (device, _) = device();
     static OTHER: [f32; 4] = [0.0; 4];
     assert!(device.weight(TensorView::F32(&OTHER)).is_err());
+}
+
+/// The tensors of an arena are found wherever they lie in the file, and no others are.
+#[test]
+fn tensors_are_those_of_the_arena() {
+    // Five tensors of 16 floats; the first two and the fourth are brought along.
+    let file: Vec<f32> = (0..80).map(|i| i as f32).collect();
+    let device = Cuda::new(Emulated::new(1), file.as_bytes(), Element::F32);
+    let tensor = |i: usize| device.weight(TensorView::F32(&file[16 * i..][..16])).expect("one of the file");
+    let weights = device.ready(&[tensor(3), tensor(0), tensor(1), tensor(0)]).expect("memory");
+    assert_eq!((device.driver().in_use(), device.driver().uploaded.get()), (192, 192));
+    let mut arena = device.arena(BYTES, &weights).expect("memory");
+    // The arena holds them.
+    drop(weights);
+    device.begin(&mut arena, Call::default()).expect("an upload");
+    let args = ParameterArgs { y: floats(at(0), 1, 16) };
+    for i in [0, 1, 3] {
+        device.parameter(&mut arena, &args, &tensor(i));
+        let mut out = [0.0; 16];
+        device.read_f32(&arena, 0, &mut out).expect("a download");
+        assert_eq!(out, file[16 * i..][..16]);
+    }
+    let launched = device.driver().launches.borrow()["parameter"];
+    let both = device.weight(TensorView::F32(&file[16..48])).expect("one of the file");
+    for (tensor, bytes) in [(tensor(2), "128..192"), (tensor(4), "256..320"), (both, "64..192")] {
+        let op = AssertUnwindSafe(|| device.parameter(&mut arena, &args, &tensor));
+        let panic = catch_unwind(op).expect_err(bytes);
+        let message = panic.downcast_ref::<String>().expect("a message");
+        assert!(message.starts_with(&format!("bytes {bytes} of the file are none")), "{message:?}");
+    }
+    assert_eq!(device.driver().launches.borrow()["parameter"], launched);
+
+    // Nor does an arena take weights that are on another device.
+    let other = Cuda::new(Emulated::new(1), file.as_bytes(), Element::F32);
+    let weights = other.ready(&[tensor(0)]).expect("memory");
+    assert!(catch_unwind(AssertUnwindSafe(|| device.arena(BYTES, &weights))).is_err());
+    drop((arena, weights));
+    assert_eq!((device.driver().in_use(), other.driver().in_use()), (0, 0));
+    // Without weights nothing is allocated for them.
+    assert!(device.ready(&[]).is_ok() && device.driver().in_use() == 0);
 }

@@ -12,5 +12,6 @@ mod ops;
 mod pipeline;
 #[path = "../../kernels/ptx.rs"]
 mod ptx;
+mod residence;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod shim;

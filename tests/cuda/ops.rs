@@ -18,7 +18,7 @@ fn compare<D: Driver>(driver: D, name: &str, build: &Build, inputs: &Inputs, nar
     let model = build.open([inputs.dims.height, inputs.dims.width]);
     let values = naive::run(&build.program, &build.tensors, inputs);
     let want = &values[build.program.output.0 as usize];
-    let got = Cuda::new(driver, model.data(), narrow).and_then(|cuda| run_on(&cuda, &model, inputs));
+    let got = run_on(&Cuda::new(driver, model.data(), narrow), &model, inputs);
     match got {
         Ok(got) => check.compare(&format!("{name}, {narrow:?}"), &got, &want.data),
         Err(e) => panic!("{name}, {narrow:?}: {e}"),
@@ -74,7 +74,7 @@ macro_rules! cuda_suite {
             #[test]
             fn probes() {
                 let Some(driver) = super::$driver() else { return };
-                Cuda::new(driver, &[], Element::F16).unwrap().check_probes(2 << 20).unwrap();
+                Cuda::new(driver, &[], Element::F16).check_probes(2 << 20).unwrap();
             }
 
             #[test]
@@ -98,7 +98,7 @@ fn codes_give_the_cpus_floats_to_the_bit<D: Driver>(open: impl Fn() -> Option<D>
         let Some(driver) = open() else { return };
         let model = build.open([inputs.dims.height, inputs.dims.width]);
         let bits = |y: Result<Vec<f32>>| y.unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        let cuda = Cuda::new(driver, model.data(), Element::F32).unwrap();
+        let cuda = Cuda::new(driver, model.data(), Element::F32);
         assert_eq!(bits(run_on(&cuda, &model, &inputs)), bits(Ok(common::run(isa, &model, &inputs))), "{name}");
     }
 }

@@ -2,7 +2,6 @@
 //! model from noise to picture. In the emulator always, on a device where there is one.
 
 use aquatint::Result;
-use aquatint::error::ErrorKind;
 use aquatint::model::Model;
 use aquatint::pipeline::{Event, Output, Plans, Prompts, Request, Session, Texts};
 use aquatint::raw::backend::Backend;
@@ -105,14 +104,14 @@ fn replay<D: Driver>(open: impl Fn() -> Option<D>, model: &common::Model) {
     let mut results = Vec::new();
     for table_bytes in [1 << 20, 4000, 0] {
         let Some(driver) = open() else { return };
-        let cuda = Cuda::new(driver, model.data(), Element::F32).unwrap();
+        let cuda = Cuda::new(driver, model.data(), Element::F32);
         results.push(sample(&cuda, model, table_bytes, 7).unwrap());
         let far = distance(&results[0], &want);
         assert!(far < 1e-3, "{far}");
     }
     assert!(results.iter().all(|r| bits(r) == bits(&results[0])), "windows change nothing");
     let Some(driver) = open() else { return };
-    let cuda = Cuda::new(driver, model.data(), Element::F16).unwrap();
+    let cuda = Cuda::new(driver, model.data(), Element::F16);
     let far = distance(&sample(&cuda, model, 1 << 20, 7).unwrap(), &want);
     assert!(far < 1e-2, "{far}");
 }
@@ -126,7 +125,7 @@ fn batch_invariance<D: Driver>(open: impl Fn() -> Option<D>) {
     together.conditions = vec![2, 0, 1];
     for narrow in [Element::F16, Element::F32] {
         let run = |inputs: &Inputs| -> Option<Vec<f32>> {
-            let cuda = Cuda::new(open()?, model.data(), narrow).unwrap();
+            let cuda = Cuda::new(open()?, model.data(), narrow);
             Some(run_on(&cuda, &model, inputs).unwrap())
         };
         let Some(all) = run(&together) else { return };
@@ -171,7 +170,7 @@ fn letters<D: Driver>(open: impl Fn() -> Option<D>, labels: &[u32], steps: usize
     let (want, _) = eval(labels[0]).unwrap();
     for (narrow, most) in [(Element::F16, 2e-2), (Element::F32, 3e-3)] {
         let Some(driver) = open() else { return };
-        let cuda = Cuda::new(driver, packed.data(), narrow).unwrap();
+        let cuda = Cuda::new(driver, packed.data(), narrow);
         let (got, _) = Session::new(&model, &cuda)
             .eval(latents, request.latent_size, Prompts::Classes(labels[..1].to_vec()), 500.0)
             .unwrap();
@@ -206,7 +205,7 @@ fn prompts_to_pictures<D: Driver>(open: impl Fn() -> Option<D>) {
     let mut request = Request::new(&model, Prompts::Texts(texts));
     request.steps = 3;
     let want = Session::new(&model, &Cpu::new(Scalar)).run(request.clone()).unwrap();
-    let cuda = Cuda::new(driver, packed.data(), Element::F32).unwrap();
+    let cuda = Cuda::new(driver, packed.data(), Element::F32);
     let got = Session::new(&model, &cuda).run(request).unwrap();
     let (latents, images) = (relative(&got.latents, &want.latents), relative(&got.images, &want.images));
     println!("tiny Stable Diffusion: latents {latents:.2e}, pictures {images:.2e} from the CPU's");
@@ -266,12 +265,11 @@ mod on_device {
         let model = Model::new(&packed).unwrap();
         let mut request = Request::new(&model, Prompts::Classes((0..26).collect()));
         (request.steps, request.batch_size) = (2, 26);
-        let plans = Plans::new(&CudaSizing { narrow: Element::F16 }, &model, &request).unwrap();
-        let announced = CudaSizing::device_bytes(packed.data().len(), plans.peak());
+        let announced = Plans::new(&CudaSizing { narrow: Element::F16 }, &model, &request).unwrap().peak();
         let before = device.memory().unwrap().free;
-        let cuda = Cuda::new(device, packed.data(), Element::F16).unwrap();
+        let cuda = Cuda::new(device, packed.data(), Element::F16);
         let mut session = Session::new(&model, &cuda);
-        session.keep_at_most(plans.peak());
+        session.keep_at_most(announced);
         session.run(request).unwrap();
         let taken = before.saturating_sub(cuda.driver().memory().unwrap().free);
         println!("{announced} bytes announced, {taken} taken of the device's");
@@ -283,7 +281,7 @@ mod on_device {
 #[test]
 fn ops_are_timed_by_marks() {
     let model = spatial().open([6, 10]);
-    let cuda = Cuda::new(Emulated::new(1), model.data(), Element::F16).unwrap();
+    let cuda = Cuda::new(Emulated::new(1), model.data(), Element::F16);
     let images = inputs([1, 6, 10, CHANNELS], || 0.5);
     let shape = Binding { dims: images.dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
     let mut executor = Executor::new(&cuda, &model, Role::Denoiser, shape).unwrap();
@@ -304,41 +302,16 @@ fn ops_are_timed_by_marks() {
     assert!(times.iter().all(|&seconds| seconds >= 1.0) && times.iter().any(|&seconds| seconds > 1.0), "{times:?}");
 }
 
-/// What `info` announces is what a run takes, to the byte.
-#[test]
-fn memory_is_what_was_announced() {
-    let packed = packed_letters();
-    let model = Model::new(&packed).unwrap();
-    let mut request = Request::new(&model, Prompts::Classes(vec![3]));
-    request.steps = 1;
-    let plans = Plans::new(&CudaSizing { narrow: Element::F16 }, &model, &request).unwrap();
-    let announced = CudaSizing::device_bytes(packed.data().len(), plans.peak());
-
-    let cuda = Cuda::new(Emulated::new(1), packed.data(), Element::F16).unwrap();
-    let mut session = Session::new(&model, &cuda);
-    session.keep_at_most(plans.peak());
-    session.run(request.clone()).unwrap();
-    assert_eq!(cuda.driver().peak(), announced);
-
-    // One byte less is refused before anything runs, with what is needed and what is there.
-    let short = Emulated::with_memory(1, announced - 1);
-    let cuda = Cuda::new(short, packed.data(), Element::F16).unwrap();
-    let mut session = Session::new(&model, &cuda);
-    let Err(e) = session.job(request) else { panic!("it fits") };
-    assert_eq!(e.kind(), ErrorKind::Memory, "{e}");
-    assert_eq!(session.binds(), 0, "{e}");
-}
-
 /// A device that is lost in the loop is an error of that run, and of no step before.
 #[test]
 fn a_lost_device_is_an_error() {
     let model = conditioned(|_| QuantizeRange::Dynamic).open([2, 3]);
     let whole = Emulated::new(1);
-    let cuda = Cuda::new(whole, model.data(), Element::F16).unwrap();
+    let cuda = Cuda::new(whole, model.data(), Element::F16);
     sample(&cuda, &model, 1 << 20, 4).unwrap();
     let launches = cuda.driver().launches.borrow().values().sum::<usize>();
     for after in [launches / 2, launches - 1] {
-        let cuda = Cuda::new(Emulated::lost_after(1, after), model.data(), Element::F16).unwrap();
+        let cuda = Cuda::new(Emulated::lost_after(1, after), model.data(), Element::F16);
         let e = sample(&cuda, &model, 1 << 20, 4).unwrap_err();
         assert!(e.to_string().contains("lost"), "{e}");
     }

@@ -112,7 +112,7 @@ fn jobs_are_watched_and_left_on_the_cpu() {
 #[test]
 fn jobs_are_watched_and_left_on_the_emulated_device() {
     let packed = letters();
-    let cuda = Cuda::new(Emulated::new(1), packed.data(), Element::F16).unwrap();
+    let cuda = Cuda::new(Emulated::new(1), packed.data(), Element::F16);
     let model = Model::new(&packed).unwrap();
     let mut session = Session::new(&model, &cuda);
     let one = request(&model, &[4]);

@@ -49,7 +49,7 @@ fn the_denoiser_equals_in_the_emulator() {
     let (packed, io) = (pack("f32"), Fixture::open(&root().join("io.safetensors")));
     let want = channels_last(io.get("b2.out"));
     for (narrow, most) in [(Element::F32, ROUNDING), (Element::F16, 1e-2)] {
-        let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+        let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow);
         near(&denoise(&cuda, &packed, &io, "b2"), &want, most, &format!("{narrow:?}"));
     }
 }
@@ -141,7 +141,7 @@ fn one_frame_has_no_position() {
     for tier in Tier::available() {
         near(&denoise(&Cpu::new(tier), &packed, &io, "one"), &want, ROUNDING, tier.name());
     }
-    let cuda = Cuda::new(Emulated::new(5), packed.data(), Element::F32).unwrap();
+    let cuda = Cuda::new(Emulated::new(5), packed.data(), Element::F32);
     near(&denoise(&cuda, &packed, &io, "one"), &want, ROUNDING, "the emulator");
 }
 

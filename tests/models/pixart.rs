@@ -312,14 +312,14 @@ fn networks_equal_in_the_emulator() {
     let want = channels_last(io.get("denoiser.b2.out"));
     let (tokens, features) = (io.get("text.short.tokens"), io.get("text.short.out").0);
     for (narrow, most) in [(Element::F32, ROUNDING), (Element::F16, 1e-2)] {
-        let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+        let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow);
         near(&denoise(&cuda, &packed, &io, "denoiser.b2"), &want, most, &format!("denoiser {narrow:?}"));
         near(&encode(&cuda, &packed, &tokens, None), &features, most, &format!("T5 {narrow:?}"));
     }
     let (packed, io) = encoder("bert");
     let (tokens, want) = (io.get("b3.tokens"), io.get("b3.out").0);
     for (narrow, most) in [(Element::F32, ROUNDING), (Element::F16, 1e-2)] {
-        let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+        let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow);
         let out = encode(&cuda, &packed, &tokens, Some(&io.labels("b3.lengths")));
         near(&out, &want, most, &format!("BERT {narrow:?}"));
     }

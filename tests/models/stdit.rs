@@ -74,7 +74,7 @@ fn the_denoiser_equals_in_the_emulator() {
     let (packed, io) = (pack("stdit.pth", "f32"), io());
     let want = channels_last(io.get("b1.out"));
     for (narrow, most) in [(Element::F32, ROUNDING), (Element::F16, 1e-2)] {
-        let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+        let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow);
         near(&denoise(&cuda, &packed, &io, "b1"), &want, most, &format!("{narrow:?}"));
     }
 }

@@ -324,7 +324,7 @@ fn networks_equal_diffusers_in_the_emulator() {
         let feed = Feed::denoiser(&io, "b2", &inputs(&packed, Role::Denoiser));
         let (want, _) = io.get("unet.b2.out");
         for (narrow, most) in [(Element::F32, ROUNDING), (Element::F16, 1e-2)] {
-            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow);
             let error = relative(&run(&cuda, &packed, Role::Denoiser, &feed), &want);
             println!("{model} {narrow:?}: {error:.1e}");
             assert!(error < most, "{model} {narrow:?}: {error:e}");
@@ -348,7 +348,7 @@ fn encoders_and_decoders_equal_in_the_emulator() {
     ] {
         let packed = pack(&fixture(model), "f32", None);
         for (narrow, most) in [(Element::F32, ROUNDING), (Element::F16, 1e-2)] {
-            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow);
             let error = relative(&run(&cuda, &packed, role, &feed), &want);
             println!("{model} {} {narrow:?}: {error:.1e}", role.name());
             assert!(error < most, "{model} {} {narrow:?}: {error:e}", role.name());

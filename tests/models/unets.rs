@@ -59,7 +59,7 @@ fn the_denoiser_equals_diffusers_in_the_emulator() {
         let model = aquatint::model::Model::new(&packed).unwrap();
         let (sample, size, n, t, want) = case(&io, "b2_t500");
         for (narrow, most) in [(Element::F32, 1e-5), (Element::F16, 5e-3)] {
-            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow).unwrap();
+            let cuda = Cuda::new(Emulated::new(5), packed.data(), narrow);
             let (out, _) = Session::new(&model, &cuda).eval(&sample, size, Prompts::Unconditional(n), t).unwrap();
             let error = relative(&out, &want);
             println!("{variant} {narrow:?}: {error:.1e}");

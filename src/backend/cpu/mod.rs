@@ -29,7 +29,7 @@ pub use arena::Arena;
 
 use super::args::*;
 use super::cost::Ceilings;
-use super::{Backend, Call, Clock, MemoryRules};
+use super::{Backend, Call, Clock, Footprint, MemoryRules};
 use crate::error::Result;
 use crate::format::TensorView;
 use simd::Isa;
@@ -171,11 +171,16 @@ impl MemoryRules for Cpu {
             | OpArgs::Patch(_) => 0,
         }
     }
+
+    fn footprint(&self, arena: usize, _: usize) -> Footprint {
+        Footprint { arena, weights: 0 }
+    }
 }
 
 impl Backend for Cpu {
     type Arena = Arena;
     type Weight<'a> = TensorView<'a>;
+    type Weights = ();
     type Mark = Instant;
 
     fn name(&self) -> String {
@@ -187,17 +192,21 @@ impl Backend for Cpu {
         Ok(None)
     }
 
-    fn arena(&self, bytes: usize) -> Result<Arena> {
-        Arena::new(bytes)
-    }
-
-    /// An arena that does not fit is refused when it is mapped.
-    fn check_memory(&self, _: usize) -> Result<()> {
-        Ok(())
+    fn free_memory(&self) -> Result<Option<usize>> {
+        Ok(None)
     }
 
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<TensorView<'a>> {
         Ok(tensor)
+    }
+
+    /// They are read from the file.
+    fn ready(&self, _: &[TensorView<'_>]) -> Result<()> {
+        Ok(())
+    }
+
+    fn arena(&self, bytes: usize, (): &()) -> Result<Arena> {
+        Arena::new(bytes)
     }
 
     fn prepare<'a, T: 'a>(&self, ops: impl Iterator<Item = &'a OpArgs<T>>) {

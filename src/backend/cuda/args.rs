@@ -1,6 +1,6 @@
 //! The kernels' arguments: `kernels/args.cuh` again, field by field. Sizes are asserted on both sides.
 
-use super::DeviceTensor;
+use super::weights::{self, DeviceTensor, Run};
 use crate::backend::{Call, args};
 use crate::codec::Grain;
 use crate::codec::layout::{Layout, Tables};
@@ -98,48 +98,13 @@ impl WeightKind {
     }
 }
 
-/// A weight of `rows` output channels and `cols` inputs.
-///
-/// # Panics
-/// If the tensor has others: a bug of the caller.
-pub fn weight(tensor: &DeviceTensor<'_>, rows: usize, cols: usize) -> Weight {
-    let (at, tensor) = (tensor.at, &tensor.view);
-    let have = match tensor {
-        TensorView::F32(v) => v.len(),
-        TensorView::F16(v) => v.len(),
-        TensorView::Codes(m) => m.layout.rows * m.layout.cols,
-    };
-    assert_eq!(have, rows * cols, "elements of a weight of {rows} x {cols}");
-    let mut weight = Weight::new_zeroed();
-    weight.kind = WeightKind::of(tensor) as u32;
-    (weight.rows, weight.padded_rows, weight.cols, weight.taps) = (rows as u32, rows as u32, cols as u32, 1);
-    weight.plane[0] = at;
-    let TensorView::Codes(matrix) = tensor else { return weight };
-    let layout: &Layout = &matrix.layout;
-    let blobs = layout.blobs();
-    weight.plane = blobs.planes.map(|p| at + p.start as u64);
-    weight.table = at + blobs.table.start as u64;
-    weight.scale = at + blobs.scale.start as u64;
-    weight.offset = at + blobs.offset.start as u64;
-    weight.tap_sums = at + blobs.tap_sums.start as u64;
-    (weight.bits, weight.taps) = (u32::from(layout.bits.get()), layout.taps as u32);
-    (weight.rows, weight.padded_rows) = (layout.rows as u32, layout.padded_rows() as u32);
-    weight.per_row = u32::from(layout.grain == Grain::Row);
-    if let (Tables::I8(table), Grain::Tensor) = (matrix.tables, layout.grain)
-        && table.windows(2).all(|pair| i16::from(pair[1]) == i16::from(pair[0]) + 1)
-    {
-        let first = u32::from(table[0] as u8) * 0x0101_0101;
-        (weight.consecutive, weight.low, weight.high) = (1, first & 0x7f7f_7f7f, first & 0x8080_8080);
-    }
-    weight
-}
-
 /// Where the operands of an op lie on the device. Every address that it gives was asserted to lie in the arena, with all
 /// that a kernel reads or writes from there at any call: operands that lie `stride` bytes apart lower the number of calls
-/// that the arena is good for, which [`Arena`](super::Arena) asserts before a call begins.
+/// that the arena is good for, which [`Arena`](super::Arena) asserts before a call begins. Tensors lie in the weights that
+/// the arena holds.
 ///
 /// # Panics
-/// All methods, if an operand does not lie in the arena: a bug of the caller.
+/// All methods, if an operand does not lie in the arena or a tensor in its weights: a bug of the caller.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     /// The arena's first byte, and how many there are.
@@ -150,13 +115,21 @@ pub struct Frame<'a> {
     /// The current call, if one has begun.
     call: Option<Call>,
     limit: &'a Cell<Call>,
+    weights: &'a [Run],
 }
 
 impl<'a> Frame<'a> {
     /// A frame of `bytes` at device address `arena`, all allocated; `calls` is the address of the numbers of the current
     /// `call`. `limit` holds the number of calls, of a window and of a run, that all operands so far have room for.
-    pub(super) fn new(arena: u64, bytes: usize, calls: u64, call: Option<Call>, limit: &'a Cell<Call>) -> Self {
-        Frame { arena, bytes, calls, call, limit }
+    pub(super) fn new(
+        arena: u64,
+        bytes: usize,
+        calls: u64,
+        call: Option<Call>,
+        limit: &'a Cell<Call>,
+        weights: &'a [Run],
+    ) -> Self {
+        Frame { arena, bytes, calls, call, limit, weights }
     }
 
     /// The address of an operand of `len` bytes: of its entry for call 0, if it has one per call of the tables' window.
@@ -241,5 +214,49 @@ impl<'a> Frame<'a> {
                 pad: 0,
             }
         })
+    }
+
+    /// The address of a plain tensor of at least `len` elements.
+    pub fn elements(&self, tensor: &DeviceTensor<'_>, len: usize) -> u64 {
+        let have = match tensor.view {
+            TensorView::F32(v) => v.len(),
+            TensorView::F16(v) => v.len(),
+            TensorView::Codes(_) => 0,
+        };
+        assert!(len <= have, "{len} elements of a plain tensor that has {have}");
+        weights::address(self.weights, &tensor.place())
+    }
+
+    /// A weight of `rows` output channels and `cols` inputs, which are all that the tensor has.
+    pub fn weight(&self, tensor: &DeviceTensor<'_>, rows: usize, cols: usize) -> Weight {
+        let (at, tensor) = (weights::address(self.weights, &tensor.place()), &tensor.view);
+        let have = match tensor {
+            TensorView::F32(v) => v.len(),
+            TensorView::F16(v) => v.len(),
+            TensorView::Codes(m) => m.layout.rows * m.layout.cols,
+        };
+        assert_eq!(have, rows * cols, "elements of a weight of {rows} x {cols}");
+        let mut weight = Weight::new_zeroed();
+        weight.kind = WeightKind::of(tensor) as u32;
+        (weight.rows, weight.padded_rows, weight.cols, weight.taps) = (rows as u32, rows as u32, cols as u32, 1);
+        weight.plane[0] = at;
+        let TensorView::Codes(matrix) = tensor else { return weight };
+        let layout: &Layout = &matrix.layout;
+        let blobs = layout.blobs();
+        weight.plane = blobs.planes.map(|p| at + p.start as u64);
+        weight.table = at + blobs.table.start as u64;
+        weight.scale = at + blobs.scale.start as u64;
+        weight.offset = at + blobs.offset.start as u64;
+        weight.tap_sums = at + blobs.tap_sums.start as u64;
+        (weight.bits, weight.taps) = (u32::from(layout.bits.get()), layout.taps as u32);
+        (weight.rows, weight.padded_rows) = (layout.rows as u32, layout.padded_rows() as u32);
+        weight.per_row = u32::from(layout.grain == Grain::Row);
+        if let (Tables::I8(table), Grain::Tensor) = (matrix.tables, layout.grain)
+            && table.windows(2).all(|pair| i16::from(pair[1]) == i16::from(pair[0]) + 1)
+        {
+            let first = u32::from(table[0] as u8) * 0x0101_0101;
+            (weight.consecutive, weight.low, weight.high) = (1, first & 0x7f7f_7f7f, first & 0x8080_8080);
+        }
+        weight
     }
 }

@@ -1,7 +1,7 @@
 //! 3x3 convolutions: `kernels/conv.cu` and `kernels/conv_i8.cu`.
 
 use super::DeviceTensor;
-use super::args::{self, Frame, Window};
+use super::args::{Frame, Window};
 use super::launch::Launch;
 use super::linear::{Family, epilogue, product};
 use crate::backend::args::Conv2dArgs;
@@ -36,6 +36,6 @@ pub fn conv2d(
         (epilogue.shift, epilogue.shift_column) =
             (frame.per_sample(Some(shift), args.y.rows, *column + args.y.cols), *column as u32);
     }
-    let weight = args::weight(weight, args.y.cols, 9 * channels);
+    let weight = frame.weight(weight, args.y.cols, 9 * channels);
     product(frame, Family::Conv, &args.x, weight, &args.y, window, epilogue, issue);
 }

@@ -48,7 +48,7 @@ pub fn embedding(
     let kernel_args = EmbeddingArgs {
         calls: frame.calls,
         y: frame.floats(&args.y),
-        table: table.elements(args.y.cols),
+        table: frame.elements(table, args.y.cols),
         index: frame.place(args.index, args.y.rows * 4),
         index_stride: args.index.stride as u64,
         table_half: u32::from(matches!(table.view, TensorView::F16(_))),
@@ -67,7 +67,7 @@ pub fn parameter(
     let kernel_args = ParameterArgs {
         calls: frame.calls,
         y: frame.floats(&args.y),
-        tensor: tensor.elements(args.y.rows * args.y.cols),
+        tensor: frame.elements(tensor, args.y.rows * args.y.cols),
         tensor_half: u32::from(matches!(tensor.view, TensorView::F16(_))),
         pad: 0,
     };
@@ -119,7 +119,7 @@ pub fn relative_bias(
     let kernel_args = RelativeBiasArgs {
         calls: frame.calls,
         y: frame.floats(&args.y),
-        table: table.elements(args.buckets as usize * args.heads()),
+        table: frame.elements(table, args.buckets as usize * args.heads()),
         table_half: u32::from(matches!(table.view, TensorView::F16(_))),
         half_buckets: args.buckets / 2,
         starts: bucket_starts(args.buckets, args.max_distance),

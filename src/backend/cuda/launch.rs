@@ -1,9 +1,8 @@
 //! What an op hands to the driver, and the one place where it does.
 //!
 //! A kernel trusts the addresses and lengths that it is given. They are made in this folder only: places in the arena by
-//! [`Frame`](super::args::Frame), which asserts every extent, and places of weights by
-//! [`DeviceTensor`](super::DeviceTensor), whose tensor was found to lie in the copy of the file. What a kernel reads as an
-//! index (classes, tokens, conditions) was checked when it was written into the arena.
+//! [`Frame`](super::args::Frame), which asserts every extent, and finds a tensor in the weights that the arena holds or
+//! panics. What a kernel reads as an index (classes, tokens, conditions) was checked when it was written into the arena.
 #![allow(unsafe_code)]
 
 use super::driver::Driver;
@@ -37,7 +36,7 @@ impl Launch<'_> {
     /// Hands the kernel to `driver`, as `function`.
     pub(super) fn hand_to<D: Driver>(&self, driver: &D, function: D::Function) -> Result<()> {
         // SAFETY: all launches are made in this folder, from addresses that are proved to lie in live allocations of the
-        // same back end (see above): the arena and the weights outlive the graphs that are captured over them, and
+        // same back end (see above): the arena holds the graph that is captured over it and the weights that it reads, and
         // freeing waits for queued work.
         unsafe { driver.launch(function, self.grid, self.block, self.shared, self.args) }
     }

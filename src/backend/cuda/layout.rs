@@ -75,7 +75,7 @@ pub fn pad_rows(frame: &Frame, args: &args::PadRowsArgs, table: &DeviceTensor<'_
         calls: frame.calls,
         x: frame.floats(&args.x),
         y: frame.floats(&args.y),
-        table: table.elements((args.first + args.tokens) * args.y.cols),
+        table: frame.elements(table, (args.first + args.tokens) * args.y.cols),
         lengths: frame.place(args.lengths, args.y.rows / args.tokens * 4),
         table_half: u32::from(matches!(table.view(), TensorView::F16(_))),
         tokens: args.tokens as u32,

@@ -22,7 +22,7 @@ pub fn linear(
     let mut epilogue = epilogue(frame, bias, args.act, args.gate, args.residual.as_ref(), &args.y, args.channels());
     assert_eq!(args.x.rows(), args.y.rows, "rows of a linear layer");
     epilogue.gated = u32::from(args.gated);
-    let weight = args::weight(weight, args.channels(), inputs);
+    let weight = frame.weight(weight, args.channels(), inputs);
     product(frame, Family::Linear, &args.x, weight, &args.y, window, epilogue, issue);
 }
 
@@ -42,7 +42,7 @@ pub fn epilogue(
         assert!(repeats && residual.cols == y.cols, "shape of a residual: {residual:?} for {y:?}");
     }
     Epilogue {
-        bias: bias.map_or(0, |b| b.elements(channels)),
+        bias: bias.map_or(0, |b| frame.elements(b, channels)),
         residual: frame.optional(residual),
         shift: PerSampleArgs::new_zeroed(),
         shift_column: 0,

@@ -2,14 +2,15 @@
 
 use super::args::Frame;
 use super::driver::Driver;
+use super::weights::Weights;
 use crate::backend::Call;
 use crate::backend::args::ALIGN;
 use crate::error::Result;
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// An arena on the device. Behind its bytes lie the numbers of the current model call, which kernels read; a step that
-/// was captured ends by counting them up.
+/// An arena on the device, with the weights that its ops read. Behind its bytes lie the numbers of the current model call,
+/// which kernels read; a step that was captured ends by counting them up.
 pub struct Arena<D: Driver> {
     driver: Rc<D>,
     at: u64,
@@ -22,6 +23,8 @@ pub struct Arena<D: Driver> {
     pub(super) graph: Option<D::Graph>,
     /// The ends of the newest step and of the one before: two marks, used in turn, so that a step makes none.
     pub(super) ends: Option<[D::Event; 2]>,
+    /// Behind the graph, which reads them and goes first.
+    weights: Rc<Weights<D>>,
 }
 
 const NO_LIMIT: Call = Call { row: usize::MAX, step: usize::MAX };
@@ -32,10 +35,15 @@ pub fn allocation(bytes: usize) -> usize {
 }
 
 impl<D: Driver> Arena<D> {
-    /// Allocates `bytes`, uninitialised.
-    pub(super) fn new(driver: Rc<D>, bytes: usize) -> Result<Self> {
+    /// Allocates `bytes`, uninitialised, for ops that read `weights`.
+    ///
+    /// # Panics
+    /// If those are on another device: a bug of the caller.
+    pub(super) fn new(driver: Rc<D>, bytes: usize, weights: Rc<Weights<D>>) -> Result<Self> {
+        assert!(weights.are_on(&driver), "weights of another device");
         let at = driver.alloc(allocation(bytes))?;
-        Ok(Arena { driver, at, bytes, call: None, limit: Cell::new(NO_LIMIT), graph: None, ends: None })
+        let (limit, graph, ends) = (Cell::new(NO_LIMIT), None, None);
+        Ok(Arena { driver, at, bytes, call: None, limit, graph, ends, weights })
     }
 
     /// Forgets the captured step, and with it what its operands have room for.
@@ -46,7 +54,7 @@ impl<D: Driver> Arena<D> {
 
     /// Where kernels find their operands.
     pub(super) fn frame(&self) -> Frame<'_> {
-        Frame::new(self.at, self.bytes, self.calls(), self.call, &self.limit)
+        Frame::new(self.at, self.bytes, self.calls(), self.call, &self.limit, self.weights.runs())
     }
 
     /// Where the numbers of the current call lie.

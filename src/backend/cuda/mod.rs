@@ -4,12 +4,14 @@
 //!   device and on an emulator
 //! * `device` a device behind the driver of this machine, with the feature `cuda`; everything else is there without it
 //! * [`MODULES`] the kernels; the driver compiles them for the device it has
+//! * `memory` arenas, and `weights` what they read of the file
 //! * `args` the kernels' arguments, `launch` what an op hands to the driver; then a file per family of ops, with the
 //!   stem of its kernels' file
 //!
 //! This file holds the trait's methods, one per op, each a line or two; hence its length.
 //!
-//! Weights are copied once, as they lie in the file, when the back end is made; nothing is repacked. Values of the loop
+//! Weights are copied as they lie in the file, those of a program when it is bound; nothing is repacked. They stay for as
+//! long as something bound to them does, so a text encoder's need not be there beside the denoiser's. Values of the loop
 //! that the packer did not mark as wide are f16, statistics and sums f32. A step of a sampling run is captured as a
 //! graph on its first use and replayed from then on; its kernels find the current model call in device memory.
 
@@ -35,6 +37,7 @@ mod round;
 mod sampler;
 mod sizing;
 mod vector_quantize;
+mod weights;
 
 mod modules {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
@@ -43,10 +46,11 @@ mod modules {
 pub use memory::Arena;
 pub use modules::MODULES;
 pub use sizing::CudaSizing;
+pub use weights::{DeviceTensor, Weights};
 
 use super::args::*;
 use super::cost::Ceilings;
-use super::{Backend, Call, Clock, MemoryRules};
+use super::{Backend, Call, Clock, Footprint, MemoryRules};
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use driver::Driver;
@@ -56,12 +60,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use zerocopy::IntoBytes;
 
-/// A CUDA device with the weights of one file.
+/// A CUDA device for the programs of one file.
 pub struct Cuda<'m, D: Driver> {
     driver: Rc<D>,
-    /// The file's tensors, here and on the device.
+    /// The file's tensors.
     data: &'m [u8],
-    weights: u64,
     narrow: Element,
     kernels: RefCell<Kernels<D>>,
     /// While ops are only to tell what kernels they need, with their dynamic shared memory: what they told.
@@ -70,53 +73,18 @@ pub struct Cuda<'m, D: Driver> {
     fault: RefCell<Option<Error>>,
 }
 
-/// A tensor, and the device address of its first byte: all of it lies in the copy of the file.
-#[derive(Clone, Copy)]
-pub struct DeviceTensor<'a> {
-    view: TensorView<'a>,
-    at: u64,
-}
-
-impl<'a> DeviceTensor<'a> {
-    /// As it lies in the file.
-    pub fn view(&self) -> TensorView<'a> {
-        self.view
-    }
-
-    /// The device address of a plain tensor of at least `len` elements.
-    ///
-    /// # Panics
-    /// If it has fewer, or is one of codes: a bug of the caller.
-    fn elements(&self, len: usize) -> u64 {
-        let have = match self.view {
-            TensorView::F32(v) => v.len(),
-            TensorView::F16(v) => v.len(),
-            TensorView::Codes(_) => 0,
-        };
-        assert!(len <= have, "{len} elements of a plain tensor that has {have}");
-        self.at
-    }
-}
-
 impl<'m, D: Driver> Cuda<'m, D> {
-    /// A back end for the tensors `data` of one file: copies them to the device. Values that may be narrow are stored as
-    /// `narrow`: [`Element::F16`], or [`Element::F32`] for comparisons.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the device has not enough memory.
-    pub fn new(driver: D, data: &'m [u8], narrow: Element) -> Result<Self> {
-        let weights = driver.alloc(data.len().max(1))?;
-        let cuda = Cuda {
+    /// A back end for the tensors `data` of one file, of which nothing is on the device yet. Values that may be narrow are
+    /// stored as `narrow`: [`Element::F16`], or [`Element::F32`] for comparisons.
+    pub fn new(driver: D, data: &'m [u8], narrow: Element) -> Self {
+        Cuda {
             driver: Rc::new(driver),
             data,
-            weights,
             narrow,
             kernels: RefCell::new(Kernels::new(MODULES)),
             wanted: RefCell::default(),
             fault: RefCell::new(None),
-        };
-        cuda.driver.upload_weights(weights, data)?;
-        Ok(cuda)
+        }
     }
 
     /// The driver.
@@ -162,12 +130,6 @@ impl<'m, D: Driver> Cuda<'m, D> {
     }
 }
 
-impl<D: Driver> Drop for Cuda<'_, D> {
-    fn drop(&mut self) {
-        self.driver.free(self.weights);
-    }
-}
-
 impl<D: Driver> MemoryRules for Cuda<'_, D> {
     fn narrow(&self) -> Element {
         self.narrow
@@ -180,11 +142,16 @@ impl<D: Driver> MemoryRules for Cuda<'_, D> {
     fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
         CudaSizing { narrow: self.narrow }.workspace(op)
     }
+
+    fn footprint(&self, arena: usize, weights: usize) -> Footprint {
+        CudaSizing { narrow: self.narrow }.footprint(arena, weights)
+    }
 }
 
 impl<D: Driver> Backend for Cuda<'_, D> {
     type Arena = Arena<D>;
     type Weight<'a> = DeviceTensor<'a>;
+    type Weights = Rc<Weights<D>>;
     type Mark = D::Event;
 
     fn name(&self) -> String {
@@ -195,32 +162,21 @@ impl<D: Driver> Backend for Cuda<'_, D> {
         probe::measure(&*self.driver, &mut self.kernels.borrow_mut()).map(Some)
     }
 
-    fn arena(&self, bytes: usize) -> Result<Arena<D>> {
-        Arena::new(self.driver.clone(), bytes)
-    }
-
-    fn check_memory(&self, bytes: usize) -> Result<()> {
-        let (needed, free) = (memory::allocation(bytes), self.driver.memory()?.free);
-        if needed > free {
-            let expected =
-                format!("{needed} bytes free beside the weights; make fewer images at a time, or smaller ones");
-            return Err(Error::device_memory("device memory", expected, format!("{free} bytes")));
-        }
-        Ok(())
+    fn free_memory(&self) -> Result<Option<usize>> {
+        self.driver.memory().map(|memory| Some(memory.free))
     }
 
     fn weight<'a>(&self, tensor: TensorView<'a>) -> Result<DeviceTensor<'a>> {
-        let (first, bytes) = match &tensor {
-            TensorView::F32(v) => (v.as_ptr().addr(), size_of_val(*v)),
-            TensorView::F16(v) => (v.as_ptr().addr(), size_of_val(*v)),
-            TensorView::Codes(m) => (m.planes[0].as_ptr().addr(), m.layout.blobs().total),
-        };
-        let inside = |at: &usize| at.checked_add(bytes).is_some_and(|end| end <= self.data.len());
-        let offset = first.checked_sub(self.data.as_ptr().addr()).filter(inside);
-        let Some(offset) = offset else {
-            return Err(Error::request("tensor", "one of the file whose weights the device has", "another"));
-        };
-        Ok(DeviceTensor { view: tensor, at: self.weights + offset as u64 })
+        let other = || Error::request("tensor", "one of the file that the device is used for", "another");
+        DeviceTensor::find(tensor, self.data).ok_or_else(other)
+    }
+
+    fn ready(&self, tensors: &[DeviceTensor<'_>]) -> Result<Rc<Weights<D>>> {
+        Weights::upload(self.driver.clone(), self.data, tensors).map(Rc::new)
+    }
+
+    fn arena(&self, bytes: usize, weights: &Rc<Weights<D>>) -> Result<Arena<D>> {
+        Arena::new(self.driver.clone(), bytes, weights.clone())
     }
 
     /// An op's memory is in the arena.

@@ -128,7 +128,7 @@ pub fn quantize(
     let (variant, teams) = row_variant(args.x.cols);
     let kernel = |entry| Kernel { module: MODULES[variant], entry };
     if let Some(factors) = factors {
-        let (y, factors) = (quantize_to(frame, &args.y, None), factors.elements(args.x.cols));
+        let (y, factors) = (quantize_to(frame, &args.y, None), frame.elements(factors, args.x.cols));
         let grid = [args.x.rows.div_ceil(teams) as u32, 1, 1];
         let args = TurnedArgs { calls, x, y, factors, block: args.block as u32, pad: 0 };
         let kernel = kernel("quantize_turned");

@@ -1,22 +1,14 @@
 //! How much memory runs take, known without a device.
 
 use super::{memory, norm, quantize, round};
-use crate::backend::MemoryRules;
 use crate::backend::args::{Element, OpArgs};
+use crate::backend::{Footprint, MemoryRules};
 
 /// What the back end needs, known without a device.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaSizing {
     /// How values that may be narrow are stored.
     pub narrow: Element,
-}
-
-impl CudaSizing {
-    /// Bytes of device memory for a file with `data` bytes of tensors and programs with arenas of at most `arena`: all that
-    /// the back end allocates. The driver takes some beside it, for its context, compiled kernels and recorded steps.
-    pub fn device_bytes(data: usize, arena: usize) -> usize {
-        data + memory::allocation(arena)
-    }
 }
 
 impl MemoryRules for CudaSizing {
@@ -53,5 +45,11 @@ impl MemoryRules for CudaSizing {
             | OpArgs::RelativeBias { .. }
             | OpArgs::Patch(_) => 0,
         }
+    }
+
+    /// All that the back end allocates. The driver takes some beside it, for its context, compiled kernels and recorded
+    /// steps.
+    fn footprint(&self, arena: usize, weights: usize) -> Footprint {
+        Footprint { arena: memory::allocation(arena), weights }
     }
 }

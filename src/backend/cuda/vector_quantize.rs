@@ -29,7 +29,7 @@ pub fn vector_quantize(
         calls: frame.calls,
         x: frame.floats(&args.x),
         y: frame.floats(&args.y),
-        table: table.elements(args.x.cols),
+        table: frame.elements(table, args.x.cols),
         table_rows: (elements.len() / args.x.cols) as u32,
         pad: 0,
     };

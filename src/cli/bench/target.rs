@@ -7,7 +7,7 @@ use aquatint::pipeline::{Plans, Prompts, Request, TABLE_BYTES};
 use aquatint::raw::backend::Backend;
 use aquatint::raw::backend::args::{Conv2dArgs, Input, LinearArgs, OpArgs};
 use aquatint::raw::exec::{Executor, Moment, PromptInputs};
-use aquatint::raw::plan::Binding;
+use aquatint::raw::plan::{Binding, Plan};
 use aquatint::raw::program::{CurveAxis, Dims, InputKind, Phases, Program, Role};
 use aquatint::raw::rng::FastRng;
 use aquatint::{Error, Result};
@@ -20,6 +20,7 @@ const LAST_TIMESTEP: f32 = 1000.0;
 /// A bound program, called as one run would call it.
 pub(super) struct Target<'m, B: Backend> {
     executor: Executor<'m, B>,
+    upload: f64,
     bind: f64,
     shares: Vec<f64>,
 }
@@ -39,8 +40,13 @@ impl<'m, B: Backend> Target<'m, B> {
         let dims = dims(model, role, batch);
         let phases = model.packed().program(role)?.phases.count();
         let shape = Binding { dims, calls: calls * phases, table_bytes: TABLE_BYTES, reserve: 0 };
+        let plan = Plan::of_role(backend, model.packed(), role, &shape)?;
         let begin = Instant::now();
-        let mut executor = Executor::new(backend, model.packed(), role, shape)?;
+        let weights = plan.ready(backend, model.packed())?;
+        backend.wait()?;
+        let upload = begin.elapsed().as_secs_f64();
+        let begin = Instant::now();
+        let mut executor = Executor::bind(backend, model.packed(), plan, &weights)?;
         let bind = begin.elapsed().as_secs_f64();
         fill(&mut executor, model, dims)?;
         let phases = &executor.program().phases;
@@ -48,7 +54,12 @@ impl<'m, B: Backend> Target<'m, B> {
         let moments: Vec<Moment> = of_calls.map(|(i, phase)| moment(phases, phase, i, calls)).collect();
         let shares = shares(backend, model, phases, role)?;
         executor.set_moments(moments.into_iter())?;
-        Ok(Self { executor, bind, shares })
+        Ok(Self { executor, upload, bind, shares })
+    }
+
+    /// Seconds that the weights took to get to where ops read them.
+    pub(super) fn upload(&self) -> f64 {
+        self.upload
     }
 
     /// Seconds that binding took.

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 /// Times of one program.
 pub(super) struct Times {
+    /// What copying the weights to the device took.
+    pub(super) upload: f64,
     pub(super) bind: f64,
     /// By phase; one where a program has none.
     pub(super) phases: Vec<PhaseTimes>,
@@ -100,16 +102,17 @@ impl Times {
             all.iter().map(|(op, w)| (op, json!({ "operations": w.operations, "bytes": w.bytes }))).collect();
         let phases = (self.phases.len() > 1).then(|| self.phases.iter().map(PhaseTimes::json).collect::<Vec<_>>());
         json!({
-            "bind": self.bind, "first": self.phases[0].first, "median": self.median(), "best": self.best(),
+            "upload": self.upload, "bind": self.bind, "first": self.phases[0].first, "median": self.median(), "best": self.best(),
             "ops": ops, "work": work, "mark": self.phases[0].mark, "phases": phases,
         })
     }
 
-    /// Prints them; `ahead`: whether ops' times hold those of marks.
+    /// Prints them; `ahead`: whether they are a device's, whose ops' times hold those of marks.
     pub(super) fn print(&self, what: &str, axis: &str, ahead: bool) {
         let PhaseTimes { first, calls, mark, .. } = &self.phases[0];
+        let upload = if ahead { format!("weights to the device {:.2} ms, ", self.upload * 1e3) } else { String::new() };
         say(format_args!(
-            "{what}: median {:.2} ms, best {:.2} ms of {}; bind {:.2} ms, first call {:.2} ms",
+            "{what}: median {:.2} ms, best {:.2} ms of {}; {upload}bind {:.2} ms, first call {:.2} ms",
             self.median() * 1e3,
             self.best() * 1e3,
             calls.len(),

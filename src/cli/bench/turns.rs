@@ -44,8 +44,8 @@ pub(super) fn run(bench: &Bench, choice: Choice) -> Result<()> {
     match choice {
         Choice::Cpu(tier) => with_backends(bench, &packed, &packed.iter().map(|_| Cpu::new(tier)).collect::<Vec<_>>()),
         Choice::Cuda(index) => {
-            let upload = |packed| Cuda::new(device::Device::open(index)?, Packed::data(packed), Element::F16);
-            with_backends(bench, &packed, &packed.iter().map(upload).collect::<Result<Vec<_>>>()?)
+            let device = |packed| Ok(Cuda::new(device::Device::open(index)?, Packed::data(packed), Element::F16));
+            with_backends(bench, &packed, &packed.iter().map(device).collect::<Result<Vec<_>>>()?)
         }
     }
 }
