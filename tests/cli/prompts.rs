@@ -44,6 +44,23 @@ fn prompts_make_pictures_that_say_so() {
     assert!(cut.code == Some(0) && cut.err.starts_with("warning: the prompt is longer"), "{}", cut.err);
 }
 
+/// On a CUDA device a run takes as much as its largest program, which need not be there to be planned for.
+#[test]
+fn memory_of_a_device_is_that_of_the_largest_program() {
+    let dir = &directory("prompts-memory");
+    let told = |device: &str| json(dir, &["info", model(), "--device", device, "--json"]);
+    let (cpu, cuda) = (told("cpu"), told("cuda"));
+    assert!(cpu["memory"]["device_bytes"].is_null() && cpu["memory"]["device_program"].is_null());
+    let memory = |field: &str| cuda["memory"][field].as_u64().expect("a number");
+    assert_eq!(cuda["memory"]["device_program"], "denoiser");
+    // Its arena and its weights, which are not all: there are two text encoders, a refiner and an autoencoder.
+    let all = cuda["weight_bytes"].as_u64().expect("a number");
+    assert!(memory("denoiser_arena") < memory("device_bytes") && memory("device_bytes") < all, "{cuda:#}");
+    let text = works(dir, &["info", model(), "--device", "cuda"]);
+    let line = text.lines().find(|line| line.starts_with("memory of the CUDA device: ")).expect("a line");
+    assert!(line.ends_with(" of it weights, for the denoiser"), "{line}");
+}
+
 #[test]
 fn features_take_the_place_of_texts() {
     let dir = &directory("prompts-features");
