@@ -219,11 +219,9 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
 
     /// Refuses plans of which one does not fit the memory, before anything is bound.
     pub(super) fn check_memory(&mut self, plans: &Plans) -> Result<()> {
-        let bound = |bound: &[Executor<'m, B>], plan: &Plan| {
-            bound.iter().any(|e| e.plan().role == plan.role && e.plan().binding == plan.binding)
-        };
         for plan in plans.all() {
-            if !bound(&self.bound, plan) {
+            let bound = |e: &Executor<'m, B>| e.plan().role == plan.role && e.plan().binding == plan.binding;
+            if !self.bound.iter().any(bound) {
                 self.make_room(plan)?;
             }
         }

@@ -12,6 +12,7 @@ use crate::pass::{self, Starts};
 use crate::quantize::{CodebookType, Method};
 use crate::recipe::{Change, Decision, Recipe, Requests, Store, Treatment};
 use crate::reconstruct::Reconstruction;
+use crate::source::SourceFile;
 use crate::source::diffusers::Model;
 use crate::weight::{Step, Weight, Weights};
 use aquatint::raw::codec::Bits;
@@ -170,7 +171,7 @@ pub fn coded_layers(options: &Options) -> Result<Coded> {
         layers,
         activation_ranges: recipe.activation_ranges,
         pipeline,
-        sources: model.sources.iter().map(|s| s.meta.clone()).collect(),
+        sources: model.sources.iter().map(SourceFile::meta).collect(),
     })
 }
 

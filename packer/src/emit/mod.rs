@@ -40,6 +40,7 @@ use crate::pass::{self, AttentionGrid, Layer, Split, Starts};
 use crate::quantize::Pruning;
 use crate::recipe::Recipe;
 use crate::reconstruct::Reconstruction;
+use crate::source::SourceFile;
 use crate::source::diffusers::Model;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -165,7 +166,7 @@ impl Packing {
         if let Some(timed) = &timed {
             timed.vary(options, &mut phases, (weights, &mut recipe))?;
         }
-        let sources: Vec<_> = self.model.sources.iter().map(|s| s.meta.clone()).collect();
+        let sources: Vec<_> = self.model.sources.iter().map(SourceFile::meta).collect();
         let open = |path: &PathBuf| Known::open(path, (&self.pipeline, &sources), programs, weights, &mut recipe);
         let mut known = options.calibration.as_ref().map(open).transpose()?;
         let trained = options.import.as_ref().map(|path| Reconstruction::open(path)).transpose()?.flatten();
@@ -209,8 +210,7 @@ impl Packing {
         for (name, bytes) in &self.files {
             self.writer.bytes(name, bytes)?;
         }
-        let sources = &self.model.sources;
-        let source_bytes = sources.iter().filter(|s| s.weights).map(|s| s.meta.bytes).sum();
+        let source_bytes = self.model.sources.iter().filter(|s| s.weights).map(|s| s.bytes).sum();
         let sampler = &self.pipeline.sampler;
         let replaced = |other: &String| format!("{other} is not run here; {} takes its place", sampler.kind);
         let notes = sampler.replaces.iter().map(replaced).chain(transformed);
@@ -226,7 +226,7 @@ impl Packing {
                 calibration: known.map(Known::meta).transpose()?,
                 layers: layers.iter().map(|line| line.meta.clone()).collect(),
             },
-            sources: sources.iter().map(|s| s.meta.clone()).collect(),
+            sources,
             aliases: self.weights.iter().filter(|w| !w.copies.is_empty()).map(aliases).collect(),
             steps: steps.map(|w| (w.name(), w.steps.clone())).collect(),
             made: self.weights.iter().filter(|w| w.is_made() || w.phase.is_some()).map(Weight::name).collect(),

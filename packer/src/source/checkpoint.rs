@@ -130,8 +130,9 @@ impl Checkpoint {
             }
             self.tensors.insert(key, Place { file: self.maps.len(), view, source: None, scale: None });
         }
-        sources.push(SourceFile::of(relative.to_owned(), &map, true));
-        self.maps.push(Arc::new(map));
+        let map = Arc::new(map);
+        sources.push(SourceFile::of_weights(relative.to_owned(), map.clone()));
+        self.maps.push(map);
         Ok(())
     }
 

@@ -264,9 +264,9 @@ impl Model {
         let unet = refiner.components.into_iter().find(|c| c.name == "unet");
         self.components.extend(unet.map(|component| Component { name: REFINER.to_owned(), ..component }));
         // Or the one file that holds everything.
-        let of_unet = |s: &SourceFile| s.meta.file.starts_with("unet/") || s.weights && !s.meta.file.contains('/');
+        let of_unet = |s: &SourceFile| s.file.starts_with("unet/") || s.weights && !s.file.contains('/');
         for mut source in refiner.sources.into_iter().filter(of_unet) {
-            source.meta.file = format!("{REFINER}/{}", source.meta.file);
+            source.file = format!("{REFINER}/{}", source.file);
             self.sources.push(source);
         }
         Ok(self)

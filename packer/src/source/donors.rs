@@ -189,7 +189,7 @@ fn configured(
 /// Records files of another model as of the network `name`.
 fn record(model: &mut Model, sources: Vec<SourceFile>, name: &str) {
     for mut source in sources {
-        source.meta.file = format!("{name}/{}", source.meta.file.trim_start_matches("./"));
+        source.file = format!("{name}/{}", source.file.trim_start_matches("./"));
         model.sources.push(source);
     }
 }

@@ -1,7 +1,7 @@
 //! Reading models as others publish them: directories, weights, configurations.
 //!
 //! [`layout`] knows how published files name the tensors of a network, so that nothing after it needs to; what a network
-//! computes is known to [`crate::lower`] only. Every file that is read is recorded with its size and hash.
+//! computes is known to [`crate::lower`] only. Every file that is read is recorded, for its size and hash.
 
 pub mod checkpoint;
 pub mod diffusers;
@@ -23,24 +23,50 @@ pub use numbers::first_non_finite;
 
 use aquatint::error::{Error, Result};
 use aquatint::raw::format::meta::SourceMeta;
+use aquatint::raw::mmap::FileBytes;
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// A file that was read.
 #[derive(Clone, Debug)]
 pub struct SourceFile {
-    /// Path below the model directory, size and hash.
-    pub meta: SourceMeta,
+    /// Path below the model directory.
+    pub file: String,
+    /// Size.
+    pub bytes: u64,
     /// Whether it holds weights.
     pub weights: bool,
+    hash: Hash,
+}
+
+/// The hash of a file, or what it is of.
+#[derive(Clone, Debug)]
+enum Hash {
+    Known(u128),
+    Of(Arc<FileBytes>),
 }
 
 impl SourceFile {
-    /// The record of a file whose contents are `bytes`; `file` is its path below the model directory.
-    pub fn of(file: String, bytes: &[u8], weights: bool) -> Self {
-        let meta = SourceMeta { file, bytes: bytes.len() as u64, xxh3: format!("{:032x}", xxh3_128(bytes)) };
-        SourceFile { meta, weights }
+    /// The record of a file without weights whose contents are `bytes`; `file` is its path below the model directory.
+    pub fn of(file: String, bytes: &[u8]) -> Self {
+        SourceFile { file, bytes: bytes.len() as u64, weights: false, hash: Hash::Known(xxh3_128(bytes)) }
+    }
+
+    /// The record of a mapped file of weights. They are not read before [`meta`](Self::meta) wants their hash, so that what is
+    /// wrong with a model is told at once.
+    pub fn of_weights(file: String, map: Arc<FileBytes>) -> Self {
+        SourceFile { file, bytes: map.len() as u64, weights: true, hash: Hash::Of(map) }
+    }
+
+    /// Path, size and hash, for which all of the file is read.
+    pub fn meta(&self) -> SourceMeta {
+        let hash = match &self.hash {
+            Hash::Known(hash) => *hash,
+            Hash::Of(map) => xxh3_128(map),
+        };
+        SourceMeta { file: self.file.clone(), bytes: self.bytes, xxh3: format!("{hash:032x}") }
     }
 }
 
@@ -63,6 +89,6 @@ pub fn read_json<T: DeserializeOwned>(root: &Path, relative: &str, sources: &mut
     let place = || path.display().to_string();
     let text = text::decode(&bytes).map_err(|e| Error::request(place(), "a JSON object", e))?;
     let value = text::json(&text).map_err(|e| Error::request(place(), "a JSON object", e))?;
-    sources.push(SourceFile::of(relative.to_owned(), &bytes, false));
+    sources.push(SourceFile::of(relative.to_owned(), &bytes));
     Ok(value)
 }

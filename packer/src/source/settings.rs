@@ -214,7 +214,7 @@ pub fn of_companion(path: &Path, overrules: &Overrules, sources: &mut Vec<Source
     let Some(params) = yaml.pointer("/model/params").filter(|params| params.is_object()) else {
         return Ok(Companion::default());
     };
-    sources.push(SourceFile::of(file.clone(), &bytes, false));
+    sources.push(SourceFile::of(file.clone(), &bytes));
     let mut companion = Companion::default();
     let by = |field: &str| format!("{file}: {field}");
     if overrules.prediction.is_none()

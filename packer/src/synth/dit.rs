@@ -1,11 +1,10 @@
 //! DiT pipelines.
 
-use super::{SILU_ENERGY, class, normal, object, undo_patches, write_json};
+use super::{SILU_ENERGY, WriteFile, class, normal, object, undo_patches, write_halves, write_json};
 use crate::error::Result;
 use crate::lower::{DENOISER, VAE, dit, vae};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
-use crate::weights::{self, Float};
 use aquatint::raw::whole_file::WholeDirectory;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -107,6 +106,11 @@ impl Architecture {
     /// # Errors
     /// As those of [`WholeDirectory`], and what the system says about writing. Nothing is left behind.
     pub fn write(&self, dir: &Path, seed: u64) -> Result<()> {
+        self.write_with(dir, seed, &mut write_halves)
+    }
+
+    /// The same, but for who writes the weights.
+    pub(super) fn write_with(&self, dir: &Path, seed: u64, files: &mut WriteFile<'_>) -> Result<()> {
         let directory = WholeDirectory::create(dir)?;
         let at = directory.temporary();
         let index = json!({
@@ -136,7 +140,7 @@ impl Architecture {
             let list = self.list(component)?;
             let names: Vec<_> = list.iter().map(|t| (t.key.clone(), t.dims.clone())).collect();
             let file = folder.join("diffusion_pytorch_model.safetensors");
-            weights::write(&file, &names, Float::F16, &mut |i| Ok(self.values(component, &list[i], seed)))?;
+            files(&file, &names, &mut |i| Ok(self.values(component, &list[i], seed)))?;
         }
         Ok(directory.commit()?)
     }

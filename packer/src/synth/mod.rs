@@ -17,6 +17,7 @@ pub use dit::Architecture;
 use crate::error::Result;
 use crate::source::diffusers::Object;
 use crate::source::layout::{Published, known};
+use crate::weights::{self, Float};
 use aquatint::error::Error;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -69,13 +70,31 @@ impl SynthModel {
     /// [`Error::Request`] if there is something at `output`; [`Error::Io`] if it cannot be written. Nothing is left
     /// behind.
     pub fn write(self, output: &Path, seed: u64) -> Result<()> {
+        self.write_with(output, seed, &mut write_halves)
+    }
+
+    /// The same, but for who writes the weights.
+    fn write_with(self, output: &Path, seed: u64, files: &mut WriteFile<'_>) -> Result<()> {
         match self {
-            SynthModel::Dit(size) => Architecture::dit_xl_2(size).write(output, seed),
-            SynthModel::Directory(published) => published::write_directory(&published(), output, seed),
-            SynthModel::File(published) => published::write_file(&published(), output, seed),
-            SynthModel::T5Xxl => t5::write(&t5::xxl(), output, seed),
+            SynthModel::Dit(size) => Architecture::dit_xl_2(size).write_with(output, seed, files),
+            SynthModel::Directory(published) => published::write_directory(&published(), output, seed, files),
+            SynthModel::File(published) => published::write_file(&published(), output, seed, files),
+            SynthModel::T5Xxl => t5::write(&t5::xxl(), output, seed, files),
         }
     }
+}
+
+/// Writes a file of weights: names and axes, and who gives the elements of each by its number.
+type WriteFile<'a> =
+    dyn FnMut(&Path, &[(String, Vec<usize>)], &mut dyn FnMut(usize) -> Result<Vec<f32>>) -> Result<()> + 'a;
+
+/// Writes weights as f16.
+fn write_halves(
+    file: &Path,
+    tensors: &[(String, Vec<usize>)],
+    values: &mut dyn FnMut(usize) -> Result<Vec<f32>>,
+) -> Result<()> {
+    weights::write(file, tensors, Float::F16, values)
 }
 
 /// `count` nearly normal numbers of mean 0 and variance 1, by name and seed: sums of four 16-bit uniforms, each taken
@@ -134,6 +153,9 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     fs::write(path, text).map_err(Error::io("write", path))?;
     Ok(())
 }
+
+#[cfg(all(test, unix))]
+mod hollow;
 
 #[cfg(test)]
 mod tests {

@@ -1,10 +1,9 @@
 //! Published models, as [`known`](crate::source::layout::known) lists them.
 
-use super::{SILU_ENERGY, normal, t5, tokenizer, undo_patches, write_json};
+use super::{SILU_ENERGY, WriteFile, normal, t5, tokenizer, undo_patches, write_json};
 use crate::error::Result;
 use crate::source::layout::{Entry, Member, Published};
 use crate::source::view::Part;
-use crate::weights::{self, Float};
 use aquatint::raw::whole_file::WholeDirectory;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -20,8 +19,8 @@ const OUTER_TAPS: f32 = 0.25;
 /// Regression coefficient of `silu(x)` on a standard normal `x`.
 const SILU_SLOPE: f32 = 0.5;
 
-/// Writes the diffusers directory `dir`, which must not exist or be empty. Weights are f16.
-pub(super) fn write_directory(published: &Published, dir: &Path, seed: u64) -> Result<()> {
+/// Writes the diffusers directory `dir`, which must not exist or be empty; weights by `files`.
+pub(super) fn write_directory(published: &Published, dir: &Path, seed: u64, files: &mut WriteFile<'_>) -> Result<()> {
     let directory = WholeDirectory::create(dir)?;
     let at = directory.temporary();
     write_json(&at.join("model_index.json"), &Value::Object(published.index.clone()))?;
@@ -33,7 +32,7 @@ pub(super) fn write_directory(published: &Published, dir: &Path, seed: u64) -> R
         let tensors: Vec<_> = member.entries.iter().map(|e| (e.key.clone(), e.dims.clone())).collect();
         let file = folder.join(format!("{stem}.safetensors"));
         let drawn = Drawn::new(member, seed);
-        weights::write(&file, &tensors, Float::F16, &mut |i| Ok(drawn.values(&tensors[i].0, &tensors[i].1)))?;
+        files(&file, &tensors, &mut |i| Ok(drawn.values(&tensors[i].0, &tensors[i].1)))?;
     }
     if published.index.get("text_encoder").is_some_and(|v| v[1] == "T5EncoderModel") {
         // Its text encoder is thrice as large as all the rest and the same for all, so only what it is is written.
@@ -47,8 +46,8 @@ pub(super) fn write_directory(published: &Published, dir: &Path, seed: u64) -> R
     Ok(directory.commit()?)
 }
 
-/// Writes the model to the safetensors file `path` in its authors' layout. Weights are f16.
-pub(super) fn write_file(published: &Published, path: &Path, seed: u64) -> Result<()> {
+/// Writes the model to the safetensors file `path` in its authors' layout, by `files`.
+pub(super) fn write_file(published: &Published, path: &Path, seed: u64, files: &mut WriteFile<'_>) -> Result<()> {
     let mut tensors = published.file();
     // Those that are whole have the values of a directory's; fused ones are drawn under their own name.
     let mut whole: BTreeMap<&str, (&Member, &Entry)> = BTreeMap::new();
@@ -63,7 +62,7 @@ pub(super) fn write_file(published: &Published, path: &Path, seed: u64) -> Resul
     if factor.is_some() {
         tensors.push(("scale_factor".into(), Vec::new()));
     }
-    weights::write(path, &tensors, Float::F16, &mut |i| {
+    files(path, &tensors, &mut |i| {
         let (name, dims) = &tensors[i];
         Ok(match (whole.get(&name[..]), factor) {
             (Some((member, entry)), _) => Drawn::new(member, seed).values(&entry.key, &entry.dims),

@@ -1,11 +1,10 @@
 //! T5's encoder and its tokenizer alone, as pipelines have them.
 
-use super::{normal, object, sentence_piece, write_json};
+use super::{WriteFile, normal, object, sentence_piece, write_json};
 use crate::error::Result;
 use crate::lower::{TEXT_ENCODERS, t5};
 use crate::source::diffusers::Object;
 use crate::weight::Weights;
-use crate::weights::{self, Float};
 use aquatint::raw::program::Role;
 use aquatint::raw::whole_file::WholeDirectory;
 use serde_json::{Value, json};
@@ -49,11 +48,11 @@ pub(super) fn write_configuration(config: &Object, at: &Path) -> Result<()> {
     sentence_piece::write(&at.join(tokenizer))
 }
 
-/// Writes a directory of the encoder alone to `dir`, which must not exist or be empty. Weights are f16.
+/// Writes a directory of the encoder alone to `dir`, which must not exist or be empty; weights by `files`.
 ///
 /// # Errors
 /// As those of [`WholeDirectory`], and what the system says about writing. Nothing is left behind.
-pub(super) fn write(config: &Object, dir: &Path, seed: u64) -> Result<()> {
+pub(super) fn write(config: &Object, dir: &Path, seed: u64, files: &mut WriteFile<'_>) -> Result<()> {
     let directory = WholeDirectory::create(dir)?;
     let at = directory.temporary();
     let [(folder, tokenizer), _] = TEXT_ENCODERS;
@@ -63,7 +62,7 @@ pub(super) fn write(config: &Object, dir: &Path, seed: u64) -> Result<()> {
     let list = list(config)?;
     let tensors: Vec<_> = list.iter().map(|(key, dims, _)| (key.clone(), dims.clone())).collect();
     let head = config["d_kv"].as_f64().unwrap_or(1.0) as f32;
-    weights::write(&at.join(folder).join("model.safetensors"), &tensors, Float::F16, &mut |i| {
+    files(&at.join(folder).join("model.safetensors"), &tensors, &mut |i| {
         let (_, dims, key) = &list[i];
         let mut x = normal(key, seed, dims.iter().product());
         let unit = (dims[1..].iter().product::<usize>() as f32).sqrt().recip();

@@ -70,7 +70,7 @@ fn a_directory_takes_what_it_lacks_from_another() {
         refused(Model::open(&copy), &["a folder vae", "or another model's by --vae MODEL", "got none"]);
         for donor in ["", "vae", "vae/diffusion_pytorch_model.safetensors"].map(|d| whole.join(d)) {
             let model = open_with(&copy, &donors(Some(donor.clone()), &[])).unwrap_or_else(|e| panic!("{e}"));
-            let files: Vec<_> = model.sources.iter().map(|s| s.meta.file.clone()).collect();
+            let files: Vec<_> = model.sources.iter().map(|s| s.file.clone()).collect();
             assert!(files.contains(&"vae/config.json".into()), "{files:?}");
             assert!(files.contains(&"vae/diffusion_pytorch_model.safetensors".into()), "{files:?}");
             assert!(contents(model) == expected, "{donor:?}");

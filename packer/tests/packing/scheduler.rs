@@ -21,8 +21,8 @@ fn a_file_with_pythons_infinity_is_read() {
     let config = Config::from_diffusers(&model.scheduler).unwrap();
     assert_eq!((config.kind, config.use_karras_sigmas), (SamplerKind::DpmSolverPp2S, true));
     // What is recorded is the file itself.
-    let source = model.sources.iter().find(|s| s.meta.file.ends_with("scheduler_config.json")).unwrap();
-    assert_eq!(source.meta.bytes, text.len() as u64);
+    let source = model.sources.iter().find(|s| s.file.ends_with("scheduler_config.json")).unwrap();
+    assert_eq!(source.bytes, text.len() as u64);
 
     // Without spaces, and behind a byte-order mark.
     let path = copy.join("scheduler/scheduler_config.json");

@@ -114,7 +114,7 @@ fn a_companion_is_read_whole_or_refused() {
         (&model.scheduler["beta_end"], &model.decided_by["beta_end"][..]),
         (&json!(0.013), "sd.yaml: linear_end")
     );
-    assert!(model.sources.iter().any(|s| s.meta.file == "sd.yaml" && !s.weights));
+    assert!(model.sources.iter().any(|s| s.file == "sd.yaml" && !s.weights));
     with("0.18215", "0.5");
     assert_eq!(Model::open(&file).unwrap().component("vae").config["scaling_factor"], json!(0.5));
     for (from, to, words) in [

@@ -59,7 +59,7 @@ fn published_and_saved_tokenizers_make_the_tokens_of_transformers() {
         assert_eq!(file.vocabulary, 49408 + added, "{name}");
         let files = fs::read_dir(scratch.0.join(FOLDER)).unwrap().count();
         assert_eq!(sources.len(), files, "{name}: every file is on record");
-        assert!(sources.iter().all(|s| s.meta.file.starts_with("tokenizer/") && !s.weights));
+        assert!(sources.iter().all(|s| s.file.starts_with("tokenizer/") && !s.weights));
         let tokenizer = Tokenizer::new(&file.json).unwrap();
         for pair in case["ids"].as_array().unwrap() {
             let text = pair[0].as_str().unwrap();

@@ -207,17 +207,17 @@ pub fn open_sora_16_512() -> Published {
 
 /// Latte-1 of Ma et al. 2024 for 16 frames of 512 pixels, as diffusers has it, with its autoencoder and without a text encoder.
 pub fn latte_directory() -> Published {
-    pipeline::interleaved_transformer(&Latte { frame: pixart(), frames: 16 }).in_directory(&kl_f8())
+    pipeline::interleaved_transformer(&Latte { frame: pixart(), frames: 16 }).in_directory(&kl_f8()).captioned()
 }
 
 /// PixArt-alpha for 512 pixels as diffusers has it, with its autoencoder and without a text encoder.
 pub fn pixart_alpha_512_directory() -> Published {
-    pixart_alpha_512().in_directory(&kl_f8())
+    pixart_alpha_512().in_directory(&kl_f8()).captioned()
 }
 
 /// PixArt-Sigma for 1024 pixels as diffusers has it, with its autoencoder and without a text encoder.
 pub fn pixart_sigma_1024_directory() -> Published {
-    pixart_sigma_1024().in_directory(&vae_xl())
+    pixart_sigma_1024().in_directory(&vae_xl()).captioned()
 }
 
 fn pixart() -> Pixart {

@@ -112,8 +112,8 @@ impl Published {
         }
     }
 
-    /// A PixArt as diffusers has it: with this autoencoder, a text encoder that is not described here, and without the caption
-    /// for none.
+    /// A transformer that reads texts as diffusers has it: with this autoencoder, without the caption for none, and without text
+    /// encoders.
     pub(super) fn in_directory(mut self, vae: &Autoencoder) -> Self {
         for member in &mut self.members {
             member.entries.retain(|entry| entry.key != NULL_CAPTION);
@@ -122,6 +122,11 @@ impl Published {
         let vae = first_stage(vae);
         self.index.insert(vae.name.into(), json!([vae.library, vae.class]));
         self.members.push(vae);
+        self
+    }
+
+    /// The same that names T5 as its text encoder, which is not among the members.
+    pub(super) fn captioned(self) -> Self {
         self.with("text_encoder", json!(["transformers", "T5EncoderModel"]))
             .with("tokenizer", json!(["transformers", "T5Tokenizer"]))
     }

@@ -129,7 +129,7 @@ impl Folder<'_> {
     fn bytes(&mut self, file: &str) -> Result<Vec<u8>> {
         let path = self.path(file);
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        self.sources.push(SourceFile::of(self.place(file), &bytes, false));
+        self.sources.push(SourceFile::of(self.place(file), &bytes));
         Ok(bytes)
     }
 
