@@ -165,6 +165,30 @@ fn random_configurations_are_kept_and_learned_from() {
     archive("14");
     assert!(fs::read(own.join("cache.pkl")).expect("written") == fs::read(own.join("whole.pkl")).expect("written"));
     assert!(first.len() < fs::metadata(own.join("whole.pkl")).expect("there").len() as usize);
+    for part in ["0", "1"] {
+        let name = format!("part-{part}.pkl");
+        let shard = format!("{part}/2");
+        let args = [
+            "archive",
+            "s.json",
+            "--choices",
+            "choices.aqt",
+            "-o",
+            &name,
+            "--num-archs",
+            "14",
+            "--shard",
+            &shard,
+            "-q",
+        ];
+        assert!(run(&own, &args).status.success());
+    }
+    let joined =
+        ["archive", "s.json", "--merge", "part-1.pkl", "part-0.pkl", "-o", "joined.pkl", "--num-archs", "14", "-q"];
+    assert!(run(&own, &joined).status.success());
+    assert!(fs::read(own.join("joined.pkl")).expect("written") == fs::read(own.join("whole.pkl")).expect("written"));
+    let half = refused(&["archive", "s.json", "--merge", "part-1.pkl", "-o", "no.pkl", "--num-archs", "14"]);
+    assert!(half.contains("merge: expected 14 configurations, got none of the numbers 0, 1, 2, 3, 4, 5, 6"), "{half}");
     let seed = refused(&[
         "archive",
         "s.json",
@@ -177,7 +201,7 @@ fn random_configurations_are_kept_and_learned_from() {
         "--seed",
         "7",
     ]);
-    assert!(seed.contains("whole.pkl: expected configurations of this seed and these bounds"), "{seed}");
+    assert!(seed.contains("whole.pkl: expected configurations of this seed, these bounds and this part"), "{seed}");
 
     let learned = json(&["search", "whole.pkl", "--budget", "3.4bit", "-o", "learned.toml", "--json"]);
     assert!(learned["bits"].as_f64().expect("a number") <= 3.4, "{learned}");

@@ -1,15 +1,17 @@
 //! `packer archive sensitivity.json --choices choices.aqt --num-archs 500 -o quant_cache.pkl`.
 
 use super::Rules;
-use super::measuring::Measuring;
+use super::measuring::{Measured, Measuring};
 use crate::cli::pack::bar;
 use crate::cli::say_line;
+use crate::cli::shard::ShardArgs;
 use crate::error::Result;
-use crate::search::cache;
 use crate::search::contest::{self, Additivity};
 use crate::search::random::Distribution;
+use crate::search::{Problem, cache};
 use aquatint::Error;
 use aquatint::raw::whole_file::{self, check_target};
+use aquatint::shard::Shard;
 use aquatint_evaluation::stats::Estimate;
 use clap::Args;
 use std::io::Write;
@@ -37,6 +39,11 @@ pub(in crate::cli) struct Archive {
     rules: Rules,
     #[command(flatten)]
     measuring: Measuring,
+    #[command(flatten)]
+    shard: ShardArgs,
+    /// Join the caches of all parts instead.
+    #[arg(long, value_name = "CACHE.pkl", num_args = 1.., conflicts_with = "choices")]
+    merge: Vec<PathBuf>,
     /// The cache to write, after every configuration; what is in it already is not measured again.
     #[arg(short, long, value_name = "quant_cache.pkl")]
     output: PathBuf,
@@ -54,30 +61,12 @@ impl Archive {
             return Err(Error::request("a-l and a-u", expected, format!("{} and {}", self.a_l, self.a_u)).into());
         }
         let measured = self.measuring.open(&self.file, &self.rules)?;
-        let (trials, problem) = (measured.trials()?, &measured.problem);
+        let problem = &measured.problem;
         let distribution = Distribution { bounds: [self.a_l, self.a_u], seed: self.seed };
-        let mut archive = contest::Archive::default();
-        if self.output.exists() {
-            let origin = self.output.display().to_string();
-            archive = contest::Archive::of(&origin, &cache::read(&self.output)?, problem)?;
-            let drawn = |(i, assignment): (usize, &Vec<usize>)| distribution.draw(problem, i as u64) == *assignment;
-            if let Some(number) = archive.assignments.iter().enumerate().position(|known| !drawn(known)) {
-                let expected = "configurations of this seed and these bounds; without the file one begins anew";
-                return Err(Error::request(origin, expected, format!("others, number {number} first")).into());
-            }
-        }
-        let meter = measured.meter(trials, self.quiet)?;
-        let errors = trials.weight_errors(problem);
-        let bar = bar(self.quiet);
-        bar.set_length(self.num_archs as u64);
-        bar.set_message("configurations");
-        let filled = archive.fill((problem, &meter), distribution, self.num_archs, &mut |archive| {
-            bar.set_position(archive.errors.len() as u64);
-            let bytes = cache::encode(&archive.entries(problem, &errors));
-            Ok(whole_file::write(&self.output, |file| file.write_all(&bytes))?)
-        });
-        bar.finish_and_clear();
-        filled?;
+        let archive = match self.merge.is_empty() {
+            true => self.measure(&measured, distribution)?,
+            false => self.join(problem, distribution)?,
+        };
         if !self.quiet {
             say_line(format!("{}: {} configurations", self.output.display(), archive.errors.len()));
             if let Some(Additivity { rank_correlation, median_ratio, .. }) = Additivity::new(problem, &archive) {
@@ -89,5 +78,48 @@ impl Archive {
             }
         }
         Ok(())
+    }
+
+    /// Measures what is not there yet.
+    fn measure(&self, measured: &Measured, distribution: Distribution) -> Result<contest::Archive> {
+        let (trials, problem) = (measured.trials()?, &measured.problem);
+        let shard = self.shard.chosen(self.quiet)?.unwrap_or(Shard::WHOLE);
+        let numbers = shard.range(self.num_archs);
+        let mut archive = contest::Archive::default();
+        if self.output.exists() {
+            let origin = self.output.display().to_string();
+            archive = contest::Archive::of(&origin, &cache::read(&self.output)?, problem)?;
+            archive.check(&origin, problem, distribution, shard.range(self.num_archs.max(archive.numbers.len())))?;
+        }
+        let meter = measured.meter(trials, self.quiet)?;
+        let errors = trials.weight_errors(problem);
+        let bar = bar(self.quiet);
+        bar.set_length(numbers.len() as u64);
+        bar.set_message("configurations");
+        let filled = archive.fill((problem, &meter), distribution, numbers, &mut |archive| {
+            bar.set_position(archive.errors.len() as u64);
+            let bytes = cache::encode(&archive.entries(problem, &errors));
+            Ok(whole_file::write(&self.output, |file| file.write_all(&bytes))?)
+        });
+        bar.finish_and_clear();
+        filled.map(|()| archive)
+    }
+
+    /// Joins the caches of all parts: the entries as they are.
+    fn join(&self, problem: &Problem, distribution: Distribution) -> Result<contest::Archive> {
+        let (mut parts, mut entries) = (Vec::new(), Vec::new());
+        for path in &self.merge {
+            let (origin, own) = (path.display().to_string(), cache::read(path)?);
+            let part = contest::Archive::of(&origin, &own, problem)?;
+            let first = part.numbers.first().copied().unwrap_or(0);
+            part.check(&origin, problem, distribution, first..first + part.numbers.len())?;
+            entries.extend(part.numbers.iter().copied().zip(own));
+            parts.push(part);
+        }
+        let archive = contest::Archive::join(parts, self.num_archs)?;
+        entries.sort_by_key(|(number, _)| *number);
+        let entries: Vec<_> = entries.into_iter().map(|(_, entry)| entry).collect();
+        whole_file::write(&self.output, |file| file.write_all(&cache::encode(&entries)))?;
+        Ok(archive)
     }
 }
