@@ -26,9 +26,11 @@
 //! f64, in a fixed order, and random draws are functions of counters: the report is the same for any number of threads.
 #![deny(unsafe_code, missing_docs)]
 
+mod arrays;
 mod baseline;
 mod batch;
 mod calls;
+mod figures;
 mod fit;
 mod measured;
 pub mod pictures;

@@ -1,14 +1,13 @@
 //! What a comparison found, as JSON has it.
 
 use crate::batch::Made;
-use crate::calls::BRANCHES;
+use crate::figures::Figures;
 use crate::fit;
-use crate::measured::{Measured, summary};
-use crate::pictures::psnr;
+use crate::measured::Measured;
 use crate::protocol::Protocol;
 use crate::run::File;
-use crate::score::{Mark, Scorer, Spread};
-use crate::stats::{Bootstrapped, Estimate, mcnemar, newcombe, wilson};
+use crate::score::{Mark, Scorer};
+use crate::stats::{Estimate, Figure, mcnemar, newcombe, wilson};
 use aquatint::Request;
 use serde::{Serialize, Serializer};
 
@@ -94,7 +93,9 @@ impl Conditions {
 ///   its square, of both branches of guidance together; `eps_conditional`, `eps_unconditional`, `eps_guided` of each;
 /// * `latents_median`, `_mean`, `_p90`: relative error of an image's final latents; `latents_psnr_median`, `_mean`, `_p10`
 ///   their signal-to-noise ratio in dB;
-/// * `psnr_median`.. and `ssim_median`, `_mean`, `_p10` of images decoded by the reference's decoder.
+/// * `psnr_median`.. and `ssim_median`, `_mean`, `_p10` of images decoded by the reference's decoder;
+/// * `kid`: squared kernel distance of features of scored images from those of true ones, as it is, not times 1000;
+/// * `inception_score` of all scored images together.
 #[derive(Clone, Debug, Serialize)]
 pub struct FileReport {
     /// Its name.
@@ -103,7 +104,7 @@ pub struct FileReport {
     pub bytes: u64,
     /// Average bits of its weights, as its META counts them.
     pub average_bits: f64,
-    /// Figures by name; none of the reference's.
+    /// Figures by name; of the reference those that need no other file.
     #[serde(serialize_with = "as_map")]
     pub figures: Vec<(&'static str, Estimate)>,
     /// Relative errors of each call; none of the reference's.
@@ -113,6 +114,8 @@ pub struct FileReport {
     pub reads: Vec<(&'static str, Share)>,
     /// Distance of the features of its images from those of true ones.
     pub frechet: Option<Frechet>,
+    /// Figures as other programs have them.
+    pub conventional: Conventional,
     /// Differences from the reference, from the file before it if that is another one, and from those that the protocol pairs it with.
     pub comparisons: Vec<Comparison>,
 }
@@ -154,6 +157,16 @@ pub struct Frechet {
     pub bias: f64,
     /// Without that.
     pub corrected: Estimate,
+}
+
+/// Figures as torch-fidelity works them out, for comparison with what was published: mean and deviation over its own draws, which
+/// tell less of chance than the intervals of `kid` and `inception_score` do.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Conventional {
+    /// Kernel distance over 100 subsets of 1000 images; none of fewer.
+    pub kid: Option<[f64; 2]>,
+    /// Inception score over 10 parts.
+    pub inception_score: Option<[f64; 2]>,
 }
 
 /// Differences from another file, image by image.
@@ -205,12 +218,6 @@ fn as_map<T: Serialize, S: Serializer>(list: &[(&'static str, T)], to: S) -> Res
     to.collect_map(list.iter().map(|(name, value)| (name, value)))
 }
 
-/// Statistics of a file, resampled.
-struct Resampled {
-    figures: Vec<(&'static str, Bootstrapped)>,
-    spread: Option<Spread>,
-}
-
 /// Makes the report of what was measured.
 pub(crate) fn report<D: AsRef<[u8]>>(
     files: &[File<'_, D>],
@@ -220,20 +227,16 @@ pub(crate) fn report<D: AsRef<[u8]>>(
     protocol: &Protocol,
 ) -> Report {
     let range = conditions.latents_range[1] - conditions.latents_range[0];
-    let resampled: Vec<_> = measured.iter().map(|m| Resampled::new(m, range, scorer, protocol)).collect();
+    let figures: Vec<_> = measured.iter().map(|m| Figures::new(m, range, scorer, protocol)).collect();
     let criteria = scorer.map(|scorer| scorer.criteria(protocol)).unwrap_or_default();
     let reports = (0..files.len()).map(|i| {
         let compare = |other: usize| {
             let reads = criteria.iter().enumerate();
             Comparison {
                 with: files[other].name.clone(),
-                figures: differences(&resampled[i].figures, &resampled[other].figures),
+                figures: differences(&figures[i].named, &figures[other].named),
                 reads: reads.map(|(k, &name)| (name, paired(&measured[i].marks, &measured[other].marks, k))).collect(),
-                frechet: resampled[i]
-                    .spread
-                    .as_ref()
-                    .zip(resampled[other].spread.as_ref())
-                    .map(|(a, b)| a.minus(b).into()),
+                frechet: figures[i].spread.as_ref().zip(figures[other].spread.as_ref()).map(|(a, b)| a.minus(b).into()),
             }
         };
         // The file before the second is the reference.
@@ -244,56 +247,28 @@ pub(crate) fn report<D: AsRef<[u8]>>(
             name: files[i].name.clone(),
             bytes: files[i].model.packed().as_bytes().len() as u64,
             average_bits: files[i].model.meta().quantization.average_bits,
-            figures: resampled[i].figures.iter().map(|(name, figure)| (*name, figure.percentile())).collect(),
+            figures: figures[i].named.iter().map(|(name, figure)| (*name, figure.estimate())).collect(),
             curve: curve(&measured[i], &conditions),
             reads: criteria.iter().enumerate().map(|(k, &name)| (name, share(&measured[i].marks, k))).collect(),
-            frechet: resampled[i].spread.as_ref().map(|spread| Frechet {
-                raw: spread.distance.value,
+            conventional: figures[i].conventional,
+            frechet: figures[i].spread.as_ref().map(|spread| Frechet {
+                raw: spread.distance.value(),
                 bias: spread.bias,
                 corrected: spread.corrected(),
             }),
             comparisons: others.map(compare).collect(),
         }
     });
-    Report { files: reports.collect(), notes: fit::notes(files), conditions }
-}
-
-impl Resampled {
-    fn new(measured: &Measured, range: f64, scorer: Option<&Scorer>, protocol: &Protocol) -> Self {
-        let mut figures = Vec::new();
-        if let Some(calls) = &measured.calls {
-            let names = ["eps", "eps_conditional", "eps_unconditional", "eps_guided"];
-            let branches = if calls.guided() { 1 + BRANCHES.len() } else { 1 };
-            figures.extend(names.into_iter().zip(calls.root_mean_square(protocol.resamples)).take(branches));
-        }
-        let mut add = |names: [&'static str; 3], values: Option<Vec<f64>>, tail: f64| {
-            if let Some(values) = values.filter(|values| !values.is_empty()) {
-                figures.extend(names.into_iter().zip(summary(&values, tail, protocol.resamples)));
-            }
-        };
-        let (latents, pictures) = (&measured.latents, &measured.pictures);
-        let relative = latents.iter().map(|e| e.relative).collect();
-        add(["latents_median", "latents_mean", "latents_p90"], Some(relative), 0.9);
-        let ratios = latents.iter().map(|e| psnr(e.mean_square, range)).collect();
-        add(["latents_psnr_median", "latents_psnr_mean", "latents_psnr_p10"], Some(ratios), 0.1);
-        let ratios = pictures.iter().map(|e| psnr(e.mean_square, 1.0)).collect();
-        add(["psnr_median", "psnr_mean", "psnr_p10"], Some(ratios), 0.1);
-        add(["ssim_median", "ssim_mean", "ssim_p10"], pictures.iter().map(|e| e.ssim).collect(), 0.1);
-        let features: Vec<f32> = measured.marks.iter().flat_map(|mark| &mark.features).copied().collect();
-        let spread =
-            scorer.and_then(Scorer::reference).map(|true_ones| true_ones.spread(&features, protocol.frechet_resamples));
-        Resampled { figures, spread }
-    }
+    let mut notes = fit::notes(files);
+    notes.extend(scorer.map(|scorer| scorer.notes(protocol.scored)).unwrap_or_default());
+    Report { files: reports.collect(), notes, conditions }
 }
 
 /// Differences of the figures of two files that both have.
-fn differences(
-    ours: &[(&'static str, Bootstrapped)],
-    others: &[(&'static str, Bootstrapped)],
-) -> Vec<(&'static str, Difference)> {
+fn differences(ours: &[(&'static str, Figure)], others: &[(&'static str, Figure)]) -> Vec<(&'static str, Difference)> {
     let pairs = ours.iter().filter_map(|(name, our)| {
         let (_, other) = others.iter().find(|(other, _)| other == name)?;
-        Some((*name, our.minus(other).percentile().into()))
+        Some((*name, our.minus(other).estimate().into()))
     });
     pairs.collect()
 }

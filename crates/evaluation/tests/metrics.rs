@@ -1,9 +1,9 @@
 //! Figures and statistics against scipy, scikit-image and numpy; see fixtures/make_metrics.py.
 
 use aquatint_evaluation::pictures::{mean_square, psnr, ssim};
-use aquatint_evaluation::score::{Attributes, COLOURS, Captions, Classifier, Gaussian, bias, read_colours};
+use aquatint_evaluation::score::{Attributes, COLOURS, Captions, Classifier, Gaussian, Reference, bias, read_colours};
 use aquatint_evaluation::stats::{
-    Bootstrapped, Estimate, Z95, bootstrap, draw, mcnemar, newcombe, quantile, symmetric, wilson,
+    Bootstrapped, Estimate, Figure, Z95, bootstrap, draw, eigenvalues, mcnemar, newcombe, quantile, symmetric, wilson,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -115,6 +115,9 @@ fn eigenvalues_are_lapacks_and_vectors_belong_to_them() {
         for (got, expected) in values.iter().zip(&expected) {
             assert!((got - expected).abs() <= 1e-12 * scale, "{name}: {got} is not {expected}");
         }
+        let mut alone = eigenvalues(matrix.clone(), n);
+        alone.sort_by(f64::total_cmp);
+        assert_eq!(alone, values, "{name}: the same without vectors");
         for (value, vector) in eigen.values.iter().zip(eigen.vectors.chunks_exact(n)) {
             close(vector.iter().map(|v| v * v).sum(), 1.0, 1e-12);
             for (row, v) in matrix.chunks_exact(n).zip(vector) {
@@ -132,12 +135,14 @@ fn distances_of_distributions_are_scipys() {
     let (features, dims) = floats("features");
     let wide = |name: &str| floats(name).0.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
     let gaussian = Gaussian::of(wide("mean"), &wide("covariance"));
+    let features: Vec<f64> = features.iter().map(|&v| f64::from(v)).collect();
     let spread = gaussian.spread(&features, 200);
-    close(spread.distance.value, of("features"), 1e-9);
+    let Figure::Bootstrap(distance) = &spread.distance else { panic!("small matrices are bootstrapped") };
+    close(distance.value, of("features"), 1e-9);
     assert_eq!(dims, [150, 12]);
     // Half of resamples would be below the value if resampling did not add the bias a second time.
-    let above = spread.distance.resampled.iter().filter(|&&v| v > spread.distance.value).count();
-    assert!(above > 110, "{above} of 200 are above {}", spread.distance.value);
+    let above = distance.resampled.iter().filter(|&&v| v > distance.value).count();
+    assert!(above > 110, "{above} of 200 are above {}", distance.value);
     let corrected = spread.corrected();
     assert!(corrected.low < corrected.value && corrected.value < corrected.high, "{corrected:?}");
 
@@ -148,7 +153,8 @@ fn distances_of_distributions_are_scipys() {
         data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
     };
     let (mean, mut covariance) = (stored("mean"), stored("covariance"));
-    let gaussian = Gaussian::new("reference", &letters, 96).expect("the letters' features");
+    let reference = Reference::new("reference", &letters, 96).expect("the letters' features");
+    let gaussian = reference.gaussian();
     close(gaussian.distance(&mean, &covariance), 0.0, 1e-6);
     let shifted: Vec<f64> = mean.iter().map(|v| v + 0.25).collect();
     covariance.iter_mut().for_each(|v| *v *= 1.3);
@@ -228,9 +234,9 @@ fn classifiers_of_wrong_shapes_are_named() {
     }
     assert!(Classifier::new("c", b"no file").is_err());
     let features = file(&[("mean", vec![6]), ("covariance", vec![6, 5])]);
-    let error = Gaussian::new("f", &features, 6).expect_err("no square").to_string();
-    assert_eq!(error, "f: tensor `covariance`: expected [6, 6], got [6, 5]");
-    assert!(Gaussian::new("f", &features, 7).is_err(), "of another classifier");
+    let Err(error) = Reference::new("f", &features, 6) else { panic!("no square") };
+    assert_eq!(error.to_string(), "f: `covariance`: expected [6, 6], got [6, 5]");
+    assert!(Reference::new("f", &features, 7).is_err(), "of another classifier");
 }
 
 #[test]

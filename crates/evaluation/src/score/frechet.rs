@@ -1,104 +1,118 @@
 //! The Fréchet distance of two normal distributions (Dowson and Landau 1982; of features, Heusel et al. 2017).
+//!
+//! `tr (A B)^(1/2)` is the sum of the roots of the eigenvalues of `F B F'`, where `F' F = A`: symmetric, and as small as the
+//! rank of `A`. Of rows `X` of features, centred, those of `F X' X F'` are those of `(X F')(X F')'` too: as small as the number of
+//! pictures.
 
-use super::tensors::Tensors;
-use crate::stats::{Bootstrapped, Estimate, bootstrap, symmetric};
-use aquatint::{Error, Result};
+use crate::stats::{Estimate, Figure, Jackknifed, bootstrap, eigenvalues, symmetric, times_transposed, transposed};
 
-/// Mean and covariance of true pictures' features, and the root of the covariance.
+/// Smaller eigenproblems are solved for each of the bootstrap's resamples; larger ones, which take seconds, for the jackknife.
+const SMALL: usize = 256;
+/// Share of the largest eigenvalue below which one is rounding.
+const ROUNDING: f64 = 1e-13;
+
+/// A normal distribution of `d` features.
 #[derive(Clone, Debug)]
 pub struct Gaussian {
     mean: Vec<f64>,
     trace: f64,
-    /// The symmetric root of the covariance, `(d, d)`.
-    root: Vec<f64>,
+    /// `F` `(rank, d)`, of which `F' F` is the covariance.
+    factor: Vec<f64>,
+    /// The least eigenvalue of the covariance.
+    least: f64,
 }
 
 /// The distance of the features of so many pictures from those of true ones.
 #[derive(Clone, Debug)]
 pub struct Spread {
     /// The distance, resampled over pictures.
-    pub distance: Bootstrapped,
+    pub distance: Figure,
     /// What it is expected to be with so few pictures, to first order, if there were no distance at all.
     pub bias: f64,
 }
 
 impl Gaussian {
-    /// Reads `mean` `(d)` and `covariance` `(d, d)` of a safetensors file for `d` features; messages call it `source`.
+    /// The distribution of this mean `(d)` and covariance `(d, d)`; what is below zero of the covariance is left out.
     ///
-    /// # Errors
-    /// [`Error::Request`] if they are missing, have other shapes, or make no covariance.
-    pub fn new(source: &str, bytes: &[u8], d: usize) -> Result<Self> {
-        let tensors = Tensors::new(source, bytes)?;
-        let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<f64>>();
-        let mean = wide(tensors.shaped("mean", &[d])?);
-        let covariance = wide(tensors.shaped("covariance", &[d, d])?);
-        let largest = covariance.iter().fold(0.0f64, |most, v| most.max(v.abs()));
-        let uneven = |i: usize, j: usize| (covariance[i * d + j] - covariance[j * d + i]).abs() > 1e-4 * largest;
-        if let Some((i, j)) = (0..d).flat_map(|i| (0..i).map(move |j| (i, j))).find(|&(i, j)| uneven(i, j)) {
-            return Err(tensors.wrong(
-                "covariance",
-                "a symmetric matrix",
-                format!("other numbers at {i}, {j} and {j}, {i}"),
-            ));
-        }
-        let gaussian = Self::of(mean, &covariance);
-        // What rounding to f32 may have left below zero.
-        let least = symmetric(covariance, d).values.into_iter().fold(0.0, f64::min);
-        if least < -1e-4 * gaussian.trace.abs() {
-            return Err(Error::request(format!("{source}: tensor `covariance`"), "no negative eigenvalue", least));
-        }
-        Ok(gaussian)
-    }
-
-    /// The distribution of this mean `(d)` and covariance `(d, d)`.
+    /// # Panics
+    /// If the covariance has not `d * d` elements.
     pub fn of(mean: Vec<f64>, covariance: &[f64]) -> Self {
         let d = mean.len();
         let eigen = symmetric(covariance.to_vec(), d);
-        let mut root = vec![0.0; d * d];
-        for (value, vector) in eigen.values.iter().zip(eigen.vectors.chunks_exact(d)) {
-            let value = value.max(0.0).sqrt();
-            for (row, &v) in root.chunks_exact_mut(d).zip(vector) {
-                row.iter_mut().zip(vector).for_each(|(out, &w)| *out += value * v * w);
-            }
-        }
-        Gaussian { mean, trace: (0..d).map(|i| covariance[i * d + i]).sum(), root }
+        let [least, largest] = eigen.values.iter().fold([0.0f64; 2], |[least, most], v| [least.min(*v), most.max(*v)]);
+        let vectors = eigen.values.iter().zip(eigen.vectors.chunks_exact(d));
+        let vectors = vectors.filter(|(value, _)| **value > ROUNDING * largest);
+        let factor = vectors.flat_map(|(value, vector)| vector.iter().map(|v| v * value.sqrt())).collect();
+        Gaussian { mean, trace: (0..d).map(|i| covariance[i * d + i]).sum(), factor, least }
+    }
+
+    /// The distribution of features `(n, d)`, n at least 2: their mean, and their covariance by n - 1.
+    pub fn of_features(features: &[f64], d: usize) -> Self {
+        let all: Vec<usize> = (0..features.len() / d).collect();
+        let (mean, centred) = centred(features, &all, d);
+        let columns = transposed(&centred, d);
+        let mut covariance = times_transposed(&columns, &columns, all.len());
+        covariance.iter_mut().for_each(|v| *v /= (all.len() - 1) as f64);
+        Self::of(mean, &covariance)
     }
 
     /// Features.
-    fn features(&self) -> usize {
+    pub fn features(&self) -> usize {
         self.mean.len()
     }
 
-    /// The distance of the distribution with this mean and covariance.
+    /// Dimensions that the distribution has any extent in.
+    pub fn rank(&self) -> usize {
+        self.factor.len() / self.features()
+    }
+
+    /// How far the least eigenvalue is below zero, as a share of the trace; no covariance has one there.
+    pub fn below_zero(&self) -> f64 {
+        if self.trace == 0.0 { -self.least } else { -self.least / self.trace.abs() }
+    }
+
+    /// The distance of the distribution with this mean `(d)` and covariance `(d, d)`.
     pub fn distance(&self, mean: &[f64], covariance: &[f64]) -> f64 {
-        self.distance_in(&self.root, mean, covariance)
-    }
-
-    /// The same, with the root turned to a basis in which the product below is nearly diagonal: less work.
-    fn distance_in(&self, root: &[f64], mean: &[f64], covariance: &[f64]) -> f64 {
         let d = self.features();
-        // tr (A B)^(1/2) is that of the symmetric root(A) B root(A), in any orthogonal basis.
-        let product = sandwich(root, covariance, d);
-        let cross: f64 = symmetric(product, d).values.iter().map(|v| v.max(0.0).sqrt()).sum();
-        let apart: f64 = mean.iter().zip(&self.mean).map(|(a, b)| (a - b) * (a - b)).sum();
+        let product = times_transposed(&times_transposed(&self.factor, covariance, d), &self.factor, d);
         let trace: f64 = (0..d).map(|i| covariance[i * d + i]).sum();
-        apart + trace + self.trace - 2.0 * cross
+        self.apart(mean) + trace + self.trace - 2.0 * roots(&eigenvalues(product, self.rank()))
     }
 
-    /// The distance of pictures with these features `(n, d)`, n at least 2.
-    pub fn spread(&self, features: &[f32], resamples: usize) -> Spread {
+    /// Squared distance of the means.
+    fn apart(&self, mean: &[f64]) -> f64 {
+        mean.iter().zip(&self.mean).map(|(a, b)| (a - b) * (a - b)).sum()
+    }
+
+    /// The distance of pictures with these features `(n, d)`, n at least 2: with the bootstrap where the matrices are small,
+    /// else with the jackknife.
+    pub fn spread(&self, features: &[f64], resamples: usize) -> Spread {
         let d = self.features();
-        let features: Vec<f64> = features.iter().map(|&v| f64::from(v)).collect();
         let n = features.len() / d;
         let all: Vec<usize> = (0..n).collect();
-        let (_, covariance) = moments(&features, &all, d);
-        let bias = bias(&symmetric(covariance.clone(), d).values, n);
-        let basis = symmetric(sandwich(&self.root, &covariance, d), d).vectors;
-        let root = multiply(&self.root, &transposed(&basis, d), d);
-        let [distance] = bootstrap(n, resamples, |images| {
-            let (mean, covariance) = moments(&features, images, d);
-            [self.distance_in(&root, &mean, &covariance)]
-        });
+        let (mean, centred) = centred(features, &all, d);
+        let bias = bias(&spectrum(&centred, &all, d), n);
+        let projected = times_transposed(&centred, &self.factor, d);
+        let squares: Vec<f64> = centred.chunks_exact(d).map(|row| row.iter().map(|v| v * v).sum()).collect();
+        // Of features less their mean, what is left of the mean and of the trace is small, and subtracts without loss.
+        let distance = |images: &[usize]| {
+            let count = images.len() as f64;
+            let mut moved = mean_of(&centred, images, d);
+            let sum: f64 = images.iter().map(|&image| squares[image]).sum();
+            let trace = (sum - count * moved.iter().map(|v| v * v).sum::<f64>()) / (count - 1.0);
+            moved.iter_mut().zip(&mean).for_each(|(moved, mean)| *moved += mean);
+            let cross = if self.rank() == 0 { 0.0 } else { roots(&spectrum(&projected, images, self.rank())) };
+            self.apart(&moved) + trace + self.trace - 2.0 * cross
+        };
+        let distance = if n.min(self.rank()) <= SMALL {
+            let [distance] = bootstrap(n, resamples, |images| [distance(images)]);
+            distance.into()
+        } else {
+            let without = |group: std::ops::Range<usize>| {
+                distance(&all.iter().copied().filter(|image| !group.contains(image)).collect::<Vec<_>>())
+            };
+            Jackknifed::new(n, distance(&all), without).into()
+        };
         Spread { distance, bias }
     }
 }
@@ -106,12 +120,12 @@ impl Gaussian {
 impl Spread {
     /// The distance less its bias.
     pub fn corrected(&self) -> Estimate {
-        self.distance.basic(self.bias)
+        self.distance.without(self.bias)
     }
 
     /// The difference of two corrected distances of the same images.
     pub fn minus(&self, other: &Self) -> Estimate {
-        self.distance.minus(&other.distance).basic(self.bias - other.bias)
+        self.distance.minus(&other.distance).without(self.bias - other.bias)
     }
 }
 
@@ -126,47 +140,39 @@ pub fn bias(values: &[f64], n: usize) -> f64 {
     (trace + (pairs + trace / 2.0) / 2.0) / n as f64
 }
 
-/// Mean and covariance (by n - 1) of the rows `images` of `features` `(n, d)`.
-fn moments(features: &[f64], images: &[usize], d: usize) -> (Vec<f64>, Vec<f64>) {
+/// Roots of eigenvalues, added up; rounding may have left some below zero.
+fn roots(values: &[f64]) -> f64 {
+    values.iter().map(|v| v.max(0.0).sqrt()).sum()
+}
+
+/// The mean of the rows `images` of `features` `(n, d)`.
+fn mean_of(features: &[f64], images: &[usize], d: usize) -> Vec<f64> {
     let mut mean = vec![0.0; d];
     for &image in images {
         mean.iter_mut().zip(&features[image * d..]).for_each(|(mean, v)| *mean += v);
     }
     mean.iter_mut().for_each(|mean| *mean /= images.len() as f64);
-    let mut covariance = vec![0.0; d * d];
-    let mut off = vec![0.0; d];
-    for &image in images {
-        off.iter_mut().zip(&features[image * d..]).zip(&mean).for_each(|((off, v), mean)| *off = v - mean);
-        for (i, &a) in off.iter().enumerate() {
-            covariance[i * d..][..=i].iter_mut().zip(&off).for_each(|(sum, b)| *sum += a * b);
-        }
-    }
-    for i in 0..d {
-        for j in 0..=i {
-            covariance[i * d + j] /= (images.len() - 1) as f64;
-            covariance[j * d + i] = covariance[i * d + j];
-        }
-    }
-    (mean, covariance)
+    mean
 }
 
-/// `(d, d)` times `(d, d)`.
-fn multiply(a: &[f64], b: &[f64], d: usize) -> Vec<f64> {
-    let mut out = vec![0.0; d * d];
-    for (row, out) in a.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
-        for (&x, b) in row.iter().zip(b.chunks_exact(d)) {
-            out.iter_mut().zip(b).for_each(|(out, b)| *out += x * b);
-        }
-    }
-    out
+/// The mean of the rows `images` of `features` `(n, d)`, and these rows less that.
+fn centred(features: &[f64], images: &[usize], d: usize) -> (Vec<f64>, Vec<f64>) {
+    let mean = mean_of(features, images, d);
+    let row = |&image: &usize| features[image * d..][..d].iter().zip(&mean).map(|(v, mean)| v - mean);
+    let rows = images.iter().flat_map(row).collect();
+    (mean, rows)
 }
 
-fn transposed(a: &[f64], d: usize) -> Vec<f64> {
-    (0..d * d).map(|at| a[at % d * d + at / d]).collect()
-}
-
-/// `A' B A`, made symmetric to the last bit.
-fn sandwich(a: &[f64], b: &[f64], d: usize) -> Vec<f64> {
-    let product = multiply(&transposed(a, d), &multiply(b, a, d), d);
-    (0..d * d).map(|at| (product[at] + product[at % d * d + at / d]) / 2.0).collect()
+/// The eigenvalues, but for some zeros, of the covariance of the rows `images` of `features` `(n, d)`.
+fn spectrum(features: &[f64], images: &[usize], d: usize) -> Vec<f64> {
+    let n = images.len();
+    let (_, rows) = centred(features, images, d);
+    let mut values = if n < d {
+        eigenvalues(times_transposed(&rows, &rows, d), n)
+    } else {
+        let columns = transposed(&rows, d);
+        eigenvalues(times_transposed(&columns, &columns, n), d)
+    };
+    values.iter_mut().for_each(|v| *v /= (n - 1) as f64);
+    values
 }

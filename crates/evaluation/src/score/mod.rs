@@ -4,12 +4,18 @@ mod captions;
 mod classifier;
 mod colours;
 mod frechet;
+mod inception_score;
+mod kernel;
+mod reference;
 mod tensors;
 
 pub use captions::{Attributes, Captions, STYLES};
 pub use classifier::Classifier;
 pub use colours::{COLOURS, Colours, read_colours};
 pub use frechet::{Gaussian, Spread, bias};
+pub use inception_score::Probabilities;
+pub use kernel::{KernelReference, SUBSET, SUBSETS};
+pub use reference::Reference;
 
 use crate::protocol::Protocol;
 use aquatint::{Error, Model, Result};
@@ -21,7 +27,7 @@ const LETTERS: usize = 26;
 /// Who reads pictures.
 pub struct Scorer {
     classifier: Classifier,
-    reference: Option<Gaussian>,
+    reference: Option<Reference>,
 }
 
 /// What is asked for of a picture.
@@ -40,6 +46,8 @@ pub struct Mark {
     pub right: Vec<bool>,
     /// The classifier's features.
     pub features: Vec<f32>,
+    /// Its outputs.
+    pub logits: Vec<f32>,
 }
 
 impl Scorer {
@@ -52,14 +60,33 @@ impl Scorer {
         let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
         let classifier = Classifier::new(&classifier.display().to_string(), &read(classifier)?)?;
         let reference = features
-            .map(|path| Gaussian::new(&path.display().to_string(), &read(path)?, classifier.features()))
+            .map(|path| Reference::new(&path.display().to_string(), &read(path)?, classifier.features()))
             .transpose()?;
         Ok(Scorer { classifier, reference })
     }
 
     /// The features of true pictures.
-    pub fn reference(&self) -> Option<&Gaussian> {
+    pub fn reference(&self) -> Option<&Reference> {
         self.reference.as_ref()
+    }
+
+    /// Classes whose probabilities make an Inception score.
+    pub(crate) fn inception_classes(&self) -> Option<usize> {
+        None
+    }
+
+    /// What people should know of distances of so many pictures' features.
+    pub(crate) fn notes(&self, pictures: usize) -> Vec<String> {
+        let Some(reference) = &self.reference else { return Vec::new() };
+        let d = reference.gaussian().features();
+        let few = (pictures <= d).then(|| {
+            format!(
+                "{pictures} images have a singular covariance of {d} features: their Fréchet distance is too large, and comparable \
+                 with those of as many images only; {} or more are usual",
+                5 * d
+            )
+        });
+        reference.note().map(str::to_owned).into_iter().chain(few).collect()
     }
 
     /// Refuses pictures that the classifier cannot read, and captions that do not say what there is to see.
@@ -130,7 +157,7 @@ impl Scorer {
                 [letter, colours[0], colours[1], letter && colours[0] && colours[1]].into_iter().chain(style).collect()
             }
         };
-        Mark { right, features }
+        Mark { right, features, logits }
     }
 }
 

@@ -3,12 +3,20 @@
 mod binomial;
 mod bootstrap;
 mod eigen;
+mod figure;
+mod jackknife;
+mod product;
 mod rank;
+mod shuffle;
 
 pub use binomial::{mcnemar, newcombe, wilson};
 pub use bootstrap::{Bootstrapped, bootstrap, draw};
-pub use eigen::{Eigen, symmetric};
+pub use eigen::{Eigen, eigenvalues, symmetric};
+pub use figure::Figure;
+pub use jackknife::{FEWEST, GROUPS, Jackknifed, group};
+pub use product::{times_transposed, transposed};
 pub use rank::{pearson, spearman};
+pub use shuffle::Shuffle;
 
 use serde::Serialize;
 

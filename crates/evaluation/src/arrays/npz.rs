@@ -1,0 +1,115 @@
+//! The zip archive of `numpy.savez` and `numpy.savez_compressed`: entries `NAME.npy`, stored or deflated, of less than 4 GiB
+//! together. Lengths and offsets are checked before they are used, contents against their check sums.
+
+use super::Fault;
+use flate2::read::DeflateDecoder;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io::Read;
+
+/// Bytes of the fixed parts of records, and their signatures.
+const LOCAL: (usize, u32) = (30, 0x0403_4b50);
+const CENTRAL: (usize, u32) = (46, 0x0201_4b50);
+const END: (usize, u32) = (22, 0x0605_4b50);
+/// Bytes of the longest comment at the end.
+const MOST_COMMENT: usize = 0xffff;
+
+/// An archive.
+pub(super) struct Npz<'a> {
+    entries: BTreeMap<&'a str, Entry<'a>>,
+}
+
+struct Entry<'a> {
+    packed: &'a [u8],
+    deflated: bool,
+    size: usize,
+    check: u32,
+}
+
+impl<'a> Npz<'a> {
+    /// The entries of an archive of these `bytes`; an error is what is wrong with it.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, String> {
+        let last = bytes.len().saturating_sub(END.0);
+        let ends = |&at: &usize| record(bytes, at, END).is_some();
+        let end = (last.saturating_sub(MOST_COMMENT)..=last).rev().find(ends);
+        let end = end.and_then(|at| record(bytes, at, END)).ok_or("no directory at its end; it is cut off")?;
+        let (count, start) = (uint(end, 10, 2), uint(end, 16, 4));
+        if count == 0xffff || start == 0xffff_ffff {
+            return Err("one of 4 GiB or more (zip64)".into());
+        }
+        let mut entries = BTreeMap::new();
+        let mut at = start;
+        for _ in 0..count {
+            let (name, entry, next) = entry(bytes, at)?;
+            entries.insert(name.strip_suffix(".npy").unwrap_or(name), entry);
+            at = next;
+        }
+        Ok(Npz { entries })
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The contents of `NAME.npy`.
+    pub fn read(&self, name: &str) -> Result<Cow<'a, [u8]>, Fault> {
+        let Some(entry) = self.entries.get(name) else {
+            let names: Vec<_> = self.entries.keys().map(|name| name.escape_debug().to_string()).collect();
+            return Err(("an array of this name".into(), format!("arrays {}", names.join(", "))));
+        };
+        let contents = if entry.deflated {
+            let mut contents = Vec::new();
+            // One byte more than is promised is enough to see that a promise is broken.
+            let most = entry.size as u64 + 1;
+            let read = DeflateDecoder::new(entry.packed).take(most).read_to_end(&mut contents);
+            read.map_err(|e| ("deflated bytes".to_owned(), e.to_string()))?;
+            Cow::Owned(contents)
+        } else {
+            Cow::Borrowed(entry.packed)
+        };
+        let mut check = flate2::Crc::new();
+        check.update(&contents);
+        if (contents.len(), check.sum()) != (entry.size, entry.check) {
+            let expected = format!("{} bytes of check sum {:08x}", entry.size, entry.check);
+            return Err((expected, format!("{} of {:08x}; the file is damaged", contents.len(), check.sum())));
+        }
+        Ok(contents)
+    }
+}
+
+/// The record of fixed length and signature `kind` at `at`, if it is there.
+fn record(bytes: &[u8], at: usize, kind: (usize, u32)) -> Option<&[u8]> {
+    let record = bytes.get(at..at.checked_add(kind.0)?)?;
+    (record[..4] == kind.1.to_le_bytes()).then_some(record)
+}
+
+/// The little-endian number of `n <= 4` bytes at `at` of a record.
+fn uint(record: &[u8], at: usize, n: usize) -> usize {
+    record[at..at + n].iter().rev().fold(0, |value, &b| value << 8 | usize::from(b))
+}
+
+/// The entry whose directory record is at `at`: its name, what it holds, and where the next record is.
+fn entry(bytes: &[u8], at: usize) -> Result<(&str, Entry<'_>, usize), String> {
+    let central = record(bytes, at, CENTRAL).ok_or_else(|| format!("no directory entry at byte {at}"))?;
+    let name_at = at + CENTRAL.0;
+    let extra_at = name_at + uint(central, 28, 2);
+    let next = extra_at + uint(central, 30, 2) + uint(central, 32, 2);
+    let name = bytes.get(name_at..extra_at).and_then(|name| std::str::from_utf8(name).ok());
+    let name = name.ok_or_else(|| format!("no name in UTF-8 at byte {name_at}"))?;
+    let wrong = |got: &str| format!("{got} in entry {}", name.escape_debug());
+    if uint(central, 8, 2) & 1 != 0 {
+        return Err(wrong("encrypted bytes"));
+    }
+    let deflated = match uint(central, 10, 2) {
+        0 => false,
+        8 => true,
+        method => return Err(wrong(&format!("compression method {method}"))),
+    };
+    let (packed, size, header) = (uint(central, 20, 4), uint(central, 24, 4), uint(central, 42, 4));
+    let local = record(bytes, header, LOCAL).ok_or_else(|| wrong("no header"))?;
+    // Its extra field is not the directory's, and tells where the contents begin.
+    let data = header + LOCAL.0 + uint(local, 26, 2) + uint(local, 28, 2);
+    let packed = bytes.get(data..data + packed).ok_or_else(|| wrong("too few bytes"))?;
+    let check = central[16..20].iter().rev().fold(0, |value, &b| value << 8 | u32::from(b));
+    Ok((name, Entry { packed, deflated, size, check }, next))
+}
