@@ -20,6 +20,7 @@
 //! * [`evaluate`] runs it: [`Protocol`] says with which images, [`Scorer`] who reads them, [`Report`] is what comes out
 //! * [`Baseline`] keeps what the reference made, for networks of which only single calls are compared
 //! * [`pictures`] PSNR and SSIM; [`score`] classifier, captions, colours, Fréchet distance
+//! * [`network`] Inception, with weights that the user has
 //! * [`stats`] bootstrap, binomial tests and intervals, eigenvalues
 //!
 //! Images are not kept: a batch is made, measured and dropped; sums, features and marks stay. Statistics are computed in
@@ -33,6 +34,7 @@ mod calls;
 mod figures;
 mod fit;
 mod measured;
+pub mod network;
 pub mod pictures;
 mod protocol;
 pub mod report;
