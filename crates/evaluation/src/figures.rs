@@ -26,7 +26,7 @@ impl Figures {
             figures.named.extend(names.into_iter().zip(means).take(branches));
         }
         figures.add_images(measured, range, protocol);
-        if let Some(scorer) = scorer {
+        if let Some(scorer) = scorer.filter(|_| !measured.marks.is_empty()) {
             figures.add_features(&measured.marks, scorer, protocol);
         }
         figures
@@ -48,13 +48,15 @@ impl Figures {
         let ratios = pictures.iter().map(|e| psnr(e.mean_square, 1.0)).collect();
         add(["psnr_median", "psnr_mean", "psnr_p10"], Some(ratios), 0.1);
         add(["ssim_median", "ssim_mean", "ssim_p10"], pictures.iter().map(|e| e.ssim).collect(), 0.1);
+        add(["lpips_median", "lpips_mean", "lpips_p90"], pictures.iter().map(|e| e.lpips).collect(), 0.9);
+        add(["clip_median", "clip_mean", "clip_p10"], measured.marks.iter().map(|mark| mark.clip).collect(), 0.1);
     }
 
     /// Adds what the features of all scored pictures tell together.
     fn add_features(&mut self, marks: &[Mark], scorer: &Scorer, protocol: &Protocol) {
         let wide = |mark: &Mark| mark.features.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
         let features: Vec<f64> = marks.iter().flat_map(wide).collect();
-        if let Some(reference) = scorer.reference() {
+        if let Some(reference) = scorer.reference.as_ref().filter(|_| !features.is_empty()) {
             self.spread = Some(reference.gaussian().spread(&features, protocol.frechet_resamples));
             if let Some(kernel) = reference.kernel().filter(|_| marks.len() >= FEWEST) {
                 self.named.push(("kid", kernel.distance(&features).into()));

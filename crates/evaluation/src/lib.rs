@@ -33,6 +33,7 @@ mod batch;
 mod calls;
 mod figures;
 mod fit;
+mod folders;
 mod measured;
 pub mod network;
 pub mod pictures;
@@ -43,6 +44,7 @@ pub mod score;
 pub mod stats;
 
 pub use baseline::Baseline;
+pub use folders::{Folder, evaluate_folders};
 pub use protocol::{BATCH, Calls, MOST_CALLS, Protocol, SEED};
 pub use report::Report;
 pub use run::{File, Progress, evaluate};

@@ -1,6 +1,7 @@
 //! What is kept of the images of a file: sums, features and marks.
 
 use crate::calls::CallErrors;
+use crate::network::Lpips;
 use crate::pictures::{mean_square, ssim};
 use crate::score::Mark;
 use crate::stats::{Bootstrapped, bootstrap, quantile};
@@ -12,7 +13,7 @@ pub(crate) struct Measured {
     pub calls: Option<CallErrors>,
     /// Errors of latents; none of the reference's.
     pub latents: Vec<LatentError>,
-    /// Errors of pictures; none of the reference's.
+    /// Errors of pictures; none of the reference's, and of folders whose pictures are not pairs.
     pub pictures: Vec<PictureError>,
     /// What was read in the pictures that are scored.
     pub marks: Vec<Mark>,
@@ -34,6 +35,8 @@ pub(crate) struct PictureError {
     pub mean_square: f64,
     /// Structural similarity; none for pictures smaller than its window.
     pub ssim: Option<f64>,
+    /// Perceptual distance, where there is a network for it.
+    pub lpips: Option<f64>,
 }
 
 impl LatentError {
@@ -48,8 +51,12 @@ impl LatentError {
 
 impl PictureError {
     /// The error of a picture.
-    pub fn new(reference: &[f32], other: &[f32], size: [usize; 2], channels: usize) -> Self {
-        PictureError { mean_square: mean_square(reference, other), ssim: ssim(reference, other, size, channels) }
+    pub fn new(reference: &[f32], other: &[f32], size: [usize; 2], channels: usize, lpips: Option<&Lpips>) -> Self {
+        PictureError {
+            mean_square: mean_square(reference, other),
+            ssim: ssim(reference, other, size, channels),
+            lpips: lpips.map(|lpips| lpips.distance(&lpips.see(reference, size), &lpips.see(other, size))),
+        }
     }
 }
 

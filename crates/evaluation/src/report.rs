@@ -2,10 +2,8 @@
 
 use crate::batch::Made;
 use crate::figures::Figures;
-use crate::fit;
 use crate::measured::Measured;
 use crate::protocol::Protocol;
-use crate::run::File;
 use crate::score::{Mark, Scorer};
 use crate::stats::{Estimate, Figure, mcnemar, newcombe, wilson};
 use aquatint::Request;
@@ -27,10 +25,22 @@ pub struct Report {
 pub struct Conditions {
     /// Name of the reference.
     pub reference: String,
-    /// Images whose calls, latents and pixels were compared.
+    /// Images whose calls, latents and pixels were compared; of folders, those of the reference.
     pub images: usize,
     /// Images that were scored.
     pub scored: usize,
+    /// How images were made; none of pictures in folders.
+    #[serde(flatten)]
+    pub run: Option<Run>,
+    /// Resamples of the bootstrap: of the Fréchet distance, and of the other figures.
+    pub resamples: [usize; 2],
+    /// Networks that looked at pictures, without the classifier.
+    pub networks: Vec<String>,
+}
+
+/// How images were made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
     /// Seeds of the first and the last image's noise.
     pub seeds: [u64; 2],
     /// The sampler.
@@ -47,22 +57,24 @@ pub struct Conditions {
     pub timesteps: Vec<f32>,
     /// Least and largest value of the reference's final latents: the range of their signal-to-noise ratio.
     pub latents_range: [f64; 2],
-    /// Resamples of the bootstrap: of the Fréchet distance, and of the other figures.
-    pub resamples: [usize; 2],
 }
 
 impl Conditions {
-    pub(crate) fn new<D: AsRef<[u8]>>(
-        reference: &File<'_, D>,
-        protocol: &Protocol,
-        request: &Request,
-        calls: Vec<usize>,
-        calls_of_run: usize,
-    ) -> Self {
+    pub(crate) fn new(reference: &str, protocol: &Protocol, scorer: Option<&Scorer>, run: Option<Run>) -> Self {
         Conditions {
-            reference: reference.name.clone(),
+            reference: reference.to_owned(),
             images: protocol.images,
             scored: protocol.scored,
+            run,
+            resamples: [protocol.frechet_resamples, protocol.resamples],
+            networks: scorer.map(Scorer::networks).unwrap_or_default(),
+        }
+    }
+}
+
+impl Run {
+    pub(crate) fn new(protocol: &Protocol, request: &Request, calls: Vec<usize>, calls_of_run: usize) -> Self {
+        Run {
             seeds: [protocol.seed, protocol.seed.wrapping_add(protocol.total() as u64 - 1)],
             sampler: request.sampler.kind.name().to_owned(),
             steps: request.steps,
@@ -71,7 +83,6 @@ impl Conditions {
             calls,
             timesteps: Vec::new(),
             latents_range: [f64::INFINITY, f64::NEG_INFINITY],
-            resamples: [protocol.frechet_resamples, protocol.resamples],
         }
     }
 
@@ -94,6 +105,8 @@ impl Conditions {
 /// * `latents_median`, `_mean`, `_p90`: relative error of an image's final latents; `latents_psnr_median`, `_mean`, `_p10`
 ///   their signal-to-noise ratio in dB;
 /// * `psnr_median`.. and `ssim_median`, `_mean`, `_p10` of images decoded by the reference's decoder;
+/// * `lpips_median`, `_mean`, `_p90` of the same images;
+/// * `clip_median`, `_mean`, `_p10`: how well scored images fit their captions;
 /// * `kid`: squared kernel distance of features of scored images from those of true ones, as it is, not times 1000;
 /// * `inception_score` of all scored images together.
 #[derive(Clone, Debug, Serialize)]
@@ -102,8 +115,8 @@ pub struct FileReport {
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// Average bits of its weights, as its META counts them.
-    pub average_bits: f64,
+    /// Average bits of its weights, as its META counts them; none of a folder.
+    pub average_bits: Option<f64>,
     /// Figures by name; of the reference those that need no other file.
     #[serde(serialize_with = "as_map")]
     pub figures: Vec<(&'static str, Estimate)>,
@@ -218,22 +231,38 @@ fn as_map<T: Serialize, S: Serializer>(list: &[(&'static str, T)], to: S) -> Res
     to.collect_map(list.iter().map(|(name, value)| (name, value)))
 }
 
+/// What is compared: a file, or a folder.
+pub(crate) struct Subject {
+    pub name: String,
+    pub bytes: u64,
+    pub average_bits: Option<f64>,
+}
+
+/// What is compared, the reference first, and what was measured of it.
+pub(crate) struct Compared {
+    pub subjects: Vec<Subject>,
+    pub measured: Vec<Measured>,
+    /// Whether images of one number are the same of all.
+    pub pairs: bool,
+}
+
 /// Makes the report of what was measured.
-pub(crate) fn report<D: AsRef<[u8]>>(
-    files: &[File<'_, D>],
+pub(crate) fn report(
+    compared: Compared,
     conditions: Conditions,
-    measured: &[Measured],
     scorer: Option<&Scorer>,
     protocol: &Protocol,
 ) -> Report {
-    let range = conditions.latents_range[1] - conditions.latents_range[0];
+    let Compared { subjects, measured, pairs } = compared;
+    let range = conditions.run.as_ref().map_or(1.0, |run| run.latents_range[1] - run.latents_range[0]);
     let figures: Vec<_> = measured.iter().map(|m| Figures::new(m, range, scorer, protocol)).collect();
     let criteria = scorer.map(|scorer| scorer.criteria(protocol)).unwrap_or_default();
-    let reports = (0..files.len()).map(|i| {
+    let criteria = if protocol.scored > 0 && conditions.run.is_some() { criteria } else { Vec::new() };
+    let reports = subjects.iter().enumerate().map(|(i, subject)| {
         let compare = |other: usize| {
             let reads = criteria.iter().enumerate();
             Comparison {
-                with: files[other].name.clone(),
+                with: subjects[other].name.clone(),
                 figures: differences(&figures[i].named, &figures[other].named),
                 reads: reads.map(|(k, &name)| (name, paired(&measured[i].marks, &measured[other].marks, k))).collect(),
                 frechet: figures[i].spread.as_ref().zip(figures[other].spread.as_ref()).map(|(a, b)| a.minus(b).into()),
@@ -242,13 +271,13 @@ pub(crate) fn report<D: AsRef<[u8]>>(
         // The file before the second is the reference.
         let before = i.checked_sub(1).filter(|&before| before > 0);
         let paired = protocol.pairs.iter().filter(|pair| pair[0] == i).map(|pair| pair[1]);
-        let others = [0].into_iter().chain(before).filter(|_| i > 0).chain(paired);
+        let others = [0].into_iter().chain(before).filter(|_| i > 0 && pairs).chain(paired);
         FileReport {
-            name: files[i].name.clone(),
-            bytes: files[i].model.packed().as_bytes().len() as u64,
-            average_bits: files[i].model.meta().quantization.average_bits,
+            name: subject.name.clone(),
+            bytes: subject.bytes,
+            average_bits: subject.average_bits,
             figures: figures[i].named.iter().map(|(name, figure)| (*name, figure.estimate())).collect(),
-            curve: curve(&measured[i], &conditions),
+            curve: curve(&measured[i], conditions.run.as_ref()),
             reads: criteria.iter().enumerate().map(|(k, &name)| (name, share(&measured[i].marks, k))).collect(),
             conventional: figures[i].conventional,
             frechet: figures[i].spread.as_ref().map(|spread| Frechet {
@@ -259,9 +288,10 @@ pub(crate) fn report<D: AsRef<[u8]>>(
             comparisons: others.map(compare).collect(),
         }
     });
-    let mut notes = fit::notes(files);
-    notes.extend(scorer.map(|scorer| scorer.notes(protocol.scored)).unwrap_or_default());
-    Report { files: reports.collect(), notes, conditions }
+    let files = reports.collect();
+    let fewest = measured.iter().map(|measured| measured.marks.len()).filter(|&n| n > 0).min();
+    let notes = scorer.zip(fewest).map(|(scorer, n)| scorer.notes(n)).unwrap_or_default();
+    Report { files, notes, conditions }
 }
 
 /// Differences of the figures of two files that both have.
@@ -288,9 +318,9 @@ fn paired(ours: &[Mark], others: &[Mark], k: usize) -> PairedShare {
 }
 
 /// The errors of each call.
-fn curve(measured: &Measured, conditions: &Conditions) -> Vec<CallError> {
-    let Some(errors) = &measured.calls else { return Vec::new() };
-    let calls = conditions.calls.iter().zip(&conditions.timesteps).zip(errors.curve());
+fn curve(measured: &Measured, run: Option<&Run>) -> Vec<CallError> {
+    let Some((errors, run)) = measured.calls.as_ref().zip(run) else { return Vec::new() };
+    let calls = run.calls.iter().zip(&run.timesteps).zip(errors.curve());
     let guided = |v: f64| errors.guided().then_some(v);
     calls
         .map(|((&call, &timestep), [eps, conditional, unconditional, combined])| CallError {

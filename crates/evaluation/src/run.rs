@@ -5,7 +5,7 @@ use crate::calls::CallErrors;
 use crate::fit;
 use crate::measured::{LatentError, Measured, PictureError};
 use crate::protocol::Protocol;
-use crate::report::{self, Conditions, Report};
+use crate::report::{self, Compared, Conditions, Report, Run, Subject};
 use crate::score::{Mark, Scorer};
 use aquatint::raw::backend::Backend;
 use aquatint::{Error, Model, Result, Session};
@@ -48,15 +48,14 @@ pub fn evaluate<'m, B: Backend, D: AsRef<[u8]> + Sync>(
         return Err(too_few(1));
     }
     others.iter().try_for_each(|other| fit::check(reference, other))?;
-    let scorer = match (protocol.scored, scorer) {
-        (0, _) => None,
-        (n, None) => return Err(Error::request("score-n", "0, or a classifier to read images (--classifier)", n)),
-        (_, Some(scorer)) => {
-            let size = protocol.request(reference, 0..1)?.pixels(reference.model);
-            scorer.check(size, reference.model, protocol)?;
-            Some(scorer)
-        }
-    };
+    if protocol.scored > 0 && !scorer.is_some_and(Scorer::reads) {
+        let expected = "0, or a network to read images (--classifier, --inception, --clip)";
+        return Err(Error::request("score-n", expected, protocol.scored));
+    }
+    if let Some(scorer) = scorer {
+        let size = protocol.request(reference, 0..1)?.pixels(reference.model);
+        scorer.check(size, reference.model, protocol)?;
+    }
     let mut sessions: Vec<_> = files.iter().map(|file| Session::new(file.model, backend)).collect();
     let first = protocol.request(reference, 0..1)?;
     let calls = sessions[0].plans(&first)?.steps();
@@ -66,8 +65,9 @@ pub fn evaluate<'m, B: Backend, D: AsRef<[u8]> + Sync>(
     let mut measured: Vec<_> = files.iter().map(|_| Measured::default()).collect();
     let new = || Some(CallErrors::new(chosen.len(), guided));
     measured[1..].iter_mut().for_each(|m| m.calls = new());
-    let mut conditions = Conditions::new(reference, protocol, &first, chosen, calls);
-    let (images, scored, chosen) = (protocol.images, protocol.scored, conditions.calls.len());
+    let (images, scored) = (protocol.images, protocol.scored);
+    let mut run = Run::new(protocol, &first, chosen, calls);
+    let chosen = run.calls.len();
     let total = (files.len() * (protocol.total() * calls + images * chosen)) as u64;
     let mut done = 0;
     let mut step = |images: usize| {
@@ -77,16 +77,25 @@ pub fn evaluate<'m, B: Backend, D: AsRef<[u8]> + Sync>(
     for range in protocol.batches(reference) {
         let use_of = Use { compared: range.start < images, scored: range.start < scored };
         let request = protocol.request(reference, range.clone())?;
-        let wanted: &[usize] = if use_of.compared { &conditions.calls } else { &[] };
+        let wanted: &[usize] = if use_of.compared { &run.calls } else { &[] };
         let made = batch::reference(&mut sessions[0], request, wanted, &mut step)?;
         if use_of.compared {
-            conditions.widen(&made);
-            compare_calls(&mut sessions, &made, &conditions.calls, &mut measured, &mut step)?;
+            run.widen(&made);
+            compare_calls(&mut sessions, &made, &run.calls, &mut measured, &mut step)?;
         }
         let batch = Batch { range, made, use_of, scorer, protocol };
         batch.measure(&mut sessions, &mut measured, &mut step)?;
     }
-    Ok(report::report(files, conditions, &measured, scorer, protocol))
+    let subject = |file: &File<'_, D>| Subject {
+        name: file.name.clone(),
+        bytes: file.model.packed().as_bytes().len() as u64,
+        average_bits: Some(file.model.meta().quantization.average_bits),
+    };
+    let conditions = Conditions::new(&reference.name, protocol, scorer, Some(run));
+    let compared = Compared { subjects: files.iter().map(subject).collect(), measured, pairs: true };
+    let mut report = report::report(compared, conditions, scorer, protocol);
+    report.notes.splice(0..0, fit::notes(files));
+    Ok(report)
 }
 
 fn too_few(got: usize) -> Error {
@@ -155,7 +164,8 @@ impl Batch<'_> {
                 measured[file].latents.extend(pairs.map(|(ours, theirs)| LatentError::new(ours, theirs)));
                 let len = pictures.len() / n;
                 let pairs = pictures.par_chunks_exact(len).zip(theirs.par_chunks_exact(len));
-                let errors = pairs.map(|(ours, theirs)| PictureError::new(ours, theirs, size, channels));
+                let lpips = self.scorer.and_then(|scorer| scorer.lpips.as_ref());
+                let errors = pairs.map(|(ours, theirs)| PictureError::new(ours, theirs, size, channels, lpips));
                 measured[file].pictures.par_extend(errors);
             }
         }
@@ -167,8 +177,9 @@ impl Batch<'_> {
         let Some(scorer) = self.scorer.filter(|_| self.use_of.scored) else { return Ok(Vec::new()) };
         let model = sessions[0].model();
         let size = self.made.request.pixels(model);
-        let asked: Vec<_> = self.range.clone().map(|image| scorer.asked(image, model, self.protocol)).collect();
+        let asked: Vec<_> =
+            self.range.clone().map(|image| (image, scorer.asked(image, model, self.protocol))).collect();
         let pictures = pictures.par_chunks_exact(pictures.len() / self.range.len());
-        Ok(pictures.zip(asked).map(|(picture, asked)| scorer.mark(picture, size, asked)).collect())
+        Ok(pictures.zip(asked).map(|(picture, (image, asked))| scorer.mark(image, picture, size, asked)).collect())
     }
 }

@@ -134,7 +134,7 @@ fn what_makes_no_comparison_is_refused_in_one_line() {
     assert_eq!(with(&["--calls", "3"]), "error: calls: expected 1 to 2, the calls of a run, got 3");
     assert_eq!(
         with(&["--score-n", "5"]),
-        "error: score-n: expected 0, or a classifier to read images (--classifier), got 5"
+        "error: score-n: expected 0, or a network to read images (--classifier, --inception, --clip), got 5"
     );
     assert!(with(&["--classifier", "no.safetensors"]).starts_with("error: cannot read no.safetensors: "));
     assert!(with(&["--classifier", f32]).starts_with("error: glyphs-f32.aqt: expected a safetensors file"));

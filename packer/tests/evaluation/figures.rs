@@ -44,9 +44,10 @@ fn errors_of_calls_are_those_of_another_implementation() {
     let [f32, w4, w3, w2] = letters();
     let protocol = Protocol { seed: 22, calls: Calls::At(vec![47, 2, 25, 13, 37]), ..brief(4, 50) };
     let report = compare(&[f32, w4, w3, w2], &protocol, None);
-    assert_eq!(report.conditions.calls, [2, 13, 25, 37, 47]);
-    assert_eq!(report.conditions.timesteps, [940.0, 720.0, 480.0, 240.0, 40.0]);
-    assert_eq!((report.conditions.calls_of_run, report.conditions.seeds), (50, [22, 25]));
+    let run = report.conditions.run.as_ref().expect("images were made");
+    assert_eq!(run.calls, [2, 13, 25, 37, 47]);
+    assert_eq!(run.timesteps, [940.0, 720.0, 480.0, 240.0, 40.0]);
+    assert_eq!((run.calls_of_run, run.seeds), (50, [22, 25]));
     assert!(
         report.files[0].figures.is_empty() && report.files[0].comparisons.is_empty(),
         "the reference has no errors"
@@ -153,7 +154,7 @@ fn models_that_read_texts_are_compared() {
     let captions = Captions::new("captions", &format!("a red cat\n{long}\na dog\n")).expect("three captions");
     let protocol = Protocol { captions: Some(captions), ..brief(5, 5) };
     let report = compare(&[&f32, &w8, &w3], &protocol, None);
-    assert_eq!(report.conditions.calls, [0, 1, 2, 3, 4]);
+    assert_eq!(report.conditions.run.as_ref().expect("images were made").calls, [0, 1, 2, 3, 4]);
     let [w8, w3] = [1, 2].map(|file| figure(&report.files[file], "eps").value);
     assert!(0.0 < w8 && 2.0 * w8 < w3 && w3 < 2.0, "{w8} and {w3}");
     // The fifth step is the refiner's.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 /// Mean and deviation of red, green and blue in 0..1 in the pictures that it was trained with.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 /// Largest number that a configuration may have: a guard against files that claim to be enormous.
 const MOST: usize = 1 << 20;
 
@@ -200,6 +200,11 @@ impl Clip {
     /// Tokens that a text may have, with its beginning and end.
     pub fn most_tokens(&self) -> usize {
         self.token_places.nrows()
+    }
+
+    /// What tells CLIPs apart.
+    pub(crate) fn name(&self) -> String {
+        format!("pictures of {0} x {0} in patches of {1}", self.image_size, self.patch_size)
     }
 
     /// The direction of a text of these tokens, the last of which ends it: a vector of length 1.

@@ -4,7 +4,7 @@
 use super::conv::{Conv, Grid};
 use super::layers::{Layer, Pool, chain};
 use super::{Map, Weights, bytes, resize};
-use aquatint::{Error, Result};
+use aquatint::Result;
 use ndarray::{ArrayView1, ArrayView2};
 
 /// Rows and columns that it looks at.
@@ -35,7 +35,7 @@ impl Inception {
     /// The network of the weights in `pt_inception-2015-12-05-6726825d.pth`, or by the same names.
     ///
     /// # Errors
-    /// [`Error::Request`] that names the first tensor that is missing or has other axes.
+    /// [`aquatint::Error::Request`] that names the first tensor that is missing or has other axes.
     pub fn new(weights: &dyn Weights, resize: Resize) -> Result<Self> {
         let stem = |name: &str, channels, grid| Ok(Layer::Conv(Conv::normalised(weights, name, channels, grid)?));
         let halve = || Layer::Pool(Pool::Max, Grid::within([3, 3], 2));
@@ -74,11 +74,11 @@ impl Inception {
         CLASSES
     }
 
-    /// Refuses pictures of so many channels if these are not red, green and blue.
-    pub(crate) fn check(&self, channels: usize) -> Result<()> {
-        match channels {
-            3 => Ok(()),
-            _ => Err(Error::request("inception", "pictures of 3 channels", format!("{channels}, those of this model"))),
+    /// How pictures are resized, in words.
+    pub(crate) fn resize(&self) -> &'static str {
+        match self.resize {
+            Resize::Tensorflow => "pictures resized as by TensorFlow",
+            Resize::Clean => "pictures resized as by clean-fid",
         }
     }
 

@@ -1,5 +1,6 @@
 //! `packer evaluate`.
 
+mod networks;
 mod rows;
 
 use super::{pack, say, say_json, say_line};
@@ -8,37 +9,52 @@ use aquatint::error::one_line;
 use aquatint::options::SamplingOptions;
 use aquatint::raw::whole_file::{WholeFile, check_target};
 use aquatint::{Cpu, Error, Model};
-use aquatint_evaluation::{Calls, Captions, File, Progress, Protocol, Report, SEED, Scorer, evaluate};
+use aquatint_evaluation::{
+    Calls, Captions, File, Folder, Progress, Protocol, Report, SEED, Scorer, evaluate, evaluate_folders,
+};
 use clap::Args;
+use networks::Networks;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Images that are scored when there is a classifier: 80 per letter, in which two points of difference show.
+/// Images that are scored when there is a classifier, or Inception: 80 per letter, in which two points of difference show.
 const SCORED: usize = 2080;
 
 /// Arguments of a comparison.
 #[derive(Debug, Args)]
 pub(super) struct Evaluate {
-    /// Packed files of one model, in the order of the table; each is compared with the reference and the row above it.
-    #[arg(required = true, value_name = "FILE.aqt")]
+    /// Packed files of one model, in the order of the table; each is compared with the reference and the row above it. With
+    /// --images, folders of pictures.
+    #[arg(required = true, value_name = "FILE.aqt|DIR")]
     files: Vec<PathBuf>,
+    /// Compare folders of pictures that were made already: picture by picture where names are the same, and as a whole by the
+    /// networks below. Unless there are --reference-features, the first folder's pictures are taken for true ones.
+    #[arg(
+        long,
+        conflicts_with_all = ["n", "score_n", "classifier", "steps", "sampler", "cfg_scale", "seed", "calls", "at", "batch"]
+    )]
+    images: bool,
     /// The file that others are compared with, best one of f32 [default: the first]
-    #[arg(long, value_name = "FILE.aqt")]
+    #[arg(long, value_name = "FILE.aqt|DIR")]
     reference: Option<PathBuf>,
     /// Images whose network calls, latents and pixels are compared.
     #[arg(long, default_value_t = 128, value_name = "N")]
     n: usize,
-    /// Images that are scored by the classifier; 0 for none [default: 2080 with --classifier, else 0]
+    /// Images that are scored by --classifier, --inception or --clip; 0 for none [default: 2080, with --clip alone as many as --n]
     #[arg(long, alias = "score_n", value_name = "N")]
     score_n: Option<usize>,
     /// What reads images: safetensors with conv1, conv2.., fc1 and fc2, as models/glyphs/classifier.safetensors is.
     #[arg(long, value_name = "FILE")]
     classifier: Option<PathBuf>,
-    /// Mean and covariance of the classifier's features of true images, for the Fréchet distance.
-    #[arg(long, alias = "reference_features", requires = "classifier", value_name = "FILE")]
+    /// True images for the Fréchet distance and, where they are known one by one, the kernel distance: a folder of pictures, or a
+    /// file, .npz or safetensors, with features (n, d), or mu or mean (d) and sigma or covariance (d, d) of features, those of
+    /// Inception, or without it of the classifier.
+    #[arg(long, alias = "reference_features", value_name = "FILE|DIR")]
     reference_features: Option<PathBuf>,
-    /// What images show, one caption a line, in turn; for models that read texts. For scores each names a letter and two
+    #[command(flatten)]
+    networks: Networks,
+    /// What images show, one caption a line, in turn; for models that read texts. For the classifier each names a letter and two
     /// colours, as "a bold red A on blue" does.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
@@ -78,22 +94,20 @@ pub(super) fn run(args: &Evaluate) -> Result<()> {
     let json = args.json.as_deref().filter(|path| *path != Path::new("-"));
     if let Some(target) = json {
         let read = [&args.classifier, &args.reference_features, &args.prompts];
-        let read = paths.iter().copied().chain(read.into_iter().flatten().map(PathBuf::as_path)).collect::<Vec<_>>();
-        check_target(target, &read)?;
+        let read = read.into_iter().flatten().map(PathBuf::as_path).chain(args.networks.paths());
+        check_target(target, &paths.iter().copied().chain(read).collect::<Vec<_>>())?;
     }
     let protocol = args.protocol()?;
-    let classifier = args.classifier.as_deref().filter(|_| protocol.scored > 0);
-    let scorer = classifier.map(|path| Scorer::open(path, args.reference_features.as_deref())).transpose()?;
-    let packed = paths.iter().map(aquatint::open).collect::<aquatint::Result<Vec<_>>>()?;
-    let models = packed.iter().map(Model::new).collect::<aquatint::Result<Vec<_>>>()?;
-    let names = names(&paths);
-    let files = names.into_iter().zip(&models).map(|(name, model)| File { name, model }).collect::<Vec<_>>();
+    let scorer = args.scorer(&protocol)?;
     let bar = pack::bar(args.quiet);
-    let cpu = Cpu::best();
-    let report = evaluate(&cpu, &files, &protocol, scorer.as_ref(), &mut |Progress { done, total }| {
+    let mut see = |Progress { done, total }: Progress| {
         bar.set_length(total);
         bar.set_position(done);
-    });
+    };
+    let report = match args.images {
+        true => folders(&paths, &protocol, scorer, &mut see),
+        false => files(&paths, &protocol, &scorer, &mut see),
+    };
     bar.finish_and_clear();
     let report = report?;
     if let Some(target) = json {
@@ -107,11 +121,50 @@ pub(super) fn run(args: &Evaluate) -> Result<()> {
     Ok(())
 }
 
+/// Compares packed files.
+fn files(paths: &[&Path], protocol: &Protocol, scorer: &Scorer, see: &mut dyn FnMut(Progress)) -> Result<Report> {
+    let packed = paths.iter().map(aquatint::open).collect::<aquatint::Result<Vec<_>>>()?;
+    let models = packed.iter().map(Model::new).collect::<aquatint::Result<Vec<_>>>()?;
+    let files = names(paths).into_iter().zip(&models).map(|(name, model)| File { name, model }).collect::<Vec<_>>();
+    Ok(evaluate(&Cpu::best(), &files, protocol, Some(scorer), see)?)
+}
+
+/// Compares folders of pictures.
+fn folders(paths: &[&Path], protocol: &Protocol, scorer: Scorer, see: &mut dyn FnMut(Progress)) -> Result<Report> {
+    let mut folders = paths.iter().map(|path| Folder::new(path)).collect::<aquatint::Result<Vec<_>>>()?;
+    folders.iter_mut().zip(names(paths)).for_each(|(folder, name)| folder.name = name);
+    Ok(evaluate_folders(&folders, protocol, scorer, see)?)
+}
+
 impl Evaluate {
     /// The reference, then the other files.
     fn paths(&self) -> Vec<&Path> {
         let others = self.files.iter().filter(|file| self.reference.as_ref() != Some(file));
         self.reference.iter().chain(others).map(PathBuf::as_path).collect()
+    }
+
+    /// Images that are scored.
+    fn scored(&self) -> usize {
+        match self.score_n {
+            Some(n) => n,
+            None if self.classifier.is_some() || self.networks.makes_features() => SCORED,
+            None if self.networks.reads_captions() => self.n,
+            None => 0,
+        }
+    }
+
+    /// Who reads the images of `protocol`.
+    fn scorer(&self, protocol: &Protocol) -> Result<Scorer> {
+        let scores = protocol.scored > 0 || self.images;
+        let mut scorer = match self.classifier.as_deref().filter(|_| scores) {
+            Some(path) => Scorer::open(path, None)?,
+            None => Scorer::default(),
+        };
+        self.networks.add_to(&mut scorer, protocol.captions.as_ref(), scores)?;
+        match self.reference_features.as_deref().filter(|_| scores) {
+            Some(path) => Ok(scorer.with_reference(path)?),
+            None => Ok(scorer),
+        }
     }
 
     fn protocol(&self) -> Result<Protocol> {
@@ -132,7 +185,7 @@ impl Evaluate {
         };
         Ok(Protocol {
             images: self.n,
-            scored: self.score_n.unwrap_or(if self.classifier.is_some() { SCORED } else { 0 }),
+            scored: self.scored(),
             batch: self.batch,
             seed: self.seed,
             calls,
@@ -163,23 +216,23 @@ fn write(target: &Path, report: &Report) -> Result<()> {
 /// Prints the table, and what its signs mean.
 fn print(report: &Report) {
     let conditions = &report.conditions;
-    let images = conditions.images.max(conditions.scored);
-    say_line(format!(
-        "{images} images (seeds {} to {}), {} of {} steps, guidance {}; reference {}",
-        conditions.seeds[0],
-        conditions.seeds[1],
-        conditions.sampler,
-        conditions.steps,
-        conditions.guidance_scale,
-        conditions.reference
-    ));
-    let scored = if conditions.scored > 0 { format!("; scored: {}", conditions.scored) } else { String::new() };
-    say_line(format!(
-        "compared: {} images, at {} of {} network calls{scored}",
-        conditions.images,
-        conditions.calls.len(),
-        conditions.calls_of_run
-    ));
+    if let Some(run) = &conditions.run {
+        let images = conditions.images.max(conditions.scored);
+        say_line(format!(
+            "{images} images (seeds {} to {}), {} of {} steps, guidance {}; reference {}",
+            run.seeds[0], run.seeds[1], run.sampler, run.steps, run.guidance_scale, conditions.reference
+        ));
+        let scored = if conditions.scored > 0 { format!("; scored: {}", conditions.scored) } else { String::new() };
+        say_line(format!(
+            "compared: {} images, at {} of {} network calls{scored}",
+            conditions.images,
+            run.calls.len(),
+            run.calls_of_run
+        ));
+    } else {
+        say_line(format!("{} pictures; reference {}", conditions.images, conditions.reference));
+    }
+    conditions.networks.iter().for_each(say_line);
     say("");
     say(rows::table(report));
     say("");

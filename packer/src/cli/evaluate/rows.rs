@@ -38,19 +38,36 @@ fn room_for_signs(mut cells: Vec<String>) -> Vec<String> {
     cells
 }
 
+/// Columns of figures that some reports have: heading, figure, how it is shown.
+type Column = (&'static str, &'static str, fn(Estimate) -> String);
+
+/// The columns of what is measured of single images.
+const IMAGES: [Column; 7] = [
+    ("eps error [95 %]", "eps", |e| format!("{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high)),
+    ("latents", "latents_median", |e| format!("{:.3}", e.value)),
+    ("p90", "latents_p90", |e| format!("{:.3}", e.value)),
+    ("PSNR", "psnr_median", |e| format!("{:.1} dB", e.value)),
+    ("SSIM", "ssim_median", |e| format!("{:.3}", e.value)),
+    ("LPIPS", "lpips_median", |e| format!("{:.4}", e.value)),
+    ("CLIP [95 %]", "clip_mean", |e| format!("{:.2} [{:.2}, {:.2}]", e.value, e.low, e.high)),
+];
+/// The columns of what is measured of all together.
+const SETS: [Column; 2] = [
+    ("KID x1000 [95 %]", "kid", |e| {
+        let [value, low, high] = [e.value, e.low, e.high].map(|v| 1000.0 * v);
+        format!("{value:.3} [{low:.3}, {high:.3}]")
+    }),
+    ("IS [95 %]", "inception_score", |e| format!("{:.2} [{:.2}, {:.2}]", e.value, e.low, e.high)),
+];
+
 /// The columns that the report has figures for.
 fn columns(report: &Report) -> Vec<(String, Cell<'_>)> {
     let mut columns: Vec<(String, Cell<'_>)> = vec![
         ("file".into(), Box::new(|file, _| file.name.clone())),
         ("size".into(), Box::new(|file, _| bytes(file.bytes))),
-        ("eps error [95 %]".into(), figure("eps", |e| format!("{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high))),
-        ("latents".into(), figure("latents_median", |e| format!("{:.3}", e.value))),
-        ("p90".into(), figure("latents_p90", |e| format!("{:.3}", e.value))),
-        ("PSNR".into(), figure("psnr_median", |e| format!("{:.1} dB", e.value))),
     ];
-    if report.files.iter().any(|file| figure_of(file, "ssim_median").is_some()) {
-        columns.push(("SSIM".into(), figure("ssim_median", |e| format!("{:.3}", e.value))));
-    }
+    let there = |(_, name, _): &Column| has(report, name);
+    columns.extend(IMAGES.into_iter().filter(there).map(|(heading, name, show)| (heading.into(), figure(name, show))));
     for &(name, _) in &report.files[0].reads {
         if report.files[0].reads.len() > 1 && !["letter", "all"].contains(&name) {
             continue;
@@ -58,14 +75,20 @@ fn columns(report: &Report) -> Vec<(String, Cell<'_>)> {
         columns.push((format!("{name} right"), Box::new(move |file, above| read(file, above, name))));
         columns.push(("lost/won, p".into(), Box::new(move |file, _| lost(file, name))));
     }
-    if report.files[0].frechet.is_some() {
+    if report.files.iter().any(|file| file.frechet.is_some()) {
         columns.push((
             "Fréchet".into(),
             Box::new(|file, _| file.frechet.map_or(NONE.into(), |f| format!("{:.1}", f.raw))),
         ));
         columns.push(("corrected [95 %]".into(), Box::new(frechet)));
     }
+    columns.extend(SETS.into_iter().filter(there).map(|(heading, name, show)| (heading.into(), figure(name, show))));
     columns
+}
+
+/// Whether a file has the figure.
+fn has(report: &Report, name: &str) -> bool {
+    report.files.iter().any(|file| figure_of(file, name).is_some())
 }
 
 fn figure_of(file: &FileReport, name: &str) -> Option<Estimate> {
@@ -112,19 +135,37 @@ fn frechet(file: &FileReport, above: Option<&Comparison>) -> String {
 
 /// What the columns and signs mean.
 pub(super) fn legend(report: &Report) -> Vec<String> {
-    let mut lines = vec![
-        "~         not told apart from the row above: the 95 % interval of the paired difference holds zero".to_owned(),
-        "eps error |eps_q - eps_f| / |eps_f| of single calls at the reference's own states, root mean square over calls".into(),
-        "latents   |z_q - z_f| / |z_f| of final latents: of the median image, and what 90 % of images stay below".into(),
-        "PSNR      of the median image, decoded by the reference's decoder; SSIM likewise".into(),
-    ];
-    if !report.files[0].reads.is_empty() {
-        lines.push(
+    let decoded = if report.conditions.run.is_some() { ", decoded by the reference's decoder" } else { "" };
+    let compared = report.files.iter().any(|file| !file.comparisons.is_empty());
+    let rules = [
+        (
+            compared,
+            "~         not told apart from the row above: the 95 % interval of the paired difference holds zero".to_owned(),
+        ),
+        (
+            has(report, "eps"),
+            "eps error |eps_q - eps_f| / |eps_f| of single calls at the reference's own states, root mean square over calls"
+                .into(),
+        ),
+        (
+            has(report, "latents_median"),
+            "latents   |z_q - z_f| / |z_f| of final latents: of the median image, and what 90 % of images stay below".into(),
+        ),
+        (has(report, "psnr_median"), format!("PSNR      of the median image{decoded}; SSIM and LPIPS likewise")),
+        (has(report, "clip_mean"), "CLIP      100 times the cosine of image and caption, or 0: the mean".into()),
+        (
+            !report.files[0].reads.is_empty(),
             "lost/won  images that only the reference, and only this file, has right; p of McNemar's exact test".into(),
-        );
-    }
-    if report.files[0].frechet.is_some() {
-        lines.push("corrected Fréchet distance less what it is expected to be too large by with so few images".into());
-    }
-    lines
+        ),
+        (
+            report.files.iter().any(|file| file.frechet.is_some()),
+            "corrected Fréchet distance less what it is expected to be too large by with so few images".into(),
+        ),
+        (
+            has(report, "kid"),
+            "KID       squared kernel distance of all images, without bias: 0 is expected where nothing differs".into(),
+        ),
+        (has(report, "inception_score"), "IS        Inception score of all images together".into()),
+    ];
+    rules.into_iter().filter(|(there, _)| *there).map(|(_, line)| line).collect()
 }
