@@ -5,18 +5,18 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
 use std::process::{Command, Output};
 
-fn evaluate(args: &[&str]) -> Output {
+pub(crate) fn evaluate(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_packer"));
     command.current_dir(folder()).arg("evaluate").args(args).output().expect("the program starts")
 }
 
-fn text(bytes: &[u8]) -> &str {
+pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8")
 }
 
 /// The error line of a run that is refused.
 #[track_caller]
-fn refused(args: &[&str]) -> String {
+pub(crate) fn refused(args: &[&str]) -> String {
     let output = evaluate(args);
     let line = text(&output.stderr);
     assert_eq!((output.status.code(), output.stdout.len(), line.lines().count()), (Some(2), 0, 1), "{args:?}: {line}");

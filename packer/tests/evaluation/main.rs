@@ -2,6 +2,7 @@
 
 mod command;
 mod figures;
+mod pictures;
 mod search;
 mod sensitivity;
 

@@ -382,6 +382,9 @@ fn bombs() {
     refused(&archive(&[&pairs[..], b"h\x01h\x00\x85R"].concat()), &["tensors"]);
     let pair = [b"ccollections\nOrderedDict\n(", &text("w")[..], &tensor, b"\x86l\x85R"].concat();
     assert!(read_all(&archive(&pair), Path::new("x.pt")));
+    // And with the attributes that a state_dict() has beside its entries.
+    let told = [&pair[..], b"}", &text("_metadata"), b"}sb"].concat();
+    assert!(read_all(&archive(&told), Path::new("x.pt")));
     // Nesting, of marks and of values.
     refused(&archive(&b"(".repeat(pickle::MAX_DEPTH + 1)), &["nesting"]);
     let deep = [b"N".to_vec(), b"\x85".repeat(1_000_000)].concat();

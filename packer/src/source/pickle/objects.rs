@@ -55,11 +55,16 @@ impl<'a> Reader<'a> {
             b'b' => {
                 self.pop()?;
                 let top = self.top()?;
+                let dict = match &self.values[top.0 as usize] {
+                    Value::Call { callee, .. } => self.is_ordered_dict(*callee),
+                    _ => false,
+                };
                 match &mut self.values[top.0 as usize] {
                     // Attributes beside a dict's entries: `_metadata` of a `state_dict`.
                     Value::Dict(_) | Value::Set => Ok(()),
+                    // Python 2 makes it by a call, with its entries.
                     Value::Call { plain, .. } => {
-                        *plain = false;
+                        *plain &= dict;
                         Ok(())
                     }
                     _ => self.fail("BUILD", "an object to give attributes to", "another value"),

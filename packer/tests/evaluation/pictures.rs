@@ -1,0 +1,140 @@
+//! Scores by networks that the user has the weights of, and pictures in folders.
+
+use crate::command::{evaluate, refused, text};
+use crate::{folder, packed};
+use aquatint::image::{Image, write_png};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::Value;
+
+/// A number in 0..1 for each place.
+fn uniform(seed: u64, at: u64) -> f32 {
+    let word = (seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ at).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    (word ^ word >> 29).wrapping_mul(0x94D0_49BB_1331_11EB).wrapping_shr(40) as f32 / (1 << 24) as f32
+}
+
+/// Writes weights that keep the size of what goes through a ReLU.
+fn write_weights(name: &str, shapes: &[(String, Vec<usize>)]) {
+    let value = |seed: u64, dims: &[usize], at: u64| match dims {
+        [_] => uniform(seed, at) * 0.2 + 0.5,
+        _ => (uniform(seed, at) - 0.5) * 2.0 * (6.0 / dims[1..].iter().product::<usize>() as f32).sqrt(),
+    };
+    let bytes: Vec<Vec<u8>> = shapes
+        .iter()
+        .enumerate()
+        .map(|(seed, (_, dims))| {
+            (0..dims.iter().product::<usize>() as u64).flat_map(|at| value(seed as u64, dims, at).to_le_bytes()).collect()
+        })
+        .collect();
+    let views = shapes.iter().zip(&bytes).map(|((name, dims), bytes)| {
+        (name, TensorView::new(Dtype::F32, dims.clone(), bytes).expect("bytes of these axes"))
+    });
+    std::fs::write(folder().join(name), safetensors::serialize(views, None).expect("tensors")).expect("a file");
+}
+
+/// Writes AlexNet's convolutions, and weights of channels as LPIPS has them.
+fn write_alex() {
+    let stages = [(0, 3, 64, 11), (3, 64, 192, 5), (6, 192, 384, 3), (8, 384, 256, 3), (10, 256, 256, 3)];
+    let trunk = stages.iter().flat_map(|&(number, inputs, outputs, kernel)| {
+        let name = |kind: &str| format!("features.{number}.{kind}");
+        [(name("weight"), vec![outputs, inputs, kernel, kernel]), (name("bias"), vec![outputs])]
+    });
+    write_weights("alex.safetensors", &trunk.collect::<Vec<_>>());
+    // Weights of channels are above zero: one axis has them so.
+    let bytes = [64, 192, 384, 256, 256].map(|channels| 0.1f32.to_le_bytes().repeat(channels));
+    let views = bytes.iter().enumerate().map(|(slice, bytes)| {
+        let dims = vec![1, bytes.len() / 4, 1, 1];
+        (format!("lin{slice}.model.1.weight"), TensorView::new(Dtype::F32, dims, bytes).expect("bytes of these axes"))
+    });
+    std::fs::write(folder().join("lin.safetensors"), safetensors::serialize(views, None).expect("tensors"))
+        .expect("a file");
+}
+
+/// Writes so many pictures of blocks, `noise` of which is other than in folders of no noise.
+fn write_pictures(name: &str, count: usize, noise: f32) {
+    std::fs::create_dir_all(folder().join(name)).expect("a folder");
+    for i in 0..count {
+        let value = |at: usize| {
+            let block = (at / 3 / 48 / 6 * 48 + at / 3 % 48 / 6) * 3 + at % 3;
+            let own = uniform(1000 + i as u64, block as u64);
+            255.0 * (own * (1.0 - noise) + uniform(2000 + i as u64, at as u64) * noise)
+        };
+        let image = Image::new(48, 48, 3, (0..48 * 48 * 3).map(|at| value(at) as u8).collect());
+        write_png(folder().join(name).join(format!("{i}.png")), &image, &[]).expect("a picture");
+    }
+}
+
+fn json(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(folder().join(name)).expect("written")).expect("JSON")
+}
+
+#[test]
+fn folders_are_compared_picture_by_picture() {
+    write_alex();
+    for (name, noise) in [("paired-a", 0.0), ("paired-b", 0.1), ("paired-c", 0.4)] {
+        write_pictures(name, 12, noise);
+    }
+    let lpips = ["--lpips", "alex.safetensors", "--lpips-lin", "lin.safetensors"];
+    let output = evaluate(
+        &[&["--images", "paired-a", "paired-b", "paired-c", "paired-a", "--json", "paired.json"], &lpips[..]].concat(),
+    );
+    let table = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(table.starts_with("12 pictures; reference paired-a\nLPIPS 0.1, alex\n"), "{table}");
+    let heading = table.lines().find(|line| line.starts_with("file")).expect("a heading");
+    assert_eq!(heading.split_whitespace().collect::<Vec<_>>(), ["file", "size", "PSNR", "SSIM", "LPIPS"]);
+    let json = json("paired.json");
+    let figure = |file: usize, name: &str| json["files"][file]["figures"][name]["value"].as_f64();
+    for name in ["psnr_median", "ssim_median"] {
+        assert!(figure(1, name) > figure(2, name) && figure(0, name).is_none(), "{name}");
+    }
+    assert!(figure(1, "lpips_median").expect("a number") < figure(2, "lpips_median").expect("a number"));
+    // The first again: nothing differs, and infinite is null.
+    assert_eq!((figure(3, "lpips_mean"), figure(3, "ssim_mean"), figure(3, "psnr_mean")), (Some(0.0), Some(1.0), None));
+    assert_eq!(json["files"][2]["comparisons"][1]["with"], "paired-b");
+    assert_eq!(json["files"][2]["comparisons"][1]["figures"]["lpips_median"]["noise"], false);
+    assert!(json["conditions"]["seeds"].is_null() && json["files"][1]["average_bits"].is_null());
+
+    // Other names, other sizes, and networks that are not there.
+    write_pictures("paired-d", 13, 0.1);
+    let output = evaluate(&["--images", "paired-a", "paired-d"]);
+    assert!(text(&output.stderr).contains("note: names of pictures differ between folders"), "{output:?}");
+    let large = Image::of_pixels(50, 48, 3, 7);
+    std::fs::create_dir_all(folder().join("large")).expect("a folder");
+    (0..12).for_each(|i| write_png(folder().join(format!("large/{i}.png")), &large, &[]).expect("a picture"));
+    assert_eq!(
+        refused(&["--images", "paired-a", "large"]),
+        "error: large/0.png: expected 48 x 48 pixels, as in paired-a, got 50 x 48 pixels"
+    );
+    let alone = refused(&["--images", "paired-a"]);
+    assert!(alone.starts_with("error: folders: expected another to compare it with, or a network"), "{alone}");
+    let lin = refused(&["--images", "paired-a", "paired-b", "--lpips", "alex.safetensors"]);
+    assert!(lin.starts_with("error: alex.safetensors: expected LPIPS' weights of channels"), "{lin}");
+    let other = refused(&["--images", "paired-a", "--inception", "alex.safetensors"]);
+    let expected = "error: alex.safetensors: Conv2d_1a_3x3.conv.weight: expected shape [32, 3, 3, 3], got no such tensor";
+    assert_eq!(other, expected);
+    let features = refused(&["--images", "paired-a", "paired-b", "--reference-features", "paired-a"]);
+    assert!(features.starts_with("error: reference-features: expected a network that makes features"), "{features}");
+    std::fs::create_dir_all(folder().join("empty")).expect("a folder");
+    let empty = refused(&["--images", "paired-a", "empty"]);
+    assert_eq!(empty, "error: empty: expected a folder with PNG, JPEG, WebP or BMP pictures, got none");
+    let steps = evaluate(&["--images", "paired-a", "paired-b", "--steps", "4"]);
+    assert!(text(&steps.stderr).contains("cannot be used with"), "{}", text(&steps.stderr));
+}
+
+/// A model's pictures are compared by LPIPS as those in folders are.
+#[test]
+fn images_of_models_are_compared_by_networks_too() {
+    write_alex();
+    packed("tests/fixtures/sd/v1", "f32");
+    packed("tests/fixtures/sd/v1", "w8a8");
+    std::fs::write(folder().join("two.txt"), "a red cat\na dog\n").expect("a file");
+    let files = ["v1-f32.aqt", "v1-w8a8.aqt", "--n", "2", "--steps", "1", "--prompts", "two.txt"];
+    let lpips = ["--lpips", "alex.safetensors", "--lpips-lin", "lin.safetensors", "--json", "lpips.json"];
+    let output = evaluate(&[&files[..], &lpips].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains(" LPIPS"), "{}", text(&output.stdout));
+    let json = json("lpips.json");
+    assert!(json["files"][1]["figures"]["lpips_mean"]["value"].as_f64().expect("a number") > 0.0);
+    assert!(json["files"][0]["figures"]["lpips_mean"].is_null());
+    assert_eq!(json["conditions"]["networks"][0], "LPIPS 0.1, alex");
+}
