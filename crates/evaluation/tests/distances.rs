@@ -68,6 +68,17 @@ fn distances_are_scipys_for_many_pictures_and_few() {
     close(deflated.gaussian().spread(&made, 50).distance.value(), distance, 1e-5);
 }
 
+/// Of fewer pictures than features the factor comes from products of pictures.
+#[test]
+fn few_pictures_have_the_distribution_of_their_statistics() {
+    let made = wide(&array("made"));
+    let few = Gaussian::of_features(&made[..15 * D], D);
+    assert_eq!((few.rank(), few.features()), (14, D));
+    let stored = Reference::new("singular.npz", &file("singular.npz"), D).expect("statistics");
+    let [a, b] = [&few, stored.gaussian()].map(|gaussian| gaussian.spread(&made, 2).distance.value());
+    close(a, b, 1e-6);
+}
+
 #[test]
 fn kernel_distances_are_torch_fidelitys() {
     let numbers = numbers();

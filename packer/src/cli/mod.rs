@@ -115,7 +115,7 @@ enum Command {
     #[command(subcommand)]
     Config(config::Config),
     /// Compare packed files of one model with the one that holds floats, on the same noise: error of the network's calls, of
-    /// latents and of images, and how many images a classifier reads right.
+    /// latents and of images, and what a classifier, Inception, LPIPS or CLIP see in these; or folders of pictures.
     Evaluate(Box<evaluate::Evaluate>),
     /// Measure what each precision of each layer alone does to the output of the network, call by call: which layer needs which
     /// bits.

@@ -3,8 +3,10 @@
 use crate::command::{evaluate, refused, text};
 use crate::{folder, packed};
 use aquatint::image::{Image, write_png};
+use aquatint_evaluation::network::{Inception, Resize, Weights};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
+use std::cell::RefCell;
 
 /// A number in 0..1 for each place.
 fn uniform(seed: u64, at: u64) -> f32 {
@@ -22,7 +24,9 @@ fn write_weights(name: &str, shapes: &[(String, Vec<usize>)]) {
         .iter()
         .enumerate()
         .map(|(seed, (_, dims))| {
-            (0..dims.iter().product::<usize>() as u64).flat_map(|at| value(seed as u64, dims, at).to_le_bytes()).collect()
+            (0..dims.iter().product::<usize>() as u64)
+                .flat_map(|at| value(seed as u64, dims, at).to_le_bytes())
+                .collect()
         })
         .collect();
     let views = shapes.iter().zip(&bytes).map(|((name, dims), bytes)| {
@@ -110,7 +114,8 @@ fn folders_are_compared_picture_by_picture() {
     let lin = refused(&["--images", "paired-a", "paired-b", "--lpips", "alex.safetensors"]);
     assert!(lin.starts_with("error: alex.safetensors: expected LPIPS' weights of channels"), "{lin}");
     let other = refused(&["--images", "paired-a", "--inception", "alex.safetensors"]);
-    let expected = "error: alex.safetensors: Conv2d_1a_3x3.conv.weight: expected shape [32, 3, 3, 3], got no such tensor";
+    let expected =
+        "error: alex.safetensors: Conv2d_1a_3x3.conv.weight: expected shape [32, 3, 3, 3], got no such tensor";
     assert_eq!(other, expected);
     let features = refused(&["--images", "paired-a", "paired-b", "--reference-features", "paired-a"]);
     assert!(features.starts_with("error: reference-features: expected a network that makes features"), "{features}");
@@ -119,6 +124,56 @@ fn folders_are_compared_picture_by_picture() {
     assert_eq!(empty, "error: empty: expected a folder with PNG, JPEG, WebP or BMP pictures, got none");
     let steps = evaluate(&["--images", "paired-a", "paired-b", "--steps", "4"]);
     assert!(text(&steps.stderr).contains("cannot be used with"), "{}", text(&steps.stderr));
+}
+
+/// Names and shapes of tensors that are asked for.
+#[derive(Default)]
+struct Asked(RefCell<Vec<(String, Vec<usize>)>>);
+
+impl Weights for Asked {
+    fn has(&self, _: &str) -> bool {
+        true
+    }
+
+    fn shaped(&self, name: &str, dims: &[usize]) -> aquatint::Result<Vec<f32>> {
+        self.0.borrow_mut().push((name.to_owned(), dims.to_vec()));
+        Ok(vec![0.0; dims.iter().product()])
+    }
+}
+
+/// The first folder's pictures are true ones unless others are named.
+#[test]
+fn distances_are_from_true_pictures() {
+    let asked = Asked::default();
+    Inception::new(&asked, Resize::Tensorflow).expect("all tensors");
+    write_weights("inception.safetensors", &asked.0.into_inner());
+    write_pictures("true", 3, 0.0);
+    write_pictures("few", 3, 0.3);
+    write_pictures("made", 20, 0.3);
+    let inception = ["--inception", "inception.safetensors", "--json", "distances.json"];
+    let output = evaluate(&[&["--images", "true", "few"], &inception[..]].concat());
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert!(errors.contains("note: true: the covariance of 2048 features is singular, of rank 2"), "{errors}");
+    assert!(errors.contains("note: 3 images have a singular covariance of 2048 features"), "{errors}");
+    assert!(errors.contains("note: distances are from the pictures in true"), "{errors}");
+    let first = json("distances.json");
+    let distance = |json: &Value, file: usize| json["files"][file]["frechet"]["raw"].as_f64();
+    assert!(distance(&first, 0).is_none() && first["files"][1]["figures"]["kid"].is_null());
+    assert_eq!(first["conditions"]["networks"][0], "Inception of 2015-12-05, pictures resized as by TensorFlow");
+
+    let output = evaluate(&[&["--images", "made", "true", "--reference-features", "true"], &inception[..]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for heading in ["Fréchet", "KID x1000", "IS [95 %]"] {
+        assert!(text(&output.stdout).contains(heading), "{}", text(&output.stdout));
+    }
+    let second = json("distances.json");
+    // From themselves they have none, but for the rounding of roots.
+    let (none, some) = (distance(&second, 1).expect("a number"), distance(&first, 1).expect("a number"));
+    assert!(none.abs() < 1e-6 * some, "{none} and {some}");
+    assert!(second["files"][0]["figures"]["kid"]["value"].as_f64().expect("a number") > 0.0);
+    assert!(second["files"][0]["conventional"]["inception_score"][0].as_f64().expect("a number") >= 1.0);
+    std::fs::remove_file(folder().join("inception.safetensors")).expect("95 MB");
 }
 
 /// A model's pictures are compared by LPIPS as those in folders are.

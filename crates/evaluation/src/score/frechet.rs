@@ -38,22 +38,29 @@ impl Gaussian {
     /// If the covariance has not `d * d` elements.
     pub fn of(mean: Vec<f64>, covariance: &[f64]) -> Self {
         let d = mean.len();
-        let eigen = symmetric(covariance.to_vec(), d);
-        let [least, largest] = eigen.values.iter().fold([0.0f64; 2], |[least, most], v| [least.min(*v), most.max(*v)]);
-        let vectors = eigen.values.iter().zip(eigen.vectors.chunks_exact(d));
-        let vectors = vectors.filter(|(value, _)| **value > ROUNDING * largest);
-        let factor = vectors.flat_map(|(value, vector)| vector.iter().map(|v| v * value.sqrt())).collect();
-        Gaussian { mean, trace: (0..d).map(|i| covariance[i * d + i]).sum(), factor, least }
+        let trace = (0..d).map(|i| covariance[i * d + i]).sum();
+        let (factor, least) = scaled_vectors(covariance.to_vec(), d);
+        Gaussian { mean, trace, factor, least }
     }
 
     /// The distribution of features `(n, d)`, n at least 2: their mean, and their covariance by n - 1.
     pub fn of_features(features: &[f64], d: usize) -> Self {
-        let all: Vec<usize> = (0..features.len() / d).collect();
-        let (mean, centred) = centred(features, &all, d);
-        let columns = transposed(&centred, d);
-        let mut covariance = times_transposed(&columns, &columns, all.len());
-        covariance.iter_mut().for_each(|v| *v /= (all.len() - 1) as f64);
-        Self::of(mean, &covariance)
+        let n = features.len() / d;
+        let all: Vec<usize> = (0..n).collect();
+        let (mean, mut rows) = centred(features, &all, d);
+        rows.iter_mut().for_each(|v| *v /= ((n - 1) as f64).sqrt());
+        let columns = transposed(&rows, d);
+        if n > d {
+            return Self::of(mean, &times_transposed(&columns, &columns, n));
+        }
+        // With X X' = V' V, V V' diagonal, the rows of V X over their lengths are as many as the rank.
+        let (vectors, _) = scaled_vectors(times_transposed(&rows, &rows, d), n);
+        let mut factor = times_transposed(&vectors, &columns, n);
+        for (row, vector) in factor.chunks_exact_mut(d).zip(vectors.chunks_exact(n)) {
+            let length = vector.iter().map(|v| v * v).sum::<f64>().sqrt();
+            row.iter_mut().for_each(|v| *v /= length);
+        }
+        Gaussian { mean, trace: rows.iter().map(|v| v * v).sum(), factor, least: 0.0 }
     }
 
     /// Features.
@@ -138,6 +145,15 @@ pub fn bias(values: &[f64], n: usize) -> f64 {
     let mixed = |a: f64, b: f64| if a + b > 0.0 { a * b / (a + b) } else { 0.0 };
     let pairs: f64 = values.iter().flat_map(|&a| values.iter().map(move |&b| mixed(a, b))).sum();
     (trace + (pairs + trace / 2.0) / 2.0) / n as f64
+}
+
+/// The eigenvectors of `a` `(n, n)` times the roots of their eigenvalues, without those of none, and the least eigenvalue or 0.
+fn scaled_vectors(a: Vec<f64>, n: usize) -> (Vec<f64>, f64) {
+    let eigen = symmetric(a, n);
+    let [least, largest] = eigen.values.iter().fold([0.0f64; 2], |[least, most], v| [least.min(*v), most.max(*v)]);
+    let vectors = eigen.values.iter().zip(eigen.vectors.chunks_exact(n));
+    let vectors = vectors.filter(|(value, _)| **value > ROUNDING * largest);
+    (vectors.flat_map(|(value, vector)| vector.iter().map(|v| v * value.sqrt())).collect(), least)
 }
 
 /// Roots of eigenvalues, added up; rounding may have left some below zero.
