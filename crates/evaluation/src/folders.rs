@@ -50,12 +50,12 @@ impl Folder {
         if pictures.is_empty() {
             return Err(Error::request(name, "a folder with PNG, JPEG, WebP or BMP pictures", "none"));
         }
-        pictures.sort_by(|a, b| natural(file_name(a), file_name(b)));
+        pictures.sort_by(|a, b| natural(&file_name(a), &file_name(b)));
         Ok(Folder { name, pictures })
     }
 
     /// Names of the pictures, in order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl Iterator<Item = String> {
         self.pictures.iter().map(|path| file_name(path))
     }
 
@@ -88,9 +88,9 @@ impl Folder {
     }
 }
 
-/// The name of a file, as far as it is text.
-fn file_name(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+/// The name of a file, as text.
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The order of people: numbers in names count as numbers, so that 2.png comes before 10.png.
@@ -184,7 +184,7 @@ pub fn evaluate_folders(
 fn look(folder: &Folder, against: Option<&Folder>, i: usize, scorer: &Scorer) -> Result<(Mark, Option<PictureError>)> {
     let Read { size, values } = folder.read(i)?;
     scorer.check_pictures(size, 3).map_err(|e| at(&folder.pictures[i], e))?;
-    let mark = scorer.mark(i, &values, size, None);
+    let mark = scorer.mark(i, &values, size, None)?;
     let Some(other) = against else { return Ok((mark, None)) };
     let theirs = other.read(i)?;
     if theirs.size != size {

@@ -180,6 +180,6 @@ impl Batch<'_> {
         let asked: Vec<_> =
             self.range.clone().map(|image| (image, scorer.asked(image, model, self.protocol))).collect();
         let pictures = pictures.par_chunks_exact(pictures.len() / self.range.len());
-        Ok(pictures.zip(asked).map(|(picture, (image, asked))| scorer.mark(image, picture, size, asked)).collect())
+        pictures.zip(asked).map(|(picture, (image, asked))| scorer.mark(image, picture, size, asked)).collect()
     }
 }

@@ -121,9 +121,14 @@ fn statistics_that_say_nothing_are_told_in_one_line() {
         Ok(_) => panic!("it is refused"),
     };
     let stored = file("stored.npz");
-    assert_eq!(wrong(&stored, 2048), "f: `mu`: expected [2048], got [23]");
-    assert_eq!(wrong(&file("features.npz"), 24), "f: `features`: expected (n, 24), n at least 2, got [160, 23]");
+    assert_eq!(wrong(&stored, 2048), "f: tensor `mu`: expected [2048], got [23]");
+    assert_eq!(wrong(&file("features.npz"), 24), "f: tensor `features`: expected (n, 24), n at least 2, got [160, 23]");
     assert_eq!(wrong(b"PK\x03\x04", 23), "f: expected a whole .npz file, got no directory at its end; it is cut off");
+    assert_eq!(
+        wrong(&file("metrics.safetensors"), D),
+        "f: tensor `features`: expected (n, 23), n at least 2, got [150, 12]"
+    );
+    assert_eq!(wrong(&file("inception.safetensors"), D), "f: expected a tensor `mean` or `mu`, got none");
     let mut broken = stored.clone();
     let at = stored.windows(8).position(|w| w == b"mu.npy\x01\x00").map_or(300, |at| at + 300);
     broken[at] ^= 1;

@@ -235,7 +235,7 @@ fn classifiers_of_wrong_shapes_are_named() {
     assert!(Classifier::new("c", b"no file").is_err());
     let features = file(&[("mean", vec![6]), ("covariance", vec![6, 5])]);
     let Err(error) = Reference::new("f", &features, 6) else { panic!("no square") };
-    assert_eq!(error.to_string(), "f: `covariance`: expected [6, 6], got [6, 5]");
+    assert_eq!(error.to_string(), "f: tensor `covariance`: expected [6, 6], got [6, 5]");
     assert!(Reference::new("f", &features, 7).is_err(), "of another classifier");
 }
 

@@ -137,7 +137,7 @@ fn what_makes_no_comparison_is_refused_in_one_line() {
         "error: score-n: expected 0, or a network to read images (--classifier, --inception, --clip), got 5"
     );
     assert!(with(&["--classifier", "no.safetensors"]).starts_with("error: cannot read no.safetensors: "));
-    assert!(with(&["--classifier", f32]).starts_with("error: glyphs-f32.aqt: expected a safetensors file"));
+    assert!(with(&["--classifier", f32]).starts_with("error: glyphs-f32.aqt: expected an .npz or safetensors file"));
     let features = repository("models/glyphs/reference.safetensors");
     let wrong = with(&["--classifier", features.to_str().expect("UTF-8")]);
     assert!(wrong.ends_with("reference.safetensors: expected a tensor `conv1.weight`, got none"), "{wrong}");

@@ -1,9 +1,9 @@
 //! Scores by networks that the user has the weights of, and pictures in folders.
 
 use crate::command::{evaluate, refused, text};
-use crate::{folder, packed};
+use crate::{folder, packed, repository};
 use aquatint::image::{Image, write_png};
-use aquatint_evaluation::network::{Inception, Resize, Weights};
+use aquatint_evaluation::network::{Clip, Inception, Resize, Weights};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
 use std::cell::RefCell;
@@ -119,6 +119,8 @@ fn folders_are_compared_picture_by_picture() {
     assert_eq!(other, expected);
     let features = refused(&["--images", "paired-a", "paired-b", "--reference-features", "paired-a"]);
     assert!(features.starts_with("error: reference-features: expected a network that makes features"), "{features}");
+    let rule = evaluate(&["--images", "paired-a", "paired-b", "--resize", "clean"]);
+    assert!(text(&rule.stderr).contains("--inception <FILE>"), "{}", text(&rule.stderr));
     std::fs::create_dir_all(folder().join("empty")).expect("a folder");
     let empty = refused(&["--images", "paired-a", "empty"]);
     assert_eq!(empty, "error: empty: expected a folder with PNG, JPEG, WebP or BMP pictures, got none");
@@ -174,6 +176,45 @@ fn distances_are_from_true_pictures() {
     assert!(second["files"][0]["figures"]["kid"]["value"].as_f64().expect("a number") > 0.0);
     assert!(second["files"][0]["conventional"]["inception_score"][0].as_f64().expect("a number") >= 1.0);
     std::fs::remove_file(folder().join("inception.safetensors")).expect("95 MB");
+}
+
+/// A CLIP as transformers saves it, whose tokenizer is that of a small Stable Diffusion.
+#[test]
+fn pictures_are_compared_with_captions() {
+    let config = serde_json::json!({
+        "model_type": "clip", "projection_dim": 8,
+        "text_config": {
+            "vocab_size": 61, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 9
+        },
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 24,
+            "patch_size": 8
+        }
+    });
+    std::fs::create_dir_all(folder().join("clip")).expect("a folder");
+    std::fs::write(folder().join("clip/config.json"), config.to_string()).expect("a file");
+    for entry in std::fs::read_dir(repository("tests/fixtures/sd/v1/tokenizer")).expect("a folder") {
+        let entry = entry.expect("an entry");
+        std::fs::copy(entry.path(), folder().join("clip").join(entry.file_name())).expect("a copy");
+    }
+    let asked = Asked::default();
+    Clip::new(&serde_json::from_value(config).expect("a configuration"), &asked).expect("all tensors");
+    write_weights("clip/model.safetensors", &asked.0.into_inner());
+    write_pictures("told", 5, 0.0);
+    let long = "a red cat on the sky a dog in the fog low a red cat on the sky";
+    std::fs::write(folder().join("told.txt"), format!("a red cat\n{long}\n")).expect("a file");
+    let args = ["--images", "told", "told", "--clip", "clip", "--json", "told.json"];
+    let output = evaluate(&[&args[..], &["--prompts", "told.txt"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("CLIP, pictures of 24 x 24 in patches of 8\n"), "{}", text(&output.stdout));
+    let json = json("told.json");
+    let score = json["files"][0]["figures"]["clip_mean"]["value"].as_f64().expect("a number");
+    assert!((0.0..=100.0).contains(&score), "{score}");
+    assert!(text(&evaluate(&args).stderr).contains("--prompts <FILE>"));
+    std::fs::write(folder().join("clip/config.json"), "{}").expect("a file");
+    let wrong = refused(&[&args[..], &["--prompts", "told.txt"]].concat());
+    assert!(wrong.contains("expected shape ["), "{wrong}");
 }
 
 /// A model's pictures are compared by LPIPS as those in folders are.

@@ -6,6 +6,7 @@ mod npz;
 use aquatint::{Error, Result};
 use half::f16;
 use npz::Npz;
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 /// A file's arrays, under the name that messages call it by.
@@ -42,12 +43,17 @@ impl<'a> Arrays<'a> {
         Ok(Arrays { source, file })
     }
 
-    /// The first of `names` that the file has an array of.
-    pub fn first<'n>(&self, names: &[&'n str]) -> Option<&'n str> {
-        names.iter().copied().find(|name| match &self.file {
+    /// Whether there is an array of this name.
+    pub fn has(&self, name: &str) -> bool {
+        match &self.file {
             File::Npz(npz) => npz.has(name),
             File::Safetensors(file) => file.tensor(name).is_ok(),
-        })
+        }
+    }
+
+    /// The first of `names` that the file has an array of.
+    pub fn first<'n>(&self, names: &[&'n str]) -> Option<&'n str> {
+        names.iter().copied().find(|name| self.has(name))
     }
 
     /// The array of this name, all of whose numbers are finite.
@@ -56,9 +62,10 @@ impl<'a> Arrays<'a> {
     /// [`Error::Request`] if there is none, or it is damaged or of other numbers than floats.
     pub fn get(&self, name: &str) -> Result<Array> {
         let array = match &self.file {
-            File::Npz(npz) => npz.read(name).and_then(|bytes| npy::read(&bytes)),
-            File::Safetensors(file) => tensor(file, name),
+            File::Npz(npz) => npz.read(name).map(|bytes| npy::read(&bytes?)),
+            File::Safetensors(file) => file.tensor(name).ok().map(|view| tensor(&view)),
         };
+        let array = array.ok_or_else(|| Error::request(self.source, format!("a tensor `{name}`"), "none"))?;
         let array = array.map_err(|(expected, got)| self.wrong(name, expected, got))?;
         match array.values.iter().find(|v| !v.is_finite()) {
             Some(bad) => Err(self.wrong(name, "finite numbers", bad)),
@@ -80,15 +87,14 @@ impl<'a> Arrays<'a> {
 
     /// The error that an array is not what is expected.
     pub fn wrong(&self, name: &str, expected: impl std::fmt::Display, got: impl std::fmt::Display) -> Error {
-        Error::request(format!("{}: `{name}`", self.source), expected, got)
+        Error::request(format!("{}: tensor `{name}`", self.source), expected, got)
     }
 }
 
 /// What was expected, and what there is instead.
 type Fault = (String, String);
 
-fn tensor(file: &SafeTensors<'_>, name: &str) -> Result<Array, Fault> {
-    let view = file.tensor(name).map_err(|_| ("a tensor of this name".into(), "none".into()))?;
+fn tensor(view: &TensorView<'_>) -> Result<Array, Fault> {
     let data = view.data();
     let values = match view.dtype() {
         Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),

@@ -14,6 +14,11 @@ const END: (usize, u32) = (22, 0x0605_4b50);
 /// Bytes of the longest comment at the end.
 const MOST_COMMENT: usize = 0xffff;
 
+/// Bytes that numbers inflate to at most for each that is stored, beyond so many: a guard against small files that claim to be
+/// enormous.
+const MOST_RATIO: usize = 100;
+const SMALL: usize = 1 << 20;
+
 /// An archive.
 pub(super) struct Npz<'a> {
     entries: BTreeMap<&'a str, Entry<'a>>,
@@ -51,28 +56,34 @@ impl<'a> Npz<'a> {
         self.entries.contains_key(name)
     }
 
-    /// The contents of `NAME.npy`.
-    pub fn read(&self, name: &str) -> Result<Cow<'a, [u8]>, Fault> {
-        let Some(entry) = self.entries.get(name) else {
-            let names: Vec<_> = self.entries.keys().map(|name| name.escape_debug().to_string()).collect();
-            return Err(("an array of this name".into(), format!("arrays {}", names.join(", "))));
-        };
-        let contents = if entry.deflated {
-            let mut contents = Vec::new();
-            // One byte more than is promised is enough to see that a promise is broken.
-            let most = entry.size as u64 + 1;
-            let read = DeflateDecoder::new(entry.packed).take(most).read_to_end(&mut contents);
-            read.map_err(|e| ("deflated bytes".to_owned(), e.to_string()))?;
-            Cow::Owned(contents)
-        } else {
-            Cow::Borrowed(entry.packed)
-        };
+    /// The contents of `NAME.npy`, if there is one.
+    pub fn read(&self, name: &str) -> Option<Result<Cow<'a, [u8]>, Fault>> {
+        self.entries.get(name).map(Entry::contents)
+    }
+}
+
+impl<'a> Entry<'a> {
+    fn contents(&self) -> Result<Cow<'a, [u8]>, Fault> {
+        let contents = if self.deflated { Cow::Owned(self.inflated()?) } else { Cow::Borrowed(self.packed) };
         let mut check = flate2::Crc::new();
         check.update(&contents);
-        if (contents.len(), check.sum()) != (entry.size, entry.check) {
-            let expected = format!("{} bytes of check sum {:08x}", entry.size, entry.check);
+        if (contents.len(), check.sum()) != (self.size, self.check) {
+            let expected = format!("{} bytes of check sum {:08x}", self.size, self.check);
             return Err((expected, format!("{} of {:08x}; the file is damaged", contents.len(), check.sum())));
         }
+        Ok(contents)
+    }
+
+    fn inflated(&self) -> Result<Vec<u8>, Fault> {
+        if self.size > SMALL && self.size / MOST_RATIO > self.packed.len() {
+            let expected = format!("at most {MOST_RATIO} bytes for each that is stored");
+            return Err((expected, format!("{} for {}", self.size, self.packed.len())));
+        }
+        let mut contents = Vec::new();
+        // One byte more than is promised is enough to see that a promise is broken.
+        let most = self.size as u64 + 1;
+        let read = DeflateDecoder::new(self.packed).take(most).read_to_end(&mut contents);
+        read.map_err(|e| ("deflated bytes".to_owned(), e.to_string()))?;
         Ok(contents)
     }
 }

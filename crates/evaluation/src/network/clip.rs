@@ -10,6 +10,8 @@ use serde::Deserialize;
 /// Mean and deviation of red, green and blue in 0..1 in the pictures that it was trained with.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+/// How much longer than the other a side of a picture may be, of which only the middle is looked at.
+const LONGEST: usize = 100;
 /// Largest number that a configuration may have: a guard against files that claim to be enormous.
 const MOST: usize = 1 << 20;
 
@@ -200,6 +202,17 @@ impl Clip {
     /// Tokens that a text may have, with its beginning and end.
     pub fn most_tokens(&self) -> usize {
         self.token_places.nrows()
+    }
+
+    /// Refuses pictures that would be enormous when their shorter side fits.
+    pub(crate) fn check(&self, [height, width]: [usize; 2]) -> Result<()> {
+        match height.max(width) / LONGEST > height.min(width) {
+            true => {
+                let expected = format!("pictures whose sides are at most {LONGEST} to 1");
+                Err(Error::request("CLIP", expected, format!("{width} x {height} pixels")))
+            }
+            false => Ok(()),
+        }
     }
 
     /// What tells CLIPs apart.

@@ -2,7 +2,7 @@
 //!
 //! Products are summed from the first input on, for all outputs side by side: quick without another order of any sum.
 
-use super::tensors::Tensors;
+use crate::arrays::Arrays;
 use aquatint::{Error, Result};
 
 /// Rows and columns of a convolution's kernel.
@@ -93,12 +93,13 @@ fn relu(mut x: Vec<f32>) -> Vec<f32> {
 
 impl Classifier {
     /// Reads the tensors `conv1.weight` `(o, i, 3, 3)`, `conv1.bias` `(o)`, `conv2`.. `fc1.weight` `(features, i)`,
-    /// `fc1.bias`, `fc2.weight` `(outputs, features)`, `fc2.bias` of a safetensors file; messages call it `source`.
+    /// `fc1.bias`, `fc2.weight` `(outputs, features)`, `fc2.bias` of a safetensors or .npz file; messages call it `source`.
     ///
     /// # Errors
     /// [`Error::Request`] that names the first tensor that is missing or does not fit the one before.
     pub fn new(source: &str, bytes: &[u8]) -> Result<Self> {
-        let tensors = Tensors::new(source, bytes)?;
+        let tensors = Arrays::new(source, bytes)?;
+        let singles = |values: Vec<f64>| values.into_iter().map(|v| v as f32).collect::<Vec<f32>>();
         let mut convolutions = Vec::new();
         let mut channels = None;
         for number in 1.. {
@@ -111,11 +112,11 @@ impl Classifier {
             let outputs = weight.dims.first().copied().unwrap_or(0);
             if weight.dims != [outputs, inputs, KERNEL, KERNEL] || weight.values.is_empty() {
                 let expected = format!("(outputs, {}, 3, 3)", channels.map_or("inputs".into(), |c| c.to_string()));
-                return Err(tensors.wrong(&name, &expected, format!("{:?}", weight.dims)));
+                return Err(tensors.wrong(&name, expected, format!("{:?}", weight.dims)));
             }
-            let bias = tensors.shaped(&format!("conv{number}.bias"), &[outputs])?;
+            let bias = singles(tensors.shaped(&format!("conv{number}.bias"), &[outputs])?);
             let taps = KERNEL * KERNEL;
-            convolutions.push(Layer::new(&weight.values, bias, |i| i % taps * inputs + i / taps));
+            convolutions.push(Layer::new(&singles(weight.values), bias, |i| i % taps * inputs + i / taps));
             channels = Some(outputs);
         }
         let channels = channels.unwrap_or(1);
@@ -126,14 +127,14 @@ impl Classifier {
             let outputs = weight.dims.first().copied().unwrap_or(0);
             if !sound {
                 let expected = format!("(outputs, {})", inputs.map_or("inputs".into(), |n| n.to_string()));
-                return Err(tensors.wrong(&weight_name, &expected, format!("{:?}", weight.dims)));
+                return Err(tensors.wrong(&weight_name, expected, format!("{:?}", weight.dims)));
             }
-            Ok((weight.values, tensors.shaped(&format!("{name}.bias"), &[outputs])?))
+            Ok((singles(weight.values), singles(tensors.shaped(&format!("{name}.bias"), &[outputs])?)))
         };
         let (weights, bias) = linear("fc1", None)?;
         let inputs = weights.len() / bias.len();
         if !inputs.is_multiple_of(channels) {
-            return Err(tensors.wrong("fc1.weight", &format!("(outputs, a multiple of {channels})"), inputs));
+            return Err(tensors.wrong("fc1.weight", format!("(outputs, a multiple of {channels})"), inputs));
         }
         let pixels = inputs / channels;
         let hidden = Layer::new(&weights, bias, |i| i % pixels * channels + i / pixels);

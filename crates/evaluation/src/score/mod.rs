@@ -8,7 +8,6 @@ mod inception_score;
 mod kernel;
 mod reference;
 mod scorer;
-mod tensors;
 
 pub use captions::{Attributes, Captions, STYLES};
 pub use classifier::Classifier;

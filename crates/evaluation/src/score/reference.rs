@@ -36,7 +36,7 @@ impl Reference {
             };
         }
         let find = |names: &[&'static str]| {
-            let missing = || Error::request(source, format!("an array `{}`", names.join("` or `")), "none");
+            let missing = || Error::request(source, format!("a tensor `{}`", names.join("` or `")), "none");
             arrays.first(names).ok_or_else(missing)
         };
         let (mean, name) = (arrays.shaped(find(&MEAN)?, &[d])?, find(&COVARIANCE)?);

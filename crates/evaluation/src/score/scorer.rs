@@ -4,6 +4,7 @@ use super::{Attributes, Captions, Classifier, LETTERS, Reference, STYLES, read_c
 use crate::folders::Folder;
 use crate::network::{Clip, Inception, Lpips, clip_score};
 use crate::protocol::Protocol;
+use crate::stats::FEWEST;
 use aquatint::{Error, Model, Result};
 use std::path::Path;
 
@@ -92,7 +93,7 @@ impl Scorer {
     pub fn with_reference(self, path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let Some(features) = self.features() else {
-            return Err(Error::request("reference-features", "a network that makes features (--inception)", "none"));
+            return Err(Error::request("reference-features", "a network that makes features", "none"));
         };
         if path.is_dir() {
             let made = Folder::new(path)?.features(&self)?;
@@ -130,6 +131,8 @@ impl Scorer {
     /// What people should know of distances of so many pictures' features.
     pub(crate) fn notes(&self, pictures: usize) -> Vec<String> {
         let Some(reference) = &self.reference else { return Vec::new() };
+        let several = (pictures < FEWEST && (reference.kernel().is_some() || self.inception.is_some()))
+            .then(|| format!("{pictures} images: of {FEWEST} or more there would be KID and Inception score"));
         let d = reference.gaussian().features();
         let few = (pictures <= d).then(|| {
             format!(
@@ -138,7 +141,7 @@ impl Scorer {
                 5 * d
             )
         });
-        reference.note().map(str::to_owned).into_iter().chain(few).collect()
+        reference.note().map(str::to_owned).into_iter().chain(few).chain(several).collect()
     }
 
     /// Refuses pictures of a model that cannot be read, and captions that do not say what there is to see.
@@ -170,6 +173,9 @@ impl Scorer {
         if let Some(lpips) = &self.lpips {
             lpips.check(size, channels)?;
         }
+        if let Some(texts) = &self.clip {
+            texts.clip.check(size)?;
+        }
         match (self.inception.is_some() || self.clip.is_some()) && channels != 3 {
             true => Err(Error::request("pictures", "3 channels, for Inception and CLIP", channels)),
             false => Ok(()),
@@ -196,7 +202,13 @@ impl Scorer {
     }
 
     /// Reads the picture `(height, width, channels)` in 0..1 of image number `image`.
-    pub(crate) fn mark(&self, image: usize, picture: &[f32], size: [usize; 2], asked: Option<Asked>) -> Mark {
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a value is not finite: features of it would spoil those of all.
+    pub(crate) fn mark(&self, image: usize, picture: &[f32], size: [usize; 2], asked: Option<Asked>) -> Result<Mark> {
+        if let Some(bad) = picture.iter().find(|v| !v.is_finite()) {
+            return Err(Error::request(format!("image {image}"), "a picture of finite values", bad));
+        }
         let mut mark = Mark::default();
         if let Some(classifier) = &self.classifier {
             (mark.features, mark.logits) = classifier.read(picture, size);
@@ -206,7 +218,7 @@ impl Scorer {
             (mark.features, mark.logits) = inception.read(picture, size);
         }
         mark.clip = self.clip.as_ref().map(|texts| texts.score(image, picture, size));
-        mark
+        Ok(mark)
     }
 }
 

@@ -155,6 +155,10 @@ impl Evaluate {
 
     /// Who reads the images of `protocol`.
     fn scorer(&self, protocol: &Protocol) -> Result<Scorer> {
+        if self.reference_features.is_some() && self.classifier.is_none() && !self.networks.makes_features() {
+            let expected = "a network that makes features (--inception or --classifier)";
+            return Err(Error::request("reference-features", expected, "none").into());
+        }
         let scores = protocol.scored > 0 || self.images;
         let mut scorer = match self.classifier.as_deref().filter(|_| scores) {
             Some(path) => Scorer::open(path, None)?,

@@ -19,7 +19,7 @@ pub(super) struct Networks {
     #[arg(long, value_name = "FILE")]
     inception: Option<PathBuf>,
     /// How pictures are brought to Inception's size: as TensorFlow 1 and torch-fidelity do it, or as clean-fid does.
-    #[arg(long, value_enum, default_value = "tensorflow", value_name = "RULE")]
+    #[arg(long, value_enum, default_value = "tensorflow", requires = "inception", value_name = "RULE")]
     resize: ResizeRule,
     /// Weights of torchvision's AlexNet or VGG-16, for LPIPS (alexnet-owt-7be5be79.pth, vgg16-397923af.pth).
     #[arg(long, value_name = "FILE")]
