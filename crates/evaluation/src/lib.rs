@@ -5,9 +5,11 @@
 //!     |                                                                   (calls)
 //!     +--same noise, same prompts--> final latents of all ----------> error of latents
 //!                                          |                          (report)
-//!                                reference's decoder --> images ----> PSNR, SSIM
-//!                                                          |          (pictures)
-//!                                                     classifier ---> read right, Fréchet distance
+//!                                reference's decoder --> images ----> PSNR, SSIM, LPIPS
+//!                                                          |          (pictures, network)
+//!                     pictures in folders ----------> classifier ---> read right
+//!                     (folders)                       Inception ----> Fréchet and kernel distance, Inception score
+//!                                                     CLIP ---------> fit to captions
 //!                                                                     (score)
 //! ```
 //!
@@ -17,10 +19,11 @@
 //!
 //! Text encoders and decoder are the reference's for all files: what is compared is the denoiser.
 //!
-//! * [`evaluate`] runs it: [`Protocol`] says with which images, [`Scorer`] who reads them, [`Report`] is what comes out
+//! * [`evaluate`] runs it: [`Protocol`] says with which images, [`Scorer`] who reads them, [`Report`] is what comes out;
+//!   [`evaluate_folders`] does the same for pictures that were made already
 //! * [`Baseline`] keeps what the reference made, for networks of which only single calls are compared
-//! * [`pictures`] PSNR and SSIM; [`score`] classifier, captions, colours, Fréchet distance
-//! * [`network`] Inception, with weights that the user has
+//! * [`pictures`] PSNR and SSIM; [`score`] classifier, captions, colours, distances of features
+//! * [`network`] Inception, LPIPS and CLIP, with weights that the user has
 //! * [`stats`] bootstrap, binomial tests and intervals, eigenvalues
 //!
 //! Images are not kept: a batch is made, measured and dropped; sums, features and marks stay. Statistics are computed in

@@ -1,5 +1,5 @@
-//! The zip archive of `numpy.savez` and `numpy.savez_compressed`: entries `NAME.npy`, stored or deflated, of less than 4 GiB
-//! together. Lengths and offsets are checked before they are used, contents against their check sums.
+//! The zip archive of `numpy.savez` and `numpy.savez_compressed`: entries `NAME.npy`, stored or deflated, also with the wide numbers
+//! of zip64. Lengths and offsets are checked before they are used, contents against their check sums.
 
 use super::Fault;
 use flate2::read::DeflateDecoder;
@@ -11,6 +11,8 @@ use std::io::Read;
 const LOCAL: (usize, u32) = (30, 0x0403_4b50);
 const CENTRAL: (usize, u32) = (46, 0x0201_4b50);
 const END: (usize, u32) = (22, 0x0605_4b50);
+const END_64: (usize, u32) = (56, 0x0606_4b50);
+const LOCATOR_64: (usize, u32) = (20, 0x0706_4b50);
 /// Bytes of the longest comment at the end.
 const MOST_COMMENT: usize = 0xffff;
 
@@ -37,11 +39,20 @@ impl<'a> Npz<'a> {
         let last = bytes.len().saturating_sub(END.0);
         let ends = |&at: &usize| record(bytes, at, END).is_some();
         let end = (last.saturating_sub(MOST_COMMENT)..=last).rev().find(ends);
-        let end = end.and_then(|at| record(bytes, at, END)).ok_or("no directory at its end; it is cut off")?;
-        let (count, start) = (uint(end, 10, 2), uint(end, 16, 4));
-        if count == 0xffff || start == 0xffff_ffff {
-            return Err("one of 4 GiB or more (zip64)".into());
-        }
+        let end = end.ok_or("no directory at its end; it is cut off")?;
+        // Where numbers do not fit, a wider record comes before, and before this one what tells where.
+        let locator = end.checked_sub(LOCATOR_64.0).and_then(|at| record(bytes, at, LOCATOR_64));
+        let (count, start) = match locator {
+            Some(locator) => {
+                let wide =
+                    record(bytes, uint(locator, 8, 8), END_64).ok_or("no zip64 directory where it is said to be")?;
+                (uint(wide, 32, 8), uint(wide, 48, 8))
+            }
+            None => {
+                let end = &bytes[end..];
+                (uint(end, 10, 2), uint(end, 16, 4))
+            }
+        };
         let mut entries = BTreeMap::new();
         let mut at = start;
         for _ in 0..count {
@@ -94,9 +105,23 @@ fn record(bytes: &[u8], at: usize, kind: (usize, u32)) -> Option<&[u8]> {
     (record[..4] == kind.1.to_le_bytes()).then_some(record)
 }
 
-/// The little-endian number of `n <= 4` bytes at `at` of a record.
+/// The little-endian number of `n <= 8` bytes at `at` of a record; more than memory has where it does not fit.
 fn uint(record: &[u8], at: usize, n: usize) -> usize {
-    record[at..at + n].iter().rev().fold(0, |value, &b| value << 8 | usize::from(b))
+    let value = record[at..at + n].iter().rev().fold(0, |value, &b| value << 8 | u64::from(b));
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// The wide numbers in an extra field, which stand for those of 32 bits that are all ones.
+fn wide_numbers(mut extra: &[u8]) -> impl Iterator<Item = usize> {
+    let mut found: &[u8] = &[];
+    while let Some((head, rest)) = extra.split_at_checked(4) {
+        let Some((field, rest)) = rest.split_at_checked(uint(head, 2, 2)) else { break };
+        if uint(head, 0, 2) == 1 {
+            found = field;
+        }
+        extra = rest;
+    }
+    found.chunks_exact(8).map(|number| uint(number, 0, 8))
 }
 
 /// The entry whose directory record is at `at`: its name, what it holds, and where the next record is.
@@ -116,11 +141,20 @@ fn entry(bytes: &[u8], at: usize) -> Result<(&str, Entry<'_>, usize), String> {
         8 => true,
         method => return Err(wrong(&format!("compression method {method}"))),
     };
-    let (packed, size, header) = (uint(central, 20, 4), uint(central, 24, 4), uint(central, 42, 4));
+    let mut wide = wide_numbers(bytes.get(extra_at..extra_at + uint(central, 30, 2)).unwrap_or_default());
+    let mut number = |at: usize| match uint(central, at, 4) {
+        0xffff_ffff => wide.next(),
+        narrow => Some(narrow),
+    };
+    // In this order.
+    let (size, packed, header) = (number(24), number(20), number(42));
+    let (Some(size), Some(packed), Some(header)) = (size, packed, header) else {
+        return Err(wrong("no zip64 numbers"));
+    };
     let local = record(bytes, header, LOCAL).ok_or_else(|| wrong("no header"))?;
     // Its extra field is not the directory's, and tells where the contents begin.
     let data = header + LOCAL.0 + uint(local, 26, 2) + uint(local, 28, 2);
-    let packed = bytes.get(data..data + packed).ok_or_else(|| wrong("too few bytes"))?;
+    let packed = data.checked_add(packed).and_then(|end| bytes.get(data..end)).ok_or_else(|| wrong("too few bytes"))?;
     let check = central[16..20].iter().rev().fold(0, |value, &b| value << 8 | u32::from(b));
     Ok((name, Entry { packed, deflated, size, check }, next))
 }

@@ -99,7 +99,7 @@ impl Scorer {
             let made = Folder::new(path)?.features(&self)?;
             return Ok(Scorer { reference: Some(Reference::of_features(&name, made, features)), ..self });
         }
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = aquatint::raw::mmap::open(path)?;
         Ok(Scorer { reference: Some(Reference::new(&name, &bytes, features)?), ..self })
     }
 
