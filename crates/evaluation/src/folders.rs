@@ -62,8 +62,12 @@ impl Folder {
     /// Features of all pictures `(n, d)`, which are at least two.
     pub(crate) fn features(&self, scorer: &Scorer) -> Result<Vec<f64>> {
         self.check_several()?;
-        let look = |i: usize| Ok(look(self, None, i, scorer)?.0.features.into_iter().map(f64::from).collect());
-        let features: Vec<Vec<f64>> = (0..self.pictures.len()).into_par_iter().map(look).collect::<Result<_>>()?;
+        let extract = |i: usize| {
+            let Read { size, values } = self.read(i)?;
+            let features = scorer.extract(&values, size).map_err(|e| at(&self.pictures[i], e))?;
+            Ok(features.into_iter().map(f64::from).collect())
+        };
+        let features: Vec<Vec<f64>> = (0..self.pictures.len()).into_par_iter().map(extract).collect::<Result<_>>()?;
         Ok(features.concat())
     }
 

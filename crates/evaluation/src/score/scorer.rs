@@ -182,6 +182,18 @@ impl Scorer {
         }
     }
 
+    /// The features of a picture `(height, width, 3)` in 0..1, by whom they are compared.
+    pub(crate) fn extract(&self, picture: &[f32], size: [usize; 2]) -> Result<Vec<f32>> {
+        match (&self.inception, &self.classifier) {
+            (Some(inception), _) => Ok(inception.read(picture, size).0),
+            (None, Some(classifier)) => {
+                classifier.check(size, 3)?;
+                Ok(classifier.read(picture, size).0)
+            }
+            (None, None) => Ok(Vec::new()),
+        }
+    }
+
     /// What is asked for of an image, where there is a classifier to read it.
     pub(crate) fn asked<D>(&self, image: usize, model: &Model<'_, D>, protocol: &Protocol) -> Option<Asked> {
         self.classifier.as_ref().map(|_| match (&protocol.captions, &model.classes) {
