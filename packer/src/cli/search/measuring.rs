@@ -134,7 +134,7 @@ impl Measured {
         bar.finish_and_clear();
         let mut report = report?;
         for (file, (_, assignment)) in report.files[1..].iter_mut().zip(assignments) {
-            (file.bytes, file.average_bits) = (self.problem.bytes(assignment), self.problem.bits(assignment));
+            (file.bytes, file.average_bits) = (self.problem.bytes(assignment), Some(self.problem.bits(assignment)));
         }
         Ok(report)
     }
