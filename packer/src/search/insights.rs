@@ -31,6 +31,8 @@ pub struct Insights {
     pub kinds: Vec<Group>,
     /// Blocks, and layers outside of blocks.
     pub depths: Vec<Group>,
+    /// Everything.
+    pub all: Group,
 }
 
 impl Insights {
@@ -47,7 +49,17 @@ impl Insights {
             }
             members.into_iter().map(|(name, of)| group(problem, name, &of)).collect()
         };
-        Insights { choices: problem.choices.clone(), kinds: by(kind), depths: by(block) }
+        let all = group(problem, "all".into(), &problem.layers.iter().collect::<Vec<_>>());
+        Insights { choices: problem.choices.clone(), kinds: by(kind), depths: by(block), all }
+    }
+}
+
+impl Group {
+    /// The mean over choices of its shares, the least and the largest.
+    pub fn spread(&self) -> [f64; 3] {
+        let mean = self.shares.iter().sum::<f64>() / self.shares.len().max(1) as f64;
+        let (least, most) = self.shares.iter().fold((f64::INFINITY, 0.0_f64), |(l, m), &s| (l.min(s), m.max(s)));
+        [mean, least.min(most), most]
     }
 }
 

@@ -42,32 +42,39 @@ fn page(origin: &str, insights: &Insights) -> String {
 
 /// Shares of error over shares of weights, group by group.
 fn bars(groups: &[Group]) -> String {
-    let most = groups.iter().flat_map(|g| g.shares.iter().copied().chain([g.weights])).fold(1e-9, f64::max);
-    let width = |share: f64| (WIDTH - LABEL - 60.0) * share / most;
+    let widest = groups.iter().flat_map(|g| g.shares.iter().copied().chain([g.weights])).fold(1e-9, f64::max);
+    let width = |share: f64| (WIDTH - LABEL - 60.0) * share / widest;
     let mut out = format!("<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\">\n", ROW * groups.len() as f64 + 4.0);
     for (i, group) in groups.iter().enumerate() {
         let y = ROW * i as f64;
-        let mean = group.shares.iter().sum::<f64>() / group.shares.len().max(1) as f64;
-        let (least, largest) = group.shares.iter().fold((f64::INFINITY, 0.0_f64), |(l, h), &s| (l.min(s), h.max(s)));
+        let [mean, least, most] = group.spread();
         let _ = writeln!(
             out,
             "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
              <rect class=\"layer\" x=\"{LABEL}\" y=\"{:.1}\" width=\"{:.1}\" height=\"9\" fill=\"#2f7fc1\"><title>{}</title></rect>\
              <rect class=\"layer\" x=\"{LABEL}\" y=\"{:.1}\" width=\"{:.1}\" height=\"5\" fill=\"#8a8a8a\"/>\
-             <line class=\"near\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{6:.1}\" y2=\"{6:.1}\"/>",
+             <line class=\"near\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{10:.1}\" y2=\"{10:.1}\"/>",
             LABEL - 8.0,
             y + 14.0,
-            escape(&group.name),
+            escape(&label(&group.name)),
             y + 2.0,
             width(mean),
             percent(mean),
             y + 13.0,
             width(group.weights),
-            LABEL + width(least.min(largest)),
-            LABEL + width(largest),
+            LABEL + width(least),
+            LABEL + width(most),
+            y + 6.5,
         );
     }
     out + "</svg>\n"
+}
+
+/// The end of a long name.
+fn label(name: &str) -> String {
+    const MOST: usize = 46;
+    let over = name.chars().count().saturating_sub(MOST);
+    if over == 0 { name.to_owned() } else { format!("..{}", name.chars().skip(over + 2).collect::<String>()) }
 }
 
 fn table(insights: &Insights, groups: &[Group]) -> String {
@@ -99,7 +106,7 @@ mod tests {
         };
         let groups = vec![group("b.*.<q>", 0.25), group("b.*.k", 0.75)];
         let choices = vec!["w3a8:kmeans".into(), "w8a8:mse".into()];
-        let page = page("a & b", &Insights { choices, kinds: groups.clone(), depths: groups });
+        let page = page("a & b", &Insights { choices, kinds: groups.clone(), depths: groups, all: group("all", 1.0) });
         assert_eq!(page.matches("<rect").count(), 8);
         assert!(page.contains("b.*.&lt;q&gt;") && page.contains("3 bits: kmeans 2") && !page.contains("NaN"), "{page}");
         assert!(page.ends_with("</body></html>\n"));

@@ -58,15 +58,22 @@ impl Insights {
 }
 
 /// One row per group.
-fn table(heading: &str, found: &Found, groups: &[Group]) -> Columns {
-    let shares = found.choices.iter().map(|choice| format!("{choice} share (x)"));
-    let headings = [heading, "layers", "weights"].map(str::to_owned).into_iter();
-    let mut table = Columns::new(headings.chain(shares).chain(["wants".to_owned()]));
+fn table(heading: &str, groups: &[Group]) -> Columns {
+    let headings = [heading, "layers", "weights", "share of error", "least", "most", "per weight", "wants"];
+    let mut table = Columns::new(headings.map(str::to_owned));
     for group in groups {
-        let shares =
-            group.shares.iter().zip(&group.per_weight).map(|(share, x)| format!("{} ({x:.1})", percent(*share)));
-        let row = [group.name.clone(), group.layers.to_string(), percent(group.weights)].into_iter();
-        table.row(row.chain(shares).chain([wants(group)]));
+        let [mean, least, most] = group.spread();
+        let per_weight = if group.weights > 0.0 { mean / group.weights } else { 0.0 };
+        table.row([
+            group.name.clone(),
+            group.layers.to_string(),
+            percent(group.weights),
+            percent(mean),
+            percent(least),
+            percent(most),
+            format!("{per_weight:.2} x"),
+            wants(group),
+        ]);
     }
     table
 }
