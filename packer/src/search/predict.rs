@@ -131,12 +131,12 @@ impl Predictor {
     /// layers. The least is 0.
     pub fn effects(&self, choices: usize) -> Vec<Vec<f64>> {
         let effect = |layer: usize| {
-            let mut sums = vec![0.0; choices];
-            for choice in 0..choices {
-                // A mean over samples of the score with this one layer changed.
-                sums[choice] = self.samples.choices.iter().map(|own| self.changed(own, layer, choice)).sum::<f64>()
-                    / self.samples.choices.len() as f64;
-            }
+            // A mean over samples of the score with this one layer changed.
+            let mean = |choice: usize| {
+                let own = self.samples.choices.iter();
+                own.map(|own| self.changed(own, layer, choice)).sum::<f64>() / self.samples.choices.len() as f64
+            };
+            let sums: Vec<f64> = (0..choices).map(mean).collect();
             let least = sums.iter().copied().fold(f64::INFINITY, f64::min);
             sums.iter().map(|sum| sum - least).collect()
         };

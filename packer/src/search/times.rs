@@ -24,9 +24,9 @@ impl Times {
         let mut rest = 0.0;
         let Some(role) = meter.role() else { return Ok(Times { layers, rest }) };
         let of_nodes = meter.trials().layers_of_nodes(problem, role)?;
-        for choice in 0..count {
-            let seconds = meter.seconds(&meter.trials().uniform(choice), rounds, clock)?;
-            for (layer, seconds) in of_nodes.iter().zip(seconds) {
+        let of_choice = |choice| meter.seconds(&meter.trials().uniform(choice), rounds, clock);
+        for (choice, seconds) in (0..count).map(of_choice).enumerate() {
+            for (layer, seconds) in of_nodes.iter().zip(seconds?) {
                 match layer {
                     Some(layer) => layers[*layer][choice] += seconds,
                     // Norms and codes differ a little with what reads them: the mean counts.

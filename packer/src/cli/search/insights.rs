@@ -43,12 +43,15 @@ impl Insights {
         if self.json {
             return say_json(&found);
         }
-        say(table("kind of layer", &found, &found.kinds));
+        say(table("kind of layer", &found.kinds));
         say("");
-        say(table("block", &found, &found.depths));
+        say(table("block", &found.depths));
+        say("");
+        say(table("", std::slice::from_ref(&found.all)));
         say_line(
-            "share  of the squared error of the output that all layers in this choice make together; x that over the share of weights",
+            "share  of the squared error of the output that all layers in one choice make together: mean, least and most of choices",
         );
+        say_line("x      that over the share of weights: above 1 for layers that are more sensitive than most");
         say_line("wants  of the methods of a width, how many layers have the least error with which");
         if let Some(estimate) = held_out {
             say_line(super::learned_words(estimate));
