@@ -243,7 +243,7 @@ fn defaults<D: AsRef<[u8]>>(model: &Model<'_, D>) -> Result<()> {
         let LatentSpace { size: [height, width], frames, .. } = model.latents;
         let dims = Dims { height, width, tokens, frames, ..Dims::ONE };
         let outputs = types(model.packed, program, dims)?[program.output.0 as usize].cols();
-        if table.learned() && outputs != 2 * model.latents.channels {
+        if table.learned() && outputs < 2 * model.latents.channels {
             let expected = format!("another than learned_range: the {} makes no variances", role.name());
             return wrong("variance", expected, "learned_range");
         }

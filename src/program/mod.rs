@@ -16,6 +16,7 @@
 mod attention;
 mod conv;
 mod embed;
+mod fork;
 mod layout;
 mod linear;
 mod mixed;

@@ -84,19 +84,35 @@ impl Baseline {
         session: &mut Session<'_, B, D>,
         see: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Option<Vec<Vec<f64>>>> {
+        Ok(self.errors_of(1, session, see)?.and_then(|mut all| all.pop()))
+    }
+
+    /// The same of a network that predicts `count` times side by side, as
+    /// [`Program::side_by_side`](aquatint::raw::program::Program::side_by_side) makes it: of each in turn.
+    ///
+    /// # Errors
+    /// As [`errors`](Self::errors).
+    pub fn errors_of<B: Backend, D: AsRef<[u8]>>(
+        &self,
+        count: usize,
+        session: &mut Session<'_, B, D>,
+        see: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Option<Vec<Vec<Vec<f64>>>>> {
         let guided = self.request.guidance_scale > 1.0;
-        let mut errors = CallErrors::new(self.calls.len(), guided);
+        let mut errors: Vec<_> = (0..count).map(|_| CallErrors::new(self.calls.len(), guided)).collect();
         for Batch { request, calls } in &self.batches {
             for (call, expected) in calls {
                 let got = session.predict(request, call)?;
                 let place = self.calls.binary_search(&call.index).expect("only chosen calls are kept");
-                errors.add(place, request, self.channels, expected, &got);
-                if !see(call.images.len()) {
+                for (number, errors) in errors.iter_mut().enumerate() {
+                    errors.add(place, request, self.channels, expected, &part(&got, number, expected.channels));
+                }
+                if !see(count * call.images.len()) {
                     return Ok(None);
                 }
             }
         }
-        Ok(Some(errors.of_images()))
+        Ok(Some(errors.iter().map(CallErrors::of_images).collect()))
     }
 
     /// A call of the first image alone, with what was asked for of it.
@@ -112,4 +128,11 @@ impl Baseline {
     pub fn work(&self) -> usize {
         self.images * self.calls.len()
     }
+}
+
+/// What stands at place `number` of predictions of so many channels side by side.
+fn part(predicted: &Predicted, number: usize, channels: usize) -> Predicted {
+    let rows = predicted.values.chunks_exact(predicted.channels);
+    let values = rows.flat_map(|row| &row[number * channels..][..channels]).copied().collect();
+    Predicted { values, channels, samples: predicted.samples }
 }

@@ -3,9 +3,10 @@
 use super::pack::bar;
 use super::shard::ShardArgs;
 use super::table::{Columns, bytes, percent};
-use super::{page, parse_prediction, say, say_json, say_line};
+use super::{page, parse_prediction, parse_split, say, say_json, say_line};
 use crate::emit::Progress;
 use crate::error::Result;
+use crate::pass::Split;
 use crate::sensitivity::{self, Bill, Event, Record, Settings};
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
@@ -44,6 +45,9 @@ pub(super) struct Sensitivity {
     /// The precision of all other layers while one is tried: f32, or what --q-config SPEC makes of them
     #[arg(long, default_value = "f32", value_name = "SPEC")]
     environment: String,
+    /// Try both halves of layers whose inputs are two values side by side, as for packing: shortcut, conv, linear
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "shortcut", value_delimiter = ',', value_name = "KIND,..", value_parser = parse_split)]
+    split: Vec<Split>,
     /// Statistics of the inputs of layers, by which codes are chosen, as for packing.
     #[arg(long, value_name = "CALIB.safetensors")]
     calib: Option<PathBuf>,
@@ -163,6 +167,7 @@ impl Sensitivity {
             overrules: Overrules { prediction: self.prediction, scheduler_config: self.scheduler_config.clone() },
             choices: self.choices.clone(),
             named: self.named.clone(),
+            split: self.split.clone(),
             keep: self.keep.clone(),
             environment: self.environment.clone(),
             calibration: self.calib.clone(),
@@ -229,11 +234,12 @@ impl Watch {
 
 /// A bill for people.
 fn told(bill: &Bill) -> String {
+    // What comes before a layer is computed once for its choices, which makes it less than this.
     let Bill { units, choices, probes, images, calls, operations } = *bill;
     let all = (probes * images * calls) as f64;
     format!(
         "{units} layers and groups in {choices} choices; {probes} probes of {calls} calls of {images} images: {all} calls of {:.3} \
-         GFLOP, {:.1} TFLOP in all",
+         GFLOP, at most {:.1} TFLOP in all",
         operations / 1e9,
         operations * all / 1e12
     )

@@ -59,7 +59,7 @@ impl Samples {
         }
     }
 
-    /// The rank correlation of true scores with those predicted from the other parts, of [`FOLDS`] parts by turns; none of less than
+    /// The rank correlation of true scores with those predicted from the other parts, of five parts by turns; none of less than
     /// twice as many configurations.
     pub fn held_out(&self) -> Option<Estimate> {
         let n = self.scores.len();

@@ -2,13 +2,13 @@
 
 use super::problem::{Objective, Problem, counted};
 use crate::error::Result;
-use crate::sensitivity::{Choices, Layers, Record, layers_of};
+use crate::sensitivity::{Choices, Layers, Record, layers_of, with_programs};
 use aquatint::error::Error;
 use aquatint::raw::backend::Clock;
 use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::format::{Packed, TensorView};
 use aquatint::raw::mmap::FileBytes;
-use aquatint::raw::program::{Program, Role, Tensor};
+use aquatint::raw::program::{Role, Tensor};
 use aquatint::{Model, Session};
 use aquatint_evaluation::{Baseline, Calls, File, Progress, Protocol};
 use std::path::Path;
@@ -41,7 +41,7 @@ impl Trials {
 
     /// The model in floats.
     pub fn float(&self) -> Packed<&[u8]> {
-        self.with(&|program| program.in_phase(0).into_owned())
+        with_programs(&self.packed, &|program| program.in_phase(0).into_owned())
     }
 
     /// The model with the layers of `problem` as `assignment` has them, and floats around them.
@@ -52,7 +52,7 @@ impl Trials {
             let phase = layer.map_or(0, |layer| self.choices.phase(assignment[layer]));
             layers.weights.iter().for_each(|weight| phases[weight.0 as usize] = phase);
         }
-        self.with(&|program| {
+        with_programs(&self.packed, &|program| {
             let phase = |op| crate::pass::product(op).map_or(0, |(weight, ..)| phases[weight.0 as usize]);
             program.mixed(&program.nodes.iter().map(|node| phase(&node.op)).collect::<Vec<_>>())
         })
@@ -60,15 +60,7 @@ impl Trials {
 
     /// The model in which all layers are of one choice.
     pub fn uniform(&self, choice: usize) -> Packed<&[u8]> {
-        self.with(&|program| program.in_phase(self.choices.phase(choice)).into_owned())
-    }
-
-    fn with(&self, make: &dyn Fn(&Program) -> Program) -> Packed<&[u8]> {
-        let programs = self.packed.programs().iter().map(|program| match program.phases.count() {
-            1 => program.clone(),
-            _ => make(program),
-        });
-        self.packed.with_programs(programs.collect())
+        with_programs(&self.packed, &|program| program.in_phase(self.choices.phase(choice)).into_owned())
     }
 
     /// The layer of `problem` that each node of a network is, if it is one.

@@ -137,6 +137,7 @@ impl Choices {
             donors: settings.donors.clone(),
             overrules: settings.overrules.clone(),
             calibration: settings.calibration.clone(),
+            split: settings.split.clone(),
             ..Options::default()
         };
         let text = self.config(&self.layers(&options, &settings.named)?);

@@ -11,7 +11,9 @@
 //!
 //! All choices lie in one packed file whose phases they are, made once (`choices`). A probe is a program of that file in which
 //! the nodes of one layer are of another phase ([`Program::mixed`](aquatint::raw::program::Program::mixed)); binding it costs
-//! milliseconds, so a probe costs its calls. They are made at states of the f32 model's own run, as those of `packer evaluate` are,
+//! milliseconds, so a probe costs its calls. The choices of one layer are measured together, by a program that has their
+//! results side by side and what comes before the layer once ([`Program::side_by_side`](aquatint::raw::program::Program::side_by_side)):
+//! over all layers that is about half of the work. Calls are made at states of the f32 model's own run, as those of `packer evaluate` are,
 //! and their figures are equal.
 //!
 //! Every probe that is done is kept beside the output until all are (`partial`), so work goes on where it was interrupted. The
@@ -28,9 +30,11 @@ pub(crate) use choices::{Choices, hash_of, precision};
 pub use merge::merge;
 pub use record::Record;
 pub use run::sensitivity;
+pub(crate) use run::with_programs;
 pub(crate) use units::{Layers, units as layers_of};
 
 use crate::emit::Progress;
+use crate::pass::Split;
 use crate::source::donors::Donors;
 use crate::source::settings::Overrules;
 use aquatint::shard::Shard;
@@ -48,6 +52,8 @@ pub struct Settings {
     pub donors: Donors,
     /// Settings of the sampler that the model's files say otherwise.
     pub overrules: Overrules,
+    /// Layers whose two halves are layers of their own.
+    pub split: Vec<Split>,
     /// The precisions that layers are tried in, each a SPEC such as `w4a8:kmeans`. A layer is what packing with it makes of it.
     pub choices: Vec<String>,
     /// Globs of layers that are tried as an entry of a configuration has them that names them.
@@ -85,6 +91,7 @@ impl Settings {
             model,
             refiner: None,
             donors: Donors::default(),
+            split: Vec::new(),
             overrules: Overrules::default(),
             choices: ["w2a8:kmeans", "w3a8:kmeans", "w4a8:kmeans", "w8a8"].map(str::to_owned).into(),
             named: Vec::new(),

@@ -37,7 +37,7 @@ pub fn sensitivity(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) 
     let (packed, calibration) = choices.open(settings, &partial, see).inspect_err(|_| partial.remove_if_fresh())?;
     let layers = units::units(&packed, &choices);
     let groups = units::groups(&layers, &settings.groups)?;
-    let float = in_phases(&packed, &|program| vec![FLOAT; program.nodes.len()]);
+    let float = with_programs(&packed, &|program| program.in_phase(FLOAT).into_owned());
     let (model, cpu) = (Model::new(&float)?, Cpu::best());
     let name = settings.model.display().to_string();
     let mut wanted = true;
@@ -80,13 +80,13 @@ fn check(settings: &Settings) -> Result<()> {
     }
 }
 
-/// The file with programs whose nodes are of the phases that `phases` gives.
-fn in_phases<'p>(packed: &'p Packed<FileBytes>, phases: &dyn Fn(&Program) -> Vec<usize>) -> Packed<&'p [u8]> {
-    let mixed = packed.programs().iter().map(|program| match program.phases.count() {
+/// The file with what `make` makes of the programs that have phases.
+pub(crate) fn with_programs<'p>(packed: &'p Packed<FileBytes>, make: &dyn Fn(&Program) -> Program) -> Packed<&'p [u8]> {
+    let programs = packed.programs().iter().map(|program| match program.phases.count() {
         1 => program.clone(),
-        _ => program.mixed(&phases(program)),
+        _ => make(program),
     });
-    packed.with_programs(mixed.collect())
+    packed.with_programs(programs.collect())
 }
 
 /// The record of what is to be measured.
@@ -180,24 +180,33 @@ impl Work<'_> {
         let probes = missing.len() + usize::from(environment && record.environment.is_none());
         let mut progress = Done { done: 0, total: (probes * self.baseline.work()) as u64 };
         if environment && record.environment.is_none() {
-            record.environment = Some(self.probe(ENVIRONMENT, None, &mut progress)?);
+            record.environment = self.probes(&[ENVIRONMENT.to_owned()], None, &mut progress)?.pop();
         }
-        for probe in missing {
-            let layers = all[probe / choices];
-            // Where choices make the same of a layer, one is measured.
-            let spec =
-                |other: usize| (&layers.unit.choices[other % choices].spec, layers.unit.choices[other % choices].bytes);
-            let first = probe - probe % choices;
-            let same = (first..probe).find(|&other| found[other].is_some() && spec(other) == spec(probe));
-            found[probe] = Some(match same.filter(|&other| spec(other).0.is_some()) {
-                Some(other) => {
-                    progress.total -= self.baseline.work() as u64;
-                    found[other].clone().unwrap_or_default()
-                }
-                None => {
-                    self.probe(&number(probe), Some((layers, self.choices.phase(probe % choices))), &mut progress)?
-                }
-            });
+        // Choices of one layer are measured together: they share what comes before it.
+        for probes in missing.chunk_by(|a, b| a / choices == b / choices) {
+            let layers = all[probes[0] / choices];
+            let same = |a: usize, b: usize| {
+                let [a, b] = [a, b].map(|probe| &layers.unit.choices[probe % choices]);
+                a.spec.is_some() && (&a.spec, a.bytes) == (&b.spec, b.bytes)
+            };
+            // Where choices make the same of a layer, one of them is measured.
+            let begin = probes[0] - probes[0] % choices;
+            let first = |probe: usize| {
+                (begin..probe).find(|&other| same(other, probe) && (found[other].is_some() || probes.contains(&other)))
+            };
+            let (copies, own): (Vec<usize>, Vec<usize>) = probes.iter().partition(|&&probe| first(probe).is_some());
+            let copies: Vec<(usize, usize)> =
+                copies.into_iter().filter_map(|probe| Some((probe, first(probe)?))).collect();
+            progress.total -= (copies.len() * self.baseline.work()) as u64;
+            for together in own.chunks(TOGETHER) {
+                let phases: Vec<usize> = together.iter().map(|probe| self.choices.phase(probe % choices)).collect();
+                let names: Vec<String> = together.iter().map(|&probe| number(probe)).collect();
+                let made = self.probes(&names, Some((layers, &phases)), &mut progress)?;
+                together.iter().zip(made).for_each(|(&probe, calls)| found[probe] = Some(calls));
+            }
+            for (probe, other) in copies {
+                found[probe] = found[other].clone();
+            }
         }
         for (probe, calls) in record.probes_mut().zip(found) {
             probe.calls = calls.unwrap_or_default();
@@ -219,35 +228,50 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The errors of the network in which these layers are of a phase and all others of the environment; without layers, of
-    /// the environment. They are kept as the probe called `name`.
-    fn probe(&mut self, name: &str, layers: Option<(&Layers, usize)>, progress: &mut Done) -> Result<Vec<CallError>> {
+    /// The errors of the network in which these layers are of one phase after the other and all others of the environment; without
+    /// layers, of the environment. They are kept as the probes called `names`.
+    fn probes(
+        &mut self,
+        names: &[String],
+        layers: Option<(&Layers, &[usize])>,
+        progress: &mut Done,
+    ) -> Result<Vec<Vec<CallError>>> {
         let environment = self.choices.environment_phase();
-        let packed = in_phases(self.packed, &|program| match layers {
-            Some((layers, phase)) => layers.phases(program, phase, environment),
-            None => vec![environment; program.nodes.len()],
+        let packed = with_programs(self.packed, &|program| match layers {
+            Some((layers, phases)) => {
+                let mixed = phases.iter().map(|&phase| program.mixed(&layers.phases(program, phase, environment)));
+                Program::side_by_side(&mixed.collect::<Vec<_>>())
+            }
+            None => program.mixed(&vec![environment; program.nodes.len()]),
         });
         let model = Model::new(&packed)?;
         let mut session = Session::new(&model, &self.cpu);
         let see = &mut self.see;
-        let errors = self.baseline.errors(&mut session, &mut |images| {
+        let errors = self.baseline.errors_of(names.len(), &mut session, &mut |images| {
             progress.done += images as u64;
             see(Event::Done(progress.done, progress.total))
         })?;
         let Some(errors) = errors else { return Err(stopped()) };
-        if let Some(bad) = errors.iter().flatten().find(|error| !error.is_finite()) {
+        if let Some(bad) = errors.iter().flatten().flatten().find(|error| !error.is_finite()) {
             let what = layers.map_or("the environment", |(layers, _)| &layers.unit.name);
             return Err(Error::request(format!("error of {what}"), "a finite number", bad).into());
         }
-        let calls: Vec<CallError> = errors.iter().map(|of_images| CallError::new(of_images)).collect();
-        self.partial.keep(name, &self.identity, &calls)?;
-        match (self.see)(Event::Saved) {
-            true => Ok(calls),
-            false => Err(stopped()),
+        let mut made: Vec<Vec<CallError>> = Vec::with_capacity(errors.len());
+        for (name, errors) in names.iter().zip(errors) {
+            made.push(errors.iter().map(|of_images| CallError::new(of_images)).collect());
+            self.partial.keep(name, &self.identity, &made[made.len() - 1])?;
         }
+        for _ in names {
+            if !(self.see)(Event::Saved) {
+                return Err(stopped());
+            }
+        }
+        Ok(made)
     }
 }
 
+/// Most choices that are measured together: each takes memory of its own.
+const TOGETHER: usize = 4;
 /// What the probe of the environment is called.
 const ENVIRONMENT: &str = "environment";
 

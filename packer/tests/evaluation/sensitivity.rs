@@ -334,6 +334,33 @@ fn a_budget_becomes_a_configuration() {
     assert!(!folder().join("no.toml").exists());
 }
 
+/// Halves of split layers are layers: what is found for them packs into the bytes that were promised.
+#[test]
+fn halves_are_tried_alone() {
+    let model = repository("tests/fixtures/sd/v1");
+    let model = model.to_str().expect("UTF-8");
+    fs::write(folder().join("halves.txt"), "a red A on blue\n").expect("a file");
+    let args =
+        ["--split=conv,shortcut", "--prompts", "halves.txt", "--n", "1", "--steps", "2", "--at", "0", "--named", "*"];
+    let measured = command(&[&[model, "-o", "halves.json", "-q", "--choices", "w2a16,w8a16"], &args[..]].concat());
+    assert!(measured.status.success(), "{}", String::from_utf8_lossy(&measured.stderr));
+    let record = Record::open(&folder().join("halves.json")).expect("it opens");
+    let second = |unit: &packer::sensitivity::record::Unit| unit.name.ends_with(".weight_quantizer_0");
+    assert!(record.units.iter().filter(|unit| second(unit)).count() > 1, "{record:?}");
+    let stored = |choice: usize| record.units.iter().map(|unit| unit.choices[choice].bytes).sum::<u64>();
+    let budget = ((stored(0) + stored(1)) / 2).to_string();
+    let found = packer(&["search", "halves.json", "--budget", &budget, "-o", "halves.toml", "--json"]);
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&found.stdout).expect("JSON");
+    let packed = packer(&[model, "--q-config", "halves.toml", "-o", "halves.aqt", "--json"]);
+    assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&packed.stdout).expect("JSON");
+    let layers = report["layers"].as_array().expect("a list").iter();
+    let own = layers.filter(|layer| layer["name"].as_str().is_some_and(|name| name.starts_with("unet/")));
+    let bytes: u64 = own.map(|layer| layer["bytes"].as_u64().expect("bytes")).sum();
+    assert_eq!(bytes, found["bytes"].as_u64().expect("a number"), "the file has the bytes that were promised");
+}
+
 /// The module path of a layer in a report.
 fn module(layer: &serde_json::Value) -> &str {
     let name = layer["name"].as_str().expect("a name");
