@@ -32,8 +32,11 @@ pub fn merge(parts: &[PathBuf], output: &Path) -> Result<Record> {
         }
         found.push(Shard { index, of });
     }
-    if let Some(missing) = (0..found[0].of).find(|index| found.iter().all(|shard| shard.index != *index)) {
-        return Err(Error::request("merge", format!("all {} shards", found[0].of), format!("none of {missing}")).into());
+    let there = |index: &usize| found.iter().any(|shard| shard.index == *index);
+    let missing: Vec<String> = (0..found[0].of).filter(|index| !there(index)).map(|index| index.to_string()).collect();
+    if !missing.is_empty() {
+        let got = format!("none of {}", missing.join(", "));
+        return Err(Error::request("merge", format!("all {} shards", found[0].of), got).into());
     }
     let mut merged = first.outline();
     for (mut record, shard) in records.into_iter().zip(found) {

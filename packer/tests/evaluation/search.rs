@@ -250,6 +250,41 @@ fn random_configurations_are_kept_and_learned_from() {
     assert!(width.contains("at-bits: expected bits that choices have: w2a8:mse, "), "{width}");
 }
 
+/// A cache that Python pickled as Qua2SeDiMo does: what is learned from it is better than all that it holds, by the rule that its scores
+/// were made by (`make_cache.py`).
+#[test]
+fn published_caches_are_learned_from() {
+    let file = repository("packer/tests/fixtures/cache.pkl");
+    let name = file.to_str().expect("UTF-8");
+    let found = json(&["search", name, "--budget", "4bit", "-o", "published.toml", "--json"]);
+    assert!(found["held_out_rank_correlation"]["low"].as_f64().expect("a number") > 0.9, "{found}");
+    let layers = found["layers"].as_object().expect("a map");
+    let loss = |method: &str| match method {
+        "kmeans-4" => 1.0,
+        "kmeans_all-4" => 1.2,
+        "mse-4" => 1.4,
+        "kmeans-3" => 4.0,
+        "kmeans_all-3" => 5.0,
+        "mse-3" => 6.0,
+        other => panic!("{other} is none of its methods"),
+    };
+    // The map is in the order of names, which is that of the script.
+    let score = layers.values().enumerate();
+    let score: f64 =
+        score.map(|(i, method)| ((7 * i + 3) % 11 + 1) as f64 * loss(method.as_str().expect("text"))).sum();
+    let entries = packer::search::cache::read(&file).expect("it opens");
+    assert_eq!((entries.len(), layers.len()), (80, 9));
+    let fits = |entry: &&packer::search::cache::Entry| entry.measure("avg_bits").expect("measured") <= 4.0;
+    let best = entries.iter().filter(fits).map(|entry| entry.measure("FID-GT-1k").expect("measured"));
+    let best = best.fold(f64::INFINITY, f64::min);
+    assert!(90.0 + 0.1 * score < best, "{score}: {} for {best}", 90.0 + 0.1 * score);
+    let none = refused(&["search", name, "--budget", "4bit", "-o", "no5.toml", "--target", "IS"]);
+    assert!(none.contains("expected `IS` of each configuration, got "), "{none}");
+    let other = repository("tests/fixtures/configs/alpha.pkl");
+    let dictionary = refused(&["search", other.to_str().expect("UTF-8"), "--budget", "4bit", "-o", "no5.toml"]);
+    assert!(dictionary.contains("alpha.pkl: expected a list of configurations"), "{dictionary}");
+}
+
 /// A call takes no longer than it may, as far as the times of layers tell; how long that is nobody knows beforehand.
 #[test]
 fn times_are_budgets_too() {

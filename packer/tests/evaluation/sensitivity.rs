@@ -213,6 +213,7 @@ fn refused_merges(parts: &[PathBuf], whole: &Settings) {
         told
     };
     assert_eq!(refused(&parts[..2]), "merge: expected all 3 shards, got none of 2");
+    assert_eq!(refused(&parts[1..2]), "merge: expected all 3 shards, got none of 0, 2");
     let twice = refused(&[parts[0].clone(), parts[0].clone()]);
     assert!(twice.ends_with("0.json: expected another shard of the same number of shards, got 0/3"), "{twice}");
     assert!(refused(std::slice::from_ref(&whole.output)).ends_with("expected a part that --shard made, got a whole"));
