@@ -101,6 +101,8 @@ pub struct Archive {
     pub errors: Vec<f64>,
     /// Their standard errors.
     pub standard_errors: Vec<f64>,
+    /// Bit operations of a call as Qua2SeDiMo counts them, in tera.
+    pub bops: Vec<f64>,
 }
 
 impl Archive {
@@ -131,6 +133,7 @@ impl Archive {
             let n = errors.len() as f64;
             let mean = errors.iter().sum::<f64>() / n;
             let variance = errors.iter().map(|e| (e - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+            self.bops.push(meter.bops(&assignment)?);
             self.numbers.push(number);
             self.assignments.push(assignment);
             self.errors.push(mean);
@@ -144,6 +147,7 @@ impl Archive {
     pub fn entries(&self, problem: &Problem, weight_errors: &[Vec<f64>]) -> Vec<Entry> {
         let entry = |(i, assignment): (usize, &Vec<usize>)| {
             let mut entry = Entry::new(problem, assignment, &|layer, choice| weight_errors[layer][choice]);
+            entry.measures.push(("bops".into(), self.bops[i]));
             entry.measures.push(("number".into(), self.numbers[i] as f64));
             entry.measures.push(("D".into(), self.errors[i]));
             entry.measures.push(("D_se".into(), self.standard_errors[i]));
@@ -183,10 +187,11 @@ impl Archive {
     /// # Errors
     /// If a number is there twice, or one of the first `count` is missing.
     pub fn join(parts: Vec<Archive>, count: usize) -> Result<Self> {
-        let mut all: Vec<(usize, Vec<usize>, f64, f64)> = Vec::new();
+        let mut all: Vec<(usize, Vec<usize>, [f64; 3])> = Vec::new();
         for part in parts {
-            let rest = part.assignments.into_iter().zip(part.errors).zip(part.standard_errors);
-            all.extend(part.numbers.into_iter().zip(rest).map(|(n, ((a, e), s))| (n, a, e, s)));
+            let figures = part.errors.into_iter().zip(part.standard_errors).zip(part.bops);
+            let own = part.numbers.into_iter().zip(part.assignments).zip(figures);
+            all.extend(own.map(|((n, a), ((error, standard), bops))| (n, a, [error, standard, bops])));
         }
         all.sort_by_key(|own| own.0);
         if let Some(pair) = all.windows(2).find(|pair| pair[0].0 == pair[1].0) {
@@ -201,11 +206,12 @@ impl Archive {
             return Err(Error::request("merge", expected, format!("none of the numbers {}", missing.join(", "))).into());
         }
         let mut archive = Archive::default();
-        for (number, assignment, error, standard_error) in all {
+        for (number, assignment, [error, standard_error, bops]) in all {
             archive.numbers.push(number);
             archive.assignments.push(assignment);
             archive.errors.push(error);
             archive.standard_errors.push(standard_error);
+            archive.bops.push(bops);
         }
         Ok(archive)
     }
@@ -243,6 +249,7 @@ impl Archive {
             archive.numbers.push(entry.measure("number").map_or(number, |own| own as usize));
             archive.assignments.push(assignment);
             archive.errors.push(error);
+            archive.bops.push(entry.measure("bops").unwrap_or(0.0));
             archive.standard_errors.push(entry.measure("D_se").unwrap_or(0.0));
         }
         Ok(archive)
@@ -404,6 +411,7 @@ mod tests {
             archive.assignments.push(distribution.draw(&problem, number));
             archive.errors.push(problem.error(&archive.assignments[number as usize]) * 1.1);
             archive.standard_errors.push(0.5);
+            archive.bops.push(3.0);
         }
         let entries = archive.entries(&problem, &vec![vec![0.0; 3]; 8]);
         let read = Archive::of("c.pkl", &entries, &problem).unwrap();
@@ -418,7 +426,8 @@ mod tests {
             numbers: numbers.clone().collect(),
             assignments: archive.assignments[numbers.clone()].to_vec(),
             errors: archive.errors[numbers.clone()].to_vec(),
-            standard_errors: archive.standard_errors[numbers].to_vec(),
+            standard_errors: archive.standard_errors[numbers.clone()].to_vec(),
+            bops: archive.bops[numbers].to_vec(),
         };
         let joined = Archive::join(vec![part(3..5), part(0..3)], 5).unwrap();
         assert_eq!((joined.numbers, joined.assignments), (archive.numbers.clone(), archive.assignments.clone()));

@@ -1,6 +1,7 @@
 //! Whole configurations, measured in the file of all choices.
 
 use super::problem::{Objective, Problem, counted};
+use crate::account::accounts;
 use crate::error::Result;
 use crate::sensitivity::{Choices, Layers, Record, layers_of, with_programs};
 use aquatint::error::Error;
@@ -166,7 +167,16 @@ impl<'t> Meter<'t> {
         self.baseline.call().map(|(_, call)| call.role)
     }
 
-    /// The mean of that.
+    /// Bit operations of a call of the denoiser as Qua2SeDiMo counts them, in tera.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn bops(&self, assignment: &[usize]) -> Result<f64> {
+        let accounts = accounts(&self.trials.assigned(self.problem, assignment))?;
+        Ok(accounts.first().map_or(0.0, |account| account.qua2sedimo_tera_bit_operations as f64))
+    }
+
+    /// The mean of [`errors`](Self::errors).
     ///
     /// # Errors
     /// As there.

@@ -165,6 +165,10 @@ fn random_configurations_are_kept_and_learned_from() {
     archive("14");
     assert!(fs::read(own.join("cache.pkl")).expect("written") == fs::read(own.join("whole.pkl")).expect("written"));
     assert!(first.len() < fs::metadata(own.join("whole.pkl")).expect("there").len() as usize);
+    // What Qua2SeDiMo's predictor reads is there.
+    let entry = &packer::search::cache::read(&own.join("whole.pkl")).expect("it opens")[0];
+    let keys = ["quantized_size", "quantized_error", "avg_bits", "bops"];
+    assert!(keys.iter().all(|key| entry.measure(key).is_some()), "{:?}", entry.measures);
     for part in ["0", "1"] {
         let name = format!("part-{part}.pkl");
         let shard = format!("{part}/2");
