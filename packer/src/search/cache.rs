@@ -4,8 +4,9 @@
 //! Names and methods are as its loader has them, protocol 4. Beside its own keys there may be others, which it leaves alone.
 
 use super::insights::block;
+use super::layer::Layer;
 use super::predict::Samples;
-use super::problem::{Layer, Problem};
+use super::problem::Problem;
 use crate::error::Result;
 use crate::source::pickle::{self, Id, Pickle, Value};
 use crate::weight::SECOND_HALF;

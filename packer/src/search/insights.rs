@@ -1,7 +1,8 @@
 //! What sensitivities say of kinds of layers and of depths: Qua2SeDiMo's questions (which layers matter, which methods they want),
 //! answered from what was measured or learned.
 
-use super::problem::{Layer, Problem, bits_of};
+use super::layer::{Layer, bits_of};
+use super::problem::Problem;
 use serde::Serialize;
 use std::collections::BTreeMap;
 

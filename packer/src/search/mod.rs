@@ -15,10 +15,12 @@
 //! was predicted, moves on from it ([`refine`]), and makes what others search by: random configurations ([`random`]) with
 //! their errors, kept as Qua2SeDiMo keeps them ([`cache`]), and a predictor that learns from these ([`predict`]).
 
+pub mod archive;
 pub mod cache;
 pub mod contest;
 pub mod insights;
 mod knapsack;
+mod layer;
 pub mod predict;
 mod problem;
 pub mod random;
@@ -27,7 +29,8 @@ mod times;
 mod trials;
 
 pub use knapsack::{Item, Solution, front, solve};
-pub use problem::{Budget, Found, Layer, Objective, Problem, Rule};
+pub use layer::Layer;
+pub use problem::{Budget, Found, Objective, Problem, Rule};
 pub use refine::{Refined, refine};
 pub use times::Times;
 pub use trials::{Meter, Trials};

@@ -1,6 +1,7 @@
 //! Random configurations: what Qua2SeDiMo learns from, and what a search has to beat.
 
-use super::problem::{Problem, bits_of};
+use super::layer::bits_of;
+use super::problem::Problem;
 use fastrand::Rng;
 
 /// Qua2SeDiMo's distribution (its `*_eval_random.py`, quantization.md §1.5): a share `p` is drawn for the whole configuration, evenly

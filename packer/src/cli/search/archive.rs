@@ -6,7 +6,7 @@ use crate::cli::pack::bar;
 use crate::cli::say_line;
 use crate::cli::shard::ShardArgs;
 use crate::error::Result;
-use crate::search::contest::{self, Additivity};
+use crate::search::archive::{self, Additivity};
 use crate::search::random::Distribution;
 use crate::search::{Problem, cache};
 use aquatint::Error;
@@ -81,14 +81,14 @@ impl Archive {
     }
 
     /// Measures what is not there yet.
-    fn measure(&self, measured: &Measured, distribution: Distribution) -> Result<contest::Archive> {
+    fn measure(&self, measured: &Measured, distribution: Distribution) -> Result<archive::Archive> {
         let (trials, problem) = (measured.trials()?, &measured.problem);
         let shard = self.shard.chosen(self.quiet)?.unwrap_or(Shard::WHOLE);
         let numbers = shard.range(self.num_archs);
-        let mut archive = contest::Archive::default();
+        let mut archive = archive::Archive::default();
         if self.output.exists() {
             let origin = self.output.display().to_string();
-            archive = contest::Archive::of(&origin, &cache::read(&self.output)?, problem)?;
+            archive = archive::Archive::of(&origin, &cache::read(&self.output)?, problem)?;
             archive.check(&origin, problem, distribution, shard.range(self.num_archs.max(archive.numbers.len())))?;
         }
         let meter = measured.meter(trials, self.quiet)?;
@@ -106,17 +106,17 @@ impl Archive {
     }
 
     /// Joins the caches of all parts: the entries as they are.
-    fn join(&self, problem: &Problem, distribution: Distribution) -> Result<contest::Archive> {
+    fn join(&self, problem: &Problem, distribution: Distribution) -> Result<archive::Archive> {
         let (mut parts, mut entries) = (Vec::new(), Vec::new());
         for path in &self.merge {
             let (origin, own) = (path.display().to_string(), cache::read(path)?);
-            let part = contest::Archive::of(&origin, &own, problem)?;
+            let part = archive::Archive::of(&origin, &own, problem)?;
             let first = part.numbers.first().copied().unwrap_or(0);
             part.check(&origin, problem, distribution, first..first + part.numbers.len())?;
             entries.extend(part.numbers.iter().copied().zip(own));
             parts.push(part);
         }
-        let archive = contest::Archive::join(parts, self.num_archs)?;
+        let archive = archive::Archive::join(parts, self.num_archs)?;
         entries.sort_by_key(|(number, _)| *number);
         let entries: Vec<_> = entries.into_iter().map(|(_, entry)| entry).collect();
         whole_file::write(&self.output, |file| file.write_all(&cache::encode(&entries)))?;
