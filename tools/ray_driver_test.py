@@ -84,7 +84,7 @@ def pictures(cluster, address, programs, folder):
 
 def sensitivities(cluster, address, programs, folder):
     packer = programs / "packer"
-    job = [packer, "sensitivity", ROOT / "models/glyphs", "--n", "2", "--at", "9", "--choices", "w2a8,w4a8"]
+    job = [packer, "sensitivity", ROOT / "models/glyphs", "--n", "16", "--at", "9,19,29,39", "--choices", "w2a8,w4a8"]
     subprocess.run([*job, "-q", "-o", folder / "whole.json"], check=True)
     begun = lambda: at_work(folder, "part-*.partial", "probe-*.json")
     with_kill(cluster, address, [*job, "--shard", "{shard}/{shards}", "-o", folder / "part-{shard}.json"], begun)
