@@ -55,6 +55,32 @@ pub fn check_target(target: &Path, inputs: &[&Path]) -> Result<()> {
     Err(Error::request(format!("output {}", target.display()), "a file in a directory that exists", got))
 }
 
+/// [`check_target`] for each of several outputs, which must be different files.
+///
+/// # Errors
+/// [`Error::Request`] says what a target is.
+pub fn check_targets(targets: &[&Path], inputs: &[&Path]) -> Result<()> {
+    for (i, target) in targets.iter().enumerate() {
+        check_target(target, inputs)?;
+        if let Some(other) = targets[..i].iter().find(|other| spot(other) == spot(target)) {
+            let what = format!("output {}", target.display());
+            return Err(Error::request(what, "a file of its own", format!("another output, {}", other.display())));
+        }
+    }
+    Ok(())
+}
+
+/// What all spellings of an output have in common: the file that is there, else its name in its folder.
+fn spot(target: &Path) -> (Option<Identity>, Option<(PathBuf, &OsStr)>) {
+    let identity = Identity::of(target);
+    let free = identity.is_none().then(|| {
+        let folder = folder(target);
+        let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+        (folder, target.file_name().unwrap_or_default())
+    });
+    (identity, free)
+}
+
 /// What there is if not a file.
 fn kind(found: &Metadata) -> Option<&'static str> {
     #[cfg(unix)]

@@ -14,7 +14,7 @@ use aquatint::options::{Made, NamedTensor, RequestOptions, Tensors, infotext};
 use aquatint::pipeline::{Output, Plans, Request, Session, swap_last_axes};
 use aquatint::raw::backend::Backend;
 use aquatint::raw::plan::Plan;
-use aquatint::raw::whole_file::check_target;
+use aquatint::raw::whole_file::check_targets;
 use aquatint::{Error, Result};
 use clap::Args;
 use serde_json::json;
@@ -212,13 +212,8 @@ impl Run {
             }
             Target::Video(_) => (0..request.prompts.len()).map(|k| numbered(&output, k)).collect::<Result<_>>()?,
         };
-        for file in files {
-            check_target(Path::new(&file), &inputs)?;
-            if self.outputs.as_deref() == Some(Path::new(&file)) {
-                return Err(Error::request("--outputs", "another file than --output", file));
-            }
-        }
-        self.outputs.as_deref().map_or(Ok(()), |path| check_target(path, &inputs))?;
+        let targets: Vec<&Path> = files.iter().map(Path::new).chain(self.outputs.as_deref()).collect();
+        check_targets(&targets, &inputs)?;
         Ok(if output_is_folder(&self.output, video) { Target::Pictures } else { target })
     }
 

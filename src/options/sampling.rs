@@ -50,6 +50,8 @@ pub struct SamplingOptions {
     pub cfg_scale: Option<f32>,
     /// How much of the contrast that guidance adds is taken back, 0 to 1.
     pub guidance_rescale: Option<f32>,
+    /// The sampler in all its settings, instead of the model's own; what follows overrules it.
+    pub config: Option<Config>,
     /// A sampler's name, as [`Config::named`](crate::sampler::Config::named) knows them.
     pub sampler: Option<String>,
     /// DDIM, TCD: noise added at each step, from 0, none, to 1, as much as DDPM.
@@ -73,6 +75,9 @@ impl SamplingOptions {
         request.guidance_scale = self.cfg_scale.unwrap_or(request.guidance_scale);
         request.guidance_rescale = self.guidance_rescale.unwrap_or(request.guidance_rescale);
         let config = &mut request.sampler;
+        if let Some(whole) = &self.config {
+            config.clone_from(whole);
+        }
         if let Some(name) = &self.sampler {
             *config = match (config.named(name), titled(name)) {
                 (Ok(named), _) => named,

@@ -168,7 +168,10 @@ fn a_run_that_cannot_be_is_refused() {
         (&["--outputs", "folder"], &["output folder", "got a directory"]),
         #[cfg(unix)]
         (&["--outputs", "socket"], &["output socket", "got a socket"]),
-        (&["--outputs", "out.png"], &["--outputs", "expected another file", "got out.png"]),
+        (
+            &["--outputs", "./out.png"],
+            &["output ./out.png", "expected a file of its own", "got another output, out.png"],
+        ),
     ];
     for (args, words) in cases {
         refuses(

@@ -16,7 +16,7 @@ use crate::source::settings::Overrules;
 use aquatint::error::{Error, one_line};
 use aquatint::options::parse_bytes;
 use aquatint::raw::program::CurveAxis;
-use aquatint::raw::whole_file::{WholeFile, check_target};
+use aquatint::raw::whole_file::{WholeFile, check_targets};
 use aquatint::sampler::Prediction;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
@@ -150,7 +150,7 @@ impl Reconstruct {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.settings()?;
         if let Some(plot) = &self.plot {
-            check_target(plot, &[&settings.model, &settings.calibration, &settings.output])?;
+            check_targets(&[&settings.output, plot], &[&settings.model, &settings.calibration])?;
         }
         let mut watch = Watch { bar: pack::bar(self.quiet), quiet: self.quiet, unit: String::new() };
         let report = reconstruct::reconstruct(&settings, &mut |event| watch.see(event));

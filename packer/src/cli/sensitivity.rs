@@ -13,7 +13,7 @@ use crate::source::settings::Overrules;
 use aquatint::Error;
 use aquatint::error::one_line;
 use aquatint::options::SamplingOptions;
-use aquatint::raw::whole_file::check_target;
+use aquatint::raw::whole_file::check_targets;
 use aquatint::sampler::Prediction;
 use aquatint_evaluation::{Calls, Captions, Protocol};
 use clap::Args;
@@ -117,7 +117,8 @@ impl Sensitivity {
     pub(super) fn run(&self) -> Result<()> {
         if let Some(page) = &self.html {
             let inputs = self.model.iter().chain(&self.merge).chain(&self.calib).chain(&self.prompts);
-            check_target(page, &inputs.map(PathBuf::as_path).collect::<Vec<_>>())?;
+            let targets: Vec<_> = [page, &self.output].into_iter().chain(&self.keep).map(PathBuf::as_path).collect();
+            check_targets(&targets, &inputs.map(PathBuf::as_path).collect::<Vec<_>>())?;
         }
         let record = match &self.model {
             Some(model) => {

@@ -5,6 +5,7 @@ use aquatint::error::Error;
 use aquatint::options::SamplingOptions;
 use aquatint::raw::format::meta::SourceMeta;
 use aquatint::raw::whole_file;
+use aquatint::sampler;
 use aquatint::shard::Shard;
 use aquatint_evaluation::{Calls, Protocol};
 use serde::{Deserialize, Serialize};
@@ -67,12 +68,18 @@ pub struct Conditions {
     pub seeds: [u64; 2],
     /// Hash of the file of prompts.
     pub prompts: Option<String>,
-    /// The sampler.
+    /// The sampler's name.
     pub sampler: String,
+    /// The sampler in all its settings, its schedule among them; records of before there was this have the name alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampler_config: Option<sampler::Config>,
     /// Its steps.
     pub steps: usize,
     /// Guidance scale.
     pub guidance_scale: f32,
+    /// How much of the contrast that guidance adds is taken back.
+    #[serde(default)]
+    pub guidance_rescale: f32,
     /// Calls of a run.
     pub calls_of_run: usize,
     /// Those that were looked at.
@@ -137,7 +144,9 @@ impl Conditions {
         let sampling = SamplingOptions {
             steps: Some(self.steps),
             cfg_scale: Some(self.guidance_scale),
-            sampler: Some(self.sampler.clone()),
+            guidance_rescale: Some(self.guidance_rescale),
+            config: self.sampler_config.clone(),
+            sampler: self.sampler_config.is_none().then(|| self.sampler.clone()),
             ..SamplingOptions::default()
         };
         let calls = Calls::At(self.calls.iter().map(|call| call.call).collect());

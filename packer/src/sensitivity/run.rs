@@ -12,7 +12,7 @@ use aquatint::raw::backend::cpu::Cpu;
 use aquatint::raw::format::Packed;
 use aquatint::raw::mmap::FileBytes;
 use aquatint::raw::program::Program;
-use aquatint::raw::whole_file::{self, check_target};
+use aquatint::raw::whole_file::{self, check_targets};
 use aquatint::shard::Shard;
 use aquatint::{Model, Session};
 use aquatint_evaluation::{Baseline, File, Progress};
@@ -28,9 +28,8 @@ use xxhash_rust::xxh3::xxh3_128;
 pub fn sensitivity(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Record> {
     let inputs = [Some(&settings.model), settings.calibration.as_ref(), settings.prompts.as_ref()];
     let inputs: Vec<_> = inputs.into_iter().flatten().map(PathBuf::as_path).collect();
-    for target in [Some(&settings.output), settings.keep.as_ref()].into_iter().flatten() {
-        check_target(target, &inputs)?;
-    }
+    let targets = [Some(&settings.output), settings.keep.as_ref()].into_iter().flatten();
+    check_targets(&targets.map(PathBuf::as_path).collect::<Vec<_>>(), &inputs)?;
     check(settings)?;
     let choices = Choices::new(settings)?;
     let partial = Partial::open(&settings.output)?;
@@ -117,8 +116,10 @@ fn outline(
             seeds: [seed, seed.wrapping_add(*images as u64 - 1)],
             prompts: settings.prompts.as_deref().map(hash_of).transpose()?,
             sampler: request.sampler.kind.name().to_owned(),
+            sampler_config: Some(request.sampler.clone()),
             steps: request.steps,
             guidance_scale: request.guidance_scale,
+            guidance_rescale: request.guidance_rescale,
             calls_of_run: *calls_of_run,
             calls: calls.collect(),
         },

@@ -13,6 +13,8 @@ use std::sync::OnceLock;
 
 /// The model that all tests are about.
 const MODEL: &str = "models/glyphs";
+/// Not the model's own, and on a schedule that its name alone does not tell.
+const SAMPLER: &str = "dpm++2m-karras";
 
 /// A folder with `s.json` and `choices.aqt` of the model, made once.
 fn measured() -> PathBuf {
@@ -23,7 +25,14 @@ fn measured() -> PathBuf {
         let model = repository(MODEL);
         let args =
             ["--n", "1", "--steps", "3", "--at", "0,1", "-g", "3", "--choices", "w2a8,w3a8:kmeans,w4a8,w4a8:kmeans"];
-        let head = ["sensitivity", model.to_str().expect("UTF-8"), "-o", "s.json", "--keep", "choices.aqt", "-q"];
+        let model = model.to_str().expect("UTF-8");
+        let same = run(&own, &[&["sensitivity", model, "-o", "s.json", "--keep", "./s.json"], &args[..]].concat());
+        assert!(
+            told(&same).contains("output ./s.json: expected a file of its own, got another output"),
+            "{}",
+            told(&same)
+        );
+        let head = ["sensitivity", model, "-o", "s.json", "--keep", "choices.aqt", "-q", "--sampler", SAMPLER];
         let output = run(&own, &[&head, &args[..]].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         own
@@ -87,7 +96,8 @@ fn a_trial_is_the_file_that_its_configuration_packs() {
         assert!(packed.status.success(), "{}", told(&packed));
     }
     let record = Record::open(&own.join("s.json")).expect("it opens");
-    let sampling = SamplingOptions { steps: Some(3), cfg_scale: Some(3.0), ..SamplingOptions::default() };
+    let sampler = Some(SAMPLER.to_owned());
+    let sampling = SamplingOptions { steps: Some(3), cfg_scale: Some(3.0), sampler, ..SamplingOptions::default() };
     let seed = record.conditions.seeds[0];
     let protocol =
         Protocol { images: 1, calls: Calls::At(vec![0, 1]), seed, sampling, resamples: 1, ..Protocol::default() };

@@ -245,8 +245,10 @@ mod tests {
             seeds: [0, 1],
             prompts: None,
             sampler: "ddim".into(),
+            sampler_config: None,
             steps: 4,
             guidance_scale: 4.0,
+            guidance_rescale: 0.0,
             calls_of_run: 4,
             calls: [0, 2].map(|call| Call { call, timestep: 999.0 - call as f32 }).into(),
         };

@@ -55,7 +55,8 @@ pub(in crate::cli) struct Archive {
 impl Archive {
     /// Runs the command.
     pub(in crate::cli) fn run(&self) -> Result<()> {
-        check_target(&self.output, &[&self.file])?;
+        let read = [&self.file].into_iter().chain(self.measuring.reads()).map(PathBuf::as_path);
+        check_target(&self.output, &read.collect::<Vec<_>>())?;
         if !(0.0..=self.a_u).contains(&self.a_l) || self.a_u > 1.0 {
             let expected = "two shares from 0 to 1, the first at most the second";
             return Err(Error::request("a-l and a-u", expected, format!("{} and {}", self.a_l, self.a_u)).into());

@@ -10,7 +10,7 @@ use crate::search::archive::{Additivity, Archive};
 use crate::search::cache;
 use crate::search::contest::{Contest, Effort, Entrant, Way};
 use aquatint::Error;
-use aquatint::raw::whole_file::{self, check_target};
+use aquatint::raw::whole_file::{self, check_targets};
 use aquatint_evaluation::report::{Difference, FileReport};
 use aquatint_evaluation::stats::Estimate;
 use aquatint_evaluation::{Report, Scorer};
@@ -97,9 +97,10 @@ pub(in crate::cli) struct Outcome {
 impl Compare {
     /// Runs the command.
     pub(in crate::cli) fn run(&self) -> Result<()> {
-        for target in self.output.iter().chain(&self.html) {
-            check_target(target, &[&self.file])?;
-        }
+        let targets: Vec<_> = self.output.iter().chain(&self.html).map(PathBuf::as_path).collect();
+        let own = [&self.archive, &self.classifier, &self.reference_features].into_iter().flatten();
+        let read: Vec<_> = [&self.file].into_iter().chain(own).chain(self.measuring.reads()).collect();
+        check_targets(&targets, &read.into_iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
         if let Some(bad) = self.at_bits.iter().find(|bits| !(1.0..=16.0).contains(*bits)) {
             return Err(Error::request("at-bits", "bits from 1 to 16", bad).into());
         }

@@ -40,6 +40,11 @@ pub(super) struct Measured {
 }
 
 impl Measuring {
+    /// The files that are read.
+    pub(super) fn reads(&self) -> impl Iterator<Item = &PathBuf> {
+        self.choices.iter().chain(&self.prompts)
+    }
+
     /// Refuses to measure anything of `what`.
     pub(super) fn refuse(&self, what: &str) -> Result<()> {
         match &self.choices {

@@ -176,7 +176,8 @@ impl Search {
     /// Runs the command.
     pub(super) fn run(&self) -> Result<()> {
         if let Some(output) = &self.output {
-            check_target(output, &[&self.file])?;
+            let read = [&self.file].into_iter().chain(self.measuring.reads()).map(PathBuf::as_path);
+            check_target(output, &read.collect::<Vec<_>>())?;
         }
         if self.budget.is_none() && self.target_psnr.is_none() && !self.pareto {
             let expected = "--budget, --target-psnr or --pareto";
