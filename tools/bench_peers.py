@@ -2,16 +2,20 @@
 """Times a model's denoiser and decoder on a CPU in Aquatint and its peers, by turns in one run, and tells the memory that
 each takes.
 
-    python tools/bench_peers.py MODEL_DIR [--aquatint FILE.aqt] [--sdcpp FILE.gguf] [--peer NAME]... [--part NAME]...
-        [--batch-size 1] [--rounds 3] [--threads 2]
+    python tools/bench_peers.py MODEL_DIR [--aquatint [NAME=]FILE.aqt]... [--sdcpp FILE.gguf] [--peer NAME]... [--part NAME]...
+        [--batch-size 1] [--rounds 3] [--threads 2] [--json OUT.json] [--svg OUT.svg]
 
 MODEL_DIR is a directory of Stable Diffusion, DiT or PixArt in diffusers' layout, such as `packer synth sd15 -o DIR` makes; one call
-has samples of the model's own size, and the longest prompt. Peers: PyTorch (f32), OpenVINO (W8A8 by NNCF), and, if their files are
-given, Aquatint (`target/release/aquatint`) and stable-diffusion.cpp (`sd-cli` on the path). Every turn is a process of its own: it
-loads what it needs, makes one call to warm up, then the timed ones. Memory is the most that was resident in a process that
-made a picture: text encoder, denoiser, decoder; PyTorch's and OpenVINO's leave the text encoder out.
+has samples of the model's own size, and the longest prompt. Peers: PyTorch (torch: f32; torch-bf16), OpenVINO (openvino: W8A8
+by NNCF; openvino-int8-weights: weights of 8 bits, float activations), and, if their files are given, Aquatint
+(`target/release/aquatint`), any number of files, and stable-diffusion.cpp (`sd-cli` on the path). Every turn is a process of its
+own: it loads what it needs, makes one call to warm up, then the timed ones. Memory is the most that was resident in a process
+that made a picture: text encoder, denoiser, decoder; PyTorch's and OpenVINO's leave the text encoder out.
 
-NNCF calibrates on a single random sample, which is enough for timing and for nothing else. Its result is kept beside
+Printed are the machine, medians of turns with their range, and medians of the ratios to OpenVINO's W8A8 turn of the same round, as
+a table for a README; --svg draws a bar per system, and time against the size of the weights.
+
+NNCF calibrates on a single random sample, which is enough for timing and for nothing else. Its results are kept beside
 MODEL_DIR. Results of PyTorch's and OpenVINO's calls are compared with each other before anything is timed. Needs torch,
 diffusers, openvino and nncf.
 """
@@ -27,7 +31,10 @@ import sys
 import time
 
 PARTS = ["denoiser", "vae"]
-CALLS = 3
+# A decoder takes many times as long as a denoiser's call, and varies less.
+CALLS = {"denoiser": 3, "vae": 1}
+# What others are compared with.
+REFERENCE = "openvino"
 TOKENS = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 120}
 
 
@@ -55,7 +62,7 @@ def inputs(directory, part, batch):
     return torch.randn(batch, *size), torch.full((batch,), 500.0), condition()
 
 
-def in_torch(directory, part, batch, threads):
+def in_torch(directory, part, batch, threads, dtype="float32"):
     import diffusers
     import torch
 
@@ -81,51 +88,62 @@ def in_torch(directory, part, batch, threads):
             return self.vae.decode(latents, return_dict=False)[0]
 
     torch.set_num_threads(threads)
-    model = (Denoiser if part == "denoiser" else Decoder)().eval()
-    arguments = inputs(directory, part, batch)
+    dtype = getattr(torch, dtype)
+    model = (Denoiser if part == "denoiser" else Decoder)().eval().to(dtype)
+    arguments = [x.to(dtype) if x.is_floating_point() else x for x in inputs(directory, part, batch)]
 
     def call():
         with torch.inference_mode():
-            return model(*arguments).numpy()
+            return model(*arguments).float().numpy()
 
     return call, model
 
 
-def kept(directory, part, batch):
-    return f"{directory.rstrip('/')}-openvino-{part}-{batch}.xml"
+def kept(directory, part, batch, peer="openvino"):
+    return f"{directory.rstrip('/')}-{peer}-{part}-{batch}.xml"
 
 
-def quantize(directory, parts, batch, threads):
-    """Writes OpenVINO's W8A8 networks beside the model, unless they are there."""
+def quantize(directory, parts, batch, threads, peers):
+    """Writes OpenVINO's networks beside the model, unless they are there."""
     import nncf
     import openvino
 
     for part in parts:
-        if os.path.exists(kept(directory, part, batch)):
+        missing = [peer for peer in peers if peer in OPENVINO and not os.path.exists(kept(directory, part, batch, peer))]
+        if not missing:
             continue
         _, model = in_torch(directory, part, batch, threads)
         arguments = inputs(directory, part, batch)
         arrays = [x.numpy() for x in arguments]
-        converted = openvino.convert_model(model, example_input=arguments)
-        converted.reshape({port.any_name: list(x.shape) for port, x in zip(converted.inputs, arrays)})
-        kind = nncf.ModelType.TRANSFORMER if part == "denoiser" else None
-        quantized = nncf.quantize(
-            converted, nncf.Dataset([tuple(arrays)]), subset_size=1, model_type=kind,
-            preset=nncf.QuantizationPreset.MIXED,
-        )
-        openvino.save_model(quantized, kept(directory, part, batch))
+        for peer in missing:
+            network = openvino.convert_model(model, example_input=arguments)
+            network.reshape({port.any_name: list(x.shape) for port, x in zip(network.inputs, arrays)})
+            if peer == "openvino":
+                kind = nncf.ModelType.TRANSFORMER if part == "denoiser" else None
+                network = nncf.quantize(
+                    network, nncf.Dataset([tuple(arrays)]), subset_size=1, model_type=kind,
+                    preset=nncf.QuantizationPreset.MIXED,
+                )
+            else:
+                network = nncf.compress_weights(network, mode=nncf.CompressWeightsMode.INT8_ASYM)
+            openvino.save_model(network, kept(directory, part, batch, peer))
 
 
-def in_openvino(directory, part, batch, threads):
+def in_openvino(directory, part, batch, threads, peer):
     import openvino
 
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(kept(directory, part, batch), "CPU", config).create_infer_request()
+    request = openvino.Core().compile_model(kept(directory, part, batch, peer), "CPU", config).create_infer_request()
     arrays = [x.numpy() for x in inputs(directory, part, batch)]
     return lambda: request.infer(arrays)[0], request
 
 
-PYTHON = {"torch": in_torch, "openvino": in_openvino}
+OPENVINO = ["openvino", "openvino-int8-weights"]
+PYTHON = {
+    "torch": in_torch,
+    "torch-bf16": lambda *where: in_torch(*where, dtype="bfloat16"),
+    **{peer: lambda *where, peer=peer: in_openvino(*where, peer) for peer in OPENVINO},
+}
 
 
 def turn(peer, args):
@@ -136,7 +154,7 @@ def turn(peer, args):
         if args.save:
             result.tofile(f"{args.save}.{part}")
         times = []
-        for _ in range(CALLS):
+        for _ in range(CALLS[part]):
             begin = time.perf_counter()
             call()
             times.append(time.perf_counter() - begin)
@@ -165,28 +183,29 @@ def python_turn(peer, args, save=None):
     return {line["part"]: line["times"] for line in lines}, memory
 
 
-def aquatint_turn(args):
+def aquatint_turn(args, file):
     program, threads = str(args.program), ["--threads", str(args.threads)]
     less = ["--no-encode"] if "vae" in args.part else ["--no-encode", "--no-decode"]
-    size = ["--batch-size", str(args.batch_size), "--repeat", str(CALLS)]
-    output, _ = run([program, "bench", args.aquatint, *size, "--json", *less, *threads])
+    size = ["--batch-size", str(args.batch_size), "--repeat", str(min(CALLS[part] for part in args.part))]
+    output, _ = run([program, "bench", file, *size, "--json", *less, *threads])
     report = json.loads(output)
     names = {"denoiser": "denoiser", "vae": "decoder"}
     times = {part: [report[names[part]]["median"]] for part in args.part}
     what = ["--class-labels", "207"] if denoiser(args.model)[1].startswith("DiT") else ["-p", "a red cat"]
     guided = ["-g", "1"] if args.batch_size == 1 else []
-    picture = ["run", args.aquatint, *what, *guided, "--steps", "1", "--quiet", "-o", "/tmp/aquatint.png"]
+    picture = ["run", file, *what, *guided, "--steps", "1", "--quiet", "-o", "/tmp/aquatint.png"]
     return times, run([program, *picture, *threads])[1]
 
 
 def sdcpp_turn(args):
-    picture = ["-p", "a red cat", "--cfg-scale", "1", "--steps", str(CALLS), "-H", "512", "-W", "512", "-o", "/tmp/sdcpp.png"]
+    steps = CALLS["denoiser"]
+    picture = ["-p", "a red cat", "--cfg-scale", "1", "--steps", str(steps), "-H", "512", "-W", "512", "-o", "/tmp/sdcpp.png"]
     output, memory = run(["sd-cli", "-m", args.sdcpp, *picture, "--sampling-method", "euler", "-t", str(args.threads), "-v"])
     seconds = {
         part: float(re.search(rf"{what} completed, taking ([\d.]+)s", output)[1])
         for part, what in [("denoiser", "sampling"), ("vae", "decode_first_stage")]
     }
-    return {"denoiser": [seconds["denoiser"] / CALLS], "vae": [seconds["vae"]]}, memory
+    return {"denoiser": [seconds["denoiser"] / steps], "vae": [seconds["vae"]]}, memory
 
 
 def compare(args):
@@ -195,52 +214,121 @@ def compare(args):
 
     folder = pathlib.Path(args.model).resolve().parent
     results = {}
-    for peer in ["torch", "openvino"]:
+    peers = [peer for peer in args.peer if peer in OPENVINO]
+    for peer in ["torch", *peers]:
         python_turn(peer, args, str(folder / peer))
         for part in args.part:
             file = folder / f"{peer}.{part}"
             results[peer, part] = numpy.fromfile(file, numpy.float32)
             file.unlink()
     for part in args.part:
-        want, got = results["torch", part], results["openvino", part]
-        error = float(((got - want) ** 2).mean() ** 0.5 / (want**2).mean() ** 0.5)
-        assert error < 0.5, f"OpenVINO's {part} is {error:.2f} off; nothing was timed"
-        print(f"OpenVINO's {part} is {error:.3f} off PyTorch's")
+        for peer in peers:
+            want, got = results["torch", part], results[peer, part]
+            error = float(((got - want) ** 2).mean() ** 0.5 / (want**2).mean() ** 0.5)
+            assert error < 0.5, f"{peer}'s {part} is {error:.2f} off; nothing was timed"
+            print(f"{peer}'s {part} is {error:.3f} off PyTorch's")
+
+
+def machine(threads):
+    """Model, instructions, cores and load of this machine, in words."""
+    cpu = pathlib.Path("/proc/cpuinfo").read_text()
+    field = lambda name: next(line.split(":", 1)[1].strip() for line in cpu.splitlines() if line.startswith(name))
+    flags = field("flags").split()
+    known = ["avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8"]
+    model = f"{field('model name')} (family {field('cpu family')}, model {field('model')})"
+    has = ", ".join(flag for flag in known if flag in flags)
+    return f"{model}, {has}; {threads} threads of {os.cpu_count()}; load {os.getloadavg()[0]:.1f} at the start"
+
+
+def weights(directory, args, name, file):
+    """Bytes of the weights on disk that a turn reads, text encoders aside for those that do not run them."""
+    if file:
+        return os.path.getsize(file)
+    if name in OPENVINO:
+        return sum(os.path.getsize(kept(directory, part, args.batch_size, name).replace(".xml", ".bin")) for part in args.part)
+    folders = {"denoiser": denoiser(directory)[0], "vae": "vae"}
+    return sum(path.stat().st_size for part in args.part for path in (pathlib.Path(directory) / folders[part]).glob("*.safetensors"))
+
+
+def svg(rows, parts, title):
+    """A bar per system and part, and time of a denoiser's call against the size of the weights."""
+    width, bar, left = 940, 24, 250
+    longest = {part: max(row[part][1] for row in rows) for part in parts}
+    out, y = [], 40
+    names = {"denoiser": "denoiser call", "vae": "decoding an image"}
+    text = lambda x, y, words, more="": f'<text x="{x:.0f}" y="{y:.0f}" {more}>{words}</text>'
+    for part in parts:
+        out.append(text(16, y, f"{names[part]}, seconds (median; the line is the range)", 'font-weight="bold"'))
+        for row in rows:
+            y += bar + 6
+            least, median, most = row[part]
+            scale = 520 / longest[part] if longest[part] else 0
+            own = "#1b6e8c" if row["own"] else "#b9bec4"
+            high = min(row[part][2], longest[part] * 1.25)
+            out.append(text(left - 8, y + 5, row["name"], 'text-anchor="end"'))
+            out.append(f'<rect x="{left}" y="{y - bar / 2:.0f}" width="{median * scale:.1f}" height="{bar}" fill="{own}"/>')
+            out.append(f'<path d="M{left + least * scale:.1f} {y}H{left + high * scale:.1f}" stroke="#222" stroke-width="1.5"/>')
+            out.append(text(left + max(median, high) * scale + 8, y + 5, f"{median:.2f}" + (f" ({row['ratio'][part]:.2f})" if part in row["ratio"] else "")))
+        y += bar + 34
+    part = parts[0]
+    out.append(text(16, y, f"{names[part]} against size of the weights, GB", 'font-weight="bold"'))
+    top, height, most = y + 16, 220, max(row["bytes"] for row in rows) * 1.1
+    slowest = max(row[part][1] for row in rows) * 1.1
+    out.append(f'<path d="M{left} {top}V{top + height}H{left + 600}" fill="none" stroke="#222"/>')
+    for row in rows:
+        x, at = left + 600 * row["bytes"] / most, top + height * (1 - row[part][1] / slowest)
+        out.append(f'<circle cx="{x:.1f}" cy="{at:.1f}" r="6" fill="{"#1b6e8c" if row["own"] else "#b9bec4"}"/>')
+        out.append(text(x + 10, at + 5, row["name"]))
+    for tick in range(0, int(most / 1e9) + 1):
+        out.append(text(left + 600 * tick * 1e9 / most, top + height + 18, str(tick), 'text-anchor="middle"'))
+    for tick in range(0, int(slowest) + 1, max(1, int(slowest) // 4)):
+        out.append(text(left - 8, top + height * (1 - tick / slowest) + 5, f"{tick} s", 'text-anchor="end"'))
+    y = top + height + 44
+    out.append(text(16, y, title, 'fill="#666" font-size="12"'))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 16:.0f}" font-family="sans-serif" font-size="15">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *out, "</svg>"]) + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--aquatint", metavar="FILE.aqt")
+    parser.add_argument("--aquatint", action="append", default=[], metavar="[NAME=]FILE.aqt", help="may be given several times")
     parser.add_argument("--sdcpp", metavar="FILE.gguf")
-    parser.add_argument("--peer", action="append", choices=PYTHON, help="of the two in Python [default: both]")
+    parser.add_argument("--peer", action="append", choices=PYTHON, help="those in Python [default: torch and openvino]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", action="append", choices=PARTS, help="of the two [default: both]")
     parser.add_argument("--batch-size", type=int, default=1, help="samples of a denoiser call (default: %(default)s)")
     parser.add_argument("--program", type=pathlib.Path, default=pathlib.Path("target/release/aquatint"), help="(default: %(default)s)")
+    parser.add_argument("--json", type=pathlib.Path, help="write everything that was measured")
+    parser.add_argument("--svg", type=pathlib.Path, help="draw it")
     parser.add_argument("--turn", choices=PYTHON, help=argparse.SUPPRESS)
     parser.add_argument("--quantize", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--save", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.part = args.part or PARTS
+    args.peer = args.peer or ["torch", REFERENCE]
     if args.quantize:
-        return quantize(args.model, args.part, args.batch_size, args.threads)
+        return quantize(args.model, args.part, args.batch_size, args.threads, args.peer)
     if args.turn:
         return turn(args.turn, args)
 
-    peers = args.peer or list(PYTHON)
-    turns = {}
-    if args.aquatint:
-        turns["aquatint"] = lambda: aquatint_turn(args)
-    for peer in peers:
+    turns, files = {}, {}
+    for given in args.aquatint:
+        name, file = given.split("=", 1) if "=" in given else (pathlib.Path(given).stem, given)
+        files[f"Aquatint {name}"] = file
+        turns[f"Aquatint {name}"] = lambda file=file: aquatint_turn(args, file)
+    for peer in args.peer:
         turns[peer] = lambda peer=peer: python_turn(peer, args)
     if args.sdcpp:
         turns["stable-diffusion.cpp"] = lambda: sdcpp_turn(args)
-    if "openvino" in peers:
+        files["stable-diffusion.cpp"] = args.sdcpp
+    if any(peer in OPENVINO for peer in args.peer):
         # In a process of its own: what a parent held when it started a child counts as the child's.
-        run([*again(args), "--quantize"])
+        run([*again(args), "--quantize", *(word for peer in args.peer for word in ("--peer", peer))])
         compare(args)
+    where = machine(args.threads)
+    print(where)
     seen = {name: ({part: [] for part in args.part}, []) for name in turns}
     for _ in range(args.rounds):
         for name, one in turns.items():
@@ -249,9 +337,28 @@ def main():
                 seen[name][0][part].append(statistics.median(times[part]))
             seen[name][1].append(memory)
             print(name, {part: round(seen[name][0][part][-1], 3) for part in args.part}, f"{memory / 1e9:.2f} GB", flush=True)
+    rows = []
     for name, (times, memory) in seen.items():
-        spans = ", ".join(f"{part} {min(times[part]):.2f} to {max(times[part]):.2f} s" for part in args.part)
-        print(f"{name}: {spans}; {max(memory) / 1e9:.2f} GB")
+        spans = {part: (min(t), statistics.median(t), max(t)) for part, t in times.items()}
+        ratio = {}
+        if REFERENCE in seen and name != REFERENCE:
+            beside = seen[REFERENCE][0]
+            ratio = {part: statistics.median(a / b for a, b in zip(times[part], beside[part])) for part in args.part}
+        size = weights(args.model, args, name, files.get(name))
+        rows.append({"name": name, "own": name.startswith("Aquatint"), **spans, "ratio": ratio, "memory": max(memory), "bytes": size})
+    heads = {"denoiser": f"denoiser call, batch {args.batch_size}", "vae": "decoding an image"}
+    print("\n| | " + " | ".join(f"{heads[part]} | beside OpenVINO" for part in args.part) + " | memory | weights |")
+    print("|---|" + "---|" * (2 * len(args.part) + 2))
+    for row in rows:
+        cells = []
+        for part in args.part:
+            least, _, most = row[part]
+            cells += [f"{least:.2f} to {most:.2f} s", f"{row['ratio'][part]:.2f}" if part in row["ratio"] else ""]
+        print("| " + " | ".join([row["name"], *cells, f"{row['memory'] / 1e9:.2f} GB", f"{row['bytes'] / 1e9:.2f} GB"]) + " |")
+    if args.json:
+        args.json.write_text(json.dumps({"machine": where, "model": args.model, "rounds": args.rounds, "systems": rows}, indent=1))
+    if args.svg:
+        args.svg.write_text(svg(rows, args.part, where))
 
 
 if __name__ == "__main__":
