@@ -7,7 +7,7 @@
 
 mod common;
 
-use aquatint::raw::backend::args::{AttentionArgs, Element, Floats, OpArgs, Slot};
+use aquatint::raw::backend::args::{AttentionArgs, Element, Floats, OpArgs, Output, Slot};
 use aquatint::raw::backend::{Backend, MemoryRules, cpu::Cpu, cpu::simd::Isa};
 use common::{bench_main, best, peak, summary};
 use criterion::{Criterion, Throughput};
@@ -50,7 +50,7 @@ impl Shape {
             q,
             k,
             v,
-            y,
+            y: Output::Floats(y),
             samples: 1,
             heads: self.heads,
             scale: (self.e as f32).sqrt().recip(),
@@ -102,7 +102,7 @@ impl Shape {
 const CHECKED: usize = 32;
 
 fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
-    println!("{} on {} threads", I::NAME, rayon::current_num_threads());
+    println!("{} on {} threads", isa.name(), rayon::current_num_threads());
     let mut group = c.benchmark_group("attention");
     let all = SHAPES.into_iter().flat_map(|s| [(s, false, s.name.to_owned()), (s, true, format!("{}, int8", s.name))]);
     // Criterion's filter, if it names shapes.
@@ -119,7 +119,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
         }
         cpu.attention(&mut arena, &args);
         let mut out = vec![0.0; q.len()];
-        cpu.read_f32(&arena, args.y.slot.at, &mut out).expect("in the arena");
+        cpu.read_f32(&arena, args.y.slot().at, &mut out).expect("in the arena");
         let error = shape.check(&out, [&q, &k, &v], int8);
         assert!(error < if int8 { 0.03 } else { 1e-5 }, "{name}: error {error:.1e}");
         if !test {

@@ -147,7 +147,7 @@ impl Layer {
 }
 
 fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
-    println!("{} on {} threads", I::NAME, rayon::current_num_threads());
+    println!("{} on {} threads", isa.name(), rayon::current_num_threads());
     let mut group = c.benchmark_group("conv");
     for shape in SHAPES {
         let layer = Layer::new(shape);

@@ -6,7 +6,7 @@
 
 mod common;
 
-use aquatint::raw::backend::args::{Codes, Element, Floats, Input, LinearArgs, QuantizeArgs, QuantizeTo, Slot};
+use aquatint::raw::backend::args::{Codes, Element, Floats, Input, LinearArgs, Output, QuantizeArgs, QuantizeTo, Slot};
 use aquatint::raw::backend::{Backend, cpu::Cpu, cpu::simd::Isa};
 use aquatint::raw::codec::layout::{PackedMatrix, pack};
 use aquatint::raw::format::TensorView;
@@ -64,7 +64,8 @@ impl Layer {
             element: Element::F32,
         };
         let input = if self.layout.is_some() { Input::Codes(codes) } else { Input::Floats(x) };
-        let args = LinearArgs { x: input, y, act: Act::None, gated: false, gate: None, residual: None };
+        let args =
+            LinearArgs { x: input, y: Output::Floats(y), act: Act::None, gated: false, gate: None, residual: None };
         cpu.prepare([aquatint::raw::backend::args::OpArgs::Linear { args, weight: (), bias: None }].iter());
         let mut arena = cpu.arena(y.slot.at + y.bytes(), &()).expect("memory");
         let mut rng = fastrand::Rng::with_seed(3);
@@ -125,7 +126,7 @@ fn run<I: Isa>(isa: I, c: &mut Criterion, test: bool) {
         ("w4a8 kmeans, 128 rows", Layer::codes(128, k, n, 4, true)),
         ("w4a8 kmeans, 16 rows", Layer::codes(16, k, n, 4, true)),
     ];
-    println!("{} on {} threads", I::NAME, rayon::current_num_threads());
+    println!("{} on {} threads", isa.name(), rayon::current_num_threads());
     let mut group = c.benchmark_group("linear");
     for (name, layer) in &layers {
         let cpu = Cpu::new(isa);

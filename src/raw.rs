@@ -5,7 +5,7 @@
 //!   [`whole_file`] writes it
 //! * [`codec`] the one weight codec: code -> codebook -> scale
 //! * [`program`] ops, shapes; [`hoist`] how often each must run; [`work`] how much arithmetic that is; [`plan`] memory; [`exec`] the executor
-//! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX2 and portable code; [`backend::cuda`] CUDA devices
+//! * [`backend`] one method per op; [`backend::cpu`] AVX-512-VNNI, AVX-VNNI, AVX2 and portable code; [`backend::cuda`] CUDA devices
 //! * [`text`] prompts to tokens and weights; [`rng`] torch's and our own noise; [`step`] the places of a sampling run
 
 #[path = "backend/mod.rs"]

@@ -18,7 +18,7 @@ impl<T> OpArgs<T> {
     pub fn operations(&self) -> f64 {
         let product = |rows: usize, inputs: usize, outputs: usize| 2.0 * (rows * inputs) as f64 * outputs as f64;
         match self {
-            OpArgs::Linear { args: a, .. } => product(a.y.rows, a.x.cols(), a.channels()),
+            OpArgs::Linear { args: a, .. } => product(a.y.rows(), a.x.cols(), a.channels()),
             OpArgs::Conv2d { args: a, .. } => product(a.y.rows, 9 * a.x.cols(), a.y.cols),
             OpArgs::Attention(a) => 2.0 * product(a.q.rows, a.q.cols, a.keys),
             OpArgs::LayerNorm { .. }
@@ -45,17 +45,13 @@ impl<T> OpArgs<T> {
 
     /// Bytes of operands and result in the arena, each counted once. Weights are not counted.
     pub fn bytes(&self) -> f64 {
-        let output = |y: &Output| match y {
-            Output::Floats(y) => y.bytes(),
-            Output::Codes(to) => to.codes.bytes(),
-        };
         let optional = |f: &Option<Floats>| f.as_ref().map_or(0, Floats::bytes);
         let bytes = match self {
             OpArgs::Linear { args: a, .. } => a.x.bytes() + a.y.bytes() + optional(&a.residual),
             OpArgs::Conv2d { args: a, .. } => a.x.bytes() + a.y.bytes() + optional(&a.residual),
             OpArgs::Attention(a) => a.q.bytes() + a.k.bytes() + a.v.bytes() + a.y.bytes() + optional(&a.bias),
-            OpArgs::LayerNorm { args: a, .. } => a.x.bytes() + output(&a.y),
-            OpArgs::GroupNorm { args: a, .. } => a.x.bytes() + output(&a.y),
+            OpArgs::LayerNorm { args: a, .. } => a.x.bytes() + a.y.bytes(),
+            OpArgs::GroupNorm { args: a, .. } => a.x.bytes() + a.y.bytes(),
             OpArgs::Pointwise(a) => a.x.bytes() + a.y.bytes(),
             OpArgs::Add(a) | OpArgs::Multiply(a) => a.a.bytes() + a.b.bytes() + a.y.bytes(),
             OpArgs::Concat(a) => 2 * a.y.bytes(),

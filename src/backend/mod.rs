@@ -48,6 +48,9 @@ pub trait MemoryRules {
     /// How values that may be narrow are stored.
     fn narrow(&self) -> Element;
 
+    /// Whether linear layers and attention can write codes of ranges that are known beforehand, in place of floats.
+    fn makes_codes(&self) -> bool;
+
     /// Whether a sampler's step may threshold x0; see [`Threshold`](crate::sampler::Threshold).
     fn thresholds(&self) -> bool;
 

@@ -83,7 +83,9 @@ impl Plan {
         binding: &Binding,
     ) -> Result<Self> {
         let types: Vec<_> = packed.tensors().iter().map(|t| t.ty()).collect();
-        let plan = plan::plan(packed.program(role)?, &types, binding, rules.narrow(), &|op| rules.workspace(op))?;
+        let (narrow, makes_codes) = (rules.narrow(), rules.makes_codes());
+        let rules_of_plan = plan::Rules { narrow, makes_codes, workspace: &|op| rules.workspace(op) };
+        let plan = plan::plan(packed.program(role)?, &types, binding, &rules_of_plan)?;
         let bytes = |tensor: Tensor| packed.tensors()[tensor.0 as usize].bytes.next_multiple_of(BLOB_ALIGN);
         let weights = plan.tensors().into_iter().map(bytes).sum();
         Ok(Plan { footprint: rules.footprint(plan.arena, weights), ..plan })

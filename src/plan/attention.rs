@@ -1,7 +1,7 @@
 //! Arguments of attention.
 
 use super::site::{Arguments, Site};
-use crate::backend::args::{AttentionArgs, Floats, OpArgs, SoftmaxArgs};
+use crate::backend::args::{AttentionArgs, Floats, OpArgs, Output, SoftmaxArgs};
 use crate::program::{Attention, Reach, Tensor};
 
 impl Arguments for Attention {
@@ -11,7 +11,7 @@ impl Arguments for Attention {
             q: at.floats(q),
             k: at.floats(k),
             v: at.floats(v),
-            y: at.y(),
+            y: at.product(),
             samples: at.samples(),
             heads: heads as usize,
             scale,
@@ -39,8 +39,8 @@ fn within(args: AttentionArgs, reach: Reach, frames: usize) -> AttentionArgs {
         Reach::Frame => AttentionArgs { samples: args.samples * frames, keys: places, ..args },
         Reach::Place => {
             let wide = |x: Floats| Floats { rows: x.rows / places, cols: x.cols * places, ..x };
-            let [q, k, v, y] = [args.q, args.k, args.v, args.y].map(wide);
-            AttentionArgs { q, k, v, y, heads: args.heads * places, keys: frames, ..args }
+            let [q, k, v, y] = [args.q, args.k, args.v, args.y.floats()].map(wide);
+            AttentionArgs { q, k, v, y: Output::Floats(y), heads: args.heads * places, keys: frames, ..args }
         }
     }
 }

@@ -9,7 +9,7 @@ impl Arguments for Linear {
         let Linear { x, weight, bias, act, gate, residual } = *self;
         let gate = gate.map(|gate| at.columns(gate));
         let residual = residual.map(|residual| at.floats(residual));
-        let args = LinearArgs { x: at.input(x), y: at.y(), act, gated: false, gate, residual };
+        let args = LinearArgs { x: at.input(x), y: at.product(), act, gated: false, gate, residual };
         OpArgs::Linear { args, weight, bias }
     }
 }
@@ -17,7 +17,7 @@ impl Arguments for Linear {
 impl Arguments for GatedLinear {
     fn args(&self, at: &Site<'_>) -> OpArgs<Tensor> {
         let GatedLinear { x, weight, bias, act } = *self;
-        let args = LinearArgs { x: at.input(x), y: at.y(), act, gated: true, gate: None, residual: None };
+        let args = LinearArgs { x: at.input(x), y: at.product(), act, gated: true, gate: None, residual: None };
         OpArgs::Linear { args, weight, bias }
     }
 }

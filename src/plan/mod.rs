@@ -139,33 +139,41 @@ impl PhasePlan {
     }
 }
 
-/// Plans `program` for `binding`. `narrow` is how the back end stores values that may be narrow; `workspace` tells how
-/// much scratch an op needs for itself there.
+/// What planning must know of a back end; see [`MemoryRules`](crate::backend::MemoryRules).
+pub struct Rules<'a> {
+    /// How values that may be narrow are stored.
+    pub narrow: Element,
+    /// Whether products can write codes.
+    pub makes_codes: bool,
+    /// How much scratch an op needs for itself.
+    pub workspace: &'a dyn Fn(&OpArgs<Tensor>) -> usize,
+}
+
+/// Plans `program` for `binding` on a back end with these `rules`.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the program cannot take these dims.
-pub fn plan(
-    program: &Program,
-    tensors: &[TensorType],
-    binding: &Binding,
-    narrow: Element,
-    workspace: &dyn Fn(&OpArgs<Tensor>) -> usize,
-) -> Result<Plan> {
+pub fn plan(program: &Program, tensors: &[TensorType], binding: &Binding, rules: &Rules<'_>) -> Result<Plan> {
     let programs: Vec<_> = (0..program.phases.count()).map(|phase| program.in_phase(phase)).collect();
     // One phase after the other, so that a fault in any of them is told.
     let mut values = Vec::with_capacity(programs.len());
     for program in &programs {
         let types = infer(program, tensors, &binding.dims)?;
-        values.push(Values::new(program, hoist::rates(program), types, narrow));
+        let mut own = Values::new(program, hoist::rates(program), types, rules.narrow);
+        if rules.makes_codes {
+            own.code_products();
+        }
+        values.push(own);
     }
     Values::share(&mut values, binding);
     let kept = Places::kept(&values, binding);
     let (mut arena, mut phases, mut first) = (0, Vec::with_capacity(values.len()), None);
     for values in &values {
         let mut places = kept.clone();
-        let workspaces = places.scratch(values, workspace);
+        let workspaces = places.scratch(values, rules.workspace);
         let mut ops: [Vec<Planned<Tensor>>; 4] = Default::default();
-        for (node, &workspace) in workspaces.iter().enumerate().filter(|&(node, _)| values.needed[node]) {
+        let run = |node: usize| values.needed[node] && !values.is_made_before(node);
+        for (node, &workspace) in workspaces.iter().enumerate().filter(|&(node, _)| run(node)) {
             let site = Site::new(values, &places, node, workspace);
             let op = args(&values.program.nodes[node].op, &site);
             ops[values.node_rate(node) as usize].push(Planned { node, op });

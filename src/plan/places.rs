@@ -76,7 +76,7 @@ impl Places {
         let nodes = &values.program.nodes;
         let mut blocks: Vec<Block> = Vec::new();
         let mut block_of = vec![None; values.types.len()];
-        let listed = |&i: &usize| values.node_rate(i) == rate && values.needed[i];
+        let listed = |&i: &usize| values.node_rate(i) == rate && values.needed[i] && !values.is_made_before(i);
         for (now, node) in (0..nodes.len()).filter(listed).enumerate() {
             for v in nodes[node].op.reads() {
                 if let Some(b) = block_of[v.0 as usize] {
@@ -88,7 +88,8 @@ impl Places {
                 blocks.push(Block { bytes: bytes.next_multiple_of(ALIGN), first: now, last: now, at: 0, of });
                 blocks.len() - 1
             };
-            let own = values.program.inputs.len() + node;
+            let made = values.coded[node].map_or(node, |(reader, _)| reader);
+            let own = values.program.inputs.len() + made;
             if !values.kept[own] {
                 block_of[own] = Some(push(values.bytes(own), Owner::Value(own)));
             }

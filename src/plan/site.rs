@@ -153,6 +153,14 @@ impl<'a> Site<'a> {
         QuantizeTo { codes, grain: q.grain, fixed: self.fixed(q.range) }
     }
 
+    /// The result of a product: floats, or the codes that its only reader would make of them.
+    pub fn product(&self) -> Output {
+        match self.values.coded[self.node] {
+            Some((reader, spec)) => Output::Codes(Site::new(self.values, self.places, reader, 0).codes(spec)),
+            None => Output::Floats(self.y()),
+        }
+    }
+
     /// The result, as codes if `quantize` says so.
     pub fn output(&self, quantize: Option<QuantizeSpec>) -> Output {
         quantize.map_or(Output::Floats(self.y()), |q| Output::Codes(self.codes(q)))

@@ -3,7 +3,9 @@
 use super::{ALIGN, Binding};
 use crate::backend::args::{Codes, Element, Slot};
 use crate::program::shape::{Kind, Type};
-use crate::program::{Attention, Dims, Op, Program, QuantizeGrain, QuantizeSpec, Rate, Value};
+use crate::program::{
+    Attention, Dims, Op, Program, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, Rate, Reach, Value,
+};
 
 /// The values of a program, inputs first.
 pub struct Values<'a> {
@@ -23,6 +25,9 @@ pub struct Values<'a> {
     pub room: Vec<usize>,
     /// Which nodes the result depends on.
     pub needed: Vec<bool>,
+    /// Of nodes whose only reader quantizes in a range that is known beforehand: that reader, whose codes they write
+    /// themselves, and how.
+    pub coded: Vec<Option<(usize, QuantizeSpec)>>,
     /// Calls per window of the tables.
     pub window: usize,
     /// Distinct conditions of one call.
@@ -36,8 +41,51 @@ impl<'a> Values<'a> {
     pub fn new(program: &'a Program, rates: Vec<Rate>, types: Vec<Type>, narrow: Element) -> Self {
         let elements = elements(program, &rates, narrow);
         let (kept, needed) = (kept(program, &rates), program.needed());
-        let (tables, room) = (Vec::new(), Vec::new());
-        Values { program, rates, elements, types, tables, kept, room, needed, window: 1, conditions: 1, frames: 1 }
+        let (tables, room, coded) = (Vec::new(), Vec::new(), vec![None; program.nodes.len()]);
+        Values {
+            program,
+            rates,
+            elements,
+            types,
+            tables,
+            kept,
+            room,
+            needed,
+            coded,
+            window: 1,
+            conditions: 1,
+            frames: 1,
+        }
+    }
+
+    /// Lets products of the loop write the codes that their only reader would make, where its ranges come from a curve.
+    pub fn code_products(&mut self) {
+        let program = self.program;
+        let mut readers = vec![0; program.n_values()];
+        for node in program.nodes.iter().enumerate().filter(|&(i, _)| self.needed[i]).map(|(_, node)| node) {
+            node.op.reads().for_each(|value| readers[value.0 as usize] += 1);
+        }
+        for (reader, node) in program.nodes.iter().enumerate().filter(|&(i, _)| self.needed[i]) {
+            let Op::Quantize(Quantize { x, spec, turn: None }) = node.op else { continue };
+            let Some(made) = (x.0 as usize).checked_sub(program.inputs.len()) else { continue };
+            let product = match program.nodes[made].op {
+                Op::Linear(_) | Op::GatedLinear(_) => true,
+                Op::Attention(Attention { softmax, reach, .. }) => softmax.is_none() && reach == Reach::Sample,
+                _ => false,
+            };
+            let of_loop = [made, reader].iter().all(|&i| self.node_rate(i) == Rate::Loop);
+            let known = matches!(spec.range, QuantizeRange::Curve(_));
+            if product && of_loop && known && readers[x.0 as usize] == 1 && !self.kept[x.0 as usize] {
+                self.coded[made] = Some((reader, spec));
+            }
+        }
+    }
+
+    /// Whether the result of a node is made by the one before it.
+    pub fn is_made_before(&self, node: usize) -> bool {
+        let Op::Quantize(Quantize { x, .. }) = self.program.nodes[node].op else { return false };
+        let made = (x.0 as usize).checked_sub(self.program.inputs.len());
+        made.is_some_and(|made| self.coded[made].is_some_and(|(reader, _)| reader == node))
     }
 
     /// Settles what the phases of one program have in common: what is kept, the room for it, and how many calls fill tables.

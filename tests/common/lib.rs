@@ -347,6 +347,16 @@ pub fn avx512() -> Option<Avx512> {
     tier("avx512", Avx512::new())
 }
 
+/// AVX-VNNI if this processor has it.
+pub fn avx_vnni() -> Option<Avx2> {
+    tier("avx-vnni", Avx2::with_vnni())
+}
+
+/// AMX if this processor has it.
+pub fn amx() -> Option<Avx512> {
+    tier("amx", Avx512::with_tiles())
+}
+
 /// AVX2 if this processor has it.
 pub fn avx2() -> Option<Avx2> {
     tier("avx2", Avx2::new())

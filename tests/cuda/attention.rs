@@ -153,7 +153,7 @@ fn attention_is_close() {
                     q,
                     k,
                     v,
-                    y,
+                    y: Output::Floats(y),
                     samples,
                     heads,
                     scale,

@@ -189,7 +189,7 @@ fn latents_have_room() {
 fn weights_are_as_large_as_their_ops() {
     let linear = |y_cols| LinearArgs {
         x: Input::Floats(floats(at(0), 4, 8)),
-        y: floats(at(1024), 4, y_cols),
+        y: Output::Floats(floats(at(1024), 4, y_cols)),
         act: Act::None,
         gated: false,
         gate: None,
@@ -202,7 +202,7 @@ fn weights_are_as_large_as_their_ops() {
         device.linear(arena, &linear(8), &tensor(device, 64), Some(&tensor(device, 7)));
     });
     refused(&["left: 4", "right: 5", "rows of a linear layer"], |device, arena| {
-        let args = LinearArgs { y: floats(at(1024), 5, 8), ..linear(8) };
+        let args = LinearArgs { y: Output::Floats(floats(at(1024), 5, 8)), ..linear(8) };
         device.linear(arena, &args, &tensor(device, 64), None);
     });
     let gate = |table: Floats, column| {

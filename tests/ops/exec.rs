@@ -203,7 +203,7 @@ fn batch_invariance<I: Isa>(isa: I) {
         let mut alone = inputs([1, 6, 10, CHANNELS], || 0.0);
         alone.sample = together.sample[i * len..][..len].to_vec();
         alone.labels = vec![together.labels[together.conditions[i] as usize]];
-        assert_eq!(bits(&run(isa, &model, &alone)), bits(&all[i * out..][..out]), "sample {i} on {}", I::NAME);
+        assert_eq!(bits(&run(isa, &model, &alone)), bits(&all[i * out..][..out]), "sample {i} on {}", isa.name());
     }
 }
 

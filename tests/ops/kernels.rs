@@ -3,7 +3,7 @@
 use aquatint::raw::backend::cpu::simd::{GROUP, Isa, MR, NR, Tile, panel_len, scalar::Scalar};
 use aquatint::raw::codec::layout::{PackedMatrix, pack};
 use aquatint::raw::codec::{Bits, Grain};
-use common::{Codec, avx2, avx512, normals};
+use common::{Codec, amx, avx_vnni, avx2, avx512, normals};
 use fastrand::Rng;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -23,6 +23,10 @@ fn aligned<R>(bytes: &[u8], f: impl FnOnce(&[u8]) -> R) -> R {
 /// Sizes of integer tiles: (taps, quads). One tap may end within a chunk of 16 inputs; so may all nine together.
 const TILES: [(usize, usize); 9] = [(1, 1), (1, 3), (1, 4), (1, 7), (1, 1152), (9, 1), (9, 2), (9, 5), (4, 3)];
 
+/// Most of codes and of weights' magnitudes, for each way that a tier may take.
+const LARGEST: [(u8, i8); 10] =
+    [(255, 127), (255, 65), (255, 64), (255, 32), (255, 16), (255, 8), (255, 4), (127, 127), (15, 127), (3, 127)];
+
 /// Rows of activations that lie apart, as pixels do.
 fn rows<T: Copy>(data: &[T], taps: usize, len: usize) -> Vec<&[T]> {
     (0..taps * MR).map(|i| &data[(i * 7 % (taps * MR)) * len..][..len]).collect()
@@ -34,26 +38,35 @@ fn integers<I: Isa>(isa: I) {
         let len = 4 * quads;
         let group = GROUP * panel_len(taps * len);
         for groups in 1..=3 {
-            for extreme in [None, Some((255, -128)), Some((255, 127)), Some((0, -128))] {
-                let x: Vec<u8> = (0..taps * MR * len).map(|_| extreme.map_or_else(|| rng.u8(..), |e| e.0)).collect();
-                let w: Vec<i8> = (0..groups * group).map(|_| extreme.map_or_else(|| rng.i8(..), |e| e.1)).collect();
-                let rows = rows(&x, taps, len);
-                let mut got: Tile<i32> = [[i32::MAX; NR]; MR];
-                isa.tile_i8(&rows, quads, &w, groups, &mut got);
-                for i in 0..MR {
-                    #[allow(clippy::needless_range_loop)] // two tiles share the index
-                    for n in 0..groups * GROUP {
-                        let at =
-                            |t: usize, k: usize| (n / GROUP) * group + (t * quads + k / 4) * 64 + n % GROUP * 4 + k % 4;
-                        let product = |t: usize, k: usize| i64::from(rows[t * MR + i][k]) * i64::from(w[at(t, k)]);
-                        let want: i64 =
-                            (0..taps).flat_map(|t| (0..len).map(move |k| (t, k))).map(|(t, k)| product(t, k)).sum();
-                        let name = I::NAME;
-                        assert_eq!(
-                            i64::from(got[i][n]),
-                            want,
-                            "{name}: taps {taps} quads {quads} groups {groups} ({i}, {n})"
-                        );
+            // The largest codes and magnitudes: all there are, and those where sums of 1, 2, 4, 8 or 16 pairs are as large as
+            // 16 bits hold, or just too large.
+            for (top, most) in LARGEST {
+                let low = if most == 127 { i8::MIN } else { -most };
+                for extreme in [None, Some((top, low)), Some((top, most)), Some((0, low))] {
+                    let x: Vec<u8> =
+                        (0..taps * MR * len).map(|_| extreme.map_or_else(|| rng.u8(..=top), |e| e.0)).collect();
+                    let w: Vec<i8> =
+                        (0..groups * group).map(|_| extreme.map_or_else(|| rng.i8(low..=most), |e| e.1)).collect();
+                    let largest = u32::from(top) * u32::from(low.unsigned_abs());
+                    let rows = rows(&x, taps, len);
+                    let mut got: Tile<i32> = [[i32::MAX; NR]; MR];
+                    isa.tile_i8(&rows, quads, &w, groups, largest, &mut got);
+                    for i in 0..MR {
+                        #[allow(clippy::needless_range_loop)] // two tiles share the index
+                        for n in 0..groups * GROUP {
+                            let at = |t: usize, k: usize| {
+                                (n / GROUP) * group + (t * quads + k / 4) * 64 + n % GROUP * 4 + k % 4
+                            };
+                            let product = |t: usize, k: usize| i64::from(rows[t * MR + i][k]) * i64::from(w[at(t, k)]);
+                            let want: i64 =
+                                (0..taps).flat_map(|t| (0..len).map(move |k| (t, k))).map(|(t, k)| product(t, k)).sum();
+                            let name = isa.name();
+                            assert_eq!(
+                                i64::from(got[i][n]),
+                                want,
+                                "{name}: taps {taps} quads {quads} groups {groups} to {top} by {most} ({i}, {n})"
+                            );
+                        }
                     }
                 }
             }
@@ -78,7 +91,7 @@ fn floats<I: Isa>(isa: I) {
                         let (x, w) = (rows[t * MR + i][k], w[n / GROUP * group + (t * len + k) * GROUP + n % GROUP]);
                         want = if I::FMA { x.mul_add(w, want) } else { want + x * w };
                     }
-                    let name = I::NAME;
+                    let name = isa.name();
                     assert_eq!(
                         got[i][n].to_bits(),
                         want.to_bits(),
@@ -108,7 +121,7 @@ fn decoders<I: Isa>(isa: I) {
                                 let code = |k: usize| matrix.codes[row * cols + k];
                                 let want = if k < cols { matrix.entry(row, code(k)) } else { 0.0 };
                                 let got = f32::from(got[k / 4 * 64 + r * 4 + k % 4]);
-                                assert_eq!(got, want, "{}: {codec:?} {rows}x{cols} ({row}, {k})", I::NAME);
+                                assert_eq!(got, want, "{}: {codec:?} {rows}x{cols} ({row}, {k})", isa.name());
                             }
                         }
                     }
@@ -130,13 +143,13 @@ fn rotations<I: Isa>(isa: I) {
             let run = i.checked_div(block).map_or(i..i + 1, |run| run * block..(run + 1) * block);
             let sign = |j: usize| if (j & (i - run.start)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
             let expected: f32 = run.clone().enumerate().map(|(j, at)| sign(j) * x[at] * f[at]).sum();
-            assert_eq!(y, expected, "{} {block} {cols} {i}", I::NAME);
+            assert_eq!(y, expected, "{} {block} {cols} {i}", isa.name());
         }
         let (x, f) = (normals(&mut rng, cols), normals(&mut rng, cols));
         let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
         isa.turn(&x, &f, block, &mut got);
         Scalar.turn(&x, &f, block, &mut want);
-        assert_eq!(got, want, "{}: sums in another order for {block}", I::NAME);
+        assert_eq!(got, want, "{}: sums in another order for {block}", isa.name());
     }
 }
 
@@ -175,14 +188,16 @@ macro_rules! kernel_suite {
 
 kernel_suite!(portable, Some(Scalar));
 kernel_suite!(avx2, super::avx2());
+kernel_suite!(avx_vnni, super::avx_vnni());
 kernel_suite!(avx512, super::avx512());
+kernel_suite!(amx, super::amx());
 
 /// The checks that the unsafe kernels rely on, one wrong length at a time.
 fn wrong_lengths_panic<I: Isa>(isa: I) {
     let panics = |f: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
     let (x, w) = ([1u8; 16], [1i8; 3 * GROUP * 16]);
     let tile = |rows: usize, len: usize, quads: usize, panel: usize, groups: usize| {
-        panics(&|| isa.tile_i8(&vec![&x[..len]; rows], quads, &w[..panel], groups, &mut [[0; NR]; MR]))
+        panics(&|| isa.tile_i8(&vec![&x[..len]; rows], quads, &w[..panel], groups, 1, &mut [[0; NR]; MR]))
     };
     assert!(!tile(MR, 16, 4, 3 * 256, 3), "right lengths");
     assert!(tile(MR - 1, 16, 4, 3 * 256, 3), "rows missing");

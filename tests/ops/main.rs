@@ -2,6 +2,7 @@
 
 mod allocation;
 mod classes;
+mod coded;
 mod encoder;
 mod exec;
 mod fake_quantized;

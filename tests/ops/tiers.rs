@@ -3,7 +3,7 @@
 use aquatint::raw::backend::cpu::simd::{Isa, scalar::Scalar};
 use aquatint::raw::program::Dim;
 use common::cases::Case;
-use common::{avx2, avx512, naive, run};
+use common::{amx, avx_vnni, avx2, avx512, naive, run};
 
 /// Runs `cases` on `isa` and compares each with the oracle.
 fn suite<I: Isa>(isa: Option<I>, cases: Vec<Case>) {
@@ -12,7 +12,7 @@ fn suite<I: Isa>(isa: Option<I>, cases: Vec<Case>) {
         let latent = [inputs.dims.height, inputs.dims.width];
         let values = naive::run(&build.program, &build.tensors, inputs);
         let want = &values[build.program.output.0 as usize];
-        check.compare(&format!("{} on {}", name, I::NAME), &run(isa, &build.open(latent), inputs), &want.data);
+        check.compare(&format!("{} on {}", name, isa.name()), &run(isa, &build.open(latent), inputs), &want.data);
     }
 }
 
@@ -40,7 +40,9 @@ macro_rules! op_suite {
 
 op_suite!(portable, Some(Scalar));
 op_suite!(avx2, super::avx2());
+op_suite!(avx_vnni, super::avx_vnni());
 op_suite!(avx512, super::avx512());
+op_suite!(amx, super::amx());
 
 /// Both tiers fuse, and both sum in the same order, so their floats are the same to the bit.
 #[test]

@@ -30,6 +30,7 @@ pub(super) fn pack(args: &Pack, research: &Research) -> Result<()> {
         overrules: Overrules { prediction: args.prediction, scheduler_config: args.scheduler_config.clone() },
         calibration: args.calib.clone(),
         activation_ranges: args.activation_ranges(research)?,
+        narrow_codebooks: args.codebook_bits == 7,
         smoothing: args.smooth.map(|rule| Smoothing { rule, layers: layers(&args.smooth_layers) }),
         rotation: args.rotate.then(|| layers(&args.rotate_layers)),
         import: args.import.clone(),

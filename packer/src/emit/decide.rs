@@ -77,6 +77,9 @@ pub(super) fn decide(
         tensor_types: options.tensor_types.as_deref(),
     };
     let mut recipe = Recipe::new(weights, &sites, requests)?;
+    if options.narrow_codebooks {
+        recipe.narrow_codebooks();
+    }
     if let Some(imported) = &imported {
         check_effect(imported, &sites, &recipe)?;
         recipe.config += &format!(", weights of {}", imported.describe());

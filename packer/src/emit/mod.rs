@@ -92,6 +92,8 @@ pub struct Options {
     /// Ranges of activations that are fixed when packing; without this those that `import` has learned, or that `q_config` fixes.
     /// Where there are none, each row has its own while running.
     pub activation_ranges: Option<RangeSource>,
+    /// Whether learned tables of up to 16 integers keep to 7 bits.
+    pub narrow_codebooks: bool,
     /// Factors that inputs of the denoiser's layers are divided by, and their weights multiplied with.
     pub smoothing: Option<Smoothing>,
     /// Layers of the denoiser whose inputs, where they become integers, and weights are rotated.

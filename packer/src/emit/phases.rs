@@ -4,7 +4,6 @@ use super::calibrated::Known;
 use super::turns::Turns;
 use crate::error::Result;
 use crate::pass::{Layer, Starts};
-use crate::quantize::CodebookType;
 use crate::recipe::{Change, Recipe, Store, Treatment};
 use crate::weight::Weights;
 use aquatint::error::Error;
@@ -158,5 +157,5 @@ impl PhaseWeights {
 type Stored = (Store, bool);
 
 fn stored(treatment: &Treatment) -> Stored {
-    (treatment.store, treatment.codebook == CodebookType::Int8)
+    (treatment.store, treatment.codebook.is_integer())
 }

@@ -3,8 +3,8 @@
 use crate::error::Result;
 use crate::import::RowGrid;
 use crate::quantize::{
-    Calibrated, CodebookType, FeedbackOptions, Measured, Method, Moments, encode, quantize_calibrated,
-    quantize_measured, quantize_sparse, relative_distance, relative_error,
+    Calibrated, FeedbackOptions, Measured, Method, Moments, encode, quantize_calibrated, quantize_measured,
+    quantize_sparse, relative_distance, relative_error,
 };
 use crate::recipe::{Store, Treatment};
 use crate::weight::Elements;
@@ -139,7 +139,7 @@ pub(super) fn store_imported(
     let moved = relative_error(values, &matrix);
     let error = relative_error(&weight.values, &matrix);
     let note = (moved > 1e-6).then(|| {
-        let entries = if treatment.codebook == CodebookType::Int8 { "8-bit integers" } else { "16-bit floats" };
+        let entries = if treatment.codebook.is_integer() { "integers" } else { "16-bit floats" };
         format!("imported; its levels are stored as {entries}, which moves weights by {:.2} %", 100.0 * moved)
     });
     let exact_error = relative_distance(&weight.values, values.iter().copied());

@@ -112,7 +112,7 @@ impl Table {
         let mirrored = |half: Vec<f32>| half.iter().rev().map(|v| -v).chain(half.iter().copied()).collect();
         match (usize::from(bits.get()).checked_sub(2).filter(|&at| at < NORMAL.len()), codebook) {
             (None, _) => Table { entries: (-128..128).map(|q| q as f32).collect(), unit: UNIT_8 },
-            (Some(at), CodebookType::Int8) => {
+            (Some(at), CodebookType::Int8 | CodebookType::Int7) => {
                 Table { entries: mirrored(INTEGERS[at].iter().map(|&e| f32::from(e)).collect()), unit: UNITS[at] }
             }
             (Some(at), CodebookType::F16) => {
@@ -125,7 +125,7 @@ impl Table {
     /// The table as the codec stores it.
     pub(super) fn values(&self, codebook: CodebookType) -> TableValues {
         match codebook {
-            CodebookType::Int8 => TableValues::I8(self.entries.iter().map(|&e| e as i8).collect()),
+            CodebookType::Int8 | CodebookType::Int7 => TableValues::I8(self.entries.iter().map(|&e| e as i8).collect()),
             CodebookType::F16 => TableValues::F16(self.entries.iter().map(|&e| f16::from_f32(e)).collect()),
         }
     }

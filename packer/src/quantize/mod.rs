@@ -101,17 +101,34 @@ impl fmt::Display for Method {
 pub enum CodebookType {
     /// 8-bit integers times a scale: what layers with integer activations need.
     Int8,
+    /// The same within -63..63, for tables of up to 16 entries: sums of two products with 8-bit activations then fit 16 bits,
+    /// which is what processors without VNNI add up fastest.
+    Int7,
     /// Centroids rounded to f16: what layers with float activations use. (Uniform levels are integers either way.)
     F16,
 }
 
 impl CodebookType {
+    /// Whether entries are integers.
+    pub fn is_integer(self) -> bool {
+        self.reach().is_some()
+    }
+
+    /// The greatest magnitude of entries that are integers.
+    pub(crate) fn reach(self) -> Option<i32> {
+        match self {
+            CodebookType::Int8 => Some(127),
+            CodebookType::Int7 => Some(63),
+            CodebookType::F16 => None,
+        }
+    }
+
     /// How many codebooks [`quantize`] makes where this type is asked for, and the type that they really have: uniform
     /// levels are integers, and 8-bit codes over integers have one table, which holds all of them.
     pub fn of_result(self, method: Method, bits: Bits) -> (Grain, CodebookType) {
         match method {
             Method::Uniform(_) => (Grain::Tensor, CodebookType::Int8),
-            Method::KMeansRow if self == CodebookType::Int8 && bits.levels() == 256 => (Grain::Tensor, self),
+            Method::KMeansRow if self.is_integer() && bits.levels() == 256 => (Grain::Tensor, self),
             Method::KMeansRow => (Grain::Row, self),
             Method::KMeansTensor | Method::Lloyd => (Grain::Tensor, self),
         }
@@ -149,8 +166,10 @@ pub fn quantize(
         _ if weights.is_empty() => table::empty(rows, cols, bits),
         (Method::Uniform(rule), _) => uniform::quantize(weights, rows, cols, rule, bits),
         (Method::Lloyd, _) => lloyd::quantize(weights, rows, cols, bits, codebook),
-        (Method::KMeansRow, CodebookType::Int8) if bits.levels() == 256 => identity::rows(weights, rows, cols, bits),
-        (Method::KMeansTensor, CodebookType::Int8) if bits.levels() == 256 => {
+        (Method::KMeansRow, table) if table.is_integer() && bits.levels() == 256 => {
+            identity::rows(weights, rows, cols, bits)
+        }
+        (Method::KMeansTensor, table) if table.is_integer() && bits.levels() == 256 => {
             identity::tensor(weights, rows, cols, bits)
         }
         (Method::KMeansRow, _) => table::kmeans_rows(weights, rows, cols, bits, codebook).0,
@@ -201,7 +220,7 @@ pub fn quantize_measured(
     codebook: CodebookType,
 ) -> Measured {
     assert_eq!(weights.len(), rows * cols, "a {rows} x {cols} matrix of {} weights", weights.len());
-    let direct = weights.is_empty() || (codebook == CodebookType::Int8 && bits.levels() == 256);
+    let direct = weights.is_empty() || (codebook.is_integer() && bits.levels() == 256);
     let (matrix, exact_sse) = match method {
         Method::KMeansRow if !direct => table::kmeans_rows(weights, rows, cols, bits, codebook),
         Method::KMeansTensor if !direct => table::kmeans_tensor(weights, rows, cols, bits, codebook),

@@ -26,7 +26,7 @@ pub fn quantize_sparse(
     codebook: CodebookType,
 ) -> Result<Measured, String> {
     assert_eq!(weights.len(), rows * cols, "a {rows} x {cols} matrix of {} weights", weights.len());
-    let integers = codebook == CodebookType::Int8 && bits.levels() == 256;
+    let integers = codebook.is_integer() && bits.levels() == 256;
     let matrix = match method {
         _ if weights.is_empty() => table::empty(rows, cols, bits),
         Method::KMeansRow if integers => quantize(weights, rows, cols, Method::Uniform(Rule::MinMax), bits, codebook),

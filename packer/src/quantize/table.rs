@@ -11,7 +11,7 @@ use aquatint::raw::codec::{Bits, Grain, QuantizedMatrix, TableValues};
 use half::f16;
 use rayon::prelude::*;
 
-/// How many narrower spans than the full -127..127 are tried for an integer table. A span one step shorter moves every
+/// How many narrower spans than the full one, -127..127 or -63..63, are tried for an integer table. A span one step shorter moves every
 /// inner entry to another place on the grid, and the best of a few places halves the rounding error.
 const SPANS: usize = 32;
 /// Values per piece of a pass over a tensor. Fixed, so that sums do not depend on the number of threads.
@@ -19,8 +19,8 @@ const PIECE: usize = 1 << 16;
 
 /// A type of codebook entries.
 trait Entry: Copy + Default + Send + Sync {
-    /// Rounds ascending centroids to entries, with the scale and offset that go with them.
-    fn fit(clusters: &Clusters) -> Codebook<Self>;
+    /// Rounds ascending centroids to entries, integers of at most `reach`, with the scale and offset that go with them.
+    fn fit(clusters: &Clusters, reach: i32) -> Codebook<Self>;
     /// The entry as a number.
     fn to_f32(self) -> f32;
     /// The codec's table.
@@ -58,33 +58,33 @@ pub(super) struct StoredLevels {
 
 /// Rounds ascending centroids to entries of a table of this type, each centroid's error counted by its weight.
 pub(super) fn fit(clusters: &Clusters, codebook: CodebookType) -> StoredLevels {
-    fn of<E: Entry>(clusters: &Clusters) -> StoredLevels {
-        let Codebook { entries, scale, offset } = E::fit(clusters);
+    fn of<E: Entry>(clusters: &Clusters, reach: i32) -> StoredLevels {
+        let Codebook { entries, scale, offset } = E::fit(clusters, reach);
         StoredLevels { entries: entries.into_iter().map(E::to_f32).collect(), scale, offset }
     }
-    match codebook {
-        CodebookType::Int8 => of::<i8>(clusters),
-        CodebookType::F16 => of::<f16>(clusters),
+    match codebook.reach() {
+        Some(reach) => of::<i8>(clusters, reach),
+        None => of::<f16>(clusters, 0),
     }
 }
 
 /// As [`fit`], but a centroid that is 0 stays exactly 0.
 pub(super) fn fit_with_zero(clusters: &Clusters, codebook: CodebookType) -> StoredLevels {
     // Halves have no offset: 0 is one of them.
-    match codebook {
-        CodebookType::Int8 if clusters.centroids.contains(&0.0) => fit_about_zero(clusters),
+    match codebook.reach() {
+        Some(reach) if clusters.centroids.contains(&0.0) => fit_about_zero(clusters, f64::from(reach)),
         _ => fit(clusters, codebook),
     }
 }
 
 /// Integers about the one that stands for 0: the offset is an integer, and the slope is free.
-fn fit_about_zero(Clusters { centroids, counts }: &Clusters) -> StoredLevels {
+fn fit_about_zero(Clusters { centroids, counts }: &Clusters, reach: f64) -> StoredLevels {
     let (low, high) = (centroids[0], centroids[centroids.len() - 1]);
     let mut best: Option<(f64, StoredLevels)> = None;
-    for span in (255 - SPANS..255).rev() {
-        let per_step = span as f64 / (high - low);
-        let zero = (-low * per_step).round() - 127.0;
-        let steps = centroids.iter().map(|c| ((c * per_step).round() + zero).min(127.0) - zero);
+    for narrower in 0..SPANS {
+        let per_step = (2.0 * reach - narrower as f64) / (high - low);
+        let zero = (-low * per_step).round() - reach;
+        let steps = centroids.iter().map(|c| ((c * per_step).round() + zero).min(reach) - zero);
         let steps: Vec<f64> = steps.collect();
         let sum = |f: &dyn Fn(usize) -> f64| (0..steps.len()).map(|j| counts[j] * f(j)).sum::<f64>();
         let scale = (sum(&|j| steps[j] * centroids[j]) / sum(&|j| steps[j] * steps[j])) as f32;
@@ -108,9 +108,9 @@ pub(super) fn tables<'a>(
     codebook: CodebookType,
 ) -> TableValues {
     let filled = entries.flat_map(|t| (0..levels).map(|code| t[code.min(t.len() - 1)]));
-    match codebook {
-        CodebookType::Int8 => TableValues::I8(filled.map(|e| e as i8).collect()),
-        CodebookType::F16 => TableValues::F16(filled.map(f16::from_f32).collect()),
+    match codebook.is_integer() {
+        true => TableValues::I8(filled.map(|e| e as i8).collect()),
+        false => TableValues::F16(filled.map(f16::from_f32).collect()),
     }
 }
 
@@ -120,7 +120,7 @@ pub(super) fn constant(value: f32) -> (f32, f32) {
 }
 
 impl Entry for i8 {
-    fn fit(clusters: &Clusters) -> Codebook<i8> {
+    fn fit(clusters: &Clusters, reach: i32) -> Codebook<i8> {
         let centroids = &clusters.centroids;
         let (low, high) = (centroids[0], centroids[centroids.len() - 1]);
         if low as f32 == high as f32 {
@@ -128,10 +128,10 @@ impl Entry for i8 {
             return Codebook { entries: vec![0], scale, offset };
         }
         let mut best: Option<(f64, Codebook<i8>)> = None;
-        for span in (255 - SPANS..255).rev() {
-            let per_step = span as f64 / (high - low);
+        for narrower in 0..SPANS {
+            let per_step = (f64::from(2 * reach) - narrower as f64) / (high - low);
             let entries: Vec<i8> =
-                centroids.iter().map(|c| (((c - low) * per_step).round() as i32 - 127) as i8).collect();
+                centroids.iter().map(|c| (((c - low) * per_step).round() as i32 - reach) as i8).collect();
             let (scale, shift) = regress(&entries, clusters);
             let (scale, offset) = (scale as f32, (shift / scale) as f32);
             if !(scale.is_normal() && scale > 0.0 && offset.is_finite()) {
@@ -175,7 +175,7 @@ fn regress(entries: &[i8], clusters: &Clusters) -> (f64, f64) {
 }
 
 impl Entry for f16 {
-    fn fit(clusters: &Clusters) -> Codebook<f16> {
+    fn fit(clusters: &Clusters, _: i32) -> Codebook<f16> {
         let largest = clusters.centroids.iter().fold(0f64, |m, c| m.max(c.abs()));
         // The scale is 1 wherever f16 keeps its 11 bits. Outside, a power of two brings the largest centroid to 1..2.
         let scale = if (2f64.powi(-8)..32768.0).contains(&largest) || largest == 0.0 {
@@ -204,9 +204,9 @@ pub(super) fn kmeans_rows(
     bits: Bits,
     codebook: CodebookType,
 ) -> (QuantizedMatrix, f64) {
-    match codebook {
-        CodebookType::Int8 => rows_of::<i8>(w, rows, cols, bits),
-        CodebookType::F16 => rows_of::<f16>(w, rows, cols, bits),
+    match codebook.reach() {
+        Some(reach) => rows_of::<i8>(w, rows, cols, bits, reach),
+        None => rows_of::<f16>(w, rows, cols, bits, 0),
     }
 }
 
@@ -218,13 +218,13 @@ pub(super) fn kmeans_tensor(
     bits: Bits,
     codebook: CodebookType,
 ) -> (QuantizedMatrix, f64) {
-    match codebook {
-        CodebookType::Int8 => tensor_of::<i8>(w, rows, cols, bits),
-        CodebookType::F16 => tensor_of::<f16>(w, rows, cols, bits),
+    match codebook.reach() {
+        Some(reach) => tensor_of::<i8>(w, rows, cols, bits, reach),
+        None => tensor_of::<f16>(w, rows, cols, bits, 0),
     }
 }
 
-fn rows_of<E: Entry>(weights: &[f32], rows: usize, cols: usize, bits: Bits) -> (QuantizedMatrix, f64) {
+fn rows_of<E: Entry>(weights: &[f32], rows: usize, cols: usize, bits: Bits, reach: i32) -> (QuantizedMatrix, f64) {
     let mut codes = vec![0u8; rows * cols];
     let mut table = vec![E::default(); rows * bits.levels()];
     let (mut scale, mut offset) = (vec![0f32; rows], vec![0f32; rows]);
@@ -239,7 +239,7 @@ fn rows_of<E: Entry>(weights: &[f32], rows: usize, cols: usize, bits: Bits) -> (
         .map_init(Scratch::default, |scratch, (codes, row, table, scale, offset)| {
             let clusters = kmeans::cluster(row, bits.levels(), scratch);
             let sse = exact_sse(row, &clusters, codes);
-            let codebook = E::fit(&clusters);
+            let codebook = E::fit(&clusters, reach);
             codebook.levels().encode(row, codes);
             codebook.fill(table);
             (*scale, *offset) = (codebook.scale, codebook.offset);
@@ -250,9 +250,9 @@ fn rows_of<E: Entry>(weights: &[f32], rows: usize, cols: usize, bits: Bits) -> (
     (QuantizedMatrix { bits, rows, cols, codes, table, grain: Grain::Row, scale, offset }, sse.iter().sum())
 }
 
-fn tensor_of<E: Entry>(weights: &[f32], rows: usize, cols: usize, bits: Bits) -> (QuantizedMatrix, f64) {
+fn tensor_of<E: Entry>(weights: &[f32], rows: usize, cols: usize, bits: Bits, reach: i32) -> (QuantizedMatrix, f64) {
     let clusters = kmeans::cluster(weights, bits.levels(), &mut Scratch::default());
-    let codebook = E::fit(&clusters);
+    let codebook = E::fit(&clusters, reach);
     let levels = codebook.levels();
     let mut codes = vec![0u8; rows * cols];
     let sse: Vec<f64> = (codes.par_chunks_mut(PIECE), weights.par_chunks(PIECE))

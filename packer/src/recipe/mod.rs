@@ -88,7 +88,7 @@ impl Treatment {
             Store::F16 => TensorKind::F16,
             Store::Codes(method, bits) => {
                 let (grain, codebook) = self.codebook.of_result(method, bits);
-                TensorKind::Codes { bits, grain, int8: codebook == CodebookType::Int8 }
+                TensorKind::Codes { bits, grain, int8: codebook.is_integer() }
             }
         }
     }
@@ -163,6 +163,20 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Lets learned integer tables of up to 16 entries keep to 7 bits.
+    pub fn narrow_codebooks(&mut self) {
+        let changed = self.changes.iter_mut().map(|change| &mut change.decision);
+        for Decision { treatment, .. } in self.decisions.iter_mut().chain(changed) {
+            let learned = matches!(
+                treatment.store,
+                Store::Codes(Method::KMeansRow | Method::KMeansTensor, bits) if bits.levels() <= 16
+            );
+            if learned && treatment.codebook == CodebookType::Int8 {
+                treatment.codebook = CodebookType::Int7;
+            }
+        }
+    }
+
     /// Decides for all `weights`, which stand at `sites`, what `requests` asks for. Where it asks for nothing, denoisers are f16, and the rest is
     /// f32 or f16 as the denoisers' floats are. Components of one part share its configuration: an entry that names
     /// a layer holds for the layers of that name in all of them.

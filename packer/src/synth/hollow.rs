@@ -10,7 +10,7 @@ use crate::source::settings::Overrules;
 use crate::weight::Weight;
 use aquatint::raw::backend::args::Element;
 use aquatint::raw::mmap;
-use aquatint::raw::plan::{Binding, plan};
+use aquatint::raw::plan::{Binding, Rules, plan};
 use aquatint::raw::program::shape::{TensorType, infer};
 use aquatint::raw::program::{Dims, Role};
 use half::f16;
@@ -108,7 +108,8 @@ fn models_of_true_size_lower() {
         for program in &lowered.programs {
             let role = program.role.name();
             infer(program, &types, &dims).unwrap_or_else(|e| panic!("{name}, {role}: {e}"));
-            let plan = plan(program, &types, &binding, Element::F16, &|_| 0);
+            let rules = Rules { narrow: Element::F16, makes_codes: true, workspace: &|_| 0 };
+            let plan = plan(program, &types, &binding, &rules);
             let plan = plan.unwrap_or_else(|e| panic!("{name}, {role}: {e}"));
             assert!(plan.arena > 0, "{name}, {role}");
         }

@@ -1,7 +1,7 @@
 //! The builders at true size: they want exactly the tensors that the published models have.
 
 use aquatint::raw::backend::args::Element;
-use aquatint::raw::plan::{Binding, plan};
+use aquatint::raw::plan::{Binding, Rules, plan};
 use aquatint::raw::program::shape::TensorType;
 use aquatint::raw::program::{Dims, Op, Program, Rate, Role};
 use packer::lower::unet2d_condition::Context;
@@ -158,7 +158,8 @@ fn work((program, weights): &(Program, Weights), latents: usize, tokens: usize) 
     let types: Vec<TensorType> = weights.iter().map(ty).collect();
     let dims = Dims { batch: 1, conditions: 1, height: latents, width: latents, tokens, ..Dims::ONE };
     let binding = Binding { dims, calls: 1, table_bytes: 0, reserve: 0 };
-    let plan = plan(program, &types, &binding, Element::F16, &|_| 0).unwrap();
+    let rules = Rules { narrow: Element::F16, makes_codes: false, workspace: &|_| 0 };
+    let plan = plan(program, &types, &binding, &rules).unwrap();
     let ops = &plan.phases[0].ops;
     let operations = |rate: usize| ops[rate].iter().map(|planned| planned.op.operations()).sum();
     let names = ops[Rate::Loop as usize].iter().map(|planned| program.nodes[planned.node].op.name()).collect();

@@ -1,7 +1,8 @@
 //! Packing the fixture models: every precision, the result's soundness, what it says of itself, and determinism.
 
 use crate::common::{MODELS, Scratch, fixture, model, pack_as};
-use aquatint::raw::format::{Packed, TensorKind};
+use aquatint::raw::codec::layout::{PackedMatrix, Tables};
+use aquatint::raw::format::{Packed, TensorKind, TensorView};
 use aquatint::raw::mmap;
 use aquatint::raw::program::{LayerNorm, Op, Pointwise, Role};
 use std::fs;
@@ -55,6 +56,47 @@ fn every_layer_can_be_quantized_when_named() {
                 assert!(layer.meta.note.as_ref().unwrap().contains("multiple of 4"));
             }
             Packed::new(mmap::open(&out).unwrap()).unwrap().verify().unwrap();
+        }
+    }
+}
+
+/// Learned tables of up to 16 integers keep to 7 bits where that is asked for; others are as they were.
+#[test]
+fn learned_tables_are_narrow_where_it_is_asked_for() {
+    let scratch = Scratch::new("narrow");
+    for (spec, method) in
+        [("w4a8:kmeans", "kmeans-4"), ("w3a8:kmeans_all", "kmeans_all-3"), ("w6a8:kmeans", "none"), ("w4a8", "none")]
+    {
+        let [wide, narrow] = [false, true].map(|narrow_codebooks| {
+            let out = scratch.path(&format!("{narrow_codebooks}.aqt"));
+            let options = packer::emit::Options {
+                model: model("d2"),
+                q_config: Some(spec.into()),
+                output: out.clone(),
+                narrow_codebooks,
+                ..Default::default()
+            };
+            let report = packer::emit::pack(&options, &mut |_| ()).unwrap();
+            (report, Packed::new(mmap::open(&out).unwrap()).unwrap())
+        });
+        let reach = |packed: &Packed<mmap::FileBytes>, i: usize| match packed.tensor(i) {
+            TensorView::Codes(PackedMatrix { tables: Tables::I8(t), .. }) => t.iter().map(|e| e.unsigned_abs()).max(),
+            _ => None,
+        };
+        let mut changed = 0;
+        for i in 0..wide.1.tensors().len() {
+            let [before, after] = [&wide.1, &narrow.1].map(|packed| reach(packed, i));
+            if before != after {
+                assert_eq!((before, after), (Some(127), Some(63)), "{spec}");
+                changed += 1;
+            }
+        }
+        let learned =
+            wide.0.layers.iter().filter(|layer| layer.meta.method == method && layer.meta.activation_bits == 8);
+        assert_eq!(changed, learned.count(), "{spec}");
+        assert_eq!(changed > 0, method != "none", "{spec}");
+        for (wide, narrow) in wide.0.layers.iter().zip(&narrow.0.layers) {
+            assert!(narrow.meta.error <= 1.02 * wide.meta.error, "{spec} {}", wide.meta.name);
         }
     }
 }

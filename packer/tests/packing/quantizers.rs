@@ -6,7 +6,7 @@ use packer::source::first_non_finite;
 use serde_json::Value;
 use std::path::Path;
 
-const EVERY_TABLE: [CodebookType; 2] = [CodebookType::Int8, CodebookType::F16];
+const EVERY_TABLE: [CodebookType; 3] = [CodebookType::Int8, CodebookType::Int7, CodebookType::F16];
 
 fn fixture(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
@@ -146,12 +146,15 @@ fn integer_tables_cost_less_than_a_percent() {
     let w = weights(rows, cols, 7);
     for method in [Method::KMeansRow, Method::KMeansTensor] {
         for b in [2, 3, 4] {
-            let m = quantize_measured(&w, rows, cols, method, bits(b), CodebookType::Int8);
-            let added = (m.error.powi(2) - m.exact_error.powi(2)).max(0.0).sqrt();
-            assert!(added < 0.006, "{method} {b} bits: rounding the table adds {added}");
-            let TableValues::I8(table) = &m.matrix.table else { panic!("an integer table was asked for") };
-            let used = i32::from(*table.iter().max().unwrap()) - i32::from(*table.iter().min().unwrap());
-            assert!((223..=254).contains(&used), "{method} {b} bits: {used} steps used");
+            for (tables, most, reach) in [(CodebookType::Int8, 0.006, 127), (CodebookType::Int7, 0.012, 63)] {
+                let m = quantize_measured(&w, rows, cols, method, bits(b), tables);
+                let added = (m.error.powi(2) - m.exact_error.powi(2)).max(0.0).sqrt();
+                assert!(added < most, "{method} {b} bits {tables:?}: rounding the table adds {added}");
+                assert!(m.error < 1.01 * m.exact_error, "{method} {b} bits {tables:?}: {} {}", m.error, m.exact_error);
+                let TableValues::I8(table) = &m.matrix.table else { panic!("an integer table was asked for") };
+                let [low, high] = [table.iter().min(), table.iter().max()].map(|e| i32::from(*e.unwrap()));
+                assert!(low == -reach && (reach - 31..=reach).contains(&high), "{method} {b} bits: {low} to {high}");
+            }
         }
     }
 }

@@ -71,16 +71,12 @@ impl<T> OpArgs<T> {
 
     /// Where the result lies.
     pub fn result(&self) -> Input {
-        let output = |y: &Output| match y {
-            Output::Floats(y) => Input::Floats(*y),
-            Output::Codes(to) => Input::Codes(to.codes),
-        };
         match self {
-            OpArgs::Linear { args, .. } => Input::Floats(args.y),
+            OpArgs::Linear { args, .. } => args.y.as_input(),
             OpArgs::Conv2d { args, .. } => Input::Floats(args.y),
-            OpArgs::Attention(args) => Input::Floats(args.y),
-            OpArgs::LayerNorm { args, .. } => output(&args.y),
-            OpArgs::GroupNorm { args, .. } => output(&args.y),
+            OpArgs::Attention(args) => args.y.as_input(),
+            OpArgs::LayerNorm { args, .. } => args.y.as_input(),
+            OpArgs::GroupNorm { args, .. } => args.y.as_input(),
             OpArgs::Pointwise(args) => Input::Floats(args.y),
             OpArgs::Add(args) => Input::Floats(args.y),
             OpArgs::Multiply(args) => Input::Floats(args.y),

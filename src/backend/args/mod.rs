@@ -206,3 +206,47 @@ pub enum Output {
     /// Codes.
     Codes(QuantizeTo),
 }
+
+impl Output {
+    /// Where it lies, as what reads it sees it.
+    pub fn as_input(&self) -> Input {
+        match self {
+            Output::Floats(y) => Input::Floats(*y),
+            Output::Codes(to) => Input::Codes(to.codes),
+        }
+    }
+
+    /// Where it lies.
+    pub fn slot(&self) -> Slot {
+        match self {
+            Output::Floats(y) => y.slot,
+            Output::Codes(to) => to.codes.slot,
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.as_input().rows()
+    }
+
+    /// Length of a row.
+    pub fn cols(&self) -> usize {
+        self.as_input().cols()
+    }
+
+    /// Bytes in the arena.
+    pub fn bytes(&self) -> usize {
+        self.as_input().bytes()
+    }
+
+    /// The result of a back end whose products make no codes; see [`MemoryRules::makes_codes`](crate::backend::MemoryRules).
+    ///
+    /// # Panics
+    /// If it is codes.
+    pub fn floats(&self) -> Floats {
+        match self {
+            Output::Floats(y) => *y,
+            Output::Codes(_) => panic!("codes are planned of an op that makes none"),
+        }
+    }
+}

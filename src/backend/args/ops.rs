@@ -8,7 +8,7 @@ use crate::sampler::Threshold;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LinearArgs {
     pub x: Input,
-    pub y: Floats,
+    pub y: Output,
     pub act: Act,
     /// See [`Op::GatedLinear`](crate::program::Op::GatedLinear).
     pub gated: bool,
@@ -38,7 +38,7 @@ pub struct AttentionArgs {
     pub q: Floats,
     pub k: Floats,
     pub v: Floats,
-    pub y: Floats,
+    pub y: Output,
     pub samples: usize,
     pub heads: usize,
     pub scale: f32,
@@ -318,7 +318,7 @@ pub struct Inpaint {
 impl LinearArgs {
     /// Rows of the weight.
     pub fn channels(&self) -> usize {
-        self.y.cols * if self.gated { 2 } else { 1 }
+        self.y.cols() * if self.gated { 2 } else { 1 }
     }
 }
 

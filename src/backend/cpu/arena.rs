@@ -122,6 +122,7 @@ impl<'a> Reads<'a> {
             codes: self.slice(at, x.rows * x.stride()),
             stride: x.stride(),
             cols: x.cols,
+            top: x.top,
             scale: self.slice(at + x.scale_at(), x.groups),
             zero: self.slice(at + x.zero_at(), x.groups),
             sum: self.slice(at + x.sum_at(), x.rows),
@@ -139,6 +140,8 @@ pub struct CodesView<'a> {
     pub stride: usize,
     /// Features or channels.
     pub cols: usize,
+    /// The highest code there can be.
+    pub top: u8,
     /// Per group of rows.
     pub scale: &'a [f32],
     /// Per group of rows.

@@ -11,9 +11,10 @@ use super::arena::{Arena, Reads, floats_mut};
 use super::math::{exp, greater, greatest, sum};
 use super::quantize::Fixed;
 use super::scratch;
-use super::simd::tiles::{Order, TileMut, for_each_tile};
+use super::simd::tiles::{MatrixMut, Order, TileMut, for_each_tile};
 use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile, vectorized};
-use crate::backend::args::{AttentionArgs, SoftmaxArgs};
+use super::sink::{self, Coded, Plain, Sink};
+use crate::backend::args::{AttentionArgs, Output, SoftmaxArgs};
 use grid::Grid;
 use std::ops::Range;
 
@@ -48,30 +49,62 @@ pub fn scratch_bytes(args: &AttentionArgs) -> usize {
 
 /// See [`Op::Attention`](crate::program::Op::Attention).
 pub fn attention<I: Isa>(isa: I, arena: &mut Arena, args: &AttentionArgs) {
-    let (out, reads) = arena.write_floats(&args.y);
+    let at = arena.first(args.y.slot());
+    let (out, reads) = arena.write(at..at + args.y.bytes());
+    match &args.y {
+        Output::Floats(y) => attend(isa, &reads, args, Plain, sink::floats(out, y)),
+        Output::Codes(to) => {
+            let ranges = Fixed::new(&reads, to.fixed, to.codes.rows);
+            attend(isa, &reads, args, Coded::new(&ranges, to.codes.top), sink::codes(out, &to.codes));
+            sink::complete(isa, out, &to.codes, &ranges);
+        }
+    }
+}
+
+fn attend<I: Isa, S: Sink>(isa: I, reads: &Reads<'_>, args: &AttentionArgs, sink: S, out: MatrixMut<'_, S::Element>) {
     let (q, k, v) = (reads.floats(&args.q), reads.floats(&args.k), reads.floats(&args.v));
     let (d, e) = (args.q.cols, args.q.cols / args.heads);
     let (tq, tk) = (args.q.rows / args.samples, args.keys);
-    let masks = Masks::new(&reads, args);
-    let ranges = Fixed::new(&reads, args.softmax.and_then(|grid| grid.fixed), args.q.rows);
+    let masks = Masks::new(reads, args);
+    let ranges = Fixed::new(reads, args.softmax.and_then(|grid| grid.fixed), args.q.rows);
     let sizes = Sizes::new(e);
     // Tiles must not straddle samples, so each sample's rows are cut on their own.
-    for (sample, out) in out.chunks_exact_mut(tq * d).enumerate() {
+    let stride = out.stride;
+    for (sample, data) in out.data.chunks_exact_mut(tq * stride).enumerate() {
         let (of_keys, seen) = masks.keys(sample, tk);
         let (q, k, v) = (&q[sample * tq * d..], &k[of_keys * tk * d..][..seen * d], &v[of_keys * tk * d..][..seen * d]);
-        for_each_tile(out, d, [QUERIES, e], Order::ByColumns, |tile| {
+        for_each_tile(MatrixMut { data, cols: d, stride }, [QUERIES, e], Order::ByColumns, |tile| {
             scratch::with(sizes.total() * 4, |bytes| {
                 let bias = masks.bias(tile.cols.start / e, tq, tk);
                 let head = Head { isa, d, e, tk: seen, scale: args.scale, causal: args.causal, q, k, v, bias };
+                let to = Rows { sink, first: sample * tq, tile };
                 match args.softmax {
-                    None => head.run(&sizes, floats_mut(bytes), tile),
+                    None => head.run(&sizes, floats_mut(bytes), to),
                     Some(SoftmaxArgs { bits, .. }) => {
                         let grid = Grid::new(bits, ranges.get(sample * tq));
-                        head.run_on_grid(grid, &sizes, floats_mut(bytes), tile);
+                        head.run_on_grid(grid, &sizes, floats_mut(bytes), to);
                     }
                 }
             });
         });
+    }
+}
+
+/// Where the results of a head go: some queries' rows of a sample.
+pub(super) struct Rows<'a, S: Sink> {
+    pub(super) sink: S,
+    /// The sample's first row in the whole result.
+    pub(super) first: usize,
+    pub(super) tile: TileMut<'a, S::Element>,
+}
+
+impl<S: Sink> Rows<'_, S> {
+    /// Stores what `of` makes of each feature of query `row`.
+    pub(super) fn store(&mut self, row: usize, of: impl Fn(usize) -> f32) {
+        for (part, out) in self.tile.row(row).chunks_mut(GROUP).enumerate() {
+            let values: [f32; GROUP] = std::array::from_fn(|i| if i < out.len() { of(part * GROUP + i) } else { 0.0 });
+            self.sink.store(self.first + row, &values, out);
+        }
     }
 }
 
@@ -140,11 +173,12 @@ impl<I: Isa> Head<'_, I> {
         if self.causal { n.min((query + 1).saturating_sub(first)) } else { n }
     }
 
-    fn run(&self, sizes: &Sizes, memory: &mut [f32], tile: TileMut) {
+    fn run(&self, sizes: &Sizes, memory: &mut [f32], to: Rows<'_, impl Sink>) {
         let wide = self.e.next_multiple_of(GROUP);
         let (sums, work) = self.start(sizes, memory);
-        self.each(tile.rows.clone(), tile.cols.start, work, |part| {
-            let states = &mut sums[(part.q0 - tile.rows.start) * (wide + 2)..][..part.count * (wide + 2)];
+        let rows = to.tile.rows.clone();
+        self.each(rows.clone(), to.tile.cols.start, work, |part| {
+            let states = &mut sums[(part.q0 - rows.start) * (wide + 2)..][..part.count * (wide + 2)];
             let rows = part.scores.chunks_exact_mut(KEYS).zip(states.chunks_exact_mut(wide + 2));
             for (query, (row, state)) in (part.q0..).zip(rows) {
                 let (seen, hidden) = row[..part.n].split_at_mut(self.seen(query, part.first, part.n));
@@ -155,7 +189,7 @@ impl<I: Isa> Head<'_, I> {
             }
             self.weigh(part, states);
         });
-        finish(tile, sums, wide, |state| 1.0 / state[wide + 1]);
+        finish(to, sums, wide, |state| 1.0 / state[wide + 1]);
     }
 
     /// What is added to the scores of a query against the `n` keys from key `first`.
@@ -254,12 +288,10 @@ struct Part<'p> {
 }
 
 /// Writes the weighted values of each query times what `factor` says of its state; zeros if it has seen no key.
-fn finish(mut tile: TileMut, sums: &[f32], wide: usize, factor: impl Fn(&[f32]) -> f32) {
-    for (row, state) in tile.rows.clone().zip(sums.chunks_exact(wide + 2)) {
+fn finish(mut to: Rows<'_, impl Sink>, sums: &[f32], wide: usize, factor: impl Fn(&[f32]) -> f32) {
+    for (row, state) in to.tile.rows.clone().zip(sums.chunks_exact(wide + 2)) {
         let factor = if state[wide + 1] > 0.0 { factor(state) } else { 0.0 };
-        for (out, s) in tile.row(row).iter_mut().zip(state) {
-            *out = s * factor;
-        }
+        to.store(row, |feature| state[feature] * factor);
     }
 }
 

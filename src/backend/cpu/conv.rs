@@ -4,7 +4,9 @@ use super::arena::{Arena, CodesView};
 use super::epilogue::PerRow;
 use super::gemm::{RowSource, Windows, product_f32, product_i8};
 use super::linear::epilogue;
+use super::simd::tiles::MatrixMut;
 use super::simd::{Isa, MR};
+use super::sink::Plain;
 use crate::backend::args::{Conv2dArgs, Input};
 use crate::format::TensorView;
 use crate::program::shape::MAX_CONV_CHANNELS;
@@ -143,6 +145,7 @@ impl<T: Sync> Pixels<'_, T> {
 /// See [`Op::Conv2d`](crate::program::Op::Conv2d).
 pub fn conv2d<I: Isa>(isa: I, arena: &mut Arena, args: &Conv2dArgs, weight: &TensorView, bias: Option<&TensorView>) {
     let (out, reads) = arena.write_floats(&args.y);
+    let out = MatrixMut { data: out, cols: args.y.cols, stride: args.y.cols };
     let mut epilogue = epilogue(&reads, bias, Act::None, None, args.residual);
     epilogue.shift = args.shift.map(|(shift, offset)| PerRow::new(&reads, &shift, offset));
     let window = Window {
@@ -167,12 +170,12 @@ pub fn conv2d<I: Isa>(isa: I, arena: &mut Arena, args: &Conv2dArgs, weight: &Ten
                 sums: codes.sum,
                 window,
             };
-            product_i8(isa, &rows, &codes, w, out, &epilogue);
+            product_i8(isa, &rows, &codes, w, &epilogue, Plain, out);
         }
         (Input::Floats(x), _) => {
             let data = reads.floats(x);
             let rows = Pixels { data, stride: x.cols, channels: x.cols, zeros: &ZERO_FLOATS, sums: &[], window };
-            product_f32(isa, &rows, args.y.cols, weight, out, &epilogue);
+            product_f32(isa, &rows, weight, &epilogue, Plain, out);
         }
         (Input::Codes(_), _) => unreachable!("the shape rules pair codes with integer weights only"),
     }

@@ -4,6 +4,7 @@ use super::arena::Reads;
 use super::math::activate;
 use super::simd::tiles::TileMut;
 use super::simd::{GROUP, Isa, MR, NR, Tile};
+use super::sink::Sink;
 use crate::backend::args::PerSample;
 use crate::program::Act;
 
@@ -78,22 +79,6 @@ fn padded(x: &[f32]) -> [f32; NR] {
     out
 }
 
-/// Stores as many numbers as `out` takes.
-#[inline(always)]
-fn store<const N: usize>(v: &[f32; N], out: &mut [f32]) {
-    match out.first_chunk_mut() {
-        Some(whole) => *whole = *v,
-        None => {
-            for (to, from) in out.chunks_mut(GROUP).zip(v.chunks(GROUP)) {
-                match (to.first_chunk_mut::<GROUP>(), from.first_chunk()) {
-                    (Some(to), Some(from)) => *to = *from,
-                    _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
-                }
-            }
-        }
-    }
-}
-
 impl Epilogue<'_> {
     /// Channels of the product per number of the result.
     pub fn channels(&self) -> usize {
@@ -109,7 +94,7 @@ impl Epilogue<'_> {
     /// Finishes row `m` of a tile, `v`, and stores it into `out`, which begins at channel `n0`; `n` channels in all.
     /// Not for gated products.
     #[inline(always)]
-    pub fn apply<I: Isa>(&self, m: usize, n0: usize, n: usize, v: &mut [f32; NR], out: &mut [f32]) {
+    pub fn apply<I: Isa, S: Sink>(&self, [m, n0, n]: [usize; 3], v: &mut [f32; NR], sink: S, out: &mut [S::Element]) {
         let cols = out.len();
         if let Some(bias) = self.bias {
             let bias = padded(&bias[n0..n0 + cols]);
@@ -129,13 +114,20 @@ impl Epilogue<'_> {
             let residual = padded(&residual[at + n0..][..cols]);
             v.iter_mut().zip(residual).for_each(|(v, x)| *v += x);
         }
-        store(v, out);
+        sink.store(m, v, out);
     }
 
     /// Finishes the rows of a gated tile, whose channels begin at `n0`: all its gates are activated together, whole
     /// vectors of them.
     #[inline(always)]
-    pub fn apply_gated<I: Isa>(&self, m0: usize, n0: usize, acc: &Tile<f32>, tile: &mut TileMut<'_>, count: usize) {
+    pub fn apply_gated<I: Isa, S: Sink>(
+        &self,
+        [m0, n0]: [usize; 2],
+        acc: &Tile<f32>,
+        count: usize,
+        sink: S,
+        tile: &mut TileMut<'_, S::Element>,
+    ) {
         const OUT: usize = NR / 2;
         let bias = self.bias.map_or([0.0; NR], |bias| padded(&bias[n0..n0 + 2 * tile.cols.len()]));
         let (mut values, mut gates) = ([[0.0; OUT]; MR], [[0.0; OUT]; MR]);
@@ -148,7 +140,7 @@ impl Epilogue<'_> {
         activate::<I>(self.act, gates.as_flattened_mut());
         for (i, (values, gates)) in values.iter_mut().zip(&gates).enumerate().take(count) {
             values.iter_mut().zip(gates).for_each(|(v, gate)| *v *= gate);
-            store(values, tile.row(m0 + i));
+            sink.store(m0 + i, values, tile.row(m0 + i));
         }
     }
 }

@@ -18,13 +18,16 @@ use super::arena::CodesView;
 use super::epilogue::Epilogue;
 use super::math::fma;
 use super::scratch;
-use super::simd::tiles::{Order, TileMut, for_each_tile};
-use super::simd::{GROUP, Isa, MR, NR, Tile, panel_len, vectorized};
+use super::simd::tiles::{MatrixMut, Order, TileMut, for_each_tile};
+use super::simd::{GROUP, Isa, MR, NR, Tile, Vectorized, panel_len, vectorized};
+use super::sink::Sink;
 use crate::backend::args::Input;
 use crate::codec::layout::{PackedMatrix, Tables};
 use crate::format::TensorView;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Most kernel taps.
 pub const MAX_TAPS: usize = 9;
@@ -147,16 +150,17 @@ impl WeightSums {
 ///
 /// With `x = s (q - z)` and `w = r (c + o)`, the product of a row is
 /// `s r (sum q c + o sum q - z (sum c + o K))`, where sums run over valid taps and `K` counts their inputs.
-pub fn product_i8<I: Isa>(
+pub fn product_i8<I: Isa, S: Sink>(
     isa: I,
     rows: &impl RowSource<u8>,
     codes: &CodesView<'_>,
     weight: &PackedMatrix<'_>,
-    out: &mut [f32],
     epilogue: &Epilogue<'_>,
+    sink: S,
+    out: MatrixMut<'_, S::Element>,
 ) {
     let (n, per_output) = (weight.layout.rows, epilogue.channels());
-    let m = out.len() / (n / per_output);
+    let m = out.rows();
     let (taps, len) = (rows.taps(), rows.len());
     let group = GROUP * panel_len(taps * len);
     let padded_rows = weight.layout.padded_rows();
@@ -167,7 +171,7 @@ pub fn product_i8<I: Isa>(
     // The windows of neighbours overlap: an image takes a row's inputs once, not once per tap.
     let step = [row_step(m, n, len, 1 << 20), NR / per_output];
     // By rows: activations are larger than packed weights where either leaves the caches (bench `conv`: 3 to 6 % faster).
-    for_each_tile(out, n / per_output, step, Order::ByRows, |mut tile: TileMut| {
+    for_each_tile(out, step, Order::ByRows, |mut tile| {
         let [n0, cols] = [tile.cols.start, tile.cols.len()].map(|outputs| outputs * per_output);
         let groups = cols.div_ceil(GROUP);
         scratch::with(groups * group, |panel| {
@@ -179,6 +183,7 @@ pub fn product_i8<I: Isa>(
             let wide = groups * GROUP;
             c.scale[..wide].copy_from_slice(&weight.scale[n0..n0 + wide]);
             c.offset[..wide].copy_from_slice(&weight.offset[n0..n0 + wide]);
+            let largest = u32::from(codes.top) * largest_entry(weight, n0..n0 + wide);
             let mut weight_sums = WeightSums::new();
             let mut windows = Windows::new();
             let mut acc: Tile<i32> = [[0; NR]; MR];
@@ -194,7 +199,7 @@ pub fn product_i8<I: Isa>(
                         isa.prefetch(&residual[epilogue.residual_at(row, n, residual.len()) + n0..][..cols]);
                     }
                 }
-                isa.tile_i8(&windows.slices[..taps * MR], len.div_ceil(4), panel, groups, &mut acc);
+                isa.tile_i8(&windows.slices[..taps * MR], len.div_ceil(4), panel, groups, largest, &mut acc);
                 let mut sets = [0; MR];
                 let x: [RowConstants; MR] = std::array::from_fn(|i| {
                     if m0 + i.min(count - 1) == next {
@@ -215,10 +220,18 @@ pub fn product_i8<I: Isa>(
                     RowConstants { scale: codes.scale[at], zero: codes.zero[at], sum: windows.sum[i] as f32, inputs }
                 });
                 let sums: [&[f32; NR]; MR] = std::array::from_fn(|i| &weight_sums.sums[sets[i]]);
-                isa.run(Rescale, (&acc, count, &c, &sums, &x, epilogue, [m0, n0, n], tile.reborrow()));
+                let sums = Sums { acc: &acc, count, c: &c, weight_sums: &sums, x: &x };
+                isa.run(Rescale(PhantomData), (sums, epilogue, [m0, n0, n], sink, tile.reborrow()));
             }
         });
     });
+}
+
+/// The greatest magnitude in the codebooks of `rows`; 0 if they are floats.
+fn largest_entry(weight: &PackedMatrix<'_>, rows: Range<usize>) -> u32 {
+    let Tables::I8(tables) = weight.tables else { return 0 };
+    let entries = weight.table_start(rows.start)..weight.table_start(rows.end - 1) + weight.layout.bits.levels();
+    tables[entries].iter().map(|entry| u32::from(entry.unsigned_abs())).max().unwrap_or(0)
 }
 
 /// What a row of activations needs beside its codes.
@@ -244,50 +257,56 @@ fn rescale<I: Isa>(acc: &[i32; NR], weight_sum: &[f32; NR], x: &RowConstants, c:
     v
 }
 
-vectorized! {
-    /// Turns the integer sums of `count` rows into floats and finishes them.
-    fn Rescale<'a, I>(
-        acc: &'a Tile<i32>,
-        count: usize,
-        c: &'a Constants,
-        weight_sums: &'a [&'a [f32; NR]; MR],
-        x: &'a [RowConstants; MR],
-        epilogue: &'a Epilogue<'a>,
-        place: [usize; 3],
-        tile: TileMut<'a>,
-    ) {
-        let ([m0, n0, n], mut tile) = (place, tile);
+/// Integer sums of `count` rows, and what makes them floats.
+struct Sums<'a> {
+    acc: &'a Tile<i32>,
+    count: usize,
+    c: &'a Constants,
+    weight_sums: &'a [&'a [f32; NR]; MR],
+    x: &'a [RowConstants; MR],
+}
+
+/// Turns integer sums into floats and finishes them.
+struct Rescale<S>(PhantomData<S>);
+
+impl<S: Sink> Vectorized for Rescale<S> {
+    type Arguments<'a> = (Sums<'a>, &'a Epilogue<'a>, [usize; 3], S, TileMut<'a, S::Element>);
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Isa>((sums, epilogue, [m0, n0, n], sink, mut tile): Self::Arguments<'_>) {
+        let Sums { acc, count, c, weight_sums, x } = sums;
         if epilogue.gated {
             let mut v: Tile<f32> = [[0.0; NR]; MR];
             for i in 0..MR {
                 v[i] = rescale::<I>(&acc[i], weight_sums[i], &x[i], c);
             }
-            return epilogue.apply_gated::<I>(m0, n0, &v, &mut tile, count);
+            return epilogue.apply_gated::<I, S>([m0, n0], &v, count, sink, &mut tile);
         }
         for i in 0..count {
             let mut v = rescale::<I>(&acc[i], weight_sums[i], &x[i], c);
-            epilogue.apply::<I>(m0 + i, n0, n, &mut v, tile.row(m0 + i));
+            epilogue.apply::<I, S>([m0 + i, n0, n], &mut v, sink, tile.row(m0 + i));
         }
     }
 }
 
-/// `out = epilogue(x W^T)` in floats, for any kind of weight, which has `n` rows: as many as `out` has columns, or twice
-/// as many if the epilogue is gated.
-pub fn product_f32<I: Isa>(
+/// `out = epilogue(x W^T)` in floats, for any kind of weight, which has as many rows as `out` has columns, or twice as many if
+/// the epilogue is gated.
+pub fn product_f32<I: Isa, S: Sink>(
     isa: I,
     rows: &impl RowSource<f32>,
-    n: usize,
     weight: &TensorView<'_>,
-    out: &mut [f32],
     epilogue: &Epilogue<'_>,
+    sink: S,
+    out: MatrixMut<'_, S::Element>,
 ) {
     let per_output = epilogue.channels();
-    let m = out.len() / (n / per_output);
+    let (m, n) = (out.rows(), out.cols * per_output);
     let (taps, len) = (rows.taps(), rows.len());
     let k = taps * len;
     let group = GROUP * k;
     let step = [row_step(m, n, 4 * k, 4 << 20), NR / per_output];
-    for_each_tile(out, n / per_output, step, Order::ByColumns, |mut tile: TileMut| {
+    for_each_tile(out, step, Order::ByColumns, |mut tile| {
         let [n0, cols] = [tile.cols.start, tile.cols.len()].map(|outputs| outputs * per_output);
         let groups = cols.div_ceil(GROUP);
         scratch::with((groups * group + group) * 4, |bytes| {
@@ -301,27 +320,26 @@ pub fn product_f32<I: Isa>(
                 let count = (tile.rows.end - m0).min(MR);
                 rows.fill(m0, count, &mut windows);
                 isa.tile_f32(&windows.slices[..taps * MR], len, panel, groups, &mut acc);
-                isa.run(Finish, (&mut acc, count, epilogue, [m0, n0, n], tile.reborrow()));
+                isa.run(Finish(PhantomData), (&mut acc, count, epilogue, [m0, n0, n], sink, tile.reborrow()));
             }
         });
     });
 }
 
-vectorized! {
-    /// Finishes `count` rows of a tile.
-    fn Finish<'a, I>(
-        acc: &'a mut Tile<f32>,
-        count: usize,
-        epilogue: &'a Epilogue<'a>,
-        place: [usize; 3],
-        tile: TileMut<'a>,
-    ) {
-        let ([m0, n0, n], mut tile) = (place, tile);
+/// Finishes rows of a tile.
+struct Finish<S>(PhantomData<S>);
+
+impl<S: Sink> Vectorized for Finish<S> {
+    type Arguments<'a> = (&'a mut Tile<f32>, usize, &'a Epilogue<'a>, [usize; 3], S, TileMut<'a, S::Element>);
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Isa>((acc, count, epilogue, [m0, n0, n], sink, mut tile): Self::Arguments<'_>) {
         if epilogue.gated {
-            return epilogue.apply_gated::<I>(m0, n0, acc, &mut tile, count);
+            return epilogue.apply_gated::<I, S>([m0, n0], acc, count, sink, &mut tile);
         }
         for (i, v) in acc.iter_mut().enumerate().take(count) {
-            epilogue.apply::<I>(m0 + i, n0, n, v, tile.row(m0 + i));
+            epilogue.apply::<I, S>([m0 + i, n0, n], v, sink, tile.row(m0 + i));
         }
     }
 }

@@ -23,6 +23,7 @@ mod round;
 mod sampler;
 mod scratch;
 pub mod simd;
+mod sink;
 mod vector_quantize;
 
 pub use arena::Arena;
@@ -93,10 +94,10 @@ impl From<Scalar> for Tier {
 /// The instruction sets, best first; a value is proof that this processor has it.
 #[derive(Clone, Copy)]
 pub enum Tier {
-    /// AVX-512 with VNNI.
+    /// AVX-512 with VNNI, perhaps with AMX.
     #[cfg(target_arch = "x86_64")]
     Avx512(simd::avx512::Avx512),
-    /// AVX2 with FMA.
+    /// AVX2 with FMA, perhaps with AVX-VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx2(simd::avx2::Avx2),
     /// Plain Rust.
@@ -104,15 +105,19 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// All tiers of this processor, best first.
+    /// All tiers of this processor, the one to choose first.
     pub fn available() -> Vec<Tier> {
         let mut tiers = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
             tiers.extend(simd::avx512::Avx512::new().map(Tier::Avx512));
+            tiers.extend(simd::avx2::Avx2::with_vnni().map(Tier::Avx2));
             tiers.extend(simd::avx2::Avx2::new().map(Tier::Avx2));
         }
         tiers.push(Tier::Portable(Scalar));
+        // Last, though it should be the fastest: nobody has seen it run.
+        #[cfg(target_arch = "x86_64")]
+        tiers.extend(simd::avx512::Avx512::with_tiles().map(Tier::Avx512));
         tiers
     }
 
@@ -128,16 +133,17 @@ impl Tier {
 
     /// The name in reports and options.
     pub fn name(&self) -> &'static str {
-        fn name<I: Isa>(_: I) -> &'static str {
-            I::NAME
-        }
-        with_isa!(*self, isa => name(isa))
+        with_isa!(*self, isa => isa.name())
     }
 }
 
 impl MemoryRules for Cpu {
     fn narrow(&self) -> Element {
         Element::F32
+    }
+
+    fn makes_codes(&self) -> bool {
+        true
     }
 
     fn thresholds(&self) -> bool {

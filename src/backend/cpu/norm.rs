@@ -17,10 +17,7 @@ pub fn layer_norm<I: Isa>(
     weight: Option<&[f32]>,
     bias: Option<&[f32]>,
 ) {
-    let (at, bytes) = match &args.y {
-        Output::Floats(y) => (arena.first(y.slot), y.bytes()),
-        Output::Codes(to) => (arena.first(to.codes.slot), to.codes.bytes()),
-    };
+    let (at, bytes) = (arena.first(args.y.slot()), args.y.bytes());
     let (out, reads) = arena.write(at..at + bytes);
     let x = reads.floats(&args.x);
     let cols = args.x.cols;
@@ -115,10 +112,7 @@ pub fn group_norm_scratch(args: &GroupNormArgs) -> usize {
 /// summand would cancel badly where the mean is large. When the result is quantized, that pass runs twice, first for the
 /// extent, which takes no activations: computing again is cheaper than storing floats.
 pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, args: &GroupNormArgs, weight: &[f32], bias: &[f32]) {
-    let (at, bytes) = match &args.y {
-        Output::Floats(y) => (arena.first(y.slot), y.bytes()),
-        Output::Codes(to) => (arena.first(to.codes.slot), to.codes.bytes()),
-    };
+    let (at, bytes) = (arena.first(args.y.slot()), args.y.bytes());
     let work_at = args.workspace.at;
     let (out, work, reads) = arena.split(at..at + bytes, work_at..work_at + group_norm_workspace(args));
     let (cols, pixels) = (args.x.cols, args.x.rows / args.samples);

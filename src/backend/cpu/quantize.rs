@@ -45,7 +45,7 @@ impl Range {
 
 /// What turns values into codes.
 #[derive(Clone, Copy)]
-struct Steps {
+pub struct Steps {
     inverse: f32,
     /// The zero point is `whole + rest`.
     whole: f32,
@@ -54,13 +54,21 @@ struct Steps {
 }
 
 impl Steps {
+    /// Codes up to `top` in `range`.
     #[inline(always)]
-    fn new(range: Range, top: u8) -> Self {
+    pub fn new(range: Range, top: u8) -> Self {
         let whole = range.zero.round_ties_even();
         Steps { inverse: 1.0 / range.scale, whole, rest: range.zero - whole, top: f32::from(top) }
     }
 
-    /// The code of `v`. Two roundings, as in the definition: first the value, then the sum, which is exact within the clamp.
+    /// The code of `v`.
+    #[inline(always)]
+    pub fn code(self, v: f32) -> u8 {
+        (self.of(v) + ROUND).to_bits() as u8
+    }
+
+    /// The code of `v` as a number. Two roundings, as in the definition: first the value, then the sum, which is exact within
+    /// the clamp.
     #[inline(always)]
     fn of(self, v: f32) -> f32 {
         let q = greater(lesser(v * self.inverse, FURTHEST), -FURTHEST) + self.rest + ROUND - ROUND + self.whole;
@@ -80,7 +88,7 @@ vectorized! {
     pub fn Encode<'a, I>(x: &'a [f32], range: Range, top: u8, codes: &'a mut [u8]) -> i32 {
         let steps = Steps::new(range, top);
         let (used, spare) = codes.split_at_mut(x.len());
-        let code = |v: f32| (steps.of(v) + ROUND).to_bits() as u8;
+        let code = |v: f32| steps.code(v);
         let mut sums = [0i32; LANES];
         let mut chunks = used.chunks_exact_mut(LANES);
         for (codes, x) in chunks.by_ref().zip(x.chunks_exact(LANES)) {

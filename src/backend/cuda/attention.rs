@@ -87,7 +87,7 @@ pub fn attention(frame: &Frame, args: &args::AttentionArgs, issue: &mut impl FnM
         q: frame.floats(&args.q),
         k: frame.floats(&args.k),
         v: frame.floats(&args.v),
-        y: frame.floats(&args.y),
+        y: frame.floats(&args.y.floats()),
         lengths: args.lengths.map_or(0, |slot| frame.place(slot, args.key_rows() * 4)),
         bias: args.bias.map_or(0, |bias| frame.floats(&bias).at),
         condition: args.condition.map_or(0, |slot| frame.place(slot, args.samples * 4)),

@@ -19,11 +19,12 @@ pub fn linear(
 ) {
     let inputs = args.x.cols();
     let window = Window { taps: 1, channels: inputs as u32, ..Window::new_zeroed() };
-    let mut epilogue = epilogue(frame, bias, args.act, args.gate, args.residual.as_ref(), &args.y, args.channels());
-    assert_eq!(args.x.rows(), args.y.rows, "rows of a linear layer");
+    let y = args.y.floats();
+    let mut epilogue = epilogue(frame, bias, args.act, args.gate, args.residual.as_ref(), &y, args.channels());
+    assert_eq!(args.x.rows(), y.rows, "rows of a linear layer");
     epilogue.gated = u32::from(args.gated);
     let weight = frame.weight(weight, args.channels(), inputs);
-    product(frame, Family::Linear, &args.x, weight, &args.y, window, epilogue, issue);
+    product(frame, Family::Linear, &args.x, weight, &y, window, epilogue, issue);
 }
 
 /// Resolves what comes after a product of `channels` that ends as `y`.

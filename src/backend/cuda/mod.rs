@@ -135,6 +135,10 @@ impl<D: Driver> MemoryRules for Cuda<'_, D> {
         self.narrow
     }
 
+    fn makes_codes(&self) -> bool {
+        false
+    }
+
     fn thresholds(&self) -> bool {
         false
     }

@@ -16,6 +16,10 @@ impl MemoryRules for CudaSizing {
         self.narrow
     }
 
+    fn makes_codes(&self) -> bool {
+        false
+    }
+
     fn thresholds(&self) -> bool {
         false
     }

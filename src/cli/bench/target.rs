@@ -197,15 +197,14 @@ fn shares<B: Backend>(backend: &B, model: &Model<'_, model::Bytes>, phases: &Pha
     Ok(shares)
 }
 
-/// The op of a node, what a product multiplies, and whether a norm quantizes.
+/// The op of a node, what a product multiplies, and whether it quantizes its result.
 fn kind<T>(program: &Program, node: usize, op: &OpArgs<T>) -> String {
     let name = program.nodes[node].op.name();
-    match op {
+    let of_codes = match op {
         OpArgs::Linear { args: LinearArgs { x: Input::Codes(_), .. }, .. }
-        | OpArgs::Conv2d { args: Conv2dArgs { x: Input::Codes(_), .. }, .. } => format!("{name} (codes)"),
-        OpArgs::LayerNorm { .. } | OpArgs::GroupNorm { .. } if matches!(op.result(), Input::Codes(_)) => {
-            format!("{name} + quantize")
-        }
-        _ => name.into(),
-    }
+        | OpArgs::Conv2d { args: Conv2dArgs { x: Input::Codes(_), .. }, .. } => " (codes)",
+        _ => "",
+    };
+    let makes_codes = !matches!(op, OpArgs::Quantize { .. }) && matches!(op.result(), Input::Codes(_));
+    format!("{name}{of_codes}{}", if makes_codes { " + quantize" } else { "" })
 }

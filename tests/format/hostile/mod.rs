@@ -15,7 +15,7 @@ use aquatint::raw::backend::args::Element;
 use aquatint::raw::backend::cpu::{Cpu, simd::scalar::Scalar};
 use aquatint::raw::exec::Executor;
 use aquatint::raw::format::{Packed, SectionKind};
-use aquatint::raw::plan::{Binding, Plan};
+use aquatint::raw::plan::{Binding, Plan, Rules};
 use aquatint::raw::program::{Dims, InputKind, Role};
 use common::tiny::{
     self, AlignedBytes, HEAD, Noise, build, first_word, reseal, reseal_root, reseal_section, sections, split,

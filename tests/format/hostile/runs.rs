@@ -109,8 +109,8 @@ fn planning_the_largest_programs_ends() {
     ops.extend((1..n).map(|i| linear(Value(2 + n - i), Some(Value(2 + 2 * n - i + 1)))));
     let backwards = program(ops);
 
-    let plan =
-        |program| aquatint::raw::plan::plan(&program, std::slice::from_ref(&weight), &SHAPE, Element::F32, &|_| 64);
+    let rules = Rules { narrow: Element::F32, makes_codes: true, workspace: &|_| 64 };
+    let plan = |program| aquatint::raw::plan::plan(&program, std::slice::from_ref(&weight), &SHAPE, &rules);
     let one = 2 * 4 * 6 * 4 * 4;
     assert!(plan(chain).expect("sound").arena < 8 * one);
     assert!(plan(fan).expect("sound").arena > half as usize / 2 * one);

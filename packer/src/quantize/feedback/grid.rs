@@ -69,7 +69,7 @@ impl Grid {
 
 impl Form {
     pub(super) fn new(method: Method, bits: Bits, codebook: CodebookType, zeros: bool) -> Self {
-        let integers = codebook == CodebookType::Int8 && bits.levels() == 256;
+        let integers = codebook.is_integer() && bits.levels() == 256;
         let freedom = match method {
             Method::Uniform(Rule::Mse) if zeros => Freedom::Slope,
             Method::KMeansRow | Method::KMeansTensor if integers && zeros => Freedom::Slope,

@@ -6,11 +6,11 @@
 //! probability `w / t` has the code `round(w f)`: of a step `(1 / t) / top`, the part of the highest, `f` is `top`; of a
 //! step `delta` it is `1 / (t delta)`.
 
-use super::{Head, KEYS, Sizes, Soften, complete, finish};
+use super::{Head, KEYS, Rows, Sizes, Soften, complete, finish};
 use crate::backend::cpu::math::{exp, lesser};
 use crate::backend::cpu::quantize::{ROUND, Range};
-use crate::backend::cpu::simd::tiles::TileMut;
 use crate::backend::cpu::simd::{GROUP, Isa, vectorized};
+use crate::backend::cpu::sink::Sink;
 
 /// The grid of one sample.
 #[derive(Clone, Copy)]
@@ -40,9 +40,9 @@ impl Grid {
 
 impl<I: Isa> Head<'_, I> {
     /// Queries whose probabilities go on `grid`.
-    pub(super) fn run_on_grid(&self, grid: Grid, sizes: &Sizes, memory: &mut [f32], tile: TileMut) {
+    pub(super) fn run_on_grid(&self, grid: Grid, sizes: &Sizes, memory: &mut [f32], to: Rows<'_, impl Sink>) {
         let wide = self.e.next_multiple_of(GROUP);
-        let (rows, column) = (tile.rows.clone(), tile.cols.start);
+        let (rows, column) = (to.tile.rows.clone(), to.tile.cols.start);
         let states_of =
             |q0: usize, count: usize| (q0 - rows.start) * (wide + 2)..(q0 - rows.start + count) * (wide + 2);
         let (sums, mut work) = self.start(sizes, memory);
@@ -67,7 +67,7 @@ impl<I: Isa> Head<'_, I> {
             }
             self.weigh(part, states);
         });
-        finish(tile, sums, wide, |state| grid.unit(state[wide + 1]));
+        finish(to, sums, wide, |state| grid.unit(state[wide + 1]));
     }
 }
 

@@ -23,21 +23,25 @@
 mod codes;
 mod softmax;
 
-use super::arena::{Arena, floats_mut, typed_mut};
-use super::attention::{Bias, Masks};
+use super::arena::{Arena, Reads, floats_mut, typed_mut};
+use super::attention::{Bias, Masks, Rows};
 use super::math::{LANES, fma, greater};
+use super::quantize::Fixed;
 use super::scratch;
-use super::simd::tiles::{Order, TileMut, for_each_tile};
+use super::simd::tiles::{MatrixMut, Order, for_each_tile};
 use super::simd::{GROUP, GROUPS, Isa, MR, NR, Tile, panel_len, vectorized};
-use crate::backend::args::AttentionArgs;
+use super::sink::{self, Coded, Plain, Sink};
+use crate::backend::args::{AttentionArgs, Output};
 use codes::{Codes, CodesMut, EncodeKeys, EncodeQueries, EncodeValues, Sizes};
 use rayon::prelude::*;
-use softmax::{Rows, Weigh};
+use softmax::{Weigh, Weighing};
 use zerocopy::IntoBytes;
 
 /// Keys per block. Sums of `KEYS` products of codes are integers that f32 holds.
 const KEYS: usize = 6 * NR;
 const _: () = assert!(KEYS * 255 * 127 < 1 << 24);
+/// The largest product of codes: of queries or weights, up to 255, by keys or values.
+const LARGEST: u32 = 255 * 127;
 /// Queries per task.
 const QUERIES: usize = 256;
 // Blocks and tiles begin at multiples of MR, so that of eight queries all see a key of a block, or none; and one that sees
@@ -56,33 +60,55 @@ pub fn scratch_bytes(args: &AttentionArgs) -> usize {
 
 /// See [`Op::Attention`](crate::program::Op::Attention).
 pub fn attention<I: Isa>(isa: I, arena: &mut Arena, args: &AttentionArgs) {
-    let (y, w) = (arena.first(args.y.slot), arena.first(args.workspace));
+    let (y, w) = (arena.first(args.y.slot()), arena.first(args.workspace));
     let (out, work, reads) = arena.split(y..y + args.y.bytes(), w..w + workspace(args));
+    match &args.y {
+        Output::Floats(y) => attend(isa, &reads, args, work, Plain, sink::floats(out, y)),
+        Output::Codes(to) => {
+            let ranges = Fixed::new(&reads, to.fixed, to.codes.rows);
+            attend(isa, &reads, args, work, Coded::new(&ranges, to.codes.top), sink::codes(out, &to.codes));
+            sink::complete(isa, out, &to.codes, &ranges);
+        }
+    }
+}
+
+fn attend<I: Isa, S: Sink>(
+    isa: I,
+    reads: &Reads<'_>,
+    args: &AttentionArgs,
+    work: &mut [u8],
+    sink: S,
+    out: MatrixMut<'_, S::Element>,
+) {
     let (q, k, v) = (reads.floats(&args.q), reads.floats(&args.k), reads.floats(&args.v));
     let (d, e) = (args.q.cols, args.q.cols / args.heads);
     let (tq, tk) = (args.q.rows / args.samples, args.keys);
-    let masks = Masks::new(&reads, args);
+    let masks = Masks::new(reads, args);
     let sizes = Sizes::new(e, tk);
-    for (sample, out) in floats_mut(out).chunks_exact_mut(tq * d).enumerate() {
+    let stride = out.stride;
+    for (sample, data) in out.data.chunks_exact_mut(tq * stride).enumerate() {
         let (of_keys, seen) = masks.keys(sample, tk);
-        if seen == 0 {
-            out.fill(0.0);
-            continue;
+        let q = &q[sample * tq * d..];
+        let [k, v] = [k, v].map(|x| &x[of_keys * tk * d..][..seen * d]);
+        if seen > 0 {
+            work.par_chunks_exact_mut(sizes.head()).enumerate().with_max_len(1).for_each(|(head, bytes)| {
+                let place = [d, e, seen, head * e];
+                let codes = CodesMut::new(bytes, &sizes);
+                isa.run(EncodeKeys, (k, place, codes.keys, codes.scales, codes.offsets, codes.mean));
+                isa.run(EncodeValues, (v, place, codes.values, codes.middle, codes.steps));
+            });
         }
-        let (q, k, v) = (&q[sample * tq * d..], &k[of_keys * tk * d..][..seen * d], &v[of_keys * tk * d..][..seen * d]);
-        work.par_chunks_exact_mut(sizes.head()).enumerate().with_max_len(1).for_each(|(head, bytes)| {
-            let place = [d, e, seen, head * e];
-            let codes = CodesMut::new(bytes, &sizes);
-            isa.run(EncodeKeys, (k, place, codes.keys, codes.scales, codes.offsets, codes.mean));
-            isa.run(EncodeValues, (v, place, codes.values, codes.middle, codes.steps));
-        });
         let work = &*work;
-        for_each_tile(floats_mut(out.as_mut_bytes()), d, [QUERIES, e], Order::ByColumns, |tile| {
-            let codes = Codes::new(&work[tile.cols.start / e * sizes.head()..][..sizes.head()], &sizes);
+        for_each_tile(MatrixMut { data, cols: d, stride }, [QUERIES, e], Order::ByColumns, |tile| {
+            let mut to = Rows { sink, first: sample * tq, tile };
+            if seen == 0 {
+                return to.tile.rows.clone().for_each(|row| to.store(row, |_| 0.0));
+            }
+            let codes = Codes::new(&work[to.tile.cols.start / e * sizes.head()..][..sizes.head()], &sizes);
             scratch::with(sizes.private(), |bytes| {
-                let bias = masks.bias(tile.cols.start / e, tq, tk);
+                let bias = masks.bias(to.tile.cols.start / e, tq, tk);
                 Head { isa, d, e, tk: seen, scale: args.scale, causal: args.causal, q, codes, sizes, bias }
-                    .run(bytes, tile);
+                    .run(bytes, to);
             });
         });
     }
@@ -108,7 +134,7 @@ impl<I: Isa> Head<'_, I> {
         if self.causal { n.min((query + 1).saturating_sub(first)) } else { n }
     }
 
-    fn run(&self, memory: &mut [u8], mut tile: TileMut) {
+    fn run(&self, memory: &mut [u8], mut to: Rows<'_, impl Sink>) {
         let Sizes { key, wide, .. } = self.sizes;
         let Codes { keys, values, scales, offsets, middle, steps } = self.codes;
         let (queries, rest) = memory.split_at_mut(QUERIES * key);
@@ -118,10 +144,10 @@ impl<I: Isa> Head<'_, I> {
         let (sums, rest) = rest.split_at_mut(QUERIES * wide);
         let (slopes, rest) = rest.split_at_mut(QUERIES);
         let (highest, totals) = rest.split_at_mut(QUERIES);
-        let rows = tile.rows.clone();
+        let rows = to.tile.rows.clone();
         let count = rows.len();
         let q = &self.q[rows.start * self.d..][..count * self.d];
-        self.isa.run(EncodeQueries, (q, [self.d, self.e, tile.cols.start, key], self.scale, queries, slopes));
+        self.isa.run(EncodeQueries, (q, [self.d, self.e, to.tile.cols.start, key], self.scale, queries, slopes));
         // Rows that fill the last tile up: any codes will do.
         slopes[count..].fill(1.0);
         sums.fill(0.0);
@@ -144,7 +170,7 @@ impl<I: Isa> Head<'_, I> {
                 for (at, scores) in (0..seen[MR - 1]).step_by(NR).zip(scores.iter_mut()) {
                     let groups = (n - at).div_ceil(GROUP).min(GROUPS);
                     let panel = &keys[(first + at) * key..][..groups * GROUP * key];
-                    self.isa.tile_i8(&queries, self.e.div_ceil(4), panel, groups, &mut acc);
+                    self.isa.tile_i8(&queries, self.e.div_ceil(4), panel, groups, LARGEST, &mut acc);
                     let keys = [scales, offsets].map(|x| x[first + at..].first_chunk().expect("whole tiles"));
                     self.isa.run(Scale, (&acc, keys, scores, &mut most));
                 }
@@ -156,7 +182,7 @@ impl<I: Isa> Head<'_, I> {
                     most = self.isa.run(AddBias, (&mut *scores, &rows, &own));
                     own = [1.0; MR];
                 }
-                let state = Rows {
+                let state = Weighing {
                     slopes: &own,
                     highest: highest[q0..].first_chunk_mut().expect("whole tiles"),
                     totals: totals[q0..].first_chunk_mut().expect("whole tiles"),
@@ -167,17 +193,15 @@ impl<I: Isa> Head<'_, I> {
                 for c in (0..wide).step_by(NR) {
                     let groups = ((wide - c) / GROUP).min(GROUPS);
                     let panel = &values[c * panel_len(n)..][..groups * GROUP * panel_len(n)];
-                    self.isa.tile_i8(&weights, n.div_ceil(4), panel, groups, &mut acc);
+                    self.isa.tile_i8(&weights, n.div_ceil(4), panel, groups, LARGEST, &mut acc);
                     self.isa.run(Join, (&acc, &factors, [wide, c, groups * GROUP], sums));
                 }
             }
         }
         for (i, row) in rows.enumerate() {
             let inverse = 1.0 / totals[i];
-            let features = middle.iter().zip(steps).zip(&sums[i * wide..]);
-            for (out, ((middle, step), sum)) in tile.row(row).iter_mut().zip(features) {
-                *out = middle + step * (sum * inverse);
-            }
+            let sums = &sums[i * wide..][..wide];
+            to.store(row, |feature| middle[feature] + steps[feature] * (sums[feature] * inverse));
         }
     }
 }

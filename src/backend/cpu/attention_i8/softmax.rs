@@ -7,7 +7,7 @@ use super::codes::ROUND;
 
 /// What is kept of eight queries from block to block: the factor of their scores, the highest score times it, and the
 /// sum of weights relative to that.
-pub struct Rows<'a> {
+pub struct Weighing<'a> {
     pub slopes: &'a [f32; MR],
     pub highest: &'a mut [f32; MR],
     pub totals: &'a mut [f32; MR],
@@ -28,9 +28,9 @@ vectorized! {
     /// Turns the scores of eight queries, whose highest are in `lanes`, against the first `seen` keys of a block into
     /// codes of weights, 0 for the others; returns the factors of what was summed up before and of what this block adds.
     pub fn Weigh<'a, I>(
-        scores: &'a mut [Tile<f32>], lanes: &'a [[f32; LANES]; MR], seen: &'a [usize; MR], rows: Rows<'a>, weights: &'a mut [u8],
+        scores: &'a mut [Tile<f32>], lanes: &'a [[f32; LANES]; MR], seen: &'a [usize; MR], rows: Weighing<'a>, weights: &'a mut [u8],
     ) -> [[f32; MR]; 2] {
-        let Rows { slopes, highest, totals } = rows;
+        let Weighing { slopes, highest, totals } = rows;
         let mut most = [0.0; MR];
         for i in 0..MR {
             most[i] = if seen[i].is_multiple_of(NR) { join_lanes(lanes[i]) } else { hide(scores, i, seen[i]) };

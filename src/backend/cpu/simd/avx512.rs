@@ -1,4 +1,4 @@
-//! The AVX-512-VNNI tier.
+//! The AVX-512-VNNI tier, and that of AMX (`amx.rs`), which differs by its integer products.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // indices name registers here, and several arrays share them
 
@@ -7,8 +7,9 @@ pub use imp::Avx512;
 
 #[cfg(target_arch = "x86_64")]
 mod imp {
+    use super::super::amx::{Hardware, QUADS, multiply};
     use super::super::{
-        GROUP, GROUPS, Isa, MR, Tile, Vectorized, check_decode, check_f32, check_i8, check_turn, clear_tail,
+        GROUP, GROUPS, Isa, MR, Tile, Vectorized, check_decode, check_f32, check_i8, check_turn, clear_tail, counts_up,
         gather_tables, hadamard, panel_len, scalar::Scalar,
     };
     use crate::codec::layout::{PackedMatrix, UNIT_BYTES, units};
@@ -17,7 +18,9 @@ mod imp {
 
     /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, and what the AVX2 tier needs.
     #[derive(Clone, Copy, Debug)]
-    pub struct Avx512(());
+    pub struct Avx512 {
+        tiles: Option<Hardware>,
+    }
 
     impl Avx512 {
         /// `None` if the processor lacks an instruction.
@@ -30,28 +33,41 @@ mod imp {
                 && is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
-            has.then_some(Avx512(()))
+            has.then_some(Avx512 { tiles: None })
+        }
+
+        /// The same with AMX's tiles for integer products.
+        pub fn with_tiles() -> Option<Self> {
+            Avx512::new()?;
+            Hardware::new().map(|tiles| Avx512 { tiles: Some(tiles) })
         }
     }
 
     impl Isa for Avx512 {
-        const NAME: &'static str = "avx512-vnni";
         const FMA: bool = true;
+
+        fn name(self) -> &'static str {
+            if self.tiles.is_some() { "amx" } else { "avx512-vnni" }
+        }
 
         fn run<V: Vectorized>(self, _: V, arguments: V::Arguments<'_>) -> V::Output {
             // SAFETY: building an `Avx512` means the features are there.
             unsafe { with_features::<V>(arguments) }
         }
 
-        fn prefetch(self, x: &[f32]) {
-            for line in x.chunks(16) {
+        fn prefetch<T>(self, x: &[T]) {
+            for line in x.chunks(64 / size_of::<T>()) {
                 // SAFETY: a prefetch changes nothing but caches, whatever the address.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
             }
         }
 
-        fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
-            check_i8(rows, quads, panel, groups);
+        fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, _: u32, acc: &mut Tile<i32>) {
+            let (_, group) = check_i8(rows, quads, panel, groups);
+            if let Some(tiles) = self.tiles.filter(|_| quads >= QUADS) {
+                // SAFETY: `check_i8` proved that rows hold `4 * quads` bytes and the panel `groups` groups of `group` bytes.
+                return unsafe { multiply(&mut tiles.configured(), rows, quads, panel, [groups, group], acc) };
+            }
             // SAFETY: building an `Avx512` means the features are there; `check_i8` proved the lengths that
             // `tile_i8` reads, for this number of groups.
             unsafe {
@@ -78,9 +94,8 @@ mod imp {
         fn decode(self, matrix: &PackedMatrix<'_>, block: usize, panel: &mut [i8]) {
             let tables = check_decode(matrix, block, panel);
             let bits = matrix.layout.bits.get();
-            let identity = bits == 8 && tables.len() == 256 && (0..256).all(|i| i32::from(tables[i]) == i as i32 - 128);
-            if bits == 8 && !identity {
-                // 256 arbitrary entries do not fit a byte shuffle; the packer writes the identity for 8 bits.
+            if bits == 8 && !counts_up(tables) {
+                // 256 arbitrary entries do not fit a byte shuffle; the packer writes consecutive integers for 8 bits.
                 return Scalar.decode(matrix, block, panel);
             }
             let tables = if bits == 8 { [[0; 64]; GROUP] } else { gather_tables(matrix, tables, block) };

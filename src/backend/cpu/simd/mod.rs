@@ -6,6 +6,8 @@
 //!
 //! Tests of all tiers against the scalar one are in `tests/ops/kernels.rs`.
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+mod amx;
 pub mod avx2;
 pub mod avx512;
 #[cfg(target_arch = "x86_64")]
@@ -70,7 +72,7 @@ pub(crate) use vectorized;
 /// An instruction set. See the module's documentation.
 pub trait Isa: Copy + Send + Sync + 'static + Into<super::Tier> {
     /// The name in reports.
-    const NAME: &'static str;
+    fn name(self) -> &'static str;
     /// Whether `f32::mul_add` is one instruction.
     const FMA: bool;
 
@@ -78,16 +80,18 @@ pub trait Isa: Copy + Send + Sync + 'static + Into<super::Tier> {
     fn run<V: Vectorized>(self, function: V, arguments: V::Arguments<'_>) -> V::Output;
 
     /// Asks for the lines of memory under `x`, which will be needed soon; nothing else happens.
-    fn prefetch(self, x: &[f32]);
+    fn prefetch<T>(self, x: &[T]);
 
     /// `acc[i][n] = sum over taps t, inputs k of rows[t * MR + i][k] * panel[n, t, k]`, exact in 32 bits.
     ///
     /// `rows` holds `MR` slices per tap, each at least `4 * quads` long. `panel` holds `groups` groups, each of
-    /// `panel_len(taps * 4 * quads)` inputs by 16 channels in the order (quad, channel, input in quad).
+    /// `panel_len(taps * 4 * quads)` inputs by 16 channels in the order (quad, channel, input in quad). No code times a
+    /// weight may be more than `largest` in magnitude: there are tiers that are faster where products are small, and wrong
+    /// where they are larger than was said.
     ///
     /// # Panics
     /// If a length is wrong.
-    fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>);
+    fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, largest: u32, acc: &mut Tile<i32>);
 
     /// The same in floats: rows at least `len` long, `panel` in the order (group, tap, input, channel). Each sum is
     /// taken in ascending order of tap and input, by fused multiply-adds where the tier has them.
@@ -154,6 +158,11 @@ fn check_decode<'a>(matrix: &PackedMatrix<'a>, block: usize, panel: &[i8]) -> &'
     assert!(block * GROUP < matrix.layout.padded_rows(), "row block {block} of {} rows", matrix.layout.rows);
     assert_eq!(panel.len(), GROUP * panel_len(matrix.layout.cols), "panel length");
     tables
+}
+
+/// Whether a codebook is the consecutive integers from -128, as that of 8-bit weights is.
+fn counts_up(table: &[i8]) -> bool {
+    (i8::MIN..=i8::MAX).eq(table.iter().copied())
 }
 
 /// The codebooks of sixteen rows, each padded to 64 entries (for widths up to 6 bits).

@@ -11,16 +11,19 @@ use std::hint::black_box;
 pub struct Scalar;
 
 impl Isa for Scalar {
-    const NAME: &'static str = "portable";
     const FMA: bool = false;
+
+    fn name(self) -> &'static str {
+        "portable"
+    }
 
     fn run<V: Vectorized>(self, _: V, arguments: V::Arguments<'_>) -> V::Output {
         V::call::<Scalar>(arguments)
     }
 
-    fn prefetch(self, _: &[f32]) {}
+    fn prefetch<T>(self, _: &[T]) {}
 
-    fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, acc: &mut Tile<i32>) {
+    fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, _: u32, acc: &mut Tile<i32>) {
         let (taps, group) = check_i8(rows, quads, panel, groups);
         *acc = [[0; NR]; MR];
         for g in 0..groups {
