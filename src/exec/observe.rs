@@ -75,7 +75,8 @@ impl<B: Backend> Seen<'_, '_, B> {
 }
 
 impl<'m, B: Backend> Executor<'m, B> {
-    /// Like [`call`](Self::call), showing each node to `see` when it is done. What a call shares with others is worked out
+    /// Like [`call`](Self::call), showing each node to `see` when it is done; on the CPU all of them with
+    /// [`node_by_node`](crate::backend::cpu::Cpu::node_by_node), else without those whose codes a product makes. What a call shares with others is worked out
     /// again before it and shown too: first what depends on shapes, then what on the prompt, then the window of tables.
     ///
     /// # Errors

@@ -91,7 +91,7 @@ fn tensors(model: &Model) -> Vec<Array> {
 /// The result of a call on `tier`, and the codes of each quantizing node, in the order of the program.
 fn runtime(tier: Tier, model: &Model, role: Role, inputs: &Inputs) -> (Vec<f32>, Vec<Quantized>) {
     {
-        let cpu = Cpu::new(tier);
+        let cpu = Cpu::new(tier).node_by_node();
         let shape = Binding { dims: inputs.dims, calls: 1, table_bytes: 0, reserve: 0 };
         let mut executor = Executor::new(&cpu, model, role, shape).unwrap();
         if role == Role::Denoiser {

@@ -2,9 +2,7 @@
 //! afterwards, from one op less.
 
 use aquatint::Result;
-use aquatint::raw::backend::args::{Element, OpArgs};
 use aquatint::raw::backend::cpu::{Cpu, Tier};
-use aquatint::raw::backend::{Footprint, MemoryRules};
 use aquatint::raw::codec::{Bits, Grain};
 use aquatint::raw::exec::Executor;
 use aquatint::raw::plan::{Binding, Plan};
@@ -16,35 +14,10 @@ use common::naive::Inputs;
 use common::{Codec, Model, cases, cases_attention, cases_encoder, cases_grid, cases_text, prompt};
 use fastrand::Rng;
 
-/// The CPU, as if its products made no codes.
-struct Apart(Cpu);
-
-impl MemoryRules for Apart {
-    fn narrow(&self) -> Element {
-        self.0.narrow()
-    }
-
-    fn makes_codes(&self) -> bool {
-        false
-    }
-
-    fn thresholds(&self) -> bool {
-        self.0.thresholds()
-    }
-
-    fn workspace<T>(&self, op: &OpArgs<T>) -> usize {
-        self.0.workspace(op)
-    }
-
-    fn footprint(&self, arena: usize, weights: usize) -> Footprint {
-        self.0.footprint(arena, weights)
-    }
-}
-
-/// The result of a call that goes as a plan by `rules` has it; the number of its ops, and the bytes of its arena.
-fn call(cpu: &Cpu, rules: &impl MemoryRules, model: &Model, inputs: &Inputs) -> Result<(Vec<u32>, usize, usize)> {
+/// The result of a call; the number of ops, and the bytes of the arena.
+fn call(cpu: &Cpu, model: &Model, inputs: &Inputs) -> Result<(Vec<u32>, usize, usize)> {
     let binding = Binding { dims: inputs.dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
-    let plan = Plan::of_role(rules, model, Role::Denoiser, &binding)?;
+    let plan = Plan::of_role(cpu, model, Role::Denoiser, &binding)?;
     let (ops, arena) = (plan.ops().count(), plan.arena);
     let mut executor = Executor::bind(cpu, model, plan, &())?;
     executor.set_conditions(&inputs.conditions)?;
@@ -87,8 +60,8 @@ fn compare(number: usize, case: Case, tier: Tier) -> usize {
     let weight = build.codes(&[5, cols], &weight);
     build.op(linear(q, weight));
     let model = build.open(latent);
-    let (want, ops, arena) = call(&cpu, &Apart(cpu), &model, &inputs).expect("it runs");
-    let (got, fewer, less) = call(&cpu, &cpu, &model, &inputs).expect("it runs");
+    let (want, ops, arena) = call(&cpu.node_by_node(), &model, &inputs).expect("it runs");
+    let (got, fewer, less) = call(&cpu, &model, &inputs).expect("it runs");
     assert_eq!(got, want, "{name} in codes of {bits} bits per {} on {}", grain.name(), tier.name());
     // Scales, zero points and sums outweigh the codes of short rows.
     assert!(less <= arena || cols < 64, "{name}: {less} bytes of {arena}");

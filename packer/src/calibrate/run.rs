@@ -78,7 +78,7 @@ pub fn calibrate(settings: &Settings, see: &mut dyn FnMut(Event<'_>) -> bool) ->
     })?;
     let model = Model::new(&float.packed)?;
     let request = samples::request(settings, &model)?;
-    let cpu = Cpu::best();
+    let cpu = Cpu::best().node_by_node();
     let (prompts, cut) = states::encoded(&mut Session::new(&model, &cpu), &request)?;
     for part in cut {
         see(Event::Note(format!("a prompt is longer than the text encoder reads at once; cut off: {part:?}")));

@@ -87,7 +87,7 @@ fn settings(scratch: &Scratch, model: PathBuf, guidance: Option<f32>, prompts: O
 fn check(packed: &Packed<aquatint::raw::mmap::FileBytes>, settings: &Settings) {
     let what = settings.model.display();
     let model = Model::new(packed).unwrap();
-    let cpu = Cpu::best();
+    let cpu = Cpu::best().node_by_node();
     let mut session = Session::new(&model, &cpu);
     let asked = samples::request(settings, &model).unwrap();
     let (prompts, _) = states::encoded(&mut session, &asked).unwrap();

@@ -113,7 +113,7 @@ fn begin(
     let mut request = samples::request(&of_run, &model)?;
     // Images as the calibration had them.
     (request.steps, request.guidance_scale, request.sampler) = (run.steps, run.guidance_scale, run.sampler.clone());
-    let cpu = Cpu::best();
+    let cpu = Cpu::best().node_by_node();
     let mut session = Session::new(&model, &cpu);
     let (prompts, _) = states::encoded(&mut session, &request)?;
     let request = samples::with(&request, filled(prompts, &model));

@@ -44,17 +44,24 @@ use std::time::Instant;
 #[derive(Clone, Copy)]
 pub struct Cpu {
     tier: Tier,
+    makes_codes: bool,
 }
 
 impl Cpu {
     /// A back end that uses an instruction set of this processor.
     pub fn new(tier: impl Into<Tier>) -> Self {
-        Cpu { tier: tier.into() }
+        Cpu { tier: tier.into(), makes_codes: true }
     }
 
     /// A back end that uses the best instruction set of this processor.
     pub fn best() -> Self {
-        Cpu { tier: Tier::best() }
+        Cpu::new(Tier::best())
+    }
+
+    /// The same, but every node of a program is an op of its own, to be looked at: products make no codes, though that would be
+    /// faster. Results are the same to the bit.
+    pub fn node_by_node(self) -> Self {
+        Cpu { makes_codes: false, ..self }
     }
 }
 
@@ -143,7 +150,7 @@ impl MemoryRules for Cpu {
     }
 
     fn makes_codes(&self) -> bool {
-        true
+        self.makes_codes
     }
 
     fn thresholds(&self) -> bool {
