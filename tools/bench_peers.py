@@ -252,13 +252,13 @@ def weights(directory, args, name, file):
 
 def svg(rows, parts, title):
     """A bar per system and part, and time of a denoiser's call against the size of the weights."""
-    width, bar, left = 940, 24, 250
+    width, bar, left = 960, 24, 270
     longest = {part: max(row[part][1] for row in rows) for part in parts}
     out, y = [], 40
     names = {"denoiser": "denoiser call", "vae": "decoding an image"}
     text = lambda x, y, words, more="": f'<text x="{x:.0f}" y="{y:.0f}" {more}>{words}</text>'
     for part in parts:
-        out.append(text(16, y, f"{names[part]}, seconds (median; the line is the range)", 'font-weight="bold"'))
+        out.append(text(16, y, f"{names[part]}, seconds: median, range of turns, and in brackets the ratio to OpenVINO's W8A8", 'font-weight="bold"'))
         for row in rows:
             y += bar + 6
             least, median, most = row[part]
@@ -275,10 +275,13 @@ def svg(rows, parts, title):
     top, height, most = y + 16, 220, max(row["bytes"] for row in rows) * 1.1
     slowest = max(row[part][1] for row in rows) * 1.1
     out.append(f'<path d="M{left} {top}V{top + height}H{left + 600}" fill="none" stroke="#222"/>')
-    for row in rows:
+    label = top + height + 100
+    for row in sorted(rows, key=lambda row: row[part][1]):
         x, at = left + 600 * row["bytes"] / most, top + height * (1 - row[part][1] / slowest)
+        # From the fastest up; names of neighbours do not lie on one another.
+        label = min(at, label - 18)
         out.append(f'<circle cx="{x:.1f}" cy="{at:.1f}" r="6" fill="{"#1b6e8c" if row["own"] else "#b9bec4"}"/>')
-        out.append(text(x + 10, at + 5, row["name"]))
+        out.append(text(x + 10, label + 5, row["name"]))
     for tick in range(0, int(most / 1e9) + 1):
         out.append(text(left + 600 * tick * 1e9 / most, top + height + 18, str(tick), 'text-anchor="middle"'))
     for tick in range(0, int(slowest) + 1, max(1, int(slowest) // 4)):

@@ -310,7 +310,7 @@ fn times_are_budgets_too() {
         "{found}"
     );
     let none = refused(&["search", "s.json", "--choices", "choices.aqt", "-o", "no4.toml", "--budget", "0.001ms"]);
-    assert!(none.starts_with("error: budget: expected at least 0.00") && none.contains(" s a call, got "), "{none}");
+    assert!(none.starts_with("error: budget: expected at least 0.") && none.contains(" s a call, got "), "{none}");
     let blind = refused(&["search", "s.json", "-o", "no4.toml", "--budget", "10ms"]);
     assert!(blind.starts_with("error: choices: expected the file that packer sensitivity --keep left"), "{blind}");
 }
