@@ -163,7 +163,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Lets learned integer tables of up to 16 entries keep to 7 bits.
+    /// Lets learned tables of up to 16 integers keep to 7 bits where integers multiply them.
     pub fn narrow_codebooks(&mut self) {
         let changed = self.changes.iter_mut().map(|change| &mut change.decision);
         for Decision { treatment, .. } in self.decisions.iter_mut().chain(changed) {
@@ -171,7 +171,7 @@ impl Recipe {
                 treatment.store,
                 Store::Codes(Method::KMeansRow | Method::KMeansTensor, bits) if bits.levels() <= 16
             );
-            if learned && treatment.codebook == CodebookType::Int8 {
+            if learned && treatment.activation_bits.is_some() && treatment.codebook == CodebookType::Int8 {
                 treatment.codebook = CodebookType::Int7;
             }
         }
