@@ -4,14 +4,11 @@
 use aquatint::Result;
 use aquatint::raw::backend::cpu::{Cpu, Tier};
 use aquatint::raw::codec::{Bits, Grain};
-use aquatint::raw::exec::Executor;
 use aquatint::raw::plan::{Binding, Plan};
-use aquatint::raw::program::{
-    CurveAxis, InputKind, Op, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Role,
-};
+use aquatint::raw::program::{CurveAxis, Op, Quantize, QuantizeGrain, QuantizeRange, QuantizeSpec, RangeCurve, Role};
 use common::cases::{Case, linear};
 use common::naive::Inputs;
-use common::{Codec, Model, cases, cases_attention, cases_encoder, cases_grid, cases_text, prompt};
+use common::{Codec, Model, cases, cases_attention, cases_encoder, cases_grid, cases_text};
 use fastrand::Rng;
 
 /// The result of a call; the number of ops, and the bytes of the arena.
@@ -19,17 +16,7 @@ fn call(cpu: &Cpu, model: &Model, inputs: &Inputs) -> Result<(Vec<u32>, usize, u
     let binding = Binding { dims: inputs.dims, calls: 1, table_bytes: 1 << 20, reserve: 0 };
     let plan = Plan::of_role(cpu, model, Role::Denoiser, &binding)?;
     let (ops, arena) = (plan.ops().count(), plan.arena);
-    let mut executor = Executor::bind(cpu, model, plan, &())?;
-    executor.set_conditions(&inputs.conditions)?;
-    if executor.program().input(InputKind::Tokens).is_some() {
-        executor.set_tokens(&inputs.tokens)?;
-    }
-    executor.set_prompt(&prompt(executor.program(), inputs))?;
-    executor.set_timesteps([inputs.timestep].into_iter())?;
-    executor.write_sample(&inputs.sample)?;
-    executor.call(0)?;
-    let mut out = vec![f32::NAN; executor.plan().output_type.len()];
-    executor.read_output(&mut out)?;
+    let out = common::run_on(cpu, model, inputs)?;
     Ok((out.into_iter().map(f32::to_bits).collect(), ops, arena))
 }
 
