@@ -74,10 +74,10 @@ mod imp {
                     _ if self.vnni => tile_quads(rows, quads, panel, groups, acc),
                     0 => tile_i8::<Widened>(rows, quads, panel, groups, acc),
                     1 => tile_i8::<Pairs>(rows, quads, panel, groups, acc),
-                    2..4 => tile_i8::<Runs<2>>(rows, quads, panel, groups, acc),
-                    4..8 => tile_i8::<Runs<4>>(rows, quads, panel, groups, acc),
-                    8..16 => tile_i8::<Runs<8>>(rows, quads, panel, groups, acc),
-                    _ => tile_i8::<Runs<16>>(rows, quads, panel, groups, acc),
+                    2..4 => tile_i8::<Runs<2, 1>>(rows, quads, panel, groups, acc),
+                    4..8 => tile_i8::<Runs<4, 1>>(rows, quads, panel, groups, acc),
+                    8..16 => tile_i8::<Runs<8, 4>>(rows, quads, panel, groups, acc),
+                    _ => tile_i8::<Runs<16, 4>>(rows, quads, panel, groups, acc),
                 }
             }
         }

@@ -6,16 +6,19 @@
 //!
 //! ```text
 //! largest product    exact in 16 bits    for 32 products in a vector                     Gop/s on a core of Zen 3
-//! up to 32767/2n     sums of n pairs     vpmaddubsw, vpaddw, 1/n of vpmaddwd and vpaddd     250 (n = 8), 185 (n = 1)
-//! more               none                2 vpmaddwd, 2 vpaddd, of widened bytes             130
+//! up to 32767/2n     sums of n pairs     vpmaddubsw, vpaddw, 1/n of vpmaddwd and vpaddd     260 (n = 16), 250 (8), 225 (4),
+//!                                                                                         215 (2), 185 (1)
+//! more               none                2 vpmaddwd, 2 vpaddd, of widened bytes             125
 //! ```
 //!
 //! So uniform weights of up to five bits, which are small whole numbers, run at up to twice the rate of 8-bit weights and of
 //! learned tables whose entries fill a byte; tables of 7 bits (`packer --codebook-bits 7`) and codes of up to seven bits
 //! come between.
 //!
-//! Four rows by two vectors of channels leave registers for weights and codes; four by three make the compiler spill, which
-//! costs a fifth. Tried for the slowest way and no faster: panels widened to 16 bits when they are decoded, rows widened once
+//! `vpmaddubsw` alone, which nothing can beat here, reaches 400. Four rows by two vectors of channels leave registers for
+//! weights and codes; four by three make the compiler spill, which costs a fifth. Short sums of two pairs are added up too often
+//! to have registers of their own beside all sums: there one row at a time is a quarter faster than four, and of sixteen pairs a
+//! fifth slower. Tried for the slowest way and no faster: panels widened to 16 bits when they are decoded, rows widened once
 //! per tile, and `vpmaddubsw` of magnitudes with signs moved by `vpsignb`.
 
 use super::super::{GROUP, MR, Tile};
@@ -156,34 +159,38 @@ impl<D: Dot> Products for D {
     }
 }
 
-/// 16-bit sums of `N` quads' pairs: exact where `2 N` of the largest products are at most 32767.
-pub struct Runs<const N: usize>;
+/// 16-bit sums of `N` quads' pairs, of `R` rows at a time: exact where `2 N` of the largest products are at most 32767.
+pub struct Runs<const N: usize, const R: usize>;
 
-impl<const N: usize> Products for Runs<N> {
+impl<const N: usize, const R: usize> Products for Runs<N, R> {
     #[inline(always)]
     unsafe fn add(x: [*const u8; ROWS], weights: *const i8, quads: usize, sums: &mut Sums) {
-        let mut first = 0;
-        while first < quads {
-            // SAFETY: the caller's; a row has `4 * quads` bytes, and the group `64 * quads`.
-            unsafe {
-                let mut short: Sums = [[_mm256_setzero_si256(); VECTORS]; ROWS];
-                for q in first..quads.min(first + N) {
-                    let weights = load(weights.add(64 * q));
-                    for (short, x) in short.iter_mut().zip(x) {
-                        let codes = broadcast(x.add(4 * q));
-                        for (short, w) in short.iter_mut().zip(weights) {
-                            *short = _mm256_add_epi16(*short, _mm256_maddubs_epi16(codes, w));
+        const { assert!(ROWS.is_multiple_of(R), "rows are left over") };
+        let whole = quads - quads % N;
+        for q in (0..whole).step_by(N) {
+            for (x, sums) in x.as_chunks::<R>().0.iter().zip(sums.as_chunks_mut::<R>().0) {
+                // SAFETY: the caller's; a row has `4 * quads` bytes, the group `64 * quads`, and `N` quads from `q` on are there.
+                unsafe {
+                    let mut short = [[_mm256_setzero_si256(); VECTORS]; R];
+                    for q in q..q + N {
+                        let weights = load(weights.add(64 * q));
+                        for (short, x) in short.iter_mut().zip(x) {
+                            let codes = broadcast(x.add(4 * q));
+                            for (short, w) in short.iter_mut().zip(weights) {
+                                *short = _mm256_add_epi16(*short, _mm256_maddubs_epi16(codes, w));
+                            }
+                        }
+                    }
+                    for (sums, short) in sums.iter_mut().zip(short) {
+                        for (sum, short) in sums.iter_mut().zip(short) {
+                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(short, _mm256_set1_epi16(1)));
                         }
                     }
                 }
-                for (sums, short) in sums.iter_mut().zip(short) {
-                    for (sum, short) in sums.iter_mut().zip(short) {
-                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(short, _mm256_set1_epi16(1)));
-                    }
-                }
             }
-            first += N;
         }
+        // SAFETY: the caller's, for the quads that are left; where `N` pairs are exact, one is.
+        unsafe { <Pairs as Products>::add(x.map(|x| x.add(4 * whole)), weights.add(64 * whole), quads - whole, sums) };
     }
 }
 
