@@ -327,11 +327,17 @@ pub fn epilogues() -> Vec<Case> {
 
 /// Convolutions: float, exact codes, and codes of arbitrary numbers; every sampling, shifts and residuals.
 pub fn conv() -> Vec<Case> {
+    let images = [[1, 1, 1], [2, 1, 5], [3, 3, 3], [2, 5, 7], [1, 8, 8]];
+    conv_of(&images, &[(4, 20), (8, 3), (12, 50), (20, 20), (64, 16)])
+}
+
+/// Convolutions of `(n, h, w)` images from and to so many channels.
+pub fn conv_of(images: &[[usize; 3]], channels: &[(usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
     let int8 = Codec::all(true);
     let mut which = 0;
-    for &[n, h, w] in &[[1, 1, 1], [2, 1, 5], [3, 3, 3], [2, 5, 7], [1, 8, 8]] {
-        for (c, o) in [(4, 20), (8, 3), (12, 50), (20, 20), (64, 16)] {
+    for &[n, h, w] in images {
+        for &(c, o) in channels {
             for sampling in ConvStride::ALL {
                 if sampling == ConvStride::DownPadEnd && h.min(w) == 1 {
                     continue; // no row is left

@@ -1,8 +1,14 @@
 //! Convolutions to a size that another value tells, as UNets need on the way up from sizes that were odd on the way down.
 
-use super::cases::{Case, Check, case, coded, dynamic, flip, rng_of};
+use super::cases::{Case, Check, case, coded, conv_of, dynamic, flip, rng_of};
 use super::{Build, Codec, SAMPLE, inputs, normal, normals};
 use aquatint::raw::program::{Conv2d, ConvStride, Op, Quantize, QuantizeGrain};
+
+/// Convolutions of images large enough for squares of pixels to be made together: whole squares and halves of them, one line
+/// more than pairs, and lines longer than a task has.
+pub fn conv_large() -> Vec<Case> {
+    conv_of(&[[1, 16, 16], [3, 17, 18], [2, 15, 35]], &[(16, 48), (32, 50)])
+}
 
 /// Convolutions that upsample to the size of a value, odd or even per axis, after one that halved it.
 pub fn conv_sized() -> Vec<Case> {

@@ -74,6 +74,32 @@ fn integers<I: Isa>(isa: I) {
     }
 }
 
+/// Products of 16-bit numbers, whose sums may wrap.
+fn words<I: Isa>(isa: I) {
+    let mut rng = Rng::with_seed(6);
+    for len in [2, 6, 16, 80, 4000] {
+        for groups in 1..=3 {
+            for (most_x, most_w) in [(1020, 1152), (i16::MAX, i16::MAX)] {
+                for largest in [false, true] {
+                    let mut numbers = |n: usize, most: i16| -> Vec<i16> {
+                        (0..n).map(|_| if largest { most } else { rng.i16(-most..=most) }).collect()
+                    };
+                    let (x, w) = (numbers(MR * len, most_x), numbers(groups * GROUP * len, most_w));
+                    let rows: [&[i16]; MR] = std::array::from_fn(|i| &x[i * len..][..len]);
+                    let mut got: Tile<i32> = [[i32::MAX; NR]; MR];
+                    isa.tile_i16(&rows, &w, groups, &mut got);
+                    for (i, n) in (0..MR).flat_map(|i| (0..groups * GROUP).map(move |n| (i, n))) {
+                        let at = |k: usize| n / GROUP * GROUP * len + k / 2 * 2 * GROUP + n % GROUP * 2 + k % 2;
+                        let want: i64 = (0..len).map(|k| i64::from(rows[i][k]) * i64::from(w[at(k)])).sum();
+                        let name = isa.name();
+                        assert_eq!(got[i][n], want as i32, "{name}: {len}, {groups} groups to {most_x} ({i}, {n})");
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn floats<I: Isa>(isa: I) {
     let mut rng = Rng::with_seed(2);
     for (taps, len) in [(1, 1), (1, 3), (1, 72), (1, 501), (9, 5), (9, 16)] {
@@ -164,6 +190,11 @@ macro_rules! kernel_suite {
             }
 
             #[test]
+            fn tiles_of_words_wrap() {
+                $isa.into_iter().for_each(words);
+            }
+
+            #[test]
             fn float_tiles_sum_in_order() {
                 $isa.into_iter().for_each(floats);
             }
@@ -204,6 +235,16 @@ fn wrong_lengths_panic<I: Isa>(isa: I) {
     assert!(tile(MR, 15, 4, 3 * 256, 3), "rows too short");
     assert!(tile(MR, 16, 4, 3 * 256 - 1, 3), "panel too short");
     assert!(tile(MR, 16, 4, 3 * 256, 4) && tile(MR, 16, 4, 3 * 256, 0), "groups");
+    let (x, w) = ([1i16; 8], [1i16; 3 * GROUP * 8]);
+    let tile = |len: usize, first: usize, panel: usize, groups: usize| {
+        let rows = std::array::from_fn(|i| if i == 0 { &x[..first] } else { &x[..len] });
+        panics(&|| isa.tile_i16(&rows, &w[..panel], groups, &mut [[0; NR]; MR]))
+    };
+    assert!(!tile(8, 8, 3 * 128, 3), "right lengths");
+    assert!(tile(8, 6, 3 * 128, 3) && tile(6, 8, 3 * 128, 3), "rows of two lengths");
+    assert!(tile(7, 7, 3 * 128, 3), "half a pair");
+    assert!(tile(8, 8, 3 * 128 - 1, 3), "panel too short");
+    assert!(tile(8, 8, 3 * 128, 4) && tile(8, 8, 3 * 128, 0), "groups");
     let (x, w) = ([1f32; 5], [1f32; 2 * GROUP * 5]);
     let tile = |rows: usize, len: usize, panel: usize, groups: usize| {
         panics(&|| isa.tile_f32(&vec![&x[..len]; rows], 5, &w[..panel], groups, &mut [[0.0; NR]; MR]))

@@ -23,7 +23,7 @@ macro_rules! op_suite {
             resample, vector_quantize, prompt; cases_text: gated_float, gated_exact,
             attention_causal, attention_per_condition, activations; cases_attention: attention_int8;
             cases_grid: rounded, attention_on_grid;
-            cases_conv: conv_sized; cases_encoder: attention_masked, rms_norm, products, relative_bias,
+            cases_conv: conv_sized, conv_large; cases_encoder: attention_masked, rms_norm, products, relative_bias,
             wide_stream, tables_of_modulations; cases_tokens: rotary, layer_norm_parts, layer_norm_shifted, tokens;
             cases_video: attention_within_reach, positions);
     };

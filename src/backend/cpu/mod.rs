@@ -223,7 +223,7 @@ impl Backend for Cpu {
     }
 
     fn prepare<'a, T: 'a>(&self, ops: impl Iterator<Item = &'a OpArgs<T>>) {
-        scratch::reserve(ops.map(scratch_bytes).max().unwrap_or(0));
+        scratch::reserve(ops.map(|op| self.scratch_bytes(op)).max().unwrap_or(0));
     }
 
     /// All code of the processor is there.
@@ -390,31 +390,33 @@ fn floats<'a>(tensor: &TensorView<'a>) -> &'a [f32] {
     }
 }
 
-/// Private memory of each thread that an op needs, in bytes.
-pub fn scratch_bytes<T>(op: &OpArgs<T>) -> usize {
-    match op {
-        OpArgs::Linear { args, .. } => gemm::scratch_bytes(&args.x, 1),
-        OpArgs::Conv2d { args, .. } => gemm::scratch_bytes(&args.x, 9),
-        OpArgs::Attention(a) if a.int8 => attention_i8::scratch_bytes(a),
-        OpArgs::Attention(a) => attention::scratch_bytes(a),
-        OpArgs::LayerNorm { args, .. } => args.x.cols * 4,
-        OpArgs::GroupNorm { args, .. } => norm::group_norm_scratch(args),
-        OpArgs::Quantize { args, factors } => factors.as_ref().map_or(0, |_| args.x.cols * 4),
-        OpArgs::VectorQuantize { args, .. } => vector_quantize::scratch_bytes(args),
-        OpArgs::Pointwise(_)
-        | OpArgs::Add(_)
-        | OpArgs::Multiply(_)
-        | OpArgs::Concat(_)
-        | OpArgs::Slice(_)
-        | OpArgs::PadRows { .. }
-        | OpArgs::Rotary(_)
-        | OpArgs::Round(_)
-        | OpArgs::Resample(_)
-        | OpArgs::Parameter { .. }
-        | OpArgs::Embedding { .. }
-        | OpArgs::TimestepEmbedding(_)
-        | OpArgs::PositionEmbedding(_)
-        | OpArgs::RelativeBias { .. }
-        | OpArgs::Patch(_) => 0,
+impl Cpu {
+    /// Private memory of each thread that an op needs, in bytes.
+    fn scratch_bytes<T>(&self, op: &OpArgs<T>) -> usize {
+        match op {
+            OpArgs::Linear { args, .. } => gemm::scratch_bytes(&args.x, 1),
+            OpArgs::Conv2d { args, .. } => with_isa!(self.tier, isa => conv::scratch_bytes(isa, args)),
+            OpArgs::Attention(a) if a.int8 => attention_i8::scratch_bytes(a),
+            OpArgs::Attention(a) => attention::scratch_bytes(a),
+            OpArgs::LayerNorm { args, .. } => args.x.cols * 4,
+            OpArgs::GroupNorm { args, .. } => norm::group_norm_scratch(args),
+            OpArgs::Quantize { args, factors } => factors.as_ref().map_or(0, |_| args.x.cols * 4),
+            OpArgs::VectorQuantize { args, .. } => vector_quantize::scratch_bytes(args),
+            OpArgs::Pointwise(_)
+            | OpArgs::Add(_)
+            | OpArgs::Multiply(_)
+            | OpArgs::Concat(_)
+            | OpArgs::Slice(_)
+            | OpArgs::PadRows { .. }
+            | OpArgs::Rotary(_)
+            | OpArgs::Round(_)
+            | OpArgs::Resample(_)
+            | OpArgs::Parameter { .. }
+            | OpArgs::Embedding { .. }
+            | OpArgs::TimestepEmbedding(_)
+            | OpArgs::PositionEmbedding(_)
+            | OpArgs::RelativeBias { .. }
+            | OpArgs::Patch(_) => 0,
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! 3x3 convolutions as implicit matrix products over channels-last images.
 
+mod winograd;
+
 use super::arena::{Arena, CodesView};
 use super::epilogue::PerRow;
-use super::gemm::{RowSource, Windows, product_f32, product_i8};
+use super::gemm::{self, RowSource, Windows, product_f32, product_i8};
 use super::linear::epilogue;
 use super::simd::tiles::MatrixMut;
 use super::simd::{Isa, MR};
@@ -33,19 +35,19 @@ struct Window {
 }
 
 impl Window {
-    /// What the three taps of output place `at` read along an axis of `len` pixels after upsampling; `None` in the padding.
+    /// What output place `at` reads under taps `0..N` along an axis of `len` pixels after upsampling; `None` in the padding.
     /// Upsampling is nearest-neighbour: output coordinates are divided by the factor.
     #[inline(always)]
-    fn along(&self, at: usize, len: usize) -> [Option<usize>; 3] {
+    fn along<const N: usize>(&self, at: usize, len: usize) -> [Option<usize>; N] {
         std::array::from_fn(|tap| {
             let place = (at * self.stride + tap).checked_sub(self.before)?;
             (place < len).then_some(place >> self.shift)
         })
     }
 
-    /// The first pixels of the three lines under output line `y`, counted over the whole batch.
+    /// The first pixels of the lines under taps `0..N` of output line `y`, counted over the whole batch.
     #[inline(always)]
-    fn lines(&self, sample: usize, y: usize) -> [Option<usize>; 3] {
+    fn lines<const N: usize>(&self, sample: usize, y: usize) -> [Option<usize>; N] {
         self.along(y, self.inside[0]).map(|line| Some((sample * self.height + line?) * self.width))
     }
 }
@@ -91,7 +93,7 @@ impl<T: Sync> RowSource<T> for Pixels<'_, T> {
                     lines = window.lines(sample, y);
                 }
             }
-            let columns = window.along(x, window.inside[1]);
+            let columns: [_; 3] = window.along(x, window.inside[1]);
             let (mut valid, mut sum) = (0, 0);
             for tap in 0..9 {
                 out.slices[tap * MR + i] = match (lines[tap / 3], columns[tap % 3]) {
@@ -142,6 +144,11 @@ impl<T: Sync> Pixels<'_, T> {
     }
 }
 
+/// Bytes of private memory that a convolution needs, whichever way it is done.
+pub fn scratch_bytes<I: Isa>(isa: I, args: &Conv2dArgs) -> usize {
+    gemm::scratch_bytes(&args.x, 9).max(winograd::scratch_bytes(isa, args))
+}
+
 /// See [`Op::Conv2d`](crate::program::Op::Conv2d).
 pub fn conv2d<I: Isa>(isa: I, arena: &mut Arena, args: &Conv2dArgs, weight: &TensorView, bias: Option<&TensorView>) {
     let (out, reads) = arena.write_floats(&args.y);
@@ -170,7 +177,10 @@ pub fn conv2d<I: Isa>(isa: I, arena: &mut Arena, args: &Conv2dArgs, weight: &Ten
                 sums: codes.sum,
                 window,
             };
-            product_i8(isa, &rows, &codes, w, &epilogue, Plain, out);
+            match winograd::suits(isa, &rows, &codes, w) {
+                true => winograd::product(isa, &rows, &codes, w, &epilogue, out),
+                false => product_i8(isa, &rows, &codes, w, &epilogue, Plain, out),
+            }
         }
         (Input::Floats(x), _) => {
             let data = reads.floats(x);

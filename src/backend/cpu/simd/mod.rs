@@ -93,7 +93,23 @@ pub trait Isa: Copy + Send + Sync + 'static + Into<super::Tier> {
     /// If a length is wrong.
     fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, largest: u32, acc: &mut Tile<i32>);
 
-    /// The same in floats: rows at least `len` long, `panel` in the order (group, tap, input, channel). Each sum is
+    /// The same of 16-bit numbers, whose sums wrap in 32 bits: `acc[i][n] = sum over inputs k of rows[i][k] * panel[n, k]`, of rows
+    /// of one length, an even number. `panel` holds `groups` groups in the order (pair, channel, input in pair). No number may
+    /// be -32768.
+    ///
+    /// # Panics
+    /// If a length is wrong.
+    fn tile_i16(self, rows: &[&[i16]; MR], panel: &[i16], groups: usize, acc: &mut Tile<i32>) {
+        scalar::tile_i16(rows, panel, groups, acc);
+    }
+
+    /// Whether [`tile_i16`](Self::tile_i16) is at least half as fast as [`tile_i8`](Self::tile_i8) is for products of up to
+    /// `largest`.
+    fn multiplies_words(self, _largest: u32) -> bool {
+        false
+    }
+
+    /// `acc[i][n] = sum over taps t, inputs k of rows[t * MR + i][k] * panel[n, t, k]` in floats: rows at least `len` long, `panel` in the order (group, tap, input, channel). Each sum is
     /// taken in ascending order of tap and input, by fused multiply-adds where the tier has them.
     ///
     /// # Panics
@@ -133,7 +149,16 @@ fn check_i8(rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize) -> (usize
     (taps, group)
 }
 
-/// The same for floats; a group's length in floats.
+/// The same for 16-bit numbers; returns the numbers of a row and a group's.
+fn check_i16(rows: &[&[i16]; MR], panel: &[i16], groups: usize) -> (usize, usize) {
+    let len = rows[0].len();
+    assert!(len.is_multiple_of(2) && rows.iter().all(|r| r.len() == len), "rows of unequal or odd lengths");
+    assert!((1..=GROUPS).contains(&groups), "{groups} groups");
+    assert!(panel.len() >= groups * len * GROUP, "panel of {} numbers for {groups} groups of {len}", panel.len());
+    (len, len * GROUP)
+}
+
+/// Those of [`check_i8`] for floats; a group's length in floats.
 fn check_f32(rows: &[&[f32]], len: usize, panel: &[f32], groups: usize) -> (usize, usize) {
     let taps = rows.len() / MR;
     let group = taps * len * GROUP;

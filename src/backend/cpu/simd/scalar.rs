@@ -1,7 +1,8 @@
 //! The portable tier, and the definition of what the others must compute.
 
 use super::{
-    GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, check_turn, clear_tail, panel_len,
+    GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, check_i16, check_turn, clear_tail,
+    panel_len,
 };
 use crate::codec::layout::PackedMatrix;
 use std::hint::black_box;
@@ -114,5 +115,22 @@ impl Isa for Scalar {
             black_box(&mut sums);
         }
         rounds * 32 * 2
+    }
+}
+
+/// [`Isa::tile_i16`] in plain Rust.
+pub(super) fn tile_i16(rows: &[&[i16]; MR], panel: &[i16], groups: usize, acc: &mut Tile<i32>) {
+    let (_, group) = check_i16(rows, panel, groups);
+    *acc = [[0; NR]; MR];
+    for (g, panel) in panel.chunks_exact(group.max(1)).enumerate().take(groups) {
+        for (row, sums) in rows.iter().zip(acc.iter_mut()) {
+            let sums = &mut sums[g * GROUP..][..GROUP];
+            for (x, weights) in row.as_chunks::<2>().0.iter().zip(panel.as_chunks::<{ 2 * GROUP }>().0) {
+                for (sum, w) in sums.iter_mut().zip(weights.as_chunks::<2>().0) {
+                    let product = |i: usize| i32::from(x[i]) * i32::from(w[i]);
+                    *sum = sum.wrapping_add(product(0).wrapping_add(product(1)));
+                }
+            }
+        }
     }
 }

@@ -42,6 +42,18 @@ impl<T> TileMut<'_, T> {
         TileMut { rows: self.rows.clone(), cols: self.cols.clone(), matrix: PhantomData, ..*self }
     }
 
+    /// Those columns of the tile, for a shorter time.
+    ///
+    /// # Panics
+    /// If the tile does not contain them.
+    pub fn part(&mut self, cols: Range<usize>) -> TileMut<'_, T> {
+        let Range { start, end } = self.cols;
+        assert!(start <= cols.start && cols.start <= cols.end && cols.end <= end, "columns {cols:?} of {start}..{end}");
+        // SAFETY: the place is within the first row of this tile, or at its end.
+        let first = unsafe { self.first.add(cols.start - start) };
+        TileMut { first, cols, ..self.reborrow() }
+    }
+
     /// Row `row` of the matrix within the tile's columns.
     ///
     /// # Panics
@@ -124,16 +136,28 @@ mod tests {
         ] {
             let mut data = vec![0.0; rows * stride];
             for_each_tile(MatrixMut { data: &mut data, cols, stride }, [8, 48], order, |mut tile| {
+                let (start, end) = (tile.cols.start, tile.cols.end);
+                let middle = start + (end - start) / 3;
                 for r in tile.rows.clone() {
-                    let start = tile.cols.start;
-                    for (c, x) in tile.row(r).iter_mut().enumerate() {
-                        *x += (r * stride + start + c + 1) as f32;
+                    for cols in [start..middle, middle..end] {
+                        for (c, x) in cols.clone().zip(tile.part(cols).row(r)) {
+                            *x += (r * stride + c + 1) as f32;
+                        }
                     }
                 }
             });
             let expected = |i: usize| if i % stride < cols { (i + 1) as f32 } else { 0.0 };
             assert!(data.iter().enumerate().all(|(i, &x)| x == expected(i)));
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "columns 1..3 of 0..2")]
+    fn a_tile_refuses_other_columns() {
+        let matrix = MatrixMut { data: &mut [0.0; 16], cols: 4, stride: 4 };
+        for_each_tile(matrix, [4, 2], Order::ByRows, |mut tile| {
+            drop(tile.part(tile.cols.start + 1..tile.cols.end + 1))
+        });
     }
 
     #[test]

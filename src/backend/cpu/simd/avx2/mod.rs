@@ -14,14 +14,15 @@ pub use imp::Avx2;
 #[cfg(target_arch = "x86_64")]
 mod imp {
     use super::super::{
-        GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, check_turn, clear_tail, counts_up,
-        gather_tables, hadamard, scalar::Scalar,
+        GROUP, Isa, MR, NR, Tile, Vectorized, check_decode, check_f32, check_i8, check_i16, check_turn, clear_tail,
+        counts_up, gather_tables, hadamard, scalar::Scalar,
     };
     use super::decode::decode;
-    use super::products::{Pairs, Products, Quads, Runs, Widened, tile};
+    use super::products::{Pairs, Products, Quads, Runs, Widened, Words, tile};
     use crate::codec::layout::PackedMatrix;
     use std::arch::x86_64::*;
     use std::hint::black_box;
+    use zerocopy::{FromBytes, IntoBytes};
 
     /// Proof that the processor has AVX2, FMA and F16C, and AVX-VNNI if that is to be used.
     #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,11 @@ mod imp {
         pub fn with_vnni() -> Option<Self> {
             Avx2::new().filter(|_| is_x86_feature_detected!("avxvnni")).map(|_| Avx2 { vnni: true })
         }
+    }
+
+    /// How many pairs of products of up to `largest` a sum of 16 bits holds.
+    fn pairs(largest: u32) -> u32 {
+        (i16::MAX as u32).checked_div(2 * largest).unwrap_or(u32::MAX)
     }
 
     impl Isa for Avx2 {
@@ -64,8 +70,7 @@ mod imp {
 
         fn tile_i8(self, rows: &[&[u8]], quads: usize, panel: &[i8], groups: usize, largest: u32, acc: &mut Tile<i32>) {
             let (_, group) = check_i8(rows, quads, panel, groups);
-            // How many pairs of products a sum of 16 bits holds.
-            let pairs = (i16::MAX as u32).checked_div(2 * largest).unwrap_or(u32::MAX);
+            let pairs = pairs(largest);
             let groups = [groups, group];
             // SAFETY: building an `Avx2` means the features are there; `check_i8` proved that rows hold `4 * quads` bytes
             // and the panel `groups` groups of `group` bytes; pairs of the largest products were counted.
@@ -80,6 +85,19 @@ mod imp {
                     _ => tile_i8::<Runs<16, 4>>(rows, quads, panel, groups, acc),
                 }
             }
+        }
+
+        fn tile_i16(self, rows: &[&[i16]; MR], panel: &[i16], groups: usize, acc: &mut Tile<i32>) {
+            let (len, group) = check_i16(rows, panel, groups);
+            let panel = <[i8]>::ref_from_bytes(panel.as_bytes()).expect("bytes");
+            // SAFETY: building an `Avx2` means the features are there; a pair of 16-bit numbers lies where a quad of bytes
+            // would, and `check_i16` proved that rows hold `len / 2` of them and the panel `groups` groups of as many times 64
+            // bytes.
+            unsafe { tile_i8::<Words>(&rows.map(|row| row.as_bytes()), len / 2, panel, [groups, 2 * group], acc) };
+        }
+
+        fn multiplies_words(self, largest: u32) -> bool {
+            !self.vnni && pairs(largest) < 4
         }
 
         fn tile_f32(self, rows: &[&[f32]], len: usize, panel: &[f32], groups: usize, acc: &mut Tile<f32>) {

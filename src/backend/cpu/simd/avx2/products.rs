@@ -100,6 +100,30 @@ impl Dot for Pairs {
     }
 }
 
+/// Pairs of 16-bit numbers instead of quads of bytes: exact but for -32768, whose products with itself would make a pair wrap.
+pub struct Words;
+
+impl Dot for Words {
+    type Weights = __m256i;
+    type Codes = __m256i;
+
+    #[inline(always)]
+    unsafe fn weights(words: __m256i) -> __m256i {
+        words
+    }
+
+    #[inline(always)]
+    unsafe fn codes(words: __m256i) -> __m256i {
+        words
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, codes: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: the caller's.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(codes, weights)) }
+    }
+}
+
 /// Four products of bytes added up in 32 bits: exact for all, where there is AVX-VNNI.
 pub struct Quads;
 
