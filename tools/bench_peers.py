@@ -30,6 +30,8 @@ import subprocess
 import sys
 import time
 
+import charts
+
 PARTS = ["denoiser", "vae"]
 # A decoder takes many times as long as a denoiser's call, and varies less.
 CALLS = {"denoiser": 3, "vae": 1}
@@ -250,48 +252,6 @@ def weights(directory, args, name, file):
     return sum(path.stat().st_size for part in args.part for path in (pathlib.Path(directory) / folders[part]).glob("*.safetensors"))
 
 
-def svg(rows, parts, title):
-    """A bar per system and part, and time of a denoiser's call against the size of the weights."""
-    width, bar, left = 960, 24, 270
-    longest = {part: max(row[part][1] for row in rows) for part in parts}
-    out, y = [], 40
-    names = {"denoiser": "denoiser call", "vae": "decoding an image"}
-    text = lambda x, y, words, more="": f'<text x="{x:.0f}" y="{y:.0f}" {more}>{words}</text>'
-    for part in parts:
-        out.append(text(16, y, f"{names[part]}, seconds: median, range of turns, and in brackets the ratio to OpenVINO's W8A8", 'font-weight="bold"'))
-        for row in rows:
-            y += bar + 6
-            least, median, most = row[part]
-            scale = 520 / longest[part] if longest[part] else 0
-            own = "#1b6e8c" if row["own"] else "#b9bec4"
-            high = min(row[part][2], longest[part] * 1.25)
-            out.append(text(left - 8, y + 5, row["name"], 'text-anchor="end"'))
-            out.append(f'<rect x="{left}" y="{y - bar / 2:.0f}" width="{median * scale:.1f}" height="{bar}" fill="{own}"/>')
-            out.append(f'<path d="M{left + least * scale:.1f} {y}H{left + high * scale:.1f}" stroke="#222" stroke-width="1.5"/>')
-            out.append(text(left + max(median, high) * scale + 8, y + 5, f"{median:.2f}" + (f" ({row['ratio'][part]:.2f})" if part in row["ratio"] else "")))
-        y += bar + 34
-    part = parts[0]
-    out.append(text(16, y, f"{names[part]} against size of the weights, GB", 'font-weight="bold"'))
-    top, height, most = y + 16, 220, max(row["bytes"] for row in rows) * 1.1
-    slowest = max(row[part][1] for row in rows) * 1.1
-    out.append(f'<path d="M{left} {top}V{top + height}H{left + 600}" fill="none" stroke="#222"/>')
-    label = top + height + 100
-    for row in sorted(rows, key=lambda row: row[part][1]):
-        x, at = left + 600 * row["bytes"] / most, top + height * (1 - row[part][1] / slowest)
-        # From the fastest up; names of neighbours do not lie on one another.
-        label = min(at, label - 18)
-        out.append(f'<circle cx="{x:.1f}" cy="{at:.1f}" r="6" fill="{"#1b6e8c" if row["own"] else "#b9bec4"}"/>')
-        out.append(text(x + 10, label + 5, row["name"]))
-    for tick in range(0, int(most / 1e9) + 1):
-        out.append(text(left + 600 * tick * 1e9 / most, top + height + 18, str(tick), 'text-anchor="middle"'))
-    for tick in range(0, int(slowest) + 1, max(1, int(slowest) // 4)):
-        out.append(text(left - 8, top + height * (1 - tick / slowest) + 5, f"{tick} s", 'text-anchor="end"'))
-    y = top + height + 44
-    out.append(text(16, y, title, 'fill="#666" font-size="12"'))
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 16:.0f}" font-family="sans-serif" font-size="15">'
-    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *out, "</svg>"]) + "\n"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -361,7 +321,7 @@ def main():
     if args.json:
         args.json.write_text(json.dumps({"machine": where, "model": args.model, "rounds": args.rounds, "systems": rows}, indent=1))
     if args.svg:
-        args.svg.write_text(svg(rows, args.part, where))
+        args.svg.write_text(charts.systems(rows, args.part, where))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ mod times;
 mod turns;
 
 use super::device::{Choice, with_backend, with_threads};
+use super::options::SizeArgs;
 use super::{Device, model, say, say_json};
 use aquatint::model::Model;
 use aquatint::options::MAX_IMAGES;
@@ -32,6 +33,8 @@ pub struct Bench {
     /// Samples per denoiser call; a guided image is two
     #[arg(short, long, default_value_t = 2, value_name = "N")]
     batch_size: usize,
+    #[command(flatten)]
+    size: SizeArgs,
     /// Calls to time
     #[arg(long, default_value_t = 5, value_name = "N")]
     repeat: usize,
@@ -98,16 +101,20 @@ impl Bench {
         // A device is kept busy while an op is timed; the processor has nothing queued.
         let ahead = if uploads.is_empty() { 0 } else { AHEAD };
         let ceilings = backend.ceilings()?;
-        let denoiser = self.time(backend, model, Role::Denoiser, self.batch_size, ahead)?;
-        let step = self.step(backend, model)?;
+        let request = self.request(model)?;
+        let size = request.latent_size;
+        let denoiser = self.time(backend, model, (Role::Denoiser, self.batch_size, size), ahead)?;
+        let step = self.step(backend, model, request)?;
         let undecoded = self.no_decode || !model.decoder;
-        let decoder = if undecoded { None } else { Some(self.time(backend, model, Role::VaeDecoder, 1, ahead)?) };
+        let decoder =
+            if undecoded { None } else { Some(self.time(backend, model, (Role::VaeDecoder, 1, size), ahead)?) };
         let encoders = model.text.iter().flat_map(|text| &text.encoders).filter(|e| e.encodes && !self.no_encode);
-        let encoders = encoders.map(|e| Ok((e, self.time(backend, model, e.role, 1, ahead)?)));
+        let encoders = encoders.map(|e| Ok((e, self.time(backend, model, (e.role, 1, size), ahead)?)));
         let encoders = encoders.collect::<Result<Vec<_>>>()?;
         if self.json {
             say_json(&json!({
                 "device": name, "open_seconds": open, "batch": self.batch_size,
+                "pixels": size.map(|latents| latents * model.latents.pixels),
                 "step_seconds": step,
                 "uploads": uploads.iter().map(|(path, rate)| (format!("{path:?}"), json!(rate))).collect::<serde_json::Map<_, _>>(),
                 "denoiser": denoiser.json(), "decoder": decoder.as_ref().map(Times::json),
@@ -147,9 +154,15 @@ impl Bench {
         self.batch_size.div_ceil(2)
     }
 
-    /// Seconds of a step as a run makes it: input, denoiser, guidance, sampler.
-    fn step<B: Backend>(&self, backend: &B, model: &Model<'_, model::Bytes>) -> Result<f64> {
+    /// A request of as many images, of the size that was asked for.
+    fn request(&self, model: &Model<'_, model::Bytes>) -> Result<Request> {
         let mut request = Request::new(model, Prompts::blank(model, self.images()));
+        self.size.options().apply(&mut request, model, None)?;
+        Ok(request)
+    }
+
+    /// Seconds of a step as a run makes it: input, denoiser, guidance, sampler.
+    fn step<B: Backend>(&self, backend: &B, model: &Model<'_, model::Bytes>, mut request: Request) -> Result<f64> {
         (request.steps, request.batch_size) = (self.repeat + 2, self.images());
         let mut ends = Vec::new();
         Session::new(model, backend).job(request)?.denoise(|_, event| {
@@ -163,15 +176,15 @@ impl Bench {
         Ok(steps.get(steps.len() / 2).copied().unwrap_or(f64::NAN))
     }
 
+    /// Times the program of a role for so many samples of a size.
     fn time<B: Backend>(
         &self,
         backend: &B,
         model: &Model<'_, model::Bytes>,
-        role: Role,
-        batch: usize,
+        of: (Role, usize, [usize; 2]),
         ahead: usize,
     ) -> Result<Times> {
-        let mut target = Target::new(backend, model, role, batch, self.repeat + 1)?;
+        let mut target = Target::new(backend, model, of, self.repeat + 1)?;
         let phases = (0..target.shares().len()).map(|phase| self.time_phase(&mut target, phase, ahead));
         let phases = phases.collect::<Result<_>>()?;
         Ok(Times { upload: target.upload(), bind: target.bind(), phases })

@@ -27,7 +27,7 @@ impl SizeOptions {
     ///
     /// # Errors
     /// [`Error::Request`] if the model cannot make the size, or latents are given that have another.
-    pub(super) fn apply<D: AsRef<[u8]>>(
+    pub fn apply<D: AsRef<[u8]>>(
         &self,
         request: &mut Request,
         model: &Model<'_, D>,

@@ -547,6 +547,13 @@ fn reports_are_json() {
     }
     let bench = json(&dir, &["bench", file, "--json", "--repeat", "1", "--no-decode"]);
     assert!(bench["decoder"].is_null() && bench["denoiser"]["phases"].is_null());
+    assert_eq!(bench["pixels"], serde_json::json!([48, 48]));
+    // Of other sizes, what is measured is other work.
+    let work = |bench: &serde_json::Value| bench["denoiser"]["work"]["linear (codes)"]["operations"].as_f64();
+    let wide = json(&dir, &["bench", file, "--json", "--repeat", "1", "--no-decode", "-W", "96"]);
+    assert_eq!(wide["pixels"], serde_json::json!([48, 96]));
+    assert_eq!(work(&wide), work(&bench).map(|operations| 2.0 * operations));
+    refuses(&dir, &["bench", file, "--size", "47"], &["height", "expected a multiple of", "got 47"]);
 }
 
 /// Several files are timed by turns, and compared with the first.

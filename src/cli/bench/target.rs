@@ -26,18 +26,17 @@ pub(super) struct Target<'m, B: Backend> {
 }
 
 impl<'m, B: Backend> Target<'m, B> {
-    /// Binds the program of `role` for `calls` calls of `batch` samples in each of its phases.
+    /// Binds the program of a role for `calls` calls of a batch of latents of so many rows and columns in each of its phases.
     ///
     /// # Errors
     /// What binding refuses.
     pub(super) fn new(
         backend: &'m B,
         model: &'m Model<'_, model::Bytes>,
-        role: Role,
-        batch: usize,
+        (role, batch, size): (Role, usize, [usize; 2]),
         calls: usize,
     ) -> Result<Self> {
-        let dims = dims(model, role, batch);
+        let dims = dims(model, role, batch, size);
         let phases = model.packed().program(role)?.phases.count();
         let shape = Binding { dims, calls: calls * phases, table_bytes: TABLE_BYTES, reserve: 0 };
         let plan = Plan::of_role(backend, model.packed(), role, &shape)?;
@@ -120,12 +119,11 @@ impl<'m, B: Backend> Target<'m, B> {
     }
 }
 
-/// Sizes of `batch` samples as the model was trained for; texts as long as it reads.
-fn dims(model: &Model<'_, model::Bytes>, role: Role, batch: usize) -> Dims {
+/// Dimensions of `batch` samples; texts as long as the model reads.
+fn dims(model: &Model<'_, model::Bytes>, role: Role, batch: usize, [height, width]: [usize; 2]) -> Dims {
     if let Some(encoder) = model.text.iter().flat_map(|text| &text.encoders).find(|encoder| encoder.role == role) {
         return Dims { batch, tokens: encoder.tokens, ..Dims::ONE };
     }
-    let [height, width] = model.latents.size;
     let frames = if role == Role::Denoiser { model.latents.frames } else { 1 };
     let conditions = if model.conditional() { batch.min(2) } else { 1 };
     let tokens = model.text.as_ref().map_or(1, TextModel::tokens);

@@ -54,7 +54,9 @@ fn with_backends<B: Backend>(bench: &Bench, packed: &[Packed<model::Bytes>], bac
     let models = packed.iter().map(Model::new).collect::<Result<Vec<_>>>()?;
     let mut targets = Vec::new();
     for ((backend, model), file) in backends.iter().zip(&models).zip(&bench.models) {
-        let target = Target::new(backend, model, Role::Denoiser, bench.batch_size, bench.repeat + 1);
+        let size = bench.request(model).map(|request| request.latent_size);
+        let target = size
+            .and_then(|size| Target::new(backend, model, (Role::Denoiser, bench.batch_size, size), bench.repeat + 1));
         targets.push(target.map_err(|e| model::named(e, file))?);
     }
     let mut files: Vec<_> =

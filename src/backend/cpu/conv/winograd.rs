@@ -344,8 +344,9 @@ vectorized! {
 vectorized! {
     /// `A^T m A / 4` of the squares of a block: by line of pixels, then by eight of them.
     fn TransformSums<'a, I>(sums: &'a [Tile<i32>], block: usize, out: &'a mut [[Tile<i32>; 2]; 2]) {
+        let tiles: [&Tile<i32>; PLACES] = std::array::from_fn(|place| &sums[place * BLOCKS + block]);
         for square in 0..MR {
-            let m: [&[i32; NR]; PLACES] = std::array::from_fn(|place| &sums[place * BLOCKS + block][square]);
+            let m: [&[i32; NR]; PLACES] = tiles.map(|tile| &tile[square]);
             let mut pixels = [[0; NR]; 4];
             for j in 0..NR {
                 let m: [i32; PLACES] = std::array::from_fn(|place| m[place][j]);
