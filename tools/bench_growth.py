@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """How the time of a model grows on a CPU with batch, pixels, steps and threads, beside OpenVINO where it can.
 
-    python tools/bench_growth.py FILE.aqt [--beside MODEL_DIR] [--axis NAME]... [--threads 2] [--json OUT.json] [--svg OUT.svg]
+    python tools/bench_growth.py FILE.aqt [--beside MODEL_DIR] [--axis NAME]... [--threads 2] [--calls 3]
+        [--json OUT.json] [--svg OUT.svg]
 
-Batch, pixels, threads: seconds of a denoiser's call (`aquatint bench`, the median of three), pixels those of a square's side.
+Batch, pixels, threads: seconds of a denoiser's call (`aquatint bench`, the median), pixels those of a square's side.
 Steps: seconds of a whole run of one image without guidance, from the file to the PNG: opening, encoding, steps, decoding.
 
 With --beside, a directory whose networks `bench_peers.py MODEL_DIR --quantize` has made: the same calls of OpenVINO's W8A8 network,
@@ -23,7 +24,6 @@ import bench_peers
 import charts
 
 AXES = {"batch": [1, 2, 4, 8], "pixels": [256, 384, 512, 768, 1024], "threads": [1, 2, 4], "steps": [1, 5, 10, 20]}
-CALLS = 3
 
 
 def ours(args, axis, place):
@@ -33,7 +33,8 @@ def ours(args, axis, place):
         picture = ["-g", "1", "--steps", str(place), "--quiet", "--threads", threads, "-o", "/tmp/aquatint.png"]
         bench_peers.run([str(args.program), "run", args.file, "-p", "a red cat", *picture])
         return time.perf_counter() - begin
-    command = ["bench", args.file, "--json", "--no-encode", "--no-decode", "--repeat", str(CALLS), "--threads", threads]
+    command = ["bench", args.file, "--json", "--no-step", "--no-encode", "--no-decode"]
+    command += ["--repeat", str(args.calls), "--threads", threads]
     command += ["--batch-size", str(place if axis == "batch" else 1)]
     command += ["--size", str(place)] if axis == "pixels" else []
     output, _ = bench_peers.run([str(args.program), *command])
@@ -58,7 +59,7 @@ def turn(args):
     request = core.compile_model(network, "CPU", config).create_infer_request()
     compiled = time.perf_counter() - begin
     times = []
-    for _ in range(CALLS + 1):
+    for _ in range(args.calls + 1):
         begin = time.perf_counter()
         result = request.infer(arrays)[0]
         times.append(time.perf_counter() - begin)
@@ -69,7 +70,7 @@ def turn(args):
 def theirs(args, axis, place):
     if not args.beside or axis == "steps":
         return None
-    command = [sys.executable, __file__, args.file, "--beside", args.beside, "--threads", str(args.threads)]
+    command = [sys.executable, __file__, args.file, "--beside", args.beside, "--threads", str(args.threads), "--calls", str(args.calls)]
     child = subprocess.run([*command, "--turn", axis, "--place", str(place)], capture_output=True, text=True)
     if child.returncode != 0:
         print(f"OpenVINO has none for {axis} {place}: {child.stderr.strip().splitlines()[-1][:200]}", flush=True)
@@ -83,6 +84,7 @@ def main():
     parser.add_argument("--beside", metavar="MODEL_DIR")
     parser.add_argument("--axis", action="append", choices=AXES, help="of the four [default: all]")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calls", type=int, default=3, help="timed at each place, after one to warm up (default: %(default)s)")
     parser.add_argument("--program", type=pathlib.Path, default=pathlib.Path("target/release/aquatint"), help="(default: %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, help="write everything that was measured")
     parser.add_argument("--svg", type=pathlib.Path, help="draw it")

@@ -187,7 +187,7 @@ def python_turn(peer, args, save=None):
 
 def aquatint_turn(args, file):
     program, threads = str(args.program), ["--threads", str(args.threads)]
-    less = ["--no-encode"] if "vae" in args.part else ["--no-encode", "--no-decode"]
+    less = ["--no-encode", "--no-step", *([] if "vae" in args.part else ["--no-decode"])]
     size = ["--batch-size", str(args.batch_size), "--repeat", str(min(CALLS[part] for part in args.part))]
     output, _ = run([program, "bench", file, *size, "--json", *less, *threads])
     report = json.loads(output)

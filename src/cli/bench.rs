@@ -38,6 +38,9 @@ pub struct Bench {
     /// Calls to time
     #[arg(long, default_value_t = 5, value_name = "N")]
     repeat: usize,
+    /// Leave a run's steps out, which are timed with guidance and the sampler
+    #[arg(long)]
+    no_step: bool,
     /// Leave the decoder out
     #[arg(long)]
     no_decode: bool,
@@ -66,7 +69,9 @@ impl Bench {
         }
         let choice = self.device.choice()?;
         if self.models.len() > 1 {
-            for (name, given) in [("--no-decode", self.no_decode), ("--no-encode", self.no_encode)] {
+            let left_out =
+                [("--no-step", self.no_step), ("--no-decode", self.no_decode), ("--no-encode", self.no_encode)];
+            for (name, given) in left_out {
                 if given {
                     return Err(Error::request(
                         name,
@@ -104,7 +109,7 @@ impl Bench {
         let request = self.request(model)?;
         let size = request.latent_size;
         let denoiser = self.time(backend, model, (Role::Denoiser, self.batch_size, size), ahead)?;
-        let step = self.step(backend, model, request)?;
+        let step = if self.no_step { None } else { Some(self.step(backend, model, request)?) };
         let undecoded = self.no_decode || !model.decoder;
         let decoder =
             if undecoded { None } else { Some(self.time(backend, model, (Role::VaeDecoder, 1, size), ahead)?) };
@@ -131,12 +136,11 @@ impl Bench {
         for (path, rate) in uploads {
             say(format_args!("weights to the device, {path:?}: {:.2} GB/s", rate / 1e9));
         }
-        say(format_args!(
-            "step of {} image{}, guidance and sampler included: median {:.2} ms",
-            self.images(),
-            if self.images() == 1 { "" } else { "s" },
-            step * 1e3
-        ));
+        if let Some(step) = step {
+            let (images, plural) = (self.images(), if self.images() == 1 { "" } else { "s" });
+            let ms = step * 1e3;
+            say(format_args!("step of {images} image{plural}, guidance and sampler included: median {ms:.2} ms"));
+        }
         let axis = model.packed().program(Role::Denoiser)?.phases.axis.name();
         denoiser.print(&format!("denoiser call, batch {}", self.batch_size), axis, ahead > 0);
         if let Some(decoder) = &decoder {

@@ -550,8 +550,9 @@ fn reports_are_json() {
     assert_eq!(bench["pixels"], serde_json::json!([48, 48]));
     // Of other sizes, what is measured is other work.
     let work = |bench: &serde_json::Value| bench["denoiser"]["work"]["linear (codes)"]["operations"].as_f64();
-    let wide = json(&dir, &["bench", file, "--json", "--repeat", "1", "--no-decode", "-W", "96"]);
+    let wide = json(&dir, &["bench", file, "--json", "--repeat", "1", "--no-decode", "--no-step", "-W", "96"]);
     assert_eq!(wide["pixels"], serde_json::json!([48, 96]));
+    assert!(bench["step_seconds"].as_f64() > Some(0.0) && wide["step_seconds"].is_null(), "{bench} {wide}");
     assert_eq!(work(&wide), work(&bench).map(|operations| 2.0 * operations));
     refuses(&dir, &["bench", file, "--size", "47"], &["height", "expected a multiple of", "got 47"]);
 }
