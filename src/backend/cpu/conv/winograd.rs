@@ -20,7 +20,7 @@ use super::super::epilogue::Epilogue;
 use super::super::gemm::{Finish, RowSource, Windows, largest_product, row_step};
 use super::super::scratch;
 use super::super::simd::tiles::{MatrixMut, Order, TileMut, for_each_tile};
-use super::super::simd::{GROUP, Isa, MR, NR, Tile, panel_len, vectorized};
+use super::super::simd::{GROUP, Isa, LARGEST_PRODUCT, MR, NR, Tile, panel_len, vectorized};
 use super::super::sink::Plain;
 use super::Pixels;
 use crate::backend::args::{Conv2dArgs, Input};
@@ -56,7 +56,7 @@ pub fn suits<I: Isa>(isa: I, pixels: &Pixels<'_, u8>, codes: &CodesView<'_>, wei
 /// Bytes of private memory, if it may be done this way.
 pub fn scratch_bytes<I: Isa>(isa: I, args: &Conv2dArgs) -> usize {
     match &args.x {
-        Input::Codes(x) if x.cols.is_multiple_of(LANES) && isa.multiplies_words(u32::MAX) => {
+        Input::Codes(x) if x.cols.is_multiple_of(LANES) && isa.multiplies_words(LARGEST_PRODUCT) => {
             Sizes::new(x.cols, args.y.cols.min(most_channels(x.cols))).bytes()
         }
         _ => 0,

@@ -27,6 +27,9 @@ pub const GROUPS: usize = 3;
 /// Most output channels per tile.
 pub const NR: usize = GROUP * GROUPS;
 
+/// The largest product of a code and a weight that there can be.
+pub const LARGEST_PRODUCT: u32 = u8::MAX as u32 * i8::MIN.unsigned_abs() as u32;
+
 /// Results of one tile: rows of activations by output channels.
 pub type Tile<T> = [[T; NR]; MR];
 
@@ -104,7 +107,7 @@ pub trait Isa: Copy + Send + Sync + 'static + Into<super::Tier> {
     }
 
     /// Whether [`tile_i16`](Self::tile_i16) is at least half as fast as [`tile_i8`](Self::tile_i8) is for products of up to
-    /// `largest`.
+    /// `largest`, at most [`LARGEST_PRODUCT`].
     fn multiplies_words(self, _largest: u32) -> bool {
         false
     }
