@@ -110,12 +110,12 @@ def main():
             peer = theirs(args, axis, place)
             other.append(peer and peer["call"])
             compiled += [peer["compile"]] if peer else []
-            print(f"{axis} {place}: {own[-1]:.3f} s" + (f", OpenVINO {other[-1]:.3f} s" if peer else ""), flush=True)
+            print(f"{axis} {place}: {own[-1]:.3g} s" + (f", OpenVINO {other[-1]:.3g} s" if peer else ""), flush=True)
         systems = {"Aquatint": own, **({"OpenVINO W8A8": other} if any(other) else {})}
         panels.append((names[axis], places, systems))
         print("| " + " | ".join([axis, *map(str, places)]) + " |")
         for name, times in systems.items():
-            print("| " + " | ".join([name, *("" if t is None else f"{t:.2f}" for t in times)]) + " |")
+            print("| " + " | ".join([name, *("" if t is None else f"{t:.3g}" for t in times)]) + " |")
     if compiled:
         print(f"compiling took OpenVINO {min(compiled):.1f} to {max(compiled):.1f} s")
     if args.json:

@@ -118,7 +118,7 @@ pub(super) struct Pack {
     /// value: shortcut]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "shortcut", value_delimiter = ',', value_name = "KIND,..", value_parser = parse_split)]
     pub(super) split: Vec<Split>,
-    /// Bits of the integers in learned codebooks of up to 4-bit weights: 7 costs next to no accuracy and makes integer layers 1.4
+    /// Bits of the integers in learned codebooks of up to 4-bit weights: 7 costs next to no accuracy and makes linear layers 1.4
     /// times as fast on processors without VNNI; the others do not mind
     #[arg(long, default_value_t = 8, value_name = "BITS", value_parser = clap::value_parser!(u8).range(7..=8))]
     pub(super) codebook_bits: u8,
