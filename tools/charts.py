@@ -1,4 +1,4 @@
-"""Charts of what the benches here measured, as SVG. No file of its own: `bench_peers.py` and `bench_growth.py` draw with it."""
+"""Charts of what the benches here measured, as SVG: what `bench_peers.py` and `bench_growth.py` draw with."""
 
 OURS, THEIRS = "#1b6e8c", "#9aa0a6"
 
