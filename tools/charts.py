@@ -55,10 +55,11 @@ def systems(rows, parts, title):
 def growth(panels, title):
     """A panel for each axis: seconds over what grows, a line per system. `panels`: (name of the axis, places, {system: seconds or
     None where it has none})."""
-    width, height, gap, left = 300, 220, 90, 60
+    # Names of systems stand to the right of a panel.
+    width, height, gap, left, names = 300, 220, 90, 60, 170
     out = []
     for i, (axis, places, systems) in enumerate(panels):
-        x0, y0 = left + i % 2 * (width + gap + 40), 50 + i // 2 * (height + gap)
+        x0, y0 = left + i % 2 * (width + names), 50 + i // 2 * (height + gap)
         most = max(t for times in systems.values() for t in times if t is not None) * 1.1
         x = lambda place: x0 + width * place / max(places)
         y = lambda seconds: y0 + height * (1 - seconds / most)
@@ -83,4 +84,4 @@ def growth(panels, title):
                 out.append(text(a + 8, b + 5, name, f'fill="{colour}"'))
     rows = (len(panels) + 1) // 2
     out.append(text(left, 40 + rows * (height + gap), title, 'fill="#666" font-size="12"'))
-    return page(2 * (width + gap + 40) + left, 60 + rows * (height + gap), out)
+    return page(2 * (width + names) + left, 60 + rows * (height + gap), out)

@@ -111,6 +111,9 @@ pub fn group_norm_scratch(args: &GroupNormArgs) -> usize {
 /// and channel, which a second pass applies; a modulation changes factors and summands only. Folding the mean into the
 /// summand would cancel badly where the mean is large. When the result is quantized, that pass runs twice, first for the
 /// extent, which takes no activations: computing again is cheaper than storing floats.
+///
+/// Inputs of 16 bits would take little off: of the three passes over 512 x 512 x 128 numbers (two cores of Zen 3, in a loop of
+/// its own) the sums fell from 10 to 5 ms, the extent from 16 to 15 and the codes from 16.5 to 15: the last two compute.
 pub fn group_norm<I: Isa>(isa: I, arena: &mut Arena, args: &GroupNormArgs, weight: &[f32], bias: &[f32]) {
     let (at, bytes) = (arena.first(args.y.slot()), args.y.bytes());
     let work_at = args.workspace.at;
