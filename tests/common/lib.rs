@@ -40,8 +40,9 @@ use fastrand::Rng;
 use half::f16;
 use naive::{Array, Inputs};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Once, OnceLock};
 use zerocopy::IntoBytes;
 
 /// The sample input of every model built here.
@@ -389,6 +390,25 @@ pub fn device() -> Option<Device> {
 pub fn repository(path: &str) -> PathBuf {
     let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     std::env::var_os("AQUATINT_ROOT").map_or_else(built, PathBuf::from).join(path)
+}
+
+/// A folder within `scratch` with a driver of our own (`tests/fake`) as `libcuda.so.1`, the same for a whole process; `None`, said aloud,
+/// without a C compiler.
+pub fn fake_driver(scratch: &Path) -> Option<&'static Path> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = scratch.join("fake-driver");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]);
+        let output = cc.arg(folder.join("libcuda.so.1")).arg(repository("tests/fake/libcuda.c")).output().ok()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(folder)
+    });
+    if folder.is_none() {
+        eprintln!("skipped: no C compiler to build a driver with");
+    }
+    folder.as_deref()
 }
 
 /// A tier that is missing is skipped aloud, or fails where `REQUIRE_TIERS=1` promises it.

@@ -38,8 +38,13 @@ fn commands_are_found_in_text() {
 
 /// Folders of the workspace's packages.
 fn package(name: &str) -> Option<&'static str> {
-    let all =
-        [("aquatint", ""), ("packer", "packer"), ("ptx-emulator", "tests/emulator"), ("aquatint-fuzz", "tests/fuzz")];
+    let all = [
+        ("aquatint", ""),
+        ("aquatint-cli", "crates/cli"),
+        ("packer", "packer"),
+        ("ptx-emulator", "tests/emulator"),
+        ("aquatint-fuzz", "tests/fuzz"),
+    ];
     all.iter().find(|(n, _)| *n == name).map(|(_, folder)| *folder)
 }
 
@@ -79,9 +84,11 @@ fn check_cargo(words: &[&str]) -> Result<(), String> {
     }
     let package = root().join(package(packages.first().unwrap_or(&"aquatint")).expect("checked"));
     for name in of(&["--bin"]) {
-        [("aquatint", ""), ("packer", "packer")]
+        // At the top, both are built.
+        let of = |folder: &str| [root().join(""), root().join(folder)].contains(&package);
+        [("aquatint", "crates/cli"), ("packer", "packer")]
             .iter()
-            .find(|(bin, folder)| *bin == name && package == root().join(folder))
+            .find(|(bin, folder)| *bin == name && of(folder))
             .ok_or(format!("no program {name}"))?;
     }
     let mut sources = Vec::new();
@@ -111,7 +118,12 @@ fn check_cargo(words: &[&str]) -> Result<(), String> {
 #[test]
 fn cargo_commands_name_what_there_is() {
     let check = |line: &str| check_cargo(&line.split(' ').collect::<Vec<_>>());
-    for line in ["cargo test --test cuda", "cargo test -p packer --test packing torch -- --nocapture"] {
+    for line in [
+        "cargo test --test cuda",
+        "cargo test -p aquatint-cli --test cli",
+        "cargo test -p packer --test packing torch -- --nocapture",
+        "cargo run --bin packer",
+    ] {
         assert_eq!(check(line), Ok(()), "{line}");
     }
     for line in [
@@ -119,7 +131,8 @@ fn cargo_commands_name_what_there_is() {
         "cargo test --test cuda nothing_of_that_name",
         "cargo test --test packing",
         "cargo bench --bench sums",
-        "cargo run --bin packer",
+        "cargo run --bin unpacker",
+        "cargo run -p packer --bin aquatint",
         "cargo build -p unpacker",
         "cargo test -- --loud",
     ] {
@@ -143,7 +156,8 @@ fn scripts_are_there() {
 /// The tests and modules that `tests/README.md` names are there.
 #[test]
 fn tests_are_there() {
-    let sources = ["tests", "packer/tests", "packer/src", "src"].map(|folder| files(&root().join(folder)));
+    let folders = ["tests", "crates/cli/tests", "crates/server/tests", "packer/tests", "packer/src", "src"];
+    let sources = folders.map(|folder| files(&root().join(folder)));
     let sources: Vec<_> =
         sources.iter().flat_map(|files| files.keys()).filter(|p| p.extension().is_some_and(|e| e == "rs")).collect();
     let text: String = sources.iter().map(|path| fs::read_to_string(path).expect("a source")).collect();

@@ -39,11 +39,11 @@ pub enum Choice {
 macro_rules! with_backend {
     ($choice:expr, $packed:expr, $backend:ident => $body:expr) => {
         match $choice {
-            $crate::cli::device::Choice::Cpu(tier) => {
+            $crate::device::Choice::Cpu(tier) => {
                 let $backend = aquatint::raw::backend::cpu::Cpu::new(tier);
                 $body
             }
-            $crate::cli::device::Choice::Cuda(index) => {
+            $crate::device::Choice::Cuda(index) => {
                 let driver = aquatint::raw::backend::cuda::device::Device::open(index)?;
                 let narrow = aquatint::raw::backend::args::Element::F16;
                 let $backend = aquatint::raw::backend::cuda::Cuda::new(driver, $packed.data(), narrow);

@@ -3,14 +3,13 @@
 
 use crate::run::*;
 use std::fs;
-use std::path::Path;
 use std::sync::OnceLock;
 
 /// The tiny XL with its refiner, packed once.
 fn model() -> &'static str {
     static MODEL: OnceLock<String> = OnceLock::new();
     MODEL.get_or_init(|| {
-        let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd").join(name);
+        let fixture = |name: &str| common::repository("tests/fixtures/sd").join(name);
         let output = directory("prompts-model").join("xl.aqt");
         let options = packer::emit::Options {
             model: fixture("xl"),
@@ -130,7 +129,7 @@ fn pictures_begin_runs() {
 
 /// A picture file of the fixtures.
 fn fixture(name: &str) -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures").join(name);
+    let root = common::repository("tests/fixtures/pictures").join(name);
     root.to_str().expect("a path of UTF-8").to_owned()
 }
 
@@ -174,7 +173,7 @@ fn pixels_of_one_and_four_channels_become_their_pngs() {
     let dir = &directory("prompts-channels");
     for (name, channels, kind) in [("grey", 1, png::ColorType::Grayscale), ("rgba", 4, png::ColorType::Rgba)] {
         let options = packer::emit::Options {
-            model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/unet").join(name),
+            model: common::repository("tests/fixtures/unet").join(name),
             output: dir.join("model.aqt"),
             ..Default::default()
         };
@@ -328,7 +327,7 @@ fn pictures_of_pictures_are_made_again() {
 fn encoded_prompts_make_the_pictures_of_prompts() {
     let dir = &directory("prompts-encode");
     let without = dir.join("without.aqt");
-    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd").join(name);
+    let fixture = |name: &str| common::repository("tests/fixtures/sd").join(name);
     let options = packer::emit::Options {
         model: fixture("xl"),
         refiner: Some(fixture("refiner")),

@@ -2,14 +2,11 @@
 
 use crate::run::*;
 use crate::sample::unscheduled;
+use common::repository;
 use serde_norway::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-fn repository(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
-}
 
 /// An empty directory with the letter model under this name.
 fn with_letters(test: &str, name: &str) -> PathBuf {

@@ -254,7 +254,7 @@ fn aquatint(dir: &Path, args: &[&str]) -> Command {
 
 /// A copy of the letter model in `dir`, and the arguments of a run of it that takes far longer than any test.
 fn long_run(dir: &Path) -> [&'static str; 9] {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt");
+    let model = common::repository("models/glyphs-w4a8.aqt");
     fs::copy(model, dir.join("letters.aqt")).expect("room");
     ["run", "letters.aqt", "-s", "1000", "--n-imgs", "40", "-v", "--device", "cpu"]
 }
@@ -285,7 +285,7 @@ fn a_run_whose_model_shrinks_says_so() {
 #[test]
 fn a_run_never_replaces_what_it_reads() {
     let dir = directory("run-inputs");
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt");
+    let model = common::repository("models/glyphs-w4a8.aqt");
     fs::copy(&model, dir.join("letters.aqt")).expect("room");
     symlink("letters.aqt", dir.join("link.png")).expect("a link");
     assert!(Command::new("mkfifo").arg(dir.join("pipe")).status().expect("mkfifo").success());

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dit/d2").join(name)
+    common::repository("tests/fixtures/dit/d2").join(name)
 }
 
 /// The tiny model, packed as f32 or as W4A8.

@@ -7,7 +7,7 @@ use image::codecs::gif::GifDecoder;
 use image::codecs::webp::WebPDecoder;
 use std::fs;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -16,7 +16,7 @@ fn latte() -> &'static str {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     let path = PATH.get_or_init(|| {
         let options = packer::emit::Options {
-            model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/latte"),
+            model: common::repository("tests/fixtures/latte"),
             q_config: Some("f32".into()),
             output: directory("latte").join("latte.aqt"),
             ..Default::default()
@@ -173,7 +173,7 @@ fn inputs_of_other_shapes_are_refused() {
     refused("negative", &two, &[], &["negative_prompt_embeds: expected 1 prompts of [7] tokens, got 2"]);
     refused("alone", &[("prompt_embeds", &[1, 7, 20])], &[], &["negative_prompt_embeds beside prompt_embeds"]);
     // A video does not begin with a picture.
-    let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures/noise.png");
+    let picture = common::repository("tests/fixtures/pictures/noise.png");
     let init = ["run", latte(), "-p", "fog", "-o", "a.gif", "--init-image", picture.to_str().unwrap()];
     refuses(&dir, &init, &["init-image: expected a model that makes images", "got one that makes videos"]);
     let binned = ["run", latte(), "-p", "fog", "-o", "a.gif", "-W", "32", "-H", "32", "--resolution-binning"];

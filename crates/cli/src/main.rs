@@ -1,4 +1,5 @@
-//! The command line: the only place that names a concrete back end, prints, reads the clock, or exits.
+//! The program `aquatint`: the only place of the runtime that names a concrete back end, prints, reads the clock, or exits.
+#![deny(unsafe_code)]
 
 mod bench;
 mod clock;
@@ -58,8 +59,7 @@ enum Command {
     Verify(verify::Verify),
 }
 
-/// Runs the command line of this process.
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = guard().and_then(|()| match cli.command {
         None => {

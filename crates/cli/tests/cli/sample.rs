@@ -14,7 +14,7 @@ const JOB: [&str; 9] = ["sample", "l.aqt", "--n-imgs", "11", "--class-labels", "
 /// An empty directory with the letter model.
 fn with_letters(name: &str) -> PathBuf {
     let dir = directory(name);
-    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/glyphs-w4a8.aqt"), dir.join("l.aqt")).expect("room");
+    fs::copy(common::repository("models/glyphs-w4a8.aqt"), dir.join("l.aqt")).expect("room");
     dir
 }
 
@@ -80,7 +80,7 @@ fn images_are_those_of_single_runs() {
 /// The tiny Stable Diffusion, packed.
 fn v1(dir: &Path) {
     let options = packer::emit::Options {
-        model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd/v1"),
+        model: common::repository("tests/fixtures/sd/v1"),
         q_config: Some("w8a8".into()),
         output: dir.join("sd.aqt"),
         ..Default::default()
@@ -374,7 +374,7 @@ fn sealed_nonsense_is_refused() {
 fn videos_are_made_in_parts_too() {
     let dir = &directory("sample-videos");
     let options = packer::emit::Options {
-        model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/latte"),
+        model: common::repository("tests/fixtures/latte"),
         q_config: Some("f32".into()),
         output: dir.join("v.aqt"),
         ..Default::default()
