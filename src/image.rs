@@ -14,7 +14,7 @@ pub use read::{Picture, ResizeMode};
 
 use std::{
     fs::File,
-    io::{self, BufReader, Write},
+    io::{self, BufRead, BufReader, Seek, Write},
     path::Path,
 };
 
@@ -168,6 +168,66 @@ pub fn grid(images: &[Image], columns: usize) -> Result<Image> {
 /// `path` is no place for a file.
 pub fn write_png(path: impl AsRef<Path>, image: &Image, text: &[(&str, &str)]) -> Result<()> {
     let path = path.as_ref();
+    check_text(text)?;
+    whole_file::write(path, |file| encode(file, image, text))
+}
+
+/// How a picture becomes the bytes of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// PNG, which alone can hold texts here.
+    #[default]
+    Png,
+    /// JPEG of this quality, 1 to 100.
+    Jpeg(u8),
+    /// WebP without loss.
+    Webp,
+}
+
+/// The bytes of a file of `image`; in a PNG, with the given (keyword, text) pairs.
+///
+/// # Errors
+/// As [`write_png`]; a request error if the picture has more pixels than the format can hold.
+pub fn to_bytes(image: &Image, encoding: Encoding, text: &[(&str, &str)]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let wrong = |e: &dyn std::fmt::Display| {
+        Error::request("picture", "one that the format can hold", format!("{} x {}: {e}", image.width, image.height))
+    };
+    if encoding == Encoding::Png {
+        check_text(text)?;
+        encode(&mut bytes, image, text).map_err(|e| wrong(&e))?;
+        return Ok(bytes);
+    }
+    // JPEG knows no opacity.
+    let colour = match image.channels {
+        1 => ::image::ExtendedColorType::L8,
+        4 => ::image::ExtendedColorType::Rgba8,
+        _ => ::image::ExtendedColorType::Rgb8,
+    };
+    let opaque: Vec<u8>;
+    let (pixels, colour) = match (encoding, image.channels) {
+        (Encoding::Jpeg(_), 4) => {
+            opaque = image.bytes.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
+            (&opaque, ::image::ExtendedColorType::Rgb8)
+        }
+        _ => (&image.bytes, colour),
+    };
+    let done = match encoding {
+        Encoding::Jpeg(quality) => {
+            let encoder = ::image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100));
+            ::image::ImageEncoder::write_image(encoder, pixels, image.width, image.height, colour)
+        }
+        _ => {
+            let encoder = ::image::codecs::webp::WebPEncoder::new_lossless(&mut bytes);
+            ::image::ImageEncoder::write_image(encoder, pixels, image.width, image.height, colour)
+        }
+    };
+    done.map_err(|e| wrong(&e))?;
+    Ok(bytes)
+}
+
+/// Refuses what cannot stand in a PNG.
+fn check_text(text: &[(&str, &str)]) -> Result<()> {
     for (keyword, value) in text {
         let fits = (1..=79).contains(&keyword.chars().count()) && latin1(keyword) && !keyword.contains('\0');
         if !fits {
@@ -177,7 +237,7 @@ pub fn write_png(path: impl AsRef<Path>, image: &Image, text: &[(&str, &str)]) -
             return Err(Error::request(format!("PNG text {keyword}"), "text without NUL", format!("{value:?}")));
         }
     }
-    whole_file::write(path, |file| encode(file, image, text))
+    Ok(())
 }
 
 /// Encodes `image` as PNG into `to`. The `image` crate's own encoder cannot write text.
@@ -221,11 +281,17 @@ fn latin1(text: &str) -> bool {
 /// [`Error::Io`] if the file cannot be read, [`Error::Request`] if it is no PNG or has no such text.
 pub fn read_text(path: &Path, keyword: &str) -> Result<String> {
     let file = File::open(path).map_err(Error::io("read", path))?;
-    let wrong =
-        |got: String| Error::request(path.display().to_string(), format!("a PNG with the text `{keyword}`"), got);
+    text_of(BufReader::new(file), &path.display().to_string(), keyword)
+}
+
+/// [`read_text`] of a PNG's bytes, which errors call `name`.
+///
+/// # Errors
+/// [`Error::Request`] if they are no PNG or have no such text.
+pub fn text_of(png: impl BufRead + Seek, name: &str, keyword: &str) -> Result<String> {
+    let wrong = |got: String| Error::request(name, format!("a PNG with the text `{keyword}`"), got);
     let limits = png::Limits { bytes: MOST_TEXT };
-    let mut reader =
-        png::Decoder::new_with_limits(BufReader::new(file), limits).read_info().map_err(|e| wrong(e.to_string()))?;
+    let mut reader = png::Decoder::new_with_limits(png, limits).read_info().map_err(|e| wrong(e.to_string()))?;
     let text = |info: &png::Info| -> Option<String> {
         let latin1 =
             info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == keyword).map(|c| c.text.clone());

@@ -5,6 +5,7 @@ use super::resize::{Axis, Filter, resize};
 use crate::error::{Error, Result};
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageResult};
+use std::io::{BufRead, Cursor, Seek};
 use std::path::Path;
 
 /// Most bytes that reading a picture may take: a guard against files that claim to be enormous.
@@ -34,13 +35,31 @@ impl Picture {
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Request`] if it is no picture of these kinds or too large.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut reader = ::image::ImageReader::open(path).map_err(Error::io("read", path))?;
+        let reader = ::image::ImageReader::open(path).map_err(Error::io("read", path))?;
+        let reader = reader.with_guessed_format().map_err(Error::io("read", path))?;
+        Picture::decode(reader, &path.display().to_string(), u64::MAX)
+    }
+
+    /// [`read`](Self::read) of a file's bytes, which errors call `name`. A picture of more than `most` pixels is refused before
+    /// any is decoded.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if they are no picture of these kinds, or too large a one.
+    pub fn from_bytes(bytes: &[u8], name: &str, most: u64) -> Result<Self> {
+        let reader = ::image::ImageReader::new(Cursor::new(bytes)).with_guessed_format();
+        Picture::decode(reader.expect("memory can be read"), name, most)
+    }
+
+    fn decode(mut reader: ::image::ImageReader<impl BufRead + Seek>, name: &str, most: u64) -> Result<Self> {
         let mut limits = ::image::Limits::default();
         limits.max_alloc = Some(MOST_BYTES);
         reader.limits(limits);
-        let reader = reader.with_guessed_format().map_err(Error::io("read", path))?;
-        let wrong = |e| Error::request(path.display().to_string(), "a PNG, JPEG, WebP or BMP picture", e);
+        let wrong = |e| Error::request(name, "a PNG, JPEG, WebP or BMP picture", e);
         let mut decoder = reader.into_decoder().map_err(wrong)?;
+        let (width, height) = decoder.dimensions();
+        if u64::from(width) * u64::from(height) > most {
+            return Err(Error::request(name, format!("at most {most} pixels"), format!("{width} x {height}")));
+        }
         let orientation = orientation(&mut decoder).map_err(wrong)?;
         let mut picture = DynamicImage::from_decoder(decoder).map_err(wrong)?;
         picture.apply_orientation(orientation);
@@ -67,6 +86,14 @@ impl Picture {
     /// 0. It is brought to its size before it is told light from dark.
     pub fn mask(&self, size: [usize; 2], mode: ResizeMode) -> Vec<f32> {
         self.values(size, mode, 1).iter().map(|&v| if v >= 0.5 { 1.0 } else { 0.0 }).collect()
+    }
+
+    /// White where it is transparent, black where it is opaque: OpenAI's masks as this program's.
+    pub fn transparency(&self) -> Picture {
+        let opacity = self.0.to_luma_alpha8();
+        let clear = opacity.pixels().map(|pixel| 255 - pixel.0[1]).collect();
+        let made = ::image::GrayImage::from_raw(self.0.width(), self.0.height(), clear);
+        Picture(made.expect("a value for each pixel").into())
     }
 
     /// Colours, without opacity.

@@ -12,6 +12,7 @@ mod recall;
 mod sampling;
 mod size;
 mod tensors;
+mod web_ui;
 
 pub use bytes::parse_bytes;
 pub use describe::{Made, infotext};

@@ -1,14 +1,14 @@
 //! The text of a picture, turned into options again: what [`describe`](super::describe) writes, and what other programs do.
 
 use super::describe::{TOLD, begin_hashes, hash_of, resize_words, with_field};
-use super::sampling::titled;
-use super::{InitOptions, RequestOptions, Sigmas};
+use super::web_ui::titles;
+use super::{InitOptions, RequestOptions};
 use crate::error::{Error, Result};
 use crate::image::ResizeMode;
 use crate::infotext::Infotext;
 use crate::model::Model;
 use crate::pipeline::{NoiseSource, NoiseStream, Request};
-use crate::sampler::{Config, SamplerKind, Spacing};
+use crate::sampler::{Config, SamplerKind};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -59,8 +59,7 @@ impl RequestOptions {
             self.refiner_start.get_or_insert(1.0);
         }
         if text.get("Schedule type").is_none_or(|schedule| schedule == "Automatic") && !own {
-            let kind = self.sampling.sampler.as_ref().and_then(|name| name.parse().ok());
-            self.sampling.sigmas = self.sampling.sigmas.or(kind.and_then(automatic));
+            self.sampling.recall_automatic();
         }
         if let Some(hash) = text.get("Model hash").filter(|hash| *hash != hash_of(model)) {
             let name = text.get("Model").unwrap_or("another");
@@ -152,8 +151,11 @@ impl RequestOptions {
                 "true" | "True" => self.size.binning = true,
                 _ => return Err(meaningless(name, value)),
             },
-            "Sampler" => return self.recall_sampler(value),
-            "Schedule type" => return self.recall_schedule(value),
+            "Sampler" if !sampling.recall_sampler(value) => {
+                return Err(Error::request("from: Sampler", format!("one of {}, or --sampler", titles()), value));
+            }
+            "Sampler" => {}
+            "Schedule type" => return Ok(sampling.recall_schedule(value)),
             "RNG" if value == "CPU" => self.noise = self.noise.or(Some(NoiseSource::Torch)),
             "RNG" if value == "Fast" => self.noise = self.noise.or(Some(NoiseSource::Fast)),
             "Emphasis" if value == "None" => self.prompts.plain = true,
@@ -164,38 +166,6 @@ impl RequestOptions {
             }
             _ => return Ok(false),
         }
-        Ok(true)
-    }
-
-    /// A sampler by its title, with the schedule behind it as older texts have it.
-    fn recall_sampler(&mut self, title: &str) -> Result<bool> {
-        if self.sampling.sampler.is_some() {
-            return Ok(true);
-        }
-        let Some((kind, sigmas)) = titled(title) else {
-            let titles: Vec<_> = SamplerKind::ALL.iter().map(|kind| kind.title()).collect();
-            return Err(Error::request("from: Sampler", format!("one of {}, or --sampler", titles.join(", ")), title));
-        };
-        self.sampling.sampler = Some(kind.name().to_owned());
-        self.sampling.sigmas = self.sampling.sigmas.or(sigmas);
-        Ok(true)
-    }
-
-    fn recall_schedule(&mut self, value: &str) -> Result<bool> {
-        let sampling = &mut self.sampling;
-        let sigmas = match value {
-            "Karras" => Sigmas::Karras,
-            "Exponential" => Sigmas::Exponential,
-            "Beta" => Sigmas::Beta,
-            "Lu" => Sigmas::Lu,
-            "Uniform" | "Normal" => Sigmas::Normal,
-            "SGM Uniform" => {
-                sampling.fields.entry("spacing".into()).or_insert(Spacing::Trailing.name().into());
-                Sigmas::Normal
-            }
-            other => return Ok(other == "Automatic"),
-        };
-        sampling.sigmas.get_or_insert(sigmas);
         Ok(true)
     }
 
@@ -230,13 +200,4 @@ fn keep<T: std::str::FromStr>(option: &mut Option<T>, name: &str, value: &str) -
 
 fn meaningless(name: &str, value: &str) -> Error {
     Error::request(format!("from: {name}"), "a value that the setting can have", value)
-}
-
-/// The noise levels that the web UI takes for a sampler when its text names none.
-fn automatic(kind: SamplerKind) -> Option<Sigmas> {
-    match kind {
-        SamplerKind::DpmSolverPp2M => Some(Sigmas::Karras),
-        SamplerKind::DpmSolverPp2MSde => Some(Sigmas::Exponential),
-        _ => None,
-    }
 }

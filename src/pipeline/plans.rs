@@ -3,7 +3,8 @@
 use super::conditions::{self, Conditions};
 use super::prompts::Prompts;
 use super::request::{DECODE_BYTES, Request, Stage};
-use super::{init, texts, tiles};
+use super::texts::{self, TokenizedTexts};
+use super::{init, tiles};
 use crate::backend::MemoryRules;
 use crate::backend::args::Guidance;
 use crate::error::{Error, Result};
@@ -89,6 +90,21 @@ impl Plans {
             makes(encoder, [1, encoder_tile[0], encoder_tile[1], 2 * model.latents.channels])?;
         }
         Ok(Plans { texts, denoisers, encoder, decoder, batch_size, tile, encoder_tile, stages })
+    }
+
+    /// The plans of what a job of `request` runs: [`new`](Self::new), with as many tokens as its texts have, and without text encoders
+    /// where features are given.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn of<N: MemoryRules, D: AsRef<[u8]>>(rules: &N, model: &Model<'_, D>, request: &Request) -> Result<Self> {
+        match &request.prompts {
+            Prompts::Texts(texts) => {
+                let prompts = Prompts::Embeddings(TokenizedTexts::new(model, texts, request.guided())?.outline());
+                Plans::new(rules, model, &Request { prompts, ..request.clone() })
+            }
+            _ => Plans::new(rules, model, request).map(Plans::without_texts),
+        }
     }
 
     /// The same for prompts that are features already.

@@ -72,13 +72,7 @@ impl<'m, B: Backend, D: AsRef<[u8]>> Session<'m, B, D> {
     /// # Errors
     /// [`Error::Request`] if the request does not fit the model, or not even one image the memory.
     pub fn plans(&self, request: &Request) -> Result<Plans> {
-        match &request.prompts {
-            Prompts::Texts(texts) => {
-                let prompts = Prompts::Embeddings(TokenizedTexts::new(self.model, texts, request.guided())?.outline());
-                Plans::new(self.backend, self.model, &Request { prompts, ..request.clone() })
-            }
-            _ => Plans::new(self.backend, self.model, request).map(Plans::without_texts),
-        }
+        Plans::of(self.backend, self.model, request)
     }
 
     /// A job that makes the images of `request`. Nothing is computed yet, but everything is checked.

@@ -13,6 +13,7 @@ mod model;
 mod options;
 mod run;
 mod sample;
+mod serve;
 mod tensors;
 mod verify;
 mod work;
@@ -53,6 +54,8 @@ enum Command {
     Encode(encode::Encode),
     /// Time loading, steps and decoding, op by op.
     Bench(bench::Bench),
+    /// Serve models over HTTP: OpenAI's image API, the Stable Diffusion web UI's, and jobs that tell their steps.
+    Serve(Box<serve::Serve>),
     /// Show what a file holds and how much memory it needs.
     Info(info::Info),
     /// Check every byte of a file.
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Some(Command::Eval(eval)) => eval.run(),
         Some(Command::Encode(encode)) => encode.run(),
         Some(Command::Bench(bench)) => bench.run(),
+        Some(Command::Serve(serve)) => serve.run(),
         Some(Command::Info(info)) => info.run(),
         Some(Command::Verify(verify)) => verify.run(),
     });
@@ -107,6 +111,9 @@ fn spelled(e: Error) -> Error {
 /// Ends the program as a signal asks, with nothing half-written left behind, and tells of a model file that shrank.
 #[cfg(unix)]
 fn end(interrupt: aquatint::raw::mmap::Interrupt) {
+    if let aquatint::raw::mmap::Interrupt::Signal(_) = interrupt {
+        serve::stop();
+    }
     let _abandoned = aquatint::raw::whole_file::abandon();
     if let aquatint::raw::mmap::Interrupt::Shortened(_) = interrupt {
         let _ = writeln!(std::io::stderr(), "{}", error_line(&interrupt));

@@ -9,4 +9,5 @@ mod prompts;
 mod readme;
 mod run;
 mod sample;
+mod serve;
 mod video;
