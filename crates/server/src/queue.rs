@@ -5,12 +5,14 @@ use crate::refusal::Refusal;
 use axum::http::StatusCode;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a finished job can be asked for.
 const KEPT: Duration = Duration::from_secs(600);
-/// Finished jobs that can be asked for at most: their pictures take memory.
+/// Finished jobs that can be asked for at most.
 const MOST_KEPT: usize = 128;
+/// Bytes of their pictures at most; the last job is kept however large it is.
+const MOST_BYTES: usize = 256 << 20;
 /// Names of jobs that could be asked for once.
 const MOST_GONE: usize = 4096;
 /// Sizes whose times are remembered.
@@ -110,23 +112,21 @@ impl Queue {
         }
     }
 
-    /// The job at work ends so.
+    /// The job at work ends so. All is counted before anybody hears of it.
     pub fn finish(&self, job: &Job, stage: Stage) {
-        job.end(stage);
         let progress = job.progress();
+        let seconds = progress.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
         let mut inner = self.inner();
         inner.at_work = None;
-        inner.count(&progress.stage);
-        if let (Stage::Done, Some(begun)) = (&progress.stage, progress.begun)
-            && progress.pictures.len() == job.order.images()
-            && inner.rates.len() < MOST_RATES
-        {
-            let rate = begun.elapsed().as_secs_f64() / job.order.work() as f64;
-            inner.rates.insert((job.order.model, job.order.size()), rate);
-        }
+        inner.count(&stage);
         inner.counts.pictures += progress.pictures.len() as u64;
         inner.counts.steps += progress.step as u64;
-        inner.counts.seconds += progress.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+        inner.counts.seconds += seconds;
+        let whole = stage == Stage::Done && progress.pictures.len() == job.order.images();
+        if whole && inner.rates.len() < MOST_RATES {
+            inner.rates.insert((job.order.model, job.order.size()), seconds / job.order.work() as f64);
+        }
+        job.end(stage);
         inner.forget();
     }
 
@@ -210,21 +210,27 @@ impl Inner {
         }
     }
 
-    /// Forgets finished jobs that nobody has asked for in time.
+    /// Forgets finished jobs: those that nobody has asked for in time, and the oldest where there are too many.
     fn forget(&mut self) {
-        let ended = |job: &Arc<Job>| job.progress().ended;
-        let old = |at: Instant| at.elapsed() > KEPT;
-        let finished = self.named.iter().filter(|job| ended(job).is_some()).count();
-        let mut surplus = finished.saturating_sub(MOST_KEPT);
+        let (mut count, mut bytes) = (0, 0);
+        let mut keep: Vec<bool> = Vec::with_capacity(self.named.len());
+        for job in self.named.iter().rev() {
+            let progress = job.progress();
+            let Some(ended) = progress.ended else {
+                keep.push(true);
+                continue;
+            };
+            count += 1;
+            bytes += progress.pictures.iter().map(|picture| picture.bytes.len()).sum::<usize>();
+            keep.push(ended.elapsed() < KEPT && count <= MOST_KEPT && (count == 1 || bytes <= MOST_BYTES));
+        }
         let gone = &mut self.gone;
         self.named.retain(|job| {
-            let Some(at) = ended(job) else { return true };
-            let keep = !old(at) && surplus == 0;
-            surplus = surplus.saturating_sub(1);
-            if !keep {
+            let kept = keep.pop().unwrap_or(true);
+            if !kept {
                 gone.push_back(job.id.clone());
             }
-            keep
+            kept
         });
         while gone.len() > MOST_GONE {
             gone.pop_front();

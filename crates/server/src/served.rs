@@ -32,6 +32,8 @@ pub struct Served {
     pub sampler: &'static str,
     /// Whether it reads prompts; otherwise classes, or nothing.
     pub reads_prompts: bool,
+    /// Whether pictures may begin with others.
+    pub reads_pictures: bool,
     /// Whether a prompt names a class.
     pub has_classes: bool,
     /// Names of its classes, if they have names.
@@ -98,6 +100,7 @@ impl Served {
             guidance_scale: model.guidance_scale,
             sampler: model.sampler.kind.title(),
             reads_prompts: model.text.is_some(),
+            reads_pictures: model.image_encoder.is_some() || !model.decoder,
             has_classes: model.classes.is_some(),
             classes: classes.unwrap_or_default(),
             kind: Box::new(Typed { model, rules, name: id.to_owned(), device: device.to_owned() }),

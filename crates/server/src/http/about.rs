@@ -4,6 +4,7 @@ use super::{App, Shared, body};
 use crate::job::Order;
 use crate::refusal::Refusal;
 use crate::wish::{Ask, Wish};
+use aquatint::sampler::SamplerKind;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -13,13 +14,16 @@ use serde_json::json;
 use std::fmt::Write;
 
 pub fn routes() -> Router<Shared> {
-    Router::new().route("/health", get(health)).route("/metrics", get(metrics)).route("/v1/estimate", post(estimate))
+    Router::new()
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .route("/v1/capabilities", get(capabilities))
+        .route("/v1/estimate", post(estimate))
 }
 
-/// Whether the server works.
+/// Whether the server works. Everybody may know, so it says nothing else.
 async fn health(State(app): State<Shared>) -> Response {
-    let models: Vec<_> = app.catalogue.models().iter().map(|model| model.id.as_str()).collect();
-    Json(json!({ "status": "ok", "models": models, "waiting": app.queue.waiting() })).into_response()
+    Json(json!({ "status": "ok", "waiting": app.queue.waiting() })).into_response()
 }
 
 /// What it has done, in Prometheus' text format.
@@ -47,6 +51,37 @@ async fn metrics(State(app): State<Shared>) -> Response {
     tell("jobs_at_work", "gauge", "Jobs at work, 0 or 1.", &[("", f64::from(u8::from(app.queue.at_work().is_some())))]);
     tell("uptime_seconds", "gauge", "Seconds since the start.", &[("", app.started.elapsed().as_secs_f64())]);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// What can be asked for.
+async fn capabilities(State(app): State<Shared>) -> Response {
+    let models: Vec<_> = app
+        .catalogue
+        .models()
+        .iter()
+        .map(|model| {
+            json!({
+                "id": model.id,
+                "hash": model.hash,
+                "reads_prompts": model.reads_prompts,
+                "reads_pictures": model.reads_pictures,
+                "classes": model.classes,
+                "width": model.size[1],
+                "height": model.size[0],
+                "multiple": model.multiple,
+                "steps": model.steps,
+                "guidance_scale": model.guidance_scale,
+                "sampler": model.sampler,
+            })
+        })
+        .collect();
+    let samplers: Vec<_> =
+        SamplerKind::ALL.iter().map(|kind| json!({ "name": kind.name(), "title": kind.title() })).collect();
+    let limits = &app.settings.limits;
+    let limits =
+        json!({ "side": limits.side, "steps": limits.steps, "images": limits.images, "prompt_bytes": limits.prompt });
+    let version = env!("CARGO_PKG_VERSION");
+    Json(json!({ "version": version, "models": models, "samplers": samplers, "limits": limits })).into_response()
 }
 
 /// What a job would take, without making it wait for its turn.

@@ -4,6 +4,7 @@
 //! `Host` that is not ours when a name was bound to our address (DNS rebinding).
 
 use super::Shared;
+use super::page::is_page;
 use crate::refusal::{Cause, Refusal};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
@@ -62,8 +63,9 @@ fn check(app: &Shared, request: &Request) -> Result<(), Refusal> {
     if request.method() == Method::OPTIONS {
         return Ok(());
     }
-    // Who asks whether the server is there need not be known.
-    if request.uri().path() != "/health" {
+    // Who asks whether the server is there need not be known, nor who is about to say who he is.
+    let path = request.uri().path();
+    if path != "/health" && !is_page(path) {
         check_token(app, headers)?;
     }
     check_content(request)

@@ -7,6 +7,7 @@ mod fields;
 mod guard;
 mod jobs;
 mod openai;
+mod page;
 mod webui;
 
 use crate::queue::Queue;
@@ -28,6 +29,8 @@ use tokio::sync::{Semaphore, watch};
 const HEAD: Duration = Duration::from_secs(10);
 /// How long the server waits for answers that are on their way when it ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Threads that read what clients send and plan what it takes: each may hold a decoded picture.
+const READERS: usize = 2;
 /// Bytes of the head of a request.
 const MOST_HEAD: usize = 64 << 10;
 
@@ -96,7 +99,8 @@ impl Server {
             started: Instant::now(),
             log: Arc::new(log),
         });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(READERS).build()?;
         let work = move || {
             runtime.block_on(async {
                 let log = app.log.clone();
@@ -179,6 +183,7 @@ fn router(app: Shared) -> Router {
         .merge(openai::routes())
         .merge(jobs::routes())
         .merge(webui::routes())
+        .merge(page::routes())
         .fallback(|| async {
             crate::refusal::Refusal::missing("there is no such place here; GET /health tells whether the server works")
         })

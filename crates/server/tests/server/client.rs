@@ -224,10 +224,17 @@ impl Reply {
     }
 }
 
-/// Reads an answer to its end.
+/// Reads an answer to its end, which is the connection's unless its length is told.
 pub fn read(reader: &mut impl BufRead) -> Reply {
+    try_read(reader).expect("an answer")
+}
+
+/// The same; none if the connection ends before an answer begins.
+pub fn try_read(reader: &mut impl BufRead) -> Option<Reply> {
     let mut line = String::new();
-    reader.read_line(&mut line).expect("an answer");
+    if reader.read_line(&mut line).is_err() || line.is_empty() {
+        return None;
+    }
     let status =
         line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("no status: {line:?}"));
     let mut headers = Vec::new();
@@ -251,11 +258,13 @@ pub fn read(reader: &mut impl BufRead) -> Reply {
                 break;
             }
         }
-    } else {
-        // Some answers end with the connection.
+    } else if let Some((_, length)) = headers.iter().find(|(name, _)| name == "content-length") {
+        body = vec![0; length.parse().expect("a length")];
+        reader.read_exact(&mut body).expect("the body");
+    } else if status != 204 {
         let _ = reader.read_to_end(&mut body);
     }
-    Reply { status, headers, body }
+    Some(Reply { status, headers, body })
 }
 
 /// The bytes of base64.

@@ -147,3 +147,14 @@ fn unknown_fields_of_jobs_are_refused() {
     server.post("/v1/jobs", json!({ "prompt": "A", "strength": 0.5 })).error(400);
     server.post("/v1/jobs", json!({ "prompt": "A", "mask": "AAAA" })).error(400);
 }
+
+#[test]
+fn what_can_be_asked_for_is_told() {
+    let server = start_idle(Settings::default());
+    let told = server.get("/v1/capabilities").ok();
+    let [letters, _, tiny] = told["models"].as_array().expect("a list").as_slice() else { panic!("{told}") };
+    assert_eq!((&letters["reads_prompts"], &letters["reads_pictures"]), (&json!(false), &json!(false)));
+    assert_eq!((&tiny["reads_prompts"], &tiny["reads_pictures"]), (&json!(true), &json!(true)));
+    assert_eq!(letters["classes"].as_array().map(Vec::len), Some(26));
+    assert!(told["samplers"].as_array().expect("a list").iter().any(|sampler| sampler["title"] == "DPM++ 2M"));
+}

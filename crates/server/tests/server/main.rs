@@ -3,6 +3,7 @@
 mod client;
 mod jobs;
 mod load;
+mod malformed;
 mod openai;
 mod security;
 mod webui;

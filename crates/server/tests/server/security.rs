@@ -104,6 +104,13 @@ fn answers_are_not_sniffed_or_framed() {
         assert!(policy.contains("default-src 'self'") && policy.contains("frame-ancestors 'none'"), "{path}");
         assert!(reply.header("content-type").is_none_or(|kind| kind.starts_with("application/json")), "{path}");
     }
+    // The page is ours alone: no script or style stands in it, and nothing is loaded from elsewhere.
+    let page = server.get("/");
+    assert!(page.header("content-security-policy").is_some_and(|policy| policy.contains("default-src 'self'")));
+    let text = page.text();
+    for fault in ["<style", "style=", "onclick", "http://", "https://", "//cdn"] {
+        assert!(!text.contains(fault), "{fault}");
+    }
 }
 
 /// LocalAI CVE-2024-6095, A1111's api_enable_requests: the server was made to fetch.
@@ -237,6 +244,8 @@ fn without_the_token_nothing_is_told() {
         }
     }
     server.get("/v1/models").error(401);
+    // The page asks for it.
+    assert_eq!(server.get("/").status, 200);
     for right in [
         "Bearer correct horse".to_owned(),
         "bearer  correct horse ".into(),
