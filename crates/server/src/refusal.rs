@@ -78,8 +78,9 @@ impl Refusal {
         let mut headers = HeaderMap::new();
         match self.status {
             StatusCode::TOO_MANY_REQUESTS => _ = headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5")),
+            // Not Basic, though its password will do: browsers would ask in a way of their own, which the page does better.
             StatusCode::UNAUTHORIZED => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"aquatint\""));
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"aquatint\""));
             }
             _ => {}
         }

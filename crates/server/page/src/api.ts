@@ -84,6 +84,7 @@ async function send(path: string, method: string, body?: unknown, signal?: Abort
       throw new Refusal("The server does not answer. Is it still running?");
     }
     if (response.status === 401) {
+      await response.body?.cancel();
       sessionStorage.setItem(KEY, await login.ask());
       continue;
     }

@@ -34,9 +34,9 @@ export function fileAsUrl(file: Blob): Promise<string> {
 
 export function duration(seconds: number): string {
   if (seconds < 1) return "under a second";
-  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 90) return `about ${Math.round(seconds)} s`;
   const minutes = Math.round(seconds / 60);
-  return minutes < 90 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`;
+  return minutes < 90 ? `about ${minutes} min` : `about ${(minutes / 60).toFixed(1)} h`;
 }
 
 export function bytes(count: number): string {

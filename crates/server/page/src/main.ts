@@ -99,21 +99,24 @@ let timer: ReturnType<typeof setTimeout> | undefined;
 function look(): void {
   clearTimeout(timer);
   pending?.abort();
+  const asked = ask();
+  if (!model().reads_prompts && asked.prompt === "") {
+    estimate.textContent = "";
+    return;
+  }
   timer = setTimeout(() => {
     pending = new AbortController();
-    const asked = ask();
     // The picture itself is not needed for that, and is large.
     const light: Ask = { ...asked, image: undefined, mask: undefined, strength: undefined };
     const told = call<Estimate>("/v1/estimate", "POST", light, pending.signal);
     told.then(
       (it) => {
-        const time = it.seconds === null ? "" : `about ${duration(it.seconds)}, `;
+        const time = it.seconds === null ? "" : `${duration(it.seconds)}, `;
         const before = it.waiting > 0 ? `; ${it.waiting} waiting before` : "";
         estimate.textContent = `${time}${bytes(it.memory_bytes)} of working memory${before}`;
-        estimate.dataset["wrong"] = "";
       },
       (e) => {
-        if (e instanceof Refusal) estimate.textContent = asked.prompt === "" ? "" : e.message;
+        if (e instanceof Refusal) estimate.textContent = e.message;
       },
     );
   }, 250);
@@ -168,7 +171,8 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
   const file = event.dataTransfer?.files[0];
-  if (file) attempt(take(file));
+  const begins = event.target instanceof Element && event.target.closest("#drop") !== null;
+  if (file) attempt(begins ? begin(file) : take(file));
 });
 
 attempt(

@@ -114,10 +114,16 @@ test("a downloaded picture brings its settings when it is dropped", async () => 
   await page.click("#go");
   await page.waitForFunction(() => document.querySelectorAll("figure").length === 2, { timeout: 60000 });
   const [one, two] = await page.$$eval("figure img", (all) =>
-    Promise.all(all.map(async (image) => [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())].join())),
+    all.map((image) => {
+      const canvas = Object.assign(document.createElement("canvas"), { width: image.naturalWidth, height: image.naturalHeight });
+      const context = canvas.getContext("2d");
+      context.drawImage(image, 0, 0);
+      return context.getImageData(0, 0, canvas.width, canvas.height).data.join();
+    }),
   );
+  assert.ok(one.length > 1000);
   assert.equal(one, two);
-  assert.deepEqual(page.faults.filter((fault) => !/blob:/.test(fault)), []);
+  assert.deepEqual(page.faults, []);
   await page.close();
 });
 
@@ -196,6 +202,7 @@ test("a mask is painted", { skip: tiny && existsSync(tiny) ? false : "no TINY mo
     const buttons = await page.$$("figure button");
     await buttons[1].click();
     await page.waitForSelector("#canvas-box:not([hidden])");
+    await page.$eval("#mask", (it) => it.scrollIntoView({ block: "center" }));
     const box = await (await page.$("#mask")).boundingBox();
     await page.mouse.move(box.x + box.width * 0.25, box.y + box.height / 2);
     await page.mouse.down();
