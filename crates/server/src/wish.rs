@@ -5,10 +5,11 @@ use crate::refusal::Refusal;
 use crate::settings::Limits;
 use aquatint::image::{Encoding, Picture, ResizeMode};
 use aquatint::options::{InitOptions, PromptOptions, RequestOptions, SamplingOptions, SizeOptions};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// What a client asks, as jobs of this server's own API have it: everything but the prompt is the model's own setting if absent.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ask {
     /// The model's id; the first one served if absent.
@@ -50,7 +51,7 @@ pub struct Ask {
 }
 
 /// How a picture is brought to another size, as a word.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ResizeWord {
     Stretch,
@@ -69,7 +70,7 @@ impl ResizeWord {
 }
 
 /// A kind of picture file, as a word.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     #[default]

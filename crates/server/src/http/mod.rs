@@ -7,6 +7,7 @@ mod fields;
 mod guard;
 mod jobs;
 mod openai;
+mod openapi;
 mod page;
 mod webui;
 
@@ -184,6 +185,7 @@ fn router(app: Shared) -> Router {
         .merge(jobs::routes())
         .merge(webui::routes())
         .merge(page::routes())
+        .merge(openapi::routes())
         .fallback(|| async {
             crate::refusal::Refusal::missing("there is no such place here; GET /health tells whether the server works")
         })

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Fields that mean something here.
-const KNOWN: &[&str] = &[
+pub const KNOWN: &[&str] = &[
     "prompt",
     "model",
     "n",

@@ -158,3 +158,29 @@ fn what_can_be_asked_for_is_told() {
     assert_eq!(letters["classes"].as_array().map(Vec::len), Some(26));
     assert!(told["samplers"].as_array().expect("a list").iter().any(|sampler| sampler["title"] == "DPM++ 2M"));
 }
+
+/// Every place of the description is there, and requests have the fields that are read.
+#[test]
+fn the_description_is_of_this_server() {
+    let server = start_idle(Settings::default());
+    let told = server.get("/openapi.json").ok();
+    let paths = told["paths"].as_object().expect("paths");
+    assert!(paths.len() > 15);
+    for (path, methods) in paths {
+        for method in methods.as_object().expect("methods").keys() {
+            let reply = server.send(&method.to_uppercase(), &path.replace("{id}", "letters"), &[], b"");
+            assert!(reply.status != 405 && !reply.text().contains("there is no such place"), "{method} {path}");
+        }
+    }
+    let schema = &told["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"];
+    let name = schema.as_str().and_then(|path| path.strip_prefix("#/components/schemas/")).expect("a schema");
+    let fields = told["components"]["schemas"][name]["properties"].as_object().expect("fields");
+    for field in ["prompt", "seed", "image", "strength", "format"] {
+        assert!(
+            fields[field]["description"].is_string()
+                || fields[field]["$ref"].is_string()
+                || fields[field].get("anyOf").is_some(),
+            "{field}"
+        );
+    }
+}
