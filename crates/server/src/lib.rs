@@ -6,9 +6,9 @@
 //!                            every waiting request <-- Progress (steps, pictures, an end)
 //! ```
 //!
-//! * [`wish`]: what a client asks, whichever API it speaks; [`served`]: a model, which makes an order of it or refuses it
-//! * [`job`], [`queue`], [`engine`]: orders wait their turn, first come, first served; one is at work at a time
-//! * [`http`]: the APIs, and what guards them
+//! * `wish`: what a client asks, whichever API it speaks; `served`: a model, which makes an order of it or refuses it
+//! * `job`, `queue`, `engine`: orders wait their turn, first come, first served; one is at work at a time
+//! * `http`: the APIs, and what guards them
 //!
 //! Pictures are those of `aquatint run`, to the bit, whatever else waits in the queue. A request whose client goes away is
 //! cancelled, and its job ends after the step at work.
