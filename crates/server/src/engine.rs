@@ -78,7 +78,7 @@ fn make_part<B: Backend, D: AsRef<[u8]>>(
     before: usize,
 ) -> Result<Ended> {
     // What other sizes took is let go, so that memory stays what the largest job takes.
-    session.keep_at_most(part.plan.memory);
+    session.keep_at_most(part.plan.keep);
     let [height, width] = part.size;
     let channels = session.model().picture_channels();
     let mut running = session.job(part.request.clone())?;

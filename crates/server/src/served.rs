@@ -143,8 +143,12 @@ impl Served {
                 Some(plan) => plan,
                 None => {
                     let plans = self.kind.plans(&request)?;
-                    let (steps, batch) = (plans.steps(), plans.batch_size);
-                    Plan { steps, batch, tile: plans.tile, memory: plans.peak() }
+                    // Where weights are read from the file, all programs of a job stay bound, so that the next job of its size
+                    // begins at once; a device keeps what it has room for.
+                    let all = plans.peak() == plans.arena();
+                    let memory = if all { plans.total() } else { plans.peak() };
+                    let keep = if all { memory } else { usize::MAX };
+                    Plan { steps: plans.steps(), batch: plans.batch_size, tile: plans.tile, memory, keep }
                 }
             };
             if plan.memory > limits.memory {
@@ -169,8 +173,10 @@ pub struct Plan {
     pub batch: usize,
     /// Rows and columns of latents that are decoded at once.
     pub tile: [usize; 2],
-    /// Bytes of working memory at most.
+    /// Bytes of working memory at most, and on a device of its largest program's weights.
     pub memory: usize,
+    /// Bytes that a session keeps bound while it runs.
+    pub keep: usize,
 }
 
 /// All models that are served, the first of them where a client names none.

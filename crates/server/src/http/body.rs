@@ -4,7 +4,8 @@ use super::fields::Fields;
 use crate::refusal::Refusal;
 use axum::body::Bytes;
 use axum::extract::multipart::MultipartError;
-use axum::extract::{FromRequest, Multipart, Request};
+use axum::extract::{FromRequest, FromRequestParts, Multipart, Path, Request};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -16,6 +17,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MOST_PARTS: usize = 64;
 /// Bytes of a part's name.
 const MOST_NAME: usize = 64;
+
+/// The name in a request's path.
+pub struct Name(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.map(|Path(name)| Name(name)).map_err(|_| Refusal::missing("there is nothing by that name"))
+    }
+}
 
 /// The fields of a body in JSON, and the files of one in parts.
 pub struct Form {

@@ -1,11 +1,12 @@
 //! Jobs by name: ordered, watched step by step, and cancelled.
 
+use super::body::Name;
 use super::{Shared, body, events};
 use crate::encode::base64;
 use crate::job::{Job, Picture, Progress, Stage};
 use crate::refusal::Refusal;
 use crate::wish::Ask;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -30,12 +31,12 @@ async fn create(State(app): State<Shared>, request: Request) -> Result<Response,
 }
 
 /// What is known of a job, with its pictures.
-async fn show(State(app): State<Shared>, Path(id): Path<String>) -> Result<Response, Refusal> {
+async fn show(State(app): State<Shared>, Name(id): Name) -> Result<Response, Refusal> {
     Ok(Json(describe(&app, &*app.queue.named(&id)?, true)).into_response())
 }
 
 /// Cancels a job, also one at work, which ends after its step.
-async fn cancel(State(app): State<Shared>, Path(id): Path<String>) -> Result<Response, Refusal> {
+async fn cancel(State(app): State<Shared>, Name(id): Name) -> Result<Response, Refusal> {
     let job = app.queue.named(&id)?;
     app.queue.cancel(&job);
     Ok(Json(describe(&app, &job, false)).into_response())
@@ -87,7 +88,7 @@ fn image(job: &Job, index: usize, picture: &Arc<Picture>) -> Value {
 }
 
 /// Tells what happens to a job, from now on to its end.
-async fn watch(State(app): State<Shared>, Path(id): Path<String>) -> Result<Response, Refusal> {
+async fn watch(State(app): State<Shared>, Name(id): Name) -> Result<Response, Refusal> {
     let job = app.queue.named(&id)?;
     Ok(events::answer(async move |events: events::Sender| {
         let mut watch = job.watch();

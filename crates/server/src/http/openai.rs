@@ -2,7 +2,7 @@
 //! `sampler`, `eta` and `strength`, which its clients can send as further ones.
 
 use super::about::unsupported;
-use super::body::Form;
+use super::body::{Form, Name};
 use super::fields::Fields;
 use super::{Shared, events};
 use crate::encode::{base64, decode_bytes};
@@ -14,7 +14,7 @@ use crate::settings::Limits;
 use crate::wish::{Format, Wish, mask_of_opacity};
 use aquatint::image::Picture as Source;
 use aquatint::options::{InitOptions, SamplingOptions, SizeOptions};
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -80,7 +80,7 @@ async fn models(State(app): State<Shared>) -> Response {
     Json(json!({ "object": "list", "data": all })).into_response()
 }
 
-async fn model(State(app): State<Shared>, Path(id): Path<String>) -> Result<Response, Refusal> {
+async fn model(State(app): State<Shared>, Name(id): Name) -> Result<Response, Refusal> {
     let (_, model) = app.catalogue.find(Some(&id))?;
     Ok(Json(describe(&app, model)).into_response())
 }

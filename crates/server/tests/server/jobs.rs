@@ -121,15 +121,15 @@ fn what_it_would_take_is_told_before() {
     (options.prompts.prompts, options.prompts.n_imgs, options.sampling.steps) = (vec!["A".into()], Some(3), Some(4));
     let request = options.request(letters(), None).expect("a request");
     let plans = aquatint::Plans::of(&aquatint::Cpu::best(), letters(), &request).expect("plans");
-    assert_eq!((&before["memory_bytes"], &before["seconds"]), (&json!(plans.peak()), &Value::Null));
+    assert_eq!((&before["memory_bytes"], &before["seconds"]), (&json!(plans.total()), &Value::Null));
     assert_eq!((&before["steps"], &before["images"]), (&json!(4), &json!(3)));
     server.post("/v1/images/generations", ask.clone()).ok();
     assert!(server.post("/v1/estimate", ask).ok()["seconds"].as_f64() > Some(0.0));
 
-    let limits = Limits { memory: plans.peak() - 1, ..Limits::default() };
+    let limits = Limits { memory: plans.total() - 1, ..Limits::default() };
     let small = start_idle(Settings { limits, ..Settings::default() });
     let message = small.post("/v1/images/generations", json!({ "prompt": "A", "steps": 4, "n": 3 })).error(400);
-    assert!(message.contains(&format!("it takes {}", plans.peak())), "{message}");
+    assert!(message.contains(&format!("it takes {}", plans.total())), "{message}");
 }
 
 #[test]

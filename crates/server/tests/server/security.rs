@@ -141,9 +141,15 @@ fn no_field_is_a_path() {
         server.post(GENERATE, json!({ "prompt": "A", "model": name })).error(404);
         assert_eq!(server.post("/sdapi/v1/options", json!({ "sd_model_checkpoint": name })).status, 404);
     }
-    for path in
-        ["/../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/v1/jobs/..%2f..%2fx", "/v1/models/%2e%2e", "//etc/passwd"]
-    {
+    for path in [
+        "/../../etc/passwd",
+        "/..%2f..%2fetc%2fpasswd",
+        "/v1/jobs/..%2f..%2fx",
+        "/v1/models/%2e%2e",
+        "//etc/passwd",
+        "/v1/jobs/%ff",
+        "/v1/models/%00",
+    ] {
         server.get(path).error(404);
     }
 }
