@@ -238,7 +238,7 @@ impl Inner {
     }
 }
 
-/// Cancels a job when its client goes away: when this is dropped before [`keep`](Self::keep).
+/// Cancels a job when its client goes away: when this is dropped before the job has ended.
 pub struct CancelOnDrop {
     queue: Arc<Queue>,
     job: Arc<Job>,
